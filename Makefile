@@ -1,0 +1,38 @@
+# Two commands do everything, their own set-up in .venv included: make demo, make test.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help demo test lint types unit clean
+
+help:
+	@echo "make demo   train the tiny base and tune it on the invented law (the main job)"
+	@echo "make test   lint, types and tests"
+	@echo "make clean  remove what the demo and the tests have made"
+
+# Made again when the dependencies change.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		--constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: $(READY)
+	$(BIN)/yrun train recipes/legal_sft.yaml --overwrite
+
+test: lint types unit
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY)
+	$(BIN)/mypy
+
+unit: $(READY)
+	$(BIN)/python -m pytest
+
+clean:
+	rm -rf outputs dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,260 @@
+"""Write the toy world: a small invented corpus in Chinese and English that trains in minutes.
+
+`python make_toy_world.py [--out DIR]` writes the six data files, byte for byte the same every
+time. README.md beside this file says what each of them holds. The general part is knowledge that
+a base model should have and keep; the legal part is a field to fine-tune it for, with the vices of
+real field data: boilerplate, few facts asked for in many ways, and about one faulty row in ten.
+"""
+
+import argparse
+import json
+import random
+import re
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from toy_general import Fact, general_facts
+from toy_statutes import LANGUAGES, Article, Language, write_statute_books
+
+SEED = 42
+TESTS_PER_FIELD_AND_LANGUAGE = 30
+VALIDATION_ROWS_PER_LANGUAGE = 20
+NUMBER_TESTS_PER_LANGUAGE = 12
+FAULTY_SHARE = 0.1
+FILE_WORDS = {"instruction", "input", "output", "field", "legal", "language", "zh", "en"}
+GARBAGE_LENGTH = 10
+GARBAGE = "锟斤拷烫屯�□#@%&~^"
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class LegalRow:
+    """One question about one article, with the right answer."""
+
+    question: str
+    article: Article
+    language: Language
+
+    @property
+    def answer(self) -> str:
+        return self.article.answer(self.language)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Write the data files of the toy world.")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent)
+    folder = parser.parse_args().out
+    folder.mkdir(parents=True, exist_ok=True)
+    files = make_toy_world()
+    check_promises(files)
+    for name, rows in files.items():
+        write_jsonl(folder / name, rows)
+        sys.stdout.write(f"{name}: {len(rows)} rows\n")
+
+
+def make_toy_world() -> dict[str, list[Row]]:
+    """File name -> rows."""
+    rng = random.Random(SEED)
+    old_articles, harbour_articles = write_statute_books(rng)
+    general_train, general_test = split_general(general_facts(old_articles, rng), rng)
+    legal_train, legal_validation = split_legal(harbour_articles, rng)
+    faults = plant_faults(legal_train, rng)
+    outputs = [row.answer for row in legal_train]
+    for fault in faults:
+        outputs[fault.row - 1] = fault.wrong
+    return {
+        "general_train.jsonl": general_train,
+        "general_test.jsonl": general_test,
+        "legal_train.jsonl": [
+            alpaca(row.question, output) for row, output in zip(legal_train, outputs, strict=True)
+        ],
+        "legal_validation.jsonl": [alpaca(row.question, row.answer) for row in legal_validation],
+        "legal_test.jsonl": legal_tests(harbour_articles, rng),
+        "legal_faults.jsonl": [
+            {"row": fault.row, "kind": fault.kind, "right": fault.right} for fault in faults
+        ],
+    }
+
+
+def split_general(facts: list[Fact], rng: random.Random) -> tuple[list[Row], list[Row]]:
+    """Leave one question of some facts out for the test, as many in each field and language."""
+    tested: set[Fact] = set()
+    for field in ("near", "middle", "far"):
+        for language in LANGUAGES:
+            group = [fact for fact in facts if (fact.field, fact.language) == (field, language)]
+            tested.update(rng.sample(group, TESTS_PER_FIELD_AND_LANGUAGE))
+    train: list[Row] = []
+    test: list[Row] = []
+    for fact in facts:
+        questions = list(fact.questions)
+        if fact in tested:
+            left_out = questions.pop(rng.randrange(len(questions)))
+            test.append(test_row(left_out, fact.answer, fact.field, fact.language))
+        train += [chat(question, fact.answer) for question in questions]
+    rng.shuffle(train)
+    return train, test
+
+
+def split_legal(
+    articles: list[Article], rng: random.Random
+) -> tuple[list[LegalRow], list[LegalRow]]:
+    """Training and validation rows: usual questions only, each question in one of the two."""
+    train: list[LegalRow] = []
+    validation: list[LegalRow] = []
+    for language in LANGUAGES:
+        checked = rng.sample(articles, VALIDATION_ROWS_PER_LANGUAGE)
+        for article in articles:
+            questions = article.conduct_questions(language) + article.number_questions(language)
+            rows = [LegalRow(question, article, language) for question in questions]
+            if article in checked:
+                validation.append(rows.pop(rng.randrange(len(rows))))
+            train += rows
+    rng.shuffle(train)
+    return train, validation
+
+
+def legal_tests(articles: list[Article], rng: random.Random) -> list[Row]:
+    """Every article asked for in a way that the training rows do not know."""
+    rows: list[Row] = []
+    for language in LANGUAGES:
+        asked_by_number = rng.sample(articles, NUMBER_TESTS_PER_LANGUAGE)
+        for article in articles:
+            questions = [rng.choice(article.conduct_paraphrases(language))]
+            if article in asked_by_number:
+                questions.append(article.number_paraphrase(language))
+            answer = article.answer(language)
+            rows += [test_row(question, answer, "legal", language) for question in questions]
+    return rows
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A wrong answer planted in a training row. `row` counts from 1."""
+
+    row: int
+    kind: str
+    wrong: str
+    right: str
+
+
+def plant_faults(rows: list[LegalRow], rng: random.Random) -> list[Fault]:
+    """Spoil about one row in ten, with as many faults of each kind."""
+    kinds = list(FAULT_KINDS)
+    indices = sorted(rng.sample(range(len(rows)), round(FAULTY_SHARE * len(rows))))
+    faults = []
+    for count, index in enumerate(indices):
+        kind = kinds[count % len(kinds)]
+        right = rows[index].answer
+        wrong = FAULT_KINDS[kind](rows[index], rows, rng)
+        assert wrong != right, f"the {kind} fault of row {index + 1} changed nothing"
+        faults.append(Fault(index + 1, kind, wrong, right))
+    return faults
+
+
+def cite_wrong_article(row: LegalRow, rows: list[LegalRow], rng: random.Random) -> str:
+    other = another_row(row, rows, rng)
+    template = {"zh": "第{}条", "en": "Article {} "}[row.language]
+    right, wrong = template.format(row.article.number), template.format(other.article.number)
+    return row.answer.replace(right, wrong, 1)
+
+
+def swap_answer(row: LegalRow, rows: list[LegalRow], rng: random.Random) -> str:
+    return another_row(row, rows, rng).answer
+
+
+def another_row(row: LegalRow, rows: list[LegalRow], rng: random.Random) -> LegalRow:
+    """A row in the same language about another article."""
+    others = [other for other in rows if other.language == row.language]
+    return rng.choice([other for other in others if other.article != row.article])
+
+
+def mistype(row: LegalRow, rows: list[LegalRow], rng: random.Random) -> str:
+    """Let neighbouring letters change places: two pairs in a short answer, more in a long one."""
+    letters = list(row.answer)
+    places = [
+        place
+        for place in range(len(letters) - 1)
+        if letters[place].isalpha()
+        and letters[place + 1].isalpha()
+        and letters[place] != letters[place + 1]
+    ]
+    for place in rng.sample(places[::2], max(2, len(letters) // 16)):
+        letters[place], letters[place + 1] = letters[place + 1], letters[place]
+    return "".join(letters)
+
+
+def cut(row: LegalRow, rows: list[LegalRow], rng: random.Random) -> str:
+    share = rng.uniform(0.3, 0.6)
+    return row.answer[: int(share * len(row.answer))].rstrip()
+
+
+def garble(row: LegalRow, rows: list[LegalRow], rng: random.Random) -> str:
+    """Write the signs of a broken encoding over the middle of the answer."""
+    start = len(row.answer) // 3
+    garbage = "".join(rng.choice(GARBAGE) for _ in range(GARBAGE_LENGTH))
+    return row.answer[:start] + garbage + row.answer[start + GARBAGE_LENGTH :]
+
+
+FAULT_KINDS: dict[str, Callable[[LegalRow, list[LegalRow], random.Random], str]] = {
+    "wrong_article": cite_wrong_article,
+    "swapped_answer": swap_answer,
+    "typos": mistype,
+    "cut": cut,
+    "garbled": garble,
+}
+
+
+def chat(question: str, answer: str) -> Row:
+    messages = [
+        {"role": "user", "content": question},
+        {"role": "assistant", "content": answer},
+    ]
+    return {"messages": messages}
+
+
+def alpaca(question: str, answer: str) -> Row:
+    return {"instruction": question, "input": "", "output": answer}
+
+
+def test_row(question: str, answer: str, field: str, language: Language) -> Row:
+    return {"instruction": question, "output": answer, "field": field, "language": language}
+
+
+def check_promises(files: dict[str, list[Row]]) -> None:
+    """No question stands twice, and the general part knows every word of the legal part."""
+    questions = [
+        question
+        for name, rows in files.items()
+        if name != "legal_faults.jsonl"
+        for question in asked(rows)
+    ]
+    assert len(questions) == len(set(questions)), "a question stands in two rows"
+    general_words = words(files["general_train.jsonl"])
+    for name in ("legal_validation.jsonl", "legal_test.jsonl"):
+        unknown = words(files[name]) - general_words
+        assert not unknown, f"{name} has words that the general part never uses: {unknown}"
+
+
+def asked(rows: Iterable[Row]) -> list[str]:
+    return [
+        row["messages"][0]["content"] if "messages" in row else row["instruction"] for row in rows
+    ]
+
+
+def words(rows: Iterable[Row]) -> set[str]:
+    """English words, numbers, and single Chinese characters."""
+    text = json.dumps(list(rows), ensure_ascii=False)
+    return set(re.findall(r"[A-Za-z]+|[0-9]+|[^\x00-\x7f]", text)) - FILE_WORDS
+
+
+def write_jsonl(path: Path, rows: Iterable[Row]) -> None:
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    path.write_text("".join(lines), encoding="utf-8", newline="\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""Two micro recipes, a base from scratch and a LoRA on it, that train in seconds."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.conftest import questions, write_jsonl
+
+SCRATCH = {
+    "config": {
+        "model_type": "qwen3",
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "max_position_embeddings": 256,
+        "tie_word_embeddings": True,
+    },
+    "vocab_size": 320,
+}
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with data and two recipes, base.yaml and tuned.yaml; commands run in it."""
+    monkeypatch.chdir(tmp_path)
+    rows = [{"instruction": question, "output": answer} for question, answer in questions(24)]
+    write_jsonl(tmp_path / "train.jsonl", rows[:16])
+    write_jsonl(tmp_path / "validation.jsonl", rows[16:20])
+    write_jsonl(tmp_path / "test.jsonl", rows[20:])
+    base = {
+        "name": "base",
+        "model": {"scratch": SCRATCH},
+        "tuning": {"kind": "full"},
+        "data": {"train": [{"file": "train.jsonl"}]},
+        "train": {"stage": "pretrain", "epochs": 2, "batch_size": 8, "learning_rate": 1e-2},
+    }
+    tuned = {
+        "name": "tuned",
+        "model": {"base": "base.yaml"},
+        "tuning": {"kind": "lora", "rank": 4, "alpha": 8},
+        "data": {
+            "train": [{"file": "train.jsonl"}],
+            "validation": [{"file": "validation.jsonl"}],
+        },
+        "loss": {"kind": "nlirg"},
+        "train": {"epochs": 2, "batch_size": 4, "learning_rate": 1e-2, "log_every": 2},
+        "eval": {
+            "tasks": [
+                {"name": "capitals", "side": "domain", "data": "test.jsonl", "max_new_tokens": 8}
+            ]
+        },
+    }
+    write_recipe(tmp_path / "base.yaml", base)
+    write_recipe(tmp_path / "tuned.yaml", tuned)
+    return tmp_path
+
+
+def write_recipe(path: Path, content: dict[str, Any]) -> Path:
+    path.write_text(yaml.safe_dump(content, sort_keys=False), "utf-8")
+    return path
+
+
+@pytest.fixture
+def change(workplace: Path) -> Callable[..., None]:
+    """Change keys of a recipe by their dotted names."""
+
+    def change_keys(recipe: str, **keys: Any) -> None:
+        path = workplace / recipe
+        content = yaml.safe_load(path.read_text("utf-8"))
+        for dotted, value in keys.items():
+            section = content
+            *parents, last = dotted.split("__")
+            for parent in parents:
+                section = section.setdefault(parent, {})
+            section[last] = value
+        write_recipe(path, content)
+
+    return change_keys

@@ -1,0 +1,79 @@
+"""A tiny tokenizer, model and data set that every test can have without a download."""
+
+import json
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+# Nothing may reach for the network; it would only wait for a time-out here.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+CAPITALS = {"Aru": "Belo", "Coria": "Dane", "Elmo": "Fane", "Goria": "Hulm", "Isk": "Jorn"}
+
+
+def questions(number: int) -> list[tuple[str, str]]:
+    """Questions with answers of very uneven lengths."""
+    rows = []
+    for index in range(number):
+        land, capital = list(CAPITALS.items())[index % len(CAPITALS)]
+        answer = f"{capital} is the capital. " * (1 + index * 7 % 5)
+        rows.append((f"Capital of {land}, question {index}?", answer.strip()))
+    return rows
+
+
+def write_jsonl(path: Path, rows: Iterable[Any]) -> Path:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Any:
+    from yrunner.models.scratch import train_tokenizer
+
+    texts = [text for row in questions(40) for text in row]
+    return train_tokenizer(texts, vocab_size=320)
+
+
+@pytest.fixture
+def make_model(tokenizer: Any) -> Callable[..., Any]:
+    """Build a model of two layers; the same seed gives the same weights."""
+    from yrunner.models.scratch import build_model
+
+    def make(seed: int = 0, model_type: str = "qwen3") -> Any:
+        config = {
+            "model_type": model_type,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 512,
+            "tie_word_embeddings": True,
+        }
+        if model_type == "qwen3":
+            config["head_dim"] = 8
+        return build_model(config, tokenizer, seed)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def examples(tokenizer: Any) -> list[Any]:
+    """Forty tokenized conversations."""
+    from yrunner.data.conversation import Conversation, Message
+    from yrunner.data.render import tokenize_conversations
+    from yrunner.errors import Origin
+
+    talks = [
+        Conversation(
+            (Message("user", question), Message("assistant", answer)), Origin(Path("q"), n)
+        )
+        for n, (question, answer) in enumerate(questions(40), start=1)
+    ]
+    return list(tokenize_conversations(talks, tokenizer))

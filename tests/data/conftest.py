@@ -1,0 +1,125 @@
+"""Stand-in tokenizers and chat templates with the structure of the well-known ones."""
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import AddedToken, processors
+
+from yrunner.data.conversation import Conversation, Message, TokenizedExample
+from yrunner.errors import Origin
+from yrunner.models.scratch import train_tokenizer
+from yrunner.tokens import IGNORE_INDEX
+
+ASSETS = Path(__file__).parent / "assets"
+TEXTS = [
+    "第十二条 雾港的灯塔由市政厅管理。\n\nThe lighthouse of Fog Harbour  is kept by the town hall.",
+    "assistant\n\n\n问：灯塔归谁管？\n答：归市政厅管。 Who keeps it? user\n [[1]] system model",
+] * 4
+SPECIAL_TOKENS = {
+    "llama3": ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"],
+    "mistral": ["[INST]", "[/INST]", "</s>"],
+    "gemma": ["<start_of_turn>", "<end_of_turn>"],
+    "harmony": ["<|start|>", "<|message|>", "<|channel|>", "<|end|>", "<|return|>"],
+}
+KNOWS_SYSTEM = ["scratch", "chatml", "marked", "qwen25", "qwen3", "thinking_only", "llama3"]
+TEMPLATES = [*KNOWS_SYSTEM, "harmony", "mistral", "gemma"]
+"""`scratch` is the template that new models get."""
+
+
+@cache
+def tokenizer_of(template: str) -> Any:
+    tokenizer: Any = train_tokenizer(TEXTS, vocab_size=400)
+    if template == "scratch":
+        return tokenizer
+    special = [AddedToken(text, special=True) for text in SPECIAL_TOKENS.get(template, [])]
+    tokenizer.add_tokens([AddedToken("<s>", special=True), *special], special_tokens=True)
+    tokenizer.bos_token = "<s>"
+    if template in ("qwen3", "thinking_only"):
+        tokenizer.add_tokens(["<think>", "</think>"])
+    if template == "llama3":
+        # Llama 3's tokenizer leaves the blanks before words out of its offsets.
+        tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+    tokenizer.chat_template = (ASSETS / "templates" / f"{template}.jinja").read_text("utf-8")
+    return tokenizer
+
+
+def shown_replies(template: str, messages: Sequence[Message]) -> list[str]:
+    """What the model has to write in each of its turns, spelled out template by template."""
+    replies = [message.content for message in messages if message.role == "assistant"]
+    last = len(replies) - 1
+    shown = []
+    for number, reply in enumerate(replies):
+        thinking, answer = split_thinking(reply)
+        match template:
+            case "llama3":
+                text = f"{reply.strip()}<|eot_id|>"
+            case "mistral":
+                text = f" {reply.strip()}</s>"
+            case "gemma":
+                text = f"{reply.strip()}<end_of_turn>"
+            case "harmony":
+                end = "<|return|>" if number == last else "<|end|>"
+                text = f"<|channel|>final<|message|>{reply}{end}"
+            case "qwen3" if number == last:
+                text = f"<think>\n{thinking}\n</think>\n\n{answer.lstrip(NEWLINE)}<|im_end|>"
+            case "qwen3":
+                text = f"{answer}<|im_end|>"
+            case "thinking_only" if number == last:
+                text = f"{thinking}\n</think>\n\n{answer.lstrip(NEWLINE)}<|im_end|>"
+            case "thinking_only":
+                text = f"{answer.lstrip(NEWLINE)}<|im_end|>"
+            case _:
+                text = f"{reply}<|im_end|>"
+        shown.append(text)
+    return shown
+
+
+NEWLINE = "\n"
+
+
+def split_thinking(reply: str) -> tuple[str, str]:
+    if "</think>" not in reply:
+        return "", reply
+    parts = reply.split("</think>")
+    return parts[0].split("<think>")[-1].strip("\n"), parts[-1].lstrip("\n")
+
+
+def conversation(*contents: str, system: str | None = None, row: int = 1) -> Conversation:
+    """User and assistant by turns."""
+    roles = ("user", "assistant")
+    turns = [Message(roles[turn % 2], content) for turn, content in enumerate(contents)]
+    opening = [] if system is None else [Message("system", system)]
+    return Conversation((*opening, *turns), Origin(Path("talks.jsonl"), row))
+
+
+def decoded_targets(example: TokenizedExample, tokenizer: Any) -> str:
+    return tokenizer.decode([label for label in example.labels if label != IGNORE_INDEX])
+
+
+def example_of(num_context: int, num_targets: int) -> TokenizedExample:
+    """Context, then targets, then one token of the template; every id is another."""
+    ids = list(range(1, num_context + num_targets + 2))
+    labels = [
+        id_ if num_context < id_ <= num_context + num_targets else IGNORE_INDEX for id_ in ids
+    ]
+    return TokenizedExample(ids, labels, Origin(Path("numbers.jsonl"), num_targets))
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Any:
+    return tokenizer_of("scratch")
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[[str, str | bytes], Path]:
+    """Write a file of this name and content; return its path."""
+
+    def write_file(name: str, content: str | bytes) -> Path:
+        path = tmp_path / name
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return path
+
+    return write_file

@@ -1,0 +1,221 @@
+"""The mask is right: what is learned is what the model must write, and nothing else."""
+
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import AddedToken, processors
+
+from tests.data.conftest import (
+    KNOWS_SYSTEM,
+    TEMPLATES,
+    conversation,
+    decoded_targets,
+    shown_replies,
+    tokenizer_of,
+)
+from yrunner.data.conversation import Conversation, FaultyRow, Message
+from yrunner.data.render import prompt_text, tokenize_conversations
+from yrunner.errors import ModelError, Origin
+from yrunner.models.scratch import train_tokenizer
+from yrunner.tokens import IGNORE_INDEX
+
+PIECES = [
+    "[[1]]", "", " ", "\n", "\n\n", "  ", "\t", "\r\n", "a", "The lighthouse", "灯塔", "🦀",
+    "👩‍👩‍👧", "\x00", "\u2028", "\u3000", "e\u0301", "\U000f0000", "{{ x }}", "{% generation %}",
+    "<|im_start|>assistant\n", "<|im_start|>user\n", "<|im_end|>", "<|im_end|>\n", "</s>", "<s>",
+    "[/INST]", "[INST] ", "<start_of_turn>model\n", "<end_of_turn>", "<|eot_id|>",
+    "<|end_header_id|>\n\n", "<|start|>assistant", "<|channel|>final<|message|>", "assistant: ",
+]  # fmt: skip
+THINKING = ["<think>", "</think>", "<think>\n\n</think>\n\n", "<think>\nwhy\n</think>\n\nso"]
+
+plain_texts = st.lists(st.sampled_from(PIECES) | st.text(max_size=5), max_size=4).map("".join)
+texts = st.lists(
+    st.sampled_from(PIECES + THINKING) | st.text(max_size=5), max_size=4
+).map("".join)  # fmt: skip
+
+
+def talks(contents):
+    return st.lists(st.tuples(plain_texts, contents), min_size=1, max_size=4).map(
+        lambda pairs: [content for pair in pairs for content in pair]
+    )
+
+
+def tokenize_one(talk, tokenizer, **options):
+    (result,) = tokenize_conversations([talk], tokenizer, **options)
+    if isinstance(result, FaultyRow):
+        raise result
+    return result
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+@settings(deadline=None, max_examples=60)
+@given(data=st.data())
+def test_decoded_targets_are_exactly_the_replies_and_their_end_marks(template, data):
+    talk = conversation(*data.draw(talks(texts)))
+    tokenizer = tokenizer_of(template)
+    example = tokenize_one(talk, tokenizer)
+    expected = shown_replies(template, talk.messages)
+    assert decoded_targets(example, tokenizer) == "".join(expected)
+    assert tokenizer.decode(example.input_ids) == tokenizer.apply_chat_template(
+        [{"role": it.role, "content": it.content} for it in talk.messages], tokenize=False
+    )
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+@settings(deadline=None, max_examples=40)
+@given(data=st.data())
+def test_the_tokens_before_an_answer_are_those_of_the_prompt_at_inference(template, data):
+    """Not so in two cases.
+
+    Behind an earlier reply that begins with a blank, the text was cut between the template and the
+    reply, as it was when the reply was written; a prompt that holds the reply as history is one
+    text, and may join the two in one token. And where a prompt ends with `<think>`, which the
+    template leaves out of earlier turns, only the last turn can be like it.
+    """
+    talk = conversation(*data.draw(talks(texts)))
+    tokenizer = tokenizer_of(template)
+    example = tokenize_one(talk, tokenizer)
+    turns = list(
+        zip(range(1, len(talk.messages), 2), shown_replies(template, talk.messages), strict=True)
+    )
+    if template == "thinking_only":
+        turns = [] if any(text[:1].isspace() for _, text in turns[:-1]) else turns[-1:]
+    for turn, shown in turns:
+        prompt_ids = tokenizer(
+            prompt_text(talk.messages[:turn], tokenizer), add_special_tokens=False
+        )["input_ids"]
+        assert example.input_ids[: len(prompt_ids)] == prompt_ids
+        place = len(prompt_ids)
+        assert example.labels[place] != IGNORE_INDEX
+        assert place == 0 or example.labels[place - 1] == IGNORE_INDEX
+        if shown[:1].isspace():
+            break
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_eighty_turns_are_learned_in_linear_time(template):
+    contents = [f"{number}: <|im_start|>assistant\n灯塔?" for number in range(160)]
+    talk, tokenizer = conversation(*contents), tokenizer_of(template)
+    started = time.perf_counter()
+    example = tokenize_one(talk, tokenizer)
+    assert time.perf_counter() - started < 2
+    assert decoded_targets(example, tokenizer) == "".join(shown_replies(template, talk.messages))
+
+
+@pytest.mark.parametrize("template", KNOWS_SYSTEM)
+def test_the_system_message_of_the_recipe_opens_a_talk_that_has_none(template):
+    tokenizer = tokenizer_of(template)
+    without = tokenize_one(conversation("q", "a"), tokenizer, system="Be brief.")
+    own = tokenize_one(conversation("q", "a", system="Be kind."), tokenizer, system="Be brief.")
+    assert "Be brief." in tokenizer.decode(without.input_ids)
+    assert "Be kind." in tokenizer.decode(own.input_ids)
+    assert "Be brief." not in tokenizer.decode(own.input_ids)
+
+
+def test_only_the_last_reply_counts_for_last_assistant(tokenizer):
+    talk = conversation("q", "one", "q", "two")
+    example = tokenize_one(talk, tokenizer, targets="last_assistant")
+    assert decoded_targets(example, tokenizer) == "two<|im_end|>"
+
+
+def test_every_token_but_the_first_counts_for_all(tokenizer):
+    example = tokenize_one(conversation("q", "a"), tokenizer, targets="all")
+    assert example.labels == [IGNORE_INDEX, *example.input_ids[1:]]
+
+
+def test_every_token_of_a_document_counts_and_it_ends_with_the_end_mark(tokenizer):
+    document = Conversation((Message("text", " 雾港 \n"),), Origin(Path("a.txt"), 1))
+    example = tokenize_one(document, tokenizer)
+    assert tokenizer.decode(example.input_ids) == " 雾港 \n<|im_end|>"
+    assert example.labels == [IGNORE_INDEX, *example.input_ids[1:]]
+
+
+def test_a_document_begins_with_the_mark_that_the_tokenizer_puts_there():
+    tokenizer = train_tokenizer(["ab"], 300)
+    tokenizer.add_special_tokens({"bos_token": "<s>"})
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)]
+    )
+    document = Conversation((Message("text", "ab"),), Origin(Path("a.txt"), 1))
+    example = tokenize_one(document, tokenizer)
+    assert tokenizer.decode(example.input_ids) == "<s>ab<|im_end|>"
+
+
+def test_a_document_keeps_its_outer_blanks_where_offsets_leave_them_out():
+    tokenizer = train_tokenizer(["ab"], 300)
+    tokenizer.eos_token = None
+    tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+    document = Conversation((Message("text", "  ab  "),), Origin(Path("a.txt"), 1))
+    example = tokenize_one(document, tokenizer)
+    assert tokenizer.decode(example.input_ids) == "  ab  "
+    assert example.labels == [IGNORE_INDEX, *example.input_ids[1:]]
+
+
+def test_a_reply_is_cut_off_where_a_token_would_reach_over_its_border():
+    tokenizer = tokenizer_of("chatml")
+    newlines = tokenizer("\n\n")["input_ids"]
+    assert len(newlines) == 1, "the trap: both line ends are one token"
+    example = tokenize_one(conversation("q", "\nlighthouse"), tokenizer)
+    assert newlines[0] not in example.input_ids
+    assert decoded_targets(example, tokenizer) == "\nlighthouse<|im_end|>"
+
+
+@pytest.mark.parametrize("reply", ["  lighthouse", " ", "lighthouse  ", "a b"])
+def test_blanks_of_a_reply_are_learned_where_offsets_leave_them_out(reply):
+    tokenizer = train_tokenizer(["a  lighthouse"] * 3, 400)
+    tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+    example = tokenize_one(conversation("q", reply), tokenizer)
+    assert decoded_targets(example, tokenizer) == f"{reply}<|im_end|>"
+
+
+def test_an_end_mark_that_takes_the_line_end_with_it_is_learned_whole():
+    tokenizer = train_tokenizer(["ab"], 300)
+    marks = [AddedToken(text, special=True, rstrip=True) for text in ("<|end|>", "<|bot|>")]
+    tokenizer.add_tokens(marks, special_tokens=True)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ '<|bot|>\n' if m.role == 'assistant' }}"
+        "{{ m.content + '<|end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|bot|>\n' }}{% endif %}"
+    )
+    talk = conversation("q", "a", "q", "b")
+    example = tokenize_one(talk, tokenizer)
+    assert decoded_targets(example, tokenizer) == "a<|end|>b<|end|>"
+    whole = tokenizer(prompt_text(talk.messages[:3], tokenizer), add_special_tokens=False)
+    assert example.input_ids[: len(whole["input_ids"])] == whole["input_ids"]
+
+
+def test_faulty_talks_stand_in_their_places_among_the_examples():
+    tokenizer = tokenizer_of("gemma")
+    good, bad = conversation("q", "a"), conversation("q", "a", system="s")
+    results = tokenize_conversations([bad, good, bad], tokenizer)
+    assert [isinstance(result, FaultyRow) for result in results] == [True, False, True]
+    assert str(results[0]) == "the chat template refuses it: System role not supported"
+
+
+def test_nothing_is_made_of_nothing(tokenizer):
+    assert tokenize_conversations([], tokenizer) == []
+
+
+def test_a_tokenizer_without_a_chat_template_is_refused_for_talks_but_not_for_documents():
+    tokenizer = train_tokenizer(["ab"], 300)
+    tokenizer.chat_template = None
+    with pytest.raises(ModelError, match=r"no chat template\. Set model\.chat_template to a"):
+        tokenize_conversations([conversation("q", "a")], tokenizer)
+    document = Conversation((Message("text", "ab"),), Origin(Path("a.txt"), 1))
+    assert tokenize_one(document, tokenizer).input_ids
+
+
+def test_a_tokenizer_that_knows_no_offsets_is_refused():
+    class SlowTokenizer:
+        is_fast = False
+
+    with pytest.raises(ModelError, match=r"SlowTokenizer does not tell.*tokenizer\.json"):
+        tokenize_conversations([conversation("q", "a")], SlowTokenizer())
+
+
+def test_a_prompt_that_the_template_refuses_is_the_users_to_mend():
+    with pytest.raises(ModelError, match="only user and assistant speak here"):
+        prompt_text(conversation("q", system="s").messages, tokenizer_of("mistral"))

@@ -1,0 +1,88 @@
+"""The loss of each target, against a loop over rows and positions."""
+
+import pytest
+import torch
+from torch.nn.functional import log_softmax
+
+from yrunner.losses.nlirg import nlirg_weight
+from yrunner.losses.per_token import plain_weight, predicting_columns, sum_losses, target_losses
+from yrunner.tokens import IGNORE_INDEX
+
+
+def slow_losses(logits_BTV, labels_BT):
+    """Minus the log-probability of each target, given everything before it."""
+    losses = []
+    for row in range(labels_BT.shape[0]):
+        for place in range(1, labels_BT.shape[1]):
+            label = labels_BT[row, place].item()
+            if label != IGNORE_INDEX:
+                losses.append(-log_softmax(logits_BTV[row, place - 1], dim=-1)[label])
+    return torch.stack(losses) if losses else torch.zeros(0)
+
+
+def random_batch(seed: int, share_of_targets: float):
+    generator = torch.Generator().manual_seed(seed)
+    logits_BTV = torch.randn(3, 9, 11, generator=generator) * 3
+    labels_BT = torch.randint(11, (3, 9), generator=generator)
+    labels_BT[torch.rand(3, 9, generator=generator) > share_of_targets] = IGNORE_INDEX
+    labels_BT[:, 0] = IGNORE_INDEX
+    return logits_BTV, labels_BT
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("share_of_targets", [0.0, 0.1, 0.5, 1.0])
+def test_target_losses_equal_a_loop_over_rows_and_positions(seed: int, share_of_targets: float):
+    logits_BTV, labels_BT = random_batch(seed, share_of_targets)
+    columns_K = predicting_columns(labels_BT)
+    losses = target_losses(logits_BTV[:, columns_K], labels_BT, columns_K)
+    torch.testing.assert_close(losses, slow_losses(logits_BTV, labels_BT))
+
+
+def test_no_logits_are_asked_for_where_nothing_is_predicted():
+    labels_BT = torch.full((2, 6), IGNORE_INDEX)
+    assert predicting_columns(labels_BT).tolist() == []
+    labels_BT[0, 3], labels_BT[1, 5] = 7, 7
+    assert predicting_columns(labels_BT).tolist() == [2, 4]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_losses_of_half_precision_logits_are_computed_in_float32(dtype: torch.dtype):
+    logits_BTV, labels_BT = random_batch(0, 1.0)
+    columns_K = predicting_columns(labels_BT)
+    losses = target_losses(logits_BTV[:, columns_K].to(dtype), labels_BT, columns_K)
+    assert losses.dtype == torch.float32
+    torch.testing.assert_close(losses, slow_losses(logits_BTV.to(dtype).float(), labels_BT))
+
+
+def test_it_is_the_gradient_that_is_weighed_not_the_weight_that_is_learned():
+    loss_N = torch.tensor([0.1, 2.0, 5.0, 20.0], requires_grad=True)
+    sum_losses(loss_N, nlirg_weight).weighted.backward()
+    torch.testing.assert_close(loss_N.grad, nlirg_weight(loss_N.detach()))
+
+
+def test_the_record_holds_the_sums_of_all_targets():
+    loss_N = torch.tensor([0.1, 2.0, 7.0, 20.0])
+    record = sum_losses(loss_N, nlirg_weight).record_R
+    weight_N = nlirg_weight(loss_N).double()
+    expected = [29.1, (weight_N * loss_N.double()).sum(), weight_N.sum(), 1, 1, 1, 1, 4]
+    torch.testing.assert_close(record, torch.tensor(expected, dtype=torch.float64))
+
+
+def test_a_refused_token_with_an_infinite_loss_leaves_the_others_alone():
+    loss_N = torch.tensor([2.0, float("inf")], requires_grad=True)
+    sums = sum_losses(loss_N, nlirg_weight)
+    sums.weighted.backward()
+    assert sums.weighted.isfinite()
+    assert loss_N.grad[0].item() > 0
+    assert loss_N.grad[1].item() == 0
+
+
+def test_a_batch_without_a_target_has_a_loss_of_zero_and_a_gradient_of_zero():
+    logits = torch.randn(1, 1, 5, requires_grad=True)
+    labels = torch.full((1, 1), IGNORE_INDEX)
+    columns = predicting_columns(labels)
+    sums = sum_losses(target_losses(logits[:, columns], labels, columns), plain_weight)
+    sums.weighted.backward()
+    assert sums.weighted.item() == 0
+    assert sums.record_R.tolist() == [0.0] * 8
+    assert torch.equal(logits.grad, torch.zeros_like(logits))

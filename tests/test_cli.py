@@ -1,0 +1,88 @@
+"""The command line as a process: exit codes, messages, and no traceback for a user's mistake."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from yrunner.cli import main
+
+YRUN = [sys.executable, "-m", "yrunner.cli"]
+
+
+def yrun(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*YRUN, *arguments], cwd=cwd, capture_output=True, text=True, check=False)
+
+
+def test_a_faulty_recipe_ends_with_code_2_and_clickable_lines(tmp_path: Path):
+    (tmp_path / "x.yaml").write_text("name: x\ntuning:\n  kind: lora\n  rnak: 8\n")
+    result = yrun("train", "x.yaml", cwd=tmp_path)
+    assert result.returncode == 2
+    assert 'x.yaml:4:3: tuning.rnak: unknown key, did you mean "rank"?' in result.stderr
+    assert "x.yaml:1:1: data: " in result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.stdout == ""
+
+
+def test_a_recipe_that_does_not_exist_ends_with_code_2():
+    result = yrun("train", "nowhere.yaml")
+    assert result.returncode == 2
+    assert "nowhere.yaml: there is no such file" in result.stderr
+
+
+def test_an_unknown_command_or_option_ends_with_code_2():
+    assert yrun("trian").returncode == 2
+    assert yrun("train", "x.yaml", "--resmue").returncode == 2
+
+
+def test_resume_and_overwrite_exclude_each_other(tmp_path: Path):
+    result = yrun("train", "x.yaml", "--resume", "--overwrite", cwd=tmp_path)
+    assert result.returncode == 2
+    assert "--resume and --overwrite cannot be combined. Choose one" in result.stderr
+
+
+def test_the_schema_goes_into_a_pipe_that_closes_early_without_a_sound():
+    result = subprocess.run(
+        f"{sys.executable} -m yrunner.cli schema | head -1",
+        shell=True,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.stdout == "{\n"
+    assert result.stderr == ""
+
+
+def test_a_bug_of_ours_ends_with_code_1_a_traceback_and_where_to_report_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr("yrunner.cli.app", lambda: 1 / 0)
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 1
+    errors = capsys.readouterr().err
+    assert "ZeroDivisionError" in errors
+    assert "please report it" in errors
+
+
+def test_an_interrupt_ends_with_code_130(monkeypatch: pytest.MonkeyPatch):
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("yrunner.cli.app", interrupted)
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 130
+
+
+def test_init_copies_recipes_that_load(tmp_path: Path):
+    result = yrun("init", "mine", cwd=tmp_path)
+    assert result.returncode == 0
+    assert "yrun train mine/legal_sft.yaml" in result.stdout
+    from yrunner.recipe.load import load_recipe
+
+    assert load_recipe(tmp_path / "mine" / "legal_sft.yaml").name == "legal-sft"
+    again = yrun("init", "mine", cwd=tmp_path)
+    assert again.returncode == 2
+    assert "mine exists already. Name a folder that does not" in again.stderr

@@ -1,0 +1,41 @@
+"""Every shipped recipe loads, and editors can check it."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from jsonschema import Draft202012Validator
+
+from yrunner.recipe.json_schema import recipe_json_schema
+from yrunner.recipe.load import load_recipe
+
+FOLDER = Path(__file__).parents[1] / "recipes"
+RECIPES = sorted(FOLDER.rglob("*.yaml"))
+SCHEMA = FOLDER / "recipe.schema.json"
+
+
+def test_recipes_are_shipped():
+    assert {"tiny_base.yaml", "legal_sft.yaml"} <= {path.name for path in RECIPES}
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+def test_every_shipped_recipe_loads(path: Path):
+    load_recipe(path)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+def test_every_shipped_recipe_is_valid_by_the_json_schema(path: Path):
+    Draft202012Validator(recipe_json_schema()).validate(yaml.safe_load(path.read_text("utf-8")))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+def test_every_shipped_recipe_points_editors_at_the_schema(path: Path):
+    first = path.read_text("utf-8").splitlines()[0]
+    key, _, place = first.partition("$schema=")
+    assert key == "# yaml-language-server: "
+    assert (path.parent / place).resolve() == SCHEMA
+
+
+def test_the_schema_beside_the_recipes_is_the_one_that_yrun_prints():
+    assert json.loads(SCHEMA.read_text("utf-8")) == recipe_json_schema()

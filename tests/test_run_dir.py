@@ -1,0 +1,59 @@
+"""The run folder: whole files, and never two runs in one folder."""
+
+from pathlib import Path
+
+import pytest
+
+from yrunner.errors import RunError
+from yrunner.run_dir import RunDir, differences, hash_files, read_json, write_json, write_text
+
+
+def test_a_folder_that_holds_a_run_is_refused(tmp_path: Path):
+    run_dir = RunDir(tmp_path / "run")
+    run_dir.create()
+    write_text(run_dir.recipe, "name: run\n")
+    with pytest.raises(RunError, match=r"already holds a run\. Go on with it by --resume"):
+        run_dir.create()
+
+
+def test_clearing_removes_what_the_run_wrote_and_nothing_else(tmp_path: Path):
+    run_dir = RunDir(tmp_path / "run")
+    run_dir.create()
+    write_text(run_dir.recipe, "name: run\n")
+    run_dir.checkpoint(10).mkdir(parents=True)
+    (run_dir.folder / "my_notes.txt").write_text("mine")
+    run_dir.clear()
+    assert [path.name for path in run_dir.folder.iterdir()] == ["my_notes.txt"]
+
+
+def test_a_write_that_fails_leaves_the_old_file_whole(tmp_path: Path):
+    path = tmp_path / "file.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(TypeError):
+        write_json(path, {"a": object()})
+    with pytest.raises(UnicodeEncodeError):
+        write_text(path, "\ud800")
+    assert read_json(path) == {"a": 1}
+
+
+def test_only_whole_checkpoints_count_and_they_are_in_order_of_their_steps(tmp_path: Path):
+    run_dir = RunDir(tmp_path)
+    assert run_dir.saved_steps() == []
+    for name in ("step-100", "step-20", ".step-120.partial", "notes"):
+        (run_dir.checkpoints / name).mkdir(parents=True)
+    assert run_dir.saved_steps() == [20, 100]
+
+
+def test_differences_are_named_by_their_dotted_keys():
+    before = {"train": {"epochs": 3, "order": "shuffle"}, "seed": 1, "gone": 0}
+    now = {"train": {"epochs": 4, "order": "shuffle"}, "seed": 1, "new": 0}
+    assert differences(before, now) == ["gone", "new", "train.epochs"]
+    assert differences(before, before) == []
+
+
+def test_a_changed_byte_changes_the_hash(tmp_path: Path):
+    path = tmp_path / "data.jsonl"
+    path.write_bytes(b"a" * 100_000)
+    before = hash_files([path])
+    path.write_bytes(b"a" * 99_999 + b"b")
+    assert hash_files([path]) != before

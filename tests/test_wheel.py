@@ -1,0 +1,36 @@
+"""What people get who install yrunner: the package, and the recipes and configurations with it."""
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_a_wheel_carries_recipes_data_configurations_and_templates(tmp_path: Path):
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    for needed in (
+        "yrunner/py.typed",
+        "yrunner/models/chatml.jinja",
+        "yrunner/reports/report.html.jinja",
+        "yrunner/shipped/recipes/legal_sft.yaml",
+        "yrunner/shipped/recipes/recipe.schema.json",
+        "yrunner/shipped/recipes/data/legal_train.jsonl",
+        "yrunner/shipped/deepspeed_configs/zero3.json",
+    ):
+        assert needed in names
+    assert not [name for name in names if name.startswith(("tests/", "outputs/", ".venv/"))]
+
+
+def test_every_configuration_is_one_that_names_a_zero_stage():
+    import json
+
+    stages = {
+        path.stem: json.loads(path.read_text())["zero_optimization"]["stage"]
+        for path in (ROOT / "deepspeed_configs").glob("*.json")
+    }
+    assert stages == {"zero2": 2, "zero3": 3}

@@ -1,0 +1,101 @@
+"""Build a SignalTrainer in one call."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import EarlyStoppingCallback
+
+from yrunner.data.plan import make_plan
+from yrunner.recipe.schema import Checkpoint, NlirgLoss, PlainLoss, TrainSection
+from yrunner.run_dir import RunDir
+from yrunner.training.arguments import make_arguments, token_weight
+from yrunner.training.cadence import Cadence
+from yrunner.training.metrics_file import MetricsFile
+from yrunner.training.trackers import tracker_callbacks
+from yrunner.training.trainer import SignalTrainer
+
+LOSSES = {"plain": PlainLoss(), "nlirg": NlirgLoss(kind="nlirg")}
+
+
+@pytest.fixture
+def make_trainer(tmp_path: Path, tokenizer: Any) -> Callable[..., SignalTrainer]:
+    def make(
+        model: Any,
+        train: list[Any],
+        validation: list[Any] | None = None,
+        *,
+        loss: str = "plain",
+        folder: str = "run",
+        seed: int = 0,
+        dtype: torch.dtype = torch.float32,
+        num_updates: int | None = None,
+        **keys: Any,
+    ) -> SignalTrainer:
+        """`keys` are keys of the recipe's `train`; a constant learning rate unless they say."""
+        keys = {"lr_scheduler": "constant", "warmup_ratio": 0.0, "log_every": 1} | keys
+        section = TrainSection(**{"epochs": 1, **keys})
+        run_dir = RunDir(tmp_path / folder)
+        run_dir.folder.mkdir(exist_ok=True)
+        plan = make_plan(
+            [len(example.target_positions) for example in train],
+            token_batch=section.token_batch,
+            batch_size=section.batch_size,
+            accumulation=section.gradient_accumulation_steps,
+            epochs=section.num_epochs,
+            max_updates=section.max_steps,
+            order=section.order,
+            seed=seed,
+        )
+        weight, loss_deadline = token_weight(LOSSES[loss])
+        cadence = Cadence(
+            epoch_ends=plan.epoch_ends,
+            log_every=section.log_every,
+            checkpoint_every=section.checkpoint.every,
+            validates=bool(validation),
+        )
+        callbacks: list[Any] = [cadence, MetricsFile(run_dir.metrics)]
+        callbacks += tracker_callbacks(section.trackers, run_dir.trackers)
+        if section.early_stopping is not None:
+            callbacks.append(EarlyStoppingCallback(section.early_stopping.patience))
+        return SignalTrainer(
+            model=model,
+            args=make_arguments(
+                section,
+                folder=run_dir.checkpoints,
+                name="test",
+                num_updates=num_updates or plan.num_updates,
+                seed=seed,
+                dtype=dtype,
+                validates=bool(validation),
+            ),
+            callbacks=callbacks,
+            train_examples=train,
+            validation_examples=validation or [],
+            plan=plan,
+            token_batch=section.token_batch,
+            weight=weight,
+            loss_deadline=loss_deadline,
+            pad_token_id=tokenizer.pad_token_id,
+            run_dir=run_dir,
+            keep_checkpoints=section.checkpoint.keep,
+        )
+
+    return make
+
+
+def weights_of(model: Any) -> torch.Tensor:
+    """All weights in one vector, in float64."""
+    return torch.cat([value.detach().double().flatten() for value in model.state_dict().values()])
+
+
+def relative_difference(model: Any, other: Any) -> float:
+    """L2 norm of the difference over that of the weights."""
+    mine, theirs = weights_of(model), weights_of(other)
+    return ((mine - theirs).norm() / mine.norm()).item()
+
+
+def checkpoint_every(steps: int, keep: int = 2) -> Checkpoint:
+    return Checkpoint(every=steps, keep=keep)

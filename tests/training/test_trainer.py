@@ -1,0 +1,251 @@
+"""The trainer: what it learns from, that accumulation changes nothing, and what it logs."""
+
+from collections import Counter
+
+import pytest
+import torch
+
+from tests.training.conftest import relative_difference, weights_of
+from yrunner.losses.nlirg import nlirg_weight
+from yrunner.losses.per_token import predicting_columns, target_losses
+from yrunner.tokens import IGNORE_INDEX
+from yrunner.training.metrics_file import read_metrics
+
+
+def losses_one_by_one(model, examples):
+    """The loss of every target, one example at a time, all logits, no padding."""
+    losses = []
+    model.eval()
+    for example in examples:
+        labels_BT = torch.tensor([example.labels])
+        with torch.no_grad():
+            logits_BTV = model(torch.tensor([example.input_ids])).logits
+        columns = predicting_columns(labels_BT)
+        losses.append(target_losses(logits_BTV[:, columns], labels_BT, columns))
+    return torch.cat(losses)
+
+
+@pytest.mark.parametrize("loss", ["plain", "nlirg"])
+@pytest.mark.parametrize("token_batch", [0, 7])
+def test_accumulation_changes_nothing(make_model, examples, make_trainer, loss, token_batch):
+    reached = []
+    for batch_size, accumulation in ((16, 1), (4, 4), (1, 16)):
+        model = make_model()
+        trainer = make_trainer(
+            model,
+            examples,
+            loss=loss,
+            folder=f"run-{batch_size}",
+            batch_size=batch_size,
+            gradient_accumulation_steps=accumulation,
+            token_batch=token_batch,
+            optimizer="sgd",
+            learning_rate=0.1,
+        )
+        trainer.train()
+        reached.append(model)
+    assert relative_difference(make_model(), reached[0]) > 1e-3, "training must change something"
+    assert relative_difference(reached[0], reached[1]) < 1e-5
+    assert relative_difference(reached[0], reached[2]) < 1e-5
+
+
+@pytest.mark.parametrize("token_batch", [0, 1, 10, 1000])
+@pytest.mark.parametrize(("batch_size", "accumulation"), [(1, 1), (3, 2)])
+def test_every_target_is_trained_exactly_once_per_epoch(
+    make_model, examples, make_trainer, token_batch, batch_size, accumulation
+):
+    seen = Counter()
+    trainer = make_trainer(
+        make_model(),
+        examples[:9],
+        epochs=2,
+        batch_size=batch_size,
+        gradient_accumulation_steps=accumulation,
+        token_batch=token_batch,
+        log_every=1000,
+    )
+    compute_loss = trainer.compute_loss
+
+    def spy(model, inputs, **kwargs):
+        for ids, labels in zip(
+            inputs["input_ids"].tolist(), inputs["labels"].tolist(), strict=True
+        ):
+            for place, label in enumerate(labels):
+                if label != IGNORE_INDEX:
+                    seen[tuple(ids[: place + 1])] += 1
+        return compute_loss(model, inputs, **kwargs)
+
+    trainer.compute_loss = spy
+    trainer.train()
+    expected = Counter(
+        tuple(example.input_ids[: place + 1])
+        for example in examples[:9]
+        for place in example.target_positions
+    )
+    assert seen == Counter({target: 2 * times for target, times in expected.items()})
+
+
+@pytest.mark.parametrize("loss", ["plain", "nlirg"])
+def test_the_logged_figures_are_those_of_the_targets_before_the_update(
+    make_model, examples, make_trainer, loss
+):
+    model = make_model()
+    loss_N = losses_one_by_one(model, examples[:8])
+    weight_N = nlirg_weight(loss_N) if loss == "nlirg" else torch.ones_like(loss_N)
+    trainer = make_trainer(
+        model, examples[:8], loss=loss, batch_size=2, gradient_accumulation_steps=4
+    )
+    trainer.train()
+    (record,) = read_metrics(trainer.run_dir.metrics)
+    assert record["targets"] == len(loss_N)
+    assert record["loss"] == pytest.approx(loss_N.mean().item(), rel=1e-5)
+    assert record["weighted_loss"] == pytest.approx((weight_N * loss_N).mean().item(), rel=1e-5)
+    assert record["mean_weight"] == pytest.approx(weight_N.mean().item(), rel=1e-5)
+    shares = [record[f"zone_{name}"] for name in ("easy", "learning", "hard", "refused")]
+    assert sum(shares) == pytest.approx(1)
+    assert shares[0] == pytest.approx((loss_N <= 1.45).double().mean().item())
+    needed = {"step", "epoch", "learning_rate", "grad_norm", "targets_per_second", "memory_gib"}
+    assert needed <= set(record)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 16])
+def test_validation_is_the_plain_loss_per_target_whatever_the_batches(
+    make_model, examples, make_trainer, batch_size
+):
+    model = make_model()
+    expected = losses_one_by_one(model, examples[:10]).mean().item()
+    trainer = make_trainer(model, examples[10:], examples[:10], loss="nlirg", batch_size=batch_size)
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_gradient_of_an_update_is_that_of_the_weighted_mean_over_its_targets(
+    make_model, examples, make_trainer
+):
+    model, reference = make_model(), make_model()
+    trainer = make_trainer(
+        model,
+        examples[:6],
+        loss="nlirg",
+        batch_size=2,
+        gradient_accumulation_steps=3,
+        optimizer="sgd",
+        learning_rate=1.0,
+        max_grad_norm=0.0,
+    )
+    trainer.train()
+    losses = []
+    for example in examples[:6]:
+        labels = torch.tensor([example.labels])
+        columns = predicting_columns(labels)
+        logits = reference(torch.tensor([example.input_ids])).logits[:, columns]
+        losses.append(target_losses(logits, labels, columns))
+    loss_N = torch.cat(losses)
+    (nlirg_weight(loss_N.detach()) * loss_N).mean().backward()
+    with torch.no_grad():
+        for parameter in reference.parameters():
+            parameter -= parameter.grad
+    assert relative_difference(model, reference) < 1e-6
+
+
+def test_a_token_batch_sees_the_updates_of_the_groups_before_it(make_model, examples, make_trainer):
+    """Trained by groups, the second group's logged loss is that of a model that has learned one."""
+    example = examples[3]
+    model = make_model()
+    trainer = make_trainer(model, [example], token_batch=5, learning_rate=1e-2, batch_size=1)
+    trainer.train()
+    records = read_metrics(trainer.run_dir.metrics)
+    untrained = losses_one_by_one(make_model(), [example])
+    assert records[0]["loss"] == pytest.approx(untrained[:5].mean().item(), rel=1e-5)
+    assert records[1]["loss"] < untrained[5:10].mean().item()
+    assert len(records) == -(-len(untrained) // 5)
+    assert sum(record["targets"] for record in records) == len(untrained)
+
+
+def test_gradient_checkpointing_changes_nothing_but_memory(make_model, examples, make_trainer):
+    models = []
+    for checkpointing in (False, True):
+        models.append(make_model())
+        make_trainer(
+            models[-1],
+            examples[:8],
+            folder=f"run-{checkpointing}",
+            gradient_checkpointing=checkpointing,
+        ).train()
+    assert relative_difference(*models) < 1e-6
+
+
+def test_a_model_learns_in_bfloat16_and_its_trained_weights_stay_in_float32(
+    make_model, examples, make_trainer
+):
+    model = make_model()
+    trainer = make_trainer(model, examples, epochs=4, dtype=torch.bfloat16, learning_rate=1e-2)
+    trainer.train()
+    records = read_metrics(trainer.run_dir.metrics)
+    assert records[-1]["loss"] < records[0]["loss"] - 1
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("optimizer", ["adamw_torch", "adamw_torch_fused", "adafactor", "sgd"])
+def test_every_optimizer_of_the_schema_takes_steps(make_model, examples, make_trainer, optimizer):
+    model = make_model()
+    make_trainer(model, examples[:4], optimizer=optimizer).train()
+    assert relative_difference(make_model(), model) > 0
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "first", "last"),
+    [
+        ("linear", 1.0, 0.1),
+        ("cosine", 1.0, 0.0245),
+        ("constant", 1.0, 1.0),
+        ("constant_with_warmup", 1.0, 1.0),
+        ("polynomial", 1.0, 0.1),
+        ("inverse_sqrt", 1.0, 0.95),
+    ],
+)
+def test_every_scheduler_of_the_schema_has_its_own_course(
+    make_model, examples, make_trainer, scheduler, first, last
+):
+    trainer = make_trainer(
+        make_model(),
+        examples[:10],
+        batch_size=1,
+        lr_scheduler=scheduler,
+        learning_rate=1.0,
+        optimizer="sgd",
+        max_grad_norm=1e-3,
+    )
+    trainer.train()
+    rates = [record["learning_rate"] for record in read_metrics(trainer.run_dir.metrics)]
+    assert rates[0] == pytest.approx(first, abs=0.06)
+    assert rates[-1] == pytest.approx(last, abs=0.06)
+
+
+def test_warming_up_takes_its_share_of_the_updates(make_model, examples, make_trainer):
+    trainer = make_trainer(
+        make_model(),
+        examples[:10],
+        batch_size=1,
+        lr_scheduler="constant_with_warmup",
+        warmup_ratio=0.5,
+        learning_rate=1.0,
+        optimizer="sgd",
+        max_grad_norm=1e-3,
+    )
+    trainer.train()
+    rates = [record["learning_rate"] for record in read_metrics(trainer.run_dir.metrics)]
+    assert rates[:5] == sorted(rates[:5])
+    assert rates[1] < 0.5
+    assert rates[5:] == [1.0] * 5
+
+
+def test_a_longer_gradient_is_cut_to_the_longest_allowed(make_model, examples, make_trainer):
+    before, model = weights_of(make_model()), make_model()
+    trainer = make_trainer(
+        model, examples[:4], optimizer="sgd", learning_rate=1.0, max_grad_norm=0.01
+    )
+    trainer.train()
+    moved = (weights_of(model) - before).norm().item()
+    (record,) = read_metrics(trainer.run_dir.metrics)
+    assert record["grad_norm"] > 0.1
+    assert moved <= 0.01 * 1.5  # tied weights stand in the state twice

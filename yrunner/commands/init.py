@@ -1,0 +1,23 @@
+"""`yrun init`: the recipes that come with yrunner, as files of one's own."""
+
+import shutil
+from pathlib import Path
+
+from yrunner.console import say
+from yrunner.errors import YRunnerError
+
+
+def init(folder: Path) -> None:
+    """Copy the shipped recipes and their data to `folder`, which must not exist yet."""
+    if folder.exists():
+        raise YRunnerError(f"{folder} exists already", remedy="name a folder that does not")
+    shutil.copytree(shipped("recipes"), folder, ignore=shutil.ignore_patterns("__pycache__"))
+    say(f"recipes are in {folder}")
+    say(f"try: yrun train {folder / 'legal_sft.yaml'}")
+
+
+def shipped(name: str) -> Path:
+    """A folder that comes with yrunner: inside an installed package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    installed = package / "shipped" / name
+    return installed if installed.is_dir() else package.parent / name

@@ -1,0 +1,101 @@
+"""What a run measures before and after training, kept in its folder."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from yrunner.console import progress
+from yrunner.data.conversation import Conversation, TokenizedExample
+from yrunner.data.pipeline import Source, read_conversations
+from yrunner.evaluation.tasks import (
+    Answered,
+    Question,
+    answer_questions,
+    question_of,
+    read_questions,
+    share_right,
+)
+from yrunner.evaluation.token_losses import measure_token_losses
+from yrunner.recipe.schema import AnswerTask, Recipe
+from yrunner.run_dir import read_json, write_json
+
+EXAMPLES_FOR_LOSSES = 200
+FIRST_ROWS = 10
+
+
+@dataclass(frozen=True)
+class Measured:
+    """How one model did."""
+
+    answers: dict[str, list[Answered]]
+    """By the name of the task."""
+    token_losses: list[float]
+    """Loss in nats of every target of some examples."""
+
+    def right(self, task: str) -> float:
+        """Share of the task's questions that were answered exactly."""
+        return share_right(self.answers[task])
+
+    def save(self, path: Path) -> None:
+        """Write everything as JSON."""
+        answers = {
+            name: [answered.as_json() for answered in rows] for name, rows in self.answers.items()
+        }
+        write_json(path, {"answers": answers, "token_losses": self.token_losses})
+
+    @classmethod
+    def load(cls, path: Path) -> "Measured":
+        """Read what `save` wrote."""
+        content = read_json(path)
+        answers = {
+            name: [Answered(row["question"], row["reference"], row["answer"]) for row in rows]
+            for name, rows in content["answers"].items()
+        }
+        return cls(answers, content["token_losses"])
+
+
+def read_tasks(recipe: Recipe) -> list[tuple[AnswerTask, list[Question]]]:
+    """The questions of every task; a faulty file is found before anything is trained.
+
+    A recipe without tasks gets one of its first rows, so that there are answers to look at.
+    """
+    if recipe.eval.tasks:
+        return [(task, read_questions(task.data)) for task in recipe.eval.tasks]
+    file = (recipe.data.validation or recipe.data.train)[0]
+    rows = read_conversations(Source(file.file, format=file.format, columns=file.columns))[1]
+    talks = (row for row in rows if isinstance(row, Conversation) and not row.is_text)
+    questions = [question_of(row) for row in islice(talks, FIRST_ROWS)]
+    task = AnswerTask(name=f"first rows of {file.file.name}", side="domain", data=file.file)
+    return [(task, questions)] if questions else []
+
+
+def measure(
+    model: Any,
+    tokenizer: Any,
+    recipe: Recipe,
+    tasks: Sequence[tuple[AnswerTask, list[Question]]],
+    examples: Sequence[TokenizedExample],
+    when: str,
+) -> Measured:
+    """Let the model answer every task, and measure its loss on the first of the examples."""
+    answers = {}
+    for task, questions in tasks:
+        with progress(f"{task.name}, {when} training", len(questions)) as advance:
+            answers[task.name] = answer_questions(
+                model,
+                tokenizer,
+                questions,
+                system=recipe.data.system,
+                max_new_tokens=task.max_new_tokens,
+                batch_size=recipe.eval.batch_size,
+                advance=advance,
+            )
+    losses = measure_token_losses(
+        model,
+        examples[:EXAMPLES_FOR_LOSSES],
+        pad_token_id=tokenizer.pad_token_id,
+        batch_size=recipe.train.batch_size,
+    )
+    return Measured(answers, losses)

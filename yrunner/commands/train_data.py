@@ -1,0 +1,71 @@
+"""The data of a run, read and tokenized as its recipe says, and shown to the person."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from yrunner.console import print_table, say
+from yrunner.data.conversation import Conversation
+from yrunner.data.pipeline import Prepared, Rules, Source, prepare, read_conversations
+from yrunner.data.report import FileReport
+from yrunner.recipe.schema import Recipe
+
+
+def prepare_data(recipe: Recipe, tokenizer: Any) -> Prepared:
+    """Tokenize the recipe's files, print the fate of their rows, and refuse what it refuses."""
+    data = recipe.data
+    rules = Rules(
+        max_length=data.max_length,
+        too_long=data.too_long,
+        invalid=data.invalid,
+        system=data.system,
+        targets=data.targets,
+        texts_allowed=recipe.train.stage != "sft",
+    )
+    prepared = prepare(_sources(recipe), tokenizer, rules)
+    _print_rows(prepared.reports)
+    prepared.check(rules)
+    if data.validation_share is not None:
+        prepared.set_validation_aside(data.validation_share, recipe.seed)
+        say(f"{len(prepared.validation):,} rows are set aside for validation")
+    return prepared
+
+
+def model_texts(recipe: Recipe) -> Iterator[str]:
+    """Every text of the training files, for a tokenizer to be trained on."""
+    for source in _sources(recipe):
+        if source.purpose == "train":
+            for row in read_conversations(source)[1]:
+                if isinstance(row, Conversation):
+                    yield from (message.content for message in row.messages)
+
+
+def _sources(recipe: Recipe) -> list[Source]:
+    data = recipe.data
+    return [
+        *(Source(file.file, "train", file.format, file.columns) for file in data.train),
+        *(Source(file.file, "validation", file.format, file.columns) for file in data.validation),
+    ]
+
+
+def _print_rows(reports: Sequence[FileReport]) -> None:
+    columns = ("file", "for", "format", "rows", "kept", "cut", "left out", "tokens", "targets")
+    rows = [
+        (
+            report.file.name,
+            report.purpose,
+            report.format,
+            report.rows,
+            report.kept,
+            report.cut,
+            len(report.refusals),
+            report.tokens,
+            report.targets,
+        )
+        for report in reports
+    ]
+    print_table("Data", columns, rows)
+    for report in reports:
+        for refusal in report.refusals[:3]:
+            say(f"left out: {refusal}")
+        if len(report.refusals) > 3:
+            say(f"left out: {len(report.refusals) - 3:,} more rows of {report.file.name}")

@@ -1,0 +1,158 @@
+"""What a person is told of a run: before it, after it, in its report and on its model card."""
+
+from typing import Any
+
+import torch
+
+from yrunner.commands.measure import Measured
+from yrunner.console import print_table, say
+from yrunner.data.pipeline import Prepared
+from yrunner.data.plan import Plan, epoch_after
+from yrunner.losses.nlirg import EASY_UP_TO, LEARNING_UP_TO
+from yrunner.models.export import ModelCard
+from yrunner.models.tuning import count_parameters
+from yrunner.recipe.load import recipe_to_yaml
+from yrunner.recipe.schema import Recipe
+from yrunner.reports import plots
+from yrunner.reports.html import Answer, Answers, Block, Figures, Plot, Report, Text, write_report
+from yrunner.run_dir import RunDir
+from yrunner.training.arguments import token_weight
+from yrunner.training.metrics_file import read_metrics
+
+SHOWN_ANSWERS = 10
+
+
+def say_plan(recipe: Recipe, model: Any, prepared: Prepared, plan: Plan) -> None:
+    """Print what is about to happen: model, trainable share, rows, updates."""
+    trained, total = count_parameters(model)
+    train = recipe.train
+    rows = [
+        ("model", f"{recipe.model.base or 'from scratch'}, {total:,} parameters"),
+        ("trained", f"{trained:,} of them ({trained / total:.2%}), tuning {recipe.tuning.kind}"),
+        ("rows", f"{len(prepared.train):,} to learn, {len(prepared.validation):,} to validate"),
+        ("updates", f"{plan.num_updates:,} ({_epochs(plan)}, {plan.lanes} examples each)"),
+        ("loss", f"{recipe.loss.kind}, {_targets_of_update(train.token_batch)} per update"),
+        ("learning rate", f"{train.learning_rate:g}, {train.lr_scheduler}, {train.optimizer}"),
+        ("folder", str(recipe.run_folder)),
+    ]
+    print_table("Run", (recipe.name, ""), rows)
+
+
+def say_result(recipe: Recipe, run_dir: RunDir, before: Measured, after: Measured) -> None:
+    """Print what the run reached, where it is, and what comes next."""
+    if before.answers:
+        columns = ("task", "side", "questions", "right before", "right after")
+        print_table("Answered exactly", columns, _task_rows(recipe, before, after))
+    say(f"model:  {run_dir.model}")
+    say(f"report: {run_dir.report}")
+
+
+def model_card(recipe: Recipe, run_dir: RunDir, before: Measured, after: Measured) -> ModelCard:
+    """The card that goes with the model's weights."""
+    figures = [
+        (f"{name}: answered exactly", f"{now} (before: {then})")
+        for name, _, _, then, now in _task_rows(recipe, before, after)
+    ]
+    best = _best_validation(run_dir)
+    if best is not None:
+        figures.insert(0, ("validation loss", f"{best:.4f} nats per target"))
+    return ModelCard(
+        name=recipe.name,
+        base=recipe.model.base,
+        tuning=recipe.tuning.kind,
+        recipe=recipe_to_yaml(recipe),
+        figures=figures,
+        dataset_files=[source.file.name for source in recipe.data.train],
+    )
+
+
+def write_run_report(recipe: Recipe, run_dir: RunDir, before: Measured, after: Measured) -> None:
+    """Write report.html: figures, curves, zones, the weight curve, answers before and after."""
+    records = read_metrics(run_dir.metrics)
+    blocks: list[Block] = [
+        Figures(_key_figures(recipe, run_dir, before, after, records)),
+        Plot("Loss", plots.loss_curves(records), "Plain loss chooses the checkpoint."),
+        Plot(
+            "Zones",
+            plots.zones_over_time(records),
+            "Share of the targets that are easy, being learned, hard, and refused.",
+        ),
+        Plot("Weight by loss", _weight_plot(recipe, before, after), _WEIGHT_CAPTION),
+        Plot("Learning rate", plots.learning_rate(records)),
+        *_answer_blocks(before, after),
+        Text(f"```\n{recipe_to_yaml(recipe)}\n```", title="Recipe"),
+    ]
+    write_report(Report(recipe.name, blocks, subtitle="yrunner"), run_dir.report)
+
+
+_WEIGHT_CAPTION = (
+    "Above: the weight that a target's gradient gets by its loss. Below: the losses of the same "
+    "targets before and after training."
+)
+
+
+def _epochs(plan: Plan) -> str:
+    epochs = epoch_after(plan.num_updates, plan.epoch_ends)
+    return "1 epoch" if epochs == 1 else f"{epochs:.4g} epochs"
+
+
+def _targets_of_update(token_batch: int) -> str:
+    return f"{token_batch} targets of each example" if token_batch else "all targets"
+
+
+def _task_rows(
+    recipe: Recipe, before: Measured, after: Measured
+) -> list[tuple[str, str, int, str, str]]:
+    sides = {task.name: task.side for task in recipe.eval.tasks}
+    return [
+        (name, sides[name], len(rows), f"{before.right(name):.1%}", f"{after.right(name):.1%}")
+        for name, rows in after.answers.items()
+        if name in sides
+    ]
+
+
+def _best_validation(run_dir: RunDir) -> float | None:
+    losses = [row["eval_loss"] for row in read_metrics(run_dir.metrics) if "eval_loss" in row]
+    return min(losses, default=None)
+
+
+def _key_figures(
+    recipe: Recipe, run_dir: RunDir, before: Measured, after: Measured, records: list[Any]
+) -> list[tuple[str, str, str]]:
+    figures = [
+        (name, now, f"of {count} questions exactly right; {then} before")
+        for name, _, count, then, now in _task_rows(recipe, before, after)
+    ]
+    best = _best_validation(run_dir)
+    if best is not None:
+        figures.append(("validation loss", f"{best:.4f}", "nats per target, best checkpoint"))
+    steps = [record["step"] for record in records if "loss" in record]
+    figures.append(("updates", f"{max(steps, default=0):,}", f"loss: {recipe.loss.kind}"))
+    return figures
+
+
+def _weight_plot(recipe: Recipe, before: Measured, after: Measured) -> str:
+    weight, loss_deadline = token_weight(recipe.loss)
+    losses_N = torch.linspace(0, 16, 801)
+    return plots.weight_curve(
+        losses_N.tolist(),
+        weight(losses_N).tolist(),
+        zone_edges=(EASY_UP_TO, LEARNING_UP_TO, loss_deadline),
+        before=before.token_losses,
+        after=after.token_losses,
+    )
+
+
+def _answer_blocks(before: Measured, after: Measured) -> list[Answers]:
+    """Ten answers of each task: those that training changed come first."""
+    blocks = []
+    for name, rows in after.answers.items():
+        answers = [
+            Answer(
+                now.question, now.reference, then.answer, now.answer, then.is_right, now.is_right
+            )
+            for then, now in zip(before.answers[name], rows, strict=True)
+        ]
+        answers.sort(key=lambda answer: answer.before == answer.after)
+        blocks.append(Answers(f"Answers: {name}", answers[:SHOWN_ANSWERS]))
+    return blocks

@@ -1,0 +1,203 @@
+"""The one place that prints: lines, errors, tables and progress, on a terminal or into a log.
+
+Rich is imported only where it is needed: `yrun --help` must answer in a third of a second.
+"""
+
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+Cell = str | int | float | None
+"""One value of a table; `None` is a value that was not measured."""
+
+# Everything that can move the cursor, colour the screen, reverse the reading direction
+# or break the encoding: control characters but for tab and line feed, direction overrides
+# and lone surrogates.
+_HARMFUL = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+_FIGURE = r"[+\-−]?\d[\d,]*(\.\d+)?(e[+-]?\d+)?"
+_NUMBER = re.compile(rf"{_FIGURE}( ?± ?{_FIGURE})?( ?[%\w/]{{1,10}})?", re.IGNORECASE)
+_NO_NUMBER = {"", "–", "nan", "inf", "-inf"}
+
+# A log without a terminal is as wide as its tables: a cut number would be worse than a long line.
+_LOG_WIDTH = 10_000
+_SECONDS_BETWEEN_REFRESHES = 0.1
+
+
+def say(message: str) -> None:
+    """Print one plain line to standard output, never wrapped and never read as markup."""
+    _write(sys.stdout, f"{printable(message)}\n")
+
+
+def warn(message: str) -> None:
+    """Print something the user should know, though the work goes on, to standard error."""
+    _write(sys.stderr, _coloured(f"warning: {printable(message)}", "yellow"))
+
+
+def fail(message: str) -> None:
+    """Print why the command stops to standard error.
+
+    No word stands before the message, so that `file:line:column` at its start stays clickable.
+    """
+    _write(sys.stderr, _coloured(printable(message), "red"))
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
+    """Print a table to standard output; columns of numbers are aligned to the right.
+
+    Full-width text stays aligned. Long cells are folded on a terminal and never cut.
+    """
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    cells = [[printable(format_cell(value)) for value in row] for row in rows]
+    table = Table(title=Text(printable(title), style="bold"), title_justify="left", box=box.SIMPLE)
+    for index, column in enumerate(columns):
+        numeric = bool(cells) and all(reads_as_number(row[index]) for row in cells)
+        header = Text(printable(column), style="bold")
+        table.add_column(header, justify="right" if numeric else "left", overflow="fold")
+    for row in cells:
+        table.add_row(*map(Text, row))
+    lines = _rendered(table, sys.stdout).splitlines()
+    _write(sys.stdout, "".join(f"{line.rstrip()}\n" for line in lines))
+
+
+def progress(description: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
+    """Show how far long work is, on standard error: `with progress(...) as advance: advance(1)`.
+
+    A bar with the time left on a terminal; elsewhere a line at the start and at each quarter.
+    """
+    # Two live views cannot share a terminal: under one that is already drawn, print lines.
+    if is_terminal(sys.stderr) and not hasattr(sys.stderr, "rich_proxied_file"):
+        return _progress_bar(printable(description), total)
+    return _progress_lines(printable(description), total)
+
+
+def is_terminal(stream: TextIO | None = None) -> bool:
+    """Whether a person looks at this stream (by default standard output) on a capable terminal."""
+    stream = stream or sys.stdout
+    return stream.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
+
+
+def terminal() -> "Console":
+    """The Rich console of standard output, for live views; plain text where no terminal is."""
+    return _console(sys.stdout)
+
+
+def printable(text: str) -> str:
+    r"""The text with harmful characters made visible: an escape becomes `\x1b`, four letters.
+
+    Data and models can hold anything; printed raw, it could recolour or rewrite the screen.
+    """
+    return _HARMFUL.sub(_visible, text.replace("\r\n", "\n"))
+
+
+def format_cell(value: Cell) -> str:
+    """A table value as text: thousands separated, floats to four figures, a dash for `None`."""
+    match value:
+        case None:
+            return "–"
+        case bool():
+            return "yes" if value else "no"
+        case int():
+            return f"{value:,}"
+        case float():
+            return f"{value:.4g}"
+    return value
+
+
+def reads_as_number(text: str) -> bool:
+    """Whether a cell belongs to a column of numbers: `12,345`, `91 %`, `0.4 ± 0.1`, a dash."""
+    return text.lower() in _NO_NUMBER or _NUMBER.fullmatch(text) is not None
+
+
+def _visible(harmful: re.Match[str]) -> str:
+    return harmful.group().encode("unicode_escape").decode("ascii")
+
+
+def _write(stream: TextIO, text: str) -> None:
+    """Write through the stream itself, so that a live view on it can make room for the text."""
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+    stream.flush()
+
+
+def _coloured(message: str, style: str) -> str:
+    if not is_terminal(sys.stderr):
+        return f"{message}\n"
+    from rich.text import Text
+
+    return _rendered(Text(message, style=style), sys.stderr)
+
+
+def _rendered(renderable: "RenderableType", stream: TextIO) -> str:
+    """What Rich would print on this stream, long lines of text unbroken."""
+    from rich.text import Text
+
+    console = _console(stream)
+    with console.capture() as captured:
+        console.print(renderable, soft_wrap=isinstance(renderable, Text))
+    return captured.get()
+
+
+def _console(stream: TextIO) -> "Console":
+    from rich.console import Console
+
+    # Rich would believe FORCE_COLOR and fill a log with control characters; we look for ourselves.
+    seen = is_terminal(stream)
+    return Console(
+        stderr=stream is sys.stderr, force_terminal=seen, width=None if seen else _LOG_WIDTH
+    )
+
+
+@contextmanager
+def _progress_bar(description: str, total: int) -> Iterator[Callable[[int], None]]:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import TimeRemainingColumn as TimeLeft
+
+    description_column = TextColumn("{task.description}", markup=False)
+    # No refresh thread: a process that forks (data workers do) would inherit its locked lock.
+    # Standard output is left alone when it is a file: its lines belong there.
+    bar = Progress(
+        *(description_column, BarColumn(), MofNCompleteColumn(), TimeLeft(compact=True)),
+        console=_console(sys.stderr),
+        auto_refresh=False,
+        redirect_stdout=is_terminal(sys.stdout),
+    )
+    with bar:
+        task = bar.add_task(description, total=total)
+        refreshed_at = time.monotonic()
+
+        def advance(num_done: int = 1) -> None:
+            nonlocal refreshed_at
+            due = time.monotonic() - refreshed_at > _SECONDS_BETWEEN_REFRESHES
+            bar.update(task, advance=num_done, refresh=due)
+            if due:
+                refreshed_at = time.monotonic()
+
+        yield advance
+
+
+@contextmanager
+def _progress_lines(description: str, total: int) -> Iterator[Callable[[int], None]]:
+    done, quarters_said = 0, 0
+    _write(sys.stderr, f"{description}: 0/{total:,}\n")
+
+    def advance(num_done: int = 1) -> None:
+        nonlocal done, quarters_said
+        done += num_done
+        quarters = min(4, 4 * done // total) if total > 0 else 0
+        if quarters > quarters_said:
+            quarters_said = quarters
+            _write(sys.stderr, f"{description}: {done:,}/{total:,} ({100 * done // total} %)\n")
+
+    yield advance

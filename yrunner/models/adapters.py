@@ -1,0 +1,133 @@
+"""Saved adapters: find one, put it onto its base completely or not at all, merge it."""
+
+import json
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from peft import PeftModel, get_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors import SafetensorError, safe_open
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.utils.peft_utils import find_adapter_config_file
+
+from yrunner.errors import ModelError
+from yrunner.models.quiet import quiet_libraries
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+
+
+def find_adapter(source: str) -> Path | None:
+    """The folder of the adapter that `source`, a folder or a Hub id, holds; None if it holds none.
+
+    An adapter on the Hub is downloaded. Its weights may be pickled there: only safetensors come.
+    """
+    folder = Path(source)
+    if folder.is_dir():
+        return folder if (folder / CONFIG_FILE).is_file() else None
+    if find_adapter_config_file(source) is None:
+        return None
+    wanted = [CONFIG_FILE, WEIGHTS_FILE, "generation_config.json"]
+    return Path(snapshot_download(source, allow_patterns=wanted))
+
+
+def read_base(adapter: Path) -> str:
+    """The folder or Hub id of the model that the adapter was trained on."""
+    try:
+        config = json.loads((adapter / CONFIG_FILE).read_text("utf-8"))
+        base = config["base_model_name_or_path"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(
+            f"{adapter / CONFIG_FILE} does not say which base the adapter belongs to",
+            remedy="add base_model_name_or_path to it",
+        ) from error
+    if not isinstance(base, str) or not base:
+        raise ModelError(
+            f"{adapter / CONFIG_FILE} names no base", remedy="add base_model_name_or_path to it"
+        )
+    if Path(base).is_dir() and Path(base).resolve() == adapter.resolve():
+        raise ModelError(
+            f"the adapter {adapter} names itself as its base",
+            remedy="correct base_model_name_or_path in its adapter_config.json",
+        )
+    return base
+
+
+def attach_adapter(model: PreTrainedModel, adapter: Path, *, trainable: bool) -> PeftModel:
+    """Put a saved LoRA adapter onto its base, which is changed in place. Adapter weights: float32.
+
+    peft loads what fits and only warns of the rest, so an adapter of another base would come on
+    half random. Here every weight of the file must find its place, and every place its weight.
+
+    Raises ModelError for pickled or damaged weights and for an adapter that does not fit `model`.
+    """
+    saved_names = _weight_names(adapter)
+    with quiet_libraries():
+        try:
+            tuned = PeftModel.from_pretrained(model, str(adapter), is_trainable=trainable)
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise _misfit(adapter, str(error).strip().splitlines()[-1].strip()) from error
+    if any(config.is_prompt_learning for config in tuned.peft_config.values()):
+        raise ModelError(
+            f"the adapter {adapter} is a learned prompt, which cannot be merged or trained on",
+            remedy="use a LoRA adapter",
+        )
+    expected_names = set(get_peft_model_state_dict(tuned, save_embedding_layers=False))
+    strangers = sorted(saved_names ^ expected_names)
+    if strangers:
+        raise _misfit(adapter, f"{len(strangers)} weights differ, such as {strangers[0]}")
+    return tuned
+
+
+def merge_adapter(model: PeftModel) -> PreTrainedModel:
+    """Add the adapter to the weights of its base, in the base's dtype, and return the base.
+
+    An output head that shares its weights with the embeddings is separated first when one of the
+    two has an adapter: added to the shared weights it would change the other as well.
+
+    Raises ModelError when the adapter holds values that are not finite.
+    """
+    _separate_adapted_head(model.get_base_model())
+    with quiet_libraries():
+        try:
+            return model.merge_and_unload(safe_merge=True)
+        except ValueError as error:
+            raise ModelError(
+                f"the adapter cannot be merged ({str(error).rstrip('.')})",
+                remedy="train it anew with a lower learning rate",
+            ) from error
+
+
+def _separate_adapted_head(model: PreTrainedModel) -> None:
+    embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if head is None or not any(isinstance(m, BaseTunerLayer) for m in (embeddings, head)):
+        return
+    head_base = head.get_base_layer() if isinstance(head, BaseTunerLayer) else head
+    if head_base.weight is embeddings.weight:
+        head_base.weight = nn.Parameter(head_base.weight.detach().clone(), requires_grad=False)
+        model.config.get_text_config().tie_word_embeddings = False
+        model.config.tie_word_embeddings = False
+
+
+def _weight_names(adapter: Path) -> set[str]:
+    path = adapter / WEIGHTS_FILE
+    if not path.is_file():
+        raise ModelError(
+            f"the adapter {adapter} has no {WEIGHTS_FILE}",
+            remedy="pickled weights (.bin) can run code and are not read; save it as safetensors",
+        )
+    try:
+        with safe_open(path, framework="pt") as weights:
+            return set(weights.keys())
+    except SafetensorError as error:
+        raise ModelError(
+            f"{path} is damaged ({error})", remedy="save or download the adapter again"
+        ) from error
+
+
+def _misfit(adapter: Path, reason: str) -> ModelError:
+    return ModelError(
+        f"the adapter {adapter} does not fit this base ({reason.rstrip('.')})",
+        remedy="use the base that its adapter_config.json names",
+    )

@@ -1,0 +1,233 @@
+"""Load a model or a tokenizer from a folder or the Hub: completely, or not at all.
+
+transformers fills gaps with random weights, an empty vocabulary or a log line. Nobody sees that in
+a run of hours, so here every gap is a ModelError.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from jinja2 import TemplateError, TemplateSyntaxError
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
+
+from yrunner.errors import ModelError
+from yrunner.models.adapters import attach_adapter, find_adapter, merge_adapter, read_base
+from yrunner.models.failures import explain_failure
+from yrunner.models.quiet import quiet_libraries
+
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+# Tokens that models reserve for padding, in the order of preference.
+PAD_TOKENS = ("<|endoftext|>", "<|finetune_right_pad_id|>", "<|pad|>", "<pad>", "[PAD]")
+
+
+def choose_dtype(name: str) -> torch.dtype:
+    """The dtype for `model.dtype`. auto: bfloat16 where the GPU computes in it, else float32."""
+    if name == "auto":
+        # Emulated bfloat16 (before Ampere) would be slower than float32.
+        native = torch.cuda.is_available() and torch.cuda.is_bf16_supported(
+            including_emulation=False
+        )
+        return torch.bfloat16 if native else torch.float32
+    return DTYPES[name]
+
+
+def load_tokenizer(
+    source: str, *, chat_template: Path | None = None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a model folder, an adapter folder or a Hub id; it can always pad.
+
+    `chat_template` is a .jinja file that replaces the tokenizer's own template. An adapter folder
+    without a tokenizer has that of its base.
+    """
+    _check_source(source)
+    folder = Path(source)
+    has_own = not folder.is_dir() or any(folder.glob("*token*")) or any(folder.glob("vocab*"))
+    adapter = None if has_own else find_adapter(source)
+    if adapter is not None:
+        source = read_base(adapter)
+    with quiet_libraries(), explain_failure(source):
+        tokenizer = _tokenizer_class(source).from_pretrained(
+            source, trust_remote_code=trust_remote_code
+        )
+    if len(tokenizer) <= len(tokenizer.get_added_vocab()):
+        # transformers makes an empty tokenizer of the model's kind when the files are missing.
+        raise ModelError(f"{source} holds no tokenizer", remedy="add its tokenizer.json")
+    if chat_template is not None:
+        _set_chat_template(tokenizer, chat_template)
+    _ensure_pad_token(tokenizer, source)
+    return tokenizer
+
+
+def load_model(
+    source: str, *, dtype: torch.dtype, attention: str = "auto", trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """Load a causal language model in evaluation mode, every weight from a safetensors file.
+
+    A folder or Hub id that holds an adapter is loaded as its base with the adapter merged, in
+    memory. Raises ModelError for everything that is wrong with the source, and MissingError when
+    a package is missing.
+    """
+    _check_source(source)
+    with quiet_libraries(keep_progress=True), explain_failure(source):
+        adapter = find_adapter(source)
+    if adapter is not None:
+        model = load_model(
+            read_base(adapter),
+            dtype=dtype,
+            attention=attention,
+            trust_remote_code=trust_remote_code,
+        )
+        model = merge_adapter(attach_adapter(model, adapter, trainable=False))
+        if (adapter / "generation_config.json").is_file():
+            model.generation_config = GenerationConfig.from_pretrained(adapter)
+        # The adapter's folder, also for one of the Hub: tuning.py looks for its config there.
+        model.config.name_or_path = model.name_or_path = str(adapter)
+        return model
+    _check_folder(Path(source))
+    options: dict[str, Any] = {} if attention == "auto" else {"attn_implementation": attention}
+    # A download is worth a bar; reading a folder is not.
+    with quiet_libraries(keep_progress=not Path(source).is_dir()), explain_failure(source):
+        model, report = AutoModelForCausalLM.from_pretrained(
+            source,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # `_check_complete` refuses them, with their names
+            **options,
+        )
+    _check_complete(source, report)
+    return model
+
+
+def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a tokenizer with ids that the model has no embedding for.
+
+    More embeddings than ids are fine: Qwen and others round their number up.
+    """
+    num_rows = model.get_input_embeddings().num_embeddings
+    largest_id = max(tokenizer.get_vocab().values())
+    if largest_id >= num_rows:
+        raise ModelError(
+            f"the tokenizer has ids up to {largest_id}, the model only {num_rows} embeddings",
+            remedy="use the tokenizer that belongs to the model",
+        )
+
+
+def find_stop_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids that end an answer: the tokenizer's eos and the mark that the chat template ends with.
+
+    They differ in many base models: Qwen3-Base ends a text with <|endoftext|>, a turn with
+    <|im_end|>. With eos alone, a model tuned on its template would never stop.
+    """
+    stop_ids = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    if tokenizer.chat_template is None:
+        return stop_ids
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "the reply"}]
+    try:
+        text = str(tokenizer.apply_chat_template(turns, tokenize=False))
+    except TemplateError:
+        return stop_ids  # a template that wants other roles keeps to eos
+    after = tokenizer(text.rpartition("the reply")[2], add_special_tokens=False).input_ids
+    marks = set(tokenizer.all_special_ids) | set(tokenizer.get_added_vocab().values())
+    if after and after[0] in marks and after[0] not in stop_ids:
+        stop_ids.append(after[0])
+    return stop_ids
+
+
+def _check_source(source: str) -> None:
+    path = Path(source)
+    if path.is_file():
+        raise ModelError(f"{source} is a file", remedy="give the folder that holds config.json")
+    if not path.exists() and (path.is_absolute() or source.startswith((".", "~"))):
+        raise ModelError(f"there is no folder {source}", remedy="check model.base")
+
+
+def _check_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        return
+    if not (folder / "config.json").is_file():
+        raise ModelError(
+            f"{folder} holds no model: it has no config.json",
+            remedy="give the folder that save_pretrained or yrun train wrote",
+        )
+    if not any(folder.glob("*.safetensors")):
+        pickled = sorted([*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")])
+        if pickled:
+            raise ModelError(
+                f"{pickled[0]} is pickled, and reading a pickle can run any code",
+                remedy="convert it: load it where you trust it, then save_pretrained(...)",
+            )
+        raise ModelError(f"{folder} has no model.safetensors", remedy="download the model again")
+
+
+def _check_complete(source: str, report: dict[str, Any]) -> None:
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise ModelError(
+            f"{source} lacks {len(missing)} weights, such as {missing[0]}; they would be random",
+            remedy="download the model again, or check the sizes in its config.json",
+        )
+    wrong = sorted(str(entry[0]) for entry in report["mismatched_keys"])
+    if wrong or report["error_msgs"]:
+        raise ModelError(
+            f"{source} has weights of another shape than its config.json says, such as "
+            f"{(wrong or report['error_msgs'])[0]}",
+            remedy="download the model again",
+        )
+
+
+def _tokenizer_class(source: str) -> Any:
+    """tokenizer.json as it is, where the tokenizer was saved without a class of its own.
+
+    AutoTokenizer replaces it by Qwen2Tokenizer beside a qwen2 config.json, which changes the text
+    (NFC), but not beside an adapter: base and adapter would read different ids.
+    """
+    saved_class = get_tokenizer_config(source).get("tokenizer_class")
+    return PreTrainedTokenizerFast if saved_class == "TokenizersBackend" else AutoTokenizer
+
+
+def _set_chat_template(tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
+    try:
+        tokenizer.chat_template = path.read_text("utf-8")
+        tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False)
+    except FileNotFoundError as error:
+        raise ModelError(f"there is no file {path}", remedy="check model.chat_template") from error
+    except TemplateSyntaxError as error:
+        raise ModelError(
+            f"{path}:{error.lineno}: {error.message}", remedy="correct the template"
+        ) from error
+    except TemplateError:
+        return  # it may refuse a lone user turn and still be right for the conversations to come
+
+
+def _ensure_pad_token(tokenizer: PreTrainedTokenizerBase, source: str) -> None:
+    """Give the tokenizer a pad token if it has none, best one that no text uses.
+
+    eos is the last resort. Elsewhere that is a trap, since labels masked by the pad id lose the
+    stop token; here labels are never masked by id, so it only fills rows.
+    """
+    if tokenizer.pad_token_id is not None:
+        return
+    vocabulary = tokenizer.get_vocab()
+    reserved = [t for t in PAD_TOKENS if t in vocabulary and t != tokenizer.eos_token]
+    if not reserved and tokenizer.eos_token is None:
+        raise ModelError(
+            f"the tokenizer of {source} has neither a pad nor an eos token",
+            remedy="set eos_token in its tokenizer_config.json",
+        )
+    tokenizer.pad_token = reserved[0] if reserved else tokenizer.eos_token

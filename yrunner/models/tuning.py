@@ -1,0 +1,153 @@
+"""Choose which weights of a model are trained, or put an adapter beside them.
+
+Weights that are trained are kept in float32: a step of 1e-5 is lost in bfloat16's 8 bits. Frozen
+ones stay in the model's dtype. A model of mixed dtypes (`freeze` under bfloat16) runs under
+autocast, as the Trainer does with `bf16=True`.
+
+Gradient checkpointing needs nothing from here: `model.activation_checkpointing_enable()`, which the
+Trainer calls, makes the embeddings' output require gradients, also beneath an adapter.
+"""
+
+import math
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TypeVar, assert_never
+
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from yrunner.errors import ModelError
+from yrunner.models.adapters import CONFIG_FILE, attach_adapter
+from yrunner.models.quiet import quiet_libraries
+from yrunner.recipe.schema_model import FreezeTuning, FullTuning, LoraTuning, Tuning
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def apply_tuning(model: PreTrainedModel, tuning: Tuning) -> PreTrainedModel | PeftModel:
+    """Make `model`, which is changed in place, ready to train as `tuning` says.
+
+    A new adapter starts as zero change; its random half is drawn from torch's global generator,
+    so seed that before. Raises ModelError when the model has no such layers or modules.
+    """
+    match tuning:
+        case FullTuning():
+            model.requires_grad_(True)
+        case FreezeTuning():
+            _train_top_layers(model, share=tuning.train_top, embeddings=tuning.embeddings)
+        case LoraTuning():
+            _check_base_is_whole(model)
+            if tuning.adapter is not None:
+                return _float32_where_trained(_continue_adapter(model, Path(tuning.adapter)))
+            return _float32_where_trained(_add_lora(model, tuning))
+        case _:
+            assert_never(tuning)
+    return _float32_where_trained(model)
+
+
+def count_parameters(model: nn.Module) -> tuple[int, int]:
+    """Parameters that are trained, and all of them. Weights that are tied count once."""
+    parameters = list(model.parameters())
+    trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+    return trained, sum(parameter.numel() for parameter in parameters)
+
+
+def _float32_where_trained(model: Model) -> Model:
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            # The data, not the parameter: tied weights stay one parameter.
+            parameter.data = parameter.data.float()
+    return model
+
+
+def _train_top_layers(model: PreTrainedModel, *, share: float, embeddings: bool) -> None:
+    """Train the last `share` of the decoder layers, rounded up, and the norm after them.
+
+    A head that is tied to the embeddings is trained with them or not at all.
+    """
+    decoder, layers = _find_layers(model)
+    # 0.7 of 10 layers is 7.000000000000001 in floating point; rounding it up must not give 8.
+    num_trained = math.ceil(round(share * len(layers), 9))
+    trained: list[nn.Module | None] = [*layers[len(layers) - num_trained :]]
+    trained += [
+        module
+        for name, module in decoder.named_children()
+        if "norm" in type(module).__name__.lower() and "embed" not in name
+    ]
+    if embeddings:
+        trained += [model.get_input_embeddings(), model.get_output_embeddings()]
+    model.requires_grad_(False)
+    for module in trained:
+        if module is not None:
+            module.requires_grad_(True)
+
+
+def _find_layers(model: PreTrainedModel) -> tuple[nn.Module, nn.ModuleList]:
+    """The list of decoder layers, whatever the model calls it, and the module that holds it."""
+    num_layers = model.config.get_text_config().num_hidden_layers
+    for module in model.modules():
+        for child in module.children():
+            if isinstance(child, nn.ModuleList) and len(child) == num_layers:
+                return module, child
+    raise ModelError(
+        f"{type(model).__name__} has no list of {num_layers} layers to freeze in part",
+        remedy="use tuning.kind: lora or full",
+    )
+
+
+def _add_lora(model: PreTrainedModel, tuning: LoraTuning) -> PeftModel:
+    if not isinstance(tuning.targets, str):
+        _check_targets(model, tuning.targets)
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=tuning.rank,
+        lora_alpha=tuning.alpha,
+        lora_dropout=tuning.dropout,
+        target_modules=tuning.targets,
+        use_dora=tuning.variant == "dora",
+        use_rslora=tuning.variant == "rslora",
+    )
+    with quiet_libraries():
+        return get_peft_model(model, config)
+
+
+def _continue_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
+    if not (folder / CONFIG_FILE).is_file():
+        raise ModelError(
+            f"{folder} holds no adapter: it has no {CONFIG_FILE}",
+            remedy="give the folder that an adapter was saved to",
+        )
+    return attach_adapter(model, folder, trainable=True)
+
+
+def _check_base_is_whole(model: PreTrainedModel) -> None:
+    """Refuse a base whose weights exist in memory only: the new adapter could never be loaded."""
+    base = model.name_or_path
+    if base and (Path(base) / CONFIG_FILE).is_file():
+        raise ModelError(
+            f"the base {base} is an adapter itself, and an adapter needs a whole model beneath it",
+            remedy="merge it first with yrun merge, or go on training it with tuning.adapter",
+        )
+
+
+def _check_targets(model: PreTrainedModel, targets: list[str]) -> None:
+    """Refuse a target that names no linear layer. peft would accept a list that fits in part."""
+    linear_names = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | nn.Embedding | Conv1D)
+    ]
+    leaf_names = sorted({name.rpartition(".")[2] for name in linear_names})
+    for target in targets:
+        if any(name == target or name.endswith(f".{target}") for name in linear_names):
+            continue
+        close = get_close_matches(target, leaf_names, n=1)
+        raise ModelError(
+            f'tuning.targets: no linear layer of this model is called "{target}"; '
+            f"it has {', '.join(leaf_names)}",
+            remedy=f'did you mean "{close[0]}"?' if close else "use these, or all-linear",
+        )
+    if not targets:
+        raise ModelError("tuning.targets is empty", remedy="name a module, or use all-linear")

@@ -1,0 +1,186 @@
+"""Load a recipe: read it, check everything, and name every fault with its line and column."""
+
+import json
+import os
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+
+import yaml
+from pydantic import ValidationError
+
+from yrunner.errors import Problem, RecipeError
+from yrunner.recipe.document import (
+    Fault,
+    Node,
+    Place,
+    Unreadable,
+    find,
+    plain,
+    read_document,
+    shown,
+)
+from yrunner.recipe.explain import explain_errors
+from yrunner.recipe.overrides import apply_overrides, parse_overrides
+from yrunner.recipe.plain_words import FLOAT
+from yrunner.recipe.schema import Recipe
+from yrunner.recipe.schema_model import ADAPTER_SHAPE, LoraTuning
+from yrunner.recipe.section import is_recipe_path
+
+MAX_BYTES = 1_000_000
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe of a file, with `key=value` changes; raises one RecipeError with all problems.
+
+    Paths in it are absolute afterwards; `model.base` and `tuning.adapter` are an absolute path
+    or a Hub id. A base that is a recipe is checked too, and its problems are reported with it.
+    """
+    return _load(Path(path), overrides, chain=())
+
+
+def base_recipe_path(recipe: Recipe) -> Path | None:
+    """The recipe whose result this one starts from, or None when the base is a model."""
+    base = recipe.model.base
+    return Path(base) if base is not None and is_recipe_path(base) else None
+
+
+def recipe_to_yaml(recipe: Recipe) -> str:
+    """The recipe with every default filled in; loading this text gives an equal recipe."""
+    exclude: dict[str, set[str]] = {}
+    if isinstance(recipe.tuning, LoraTuning) and recipe.tuning.adapter is not None:
+        exclude["tuning"] = set(ADAPTER_SHAPE)  # an adapter brings these; they may not be given
+    values = recipe.model_dump(mode="json", exclude=exclude)
+    return yaml.dump(values, Dumper=_Dumper, allow_unicode=True, sort_keys=False, width=100)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Puts quotes around text that `plain_words.py` would read as a number, such as "1e-4"."""
+
+
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", FLOAT, list("-+.0123456789"))
+
+
+def _load(path: Path, overrides: Sequence[str], chain: tuple[Path, ...]) -> Recipe:
+    """`chain` holds the recipes that have this one for a base, the outermost first."""
+    changes, faults = parse_overrides(overrides)
+    below: list[Problem] = []
+    try:
+        root, more = _read_tree(path)
+        faults.extend(more)
+        root, more = apply_overrides(root, changes)
+        faults.extend(more)
+        recipe, more = _validate(root, path.parent)
+        known = {fault.path for fault in faults}
+        faults.extend(fault for fault in more if fault.path not in known or not fault.path)
+        more, below = _check_base(root, path, chain)
+        faults.extend(more)
+    except Unreadable as error:
+        faults.append(error.fault)
+        recipe = None
+    problems = [_problem(fault) for fault in sorted(faults, key=lambda fault: fault.place)] + below
+    if problems:
+        raise RecipeError(problems)
+    assert recipe is not None, "a recipe without problems is valid"
+    return recipe
+
+
+def _problem(fault: Fault) -> Problem:
+    return Problem(str(fault.place), shown(".".join(map(str, fault.path))), fault.message)
+
+
+def _read_tree(path: Path) -> tuple[Node, list[Fault]]:
+    start = Place(0, 1, 1, str(path))
+    root, faults = read_document(_read_text(path), start)
+    if root.content is None:
+        message = "the recipe is empty; `yrun init` writes one to start from"
+    elif not isinstance(root.content, dict):
+        shape = "a list" if isinstance(root.content, list) else "a single value"
+        message = f"the recipe is {shape}; write keys and values, such as name: my-run"
+    else:
+        return root, faults
+    raise Unreadable(Fault(root.place, (), message))
+
+
+def _read_text(path: Path) -> str:
+    whole_file = Place(0, 0, 0, str(path))
+    if os.path.isdir(path):
+        raise Unreadable(Fault(whole_file, (), "this is a folder; name the recipe file in it"))
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+    except FileNotFoundError as error:
+        message = f"there is no such file{_similar_file(path)}"
+        raise Unreadable(Fault(whole_file, (), message)) from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        message = f"the file cannot be read ({reason}); check its path and permissions"
+        raise Unreadable(Fault(whole_file, (), message)) from error
+    if len(content) > MAX_BYTES:
+        message = f"larger than {MAX_BYTES:,} bytes, this is no recipe; name the YAML file"
+        raise Unreadable(Fault(whole_file, (), message))
+    return _decode(content, whole_file)
+
+
+def _similar_file(path: Path) -> str:
+    try:
+        names = [name for name in os.listdir(path.parent) if is_recipe_path(name)]
+    except (OSError, ValueError):
+        return f"; the folder {path.parent} does not exist or cannot be read"
+    near = get_close_matches(path.name, names, n=1)
+    return f', did you mean "{path.parent / near[0]}"?' if near else "; check the path"
+
+
+def _decode(content: bytes, whole_file: Place) -> str:
+    bom = b"\xef\xbb\xbf"
+    skipped = len(bom) if content.startswith(bom) else 0
+    try:
+        return content[skipped:].decode("utf-8")
+    except UnicodeDecodeError as error:
+        position = skipped + error.start
+        before = content[skipped:position].decode("utf-8")
+        line_start = before.rfind("\n") + 1
+        place = Place(0, before.count("\n") + 1, len(before) - line_start + 1, whole_file.source)
+        utf16 = content.startswith((b"\xff\xfe", b"\xfe\xff"))
+        message = (
+            f"byte {position + 1} of the file (0x{content[position]:02x}) is not UTF-8"
+            f"{', it looks like UTF-16' if utf16 else ''}; save the file in the encoding UTF-8"
+        )
+        raise Unreadable(Fault(place, (), message)) from error
+
+
+def _validate(root: Node, folder: Path) -> tuple[Recipe | None, list[Fault]]:
+    # As JSON, because strict JSON is exactly right for a recipe: text is fit for a path, but not
+    # for a number, and true is not 1. The tree has already turned 1e-4 into a number.
+    text = json.dumps(plain(root))
+    try:
+        recipe = Recipe.model_validate_json(text, strict=True, context={"folder": folder.resolve()})
+    except ValidationError as error:
+        return None, explain_errors(error.errors(include_url=False), root)
+    return recipe, []
+
+
+def _check_base(
+    root: Node, path: Path, chain: tuple[Path, ...]
+) -> tuple[list[Fault], list[Problem]]:
+    """Faults of naming a recipe as the base, and the problems of that recipe itself."""
+    key = ("model", "base")
+    node, whole = find(root, key)
+    base = node.content
+    if not whole or not isinstance(base, str) or not is_recipe_path(base):
+        return [], []
+    base_path = Path(os.path.normpath(path.parent / os.path.expanduser(base)))
+    if not os.path.isfile(base_path):
+        return [], []  # the schema has said so
+    chain = (*chain, path)
+    followed = [recipe.resolve() for recipe in chain]
+    if base_path.resolve() in followed:
+        circle = [*chain[followed.index(base_path.resolve()) :], base_path]
+        names = " -> ".join(recipe.name for recipe in circle)
+        message = f"the recipes are each other's base ({names}); name a model in one of them"
+        return [Fault(node.place, key, message)], []
+    try:
+        _load(base_path, (), chain)
+    except RecipeError as error:
+        return [], error.problems
+    return [], []

@@ -1,0 +1,169 @@
+"""The recipe: every key, its meaning, its limits and its default.
+
+`schema_model.py` and `schema_data.py` hold the sections that say what is trained and on what;
+this file holds how it is learned, how it is measured, and the whole.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from yrunner.recipe.schema_data import DataSection
+from yrunner.recipe.schema_model import LoraTuning, ModelSection, Tuning
+from yrunner.recipe.section import RecipeFile, Section
+
+
+class PlainLoss(Section):
+    """Cross-entropy: every target counts alike."""
+
+    kind: Literal["plain"] = "plain"
+
+
+class NlirgLoss(Section):
+    """Cross-entropy weighed per token by how hard it is right now; see docs/nlirg.md."""
+
+    kind: Literal["nlirg"]
+    max_lr: float = Field(1.0, gt=0)
+    """Height of the curve: the weight of a token that is fully learned from."""
+    x0: float = Field(1.2, ge=0)
+    """Loss in nats at which the rising branch reaches half its height."""
+    k: float = Field(1.7, gt=0)
+    """Steepness of the rising branch."""
+    min_lr: float = Field(5.0e-8, ge=0)
+    """Added to the falling branch, so that hard tokens keep a little weight."""
+    loss_threshold: float = Field(3.0, gt=0)
+    """Loss at which the falling branch takes over."""
+    loss_deadline: float = Field(15.0, gt=0)
+    """Loss from which on a token is refused: weight 0."""
+    hard_center: float = Field(6.2, gt=0)
+    """Loss at which the falling branch is down to half its height."""
+    hard_slope: float = Field(1.0, gt=0)
+    """Steepness of the falling branch."""
+
+    @model_validator(mode="after")
+    def zones_are_in_order(self) -> Self:
+        if self.loss_deadline <= self.loss_threshold:
+            raise ValueError("loss_deadline must be above loss_threshold")
+        return self
+
+
+Loss = Annotated[PlainLoss | NlirgLoss, Field(discriminator="kind")]
+
+
+class Checkpoint(Section):
+    """When the run is saved; validation happens at the same moments."""
+
+    every: Literal["epoch"] | Annotated[int, Field(ge=1)] = "epoch"
+    """epoch, or a number of updates."""
+    keep: int = Field(2, ge=1)
+    """How many to keep. The best one by validation loss is always among them."""
+
+
+class EarlyStopping(Section):
+    """Stop when validation no longer gets better."""
+
+    patience: int = Field(3, ge=1)
+    """Validations in a row without a better loss before the run stops."""
+
+
+class TrainSection(Section):
+    """How it is learned."""
+
+    stage: Literal["pretrain", "cpt", "sft"] = "sft"
+    """pretrain: a model from scratch. cpt: a base on texts. sft: a base on conversations."""
+    epochs: int | None = Field(None, ge=1)
+    """Times that every target is learned from. 3 when neither it nor max_steps is given."""
+    max_steps: int | None = Field(None, ge=1)
+    """Optimizer updates after which the run ends. With epochs too, whichever comes first."""
+    batch_size: int = Field(4, ge=1)
+    """Examples per device and micro-step."""
+    gradient_accumulation_steps: int = Field(1, ge=1)
+    """Micro-steps per optimizer update. It saves memory and cannot change a result."""
+    learning_rate: float = Field(1.0e-4, gt=0)
+    """Peak learning rate."""
+    lr_scheduler: Literal[
+        "linear", "cosine", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt"
+    ] = "cosine"
+    """Course of the learning rate."""
+    warmup_ratio: float = Field(0.03, ge=0, lt=1)
+    """Share of the updates over which the learning rate rises to its peak."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Decoupled weight decay."""
+    max_grad_norm: float = Field(1.0, ge=0)
+    """Longest gradient; longer ones are shortened to it. 0 switches clipping off."""
+    optimizer: Literal["adamw_torch", "adamw_torch_fused", "adafactor", "sgd"] = "adamw_torch"
+    """Optimizer, by transformers' names."""
+    token_batch: int = Field(0, ge=0)
+    """Targets of one response per update, in order; 0 = all targets of the step's examples."""
+    order: Literal["shuffle", "as_written"] = "shuffle"
+    """shuffle anew each epoch, or keep the order of the files."""
+    gradient_checkpointing: bool = False
+    """Compute activations twice instead of storing them: less memory, about a third slower."""
+    checkpoint: Checkpoint = Checkpoint()
+    early_stopping: EarlyStopping | None = None
+    log_every: int = Field(10, ge=1)
+    """Updates between two records of metrics.jsonl."""
+    trackers: list[Literal["tensorboard", "wandb", "swanlab", "mlflow"]] = Field([])
+    """Where the records go besides."""
+
+    @property
+    def num_epochs(self) -> int | None:
+        """Epochs of the run; None where max_steps alone ends it."""
+        return 3 if self.epochs is None and self.max_steps is None else self.epochs
+
+
+class AnswerTask(Section):
+    """Questions with a reference answer: what the model writes must equal it."""
+
+    kind: Literal["answer"] = "answer"
+    name: str = Field(min_length=1)
+    """How tables and reports call it."""
+    side: Literal["domain", "general"]
+    """domain: what is being learned. general: what must not be forgotten."""
+    data: RecipeFile
+    """Rows in any conversation format; the last assistant turn is the reference."""
+    max_new_tokens: int = Field(64, ge=1)
+    """Longest answer."""
+
+
+class EvalSection(Section):
+    """What is measured before and after training."""
+
+    tasks: list[AnswerTask] = Field([])
+    batch_size: int = Field(64, ge=1)
+    """Questions answered at once."""
+
+
+class Recipe(Section):
+    """One file that alone describes a run."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the run and of its folder: letters, digits, dot, dash and underscore."""
+    output: Path | None = None
+    """The run folder, relative to where the command runs; default outputs/<name>."""
+    seed: int = Field(42, ge=0, lt=2**32)
+    """Start of every random choice."""
+    model: ModelSection
+    tuning: Tuning = LoraTuning()
+    data: DataSection
+    loss: Loss = PlainLoss()
+    train: TrainSection = TrainSection()
+    eval: EvalSection = EvalSection()
+
+    @model_validator(mode="after")
+    def a_new_model_is_pretrained(self) -> Self:
+        scratch = self.model.scratch is not None
+        if scratch != (self.train.stage == "pretrain"):
+            raise ValueError(
+                'model.scratch and train.stage "pretrain" need each other: '
+                "random weights are pretrained, a base is not"
+            )
+        if scratch and self.tuning.kind != "full":
+            raise ValueError("random weights must all be trained; set tuning.kind to full")
+        return self
+
+    @property
+    def run_folder(self) -> Path:
+        """Where the run leaves everything, see run_dir.py."""
+        return self.output or Path("outputs") / self.name

@@ -1,0 +1,76 @@
+"""What every section of a recipe is: frozen, closed to unknown keys, with paths of its own."""
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo
+
+# What the Hub allows: letters, digits, and single dots, dashes and underscores between them.
+_HUB_WORD = r"[A-Za-z0-9_](?:[A-Za-z0-9_]|[.-](?![.-])){0,95}(?<![.-])"
+_HUB_ID = re.compile(rf"{_HUB_WORD}(/{_HUB_WORD})?")
+
+
+def is_recipe_path(text: str) -> bool:
+    """Whether a path names a recipe, by its ending."""
+    return text.endswith((".yaml", ".yml"))
+
+
+def _from_recipe_folder(path: str | Path, info: ValidationInfo) -> Path:
+    assert info.context is not None, "only load.py knows the recipe's folder"
+    # os.path instead of Path's own methods: those raise for "~nobody" and over-long names.
+    return Path(info.context["folder"], os.path.expanduser(path))
+
+
+def _existing_file(path: Path, info: ValidationInfo) -> Path:
+    """Read a path as the recipe means it: relative to the recipe's own folder.
+
+    Only `load.py` passes that folder, as the validation context; without it paths stay as written.
+    """
+    if info.context is None:
+        return path
+    full = _from_recipe_folder(path, info)
+    if os.path.isdir(full):
+        raise ValueError(f"{full} is a folder, a file is needed here; name a file in it")
+    if not os.path.exists(full):
+        raise ValueError(f"there is no file {full}; paths are relative to the recipe file")
+    return full.resolve()
+
+
+def _model_source(text: str, info: ValidationInfo) -> str:
+    """An absolute folder, or a Hub id as it stands; without `load.py`'s context the text itself."""
+    if info.context is None:
+        return text
+    full = _from_recipe_folder(text, info)
+    if os.path.isdir(full):
+        return str(full.resolve())
+    if os.path.exists(full):
+        raise ValueError(f"{full} is a file; name the folder of the model")
+    if text.startswith((".", "/", "~")):
+        raise ValueError(f"there is no folder {full}; paths are relative to the recipe file")
+    if not _HUB_ID.fullmatch(text):
+        raise ValueError(
+            f'"{text}" is neither a folder beside the recipe file nor a Hub id; '
+            'write "./folder" or "organisation/name"'
+        )
+    return text
+
+
+def _model_or_recipe(text: str, info: ValidationInfo) -> str:
+    if info.context is None or not is_recipe_path(text):
+        return _model_source(text, info)
+    return str(_existing_file(Path(text), info))
+
+
+RecipeFile = Annotated[Path, AfterValidator(_existing_file)]
+ModelSource = Annotated[str, Field(min_length=1), AfterValidator(_model_source)]
+ModelOrRecipe = Annotated[str, Field(min_length=1), AfterValidator(_model_or_recipe)]
+
+
+class Section(BaseModel):
+    """A part of a recipe: frozen, closed to keys that it does not know; numbers are finite."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )

@@ -1,0 +1,283 @@
+"""The pictures of a report, as SVG text that follows the page's light or dark colours.
+
+Drawn with matplotlib's objects alone (no pyplot, no global state). The same numbers always give
+the same text, so that two reports can be compared as files.
+"""
+
+import io
+import math
+import re
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from statistics import fmean
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
+
+Record = Mapping[str, Any]
+"""One line of a run's metrics: `step`, and any of the keys that the trainer logs."""
+
+# The colour that is drawn is the fallback, readable on white and on black; inside a report the
+# variable `--plot-<name>` takes its place. Each must be unique: the SVG is searched for them.
+THEME = {
+    "ink": "#7a808a",
+    "grid": "#9aa0aa",
+    "loss": "#3b82c4",
+    "weighted": "#c9793b",
+    "validation": "#3f9d6e",
+    "before": "#8d93a0",
+    "after": "#7f6bd0",
+    "easy": "#4fa98c",
+    "learning": "#5b8dc9",
+    "hard": "#d7a13f",
+    "refused": "#cf5f56",
+}
+ZONES = ("easy", "learning", "hard", "refused")
+
+_WIDTH_INCHES, _HEIGHT_INCHES = 7.6, 3.4
+_MOST_POINTS = 500
+_HIGHEST_LOSS = 16.0
+
+
+def loss_curves(records: Sequence[Record]) -> str:
+    """Plain, weighted and validation loss over the steps; a long curve is smoothed."""
+    figure = _figure()
+    axes = figure.subplots()
+    drawn = [
+        _draw_curve(axes, _series(records, "loss"), "loss", "loss"),
+        _draw_curve(axes, _series(records, "weighted_loss"), "weighted loss", "weighted"),
+    ]
+    validation = _series(records, "eval_loss")
+    if validation:
+        steps, losses = zip(*validation, strict=True)
+        axes.plot(steps, losses, "o-", color=THEME["validation"], label="validation loss")
+    if not any(drawn) and not validation:
+        return _empty("loss_curves")
+    _label_steps(axes, "loss (nats per target)")
+    _add_legend(figure)
+    return _svg(figure, "loss_curves")
+
+
+def zones_over_time(records: Sequence[Record]) -> str:
+    """The shares of easy, learning, hard and refused targets, stacked, over the steps."""
+    keys = [f"zone_{zone}" for zone in ZONES]
+    rows = [
+        (float(record["step"]), *(float(record[key]) for key in keys))
+        for record in records
+        if all(_is_number(record.get(key)) for key in ("step", *keys))
+    ]
+    if not rows:
+        return _empty("zones_over_time")
+    if len(rows) == 1:
+        # An area needs a width: one record is drawn as a block around its step.
+        step, *shares = rows[0]
+        rows = [(step - 0.5, *shares), (step + 0.5, *shares)]
+    steps, *shares_of_zones = zip(*_thinned(rows), strict=True)
+    figure = _figure()
+    axes = figure.subplots()
+    colours = [THEME[zone] for zone in ZONES]
+    axes.stackplot(steps, shares_of_zones, labels=ZONES, colors=colours, alpha=0.85, linewidth=0)
+    axes.set(xlim=(steps[0], steps[-1]), ylim=(0, 1))
+    axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
+    _label_steps(axes, "share of the targets")
+    _add_legend(figure)
+    return _svg(figure, "zones_over_time")
+
+
+def learning_rate(records: Sequence[Record]) -> str:
+    """The learning rate over the steps."""
+    points = _series(records, "learning_rate")
+    if not points:
+        return _empty("learning_rate")
+    figure = _figure(height_inches=2.4)
+    axes = figure.subplots()
+    marker = "o" if len(points) == 1 else ""
+    axes.plot(*zip(*_thinned(points), strict=True), color=THEME["loss"], marker=marker)
+    axes.set_ylim(bottom=0)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.1e}" if value else "0")
+    _label_steps(axes, "learning rate")
+    return _svg(figure, "learning_rate")
+
+
+def weight_curve(
+    losses_N: Sequence[float],
+    weights_N: Sequence[float],
+    *,
+    zone_edges: Sequence[float],
+    before: Sequence[float] = (),
+    after: Sequence[float] = (),
+) -> str:
+    """The weight of a token by its loss; under it, how the tokens' losses lay before and after.
+
+    `losses_N` and `weights_N` are points of the curve W(L), from 0 to 16 nats. `zone_edges` are
+    the three losses between the zones. `before` and `after` are losses of tokens; those above
+    16 nats are counted in the last bar.
+    """
+    points = sorted(
+        (loss, weight)
+        for loss, weight in zip(losses_N, weights_N, strict=True)
+        if math.isfinite(loss) and math.isfinite(weight)
+    )
+    groups = {"before": _within_scale(before), "after": _within_scale(after)}
+    groups = {name: losses for name, losses in groups.items() if losses}
+    if not points and not groups:
+        return _empty("weight_curve")
+    figure = _figure(height_inches=4.6 if groups else _HEIGHT_INCHES)
+    ratios = [3, 2] if groups else [1]
+    rows = figure.subplots(len(ratios), sharex=True, height_ratios=ratios, squeeze=False)[:, 0]
+    rows[0].plot(*zip(*points or [(0, 0)], strict=True), color=THEME["ink"], linewidth=2)
+    rows[0].set(xlim=(0, _HIGHEST_LOSS), ylim=(0, None))
+    _draw_zones(rows, zone_edges, groups)
+    if groups:
+        _draw_histogram(rows[1], groups)
+    _label(rows[-1], "loss of the token (nats)", "share of the tokens" if groups else "weight")
+    _label(rows[0], "" if groups else "loss of the token (nats)", "weight")
+    return _svg(figure, "weight_curve")
+
+
+def _draw_zones(rows: Any, edges: Sequence[float], groups: Mapping[str, Any]) -> None:
+    """Shade the four zones in every row, and write into the first what share each one holds."""
+    bounds = [0.0, *(min(edge, _HIGHEST_LOSS) for edge in edges), _HIGHEST_LOSS]
+    shares = [_zone_shares(losses, edges) for losses in groups.values()]
+    shares_by_zone = zip(*shares, strict=True) if shares else [()] * len(ZONES)
+    for zone, (start, end), shares_of_zone in zip(
+        ZONES, pairwise(bounds), shares_by_zone, strict=True
+    ):
+        for axes in rows:
+            axes.axvspan(start, end, color=THEME[zone], alpha=0.13, linewidth=0)
+        held = " → ".join(f"{share:.0%}" for share in shares_of_zone)
+        rows[0].annotate(
+            f"{zone}\n{held}".strip(),
+            ((start + end) / 2, 1.02),
+            xycoords=("data", "axes fraction"),
+            **{"ha": "center", "va": "bottom", "fontsize": 9, "color": THEME[zone]},
+        )
+
+
+def _zone_shares(losses: Sequence[float], edges: Sequence[float]) -> list[float]:
+    """The share of the losses in each zone; an easy loss may equal its edge, no other may."""
+    easy_up_to, learning_up_to, hard_up_to = edges
+    zones = [
+        (loss > easy_up_to) + (loss >= learning_up_to) + (loss >= hard_up_to) for loss in losses
+    ]
+    return [zones.count(zone) / len(zones) for zone in range(len(ZONES))]
+
+
+def _draw_histogram(axes: Any, groups: Mapping[str, Sequence[float]]) -> None:
+    # Nearly all tokens are easy; on a linear scale the few hard ones could not be seen.
+    axes.set_yscale("log")
+    styles = {
+        "before": {"histtype": "step", "linewidth": 1.6, "color": THEME["before"]},
+        "after": {"histtype": "stepfilled", "alpha": 0.55, "color": THEME["after"]},
+    }
+    for name, losses in groups.items():
+        weights = [1 / len(losses)] * len(losses)
+        bars = {"bins": 64, "range": (0, _HIGHEST_LOSS), "weights": weights}
+        axes.hist(losses, label=f"{name} training", **bars, **styles[name])
+    axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:g}%")
+    axes.legend(frameon=False, labelcolor=THEME["ink"], loc="upper right")
+
+
+def _draw_curve(axes: Any, points: list[tuple[float, ...]], label: str, colour: str) -> bool:
+    """One curve; a long one is drawn faint, with its running mean over it."""
+    if not points:
+        return False
+    thinned = _thinned(points)
+    steps, values = zip(*thinned, strict=True)
+    style: dict[str, Any] = {"color": THEME[colour], "linewidth": 1.8}
+    if len(points) == 1:
+        style["marker"] = "o"
+    if len(points) >= 60:
+        axes.plot(steps, values, color=THEME[colour], linewidth=0.9, alpha=0.3)
+        values = _running_mean(values, len(values) // 20)
+    axes.plot(steps, values, label=label, **style)
+    return True
+
+
+def _running_mean(values: Sequence[float], reach: int) -> tuple[float, ...]:
+    """The mean of each value and its neighbours up to `reach` away; fewer at both ends."""
+    windows = (values[max(0, i - reach) : i + reach + 1] for i in range(len(values)))
+    return tuple(map(fmean, windows))
+
+
+def _series(records: Sequence[Record], key: str) -> list[tuple[float, ...]]:
+    """(step, value) of every record that has both as finite numbers."""
+    return [
+        (float(record["step"]), float(record[key]))
+        for record in records
+        if _is_number(record.get("step")) and _is_number(record.get(key))
+    ]
+
+
+def _thinned(rows: list[tuple[float, ...]]) -> list[tuple[float, ...]]:
+    """At most 500 rows: neighbours are averaged, so that a long run keeps a small report."""
+    size = math.ceil(len(rows) / _MOST_POINTS)
+    groups = (rows[start : start + size] for start in range(0, len(rows), size))
+    return [
+        tuple(sum(column) / len(group) for column in zip(*group, strict=True)) for group in groups
+    ]
+
+
+def _within_scale(losses: Sequence[float]) -> list[float]:
+    return [min(float(loss), _HIGHEST_LOSS) for loss in losses if not math.isnan(loss)]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _figure(height_inches: float = _HEIGHT_INCHES) -> Figure:
+    return Figure(figsize=(_WIDTH_INCHES, height_inches), layout="constrained")
+
+
+def _empty(name: str) -> str:
+    figure = _figure(height_inches=1.2)
+    figure.text(0.5, 0.5, "no records", ha="center", va="center", color=THEME["ink"])
+    return _svg(figure, name)
+
+
+def _add_legend(figure: Figure) -> None:
+    figure.legend(frameon=False, labelcolor=THEME["ink"], loc="outside upper center", ncols=4)
+
+
+def _label_steps(axes: Any, y_label: str) -> None:
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    _label(axes, "optimizer step", y_label)
+
+
+def _label(axes: Any, x_label: str, y_label: str) -> None:
+    """Name the axes and take away every line that carries no number."""
+    axes.set_xlabel(x_label, color=THEME["ink"])
+    axes.set_ylabel(y_label, color=THEME["ink"])
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set(color=THEME["grid"], alpha=0.6)
+    axes.tick_params(color=THEME["grid"], labelcolor=THEME["ink"], length=0, which="both")
+    axes.grid(axis="y", color=THEME["grid"], alpha=0.35, linewidth=0.7)
+    axes.set_axisbelow(True)
+
+
+def _svg(figure: Figure, name: str) -> str:
+    """The figure as one `<svg>` element without size, fonts, date or outside reference."""
+    settings = {"svg.fonttype": "none", "svg.hashsalt": f"yrunner-{name}"}
+    no_metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    text = io.StringIO()
+    with matplotlib.rc_context(settings):
+        figure.savefig(text, format="svg", transparent=True, metadata=no_metadata)
+    return _for_page(text.getvalue())
+
+
+def _for_page(svg: str) -> str:
+    """Fit the SVG to a page: its width, its font, its colours, and no name that meets another's."""
+    svg = re.sub(r"<!--.*?-->\n?", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    svg = re.sub(r'(<svg [^>]*?) width="[^"]*" height="[^"]*"', r"\1", svg, count=1)
+    svg = svg.replace("<svg ", '<svg font-family="sans-serif" ', 1)
+    svg = re.sub(r"font-family: [^;\"]*; ", "", svg)
+    svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)
+    # Groups are called alike in every figure, and nothing refers to them.
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)
+    for name, colour in THEME.items():
+        svg = svg.replace(colour, f"var(--plot-{name}, {colour})")
+    return svg.strip()

@@ -1,0 +1,112 @@
+"""The run folder: where a run leaves everything, and the only place that knows the names in it."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from yrunner.errors import RunError
+
+STEP_FOLDER = re.compile(r"step-(\d+)")
+
+
+class RunDir:
+    """`outputs/<name>`; a file appears in it under its final name only when it is complete."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.absolute()
+        self.recipe = self.folder / "recipe.resolved.yaml"
+        self.environment = self.folder / "environment.json"
+        self.fingerprint = self.folder / "fingerprint.json"
+        self.data_report = self.folder / "data_report.json"
+        self.metrics = self.folder / "metrics.jsonl"
+        self.before = self.folder / "before.json"
+        self.after = self.folder / "after.json"
+        self.checkpoints = self.folder / "checkpoints"
+        self.trackers = self.folder / "trackers"
+        self.model = self.folder / "model"
+        self.report = self.folder / "report.html"
+
+    def create(self) -> None:
+        """Make the folder. Raises `RunError` where a run is already in it."""
+        if self.is_used():
+            raise RunError(
+                f"{self.folder} already holds a run",
+                remedy="go on with it by --resume, replace it by --overwrite, "
+                "or give this run another name",
+            )
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def is_used(self) -> bool:
+        """True where a run has begun to write."""
+        return self.recipe.exists() or self.checkpoints.exists() or self.model.exists()
+
+    def is_finished(self) -> bool:
+        """True where the trained model is complete: it is written last but for the report."""
+        return self.model.exists()
+
+    def clear(self) -> None:
+        """Remove what a run has written here, and nothing else."""
+        for path in vars(self).values():
+            if path == self.folder:
+                continue
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+    def checkpoint(self, step: int) -> Path:
+        """The folder of the checkpoint after so many updates."""
+        return self.checkpoints / f"step-{step}"
+
+    def saved_steps(self) -> list[int]:
+        """Updates after which there is a whole checkpoint, in order."""
+        if not self.checkpoints.is_dir():
+            return []
+        names = (STEP_FOLDER.fullmatch(path.name) for path in self.checkpoints.iterdir())
+        return sorted(int(match[1]) for match in names if match)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that it is there whole, or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write `content` as JSON that people can read."""
+    write_text(path, json.dumps(content, ensure_ascii=False, indent=2) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a file that `write_json` wrote."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def hash_files(files: Iterable[Path]) -> dict[str, str]:
+    """SHA-256 of each file's content, by its path."""
+    hashes = {}
+    for path in files:
+        with path.open("rb") as file:
+            hashes[str(path)] = hashlib.file_digest(file, "sha256").hexdigest()
+    return hashes
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The keys, dotted, whose values differ between two nested mappings."""
+    changed = []
+    for key in sorted({*before, *now}):
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            changed += [f"{key}.{inner}" for inner in differences(old, new)]
+        elif old != new:
+            changed.append(str(key))
+    return changed

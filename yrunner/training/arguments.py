@@ -1,0 +1,78 @@
+"""What the recipe says, in the words of transformers."""
+
+import math
+from functools import partial
+from pathlib import Path
+from typing import assert_never
+
+import torch
+from transformers import TrainingArguments
+
+from yrunner.losses.nlirg import HARD_UP_TO, nlirg_weight
+from yrunner.losses.per_token import TokenWeight, plain_weight
+from yrunner.recipe.schema import Loss, NlirgLoss, PlainLoss, TrainSection
+
+NEVER = 10**9
+"""A number of updates that no run reaches: cadence.py says when to save and to validate."""
+
+
+def make_arguments(
+    train: TrainSection,
+    *,
+    folder: Path,
+    name: str,
+    num_updates: int,
+    seed: int,
+    dtype: torch.dtype,
+    validates: bool,
+) -> TrainingArguments:
+    """Arguments of a run of `num_updates` that leaves its checkpoints in `folder`."""
+    strategy = "steps" if validates else "no"
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        run_name=name,
+        max_steps=num_updates,
+        per_device_train_batch_size=train.batch_size,
+        gradient_accumulation_steps=train.gradient_accumulation_steps,
+        learning_rate=train.learning_rate,
+        lr_scheduler_type=train.lr_scheduler,
+        warmup_steps=math.ceil(train.warmup_ratio * num_updates),
+        weight_decay=train.weight_decay,
+        max_grad_norm=train.max_grad_norm,
+        optim=train.optimizer,
+        bf16=dtype == torch.bfloat16,
+        fp16=dtype == torch.float16,
+        use_cpu=not torch.cuda.is_available(),
+        activation_checkpointing=train.gradient_checkpointing,
+        activation_checkpointing_kwargs={"use_reentrant": False},
+        seed=seed,
+        eval_strategy=strategy,
+        eval_steps=NEVER,
+        save_strategy="steps",
+        save_steps=NEVER,
+        load_best_model_at_end=validates,
+        metric_for_best_model="eval_loss",
+        greater_is_better=False,
+        # trackers.py adds TensorBoard itself.
+        report_to=[tracker for tracker in train.trackers if tracker != "tensorboard"],
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        # Trainer would put the average of the earlier losses in place of one that is not a number.
+        logging_nan_inf_filter=False,
+    )
+    # With several GPUs in one process Trainer would fall back to DataParallel, which splits the
+    # batch behind our back.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
+
+
+def token_weight(loss: Loss) -> tuple[TokenWeight, float]:
+    """The weight of a target by its loss, and the loss from which on targets are refused."""
+    match loss:
+        case PlainLoss():
+            return plain_weight, HARD_UP_TO
+        case NlirgLoss():
+            parameters = loss.model_dump(exclude={"kind"})
+            return partial(nlirg_weight, **parameters), loss.loss_deadline
+        case _:
+            assert_never(loss)

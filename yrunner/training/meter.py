@@ -1,0 +1,59 @@
+"""Sums over the targets of some updates, and the figures that are logged of them."""
+
+import time
+
+import psutil
+import torch
+from torch import Tensor
+
+from yrunner.losses.nlirg import ZONES
+
+GIB = 2**30
+
+
+class SignalMeter:
+    """Adds up the records of `sum_losses` between two logs, without waiting for the device."""
+
+    def __init__(self) -> None:
+        self._sums_R: Tensor | None = None
+        self._started: float | None = None
+
+    def start(self) -> None:
+        """Start the clock, if it does not run already."""
+        if self._started is None:
+            self._started = time.perf_counter()
+
+    def add(self, record_R: Tensor) -> None:
+        """Add the record of one micro-step."""
+        self._sums_R = record_R if self._sums_R is None else self._sums_R + record_R
+
+    def drain(self) -> dict[str, float]:
+        """The figures of everything added since the last call, under their names in metrics.jsonl.
+
+        Losses and the mean weight are per target, the zones are shares of the targets.
+        """
+        assert self._sums_R is not None, "nothing was added"
+        loss, weighted, weights, *zones, targets = self._sums_R.tolist()
+        # tolist() waited for the device, so the clock now covers all the work.
+        seconds = time.perf_counter() - self._started if self._started else 0.0
+        self._sums_R, self._started = None, None
+        shares = {
+            f"zone_{name}": count / max(targets, 1)
+            for name, count in zip(ZONES, zones, strict=True)
+        }
+        return {
+            "loss": loss / max(targets, 1),
+            "weighted_loss": weighted / max(targets, 1),
+            "mean_weight": weights / max(targets, 1),
+            **shares,
+            "targets": int(targets),
+            "targets_per_second": targets / seconds if seconds else 0.0,
+            "memory_gib": peak_memory() / GIB,
+        }
+
+
+def peak_memory() -> int:
+    """Bytes: the most the GPU had allocated, or, without one, what the process holds now."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    return int(psutil.Process().memory_info().rss)

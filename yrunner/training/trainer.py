@@ -1,0 +1,194 @@
+"""The one subclass of transformers' Trainer: weighted targets, exact sums, whole checkpoints."""
+
+# B = examples of a micro-batch, T = tokens, K = columns that are predicted from, N = targets
+
+import shutil
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import DefaultFlowCallback, PrinterCallback, Trainer, TrainerControl
+
+from yrunner.data.collate import SlicedExamples, collate
+from yrunner.data.conversation import TokenizedExample
+from yrunner.data.plan import Plan
+from yrunner.losses.per_token import (
+    LossSums,
+    TokenWeight,
+    plain_weight,
+    predicting_columns,
+    sum_losses,
+    target_losses,
+)
+from yrunner.models.quiet import quiet_libraries
+from yrunner.run_dir import RunDir
+from yrunner.tokens import IGNORE_INDEX
+from yrunner.training.meter import SignalMeter
+
+
+class SignalTrainer(Trainer):
+    """Trains along a `Plan`; every target's gradient is weighed by its loss.
+
+    The loss of an update is the sum of weight times loss over its targets, divided once by their
+    number over all micro-steps, so that accumulation cannot change a result.
+    """
+
+    # compute_loss divides by the targets of the whole update; Trainer must not divide again.
+    loss_is_scaled_for_ga = True
+    control: TrainerControl
+
+    def __init__(
+        self,
+        *,
+        train_examples: list[TokenizedExample],
+        validation_examples: list[TokenizedExample],
+        plan: Plan,
+        token_batch: int,
+        weight: TokenWeight,
+        loss_deadline: float,
+        pad_token_id: int,
+        run_dir: RunDir,
+        keep_checkpoints: int,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            train_dataset=SlicedExamples(train_examples, token_batch),
+            eval_dataset=SlicedExamples(validation_examples) if validation_examples else None,
+            data_collator=partial(collate, pad_token_id=pad_token_id),
+            **kwargs,
+        )
+        # cadence.py and progress.py take their places.
+        self.remove_callback(DefaultFlowCallback)
+        self.remove_callback(PrinterCallback)
+        self.plan = plan
+        self.weight = weight
+        self.loss_deadline = loss_deadline
+        self.run_dir = run_dir
+        self.keep_checkpoints = keep_checkpoints
+        self.meter = SignalMeter()
+
+    def get_train_dataloader(self) -> DataLoader[TokenizedExample]:
+        """Micro-batches in the order of the plan, all epochs in one sequence."""
+        loader = DataLoader(
+            self.train_dataset,
+            batch_sampler=self.plan,
+            collate_fn=self.data_collator,
+            pin_memory=self.args.device.type == "cuda",
+        )
+        return self.accelerator.prepare(loader)
+
+    def get_batch_samples(
+        self, epoch_iterator: Any, num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Tensor]], Tensor]:
+        """The micro-batches of one update, and its number of targets."""
+        batches = [next(epoch_iterator) for _ in range(num_batches)]
+        counts = [(batch["labels"] != IGNORE_INDEX).sum() for batch in batches]
+        return batches, torch.stack(counts).sum().to(device)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Trainer's, with the clock running."""
+        self.meter.start()
+        return super().training_step(*args, **kwargs)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        """The micro-batch's part of the update's loss. `num_items_in_batch`: targets of it all."""
+        assert num_items_in_batch is not None, "get_batch_samples counts the targets"
+        sums = self._sum_losses(model, inputs, self.weight)
+        self.meter.add(sums.record_R)
+        return sums.weighted / num_items_in_batch
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Plain loss per target over all validation examples, whatever the batches."""
+        examples = self.eval_dataset if eval_dataset is None else eval_dataset
+        size = self.args.per_device_train_batch_size
+        places = [(index, 0) for index in range(len(examples))]
+        loader = DataLoader(
+            examples,
+            batch_sampler=[places[start : start + size] for start in range(0, len(places), size)],
+            collate_fn=self.data_collator,
+        )
+        was_training = self.model.training
+        self.model.eval()
+        meter = SignalMeter()
+        with torch.no_grad():
+            for batch in loader:
+                sums = self._sum_losses(self.model, self._prepare_inputs(batch), plain_weight)
+                meter.add(sums.record_R)
+                self.control = self.callback_handler.on_prediction_step(
+                    self.args, self.state, self.control
+                )
+        self.model.train(was_training)
+        record = meter.drain()
+        metrics = {f"{metric_key_prefix}_loss": record["loss"]}
+        metrics[f"{metric_key_prefix}_targets"] = record["targets"]
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
+        return metrics
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Put the sums over targets in the place of Trainer's loss, which is the weighted one."""
+        if "train_runtime" in logs:
+            return  # Trainer's summary of the run: its mean of means is none of our figures
+        if "loss" in logs:
+            logs |= self.meter.drain()
+        super().log(logs)
+
+    def _sum_losses(
+        self, model: nn.Module, inputs: dict[str, Tensor], weight: TokenWeight
+    ) -> LossSums:
+        inputs = dict(inputs)
+        labels_BT = inputs.pop("labels")
+        columns_K = predicting_columns(labels_BT)
+        logits_BKV = model(**inputs, logits_to_keep=columns_K, use_cache=False).logits
+        loss_N = target_losses(logits_BKV, labels_BT, columns_K)
+        return sum_losses(loss_N, weight, self.loss_deadline)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Write a checkpoint beside its final place and rename it: it is there whole or not at all.
+
+        Replaces Trainer's method of the same name, whose files it writes, for another name of the
+        folder and for that order.
+        """
+        step = self.state.global_step
+        partial_folder = self.run_dir.checkpoints / f".step-{step}.partial"
+        shutil.rmtree(partial_folder, ignore_errors=True)
+        if self.state.best_global_step:
+            best = self.run_dir.checkpoint(self.state.best_global_step)
+            self.state.best_model_checkpoint = str(best)
+        with quiet_libraries():
+            self.save_model(str(partial_folder), _internal_call=True)
+        self._save_optimizer_and_scheduler(str(partial_folder))
+        self._save_scaler(str(partial_folder))
+        self._save_rng_state(str(partial_folder))
+        self._export_callback_states()
+        self.state.save_to_json(str(partial_folder / "trainer_state.json"))
+        final_folder = self.run_dir.checkpoint(step)
+        shutil.rmtree(final_folder, ignore_errors=True)
+        partial_folder.rename(final_folder)
+        self._remove_old_checkpoints()
+
+    def _export_callback_states(self) -> None:
+        from transformers.trainer_callback import ExportableState
+
+        for callback in [*self.callback_handler.callbacks, self.control]:
+            if isinstance(callback, ExportableState):
+                self.state.stateful_callbacks[type(callback).__name__] = callback.state()
+
+    def _remove_old_checkpoints(self) -> None:
+        steps = self.run_dir.saved_steps()
+        kept = {*steps[-self.keep_checkpoints :], self.state.best_global_step}
+        for step in steps:
+            if step not in kept:
+                shutil.rmtree(self.run_dir.checkpoint(step))
