@@ -86,3 +86,18 @@ def test_init_copies_recipes_that_load(tmp_path: Path):
     again = yrun("init", "mine", cwd=tmp_path)
     assert again.returncode == 2
     assert "mine exists already. Name a folder that does not" in again.stderr
+
+
+def test_a_full_disk_is_a_sentence_and_no_bug(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def full() -> None:
+        raise OSError(28, "No space left on device", "outputs/x/metrics.jsonl")
+
+    monkeypatch.setattr("yrunner.cli.app", full)
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith("outputs/x/metrics.jsonl: No space left on device. Free some space")
+    assert "Traceback" not in errors

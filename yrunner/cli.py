@@ -1,5 +1,6 @@
 """The command line. The only place that catches errors; nothing heavy is imported at the top."""
 
+import errno
 import sys
 import traceback
 from pathlib import Path
@@ -11,6 +12,14 @@ from yrunner.console import fail, say
 from yrunner.errors import YRunnerError
 
 REPORT_A_BUG = "this is a bug of yrunner; please report it with the lines above"
+
+WHAT_TO_DO = {
+    errno.ENOSPC: "Free some space on the disk; a run goes on from its last checkpoint by --resume",
+    errno.EDQUOT: "Free some of your quota; a run goes on from its last checkpoint by --resume",
+    errno.EACCES: "Set the permissions so that it can be read and written, or choose another place",
+    errno.EROFS: "Choose a place that can be written, such as output=/another/folder",
+}
+"""Faults of the disk that a person can mend, wherever they happen."""
 
 app = typer.Typer(
     name="yrun",
@@ -38,16 +47,43 @@ def train(
     ] = False,
 ) -> None:
     """Train a model; its base is trained first when it is a recipe without a result."""
-    from yrunner.recipe.load import load_recipe
-
     if resume and overwrite:
         raise YRunnerError("--resume and --overwrite cannot be combined", remedy="choose one")
-    # Before torch is imported: a faulty recipe is answered at once.
-    load_recipe(recipe, overrides or [])
-
+    _check(recipe, overrides)
     from yrunner.commands.train import train as run_training
 
     run_training(recipe, overrides or [], resume=resume, overwrite=overwrite)
+
+
+@app.command("eval")
+def evaluate(recipe: RecipePath, overrides: Overrides = None) -> None:
+    """Answer the recipe's tasks with its base and its result."""
+    _check(recipe, overrides)
+    from yrunner.commands.eval import evaluate as run_evaluation
+
+    run_evaluation(recipe, overrides or [])
+
+
+@app.command()
+def chat(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 256,
+) -> None:
+    """Talk to the result; it also answers the lines of a pipe."""
+    _check(recipe, overrides)
+    from yrunner.commands.chat import chat as run_chat
+
+    run_chat(recipe, overrides or [], max_new_tokens=max_new_tokens)
+
+
+@app.command()
+def merge(recipe: RecipePath, overrides: Overrides = None) -> None:
+    """Merge the adapter into its base, and check that both answer alike."""
+    _check(recipe, overrides)
+    from yrunner.commands.merge import merge as run_merge
+
+    run_merge(recipe, overrides or [])
 
 
 @app.command()
@@ -70,6 +106,13 @@ def schema() -> None:
     say(json.dumps(recipe_json_schema(), ensure_ascii=False, indent=2))
 
 
+def _check(recipe: Path, overrides: list[str] | None) -> None:
+    """Answer a faulty recipe at once, before torch is imported."""
+    from yrunner.recipe.load import load_recipe
+
+    load_recipe(recipe, overrides or [])
+
+
 def main() -> None:
     """Run a command; exit with 2 for what the user can mend, 3 for what is missing, 1 for a bug."""
     try:
@@ -84,7 +127,10 @@ def main() -> None:
         # The reader went away (`yrun schema | head`); that is no fault of anybody.
         sys.stderr.close()
         sys.exit(0)
-    except Exception:  # noqa: BLE001  the last place: everything else is a bug of ours
+    except Exception as error:  # noqa: BLE001  the last place
+        if isinstance(error, OSError) and error.errno in WHAT_TO_DO:
+            fail(f"{error.filename or 'writing'}: {error.strerror}. {WHAT_TO_DO[error.errno]}")
+            sys.exit(2)
         traceback.print_exc()
         fail(REPORT_A_BUG)
         sys.exit(1)

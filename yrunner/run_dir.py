@@ -29,6 +29,8 @@ class RunDir:
         self.checkpoints = self.folder / "checkpoints"
         self.trackers = self.folder / "trackers"
         self.model = self.folder / "model"
+        self.merged = self.folder / "merged"
+        self.eval = self.folder / "eval.json"
         self.report = self.folder / "report.html"
 
     def create(self) -> None:

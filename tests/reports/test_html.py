@@ -8,6 +8,7 @@ import pytest
 from yrunner.reports.html import (
     Answer,
     Answers,
+    Code,
     Figures,
     Plot,
     Report,
@@ -184,3 +185,8 @@ def test_a_failed_write_keeps_the_old_report_and_leaves_no_rest(tmp_path, monkey
 
 def test_the_same_report_gives_the_same_bytes(html):
     assert render_report(full_report()) == html
+
+
+def test_code_is_shown_as_it_stands_and_escaped():
+    page = render_report(Report("r", [Code("Recipe", "a:\n  b: <script>\n")]))
+    assert "<pre>a:\n  b: &lt;script&gt;\n</pre>" in page

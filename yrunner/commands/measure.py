@@ -1,7 +1,7 @@
 """What a run measures before and after training, kept in its folder."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ class Measured:
 
     answers: dict[str, list[Answered]]
     """By the name of the task."""
-    token_losses: list[float]
+    token_losses: list[float] = field(default_factory=list)
     """Loss in nats of every target of some examples."""
 
     def right(self, task: str) -> float:
@@ -80,9 +80,27 @@ def measure(
     when: str,
 ) -> Measured:
     """Let the model answer every task, and measure its loss on the first of the examples."""
+    answers = answer_tasks(model, tokenizer, recipe, tasks, f"{when} training")
+    losses = measure_token_losses(
+        model,
+        examples[:EXAMPLES_FOR_LOSSES],
+        pad_token_id=tokenizer.pad_token_id,
+        batch_size=recipe.train.batch_size,
+    )
+    return Measured(answers, losses)
+
+
+def answer_tasks(
+    model: Any,
+    tokenizer: Any,
+    recipe: Recipe,
+    tasks: Sequence[tuple[AnswerTask, list[Question]]],
+    who: str,
+) -> dict[str, list[Answered]]:
+    """The answers of a model to every task, by the task's name. `who` is for the progress bar."""
     answers = {}
     for task, questions in tasks:
-        with progress(f"{task.name}, {when} training", len(questions)) as advance:
+        with progress(f"{task.name}, {who}", len(questions)) as advance:
             answers[task.name] = answer_questions(
                 model,
                 tokenizer,
@@ -92,10 +110,4 @@ def measure(
                 batch_size=recipe.eval.batch_size,
                 advance=advance,
             )
-    losses = measure_token_losses(
-        model,
-        examples[:EXAMPLES_FOR_LOSSES],
-        pad_token_id=tokenizer.pad_token_id,
-        batch_size=recipe.train.batch_size,
-    )
-    return Measured(answers, losses)
+    return answers

@@ -1,6 +1,7 @@
 """`yrun train`: from a recipe to a tuned model, measured before and after."""
 
 import shlex
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,13 @@ from yrunner.commands.environment import describe_environment
 from yrunner.commands.fingerprint import changes_since, fingerprint
 from yrunner.commands.measure import Measured, measure, read_tasks
 from yrunner.commands.train_data import model_texts, prepare_data
-from yrunner.commands.train_story import model_card, say_plan, say_result, write_run_report
+from yrunner.commands.train_story import (
+    model_card,
+    say_next,
+    say_plan,
+    say_result,
+    write_run_report,
+)
 from yrunner.console import say
 from yrunner.data.pipeline import Prepared
 from yrunner.data.plan import Plan, make_plan
@@ -23,7 +30,7 @@ from yrunner.models.load import check_vocabulary, choose_dtype, load_model, load
 from yrunner.models.quiet import quiet_libraries
 from yrunner.models.scratch import build_model, train_tokenizer
 from yrunner.models.tuning import apply_tuning
-from yrunner.recipe.load import load_recipe, recipe_to_yaml
+from yrunner.recipe.load import base_recipe_path, load_recipe, recipe_to_yaml
 from yrunner.recipe.schema import Recipe
 from yrunner.run_dir import RunDir, write_json, write_text
 from yrunner.training.arguments import make_arguments, token_weight
@@ -36,32 +43,51 @@ from yrunner.training.trainer import SignalTrainer
 
 def train(path: Path, overrides: list[str], *, resume: bool, overwrite: bool) -> None:
     """Train the recipe at `path`, and its base before it where that is missing or has changed."""
-    remedy = f"go on with: yrun train {shlex.join([str(path), *overrides, '--resume'])}"
-    train_recipe(load_recipe(path, overrides), resume=resume, overwrite=overwrite, to_go_on=remedy)
+    order = Order(shlex.join([str(path), *overrides]), resume=resume, overwrite=overwrite)
+    train_recipe(load_recipe(path, overrides), order)
 
 
-def train_recipe(recipe: Recipe, *, resume: bool, overwrite: bool, to_go_on: str) -> None:
-    """Train one recipe; see `train`. `to_go_on` says how an interrupted run is taken up again."""
+@dataclass(frozen=True)
+class Order:
+    """How a run was asked for."""
+
+    arguments: str
+    """Recipe and overrides as they were typed, for the commands that a person is told of."""
+    resume: bool = False
+    overwrite: bool = False
+    is_base: bool = False
+    """Trained only because another recipe starts from it."""
+
+    @property
+    def to_go_on(self) -> str:
+        """How an interrupted run is taken up again."""
+        if self.is_base:
+            return "run the same command again to go on"
+        return f"go on with: yrun train {self.arguments} --resume"
+
+
+def train_recipe(recipe: Recipe, order: Order) -> None:
+    """Train one recipe; see `train`."""
     run_dir = RunDir(recipe.run_folder)
-    _check_run_folder(run_dir, recipe, resume=resume, overwrite=overwrite)
+    _check_run_folder(run_dir, recipe, order)
     stale = stale_base(recipe)
     if stale is not None:
         base, reason = stale
         say(reason)
         base_dir = RunDir(base.run_folder)
         goes_on = bool(base_dir.saved_steps()) and not changes_since(base_dir, base)
-        again = "run the same command again to go on"
-        train_recipe(base, resume=goes_on, overwrite=not goes_on, to_go_on=again)
-    if resume and run_dir.is_finished():
+        path = str(base_recipe_path(recipe))
+        train_recipe(base, Order(path, resume=goes_on, overwrite=not goes_on, is_base=True))
+    if order.resume and run_dir.is_finished():
         say(f"{recipe.name} is finished: {run_dir.model}")
         return
-    _run(recipe, run_dir, resume=resume, overwrite=overwrite, to_go_on=to_go_on)
+    _run(recipe, run_dir, order)
 
 
-def _check_run_folder(run_dir: RunDir, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
+def _check_run_folder(run_dir: RunDir, recipe: Recipe, order: Order) -> None:
     """Refuse what could lose a run, before any time is spent."""
-    if not resume:
-        if run_dir.is_used() and not overwrite:
+    if not order.resume:
+        if run_dir.is_used() and not order.overwrite:
             run_dir.create()  # raises, with what to do
         return
     if not run_dir.fingerprint.exists():
@@ -80,7 +106,7 @@ def _check_run_folder(run_dir: RunDir, recipe: Recipe, *, resume: bool, overwrit
         )
 
 
-def _run(recipe: Recipe, run_dir: RunDir, *, resume: bool, overwrite: bool, to_go_on: str) -> None:
+def _run(recipe: Recipe, run_dir: RunDir, order: Order) -> None:
     """The run itself. Nothing is written before the data is known to be sound."""
     check_trackers(recipe.train.trackers)
     tasks = read_tasks(recipe)
@@ -88,8 +114,8 @@ def _run(recipe: Recipe, run_dir: RunDir, *, resume: bool, overwrite: bool, to_g
     prepared = prepare_data(recipe, tokenizer)
     plan = _make_plan(recipe, prepared)
     dtype = _check_device(recipe)
-    if not resume:
-        _open_run_folder(recipe, run_dir, prepared, overwrite=overwrite)
+    if not order.resume:
+        _open_run_folder(recipe, run_dir, prepared, overwrite=order.overwrite)
 
     # TrainingArguments come before the model: under DeepSpeed ZeRO-3 they decide how weights load.
     arguments = make_arguments(
@@ -105,13 +131,13 @@ def _run(recipe: Recipe, run_dir: RunDir, *, resume: bool, overwrite: bool, to_g
     say_plan(recipe, model, prepared, plan)
     trainer, cadence = _make_trainer(recipe, model, tokenizer, prepared, plan, arguments, run_dir)
     watched = prepared.validation or prepared.train
-    if resume:
+    if order.resume:
         before = Measured.load(run_dir.before)
     else:
         before = measure(model, tokenizer, recipe, tasks, watched, "before")
         before.save(run_dir.before)
 
-    _train(trainer, cadence, recipe, run_dir, resume=resume, to_go_on=to_go_on)
+    _train(trainer, cadence, recipe, run_dir, order)
 
     after = measure(model, tokenizer, recipe, tasks, watched, "after")
     after.save(run_dir.after)
@@ -119,6 +145,8 @@ def _run(recipe: Recipe, run_dir: RunDir, *, resume: bool, overwrite: bool, to_g
     save_model(trainer.accelerator.unwrap_model(trainer.model), tokenizer, run_dir.model, card)
     write_run_report(recipe, run_dir, before, after)
     say_result(recipe, run_dir, before, after)
+    if not order.is_base:
+        say_next(recipe, order.arguments)
 
 
 def _load_tokenizer(recipe: Recipe) -> Any:
@@ -161,6 +189,7 @@ def _check_device(recipe: Recipe) -> torch.dtype:
 def _make_plan(recipe: Recipe, prepared: Prepared) -> Plan:
     return make_plan(
         [len(example.target_positions) for example in prepared.train],
+        lengths=[len(example.input_ids) for example in prepared.train],
         token_batch=recipe.train.token_batch,
         batch_size=recipe.train.batch_size,
         accumulation=recipe.train.gradient_accumulation_steps,
@@ -221,17 +250,11 @@ def _make_trainer(
 
 
 def _train(
-    trainer: SignalTrainer,
-    cadence: Cadence,
-    recipe: Recipe,
-    run_dir: RunDir,
-    *,
-    resume: bool,
-    to_go_on: str,
+    trainer: SignalTrainer, cadence: Cadence, recipe: Recipe, run_dir: RunDir, order: Order
 ) -> None:
     """Train, and raise `Interrupted` where a signal stopped it; the checkpoint is whole then."""
     steps = run_dir.saved_steps()
-    checkpoint = str(run_dir.checkpoint(steps[-1])) if resume else None
+    checkpoint = str(run_dir.checkpoint(steps[-1])) if order.resume else None
     with cadence.stopping_on_signals(), LiveProgress(recipe.name) as progress:
         trainer.add_callback(progress)
         with quiet_libraries():
@@ -239,4 +262,4 @@ def _train(
     finished = trainer.state.global_step >= trainer.state.max_steps
     if cadence.interrupted_by is not None and not finished:
         step = trainer.state.global_step
-        raise Interrupted(cadence.interrupted_by, step, run_dir.folder, remedy=to_go_on)
+        raise Interrupted(cadence.interrupted_by, step, run_dir.folder, remedy=order.to_go_on)

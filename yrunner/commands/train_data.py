@@ -4,8 +4,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from yrunner.console import print_table, say
-from yrunner.data.conversation import Conversation
+from yrunner.data.conversation import Conversation, TokenizedExample
 from yrunner.data.pipeline import Prepared, Rules, Source, prepare, read_conversations
+from yrunner.data.render import tokenize_conversations
 from yrunner.data.report import FileReport
 from yrunner.recipe.schema import Recipe
 
@@ -24,6 +25,7 @@ def prepare_data(recipe: Recipe, tokenizer: Any) -> Prepared:
     prepared = prepare(_sources(recipe), tokenizer, rules)
     _print_rows(prepared.reports)
     prepared.check(rules)
+    _print_left_out(prepared.reports)
     if data.validation_share is not None:
         prepared.set_validation_aside(data.validation_share, recipe.seed)
         say(f"{len(prepared.validation):,} rows are set aside for validation")
@@ -37,6 +39,14 @@ def model_texts(recipe: Recipe) -> Iterator[str]:
             for row in read_conversations(source)[1]:
                 if isinstance(row, Conversation):
                     yield from (message.content for message in row.messages)
+
+
+def first_examples(recipe: Recipe, tokenizer: Any, number: int) -> list[TokenizedExample]:
+    """The first sound rows of the training data, tokenized."""
+    rows = read_conversations(_sources(recipe)[0])[1]
+    talks = [row for row in rows if isinstance(row, Conversation)][:number]
+    results = tokenize_conversations(talks, tokenizer, system=recipe.data.system)
+    return [result for result in results if isinstance(result, TokenizedExample)]
 
 
 def _sources(recipe: Recipe) -> list[Source]:
@@ -64,6 +74,9 @@ def _print_rows(reports: Sequence[FileReport]) -> None:
         for report in reports
     ]
     print_table("Data", columns, rows)
+
+
+def _print_left_out(reports: Sequence[FileReport]) -> None:
     for report in reports:
         for refusal in report.refusals[:3]:
             say(f"left out: {refusal}")

@@ -14,7 +14,7 @@ from yrunner.models.tuning import count_parameters
 from yrunner.recipe.load import recipe_to_yaml
 from yrunner.recipe.schema import Recipe
 from yrunner.reports import plots
-from yrunner.reports.html import Answer, Answers, Block, Figures, Plot, Report, Text, write_report
+from yrunner.reports.html import Answer, Answers, Block, Code, Figures, Plot, Report, write_report
 from yrunner.run_dir import RunDir
 from yrunner.training.arguments import token_weight
 from yrunner.training.metrics_file import read_metrics
@@ -39,12 +39,28 @@ def say_plan(recipe: Recipe, model: Any, prepared: Prepared, plan: Plan) -> None
 
 
 def say_result(recipe: Recipe, run_dir: RunDir, before: Measured, after: Measured) -> None:
-    """Print what the run reached, where it is, and what comes next."""
-    if before.answers:
-        columns = ("task", "side", "questions", "right before", "right after")
-        print_table("Answered exactly", columns, _task_rows(recipe, before, after))
+    """Print what the run reached, and where it is."""
+    print_tasks(recipe, before, after)
     say(f"model:  {run_dir.model}")
     say(f"report: {run_dir.report}")
+
+
+def say_next(recipe: Recipe, arguments: str) -> None:
+    """Print the commands that come next."""
+    say("")
+    say(f"yrun chat {arguments}    # talk to it")
+    if recipe.eval.tasks:
+        say(f"yrun eval {arguments}    # its tasks again, with the base beside it")
+    if recipe.tuning.kind == "lora":
+        say(f"yrun merge {arguments}   # one model of base and adapter")
+
+
+def print_tasks(recipe: Recipe, before: Measured | None, after: Measured) -> None:
+    """Print the share of questions that each task's models answered exactly."""
+    rows = _task_rows(recipe, before, after)
+    if rows:
+        columns = ("task", "side", "questions", "right before", "right after")
+        print_table("Answered exactly", columns, rows)
 
 
 def model_card(recipe: Recipe, run_dir: RunDir, before: Measured, after: Measured) -> ModelCard:
@@ -80,7 +96,7 @@ def write_run_report(recipe: Recipe, run_dir: RunDir, before: Measured, after: M
         Plot("Weight by loss", _weight_plot(recipe, before, after), _WEIGHT_CAPTION),
         Plot("Learning rate", plots.learning_rate(records)),
         *_answer_blocks(before, after),
-        Text(f"```\n{recipe_to_yaml(recipe)}\n```", title="Recipe"),
+        Code("Recipe", recipe_to_yaml(recipe)),
     ]
     write_report(Report(recipe.name, blocks, subtitle="yrunner"), run_dir.report)
 
@@ -101,11 +117,17 @@ def _targets_of_update(token_batch: int) -> str:
 
 
 def _task_rows(
-    recipe: Recipe, before: Measured, after: Measured
+    recipe: Recipe, before: Measured | None, after: Measured
 ) -> list[tuple[str, str, int, str, str]]:
     sides = {task.name: task.side for task in recipe.eval.tasks}
     return [
-        (name, sides[name], len(rows), f"{before.right(name):.1%}", f"{after.right(name):.1%}")
+        (
+            name,
+            sides[name],
+            len(rows),
+            f"{before.right(name):.1%}" if before else "–",
+            f"{after.right(name):.1%}",
+        )
         for name, rows in after.answers.items()
         if name in sides
     ]

@@ -32,6 +32,9 @@ class Plan:
     seed: int
     max_updates: int | None = None
     """The run ends after this many updates or the epochs, whichever comes first."""
+    lengths: tuple[int, ...] = ()
+    """Tokens of each example. Given, the examples of an update are dealt out to its micro-batches
+    by length, which saves padding and cannot change the update."""
 
     @property
     def lanes(self) -> int:
@@ -80,6 +83,8 @@ class Plan:
     def __iter__(self) -> Iterator[list[Slice]]:
         size = self.micro_batch_size
         for update in self.updates():
+            if self.lengths:
+                update = sorted(update, key=lambda place: -self.lengths[place[0]])
             for number in range(self.num_micro_batches):
                 yield update[number * size : (number + 1) * size]
 
@@ -94,6 +99,7 @@ def make_plan(
     max_updates: int | None,
     order: Literal["shuffle", "as_written"],
     seed: int,
+    lengths: Sequence[int] = (),
 ) -> Plan:
     """Plan a run over examples with so many targets each, one at the least."""
     assert num_targets and min(num_targets) > 0, "an example without targets has no update"
@@ -106,6 +112,7 @@ def make_plan(
         order=order,
         seed=seed,
         max_updates=max_updates,
+        lengths=tuple(lengths),
     )
 
 

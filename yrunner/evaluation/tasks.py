@@ -9,6 +9,7 @@ from yrunner.data.conversation import Conversation, Message
 from yrunner.data.pipeline import Source, read_conversations
 from yrunner.data.render import prompt_text
 from yrunner.data.report import Refusal
+from yrunner.data.spans import THINK_CLOSE
 from yrunner.errors import DataError
 from yrunner.evaluation.generate import Advance, generate_answers
 
@@ -36,8 +37,8 @@ class Answered:
 
     @property
     def is_right(self) -> bool:
-        """Exactly the reference, but for blanks around it."""
-        return self.answer.strip() == self.reference.strip()
+        """Exactly the reference, but for blanks around it and for thinking before it."""
+        return _without_thinking(self.answer) == _without_thinking(self.reference)
 
     def as_json(self) -> dict[str, Any]:
         """For `answers.json`."""
@@ -86,6 +87,10 @@ def answer_questions(
         Answered(question.text, question.reference, answer)
         for question, answer in zip(questions, answers, strict=True)
     ]
+
+
+def _without_thinking(text: str) -> str:
+    return text.rpartition(THINK_CLOSE)[2].strip()
 
 
 def share_right(answered: Sequence[Answered]) -> float:

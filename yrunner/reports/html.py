@@ -24,6 +24,14 @@ class Text:
 
 
 @dataclass(frozen=True)
+class Code:
+    """Text to be read as it stands, such as a recipe, folded under its title."""
+
+    title: str
+    body: str
+
+
+@dataclass(frozen=True)
 class Figures:
     """Key figures as (label, value, note), for the top of a report: three to six read best."""
 
@@ -92,7 +100,7 @@ class Answers:
         return [(word, found.count(word)) for word in _OUTCOMES.values() if word in found]
 
 
-Block = Text | Figures | Table | Plot | Answers
+Block = Text | Code | Figures | Table | Plot | Answers
 
 
 @dataclass(frozen=True)
