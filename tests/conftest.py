@@ -40,7 +40,7 @@ def write_jsonl(path: Path, rows: Iterable[Any]) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tokenizer() -> Any:
+def capitals_tokenizer() -> Any:
     from yrunner.models.scratch import train_tokenizer
 
     texts = [text for row in questions(40) for text in row]
@@ -48,7 +48,7 @@ def tokenizer() -> Any:
 
 
 @pytest.fixture
-def make_model(tokenizer: Any) -> Callable[..., Any]:
+def make_model(capitals_tokenizer: Any) -> Callable[..., Any]:
     """Build a model of two layers; the same seed gives the same weights."""
     from yrunner.models.scratch import build_model
 
@@ -65,13 +65,13 @@ def make_model(tokenizer: Any) -> Callable[..., Any]:
         }
         if model_type == "qwen3":
             config["head_dim"] = 8
-        return build_model(config, tokenizer, seed)
+        return build_model(config, capitals_tokenizer, seed)
 
     return make
 
 
 @pytest.fixture(scope="session")
-def examples(tokenizer: Any) -> list[Any]:
+def examples(capitals_tokenizer: Any) -> list[Any]:
     """Forty tokenized conversations."""
     from yrunner.data.conversation import Conversation, Message
     from yrunner.data.render import tokenize_conversations
@@ -83,4 +83,4 @@ def examples(tokenizer: Any) -> list[Any]:
         )
         for n, (question, answer) in enumerate(questions(40), start=1)
     ]
-    return list(tokenize_conversations(talks, tokenizer))
+    return list(tokenize_conversations(talks, capitals_tokenizer))

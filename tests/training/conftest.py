@@ -21,7 +21,7 @@ LOSSES = {"plain": PlainLoss(), "nlirg": NlirgLoss(kind="nlirg")}
 
 
 @pytest.fixture
-def make_trainer(tmp_path: Path, tokenizer: Any) -> Callable[..., SignalTrainer]:
+def make_trainer(tmp_path: Path, capitals_tokenizer: Any) -> Callable[..., SignalTrainer]:
     def make(
         model: Any,
         train: list[Any],
@@ -78,7 +78,7 @@ def make_trainer(tmp_path: Path, tokenizer: Any) -> Callable[..., SignalTrainer]
             token_batch=section.token_batch,
             weight=weight,
             loss_deadline=loss_deadline,
-            pad_token_id=tokenizer.pad_token_id,
+            pad_token_id=capitals_tokenizer.pad_token_id,
             run_dir=run_dir,
             keep_checkpoints=section.checkpoint.keep,
         )

@@ -1,7 +1,6 @@
 """The model that a run starts from; when that is another recipe's result, make sure it exists."""
 
 from yrunner.commands.fingerprint import changes_since
-from yrunner.console import say
 from yrunner.recipe.load import base_recipe_path, load_recipe
 from yrunner.recipe.schema import Recipe
 from yrunner.run_dir import RunDir
@@ -35,6 +34,4 @@ def base_source(recipe: Recipe) -> str:
     if path is None:
         assert recipe.model.base is not None, "a model from scratch has no base"
         return recipe.model.base
-    run_dir = RunDir(load_recipe(path).run_folder)
-    say(f"base: {run_dir.model}")
-    return str(run_dir.model)
+    return str(RunDir(load_recipe(path).run_folder).model)
