@@ -1,11 +1,20 @@
 """The run folder: whole files, and never two runs in one folder."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from yrunner.errors import RunError
-from yrunner.run_dir import RunDir, differences, hash_files, read_json, write_json, write_text
+from yrunner.run_dir import (
+    RunDir,
+    differences,
+    hash_files,
+    read_json,
+    whole_folder,
+    write_json,
+    write_text,
+)
 
 
 def test_a_folder_that_holds_a_run_is_refused(tmp_path: Path):
@@ -57,3 +66,25 @@ def test_a_changed_byte_changes_the_hash(tmp_path: Path):
     before = hash_files([path])
     path.write_bytes(b"a" * 99_999 + b"b")
     assert hash_files([path]) != before
+
+
+def test_a_folder_has_its_final_name_only_when_it_is_whole(tmp_path: Path):
+    final = tmp_path / "step-10"
+    with whole_folder(final) as folder:
+        (folder / "a").write_text("old")
+        assert not final.exists()
+    with pytest.raises(ValueError, match="on purpose"), whole_folder(final) as folder:
+        (folder / "a").write_text("new")
+        raise ValueError("on purpose")
+    assert (final / "a").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["step-10"]
+
+
+def test_a_failure_on_a_full_disk_is_named_as_such(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=0))
+    with (
+        pytest.raises(RunError, match=r"the disk is full: .*step-10 could not be written\. Free"),
+        whole_folder(tmp_path / "step-10"),
+    ):
+        raise RuntimeError("unexpected pos 3724288 vs 3724180")
+    assert list(tmp_path.iterdir()) == []

@@ -5,12 +5,15 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from yrunner.errors import RunError
 
+FULL_DISK = 2**20
+"""Bytes: with less space left than this, a write that failed has failed for want of it."""
 STEP_FOLDER = re.compile(r"step-(\d+)")
 
 
@@ -71,6 +74,41 @@ class RunDir:
             return []
         names = (STEP_FOLDER.fullmatch(path.name) for path in self.checkpoints.iterdir())
         return sorted(int(match[1]) for match in names if match)
+
+
+@contextmanager
+def whole_folder(final: Path) -> Iterator[Path]:
+    """Give a folder to write into that gets the name `final` when everything is written.
+
+    Where the writing fails nothing is left of it; raises `RunError` where the disk was full, which
+    the libraries that write weights report in many ways.
+    """
+    partial = final.with_name(f".{final.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+    except Exception as error:
+        free = shutil.disk_usage(partial).free
+        shutil.rmtree(partial, ignore_errors=True)
+        if free < FULL_DISK:
+            raise RunError(
+                f"the disk is full: {final} could not be written",
+                remedy="free some space; the last checkpoint is whole, go on from it by --resume",
+            ) from error
+        raise
+    _replace_folder(final, partial)
+
+
+def _replace_folder(final: Path, partial: Path) -> None:
+    """Put `partial` in the place of `final`, which is kept until that has worked."""
+    previous = final.with_name(f".{final.name}.previous")
+    if final.exists():
+        # Only now: after a crash between the two renames, `previous` is the only copy.
+        shutil.rmtree(previous, ignore_errors=True)
+        final.rename(previous)
+    partial.rename(final)
+    shutil.rmtree(previous, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:

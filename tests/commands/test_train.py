@@ -214,3 +214,11 @@ def test_an_interrupted_run_saves_says_how_to_go_on_and_resumes(workplace, chang
         assert line, "the resumed run must go on after the saved update"
     again.kill()
     again.wait()
+
+
+def test_a_project_that_was_moved_is_not_trained_anew(trained, workplace, monkeypatch, capfd):
+    moved = workplace.with_name(f"{workplace.name}-moved")
+    workplace.rename(moved)
+    monkeypatch.chdir(moved)
+    run(overwrite=True)
+    assert "rebuilding" not in capfd.readouterr().out

@@ -27,7 +27,10 @@ def losses_one_by_one(model, examples):
 
 @pytest.mark.parametrize("loss", ["plain", "nlirg"])
 @pytest.mark.parametrize("token_batch", [0, 7])
-def test_accumulation_changes_nothing(make_model, examples, make_trainer, loss, token_batch):
+@pytest.mark.parametrize(("optimizer", "rate"), [("sgd", 0.1), ("adamw_torch", 1e-3)])
+def test_accumulation_changes_nothing(
+    make_model, examples, make_trainer, loss, token_batch, optimizer, rate
+):
     reached = []
     for batch_size, accumulation in ((16, 1), (4, 4), (1, 16)):
         model = make_model()
@@ -39,8 +42,8 @@ def test_accumulation_changes_nothing(make_model, examples, make_trainer, loss, 
             batch_size=batch_size,
             gradient_accumulation_steps=accumulation,
             token_batch=token_batch,
-            optimizer="sgd",
-            learning_rate=0.1,
+            optimizer=optimizer,
+            learning_rate=rate,
         )
         trainer.train()
         reached.append(model)

@@ -19,13 +19,14 @@ def fingerprint(recipe: Recipe) -> dict[str, Any]:
     """The recipe's keys that matter, and a hash of every file that is learned from.
 
     A base that is a recipe is named by its own fingerprint; of a folder, the names and sizes of
-    its files are taken, which is cheap for weights of any size.
+    its files are taken, which is cheap for weights of any size. Folders that lie above a file are
+    left out.
     """
     sources = [*recipe.data.train, *recipe.data.validation]
     extra = [recipe.model.chat_template] if recipe.model.chat_template else []
     return {
-        "recipe": recipe.model_dump(mode="json", exclude=WITHOUT_EFFECT),
-        "files": hash_files([*(source.file for source in sources), *extra]),
+        "recipe": _without_folders(recipe.model_dump(mode="json", exclude=WITHOUT_EFFECT)),
+        "files": _without_folders(hash_files([*(source.file for source in sources), *extra])),
         "base": _base_fingerprint(recipe),
     }
 
@@ -33,6 +34,18 @@ def fingerprint(recipe: Recipe) -> dict[str, Any]:
 def changes_since(run_dir: RunDir, recipe: Recipe) -> list[str]:
     """What differs between a run and a recipe, as dotted keys; empty when nothing does."""
     return differences(read_json(run_dir.fingerprint), fingerprint(recipe))
+
+
+def _without_folders(value: Any) -> Any:
+    """The same with file names for absolute paths: a project may be moved between two commands."""
+    match value:
+        case str():
+            return Path(value).name if value.startswith("/") else value
+        case list():
+            return [_without_folders(part) for part in value]
+        case dict():
+            return {_without_folders(key): _without_folders(part) for key, part in value.items()}
+    return value
 
 
 def _base_fingerprint(recipe: Recipe) -> Any:

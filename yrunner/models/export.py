@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from yrunner.errors import ModelError
 from yrunner.models.load import find_stop_ids
 from yrunner.models.quiet import quiet_libraries
+from yrunner.run_dir import whole_folder
 
 
 @dataclass(frozen=True)
@@ -49,22 +49,19 @@ def save_model(
     """
     folder = folder.absolute()
     base = _adapter_base(model, folder) if isinstance(model, PeftModel) else None
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     whole_model = model.get_base_model() if isinstance(model, PeftModel) else model
-    with quiet_libraries():
-        whole_model.generation_config = _generation_config(whole_model, tokenizer)
-        if isinstance(model, PeftModel):
-            _save_adapter(model, partial, base=str(base))
-        else:
-            model.save_pretrained(partial)
-        whole_model.generation_config.save_pretrained(partial)  # peft leaves it out
-        tokenizer.save_pretrained(partial)
-    text = render_card(card, is_adapter=isinstance(model, PeftModel))
-    (partial / "README.md").write_text(text, "utf-8")
-    _open_to_readers(partial)
-    _replace_folder(folder, partial)
+    with whole_folder(folder) as partial:
+        with quiet_libraries():
+            whole_model.generation_config = _generation_config(whole_model, tokenizer)
+            if isinstance(model, PeftModel):
+                _save_adapter(model, partial, base=str(base))
+            else:
+                model.save_pretrained(partial)
+            whole_model.generation_config.save_pretrained(partial)  # peft leaves it out
+            tokenizer.save_pretrained(partial)
+        text = render_card(card, is_adapter=isinstance(model, PeftModel))
+        (partial / "README.md").write_text(text, "utf-8")
+        _open_to_readers(partial)
 
 
 def loading_lines(folder: str, *, is_adapter: bool) -> str:
@@ -178,17 +175,6 @@ def _open_to_readers(folder: Path) -> None:
     for file in folder.rglob("*"):
         if file.is_file():
             file.chmod(mode)
-
-
-def _replace_folder(folder: Path, partial: Path) -> None:
-    """Put `partial` in the place of `folder`, which is kept until that has worked."""
-    previous = folder.with_name(f".{folder.name}.previous")
-    if folder.exists():
-        # Only now: after a crash between the two renames, `previous` is the only copy.
-        shutil.rmtree(previous, ignore_errors=True)
-        folder.rename(previous)
-    partial.rename(folder)
-    shutil.rmtree(previous, ignore_errors=True)
 
 
 def _is_hub_id(base: str) -> bool:

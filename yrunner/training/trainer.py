@@ -23,7 +23,7 @@ from yrunner.losses.per_token import (
     target_losses,
 )
 from yrunner.models.quiet import quiet_libraries
-from yrunner.run_dir import RunDir
+from yrunner.run_dir import RunDir, whole_folder
 from yrunner.tokens import IGNORE_INDEX
 from yrunner.training.meter import SignalMeter
 
@@ -161,22 +161,17 @@ class SignalTrainer(Trainer):
         Replaces Trainer's method of the same name, whose files it writes, for another name of the
         folder and for that order.
         """
-        step = self.state.global_step
-        partial_folder = self.run_dir.checkpoints / f".step-{step}.partial"
-        shutil.rmtree(partial_folder, ignore_errors=True)
         if self.state.best_global_step:
             best = self.run_dir.checkpoint(self.state.best_global_step)
             self.state.best_model_checkpoint = str(best)
-        with quiet_libraries():
-            self.save_model(str(partial_folder), _internal_call=True)
-        self._save_optimizer_and_scheduler(str(partial_folder))
-        self._save_scaler(str(partial_folder))
-        self._save_rng_state(str(partial_folder))
         self._export_callback_states()
-        self.state.save_to_json(str(partial_folder / "trainer_state.json"))
-        final_folder = self.run_dir.checkpoint(step)
-        shutil.rmtree(final_folder, ignore_errors=True)
-        partial_folder.rename(final_folder)
+        with whole_folder(self.run_dir.checkpoint(self.state.global_step)) as folder:
+            with quiet_libraries():
+                self.save_model(str(folder), _internal_call=True)
+            self._save_optimizer_and_scheduler(str(folder))
+            self._save_scaler(str(folder))
+            self._save_rng_state(str(folder))
+            self.state.save_to_json(str(folder / "trainer_state.json"))
         self._remove_old_checkpoints()
 
     def _export_callback_states(self) -> None:
