@@ -147,6 +147,18 @@ def test_faulty_rows_stop_the_run_before_anything_is_written(workplace, change):
     assert [row["row"] for row in report["files"][0]["refusals"]] == [17, 18]
 
 
+def test_what_would_fail_after_the_base_is_found_before_it(workplace, change):
+    change("tuned.yaml", data__train=[{"file": "tuned_rows.jsonl"}])
+    rows = [{"instruction": "a", "output": "b"}, {"instruction": "a", "output": ""}]
+    write_jsonl(workplace / "tuned_rows.jsonl", rows)
+    with pytest.raises(YRunnerError, match=r"tuned_rows\.jsonl row 2"):
+        run()
+    change("tuned.yaml", train__trackers=["swanlab"])
+    with pytest.raises(MissingError, match="swanlab"):
+        run()
+    assert not (workplace / "outputs").exists()
+
+
 def test_texts_are_learned_by_cpt_and_refused_by_sft(workplace, change):
     (workplace / "texts.txt").write_text("A first document.\nA second one.\n" * 4)
     change("tuned.yaml", data__train=[{"file": "texts.txt"}], eval__tasks=[])

@@ -12,7 +12,7 @@ from yrunner.commands.base import base_source, stale_base
 from yrunner.commands.environment import describe_environment
 from yrunner.commands.fingerprint import changes_since, fingerprint
 from yrunner.commands.measure import Measured, measure, read_tasks
-from yrunner.commands.train_data import model_texts, prepare_data
+from yrunner.commands.train_data import check_rows, model_texts, prepare_data
 from yrunner.commands.train_story import (
     model_card,
     say_next,
@@ -70,8 +70,12 @@ def train_recipe(recipe: Recipe, order: Order) -> None:
     """Train one recipe; see `train`."""
     run_dir = RunDir(recipe.run_folder)
     _check_run_folder(run_dir, recipe, order)
+    check_trackers(recipe.train.trackers)
+    read_tasks(recipe)
     stale = stale_base(recipe)
     if stale is not None:
+        # Training the base takes long: what can be known to fail after it is looked for before.
+        check_rows(recipe)
         base, reason = stale
         say(reason)
         base_dir = RunDir(base.run_folder)
@@ -108,7 +112,6 @@ def _check_run_folder(run_dir: RunDir, recipe: Recipe, order: Order) -> None:
 
 def _run(recipe: Recipe, run_dir: RunDir, order: Order) -> None:
     """The run itself. Nothing is written before the data is known to be sound."""
-    check_trackers(recipe.train.trackers)
     tasks = read_tasks(recipe)
     tokenizer = _load_tokenizer(recipe)
     prepared = prepare_data(recipe, tokenizer)

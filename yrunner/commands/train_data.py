@@ -5,7 +5,14 @@ from typing import Any
 
 from yrunner.console import print_table, say
 from yrunner.data.conversation import Conversation, TokenizedExample
-from yrunner.data.pipeline import Prepared, Rules, Source, prepare, read_conversations
+from yrunner.data.pipeline import (
+    Prepared,
+    Rules,
+    Source,
+    check_conversations,
+    prepare,
+    read_conversations,
+)
 from yrunner.data.render import tokenize_conversations
 from yrunner.data.report import FileReport
 from yrunner.recipe.schema import Recipe
@@ -13,15 +20,7 @@ from yrunner.recipe.schema import Recipe
 
 def prepare_data(recipe: Recipe, tokenizer: Any) -> Prepared:
     """Tokenize the recipe's files, print the fate of their rows, and refuse what it refuses."""
-    data = recipe.data
-    rules = Rules(
-        max_length=data.max_length,
-        too_long=data.too_long,
-        invalid=data.invalid,
-        system=data.system,
-        targets=data.targets,
-        texts_allowed=recipe.train.stage != "sft",
-    )
+    data, rules = recipe.data, _rules(recipe)
     prepared = prepare(_sources(recipe), tokenizer, rules)
     _print_rows(prepared.reports)
     prepared.check(rules)
@@ -47,6 +46,23 @@ def first_examples(recipe: Recipe, tokenizer: Any, number: int) -> list[Tokenize
     talks = [row for row in rows if isinstance(row, Conversation)][:number]
     results = tokenize_conversations(talks, tokenizer, system=recipe.data.system)
     return [result for result in results if isinstance(result, TokenizedExample)]
+
+
+def check_rows(recipe: Recipe) -> None:
+    """Refuse faulty rows as `prepare_data` does, as far as they are seen without a tokenizer."""
+    check_conversations(_sources(recipe), _rules(recipe))
+
+
+def _rules(recipe: Recipe) -> Rules:
+    data = recipe.data
+    return Rules(
+        max_length=data.max_length,
+        too_long=data.too_long,
+        invalid=data.invalid,
+        system=data.system,
+        targets=data.targets,
+        texts_allowed=recipe.train.stage != "sft",
+    )
 
 
 def _sources(recipe: Recipe) -> list[Source]:

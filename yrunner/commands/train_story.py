@@ -11,7 +11,7 @@ from yrunner.data.plan import Plan, epoch_after
 from yrunner.losses.nlirg import EASY_UP_TO, LEARNING_UP_TO
 from yrunner.models.export import ModelCard
 from yrunner.models.tuning import count_parameters
-from yrunner.recipe.load import recipe_to_yaml
+from yrunner.recipe.load import base_recipe_path, recipe_to_yaml
 from yrunner.recipe.schema import Recipe
 from yrunner.reports import plots
 from yrunner.reports.html import Answer, Answers, Block, Code, Figures, Plot, Report, write_report
@@ -72,9 +72,10 @@ def model_card(recipe: Recipe, run_dir: RunDir, before: Measured, after: Measure
     best = _best_validation(run_dir)
     if best is not None:
         figures.insert(0, ("validation loss", f"{best:.4f} nats per target"))
+    base_recipe = base_recipe_path(recipe)
     return ModelCard(
         name=recipe.name,
-        base=recipe.model.base,
+        base=base_recipe.name if base_recipe else recipe.model.base,
         tuning=recipe.tuning.kind,
         recipe=recipe_to_yaml(recipe),
         figures=figures,

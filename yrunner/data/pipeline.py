@@ -83,14 +83,7 @@ class Prepared:
         """Raise `YRunnerError` with the counts and the first faulty rows where the rules stop the
         run, or where nothing is left to learn from or to validate on.
         """
-        stopping = [kind for kind in ("invalid", "too_long") if getattr(rules, kind) == "refuse"]
-        all_refusals = [row for report in self.reports for row in report.refusals]
-        refusals = [row for row in all_refusals if row.kind in stopping]
-        if refusals:
-            raise YRunnerError(
-                _refusal_lines(refusals, f"{_num_rows(len(refusals))} cannot be learned from"),
-                remedy=_refusal_remedy({refusal.kind for refusal in refusals}),
-            )
+        _stop_on([row for report in self.reports for row in report.refusals], rules)
         self._check_something_is_left("train", self.train, "to learn from")
         self._check_something_is_left("validation", self.validation, "to validate on")
 
@@ -121,6 +114,23 @@ def prepare(sources: Sequence[Source], tokenizer: Any, rules: Rules) -> Prepared
         prepared.reports.append(report)
         (prepared.train if source.purpose == "train" else prepared.validation).extend(examples)
     return prepared
+
+
+def check_conversations(sources: Sequence[Source], rules: Rules) -> None:
+    """Raise what `prepare` and `Prepared.check` would for rows that no tokenizer could save."""
+    rows = [row for source in sources for row in _read_allowed(source, rules)[1]]
+    _stop_on([row for row in rows if isinstance(row, Refusal)], rules)
+
+
+def _stop_on(refusals: Sequence[Refusal], rules: Rules) -> None:
+    """Raise `YRunnerError` where the rules stop the run for one of these rows."""
+    kinds = [kind for kind in ("invalid", "too_long") if getattr(rules, kind) == "refuse"]
+    stopping = [refusal for refusal in refusals if refusal.kind in kinds]
+    if stopping:
+        raise YRunnerError(
+            _refusal_lines(stopping, f"{_num_rows(len(stopping))} cannot be learned from"),
+            remedy=_refusal_remedy({refusal.kind for refusal in stopping}),
+        )
 
 
 def _num_rows(number: int) -> str:
@@ -201,9 +211,8 @@ def _conversations(
             yield Refusal(origin, "invalid", str(fault))
 
 
-def _prepare_file(
-    source: Source, tokenizer: Any, rules: Rules
-) -> tuple[FileReport, list[TokenizedExample]]:
+def _read_allowed(source: Source, rules: Rules) -> tuple[str, Iterator[Conversation | Refusal]]:
+    """`read_conversations`, but for files of texts where the rules do not allow them."""
     format_name, rows = read_conversations(source)
     if format_name == "text" and not rules.texts_allowed:
         raise DataError(
@@ -211,6 +220,13 @@ def _prepare_file(
             "holds plain texts, which train.stage sft does not learn from",
             remedy="set train.stage to cpt",
         )
+    return format_name, rows
+
+
+def _prepare_file(
+    source: Source, tokenizer: Any, rules: Rules
+) -> tuple[FileReport, list[TokenizedExample]]:
+    format_name, rows = _read_allowed(source, rules)
     report = FileReport(source.file, source.purpose, format_name)
     kept: list[TokenizedExample] = []
     for chunk in _chunks(rows, ROWS_AT_ONCE):

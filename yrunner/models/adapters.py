@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from yrunner.errors import ModelError
+from yrunner.models.hub import only_cached
 from yrunner.models.quiet import quiet_libraries
 
 CONFIG_FILE = "adapter_config.json"
@@ -26,10 +27,12 @@ def find_adapter(source: str) -> Path | None:
     folder = Path(source)
     if folder.is_dir():
         return folder if (folder / CONFIG_FILE).is_file() else None
-    if find_adapter_config_file(source) is None:
+    if find_adapter_config_file(source, local_files_only=only_cached(source)) is None:
         return None
     wanted = [CONFIG_FILE, WEIGHTS_FILE, "generation_config.json"]
-    return Path(snapshot_download(source, allow_patterns=wanted))
+    return Path(
+        snapshot_download(source, allow_patterns=wanted, local_files_only=only_cached(source))
+    )
 
 
 def read_base(adapter: Path) -> str:

@@ -22,6 +22,7 @@ from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from yrunner.errors import ModelError
 from yrunner.models.adapters import attach_adapter, find_adapter, merge_adapter, read_base
 from yrunner.models.failures import explain_failure
+from yrunner.models.hub import only_cached
 from yrunner.models.quiet import quiet_libraries
 
 DTYPES = {
@@ -61,7 +62,9 @@ def load_tokenizer(
         source = read_base(adapter)
     with quiet_libraries(), explain_failure(source):
         tokenizer = _tokenizer_class(source).from_pretrained(
-            source, trust_remote_code=trust_remote_code
+            source,
+            trust_remote_code=trust_remote_code,
+            local_files_only=only_cached(source),
         )
     if len(tokenizer) <= len(tokenizer.get_added_vocab()):
         # transformers makes an empty tokenizer of the model's kind when the files are missing.
@@ -105,6 +108,7 @@ def load_model(
             source,
             dtype=dtype,
             trust_remote_code=trust_remote_code,
+            local_files_only=only_cached(source),
             use_safetensors=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # `_check_complete` refuses them, with their names
@@ -197,7 +201,9 @@ def _tokenizer_class(source: str) -> Any:
     AutoTokenizer replaces it by Qwen2Tokenizer beside a qwen2 config.json, which changes the text
     (NFC), but not beside an adapter: base and adapter would read different ids.
     """
-    saved_class = get_tokenizer_config(source).get("tokenizer_class")
+    saved_class = get_tokenizer_config(source, local_files_only=only_cached(source)).get(
+        "tokenizer_class"
+    )
     return PreTrainedTokenizerFast if saved_class == "TokenizersBackend" else AutoTokenizer
 
 
