@@ -234,3 +234,14 @@ def test_a_project_that_was_moved_is_not_trained_anew(trained, workplace, monkey
     monkeypatch.chdir(moved)
     run(overwrite=True)
     assert "rebuilding" not in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "tuning",
+    [{"kind": "full"}, {"kind": "freeze", "train_top": 0.5}, {"kind": "lora", "rank": 4}],
+    ids=lambda tuning: tuning["kind"],
+)
+def test_every_tuning_runs_in_bfloat16(workplace, change, tuning):
+    change("tuned.yaml", tuning=tuning, model__dtype="bfloat16")
+    run()
+    assert Path("outputs/tuned/report.html").exists()

@@ -137,12 +137,14 @@ def _run(recipe: Recipe, run_dir: RunDir, order: Order) -> None:
     if order.resume:
         before = Measured.load(run_dir.before)
     else:
-        before = measure(model, tokenizer, recipe, tasks, watched, "before")
+        with _mixed_precision(trainer, dtype):
+            before = measure(model, tokenizer, recipe, tasks, watched, "before")
         before.save(run_dir.before)
 
     _train(trainer, cadence, recipe, run_dir, order)
 
-    after = measure(model, tokenizer, recipe, tasks, watched, "after")
+    with _mixed_precision(trainer, dtype):
+        after = measure(model, tokenizer, recipe, tasks, watched, "after")
     after.save(run_dir.after)
     card = model_card(recipe, run_dir, before, after)
     save_model(trainer.accelerator.unwrap_model(trainer.model), tokenizer, run_dir.model, card)
@@ -187,6 +189,12 @@ def _check_device(recipe: Recipe) -> torch.dtype:
             "model.dtype float16 needs a GPU", remedy="use float32 or bfloat16 on a CPU"
         )
     return dtype
+
+
+def _mixed_precision(trainer: SignalTrainer, dtype: torch.dtype) -> torch.autocast:
+    """Measure in the precision of the training: trained weights are float32, frozen ones not."""
+    enabled = dtype != torch.float32
+    return torch.autocast(trainer.args.device.type, dtype=dtype, enabled=enabled)
 
 
 def _make_plan(recipe: Recipe, prepared: Prepared) -> Plan:
