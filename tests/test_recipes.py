@@ -39,3 +39,8 @@ def test_every_shipped_recipe_points_editors_at_the_schema(path: Path):
 
 def test_the_schema_beside_the_recipes_is_the_one_that_yrun_prints():
     assert json.loads(SCHEMA.read_text("utf-8")) == recipe_json_schema()
+
+
+def test_the_readme_shows_the_main_recipe_as_it_is():
+    recipe = (FOLDER / "legal_sft.yaml").read_text("utf-8").split("\n", 1)[1].strip()
+    assert f"```yaml\n{recipe}\n```" in (FOLDER.parent / "README.md").read_text("utf-8")
