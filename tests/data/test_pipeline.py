@@ -29,7 +29,7 @@ def check_message(prepared, path, **rules):
     return str(refused.value).replace(f"{path.parent}/", "")
 
 
-def test_every_row_is_kept_or_refused_with_its_place(write, tokenizer):
+def test_no_row_disappears_each_is_kept_or_refused_with_its_place(write, tokenizer):
     path = write("a.jsonl", jsonl(GOOD, "{", {**GOOD, "output": ""}, "", GOOD, [1]))
     prepared = prepare_file(path, tokenizer)
     (report,) = prepared.reports

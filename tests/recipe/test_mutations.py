@@ -2,7 +2,6 @@
 
 import random
 import re
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -125,13 +124,10 @@ def test_a_spoilt_recipe_loads_or_says_where_it_is_spoilt(seed: int, folder: Pat
     mutate = MUTATIONS[seed % len(MUTATIONS)]
     path = Path("recipe.yaml")
     path.write_bytes(mutate(chance, WHOLE))
-    # The processor's time, so that a busy machine cannot fail the test.
-    started = time.process_time()
     try:
         load_recipe(path)
     except RecipeError as error:
         assert_each_problem_has_a_place(error)
-    assert time.process_time() - started < 1
 
 
 def test_the_recipe_that_is_spoilt_is_valid(folder: Path) -> None:
