@@ -26,7 +26,7 @@ SCRATCH = {
 
 
 @pytest.fixture
-def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with data and two recipes, base.yaml and tuned.yaml; commands run in it."""
     monkeypatch.chdir(tmp_path)
     rows = [{"instruction": question, "output": answer} for question, answer in questions(24)]
@@ -67,11 +67,11 @@ def write_recipe(path: Path, content: dict[str, Any]) -> Path:
 
 
 @pytest.fixture
-def change(workplace: Path) -> Callable[..., None]:
+def change(project: Path) -> Callable[..., None]:
     """Change keys of a recipe by their dotted names."""
 
     def change_keys(recipe: str, **keys: Any) -> None:
-        path = workplace / recipe
+        path = project / recipe
         content = yaml.safe_load(path.read_text("utf-8"))
         for dotted, value in keys.items():
             section = content

@@ -19,10 +19,10 @@ TUNED = Path("tuned.yaml")
 
 
 @pytest.fixture
-def trained(workplace, capfd):
+def trained(project, capfd):
     train(TUNED, [], resume=False, overwrite=False)
     capfd.readouterr()
-    return workplace
+    return project
 
 
 def test_eval_answers_every_task_with_the_base_and_the_result(trained, capfd):
@@ -33,7 +33,7 @@ def test_eval_answers_every_task_with_the_base_and_the_result(trained, capfd):
     assert answers == after, "a merged adapter answers as the trained model did"
 
 
-def test_eval_without_tasks_or_without_a_result_says_what_to_do(workplace):
+def test_eval_without_tasks_or_without_a_result_says_what_to_do(project):
     with pytest.raises(YRunnerError, match=r"has no eval\.tasks\. Add one"):
         evaluate(TUNED, ["eval.tasks=[]"])
     with pytest.raises(RunError, match=r"has no result in .*\. Train it first: yrun train"):
@@ -77,6 +77,6 @@ def test_a_merge_that_answers_differently_is_refused(trained, monkeypatch):
     assert not (trained / "outputs/tuned/merged").exists()
 
 
-def test_a_model_without_an_adapter_needs_no_merging(workplace):
+def test_a_model_without_an_adapter_needs_no_merging(project):
     with pytest.raises(YRunnerError, match=r"full leaves whole weights\. Nothing needs merging"):
         merge(Path("base.yaml"), [])

@@ -31,15 +31,15 @@ def records(name="tuned"):
 
 
 @pytest.fixture
-def trained(workplace, capfd):
+def trained(project, capfd):
     """Both recipes trained, and what was printed."""
     run()
     return capfd.readouterr().out
 
 
-def test_a_missing_base_is_trained_first_and_the_run_leaves_everything(trained, workplace):
+def test_a_missing_base_is_trained_first_and_the_run_leaves_everything(trained, project):
     assert "base is the base and has not been trained yet: training it first" in trained
-    folder = workplace / "outputs" / "tuned"
+    folder = project / "outputs" / "tuned"
     names = {path.name for path in folder.iterdir()}
     assert names == {
         "recipe.resolved.yaml",
@@ -77,8 +77,8 @@ def test_what_is_printed_tells_the_run_from_rows_to_result(trained):
     assert "\x1b" not in trained, "no control characters without a terminal"
 
 
-def test_the_saved_adapter_loads_in_the_three_lines_of_its_card(trained, workplace):
-    folder = workplace / "outputs" / "tuned" / "model"
+def test_the_saved_adapter_loads_in_the_three_lines_of_its_card(trained, project):
+    folder = project / "outputs" / "tuned" / "model"
     (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
     assert len(code.strip().splitlines()) == 3
     program = code + "print(type(model).__name__, len(tokenizer))"
@@ -88,8 +88,8 @@ def test_the_saved_adapter_loads_in_the_three_lines_of_its_card(trained, workpla
     assert result.stdout.startswith("PeftModelForCausalLM")
 
 
-def test_the_report_shows_curves_zones_and_answers(trained, workplace):
-    page = (workplace / "outputs" / "tuned" / "report.html").read_text("utf-8")
+def test_the_report_shows_curves_zones_and_answers(trained, project):
+    page = (project / "outputs" / "tuned" / "report.html").read_text("utf-8")
     for shown in ("Loss", "Zones", "Weight by loss", "Learning rate", "Answers: capitals"):
         assert shown in page
     assert page.count("<svg") >= 4
@@ -101,15 +101,15 @@ def test_a_run_never_overwrites_another(trained):
     run(overwrite=True)
 
 
-def test_the_base_is_used_again_until_it_or_its_data_changes(trained, workplace, change, capfd):
+def test_the_base_is_used_again_until_it_or_its_data_changes(trained, project, change, capfd):
     run(overwrite=True)
     assert "training it first" not in capfd.readouterr().out
     change("base.yaml", train__learning_rate=2e-2)
     run(overwrite=True)
     said = "base is the base and has changed (recipe.train.learning_rate): rebuilding it"
     assert said in capfd.readouterr().out
-    rows = [json.loads(line) for line in (workplace / "train.jsonl").read_text().splitlines()]
-    write_jsonl(workplace / "train.jsonl", rows[:12])
+    rows = [json.loads(line) for line in (project / "train.jsonl").read_text().splitlines()]
+    write_jsonl(project / "train.jsonl", rows[:12])
     run(overwrite=True)
     assert "base is the base and has changed (files." in capfd.readouterr().out
 
@@ -119,19 +119,19 @@ def test_a_finished_run_is_not_trained_again_by_resume(trained, capfd):
     assert "tuned is finished" in capfd.readouterr().out
 
 
-def test_resume_names_what_was_changed_since(trained, workplace, change):
+def test_resume_names_what_was_changed_since(trained, project, change):
     change("tuned.yaml", train__learning_rate=5e-3, loss__x0=1.5)
     with pytest.raises(RunError, match=r"recipe\.loss\.x0, recipe\.train\.learning_rate"):
         run(resume=True)
 
 
-def test_resume_without_a_run_says_so(workplace):
+def test_resume_without_a_run_says_so(project):
     with pytest.raises(RunError, match=r"holds no run to resume\. Start it without --resume"):
         run("base.yaml", resume=True)
 
 
-def test_faulty_rows_stop_the_run_before_anything_is_written(workplace, change):
-    with (workplace / "train.jsonl").open("a") as file:
+def test_faulty_rows_stop_the_run_before_anything_is_written(project, change):
+    with (project / "train.jsonl").open("a") as file:
         file.write('{"instruction": "cut off\n{"instruction": 7, "output": "a"}\n')
     with pytest.raises(YRunnerError) as caught:
         run("base.yaml")
@@ -140,27 +140,27 @@ def test_faulty_rows_stop_the_run_before_anything_is_written(workplace, change):
     assert "train.jsonl row 17: not JSON" in message
     assert 'row 18: "instruction" is a number, not text' in message
     assert "data.invalid: drop" in message
-    assert not (workplace / "outputs").exists()
+    assert not (project / "outputs").exists()
     run("base.yaml", "data.invalid=drop")
-    report = json.loads((workplace / "outputs/base/data_report.json").read_text())
+    report = json.loads((project / "outputs/base/data_report.json").read_text())
     assert report["files"][0]["refused"] == {"invalid": 2}
     assert [row["row"] for row in report["files"][0]["refusals"]] == [17, 18]
 
 
-def test_what_would_fail_after_the_base_is_found_before_it(workplace, change):
+def test_what_would_fail_after_the_base_is_found_before_it(project, change):
     change("tuned.yaml", data__train=[{"file": "tuned_rows.jsonl"}])
     rows = [{"instruction": "a", "output": "b"}, {"instruction": "a", "output": ""}]
-    write_jsonl(workplace / "tuned_rows.jsonl", rows)
+    write_jsonl(project / "tuned_rows.jsonl", rows)
     with pytest.raises(YRunnerError, match=r"tuned_rows\.jsonl row 2"):
         run()
     change("tuned.yaml", train__trackers=["swanlab"])
     with pytest.raises(MissingError, match="swanlab"):
         run()
-    assert not (workplace / "outputs").exists()
+    assert not (project / "outputs").exists()
 
 
-def test_texts_are_learned_by_cpt_and_refused_by_sft(workplace, change):
-    (workplace / "texts.txt").write_text("A first document.\nA second one.\n" * 4)
+def test_texts_are_learned_by_cpt_and_refused_by_sft(project, change):
+    (project / "texts.txt").write_text("A first document.\nA second one.\n" * 4)
     change("tuned.yaml", data__train=[{"file": "texts.txt"}], eval__tasks=[])
     with pytest.raises(DataError, match=r"plain texts.*Set train\.stage to cpt"):
         run()
@@ -171,31 +171,31 @@ def test_texts_are_learned_by_cpt_and_refused_by_sft(workplace, change):
 
 
 @pytest.mark.parametrize("tuning", [{"kind": "full"}, {"kind": "freeze", "train_top": 0.5}])
-def test_every_tuning_learns(workplace, change, tuning):
+def test_every_tuning_learns(project, change, tuning):
     change("tuned.yaml", tuning=tuning, train__epochs=4, loss={"kind": "plain"})
     run()
     losses = [row["loss"] for row in records() if "loss" in row]
     assert losses[-1] < losses[0]
 
 
-def test_token_batches_learn_every_target_of_the_data_once_per_epoch(workplace):
+def test_token_batches_learn_every_target_of_the_data_once_per_epoch(project):
     run("tuned.yaml", "train.token_batch=5")
     report = json.loads(Path("outputs/tuned/data_report.json").read_text())
     assert sum(row.get("targets", 0) for row in records()) == 2 * report["files"][0]["targets"]
 
 
-def test_a_share_of_the_rows_is_set_aside_for_validation(workplace, capfd):
+def test_a_share_of_the_rows_is_set_aside_for_validation(project, capfd):
     run("base.yaml", "data.validation_share=0.25")
     assert "4 rows are set aside for validation" in capfd.readouterr().out
     assert any("eval_loss" in row for row in records("base"))
 
 
-def test_a_tracker_that_is_not_installed_is_named_with_the_command_that_adds_it(workplace):
+def test_a_tracker_that_is_not_installed_is_named_with_the_command_that_adds_it(project):
     with pytest.raises(MissingError, match=r"swanlab.*pip install 'yrunner\[swanlab\]'"):
         run("base.yaml", "train.trackers=[swanlab]")
 
 
-def test_the_same_seed_gives_the_same_model(workplace):
+def test_the_same_seed_gives_the_same_model(project):
     run("base.yaml")
     run("base.yaml", "output=outputs/again")
     one, two = (Path(f"outputs/{name}/model/model.safetensors") for name in ("base", "again"))
@@ -203,11 +203,11 @@ def test_the_same_seed_gives_the_same_model(workplace):
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupted_run_saves_says_how_to_go_on_and_resumes(workplace, change, number, code):
+def test_an_interrupted_run_saves_says_how_to_go_on_and_resumes(project, change, number, code):
     change("base.yaml", train__epochs=200, train__log_every=1)
     command = [*YRUN, "train", "base.yaml"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    metrics = workplace / "outputs" / "base" / "metrics.jsonl"
+    metrics = project / "outputs" / "base" / "metrics.jsonl"
     while not metrics.exists() or metrics.read_text().count("\n") < 3:
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
@@ -216,7 +216,7 @@ def test_an_interrupted_run_saves_says_how_to_go_on_and_resumes(workplace, chang
     assert process.returncode == code
     assert re.search(r"stopped; update \d+ is saved in .*outputs/base\. Go on with: yrun", errors)
     assert "Traceback" not in errors
-    steps = [int(path.name[5:]) for path in (workplace / "outputs/base/checkpoints").iterdir()]
+    steps = [int(path.name[5:]) for path in (project / "outputs/base/checkpoints").iterdir()]
     change("base.yaml", train__epochs=200)
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     again = subprocess.Popen(
@@ -228,9 +228,9 @@ def test_an_interrupted_run_saves_says_how_to_go_on_and_resumes(workplace, chang
     again.wait()
 
 
-def test_a_project_that_was_moved_is_not_trained_anew(trained, workplace, monkeypatch, capfd):
-    moved = workplace.with_name(f"{workplace.name}-moved")
-    workplace.rename(moved)
+def test_a_project_that_was_moved_is_not_trained_anew(trained, project, monkeypatch, capfd):
+    moved = project.with_name(f"{project.name}-moved")
+    project.rename(moved)
     monkeypatch.chdir(moved)
     run(overwrite=True)
     assert "rebuilding" not in capfd.readouterr().out
@@ -241,7 +241,7 @@ def test_a_project_that_was_moved_is_not_trained_anew(trained, workplace, monkey
     [{"kind": "full"}, {"kind": "freeze", "train_top": 0.5}, {"kind": "lora", "rank": 4}],
     ids=lambda tuning: tuning["kind"],
 )
-def test_every_tuning_runs_in_bfloat16(workplace, change, tuning):
+def test_every_tuning_runs_in_bfloat16(project, change, tuning):
     change("tuned.yaml", tuning=tuning, model__dtype="bfloat16")
     run()
     assert Path("outputs/tuned/report.html").exists()
