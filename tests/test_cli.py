@@ -101,3 +101,14 @@ def test_a_full_disk_is_a_sentence_and_no_bug(
     errors = capsys.readouterr().err
     assert errors.startswith("outputs/x/metrics.jsonl: No space left on device. Free some space")
     assert "Traceback" not in errors
+
+
+def test_an_interrupt_during_heavy_imports_ends_with_code_130_and_one_word():
+    program = (
+        "import signal; from yrunner.cli import _stopping_at_once\n"
+        "with _stopping_at_once():\n    signal.raise_signal(signal.SIGINT)\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert (result.returncode, result.stderr) == (130, "stopped\n")

@@ -43,6 +43,7 @@ def test_a_write_that_fails_leaves_the_old_file_whole(tmp_path: Path):
     with pytest.raises(UnicodeEncodeError):
         write_text(path, "\ud800")
     assert read_json(path) == {"a": 1}
+    assert [found.name for found in tmp_path.iterdir()] == ["file.json"]
 
 
 def test_only_whole_checkpoints_count_and_they_are_in_order_of_their_steps(tmp_path: Path):

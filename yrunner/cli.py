@@ -1,8 +1,12 @@
 """The command line. The only place that catches errors; nothing heavy is imported at the top."""
 
 import errno
+import os
+import signal
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +15,7 @@ import typer
 from yrunner.console import fail, say
 from yrunner.errors import YRunnerError
 
+STOPPED = "stopped"
 REPORT_A_BUG = "this is a bug of yrunner; please report it with the lines above"
 
 WHAT_TO_DO = {
@@ -50,7 +55,8 @@ def train(
     if resume and overwrite:
         raise YRunnerError("--resume and --overwrite cannot be combined", remedy="choose one")
     _check(recipe, overrides)
-    from yrunner.commands.train import train as run_training
+    with _stopping_at_once():
+        from yrunner.commands.train import train as run_training
 
     run_training(recipe, overrides or [], resume=resume, overwrite=overwrite)
 
@@ -59,7 +65,8 @@ def train(
 def evaluate(recipe: RecipePath, overrides: Overrides = None) -> None:
     """Answer the recipe's tasks with its base and its result."""
     _check(recipe, overrides)
-    from yrunner.commands.eval import evaluate as run_evaluation
+    with _stopping_at_once():
+        from yrunner.commands.eval import evaluate as run_evaluation
 
     run_evaluation(recipe, overrides or [])
 
@@ -72,7 +79,8 @@ def chat(
 ) -> None:
     """Talk to the result; it also answers the lines of a pipe."""
     _check(recipe, overrides)
-    from yrunner.commands.chat import chat as run_chat
+    with _stopping_at_once():
+        from yrunner.commands.chat import chat as run_chat
 
     run_chat(recipe, overrides or [], max_new_tokens=max_new_tokens)
 
@@ -81,7 +89,8 @@ def chat(
 def merge(recipe: RecipePath, overrides: Overrides = None) -> None:
     """Merge the adapter into its base, and check that both answer alike."""
     _check(recipe, overrides)
-    from yrunner.commands.merge import merge as run_merge
+    with _stopping_at_once():
+        from yrunner.commands.merge import merge as run_merge
 
     run_merge(recipe, overrides or [])
 
@@ -106,6 +115,21 @@ def schema() -> None:
     say(json.dumps(recipe_json_schema(), ensure_ascii=False, indent=2))
 
 
+@contextmanager
+def _stopping_at_once() -> Iterator[None]:
+    """For heavy imports: inside a C++ module, KeyboardInterrupt would abort the process."""
+
+    def stop(_number: int, _frame: object) -> None:
+        fail(STOPPED)
+        os._exit(128 + signal.SIGINT)
+
+    previous = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
 def _check(recipe: Path, overrides: list[str] | None) -> None:
     """Answer a faulty recipe at once, before torch is imported."""
     from yrunner.recipe.load import load_recipe
@@ -121,8 +145,8 @@ def main() -> None:
         fail(str(error))
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        fail("stopped")
-        sys.exit(130)
+        fail(STOPPED)
+        sys.exit(128 + signal.SIGINT)
     except BrokenPipeError:
         # The reader went away (`yrun schema | head`); that is no fault of anybody.
         sys.stderr.close()

@@ -176,7 +176,7 @@ def test_a_failed_write_keeps_the_old_report_and_leaves_no_rest(tmp_path, monkey
     def refuse(*_: object) -> None:
         raise OSError("no space")
 
-    monkeypatch.setattr("yrunner.reports.html.os.replace", refuse)
+    monkeypatch.setattr("yrunner.run_dir.os.replace", refuse)
     with pytest.raises(OSError, match="no space"):
         write_report(Report("new", []), path)
     assert "old" in path.read_text(encoding="utf-8")

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import torch
+
 from yrunner.commands.base import base_source
 from yrunner.errors import RunError
 from yrunner.models.load import choose_dtype, load_model, load_tokenizer
@@ -35,9 +37,10 @@ def base_model(recipe: Recipe) -> Any:
 
 
 def _load(recipe: Recipe, source: str) -> Any:
-    return load_model(
+    model = load_model(
         source,
         dtype=choose_dtype(recipe.model.dtype),
         attention=recipe.model.attention,
         trust_remote_code=recipe.model.trust_remote_code,
     )
+    return model.to("cuda" if torch.cuda.is_available() else "cpu")

@@ -54,5 +54,5 @@ def merge(path: Path, overrides: list[str]) -> None:
 
 @torch.no_grad()
 def _logits(model: Any, example: TokenizedExample) -> torch.Tensor:
-    logits: torch.Tensor = model.eval()(torch.tensor([example.input_ids])).logits
-    return logits.float()
+    input_ids = torch.tensor([example.input_ids], device=model.device)
+    return model.eval()(input_ids).logits.float().cpu()

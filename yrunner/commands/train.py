@@ -70,6 +70,9 @@ def train_recipe(recipe: Recipe, order: Order) -> None:
     """Train one recipe; see `train`."""
     run_dir = RunDir(recipe.run_folder)
     _check_run_folder(run_dir, recipe, order)
+    if order.resume and run_dir.is_finished():
+        say(f"{recipe.name} is finished: {run_dir.model}")
+        return
     check_trackers(recipe.train.trackers)
     read_tasks(recipe)
     stale = stale_base(recipe)
@@ -82,9 +85,6 @@ def train_recipe(recipe: Recipe, order: Order) -> None:
         goes_on = bool(base_dir.saved_steps()) and not changes_since(base_dir, base)
         path = str(base_recipe_path(recipe))
         train_recipe(base, Order(path, resume=goes_on, overwrite=not goes_on, is_base=True))
-    if order.resume and run_dir.is_finished():
-        say(f"{recipe.name} is finished: {run_dir.model}")
-        return
     _run(recipe, run_dir, order)
 
 

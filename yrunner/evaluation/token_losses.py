@@ -7,7 +7,7 @@ import torch
 
 from yrunner.data.collate import collate
 from yrunner.data.conversation import TokenizedExample
-from yrunner.losses.per_token import predicting_columns, target_losses
+from yrunner.losses.per_token import model_losses
 
 
 def measure_token_losses(
@@ -21,9 +21,6 @@ def measure_token_losses(
         for start in range(0, len(examples), batch_size):
             batch = collate(examples[start : start + batch_size], pad_token_id)
             batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
-            labels_BT = batch.pop("labels")
-            columns_K = predicting_columns(labels_BT)
-            logits_BKV = model(**batch, logits_to_keep=columns_K, use_cache=False).logits
-            losses += target_losses(logits_BKV, labels_BT, columns_K).tolist()
+            losses += model_losses(model, batch).tolist()
     model.train(was_training)
     return losses

@@ -5,8 +5,9 @@ This is the only place where labels are shifted against logits.
 
 # B = examples, T = tokens, K = columns that are predicted from, V = vocabulary, N = targets
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,6 +36,15 @@ def target_losses(logits_BKV: Tensor, labels_BT: Tensor, columns_K: Tensor) -> T
     if logits_NV.dtype in (torch.float16, torch.bfloat16):
         logits_NV = logits_NV.float()
     return cross_entropy(logits_NV, labels_BK[is_target_BK], reduction="none")
+
+
+def model_losses(model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
+    """Loss of every target of a batch as `collate` makes it, in nats, shape [N], row by row."""
+    labels_BT = inputs["labels"]
+    columns_K = predicting_columns(labels_BT)
+    others = {name: tensor for name, tensor in inputs.items() if name != "labels"}
+    logits_BKV = model(**others, logits_to_keep=columns_K, use_cache=False).logits
+    return target_losses(logits_BKV, labels_BT, columns_K)
 
 
 def plain_weight(loss_N: Tensor) -> Tensor:

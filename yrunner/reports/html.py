@@ -3,7 +3,6 @@
 A report knows nothing about runs. A command fills the blocks below and writes them.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from yrunner.console import Cell, format_cell, printable, reads_as_number
+from yrunner.run_dir import write_text
 
 
 @dataclass(frozen=True)
@@ -114,13 +114,7 @@ class Report:
 
 def write_report(report: Report, path: Path) -> None:
     """Write the report; the file appears under its name only when it is complete."""
-    page = render_report(report)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
-    try:
-        unfinished.write_text(page, encoding="utf-8")
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    write_text(path, render_report(report))
 
 
 def render_report(report: Report) -> str:

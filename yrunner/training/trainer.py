@@ -1,7 +1,5 @@
 """The one subclass of transformers' Trainer: weighted targets, exact sums, whole checkpoints."""
 
-# B = examples of a micro-batch, T = tokens, K = columns that are predicted from, N = targets
-
 import shutil
 from functools import partial
 from typing import Any
@@ -17,10 +15,9 @@ from yrunner.data.plan import Plan
 from yrunner.losses.per_token import (
     LossSums,
     TokenWeight,
+    model_losses,
     plain_weight,
-    predicting_columns,
     sum_losses,
-    target_losses,
 )
 from yrunner.models.quiet import quiet_libraries
 from yrunner.run_dir import RunDir, whole_folder
@@ -148,12 +145,7 @@ class SignalTrainer(Trainer):
     def _sum_losses(
         self, model: nn.Module, inputs: dict[str, Tensor], weight: TokenWeight
     ) -> LossSums:
-        inputs = dict(inputs)
-        labels_BT = inputs.pop("labels")
-        columns_K = predicting_columns(labels_BT)
-        logits_BKV = model(**inputs, logits_to_keep=columns_K, use_cache=False).logits
-        loss_N = target_losses(logits_BKV, labels_BT, columns_K)
-        return sum_losses(loss_N, weight, self.loss_deadline)
+        return sum_losses(model_losses(model, inputs), weight, self.loss_deadline)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Write a checkpoint beside its final place and rename it: it is there whole or not at all.
