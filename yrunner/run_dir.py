@@ -36,6 +36,11 @@ class RunDir:
         self.eval = self.folder / "eval.json"
         self.report = self.folder / "report.html"
 
+    @property
+    def prepared(self) -> Path:
+        """Tokenized data, shared by the runs that stand beside each other; see data/cache.py."""
+        return self.folder.parent / ".prepared"
+
     def create(self) -> None:
         """Make the folder. Raises `RunError` where a run is already in it."""
         if self.is_used():

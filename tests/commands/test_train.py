@@ -15,6 +15,7 @@ import torch
 from tests.conftest import write_jsonl
 from yrunner.commands.train import train
 from yrunner.errors import DataError, MissingError, RunError, YRunnerError
+from yrunner.run_dir import RunDir
 
 YRUN = [sys.executable, "-m", "yrunner.cli"]
 
@@ -140,10 +141,10 @@ def test_faulty_rows_stop_the_run_before_anything_is_written(project, change):
     assert "train.jsonl row 17: not JSON" in message
     assert 'row 18: "instruction" is a number, not text' in message
     assert "data.invalid: drop" in message
-    assert not (project / "outputs").exists()
+    assert not RunDir(project / "outputs" / "base").is_used()
     run("base.yaml", "data.invalid=drop")
     report = json.loads((project / "outputs/base/data_report.json").read_text())
-    assert report["files"][0]["refused"] == {"invalid": 2}
+    assert report["files"][0]["refused"] == {"unreadable": 1, "wrong_type": 1}
     assert [row["row"] for row in report["files"][0]["refusals"]] == [17, 18]
 
 
@@ -156,7 +157,7 @@ def test_what_would_fail_after_the_base_is_found_before_it(project, change):
     change("tuned.yaml", train__trackers=["swanlab"])
     with pytest.raises(MissingError, match="swanlab"):
         run()
-    assert not (project / "outputs").exists()
+    assert not RunDir(project / "outputs" / "base").is_used()
 
 
 def test_texts_are_learned_by_cpt_and_refused_by_sft(project, change):
@@ -186,7 +187,7 @@ def test_token_batches_learn_every_target_of_the_data_once_per_epoch(project):
 
 def test_a_share_of_the_rows_is_set_aside_for_validation(project, capfd):
     run("base.yaml", "data.validation_share=0.25")
-    assert "4 rows are set aside for validation" in capfd.readouterr().out
+    assert "4 examples are set aside for validation" in capfd.readouterr().out
     assert any("eval_loss" in row for row in records("base"))
 
 

@@ -23,8 +23,20 @@ SPECIAL_TOKENS = {
     "mistral": ["[INST]", "[/INST]", "</s>"],
     "gemma": ["<start_of_turn>", "<end_of_turn>"],
     "harmony": ["<|start|>", "<|message|>", "<|channel|>", "<|end|>", "<|return|>"],
-}
-KNOWS_SYSTEM = ["scratch", "chatml", "marked", "qwen25", "qwen3", "thinking_only", "llama3"]
+    "deepseek": [
+        "<｜User｜>", "<｜Assistant｜>", "<｜end▁of▁sentence｜>",
+        "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>", "<｜tool▁call▁begin｜>",
+        "<｜tool▁call▁end｜>", "<｜tool▁sep｜>", "<｜tool▁outputs▁begin｜>",
+        "<｜tool▁outputs▁end｜>", "<｜tool▁output▁begin｜>", "<｜tool▁output▁end｜>",
+    ],
+    "glm": ["[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"],
+    "phi": ["<|system|>", "<|user|>", "<|assistant|>", "<|end|>"],
+}  # fmt: skip
+EOS_TOKENS = {"mistral": "</s>", "glm": "<|endoftext|>", "phi": "<|endoftext|>"}
+KNOWS_SYSTEM = [
+    "scratch", "chatml", "marked", "qwen25", "qwen3", "thinking_only", "minimind",
+    "llama3", "deepseek", "glm", "phi",
+]  # fmt: skip
 TEMPLATES = [*KNOWS_SYSTEM, "harmony", "mistral", "gemma"]
 """`scratch` is the template that new models get."""
 
@@ -34,10 +46,15 @@ def tokenizer_of(template: str) -> Any:
     tokenizer: Any = train_tokenizer(TEXTS, vocab_size=400)
     if template == "scratch":
         return tokenizer
-    special = [AddedToken(text, special=True) for text in SPECIAL_TOKENS.get(template, [])]
+    special = [
+        # Phi's special tokens take the line end behind them with them.
+        AddedToken(text, special=True, rstrip=template == "phi")
+        for text in SPECIAL_TOKENS.get(template, [])
+    ]
     tokenizer.add_tokens([AddedToken("<s>", special=True), *special], special_tokens=True)
     tokenizer.bos_token = "<s>"
-    if template in ("qwen3", "thinking_only"):
+    tokenizer.eos_token = EOS_TOKENS.get(template, "<|im_end|>")
+    if template in ("qwen3", "thinking_only", "minimind", "glm", "deepseek"):
         tokenizer.add_tokens(["<think>", "</think>"])
     if template == "llama3":
         # Llama 3's tokenizer leaves the blanks before words out of its offsets.
@@ -46,35 +63,72 @@ def tokenizer_of(template: str) -> Any:
     return tokenizer
 
 
+def shown_text(template: str, messages: Sequence[Message]) -> str:
+    """The whole rendering; GLM's lacks an end."""
+    text = tokenizer_of(template).apply_chat_template(
+        [{"role": it.role, "content": it.content} for it in messages], tokenize=False
+    )
+    return text + ("<|endoftext|>" if template == "glm" else "")
+
+
 def shown_replies(template: str, messages: Sequence[Message]) -> list[str]:
     """What the model has to write in each of its turns, spelled out template by template."""
     replies = [message.content for message in messages if message.role == "assistant"]
-    last = len(replies) - 1
-    shown = []
-    for number, reply in enumerate(replies):
-        thinking, answer = split_thinking(reply)
-        match template:
-            case "llama3":
-                text = f"{reply.strip()}<|eot_id|>"
-            case "mistral":
-                text = f" {reply.strip()}</s>"
-            case "gemma":
-                text = f"{reply.strip()}<end_of_turn>"
-            case "harmony":
-                end = "<|return|>" if number == last else "<|end|>"
-                text = f"<|channel|>final<|message|>{reply}{end}"
-            case "qwen3" if number == last:
-                text = f"<think>\n{thinking}\n</think>\n\n{answer.lstrip(NEWLINE)}<|im_end|>"
-            case "qwen3":
-                text = f"{answer}<|im_end|>"
-            case "thinking_only" if number == last:
-                text = f"{thinking}\n</think>\n\n{answer.lstrip(NEWLINE)}<|im_end|>"
-            case "thinking_only":
-                text = f"{answer.lstrip(NEWLINE)}<|im_end|>"
-            case _:
-                text = f"{reply}<|im_end|>"
-        shown.append(text)
-    return shown
+    show = THINKING_TEMPLATES.get(template)
+    if show:
+        last = len(replies) - 1
+        return [show(reply, number == last) for number, reply in enumerate(replies)]
+    ends = {"mistral": "</s>", "gemma": "<end_of_turn>", "llama3": "<|eot_id|>", "phi": "<|end|>"}
+    if template in ("llama3", "gemma", "mistral"):
+        replies = [reply.strip() for reply in replies]
+    before = " " if template == "mistral" else ""
+    return [f"{before}{reply}{ends.get(template, '<|im_end|>')}" for reply in replies]
+
+
+def _harmony(reply: str, is_last: bool) -> str:
+    return f"<|channel|>final<|message|>{reply}{'<|return|>' if is_last else '<|end|>'}"
+
+
+def _qwen3(reply: str, is_last: bool) -> str:
+    thinking, answer = split_thinking(reply)
+    if is_last:
+        answer = answer.lstrip(NEWLINE)
+        return f"<think>\n{thinking}\n</think>\n\n{answer}<|im_end|>"
+    return f"{answer}<|im_end|>"
+
+
+def _thinking_only(reply: str, is_last: bool) -> str:
+    thinking, answer = split_thinking(reply)
+    answer = answer.lstrip(NEWLINE)
+    return f"{thinking}\n</think>\n\n{answer}<|im_end|>" if is_last else f"{answer}<|im_end|>"
+
+
+def _minimind(reply: str, is_last: bool) -> str:
+    thinking, answer = split_thinking(reply)
+    shown = f"{answer.lstrip(NEWLINE)}<|im_end|>"
+    return f"{thinking}\n</think>\n\n{shown}" if thinking else shown
+
+
+def _deepseek(reply: str, is_last: bool) -> str:
+    return f"{reply.split('</think>')[-1]}<｜end▁of▁sentence｜>"
+
+
+def _glm(reply: str, is_last: bool) -> str:
+    thinking, answer = split_thinking(reply)
+    shown = f"\n<think>{thinking.strip() if is_last else ''}</think>"
+    if answer.strip():
+        shown += f"\n{answer.strip()}"
+    return shown + ("<|endoftext|>" if is_last else "<|user|>")
+
+
+THINKING_TEMPLATES = {
+    "harmony": _harmony,
+    "qwen3": _qwen3,
+    "thinking_only": _thinking_only,
+    "minimind": _minimind,
+    "deepseek": _deepseek,
+    "glm": _glm,
+}
 
 
 NEWLINE = "\n"

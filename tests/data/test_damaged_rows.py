@@ -4,101 +4,190 @@ import csv
 import io
 import json
 import random
+import re
+from typing import Any, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from yrunner.data.pipeline import Rules, Source, prepare, read_conversations
-from yrunner.data.report import as_json
+from tests.data.conftest import ASSETS
+from yrunner.data.conversation import Conversation, FaultKind, FaultyRow
+from yrunner.data.files import READERS
+from yrunner.data.formats import FORMATS, known_columns
+from yrunner.data.reading import Reading, read_conversations
+from yrunner.data.refusals import Refusal
+from yrunner.data.render import tokenize_conversations
 from yrunner.errors import DataError
 
+NUM_ROWS = 10_000
 DAMAGES = [
     None, 0, -1.5, 10**30, float("nan"), True, "", " ", "\x00", "\ud800", "<|im_end|>", [], {},
-    [[]], ["q", "a"], [["q", "a"]], {"role": "user"}, [None], b"\xff", "[[1]]", "x" * 300,
+    [[]], ["q", "a"], [["q", "a"]], {"role": "user"}, [None], b"\xff", "[[1]]", "{}", "x" * 300,
 ]  # fmt: skip
-ROWS = [
-    {"instruction": "q", "input": "i", "output": "a", "history": [["q", "a"]], "system": "s"},
-    {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]},
-    {"text": "第一条"},
-]
+KEYS = ["x", "role", "from", "content", "text", "history", "weight", "thinking", "tools", "\ud800"]
+ORDER = re.compile(r"s?(ua(t+a)*)+|t")
+TURN = pa.struct([(key, pa.string()) for key in ("role", "content", "from", "value", "thinking")])
+TYPES = {
+    "history": pa.list_(pa.list_(pa.string())),
+    **dict.fromkeys(("conversations", "messages"), pa.list_(TURN)),
+}
+"""What a parquet file can hold of a column; all others are texts."""
 
 
-def damaged(value, chance):
+def sound_rows(format_name: str) -> list[dict[str, Any]]:
+    lines = (ASSETS / f"{format_name}.jsonl").read_text("utf-8").splitlines()
+    return [json.loads(line)["row"] for line in lines]
+
+
+def damaged(value: Any, chance: random.Random) -> Any:
     """The value with some of its parts taken out, swapped or replaced."""
-    if chance.random() < 0.15:
+    fate = chance.random()
+    if fate < 0.05:
         return chance.choice(DAMAGES)
     if isinstance(value, dict):
-        keys = [key for key in value if chance.random() > 0.1]
-        names = {key: chance.choice(["x", "role", "\ud800"]) for key in keys}
         return {
-            (names[key] if chance.random() < 0.05 else key): damaged(value[key], chance)
-            for key in keys
+            (chance.choice(KEYS) if fate > 0.97 else key): damaged(part, chance)
+            for key, part in value.items()
+            if chance.random() > 0.03
         }
     if isinstance(value, list):
-        parts = [damaged(part, chance) for part in value if chance.random() > 0.1]
-        return parts + parts[:1] if chance.random() < 0.1 else parts
+        parts = [damaged(part, chance) for part in value if chance.random() > 0.03]
+        return parts + parts[:1] if fate > 0.95 else parts
+    if isinstance(value, str) and fate > 0.97:
+        return value[:-1]
     return value
 
 
-def as_bytes(rows, kind, folder):
-    """The rows as a file of this kind; values that it cannot hold go as text."""
+def as_json(value: Any) -> str:
+    return json.dumps(value, default=repr)
+
+
+def as_bytes(rows: list[Any], kind: str, format_name: str) -> bytes:
+    """The rows as a file of this kind; what it cannot hold goes as text, or as nothing."""
+    names = list(dict.fromkeys(key for row in sound_rows(format_name) for key in row))
+    records = [[row.get(name) if isinstance(row, dict) else row for name in names] for row in rows]
     match kind:
-        case "json":
-            return json.dumps(rows, default=repr).encode()
-        case "jsonl":
-            return "\n".join(json.dumps(row, default=repr) for row in rows).encode()
-        case "txt":
-            return "\n".join(map(str, rows)).encode(errors="replace")
-        case "csv":
-            table = io.StringIO()
-            names = list(ROWS[0])
-            records = [row.values() if isinstance(row, dict) else [row] for row in rows]
-            csv.writer(table).writerows([names, *records])
-            return table.getvalue().encode(errors="replace")
+        case ".json":
+            return as_json(rows).encode()
+        case ".jsonl":
+            return "\n".join(map(as_json, rows)).encode()
+        case ".txt":
+            return "\n".join(map(as_json, rows)).encode()
+        case ".parquet":
+            columns = {
+                name: pa.array(
+                    [_fitting(record[place], TYPES.get(name, pa.string())) for record in records],
+                    TYPES.get(name, pa.string()),
+                )
+                for place, name in enumerate(names)
+            }
+            sink = io.BytesIO()
+            pq.write_table(pa.table(columns), sink)
+            return sink.getvalue()
         case _:
-            columns = {key: [] for key in ("instruction", "output", "text", "messages")}
-            for row in rows:
-                for key, column in columns.items():
-                    value = row.get(key) if isinstance(row, dict) else row
-                    column.append(value if key == "messages" else ascii(value))
-            columns["messages"] = [
-                [ascii(turn) for turn in turns] if isinstance(turns, list) else None
-                for turns in columns["messages"]
+            table = io.StringIO()
+            writer = csv.writer(table, delimiter="\t" if kind == ".tsv" else ",")
+            cells = [
+                [_cell(value) for value in record] if isinstance(row, dict) else [as_json(row)]
+                for row, record in zip(rows, records, strict=True)
             ]
-            pq.write_table(pa.table(columns), folder / "rows.parquet")
-            return (folder / "rows.parquet").read_bytes()
+            writer.writerows([names, *cells])
+            return table.getvalue().encode(errors="replace")
 
 
-@pytest.mark.parametrize("kind", ["json", "jsonl", "csv", "txt", "parquet"])
-@pytest.mark.parametrize("format_name", ["alpaca", "messages", "text"])
-def test_of_2000_damaged_rows_each_is_kept_or_refused(kind, format_name, tmp_path, tokenizer):
-    """And of as many damaged files each is read or refused: nothing else is ever raised."""
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else as_json(value)
+
+
+def _fitting(value: Any, type_: pa.DataType) -> Any:
+    """The value as this type of parquet can hold it; null where it cannot."""
+    if pa.types.is_struct(type_):
+        if not isinstance(value, dict):
+            return None
+        return {field.name: _fitting(value.get(field.name), field.type) for field in type_}
+    if pa.types.is_list(type_):
+        if not isinstance(value, list):
+            return None
+        return [_fitting(part, type_.value_type) for part in value]
+    return value.encode(errors="replace").decode() if isinstance(value, str) else None
+
+
+def check_conversation(row: Conversation) -> None:
+    """What the rest of the program relies on."""
+    assert ORDER.fullmatch("".join(message.role[0] for message in row.messages))
+    for message in row.messages:
+        message.content.encode()
+        assert message.learned or message.role == "assistant"
+        assert message.role == "assistant" or not message.tool_calls
+        for call in message.tool_calls:
+            assert isinstance(call["function"]["arguments"], dict)
+    learned = [message for message in row.messages if message.role in ("assistant", "text")]
+    assert any(message.learned for message in learned)
+    json.dumps([row.tools, [m.tool_calls for m in row.messages]], ensure_ascii=False).encode()
+
+
+@pytest.mark.parametrize("kind", READERS)
+@pytest.mark.parametrize("format_name", FORMATS)
+def test_of_10000_damaged_rows_each_is_kept_or_refused_with_its_place(kind, format_name, tmp_path):
     chance = random.Random(f"{kind} {format_name}")
-    num_read = num_kept = 0
-    sound = next(row for row in ROWS if format_name in (*row, "alpaca"))
-    for number in range(10):
-        rows = [damaged(sound, chance) for _ in range(200)]
-        content = bytearray(as_bytes(rows, kind, tmp_path))
-        for _ in range(number % 3):
+    sound = sound_rows(format_name)
+    rows = [damaged(sound[number % len(sound)], chance) for number in range(NUM_ROWS)]
+    path = tmp_path / f"rows{kind}"
+    path.write_bytes(as_bytes(rows, kind, format_name))
+    results = read_conversations(path, Reading(format=format_name)).rows
+    fates = list(results)
+    assert [fate.origin.file for fate in fates] == [path] * NUM_ROWS
+    assert [fate.origin.row for fate in fates] == list(range(1, NUM_ROWS + 1))
+    for fate in fates:
+        if isinstance(fate, Refusal):
+            assert fate.kind in get_args(FaultKind)
+            assert fate.reason.isprintable(), fate.reason
+        else:
+            check_conversation(fate)
+    kept = sum(isinstance(fate, Conversation) for fate in fates)
+    assert kept < NUM_ROWS or kind == ".txt"
+    assert kept > NUM_ROWS / 10 or not can_hold(kind, format_name)
+
+
+def can_hold(kind: str, format_name: str) -> bool:
+    """Whether files of this kind can hold rows of this format as they are."""
+    if kind == ".txt":
+        return format_name == "text"
+    return kind not in (".csv", ".tsv") or format_name not in ("sharegpt", "messages")
+
+
+@pytest.mark.parametrize("kind", READERS)
+@pytest.mark.parametrize("format_name", FORMATS)
+def test_of_damaged_files_each_is_read_or_refused_with_its_name(kind, format_name, tmp_path):
+    chance = random.Random(f"{kind} {format_name}")
+    whole = as_bytes(sound_rows(format_name) * 5, kind, format_name)
+    path = tmp_path / f"rows{kind}"
+    for number in range(40):
+        content = bytearray(whole)
+        for _ in range(1 + number % 4):
             content[chance.randrange(len(content))] = chance.randrange(256)
-        path = tmp_path / f"a.{kind}"
-        path.write_bytes(content)
-        source = Source(path, format=format_name)
+        path.write_bytes(content[: chance.randrange(len(content))] if number % 4 == 3 else content)
+        columns = {chance.choice(known_columns(format_name)): "x"} if number % 5 == 4 else {}
         try:
-            prepared = prepare([source], tokenizer, Rules(64, invalid="drop", too_long="cut"))
+            results = read_conversations(path, Reading(columns=columns)).rows
+            for fate in results:
+                assert isinstance(fate, Refusal | Conversation)
         except DataError as error:
             assert str(path) in str(error)
-            continue
-        (report,) = prepared.reports
-        assert report.rows == report.kept + len(report.refusals) == len(read_all(source))
-        assert len(prepared.train) == report.kept
-        num_read += report.rows
-        num_kept += report.kept
-        json.dumps(as_json([report]), ensure_ascii=False).encode()
-    assert num_read > 300
-    assert num_kept > 20 or kind in ("csv", "txt", "parquet")
 
 
-def read_all(source):
-    return list(read_conversations(source)[1])
+@pytest.mark.parametrize("format_name", FORMATS)
+def test_what_is_kept_of_damaged_rows_is_tokenized_or_refused(format_name, tmp_path, tokenizer):
+    chance = random.Random(format_name)
+    path = tmp_path / "rows.jsonl"
+    rows = [damaged(row, chance) for row in sound_rows(format_name) * 40]
+    path.write_bytes(as_bytes(rows, ".jsonl", format_name))
+    results = read_conversations(path, Reading(format=format_name)).rows
+    kept = [row for row in results if isinstance(row, Conversation)]
+    examples = tokenize_conversations(kept, tokenizer)
+    assert len(examples) == len(kept) > 20
+    for row, example in zip(kept, examples, strict=True):
+        assert isinstance(example, FaultyRow) or example.origin == row.origin

@@ -1,16 +1,21 @@
 """Every kind of file is read row by row, and every fault has its place."""
 
+import gzip
 import json
+import random
+import re
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from yrunner.data.files import READERS, Damaged, read_rows
+from yrunner.data.files import READERS, read_rows
+from yrunner.data.rows import Damaged
 from yrunner.errors import DataError
 
 ROWS = [{"instruction": "问？", "output": '答, \n"so"'}, {"instruction": "b", "output": "c"}]
+PACKABLE = [kind for kind in READERS if kind != ".parquet"]
 CSV = 'instruction,output\n问？,"答, \n""so"""\n\nb,c\n'
 
 
@@ -33,10 +38,11 @@ def as_file(name, write, *, mark=b"", line_end="\n"):
     """ROWS as a file of this kind."""
     lines = [json.dumps(row, ensure_ascii=False) for row in ROWS]
     text = {".json": json.dumps(ROWS), ".jsonl": "\n\n".join(lines), ".csv": CSV}
+    text[".tsv"] = re.sub(r",(?! )", "\t", CSV)
     return write(f"rows{name}", mark + text[name].replace("\n", line_end).encode())
 
 
-@pytest.mark.parametrize("kind", [".json", ".jsonl", ".csv"])
+@pytest.mark.parametrize("kind", [".json", ".jsonl", ".csv", ".tsv"])
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
 def test_rows_come_out_as_they_went_in_with_and_without_a_byte_order_mark(kind, mark, write):
     assert rows_of(as_file(kind, write, mark=mark)) == ROWS
@@ -89,20 +95,107 @@ def test_a_parquet_map_with_numbers_for_keys_is_read(tmp_path):
     assert rows_of(path) == [{"m": [(1, "a")]}]
 
 
-@pytest.mark.parametrize("kind", [".json", ".jsonl", ".csv", ".txt"])
+@pytest.mark.parametrize("kind", PACKABLE)
 @pytest.mark.parametrize("content", ["", "\ufeff", "\n \n"])
 def test_an_empty_file_has_no_rows(kind, content, write):
     assert rows_of(write(f"a{kind}", content)) == []
 
 
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
-@pytest.mark.parametrize("kind", [".json", ".jsonl", ".csv", ".txt"])
+@pytest.mark.parametrize("kind", PACKABLE)
 def test_another_encoding_names_the_line_and_the_byte(kind, mark, write):
     path = write(f"a{kind}", mark + b"text\n" + "caf\u00e9".encode("latin-1"))
     assert message_of(path) == (
         f"a{kind}: line 2: byte {9 + len(mark)} of the file (0xe9) is not UTF-8. "
         "Save the file as UTF-8"
     )
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_a_file_in_utf16_is_told_from_other_encodings(encoding, write):
+    path = write("a.csv", "\ufefftext\n灯".encode(encoding))
+    value = path.read_bytes()[0]
+    assert message_of(path) == (
+        f"a.csv: line 1: byte 1 of the file (0x{value:02x}) is not UTF-8. It begins as UTF-16 "
+        "does; save the file as UTF-8, or: iconv -f UTF-16 -t UTF-8"
+    )
+
+
+@pytest.mark.parametrize("kind", PACKABLE)
+def test_a_packed_file_has_the_rows_of_the_file_in_it(kind, write, tmp_path):
+    content = CSV if kind == ".txt" else as_file(kind, write).read_text("utf-8")
+    plain = write(f"a{kind}", content)
+    packed = write(f"b{kind}.GZ", gzip.compress(content.encode()))
+    assert rows_of(packed) == rows_of(plain)
+    assert numbers_of(packed) == numbers_of(plain)
+
+
+def test_the_byte_that_is_not_utf8_is_counted_in_the_unpacked_file(write):
+    path = write("a.txt.gz", gzip.compress(b"text\n\xe9"))
+    assert "line 2: byte 6 of the unpacked file (0xe9)" in message_of(path)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: content[:-9],
+        lambda content: content[:40] + b"\0" * 40 + content[80:],
+        lambda content: b"text" + content,
+        lambda content: content[:-8] + b"12345678",
+    ],
+    ids=["truncated", "overwritten", "not gzip", "another sum"],
+)
+def test_a_damaged_gzip_file_is_refused(damage, write):
+    rows = "".join(json.dumps({"text": str(number**9)}) + "\n" for number in range(500))
+    message = message_of(write("a.jsonl.gz", damage(gzip.compress(rows.encode()))))
+    assert message.startswith("a.jsonl.gz: not a whole gzip file: ")
+    assert message.endswith("Download it or pack it anew")
+
+
+def test_a_packed_parquet_file_is_refused(write):
+    assert message_of(write("a.parquet.gz", b"")) == (
+        "a.parquet.gz: parquet files are packed inside, and cannot be read from a gzip file. "
+        "Unpack it: gunzip a.parquet.gz"
+    )
+
+
+def test_the_bytes_told_of_sum_up_to_the_size_of_the_file(write, tmp_path):
+    text = "".join(json.dumps({"text": "灯" * number}) + "\n" for number in range(2000))
+    pq.write_table(pa.table({"text": ["灯"] * 2500}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"text": pa.array([], pa.string())}), tmp_path / "b.parquet")
+    for path in (
+        write("a.jsonl", text),
+        write("a.json", f"[{text.replace(chr(10), ',')}1]"),
+        write("a.txt.gz", gzip.compress(text.encode())),
+        write("b.txt", text),
+        write("c.txt", ""),
+        tmp_path / "a.parquet",
+        tmp_path / "b.parquet",
+    ):
+        for document in ("line", "file"):
+            told: list[int] = []
+            num_rows = sum(1 for _ in read_rows(path, document=document, advance=told.append))
+            assert sum(told) == path.stat().st_size, (path, num_rows)
+            assert all(num_bytes >= 0 for num_bytes in told)
+
+
+@pytest.mark.parametrize("kind", [".json", ".jsonl", ".csv", ".tsv", ".txt", ".jsonl.gz"])
+def test_the_first_row_comes_before_the_file_is_read_to_its_end(kind, write):
+    rows = [f'"{random.Random(number).randbytes(5_000).hex()}"' for number in range(500)]
+    text = f"[{','.join(rows)}]" if kind == ".json" else "\n".join(rows)
+    content = gzip.compress(text.encode(), 1) if kind.endswith(".gz") else text.encode()
+    path = write(f"a{kind}", content)
+    told: list[int] = []
+    next(read_rows(path, advance=told.append))
+    assert 0 < sum(told) < path.stat().st_size / 2
+
+
+def test_a_whole_txt_file_may_be_one_document(write):
+    path = write("a.txt", "\ufeffone\r\n\r\n two\n")
+    assert [(origin.row, row) for origin, row in read_rows(path, document="file")] == [
+        (1, {"text": "one\n\n two\n"})
+    ]
+    assert list(read_rows(write("b.txt", " \n\n"), document="file")) == []
 
 
 def test_a_broken_json_file_names_line_and_column(write):
@@ -170,6 +263,12 @@ def test_a_broken_quote_names_the_record_and_the_line(write):
     assert message.startswith("a.csv row 3: not CSV: unexpected end of data (line 6). Put")
 
 
+def test_a_broken_tsv_file_says_what_separates_its_fields(write):
+    message = message_of(write("a.tsv", 'text\tid\n"open\t1\n'))
+    assert message.startswith("a.tsv row 1: not TSV: unexpected end of data (line 2). Put")
+    assert "fields with tabs or line ends" in message
+
+
 def test_a_field_may_be_as_long_as_a_book(write):
     book = "灯" * 200_000
     assert rows_of(write("a.csv", f'text\n"{book}"\n')) == [{"text": book}]
@@ -203,7 +302,9 @@ def test_a_file_that_is_not_there_is_named(kind, tmp_path):
 def test_a_folder_and_unknown_kinds_are_refused(tmp_path):
     (tmp_path / "a.json").mkdir()
     assert message_of(tmp_path / "a.json") == "a.json: cannot be read: Is a directory"
-    kinds = "Use one of .json, .jsonl, .csv, .parquet, .txt"
+    kinds = (
+        "Use one of .json, .jsonl, .csv, .tsv, .parquet, .txt, or any but .parquet packed as .gz"
+    )
     assert message_of(Path("a.xlsx")) == f'a.xlsx: files of kind ".xlsx" cannot be read. {kinds}'
     assert message_of(Path("a")) == f"a: files without an ending cannot be read. {kinds}"
 

@@ -1,7 +1,7 @@
 """The plan holds every target once an epoch, and knows its own length."""
 
 from collections import Counter
-from itertools import chain
+from itertools import chain, pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -50,7 +50,8 @@ def test_every_target_is_trained_exactly_once_an_epoch(num_targets, choices):
     learned = Counter(
         (place[0], label)
         for micro_batch in plan
-        for place in micro_batch
+        for row in micro_batch
+        for place in row
         for label in slices[place].labels
         if label != IGNORE_INDEX
     )
@@ -78,7 +79,7 @@ def test_the_number_of_micro_batches_is_exact(num_targets, choices):
         joined = list(chain(*micro_batches[number * size : (number + 1) * size]))
         assert joined == update
         assert update, "no update is empty"
-        assert len({example for example, _ in update}) == len(update)
+        assert len({example for ((example, _),) in update}) == len(update)
 
 
 @settings(deadline=None)
@@ -114,10 +115,10 @@ def test_as_written_takes_the_examples_in_the_order_of_the_file():
     assert (
         list(plan)
         == [
-            [(0, 0), (1, 0)],
-            [(2, 0), (3, 0)],
-            [(4, 0), (5, 0)],
-            [(6, 0)],
+            [((0, 0),), ((1, 0),)],
+            [((2, 0),), ((3, 0),)],
+            [((4, 0),), ((5, 0),)],
+            [((6, 0),)],
         ]
         * 2
     )
@@ -125,12 +126,17 @@ def test_as_written_takes_the_examples_in_the_order_of_the_file():
 
 def test_where_examples_run_out_the_last_micro_batches_are_short_or_empty():
     plan = plan_of([25, 1], token_batch=10, order="as_written", accumulation=3)
-    assert list(plan) == [[(0, 0), (1, 0)], [], [], [(0, 1)], [], [], [(0, 2)], [], []]
+    micro_batches = [[((0, 0),), ((1, 0),)], [], [], [((0, 1),)], [], [], [((0, 2),)], [], []]
+    assert list(plan) == micro_batches
 
 
 def test_groups_of_an_example_stay_in_order_beside_other_examples():
     plan = plan_of([3, 1, 2], token_batch=1, order="as_written", batch_size=2, accumulation=1)
-    assert list(plan) == [[(0, 0), (1, 0)], [(0, 1), (2, 0)], [(0, 2), (2, 1)]]
+    assert list(plan) == [
+        [((0, 0),), ((1, 0),)],
+        [((0, 1),), ((2, 0),)],
+        [((0, 2),), ((2, 1),)],
+    ]
 
 
 def test_the_same_seed_gives_the_same_plan_and_another_another():
@@ -142,6 +148,59 @@ def test_the_same_seed_gives_the_same_plan_and_another_another():
     assert order(1, 0) == orders[0]
     assert len({tuple(it) for it in orders}) == 4
     assert all(sorted(it) == list(range(50)) for it in orders)
+
+
+lengths_of_examples = st.lists(st.integers(1, 20), min_size=1, max_size=30)
+
+
+@settings(deadline=None)
+@given(lengths=lengths_of_examples, choices=choices_of_a_run(token_batch=st.just(0)))
+def test_packed_every_example_is_learned_once_an_epoch_and_the_updates_are_counted(
+    lengths, choices
+):
+    plan = plan_of([1] * len(lengths), lengths=lengths, pack_to=20, **choices)
+    updates = list(plan.updates())
+    assert plan.num_updates == len(updates) == plan.epoch_ends[-1]
+    assert len(list(plan)) == len(plan)
+    start = 0
+    for end in plan.epoch_ends:
+        rows = [row for update in updates[start:end] for row in update]
+        learned = sorted(place for row in rows for place in row)
+        assert learned == [(example, 0) for example in range(len(lengths))]
+        assert all(sum(lengths[example] for example, _ in row) <= 20 for row in rows)
+        # Rows are missing in the last update of an epoch only.
+        sizes = [len(update) for update in updates[start:end]]
+        assert sizes[:-1] == [plan.lanes] * (len(sizes) - 1)
+        start = end
+    assert len({*(b - a for a, b in pairwise([0, *plan.epoch_ends]))}) == 1
+
+
+def test_packed_as_written_only_neighbours_share_a_row():
+    plan = plan_of(
+        [1] * 6, lengths=[3, 7, 4, 1, 9, 2], pack_to=10, order="as_written", epochs=2, batch_size=1
+    )
+    rows = [[example for example, _ in row] for update in plan.updates() for row in update]
+    assert rows == [[0, 1], [2, 3], [4], [5]] * 2
+
+
+def test_every_epoch_and_every_seed_has_other_packs():
+    def packs(seed, epoch):
+        plan = plan_of([1] * 60, lengths=[*range(1, 21)] * 3, pack_to=20, seed=seed, epochs=2)
+        return list(plan.packs_of(epoch))
+
+    assert packs(1, 0) == packs(1, 0)
+    different = [packs(seed, epoch) for seed in (1, 2) for epoch in (0, 1)]
+    assert len({str(it) for it in different}) == 4
+
+
+def test_by_length_the_rows_of_an_update_are_dealt_out_to_its_micro_batches():
+    plan = plan_of([1] * 4, lengths=[2, 9, 3, 8], order="as_written")
+    assert list(plan) == [[((1, 0),), ((3, 0),)], [((2, 0),), ((0, 0),)]]
+
+
+def test_a_token_batch_cannot_be_packed():
+    with pytest.raises(AssertionError, match="all at once"):
+        plan_of([3], lengths=[5], pack_to=10, token_batch=2)
 
 
 @pytest.mark.parametrize("num_targets", [[], [3, 0]])

@@ -3,8 +3,10 @@
 import pytest
 
 from tests.data.conftest import conversation, tokenizer_of
+from yrunner.data.chat_template import as_chat
 from yrunner.data.conversation import FaultyRow
-from yrunner.data.spans import read_turn_marks, render_with_spans
+from yrunner.data.spans import render_with_spans
+from yrunner.data.turn_marks import read_turn_marks
 from yrunner.errors import ModelError
 from yrunner.models.scratch import train_tokenizer
 
@@ -18,7 +20,7 @@ def tokenizer_with(template):
 
 
 def spanned(talk, tokenizer):
-    text, spans = render_with_spans(talk.messages, tokenizer, read_turn_marks(tokenizer))
+    text, spans = render_with_spans(as_chat(talk.messages), tokenizer, read_turn_marks(tokenizer))
     return [text[start:end] for start, end in spans]
 
 

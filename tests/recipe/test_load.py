@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from glob import glob
 from pathlib import Path
 
 import pytest
@@ -83,7 +84,7 @@ def test_an_impossible_path_is_a_problem_not_a_crash(path, folder):
     ("value", "message"),
     [
         ("gone.jsonl", "there is no file {}/gone.jsonl; paths are relative to the recipe file"),
-        ("base", "{}/base is a folder, a file is needed here; name a file in it"),
+        ("sub/*.jsonl", "no file matches {}/sub/*.jsonl; paths are relative to the recipe file"),
         (
             "~nobody-here/x",
             "there is no file {}/~nobody-here/x; paths are relative to the recipe file",
@@ -95,6 +96,30 @@ def test_a_data_file_must_exist(value, message, folder, valid, problems):
     found = problems(valid.replace("rows.jsonl", value))
     message = message.format(folder.resolve())
     assert found == [f"recipe.yaml:6:13: data.train.0.file: {message}"]
+
+
+@pytest.mark.parametrize("place", ["base", "*.jsonl", "**/rows.jso[n]l", "base/../rows.jsonl"])
+def test_data_may_be_a_folder_or_a_glob_and_the_resolved_recipe_still_finds_it(
+    place, folder, valid
+):
+    (folder / "recipe.yaml").write_text(valid.replace("rows.jsonl", f"'{place}'"))
+    recipe = load_recipe(Path("recipe.yaml"))
+    file = recipe.data.train[0].file
+    assert file.is_absolute() and ".." not in file.parts
+    (folder / "base" / "resolved.yaml").write_text(recipe_to_yaml(recipe))
+    assert load_recipe(folder / "base" / "resolved.yaml") == recipe
+
+
+def test_signs_of_a_glob_in_a_real_name_mean_themselves(folder, valid):
+    (folder / "a[1]").mkdir()
+    for name in ("rows*.jsonl", "rows1.jsonl"):
+        (folder / "a[1]" / name).write_text("")
+    (folder / "a[1]" / "one.yaml").write_text(valid.replace("./", "../").replace("s.j", "s*.j"))
+    (folder / "a[1]" / "all.yaml").write_text(valid.replace("./", "../").replace("rows.j", "r*.j"))
+    one = load_recipe(folder / "a[1]" / "one.yaml").data.train[0].file
+    assert one == (folder / "a[1]" / "rows*.jsonl").resolve()
+    every = load_recipe(folder / "a[1]" / "all.yaml").data.train[0].file
+    assert sorted(Path(match).name for match in glob(str(every))) == ["rows*.jsonl", "rows1.jsonl"]
 
 
 @pytest.mark.parametrize("base", ["Qwen/Qwen3-0.6B", "gpt2", "unsloth/Qwen3-4B-bnb-4bit"])

@@ -11,6 +11,13 @@ TUNING = f"must be a section with a kind ({KINDS.replace(chr(34), '')})"
 SEED = "must be a whole number of at least 0 and below 4294967296"
 
 
+@pytest.fixture(scope="module")
+def validator():
+    schema = recipe_json_schema()
+    jsonschema.Draft202012Validator.check_schema(schema)
+    return jsonschema.Draft202012Validator(schema)
+
+
 @pytest.mark.parametrize(
     ("addition", "expected"),
     [
@@ -125,6 +132,34 @@ def test_a_wrong_value_gives_one_sentence(addition, expected, valid, problems):
 
 
 @pytest.mark.parametrize(
+    ("entry", "expected"),
+    [
+        ("hub: fog/harbour", ""),
+        ("hub: fog/harbour, files: 'data/*.parquet', revision: v1, share: 0.2", ""),
+        ("file: rows.jsonl, take: 1000", ""),
+        ("hub: a/b/c", '"a/b/c" is no Hub id; write "organisation/name"'),
+        ("take: 1", "give either file, a path, or hub, the name of a dataset"),
+        (
+            "file: rows.jsonl, hub: a/b",
+            "file and hub cannot be combined; give each an entry of its own",
+        ),
+        ("file: rows.jsonl, files: '*'", "files needs hub, the name of a dataset; remove it"),
+        ("file: rows.jsonl, revision: v1", "revision needs hub, the name of a dataset; remove it"),
+        ("hub: a/b, take: 1, share: 0.5", "take and share cannot be combined; remove one"),
+        ("file: rows.jsonl, document: file", "document: file is for txt files only; remove it"),
+        ("hub: a/b, take: 0", "must be a whole number of at least 1, got 0"),
+        ("hub: a/b, share: 1", "must be a number above 0 and below 1, got 1"),
+    ],
+)
+def test_data_comes_from_one_place_all_of_it_or_a_part(entry, expected, valid, problems, validator):
+    text = valid.replace("file: rows.jsonl", f"{{{entry}}}")
+    found = problems(text)
+    assert [line.split(": ", 2)[2] for line in found] == [expected] * bool(expected)
+    if not found:
+        assert list(validator.iter_errors(yaml.safe_load(text))) == []
+
+
+@pytest.mark.parametrize(
     ("old", "new", "expected"),
     [
         (
@@ -149,8 +184,8 @@ def test_a_wrong_value_gives_one_sentence(addition, expected, valid, problems):
         (
             "\n    - file: rows.jsonl",
             " [rows.jsonl]",
-            "5:11: data.train.0: must be a section with the keys file, format, columns, got "
-            '"rows.jsonl"; write {file: rows.jsonl}',
+            '5:11: data.train.0: a section is needed here, got "rows.jsonl"; '
+            "write {file: rows.jsonl}",
         ),
         (
             "    - file: rows.jsonl",
@@ -192,13 +227,6 @@ train:
 eval:
   tasks: [{name: law, side: domain, data: rows.jsonl}]
 """
-
-
-@pytest.fixture(scope="module")
-def validator():
-    schema = recipe_json_schema()
-    jsonschema.Draft202012Validator.check_schema(schema)
-    return jsonschema.Draft202012Validator(schema)
 
 
 def test_what_loads_also_passes_the_json_schema(validator, valid, problems):

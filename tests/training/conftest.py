@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import EarlyStoppingCallback
 
+from yrunner.data.layouts import Layout, one_per_row
 from yrunner.data.plan import make_plan
 from yrunner.recipe.schema import Checkpoint, NlirgLoss, PlainLoss, TrainSection
 from yrunner.run_dir import RunDir
@@ -32,6 +33,8 @@ def make_trainer(tmp_path: Path, capitals_tokenizer: Any) -> Callable[..., Signa
         seed: int = 0,
         dtype: torch.dtype = torch.float32,
         num_updates: int | None = None,
+        pack_to: int | None = None,
+        layout: Layout = one_per_row,
         **keys: Any,
     ) -> SignalTrainer:
         """`keys` are keys of the recipe's `train`; a constant learning rate unless they say."""
@@ -48,6 +51,8 @@ def make_trainer(tmp_path: Path, capitals_tokenizer: Any) -> Callable[..., Signa
             max_updates=section.max_steps,
             order=section.order,
             seed=seed,
+            lengths=[len(example.input_ids) for example in train],
+            pack_to=pack_to,
         )
         weight, loss_deadline = token_weight(LOSSES[loss])
         cadence = Cadence(
@@ -60,7 +65,7 @@ def make_trainer(tmp_path: Path, capitals_tokenizer: Any) -> Callable[..., Signa
         callbacks += tracker_callbacks(section.trackers, run_dir.trackers)
         if section.early_stopping is not None:
             callbacks.append(EarlyStoppingCallback(section.early_stopping.patience))
-        return SignalTrainer(
+        trainer = SignalTrainer(
             model=model,
             args=make_arguments(
                 section,
@@ -82,6 +87,8 @@ def make_trainer(tmp_path: Path, capitals_tokenizer: Any) -> Callable[..., Signa
             run_dir=run_dir,
             keep_checkpoints=section.checkpoint.keep,
         )
+        trainer.use_layout(layout)
+        return trainer
 
     return make
 

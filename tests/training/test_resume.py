@@ -8,6 +8,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from tests.training.conftest import checkpoint_every, weights_of
+from yrunner.data.layouts import all_in_one_row
 from yrunner.training.metrics_file import read_metrics
 
 SETTINGS = dict(batch_size=3, gradient_accumulation_steps=2, epochs=2, learning_rate=1e-2)
@@ -18,12 +19,20 @@ def with_lora(model):
     return get_peft_model(model, LoraConfig(r=4, lora_dropout=0.3, target_modules="all-linear"))
 
 
-@pytest.mark.parametrize("token_batch", [0, 8])
-@pytest.mark.parametrize("lora", [False, True])
-def test_resume_changes_nothing(make_model, examples, make_trainer, token_batch, lora):
+@pytest.mark.parametrize(
+    ("lora", "rows"),
+    [
+        (False, {}),
+        (True, {}),
+        (False, {"token_batch": 8}),
+        (True, {"token_batch": 8}),
+        (True, {"pack_to": 100, "layout": all_in_one_row, "epochs": 4}),
+    ],
+)
+def test_resume_changes_nothing(make_model, examples, make_trainer, lora, rows):
     """Stopped in the middle of an epoch and resumed in new objects: equal bit for bit."""
 
-    def run(folder, **keys):
+    def run(folder):
         model = with_lora(make_model()) if lora else make_model()
         trainer = make_trainer(
             model,
@@ -32,11 +41,9 @@ def test_resume_changes_nothing(make_model, examples, make_trainer, token_batch,
             loss="nlirg",
             folder=folder,
             lr_scheduler="cosine",
-            token_batch=token_batch,
             checkpoint=checkpoint_every(3, keep=10),
             log_every=2,
-            **SETTINGS,
-            **keys,
+            **(SETTINGS | rows),
         )
         return model, trainer
 

@@ -4,12 +4,34 @@ from collections import Counter
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 
 from tests.training.conftest import relative_difference, weights_of
+from yrunner.data.layouts import all_in_one_row, fit_rows, one_per_row
 from yrunner.losses.nlirg import nlirg_weight
 from yrunner.losses.per_token import predicting_columns, target_losses
 from yrunner.tokens import IGNORE_INDEX
 from yrunner.training.metrics_file import read_metrics
+
+ONE_PLAIN_STEP = dict(optimizer="sgd", learning_rate=1.0, max_grad_norm=0.0)
+"""The weights move by the gradient itself."""
+
+
+def fitted(lengths):
+    return fit_rows(lengths, hidden_size=32)
+
+
+def spy_on_losses(trainer):
+    """The list that the loss of every target will be written to, micro-batch by micro-batch."""
+    seen = []
+    weight = trainer.weight
+
+    def spy(loss_N):
+        seen.append(loss_N)
+        return weight(loss_N)
+
+    trainer.weight = spy
+    return seen
 
 
 def losses_one_by_one(model, examples):
@@ -148,6 +170,86 @@ def test_the_gradient_of_an_update_is_that_of_the_weighted_mean_over_its_targets
         for parameter in reference.parameters():
             parameter -= parameter.grad
     assert relative_difference(model, reference) < 1e-6
+
+
+@pytest.mark.parametrize("loss", ["plain", "nlirg"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("layout", [fitted, all_in_one_row])
+def test_packing_changes_nothing(make_model, examples, make_trainer, loss, attention, layout):
+    """One update over the same examples, each alone or packed: equal losses, equal gradient."""
+    losses, weights = [], []
+    for pack_to, lay_out in ((None, one_per_row), (200, layout)):
+        model = make_model()
+        model.set_attn_implementation(attention)
+        trainer = make_trainer(
+            model,
+            examples,
+            loss=loss,
+            folder=f"run-{pack_to}",
+            batch_size=5,
+            gradient_accumulation_steps=8,
+            pack_to=pack_to,
+            layout=lay_out,
+            **ONE_PLAIN_STEP,
+        )
+        losses.append(spy_on_losses(trainer))
+        trainer.train()
+        weights.append(weights_of(model))
+    assert trainer.plan.num_updates == 1 and len(trainer.plan.packs) < 20
+    alone_N, packed_N = (torch.cat(it).sort().values for it in losses)
+    torch.testing.assert_close(packed_N, alone_N, rtol=1e-5, atol=1e-6)
+    gradients = [weights_of(make_model()) - reached for reached in weights]
+    assert (gradients[1] - gradients[0]).norm() < 1e-5 * gradients[0].norm()
+
+
+def test_a_leak_between_packed_examples_would_be_seen(make_model, examples, make_trainer):
+    """The comparison above fails where positions do not restart."""
+    reached = []
+    for layout in (one_per_row, all_in_one_row):
+        reached.append(make_model())
+        trainer = make_trainer(
+            reached[-1],
+            examples,
+            folder=layout.__name__,
+            batch_size=40,
+            layout=layout,
+            **ONE_PLAIN_STEP,
+        )
+        collate = trainer.data_collator
+        trainer.data_collator = lambda rows, collate=collate: without_positions(collate(rows))
+        trainer.train()
+    gradients = [weights_of(make_model()) - weights_of(model) for model in reached]
+    assert (gradients[1] - gradients[0]).norm() > 1e-2 * gradients[0].norm()
+
+
+def without_positions(batch):
+    return {name: tensor for name, tensor in batch.items() if name != "position_ids"}
+
+
+@pytest.mark.parametrize("layout", [fitted, all_in_one_row])
+def test_packing_changes_nothing_about_validation_and_adapters(
+    make_model, examples, make_trainer, layout
+):
+    gradients, validation = [], []
+    for lay_out in (one_per_row, layout):
+        torch.manual_seed(0)
+        model = get_peft_model(make_model(), LoraConfig(r=4, target_modules="all-linear"))
+        before = weights_of(model)
+        trainer = make_trainer(
+            model,
+            examples[8:],
+            examples[:8],
+            folder=lay_out.__name__,
+            pack_to=None if lay_out is one_per_row else 150,
+            batch_size=32,
+            layout=lay_out,
+            **ONE_PLAIN_STEP,
+        )
+        trainer.train()
+        gradients.append(before - weights_of(model))
+        validation.append(trainer.evaluate()["eval_loss"])
+    assert (gradients[1] - gradients[0]).norm() < 1e-5 * gradients[0].norm()
+    assert validation[1] == pytest.approx(validation[0], rel=1e-5)
 
 
 def test_a_token_batch_sees_the_updates_of_the_groups_before_it(make_model, examples, make_trainer):

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from yrunner.commands.data_files import recipe_sources
 from yrunner.recipe.load import base_recipe_path, load_recipe
 from yrunner.recipe.schema import Recipe
 from yrunner.run_dir import RunDir, differences, hash_files, read_json
@@ -22,11 +23,11 @@ def fingerprint(recipe: Recipe) -> dict[str, Any]:
     its files are taken, which is cheap for weights of any size. Folders that lie above a file are
     left out.
     """
-    sources = [*recipe.data.train, *recipe.data.validation]
+    files = [file for source in recipe_sources(recipe) for file in source.files]
     extra = [recipe.model.chat_template] if recipe.model.chat_template else []
     return {
         "recipe": _without_folders(recipe.model_dump(mode="json", exclude=WITHOUT_EFFECT)),
-        "files": _without_folders(hash_files([*(source.file for source in sources), *extra])),
+        "files": _by_name(hash_files([*files, *extra])),
         "base": _base_fingerprint(recipe),
     }
 
@@ -34,6 +35,16 @@ def fingerprint(recipe: Recipe) -> dict[str, Any]:
 def changes_since(run_dir: RunDir, recipe: Recipe) -> list[str]:
     """What differs between a run and a recipe, as dotted keys; empty when nothing does."""
     return differences(read_json(run_dir.fingerprint), fingerprint(recipe))
+
+
+def _by_name(hashes: dict[str, str]) -> dict[str, str]:
+    """Hashes by the names of the files; those of one name are told apart by a number."""
+    named: dict[str, str] = {}
+    for path, value in hashes.items():
+        name = Path(path).name
+        twins = sum(Path(other).name == name for other in hashes if other < path)
+        named[f"{name} ({twins + 1})" if twins else name] = value
+    return named
 
 
 def _without_folders(value: Any) -> Any:

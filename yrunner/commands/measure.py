@@ -6,9 +6,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from yrunner.commands.data_files import recipe_sources
 from yrunner.console import progress
 from yrunner.data.conversation import Conversation, TokenizedExample
-from yrunner.data.pipeline import Source, read_conversations
+from yrunner.data.reading import read_conversations
 from yrunner.evaluation.tasks import (
     Answered,
     Question,
@@ -63,11 +64,12 @@ def read_tasks(recipe: Recipe) -> list[tuple[AnswerTask, list[Question]]]:
     """
     if recipe.eval.tasks:
         return [(task, read_questions(task.data)) for task in recipe.eval.tasks]
-    file = (recipe.data.validation or recipe.data.train)[0]
-    rows = read_conversations(Source(file.file, format=file.format, columns=file.columns))[1]
+    source = recipe_sources(recipe)[len(recipe.data.train) if recipe.data.validation else 0]
+    file = source.files[0]
+    rows = read_conversations(file, source.reading).rows
     talks = (row for row in rows if isinstance(row, Conversation) and not row.is_text)
     questions = [question_of(row) for row in islice(talks, FIRST_ROWS)]
-    task = AnswerTask(name=f"first rows of {file.file.name}", side="domain", data=file.file)
+    task = AnswerTask(name=f"first rows of {file.name}", side="domain", data=file)
     return [(task, questions)] if questions else []
 
 

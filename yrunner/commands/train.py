@@ -12,7 +12,9 @@ from yrunner.commands.base import base_source, stale_base
 from yrunner.commands.environment import describe_environment
 from yrunner.commands.fingerprint import changes_since, fingerprint
 from yrunner.commands.measure import Measured, measure, read_tasks
-from yrunner.commands.train_data import check_rows, model_texts, prepare_data
+from yrunner.commands.tokenizer import recipe_tokenizer
+from yrunner.commands.train_data import check_rows, prepare_data
+from yrunner.commands.train_plan import plan_run
 from yrunner.commands.train_story import (
     model_card,
     say_next,
@@ -21,14 +23,16 @@ from yrunner.commands.train_story import (
     write_run_report,
 )
 from yrunner.console import say
-from yrunner.data.pipeline import Prepared
-from yrunner.data.plan import Plan, make_plan
+from yrunner.data.layouts import Layout, choose_layout
+from yrunner.data.plan import Plan
+from yrunner.data.prepared import Prepared
 from yrunner.data.report import as_json
 from yrunner.errors import Interrupted, MissingError, RunError
 from yrunner.models.export import save_model
-from yrunner.models.load import check_vocabulary, choose_dtype, load_model, load_tokenizer
+from yrunner.models.isolation import check_isolation, isolates_examples
+from yrunner.models.load import check_vocabulary, choose_dtype, load_model
 from yrunner.models.quiet import quiet_libraries
-from yrunner.models.scratch import build_model, train_tokenizer
+from yrunner.models.scratch import build_model
 from yrunner.models.tuning import apply_tuning
 from yrunner.recipe.load import base_recipe_path, load_recipe, recipe_to_yaml
 from yrunner.recipe.schema import Recipe
@@ -113,9 +117,9 @@ def _check_run_folder(run_dir: RunDir, recipe: Recipe, order: Order) -> None:
 def _run(recipe: Recipe, run_dir: RunDir, order: Order) -> None:
     """The run itself. Nothing is written before the data is known to be sound."""
     tasks = read_tasks(recipe)
-    tokenizer = _load_tokenizer(recipe)
+    tokenizer = recipe_tokenizer(recipe)
     prepared = prepare_data(recipe, tokenizer)
-    plan = _make_plan(recipe, prepared)
+    plan = plan_run(recipe, prepared)
     dtype = _check_device(recipe)
     if not order.resume:
         _open_run_folder(recipe, run_dir, prepared, overwrite=order.overwrite)
@@ -133,6 +137,7 @@ def _run(recipe: Recipe, run_dir: RunDir, order: Order) -> None:
     model = _load_model(recipe, tokenizer, dtype)
     say_plan(recipe, model, prepared, plan)
     trainer, cadence = _make_trainer(recipe, model, tokenizer, prepared, plan, arguments, run_dir)
+    trainer.use_layout(_choose_layout(recipe, trainer, dtype))
     watched = prepared.validation or prepared.train
     if order.resume:
         before = Measured.load(run_dir.before)
@@ -152,17 +157,6 @@ def _run(recipe: Recipe, run_dir: RunDir, order: Order) -> None:
     say_result(recipe, run_dir, before, after)
     if not order.is_base:
         say_next(recipe, order.arguments)
-
-
-def _load_tokenizer(recipe: Recipe) -> Any:
-    scratch = recipe.model.scratch
-    if scratch is not None:
-        return train_tokenizer(model_texts(recipe), scratch.vocab_size)
-    return load_tokenizer(
-        base_source(recipe),
-        chat_template=recipe.model.chat_template,
-        trust_remote_code=recipe.model.trust_remote_code,
-    )
 
 
 def _load_model(recipe: Recipe, tokenizer: Any, dtype: torch.dtype) -> Any:
@@ -197,20 +191,6 @@ def _mixed_precision(trainer: SignalTrainer, dtype: torch.dtype) -> torch.autoca
     return torch.autocast(trainer.args.device.type, dtype=dtype, enabled=enabled)
 
 
-def _make_plan(recipe: Recipe, prepared: Prepared) -> Plan:
-    return make_plan(
-        [len(example.target_positions) for example in prepared.train],
-        lengths=[len(example.input_ids) for example in prepared.train],
-        token_batch=recipe.train.token_batch,
-        batch_size=recipe.train.batch_size,
-        accumulation=recipe.train.gradient_accumulation_steps,
-        epochs=recipe.train.num_epochs,
-        max_updates=recipe.train.max_steps,
-        order=recipe.train.order,
-        seed=recipe.seed,
-    )
-
-
 def _open_run_folder(
     recipe: Recipe, run_dir: RunDir, prepared: Prepared, *, overwrite: bool
 ) -> None:
@@ -220,7 +200,7 @@ def _open_run_folder(
     write_text(run_dir.recipe, recipe_to_yaml(recipe))
     write_json(run_dir.fingerprint, fingerprint(recipe))
     write_json(run_dir.environment, describe_environment())
-    write_json(run_dir.data_report, as_json(prepared.reports))
+    write_json(run_dir.data_report, as_json(prepared.reports, prepared.findings))
 
 
 def _make_trainer(
@@ -258,6 +238,22 @@ def _make_trainer(
         keep_checkpoints=recipe.train.checkpoint.keep,
     )
     return trainer, cadence
+
+
+def _choose_layout(recipe: Recipe, trainer: SignalTrainer, dtype: torch.dtype) -> Layout:
+    """How micro-batches are laid out; the trainer has brought the model to its device.
+
+    Raises `ModelError` where the model would mix the examples of a packed row.
+    """
+    model: Any = trainer.model
+    with _mixed_precision(trainer, dtype):
+        if recipe.data.packing:
+            check_isolation(model)
+        isolates = recipe.data.packing or isolates_examples(model)
+    config = model.config.get_text_config()
+    return choose_layout(
+        config._attn_implementation, hidden_size=config.hidden_size, isolates=isolates
+    )
 
 
 def _train(

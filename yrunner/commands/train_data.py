@@ -1,79 +1,57 @@
 """The data of a run, read and tokenized as its recipe says, and shown to the person."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from itertools import islice
 from typing import Any
 
-from yrunner.console import print_table, say
-from yrunner.data.conversation import Conversation, TokenizedExample
-from yrunner.data.pipeline import (
-    Prepared,
-    Rules,
-    Source,
-    check_conversations,
-    prepare,
-    read_conversations,
-)
+from yrunner.commands.data_files import recipe_rules, recipe_sources
+from yrunner.console import print_table, progress, say
+from yrunner.data.cache import Cache
+from yrunner.data.conversation import Conversation, FaultKind, TokenizedExample
+from yrunner.data.pipeline import Source, check_conversations, prepare
+from yrunner.data.prepared import Prepared
+from yrunner.data.reading import read_conversations
+from yrunner.data.refusals import KIND_WORDS, Refusal
 from yrunner.data.render import tokenize_conversations
 from yrunner.data.report import FileReport
+from yrunner.errors import Origin
 from yrunner.recipe.schema import Recipe
+from yrunner.run_dir import RunDir
+
+BYTES_WORTH_A_BAR = 20_000_000
+SHOWN_ROWS = 3
 
 
 def prepare_data(recipe: Recipe, tokenizer: Any) -> Prepared:
     """Tokenize the recipe's files, print the fate of their rows, and refuse what it refuses."""
-    data, rules = recipe.data, _rules(recipe)
-    prepared = prepare(_sources(recipe), tokenizer, rules)
-    _print_rows(prepared.reports)
-    prepared.check(rules)
-    _print_left_out(prepared.reports)
-    if data.validation_share is not None:
-        prepared.set_validation_aside(data.validation_share, recipe.seed)
-        say(f"{len(prepared.validation):,} rows are set aside for validation")
+    prepared = read_data(recipe, tokenizer)
+    print_rows(recipe, prepared)
+    finish_data(recipe, prepared)
+    print_left_out(prepared)
     return prepared
 
 
-def model_texts(recipe: Recipe) -> Iterator[str]:
-    """Every text of the training files, for a tokenizer to be trained on."""
-    for source in _sources(recipe):
-        if source.purpose == "train":
-            for row in read_conversations(source)[1]:
-                if isinstance(row, Conversation):
-                    yield from (message.content for message in row.messages)
+def read_data(recipe: Recipe, tokenizer: Any) -> Prepared:
+    """Tokenize the recipe's files, or find them prepared; faulty rows are not judged yet."""
+    sources = recipe_sources(recipe)
+    cache = Cache(RunDir(recipe.run_folder).prepared)
+    with _progress(sources) as advance:
+        return prepare(
+            sources, tokenizer, recipe_rules(recipe), cache, seed=recipe.seed, advance=advance
+        )
 
 
-def first_examples(recipe: Recipe, tokenizer: Any, number: int) -> list[TokenizedExample]:
-    """The first sound rows of the training data, tokenized."""
-    rows = read_conversations(_sources(recipe)[0])[1]
-    talks = [row for row in rows if isinstance(row, Conversation)][:number]
-    results = tokenize_conversations(talks, tokenizer, system=recipe.data.system)
-    return [result for result in results if isinstance(result, TokenizedExample)]
-
-
-def check_rows(recipe: Recipe) -> None:
-    """Refuse faulty rows as `prepare_data` does, as far as they are seen without a tokenizer."""
-    check_conversations(_sources(recipe), _rules(recipe))
-
-
-def _rules(recipe: Recipe) -> Rules:
+def finish_data(recipe: Recipe, prepared: Prepared) -> None:
+    """Refuse what the recipe refuses, and set the validation rows aside."""
     data = recipe.data
-    return Rules(
-        max_length=data.max_length,
-        too_long=data.too_long,
-        invalid=data.invalid,
-        system=data.system,
-        targets=data.targets,
-        texts_allowed=recipe.train.stage != "sft",
-    )
+    prepared.check(too_long=data.too_long, invalid=data.invalid)
+    if data.validation_share is not None:
+        prepared.set_validation_aside(data.validation_share, recipe.seed)
 
 
-def _sources(recipe: Recipe) -> list[Source]:
-    data = recipe.data
-    return [
-        *(Source(file.file, "train", file.format, file.columns) for file in data.train),
-        *(Source(file.file, "validation", file.format, file.columns) for file in data.validation),
-    ]
-
-
-def _print_rows(reports: Sequence[FileReport]) -> None:
+def print_rows(recipe: Recipe, prepared: Prepared) -> None:
+    """Print what became of the rows of each file, and which files were found prepared."""
     columns = ("file", "for", "format", "rows", "kept", "cut", "left out", "tokens", "targets")
     rows = [
         (
@@ -87,14 +65,80 @@ def _print_rows(reports: Sequence[FileReport]) -> None:
             report.tokens,
             report.targets,
         )
-        for report in reports
+        for report in prepared.reports
     ]
     print_table("Data", columns, rows)
+    found = sum(report.from_cache for report in prepared.reports)
+    say(
+        f"{found:,} of {len(rows):,} files were found prepared in "
+        f"{RunDir(recipe.run_folder).prepared}; {len(rows) - found:,} are prepared anew"
+    )
 
 
-def _print_left_out(reports: Sequence[FileReport]) -> None:
-    for report in reports:
-        for refusal in report.refusals[:3]:
-            say(f"left out: {refusal}")
-        if len(report.refusals) > 3:
-            say(f"left out: {len(report.refusals) - 3:,} more rows of {report.file.name}")
+def print_left_out(prepared: Prepared) -> None:
+    """Print which rows are not learned from, and which a person may want to look at."""
+    refusals = [refusal for report in prepared.reports for refusal in report.refusals]
+    kinds: dict[FaultKind, list[Refusal]] = {}
+    for refusal in refusals:
+        kinds.setdefault(refusal.kind, []).append(refusal)
+    if kinds:
+        rows = [
+            (KIND_WORDS[kind], len(found), "\n".join(map(_short, found[:SHOWN_ROWS])))
+            for kind, found in kinds.items()
+        ]
+        print_table("Left out", ("why", "rows", "the first"), rows)
+    _print_shares(prepared.reports)
+    if prepared.findings:
+        rows = [
+            (finding.what, finding.count, "\n".join(map(_place, finding.places[:SHOWN_ROWS])))
+            for finding in prepared.findings
+        ]
+        print_table("Learned from, but worth a look", ("what", "rows", "the first"), rows)
+
+
+def model_texts(recipe: Recipe) -> Iterator[str]:
+    """Every text of the training files, for a tokenizer to be trained on."""
+    for source in recipe_sources(recipe):
+        if source.purpose == "train":
+            for file in source.files:
+                for row in read_conversations(file, source.reading).rows:
+                    if isinstance(row, Conversation):
+                        yield from (message.content for message in row.messages)
+
+
+def first_examples(recipe: Recipe, tokenizer: Any, number: int) -> list[TokenizedExample]:
+    """The first sound rows of the training data, tokenized."""
+    source = recipe_sources(recipe)[0]
+    rows = read_conversations(source.files[0], source.reading).rows
+    talks = list(islice((row for row in rows if isinstance(row, Conversation)), number))
+    results = tokenize_conversations(talks, tokenizer, system=recipe.data.system)
+    return [result for result in results if isinstance(result, TokenizedExample)]
+
+
+def check_rows(recipe: Recipe) -> None:
+    """Refuse faulty rows as `prepare_data` does, as far as they are seen without a tokenizer."""
+    check_conversations(recipe_sources(recipe), recipe_rules(recipe))
+
+
+def _short(refusal: Refusal) -> str:
+    return f"{_place(refusal.origin)}: {refusal.reason}"
+
+
+def _place(origin: Origin) -> str:
+    return f"{origin.file.name} row {origin.row}"
+
+
+def _print_shares(reports: Sequence[FileReport]) -> None:
+    not_taken = sum(report.not_taken for report in reports)
+    if not_taken:
+        say(f"{not_taken:,} examples are not taken (take, share)")
+    set_aside = sum(report.set_aside for report in reports)
+    if set_aside:
+        say(f"{set_aside:,} examples are set aside for validation (data.validation_share)")
+
+
+def _progress(
+    sources: Sequence[Source],
+) -> AbstractContextManager[Callable[[int], None] | None]:
+    size = sum(file.stat().st_size for source in sources for file in source.files)
+    return progress("reading data, bytes", size) if size > BYTES_WORTH_A_BAR else nullcontext()

@@ -4,10 +4,11 @@ from typing import Any
 
 import torch
 
+from yrunner.commands.data_files import data_name
 from yrunner.commands.measure import Measured
 from yrunner.console import print_table, say
-from yrunner.data.pipeline import Prepared
 from yrunner.data.plan import Plan, epoch_after
+from yrunner.data.prepared import Prepared
 from yrunner.losses.nlirg import EASY_UP_TO, LEARNING_UP_TO
 from yrunner.models.export import ModelCard
 from yrunner.models.tuning import count_parameters
@@ -30,7 +31,7 @@ def say_plan(recipe: Recipe, model: Any, prepared: Prepared, plan: Plan) -> None
         ("model", f"{recipe.model.base or 'from scratch'}, {total:,} parameters"),
         ("trained", f"{trained:,} of them ({trained / total:.2%}), tuning {recipe.tuning.kind}"),
         ("rows", f"{len(prepared.train):,} to learn, {len(prepared.validation):,} to validate"),
-        ("updates", f"{plan.num_updates:,} ({_epochs(plan)}, {plan.lanes} examples each)"),
+        ("updates", f"{plan.num_updates:,} ({_epochs(plan)}, {plan.lanes} {_unit(plan)} each)"),
         ("loss", f"{recipe.loss.kind}, {_targets_of_update(train.token_batch)} per update"),
         ("learning rate", f"{train.learning_rate:g}, {train.lr_scheduler}, {train.optimizer}"),
         ("folder", str(recipe.run_folder)),
@@ -79,7 +80,7 @@ def model_card(recipe: Recipe, run_dir: RunDir, before: Measured, after: Measure
         tuning=recipe.tuning.kind,
         recipe=recipe_to_yaml(recipe),
         figures=figures,
-        dataset_files=[source.file.name for source in recipe.data.train],
+        dataset_files=[data_name(entry) for entry in recipe.data.train],
     )
 
 
@@ -111,6 +112,10 @@ _WEIGHT_CAPTION = (
 def _epochs(plan: Plan) -> str:
     epochs = epoch_after(plan.num_updates, plan.epoch_ends)
     return "1 epoch" if epochs == 1 else f"{epochs:.4g} epochs"
+
+
+def _unit(plan: Plan) -> str:
+    return "examples" if plan.packs is None else "packed rows"
 
 
 def _targets_of_update(token_batch: int) -> str:

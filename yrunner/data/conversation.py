@@ -1,7 +1,8 @@
 """What is learned from, in two forms: as messages, and as tokens."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from yrunner.errors import Origin
 from yrunner.tokens import IGNORE_INDEX
@@ -10,8 +11,27 @@ Role = Literal["system", "user", "assistant", "tool", "text"]
 """Who speaks; `text` is a plain document, alone in its conversation."""
 
 
+FaultKind = Literal[
+    "unreadable",
+    "not_an_object",
+    "missing_field",
+    "wrong_type",
+    "empty",
+    "roles",
+    "characters",
+    "template",
+    "no_targets",
+    "too_long",
+]
+"""Why a row is refused, in one word, for the counts."""
+
+
 class FaultyRow(Exception):
     """A row that cannot be used; the message says why. Whoever read the row adds its place."""
+
+    def __init__(self, reason: str, kind: FaultKind) -> None:
+        super().__init__(reason)
+        self.kind: FaultKind = kind
 
 
 @dataclass(frozen=True)
@@ -20,6 +40,13 @@ class Message:
 
     role: Role
     content: str
+    """What is said; empty in an assistant's turn that only calls tools."""
+    learned: bool = True
+    """False for an assistant's turn that is context only (`train: false`, `weight: 0`)."""
+    tool_calls: tuple[Mapping[str, Any], ...] = ()
+    """Calls in OpenAI's form, as chat templates read them."""
+    extras: Mapping[str, str] | None = None
+    """`name` and `tool_call_id`, where a row has them, for the template."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +55,8 @@ class Conversation:
 
     messages: tuple[Message, ...]
     origin: Origin
+    tools: tuple[Mapping[str, Any], ...] = ()
+    """Descriptions of the tools, as chat templates read them."""
 
     @property
     def is_text(self) -> bool:

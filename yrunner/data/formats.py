@@ -1,92 +1,142 @@
 """Turn a row into a conversation: one small function for each format people keep their data in."""
 
 from collections.abc import Callable, Mapping, Sequence
-from itertools import pairwise
-from typing import Any, get_args
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
-from yrunner.data.conversation import FaultyRow, Message, Role
+from yrunner.data.columns import (
+    check_characters,
+    filled,
+    is_absent,
+    renamed,
+    shown,
+    text_of,
+    type_name,
+)
+from yrunner.data.conversation import FaultyRow, Message
+from yrunner.data.tool_calls import TOOL_COLUMNS, Tools, find_tools
+from yrunner.data.turns import check_turns, read_history, read_turns
 
-FORMAT_KEYS: dict[str, tuple[str, ...]] = {
-    "alpaca": ("instruction", "output"),
-    "messages": ("messages",),
-    "text": ("text",),
-}
-"""The columns that a row of each format must have; `auto` tells the formats apart by them."""
+Row = Mapping[str, Any]
+Messages = tuple[Message, ...]
 
-OPTIONAL_KEYS: dict[str, tuple[str, ...]] = {"alpaca": ("input", "system", "history")}
+TURN_COLUMNS = ("conversations", "conversation", "messages", "prompt")
+QUESTION_COLUMNS = ("instruction", "input", "question", "query", *TURN_COLUMNS)
+"""What `output` answers; where none of them is filled, `output` is a text of its own."""
 
-CHAT_ROLES = tuple(role for role in get_args(Role) if role != "text")
-
-UNREAD_KEYS = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")
-"""What a message may carry beside its content and we cannot render; never left out quietly."""
-
-SHOWN_CHARACTERS = 40
-
-
-def from_alpaca(row: Mapping[str, Any]) -> tuple[Message, ...]:
-    """`instruction`, `input`, `output`, and the optional `system` and `history` of pairs."""
-    messages: list[Message] = []
-    if row.get("system"):
-        messages.append(Message("system", _text(row, "system")))
-    for pair in _history(row):
-        messages += [Message("user", pair[0]), Message("assistant", pair[1])]
-    question = _text(row, "instruction")
-    if row.get("input"):
-        question = f"{question}\n{_text(row, 'input')}"
-    if not question.strip():
-        raise FaultyRow('"instruction" is empty')
-    answer = _text(row, "output")
-    if not answer.strip():
-        raise FaultyRow('"output" is empty, there is nothing to learn')
-    return (*messages, Message("user", question), Message("assistant", answer))
+UNREAD_COLUMNS = ("images", "videos", "audios", "kto_tag")
+"""What LLaMA-Factory reads beside the texts; a row that has it says more than we would learn."""
 
 
-def from_messages(row: Mapping[str, Any]) -> tuple[Message, ...]:
-    """OpenAI's form: a list of `role` and `content`."""
-    turns = row["messages"]
-    if not isinstance(turns, list) or not turns:
-        raise FaultyRow('"messages" is not a list of messages')
-    messages = tuple(_message(turn, number) for number, turn in enumerate(turns, start=1))
-    _check_order([message.role for message in messages])
+def from_alpaca(row: Row) -> Messages:
+    """`instruction`, `input`, `output`, and the optional `history`; BELLE has no `input`."""
+    question = text_of(row, "instruction")
+    if not is_absent(row.get("input")):
+        given = text_of(row, "input")
+        question = f"{question}\n{given}" if question else given
+    return _exchange(row, "instruction", question, "output")
+
+
+def from_sharegpt(row: Row) -> Messages:
+    """`conversations`, as in ShareGPT, LLaMA-Factory and MiniMind; Firefly's `conversation`."""
+    column = filled(row, ("conversations", "conversation"))
+    messages = read_turns(row[column], column)
+    check_turns(messages)
     return messages
 
 
-def from_text(row: Mapping[str, Any]) -> tuple[Message, ...]:
-    """A plain document; every token of it is learned."""
-    text = _text(row, "text")
+def from_messages(row: Row) -> Messages:
+    """OpenAI's form: a list of `role` and `content`."""
+    messages = read_turns(row["messages"], "messages")
+    check_turns(messages)
+    return messages
+
+
+def from_prompt_response(row: Row) -> Messages:
+    """`prompt` with `response` or `completion`, each a text or a list of messages.
+
+    As in TRL only the response is learned: replies inside the prompt are context.
+    """
+    prompt, answering = row["prompt"], filled(row, ("response", "completion"))
+    if isinstance(prompt, str) and isinstance(row[answering], str):
+        return _exchange(row, "prompt", prompt, answering)
+    asked = _as_turns(prompt, "prompt", "user")
+    answered = _as_turns(row[answering], answering, "assistant")
+    context = [
+        replace(message, learned=False) if message.role == "assistant" else message
+        for message in asked
+    ]
+    messages = (*read_history(row.get("history")), *context, *answered)
+    check_turns(messages)
+    return messages
+
+
+def from_question_answer(row: Row) -> Messages:
+    """`question` or `query` with `answer` or `response`, and the optional `history`."""
+    asking = filled(row, ("question", "query"))
+    return _exchange(row, asking, text_of(row, asking), filled(row, ("answer", "response")))
+
+
+def from_text(row: Row) -> Messages:
+    """A plain document, every token of it is learned: `text`, or `output` without a question."""
+    column = filled(row, ("text", "output"))
+    if column == "output" and _asks(row):
+        raise FaultyRow('has no "text", and its "output" answers a question', "missing_field")
+    text = text_of(row, column)
     if not text.strip():
-        raise FaultyRow('"text" is empty')
+        raise FaultyRow(f'"{column}" is empty', "empty")
     return (Message("text", text),)
 
 
-FORMATS: dict[str, Callable[[Mapping[str, Any]], tuple[Message, ...]]] = {
-    "alpaca": from_alpaca,
-    "messages": from_messages,
-    "text": from_text,
+@dataclass(frozen=True)
+class Format:
+    """How the rows of a format are recognized and read."""
+
+    read: Callable[[Row], Messages]
+    needed: tuple[tuple[str, ...], ...]
+    """The columns that a row must have, each by the names that it may bear; `auto` tells the
+    formats apart by them."""
+    optional: tuple[str, ...] = ("system", *TOOL_COLUMNS)
+
+
+WITH_HISTORY = ("history", *Format.optional)
+
+FORMATS: dict[str, Format] = {
+    "alpaca": Format(from_alpaca, (("instruction",), ("output",)), ("input", *WITH_HISTORY)),
+    "sharegpt": Format(from_sharegpt, (("conversations", "conversation"),)),
+    "messages": Format(from_messages, (("messages",),)),
+    "prompt_response": Format(
+        from_prompt_response, (("prompt",), ("response", "completion")), WITH_HISTORY
+    ),
+    "question_answer": Format(
+        from_question_answer, (("question", "query"), ("answer", "response")), WITH_HISTORY
+    ),
+    "text": Format(from_text, (("text", "output"),), ()),
 }
 
 
-def read_row(row: Any, format_name: str, columns: Mapping[str, str]) -> tuple[Message, ...]:
-    """Read one row; `columns` gives this file's names for the format's. Raises `FaultyRow`."""
-    if not isinstance(row, Mapping):
-        raise FaultyRow(f"is {_kind(row)}, not an object with named fields")
-    renamed = rename(row, columns)
-    for key in FORMAT_KEYS[format_name]:
-        if key not in renamed:
-            raise FaultyRow(f'has no "{columns.get(key, key)}"')
-    messages = FORMATS[format_name](renamed)
-    _check_characters(messages)
-    return messages
+def read_row(row: Any, format_name: str, columns: Mapping[str, str]) -> tuple[Messages, Tools]:
+    """The messages of a row, and the tools that it describes.
 
-
-def rename(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
-    """The row under the format's names: `columns` maps the format's name to the file's.
-
-    A name that is mapped never falls back to the file's column of that very name.
+    `columns` gives this file's names for the format's. Raises `FaultyRow`.
     """
-    mapped = {*columns, *columns.values()}
-    own = {key: value for key, value in row.items() if key not in mapped}
-    return own | {name: row[there] for name, there in columns.items() if there in row}
+    if not isinstance(row, dict):
+        raise FaultyRow(f"is {type_name(row)}, not an object with named fields", "not_an_object")
+    data_format = FORMATS[format_name]
+    if columns:
+        row = renamed(row, columns, (*data_format.needed, TOOL_COLUMNS))
+    for names in data_format.needed:
+        if row.keys().isdisjoint(names):
+            theirs = " or ".join(f'"{columns.get(name, name)}"' for name in names)
+            raise FaultyRow(f"has no {theirs}", "missing_field")
+    _check_unread(row)
+    messages = data_format.read(row)
+    tools: Tools = ()
+    if data_format.optional:
+        messages = _with_system(row, messages)
+        tools = find_tools(row, TURN_COLUMNS)
+    _check_characters(messages)
+    return messages, tools
 
 
 def detect_format(rows: Sequence[Any], columns: Mapping[str, str]) -> str:
@@ -94,97 +144,84 @@ def detect_format(rows: Sequence[Any], columns: Mapping[str, str]) -> str:
 
     Most and not all: a faulty row in front must not hide what the file is.
     """
-    named = [rename(row, columns) for row in rows if isinstance(row, Mapping)]
+    named = [row for row in rows if isinstance(row, dict)]
     if not named:
-        raise FaultyRow("holds no row with named fields")
+        raise FaultyRow("holds no row with named fields", "not_an_object")
     fitting = [
         name
-        for name, keys in FORMAT_KEYS.items()
-        if sum(all(key in row for key in keys) for row in named) * 2 > len(named)
+        for name, data_format in FORMATS.items()
+        if sum(_fits(row, data_format, columns) for row in named) * 2 > len(named)
     ]
-    found = ", ".join(sorted({_shown(str(key)) for row in named for key in row})[:12])
+    found = ", ".join(sorted({shown(str(key)) for row in named for key in row})[:12])
     if not fitting:
-        raise FaultyRow(f"fits no format that is known; its columns are {found}")
+        reason = f"fits no format that is known; its columns are {found}"
+        raise FaultyRow(reason, "missing_field")
     if len(fitting) > 1:
-        raise FaultyRow(f"fits {' and '.join(fitting)}; its columns are {found}")
+        reason = f"fits {' and '.join(fitting)}; its columns are {found}"
+        raise FaultyRow(reason, "wrong_type")
     return fitting[0]
 
 
 def known_columns(format_name: str) -> tuple[str, ...]:
     """Every column that is read of a row of this format."""
-    return FORMAT_KEYS[format_name] + OPTIONAL_KEYS.get(format_name, ())
+    data_format = FORMATS[format_name]
+    return (*[name for names in data_format.needed for name in names], *data_format.optional)
 
 
-def _kind(value: Any) -> str:
-    names = {str: "text", list: "a list", dict: "an object", bool: "true or false"}
-    names |= {int: "a number", float: "a number", type(None): "null"}
-    return names.get(type(value), type(value).__name__)
+def _fits(row: Row, data_format: Format, columns: Mapping[str, str]) -> bool:
+    row = renamed(row, columns, data_format.needed)
+    if any(row.keys().isdisjoint(names) for names in data_format.needed):
+        return False
+    return data_format.read is not from_text or "text" in row or not _asks(row)
 
 
-def _shown(text: str) -> str:
-    """A text of the user's, short and printable enough for a message."""
-    if len(text) > SHOWN_CHARACTERS:
-        text = f"{text[:SHOWN_CHARACTERS]}..."
-    return text.encode("utf-8", "backslashreplace").decode()
+def _asks(row: Row) -> bool:
+    return any(not is_absent(row.get(name)) for name in QUESTION_COLUMNS)
 
 
-def _check_characters(messages: Sequence[Message]) -> None:
-    """Refuse halves of surrogate pairs: JSON can hold them, and no tokenizer or file does."""
+def _exchange(row: Row, asking: str, question: str, answering: str) -> Messages:
+    """A question and its answer, behind the `history` of the row."""
+    answer = text_of(row, answering)
+    if not question.strip():
+        raise FaultyRow(f'"{asking}" is empty', "empty")
+    if not answer.strip():
+        raise FaultyRow(f'"{answering}" is empty, there is nothing to learn', "empty")
+    exchange = (Message("user", question), Message("assistant", answer))
+    history = row.get("history")
+    if is_absent(history):
+        return exchange
+    messages = (*read_history(history), *exchange)
+    check_turns(messages)
+    return messages
+
+
+def _as_turns(value: Any, column: str, role: Literal["user", "assistant"]) -> Messages:
+    return (Message(role, value),) if isinstance(value, str) else read_turns(value, column)
+
+
+def _with_system(row: Row, messages: Messages) -> Messages:
+    """The messages, opened by the `system` column of the row."""
+    if is_absent(row.get("system")):
+        return messages
+    system = text_of(row, "system")
+    if messages[0].role != "system":
+        return (Message("system", system), *messages)
+    if messages[0].content != system:
+        reason = 'has a "system" that differs from its system message; keep one of them'
+        raise FaultyRow(reason, "wrong_type")
+    return messages
+
+
+def _check_unread(row: Row) -> None:
+    if row.keys().isdisjoint(UNREAD_COLUMNS):
+        return
+    for column in UNREAD_COLUMNS:
+        if not is_absent(row.get(column)):
+            raise FaultyRow(f'has "{column}", which cannot be learned from', "wrong_type")
+
+
+def _check_characters(messages: Messages) -> None:
+    if "".join([message.content for message in messages]).isascii():
+        return
     for number, message in enumerate(messages, start=1):
-        try:
-            message.content.encode()
-        except UnicodeEncodeError as error:
-            half = _shown(message.content[error.start])
-            raise FaultyRow(
-                f"message {number} ({message.role}): character {error.start + 1} is {half}, half "
-                "of a character that was cut in two"
-            ) from error
-
-
-def _text(row: Mapping[str, Any], key: str) -> str:
-    value = row[key]
-    if not isinstance(value, str):
-        raise FaultyRow(f'"{key}" is {_kind(value)}, not text')
-    return value
-
-
-def _history(row: Mapping[str, Any]) -> list[list[str]]:
-    pairs = row.get("history") or []
-    if not isinstance(pairs, list) or not all(_is_pair(pair) for pair in pairs):
-        raise FaultyRow('"history" is not a list of [question, answer] pairs')
-    return pairs
-
-
-def _is_pair(pair: Any) -> bool:
-    return isinstance(pair, list) and [type(part) for part in pair] == [str, str]
-
-
-def _message(turn: Any, number: int) -> Message:
-    if not isinstance(turn, Mapping) or not {"role", "content"} <= set(turn):
-        raise FaultyRow(f'message {number} has no "role" and "content"')
-    role, content = turn["role"], turn["content"]
-    if role not in CHAT_ROLES:
-        name = f'"{_shown(role)}"' if isinstance(role, str) else _kind(role)
-        raise FaultyRow(f"message {number} has role {name}, known are {', '.join(CHAT_ROLES)}")
-    for key in UNREAD_KEYS:
-        if turn.get(key):
-            raise FaultyRow(f'message {number} has "{key}", which cannot be learned from yet')
-    if not isinstance(content, str):
-        raise FaultyRow(f"message {number}: content is {_kind(content)}, not text")
-    return Message(role, content)
-
-
-def _check_order(roles: list[Role]) -> None:
-    if "assistant" not in roles:
-        raise FaultyRow("has no assistant message, there is nothing to learn")
-    if "system" in roles[1:]:
-        number = roles.index("system", 1) + 1
-        raise FaultyRow(f"message {number} is a system message, only the first can be one")
-    turns = roles[1:] if roles[0] == "system" else roles
-    if turns[0] != "user":
-        raise FaultyRow(f"the conversation begins with {turns[0]}, not with user")
-    for before, after in pairwise(turns):
-        if before == after and before in ("user", "assistant"):
-            raise FaultyRow(f"two {before} messages follow each other")
-    if turns[-1] != "assistant":
-        raise FaultyRow(f"the conversation ends with {turns[-1]}, not with assistant")
+        check_characters(f"message {number} ({message.role})", message.content)

@@ -1,35 +1,39 @@
 """From data files to tokenized examples, with the fate of every row."""
 
-import random
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
+import numpy as np
+
+from yrunner.data.cache import Cache, content_key, tokenizer_key
 from yrunner.data.conversation import Conversation, FaultyRow, TokenizedExample
-from yrunner.data.files import Damaged, Row, read_rows
-from yrunner.data.formats import detect_format, known_columns, read_row
-from yrunner.data.render import Targets, tokenize_conversations
-from yrunner.data.report import FileReport, Refusal
-from yrunner.errors import DataError, YRunnerError
+from yrunner.data.findings import count_scripts, traits_of
+from yrunner.data.prepared import Prepared, stop_on
+from yrunner.data.reading import ReadFile, Reading, read_conversations
+from yrunner.data.refusals import Refusal
+from yrunner.data.render import ROWS_AT_ONCE, Targets, tokenize_chunks
+from yrunner.data.report import FileReport
+from yrunner.data.rows import Advance
+from yrunner.data.store import Examples, ExampleWriter, StoredFile
+from yrunner.errors import DataError
 from yrunner.tokens import IGNORE_INDEX
-
-ROWS_AT_ONCE = 1000
-ROWS_TO_DETECT = 100
-SHOWN_REFUSALS = 10
-
-Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
 class Source:
-    """One data file and how to read it."""
+    """Data files that belong together, and how much of them is used."""
 
-    file: Path
+    files: tuple[Path, ...]
     purpose: Literal["train", "validation"] = "train"
-    format: str = "auto"
-    columns: Mapping[str, str] = field(default_factory=dict)
+    reading: Reading = field(default_factory=Reading)
+    take: int | None = None
+    """So many of their examples, chosen at random; None: all."""
+    share: float | None = None
+    """Or such a share of them."""
 
 
 @dataclass(frozen=True)
@@ -37,238 +41,208 @@ class Rules:
     """What makes an example of a row, and when a row is refused."""
 
     max_length: int
-    too_long: Literal["refuse", "drop", "cut"] = "refuse"
+    too_long: Literal["refuse", "drop", "cut", "split"] = "refuse"
     invalid: Literal["refuse", "drop"] = "refuse"
     system: str | None = None
     targets: Targets = "assistant"
     texts_allowed: bool = True
 
 
-def read_conversations(
-    source: Source,
-) -> tuple[str, Iterator[Conversation | Refusal]]:
-    """The format of a file, and each of its rows as a conversation or as a refusal."""
-    rows = list(read_rows(source.file))
-    if not rows:
-        raise DataError(source.file, "holds no rows", remedy="remove it from the recipe")
-    format_name = _format_of(rows, source)
-    return format_name, _conversations(rows, format_name, source.columns)
+def prepare(
+    sources: Sequence[Source],
+    tokenizer: Any,
+    rules: Rules,
+    cache: Cache,
+    *,
+    seed: int = 0,
+    advance: Advance | None = None,
+) -> Prepared:
+    """Read and tokenize every source, or find it in the cache.
 
-
-@dataclass
-class Prepared:
-    """Everything that a run learns from, is watched on, and left out."""
-
-    train: list[TokenizedExample] = field(default_factory=list)
-    validation: list[TokenizedExample] = field(default_factory=list)
-    reports: list[FileReport] = field(default_factory=list)
-
-    def set_validation_aside(self, share: float, seed: int) -> None:
-        """Move a random share of the training examples to validation, at least one of each.
-
-        Raises `YRunnerError` where there are fewer than two.
-        """
-        if len(self.train) < 2:
-            raise YRunnerError(
-                "data.validation_share needs two rows or more, one to learn from and one to "
-                f"validate on; there is {len(self.train)}",
-                remedy="add rows, or remove data.validation_share",
-            )
-        number = min(max(1, round(len(self.train) * share)), len(self.train) - 1)
-        chosen = set(random.Random(seed).sample(range(len(self.train)), number))
-        self.validation += [self.train[index] for index in sorted(chosen)]
-        self.train = [row for index, row in enumerate(self.train) if index not in chosen]
-
-    def check(self, rules: Rules) -> None:
-        """Raise `YRunnerError` with the counts and the first faulty rows where the rules stop the
-        run, or where nothing is left to learn from or to validate on.
-        """
-        _stop_on([row for report in self.reports for row in report.refusals], rules)
-        self._check_something_is_left("train", self.train, "to learn from")
-        self._check_something_is_left("validation", self.validation, "to validate on")
-
-    def _check_something_is_left(
-        self, purpose: str, examples: Sequence[TokenizedExample], use: str
-    ) -> None:
-        reports = [report for report in self.reports if report.purpose == purpose]
-        if examples or not reports:
-            return
-        refusals = [row for report in reports for row in report.refusals]
-        too_long = any(refusal.kind == "too_long" for refusal in refusals)
-        raise YRunnerError(
-            _refusal_lines(refusals, f"no row is left {use}"),
-            remedy="mend the rows, or raise data.max_length" if too_long else "mend the rows",
-        )
-
-
-def prepare(sources: Sequence[Source], tokenizer: Any, rules: Rules) -> Prepared:
-    """Read and tokenize every source.
-
-    Raises `DataError` where a file cannot be read, and `ModelError` where the tokenizer or its
-    chat template is of no use. Faulty rows raise nothing before `Prepared.check`, so that the fate
-    of every row can be shown first.
+    `advance` is told of the bytes of the files that were done, whether read or found. Raises
+    `DataError` where a file cannot be read, and `ModelError` where the tokenizer or its chat
+    template is of no use. Faulty rows raise nothing before `Prepared.check`, so that the fate of
+    every row can be shown first.
     """
     prepared = Prepared()
-    for source in sources:
-        report, examples = _prepare_file(source, tokenizer, rules)
-        prepared.reports.append(report)
-        (prepared.train if source.purpose == "train" else prepared.validation).extend(examples)
+    options = _deciding_options(tokenizer, rules)
+    for number, source in enumerate(sources):
+        files = [
+            _prepare_file(file, source, tokenizer, rules, cache, options, advance)
+            for file in source.files
+        ]
+        chosen = _take(Examples.of([stored for _, stored in files]), source, f"{seed} {number}")
+        for index, (report, stored) in enumerate(files):
+            report.not_taken = len(stored) - int((chosen.file_E == index).sum())
+            prepared.reports.append(report)
+        prepared.add(source.purpose, chosen)
     return prepared
 
 
 def check_conversations(sources: Sequence[Source], rules: Rules) -> None:
     """Raise what `prepare` and `Prepared.check` would for rows that no tokenizer could save."""
-    rows = [row for source in sources for row in _read_allowed(source, rules)[1]]
-    _stop_on([row for row in rows if isinstance(row, Refusal)], rules)
+    refusals = [
+        row
+        for source in sources
+        for file in source.files
+        for row in _read_allowed(file, source.reading, rules, None).rows
+        if isinstance(row, Refusal)
+    ]
+    stop_on(refusals, too_long=rules.too_long, invalid=rules.invalid)
 
 
-def _stop_on(refusals: Sequence[Refusal], rules: Rules) -> None:
-    """Raise `YRunnerError` where the rules stop the run for one of these rows."""
-    kinds = [kind for kind in ("invalid", "too_long") if getattr(rules, kind) == "refuse"]
-    stopping = [refusal for refusal in refusals if refusal.kind in kinds]
-    if stopping:
-        raise YRunnerError(
-            _refusal_lines(stopping, f"{_num_rows(len(stopping))} cannot be learned from"),
-            remedy=_refusal_remedy({refusal.kind for refusal in stopping}),
-        )
-
-
-def _num_rows(number: int) -> str:
-    return "1 row" if number == 1 else f"{number:,} rows"
-
-
-def _refusal_lines(refusals: Sequence[Refusal], summary: str) -> str:
-    """The first row of each reason with the number of rows that share it, and the summary.
-
-    It stands last, because the remedy follows it.
-    """
-    alike: dict[tuple[Path, str], list[Refusal]] = {}
-    for refusal in refusals:
-        alike.setdefault((refusal.origin.file, refusal.reason), []).append(refusal)
-    groups = list(alike.values())
-    lines = []
-    for first, *others in groups[:SHOWN_REFUSALS]:
-        lines.append(f"{first}{f' (and {_num_rows(len(others))} more like it)' if others else ''}")
-    num_hidden = sum(len(group) for group in groups[SHOWN_REFUSALS:])
-    if num_hidden:
-        lines.append(f"... and {_num_rows(num_hidden)} more")
-    return "\n".join([*lines, summary])
-
-
-def _refusal_remedy(kinds: set[str]) -> str:
-    remedies = []
-    if "invalid" in kinds:
-        remedies.append("mend the rows, or leave them out with data.invalid: drop")
-    if "too_long" in kinds:
-        remedies.append(
-            "raise data.max_length, or leave long rows out with data.too_long: drop, "
-            "or cut their ends off with data.too_long: cut"
-        )
-    return "; ".join(remedies)
-
-
-def _format_of(rows: Sequence[Row], source: Source) -> str:
-    """The format of a file. Raises `DataError` where none fits, or not with these columns."""
-    format_name = _detect(rows, source) if source.format == "auto" else source.format
-    known = known_columns(format_name)
-    unknown = [name for name in source.columns if name not in known]
-    if unknown:
-        raise DataError(
-            source.file,
-            f'columns has "{unknown[0]}", but the format {format_name} has {", ".join(known)}',
-            remedy="write columns as the format's name: the file's name",
-        )
-    return format_name
-
-
-def _detect(rows: Sequence[Row], source: Source) -> str:
-    origin, first = rows[0]
-    if isinstance(first, Damaged) and all(isinstance(row, Damaged) for _, row in rows):
-        raise DataError(
-            origin, str(first), remedy="no other row of the file can be read either; mend it"
-        )
-    try:
-        return detect_format([row for _, row in rows[:ROWS_TO_DETECT]], source.columns)
-    except FaultyRow as fault:
-        raise DataError(
-            source.file,
-            str(fault),
-            remedy="set its format in the recipe, or name its columns as in "
-            "columns: {instruction: question, output: answer}",
-        ) from fault
-
-
-def _conversations(
-    rows: Sequence[Row], format_name: str, columns: Mapping[str, str]
-) -> Iterator[Conversation | Refusal]:
-    for origin, row in rows:
-        if isinstance(row, Damaged):
-            yield Refusal(origin, "invalid", str(row))
-            continue
-        try:
-            yield Conversation(read_row(row, format_name, columns), origin)
-        except FaultyRow as fault:
-            yield Refusal(origin, "invalid", str(fault))
-
-
-def _read_allowed(source: Source, rules: Rules) -> tuple[str, Iterator[Conversation | Refusal]]:
-    """`read_conversations`, but for files of texts where the rules do not allow them."""
-    format_name, rows = read_conversations(source)
-    if format_name == "text" and not rules.texts_allowed:
-        raise DataError(
-            source.file,
-            "holds plain texts, which train.stage sft does not learn from",
-            remedy="set train.stage to cpt",
-        )
-    return format_name, rows
+def _deciding_options(tokenizer: Any, rules: Rules) -> dict[str, Any]:
+    """What decides, besides a file and how it is read, over the examples that it makes."""
+    options = asdict(rules)
+    for unimportant in ("invalid", "texts_allowed"):
+        del options[unimportant]
+    # Refused or dropped, the examples are the same.
+    options["too_long"] = rules.too_long if rules.too_long in ("cut", "split") else None
+    return options | {"tokenizer": tokenizer_key(tokenizer)}
 
 
 def _prepare_file(
-    source: Source, tokenizer: Any, rules: Rules
-) -> tuple[FileReport, list[TokenizedExample]]:
-    format_name, rows = _read_allowed(source, rules)
-    report = FileReport(source.file, source.purpose, format_name)
-    kept: list[TokenizedExample] = []
-    for chunk in _chunks(rows, ROWS_AT_ONCE):
-        report.rows += len(chunk)
-        report.refusals += [row for row in chunk if isinstance(row, Refusal)]
-        conversations = [row for row in chunk if isinstance(row, Conversation)]
-        results = tokenize_conversations(
-            conversations, tokenizer, system=rules.system, targets=rules.targets
-        )
-        for conversation, result in zip(conversations, results, strict=True):
-            if isinstance(result, FaultyRow):
-                report.refusals.append(Refusal(conversation.origin, "invalid", str(result)))
-            elif (example := _fit(result, rules, report)) is not None:
-                kept.append(example)
-    report.kept = len(kept)
-    report.tokens = sum(len(example.input_ids) for example in kept)
-    report.targets = sum(len(example.target_positions) for example in kept)
+    file: Path,
+    source: Source,
+    tokenizer: Any,
+    rules: Rules,
+    cache: Cache,
+    options: Mapping[str, Any],
+    advance: Advance | None,
+) -> tuple[FileReport, StoredFile]:
+    key = content_key(file, **options, reading=asdict(source.reading))
+    entry = cache.find(key)
+    if entry is None:
+        with cache.writing() as partial:
+            opened = _read_allowed(file, source.reading, rules, advance)
+            report = FileReport(file, source.purpose, opened.format, list(opened.unread))
+            _write_examples(opened.rows, tokenizer, rules, partial, report)
+            entry = cache.complete(key, partial, report.as_json())
+    else:
+        report = FileReport.from_json(cache.read_report(entry), file, source.purpose)
+        _check_texts_allowed(file, report.format, rules)
+        if advance is not None:
+            advance(file.stat().st_size)
+    return report, StoredFile(entry, file)
+
+
+def _write_examples(
+    rows: Iterator[Conversation | Refusal],
+    tokenizer: Any,
+    rules: Rules,
+    folder: Path,
+    report: FileReport,
+) -> None:
+    """Tokenize the rows of a file into `folder`, and note the fate of each in its report."""
+    writer = ExampleWriter(folder, len(tokenizer))
+    rendered: deque[list[Conversation]] = deque()
+
+    def conversations() -> Iterator[list[Conversation]]:
+        while chunk := list(islice(rows, ROWS_AT_ONCE)):
+            report.rows += len(chunk)
+            report.refusals += [row for row in chunk if isinstance(row, Refusal)]
+            rendered.append([row for row in chunk if isinstance(row, Conversation)])
+            yield rendered[-1]
+
+    try:
+        for results in tokenize_chunks(
+            conversations(), tokenizer, system=rules.system, targets=rules.targets
+        ):
+            _write_chunk(rendered.popleft(), results, rules, writer, report)
+        writer.finish()
+    finally:
+        writer.close()
     report.refusals.sort(key=lambda refusal: refusal.origin)
     assert report.rows == report.kept + len(report.refusals), "a row has disappeared"
-    return report, kept
 
 
-def _fit(example: TokenizedExample, rules: Rules, report: FileReport) -> TokenizedExample | None:
-    """The example within the longest length; None, and a refusal, where it cannot be used."""
+def _write_chunk(
+    conversations: Sequence[Conversation],
+    results: Sequence[TokenizedExample | FaultyRow],
+    rules: Rules,
+    writer: ExampleWriter,
+    report: FileReport,
+) -> None:
+    kept: list[Conversation] = []
+    examples: list[TokenizedExample] = []
+    traits = []
+    for conversation, result in zip(conversations, results, strict=True):
+        try:
+            if isinstance(result, FaultyRow):
+                raise result
+            pieces = fit(result, rules, is_text=conversation.is_text)
+        except FaultyRow as fault:
+            report.refusals.append(Refusal(conversation.origin, fault.kind, str(fault)))
+            continue
+        kept.append(conversation)
+        examples += pieces
+        traits += [traits_of(conversation, part) for part in range(len(pieces))]
+        report.cut += len(pieces) == 1 and len(pieces[0].input_ids) < len(result.input_ids)
+    report.targets += writer.add(examples, traits)
+    report.tokens = writer.num_tokens
+    report.kept += len(kept)
+    report.examples += len(examples)
+    texts = [message.content for talk in kept for message in talk.messages]
+    report.scripts.update(count_scripts(texts))
+
+
+def fit(example: TokenizedExample, rules: Rules, *, is_text: bool) -> list[TokenizedExample]:
+    """The example within the longest length, in pieces where it may be split.
+
+    Raises `FaultyRow` where it cannot be used.
+    """
     length = len(example.input_ids)
-    if length > rules.max_length:
-        if rules.too_long != "cut":
-            reason = f"has {length:,} tokens, data.max_length is {rules.max_length:,}"
-            report.refusals.append(Refusal(example.origin, "too_long", reason))
-            return None
-        ids, labels = example.input_ids[: rules.max_length], example.labels[: rules.max_length]
-        example = TokenizedExample(ids, labels, example.origin)
-    if all(label == IGNORE_INDEX for label in example.labels):
+    if length <= rules.max_length:
+        pieces = [example]
+    elif rules.too_long == "cut":
+        pieces = [_piece(example, 0, rules.max_length)]
+    elif rules.too_long == "split" and is_text:
+        # A piece begins with the last token of the one before: its own first is no target.
+        starts = range(0, length - 1, rules.max_length - 1)
+        pieces = [_piece(example, start, start + rules.max_length) for start in starts]
+    else:
+        reason = f"has {length:,} tokens, data.max_length is {rules.max_length:,}"
+        raise FaultyRow(reason, "too_long")
+    if all(label == IGNORE_INDEX for piece in pieces for label in piece.labels):
         reason = "no token is left to learn"
         if length > rules.max_length:
             reason += f" of its {length:,} when it is cut to data.max_length {rules.max_length:,}"
-        report.refusals.append(Refusal(example.origin, "invalid", reason))
-        return None
-    report.cut += length > rules.max_length
-    return example
+        raise FaultyRow(reason, "no_targets")
+    return pieces
 
 
-def _chunks(items: Iterator[Item], size: int) -> Iterator[list[Item]]:
-    while chunk := list(islice(items, size)):
-        yield chunk
+def _piece(example: TokenizedExample, start: int, end: int) -> TokenizedExample:
+    labels = [IGNORE_INDEX, *example.labels[start + 1 : end]]
+    return TokenizedExample(example.input_ids[start:end], labels, example.origin)
+
+
+def _take(examples: Examples, source: Source, seed: str) -> Examples:
+    """As many of the examples as the source asks for, in their order."""
+    if source.take is None and source.share is None:
+        return examples
+    number = source.take or max(1, round(len(examples) * (source.share or 0)))
+    if number > len(examples):
+        names = ", ".join(file.name for file in source.files[:3])
+        raise DataError(
+            source.files[0] if len(source.files) == 1 else Path(names),
+            f"take is {number:,}, but only {len(examples):,} rows can be used",
+            remedy="lower take, or remove it to use all",
+        )
+    generator = np.random.default_rng([*seed.encode()])
+    return examples.select(np.sort(generator.permutation(len(examples))[:number]))
+
+
+def _read_allowed(file: Path, reading: Reading, rules: Rules, advance: Advance | None) -> ReadFile:
+    """`read_conversations`, but for files of texts where the rules do not allow them."""
+    opened = read_conversations(file, reading, advance)
+    _check_texts_allowed(file, opened.format, rules)
+    return opened
+
+
+def _check_texts_allowed(file: Path, format_name: str, rules: Rules) -> None:
+    if format_name == "text" and not rules.texts_allowed:
+        raise DataError(
+            file,
+            "holds plain texts, which train.stage sft does not learn from",
+            remedy="set train.stage to cpt",
+        )

@@ -12,12 +12,15 @@ from functools import cached_property
 from itertools import count, islice
 from typing import Literal
 
-from yrunner.data.token_batches import Slice, count_groups, count_updates, walk_lanes
+import numpy as np
+
+from yrunner.data.packing import Integers, Packs, pack, pack_in_order
+from yrunner.data.token_batches import Row, count_groups, count_updates, walk_lanes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Plan:
-    """Iterating yields micro-batches: lists of slices, `micro_batch_size` at the most.
+    """Iterating yields micro-batches: lists of rows, `micro_batch_size` at the most.
 
     Each update has exactly `num_micro_batches` of them; where examples run out at the end of an
     epoch, the last ones are shorter or empty.
@@ -32,13 +35,15 @@ class Plan:
     seed: int
     max_updates: int | None = None
     """The run ends after this many updates or the epochs, whichever comes first."""
-    lengths: tuple[int, ...] = ()
-    """Tokens of each example. Given, the examples of an update are dealt out to its micro-batches
-    by length, which saves padding and cannot change the update."""
+    lengths: Integers | None = None
+    """Tokens of each example. Given, the rows of an update are dealt out to its micro-batches by
+    length, which saves padding and cannot change the update."""
+    packs: Packs | None = None
+    """The examples that share a row; None: each has a row of its own."""
 
     @property
     def lanes(self) -> int:
-        """Examples that one update learns from."""
+        """Rows that one update learns from."""
         return self.micro_batch_size * self.num_micro_batches
 
     @cached_property
@@ -49,8 +54,7 @@ class Plan:
         """
         ends: list[int] = []
         for epoch in count() if self.epochs is None else range(self.epochs):
-            updates = count_updates(self.example_order(epoch), self.num_groups, self.lanes)
-            ends.append((ends[-1] if ends else 0) + updates)
+            ends.append((ends[-1] if ends else 0) + self._count_updates(epoch))
             if self.max_updates is not None and ends[-1] >= self.max_updates:
                 break
         return ends
@@ -71,26 +75,48 @@ class Plan:
             random.Random(f"{self.seed} {epoch}").shuffle(order)
         return order
 
-    def updates(self) -> Iterator[list[Slice]]:
+    def packs_of(self, epoch: int) -> Packs:
+        """The packs in the order in which this epoch takes them up."""
+        assert self.packs is not None and self.lengths is not None, "this plan does not pack"
+        if self.order == "as_written":
+            return self.packs
+        return self.packs.shuffled(self.lengths, (self.seed, epoch))
+
+    def updates(self) -> Iterator[list[Row]]:
         """What each update of the run learns from."""
-        every = (
-            update
-            for epoch in range(len(self.epoch_ends))
-            for update in walk_lanes(self.example_order(epoch), self.num_groups, self.lanes)
-        )
+        epochs = range(len(self.epoch_ends))
+        every = (update for epoch in epochs for update in self._updates_of(epoch))
         return islice(every, self.num_updates)
 
-    def __iter__(self) -> Iterator[list[Slice]]:
+    def __iter__(self) -> Iterator[list[Row]]:
         size = self.micro_batch_size
         for update in self.updates():
-            if self.lengths:
-                update = sorted(update, key=lambda place: -self.lengths[place[0]])
+            if self.lengths is not None:
+                update = sorted(update, key=self._count_tokens, reverse=True)
             for number in range(self.num_micro_batches):
                 yield update[number * size : (number + 1) * size]
 
+    def _updates_of(self, epoch: int) -> Iterator[list[Row]]:
+        if self.packs is None:
+            for slices in walk_lanes(self.example_order(epoch), self.num_groups, self.lanes):
+                yield [(place,) for place in slices]
+            return
+        rows = (tuple((example, 0) for example in pack) for pack in self.packs_of(epoch))
+        while update := list(islice(rows, self.lanes)):
+            yield update
+
+    def _count_updates(self, epoch: int) -> int:
+        if self.packs is None:
+            return count_updates(self.example_order(epoch), self.num_groups, self.lanes)
+        return -(-len(self.packs) // self.lanes)
+
+    def _count_tokens(self, row: Row) -> int:
+        assert self.lengths is not None
+        return sum(int(self.lengths[example]) for example, _ in row)
+
 
 def make_plan(
-    num_targets: Sequence[int],
+    num_targets: Sequence[int] | Integers,
     *,
     token_batch: int,
     batch_size: int,
@@ -99,20 +125,33 @@ def make_plan(
     max_updates: int | None,
     order: Literal["shuffle", "as_written"],
     seed: int,
-    lengths: Sequence[int] = (),
+    lengths: Sequence[int] | Integers | None = None,
+    pack_to: int | None = None,
 ) -> Plan:
-    """Plan a run over examples with so many targets each, one at the least."""
-    assert num_targets and min(num_targets) > 0, "an example without targets has no update"
+    """Plan a run over examples with so many targets each, one at the least.
+
+    `pack_to`: examples share rows of so many tokens, which needs `lengths`. The order of the files
+    is kept where it is asked for, then only neighbours share a row.
+    """
+    targets = np.asarray(num_targets)
+    assert len(targets) and targets.min() > 0, "an example without targets has no update"
     assert epochs is not None or max_updates is not None, "the run needs an end"
+    lengths_E = None if lengths is None else np.asarray(lengths)
+    packs = None
+    if pack_to is not None:
+        assert lengths_E is not None, "packing needs the lengths"
+        assert token_batch == 0, "an example in a pack is learned all at once"
+        packs = (pack if order == "shuffle" else pack_in_order)(lengths_E, pack_to)
     return Plan(
-        num_groups=tuple(count_groups(number, token_batch) for number in num_targets),
+        num_groups=tuple(count_groups(number, token_batch) for number in targets.tolist()),
         micro_batch_size=batch_size,
         num_micro_batches=accumulation,
         epochs=epochs,
         order=order,
         seed=seed,
         max_updates=max_updates,
-        lengths=tuple(lengths),
+        lengths=lengths_E,
+        packs=packs,
     )
 
 

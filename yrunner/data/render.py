@@ -1,21 +1,36 @@
 """Conversations to token ids and labels. This file alone decides which tokens are learned."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
+from itertools import chain, compress, pairwise
+from operator import not_
 from typing import Any, Literal
 
+from yrunner.data.chat_template import Chat, Span, as_chat, render
 from yrunner.data.conversation import Conversation, FaultyRow, Message, TokenizedExample
-from yrunner.data.spans import (
-    Span,
-    TurnMarks,
-    as_chat,
-    read_turn_marks,
-    render,
-    render_with_spans,
-)
+from yrunner.data.parts import PartTokenizer
+from yrunner.data.skeleton import SpanFinder
 from yrunner.errors import ModelError, Origin
 from yrunner.tokens import IGNORE_INDEX
 
 Targets = Literal["assistant", "last_assistant", "all"]
+"""What is learned: the replies; the last of them; or all, with the questions.
+
+A turn that is marked as not learned is context whatever is chosen, and `last_assistant` is the last
+of those that are learned.
+"""
+
+Parts = list[str]
+"""A text cut at the borders of what is learned: context and target by turns, context first."""
+
+IdsOfParts = list[list[int]]
+Result = TokenizedExample | FaultyRow
+Waiting = tuple[Sequence[Conversation], list[Parts | FaultyRow], Future[list[IdsOfParts]]]
+"""A chunk, its parts, and the ids of those that are no faults."""
+
+ROWS_AT_ONCE = 512
+"""Enough to keep all cores busy with tokenizing, few enough to have the next ready in time."""
 
 
 def tokenize_conversations(
@@ -24,41 +39,52 @@ def tokenize_conversations(
     *,
     system: str | None = None,
     targets: Targets = "assistant",
-) -> list[TokenizedExample | FaultyRow]:
+) -> list[Result]:
     """One example, or the reason why there is none, for each conversation, in order.
 
-    `system` opens every conversation that has no system message of its own. The rendered texts are
-    tokenized together, because a fast tokenizer spreads a list over all cores. Raises `ModelError`
+    `system` opens every conversation that has no system message of its own. Raises `ModelError`
     where the tokenizer or its chat template is of no use for any conversation.
+
+    The tokens before a reply are those that the model gets at inference, when the same template
+    writes a prompt of the messages before it, but for three cases. Some templates write a turn in
+    another way once it is history (Qwen3 and DeepSeek leave out its thinking). Some end a prompt
+    with words that they do not write before this reply (the `<think>` of DeepSeek-R1, or MiniMind's
+    empty thinking block where the reply has thinking). And a reply that begins with a blank is cut
+    off from the words of the template before it, as it was when it was written; a later prompt is
+    one text, and may join the two in one token.
     """
-    if not tokenizer.is_fast:
-        raise ModelError(
-            f"{type(tokenizer).__name__} does not tell where in a text its tokens stand",
-            remedy="use a model whose folder holds a tokenizer.json",
-        )
-    has_turns = any(not conversation.is_text for conversation in conversations)
-    marks = read_turn_marks(tokenizer) if has_turns else None
-    rendered: list[tuple[str, list[Span]] | FaultyRow] = []
-    for conversation in conversations:
-        try:
-            if marks is None or conversation.is_text:
-                rendered.append(_render_document(conversation.messages[0].content, tokenizer))
-            else:
-                messages = with_system(conversation.messages, system)
-                rendered.append(_render_turns(messages, tokenizer, marks, targets))
-        except FaultyRow as fault:
-            rendered.append(fault)
-    texts = [result[0] for result in rendered if not isinstance(result, FaultyRow)]
-    if not texts:
-        return [result for result in rendered if isinstance(result, FaultyRow)]
-    encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
-    tokens = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
-    return [
-        result
-        if isinstance(result, FaultyRow)
-        else _label(*result, *next(tokens), tokenizer, conversation.origin)
-        for result, conversation in zip(rendered, conversations, strict=True)
-    ]
+    chunks = (
+        conversations[start : start + ROWS_AT_ONCE]
+        for start in range(0, len(conversations), ROWS_AT_ONCE)
+    )
+    results = tokenize_chunks(chunks, tokenizer, system=system, targets=targets)
+    return list(chain.from_iterable(results))
+
+
+def tokenize_chunks(
+    chunks: Iterable[Sequence[Conversation]],
+    tokenizer: Any,
+    *,
+    system: str | None = None,
+    targets: Targets = "assistant",
+) -> Iterator[list[Result]]:
+    """`tokenize_conversations` for one chunk after the other.
+
+    While a chunk is tokenized, which leaves Python free, the next one is taken and rendered.
+    """
+    cutter = _Cutter(tokenizer, system, targets)
+    part_tokenizer = PartTokenizer(tokenizer)
+    with ThreadPoolExecutor(1) as background:
+        waiting: Waiting | None = None
+        for chunk in chunks:
+            cut = cutter.cut(chunk)
+            texts = [parts for parts in cut if not isinstance(parts, FaultyRow)]
+            future = background.submit(part_tokenizer.tokenize, texts)
+            if waiting:
+                yield _join(*waiting)
+            waiting = chunk, cut, future
+        if waiting:
+            yield _join(*waiting)
 
 
 def prompt_text(messages: Sequence[Message], tokenizer: Any, system: str | None = None) -> str:
@@ -81,85 +107,95 @@ def with_system(messages: Sequence[Message], system: str | None) -> tuple[Messag
     return (Message("system", system), *messages)
 
 
-def _render_document(content: str, tokenizer: Any) -> tuple[str, list[Span]]:
-    # A document ends with the end mark, or the model would learn that texts never stop.
-    text = _begin_of_text(tokenizer) + content + (tokenizer.eos_token or "")
-    return text, [(0, len(text))]
+class _Cutter:
+    """Renders conversations and cuts their texts where learning begins and ends."""
+
+    def __init__(self, tokenizer: Any, system: str | None, targets: Targets) -> None:
+        self._tokenizer, self._system, self._targets = tokenizer, system, targets
+
+    def cut(self, conversations: Sequence[Conversation]) -> list[Parts | FaultyRow]:
+        """The parts of each conversation's text, or why it has none."""
+        chats = [self._chat(talk) for talk in conversations if not talk.is_text]
+        texts = self._finder.render_all(chats) if chats else []
+        rendered = zip(chats, texts, strict=True)
+        return [
+            self._cut_document(conversation.messages[0].content)
+            if conversation.is_text
+            else self._cut_turns(conversation, *next(rendered))
+            for conversation in conversations
+        ]
+
+    @cached_property
+    def _finder(self) -> SpanFinder:
+        return SpanFinder(self._tokenizer)
+
+    def _chat(self, conversation: Conversation) -> Chat:
+        messages = with_system(conversation.messages, self._system)
+        as_text = self._finder.marks.arguments_as_text
+        return as_chat(messages, conversation.tools, arguments_as_text=as_text)
+
+    def _cut_document(self, content: str) -> Parts:
+        begin, end = self._document_ends
+        return ["", begin + content + end]
+
+    @cached_property
+    def _document_ends(self) -> tuple[str, str]:
+        """The mark that this tokenizer puts before a text by itself, if any, and the end mark.
+
+        A document ends with the end mark, or the model would learn that texts never stop.
+        """
+        tokenizer = self._tokenizer
+        ids = tokenizer("", add_special_tokens=True)["input_ids"]
+        begins = bool(ids) and ids[0] == tokenizer.bos_token_id
+        return tokenizer.bos_token if begins else "", tokenizer.eos_token or ""
+
+    def _cut_turns(
+        self, conversation: Conversation, chat: Chat, text: str | FaultyRow
+    ) -> Parts | FaultyRow:
+        if isinstance(text, FaultyRow):
+            return text
+        learned = [turn.learned for turn in conversation.messages if turn.role == "assistant"]
+        try:
+            spans = self._learned_spans(text, chat, learned)
+        except FaultyRow as fault:
+            return fault
+        borders = [0, *chain.from_iterable(spans), len(text)]
+        return [text[start:end] for start, end in pairwise(borders)]
+
+    def _learned_spans(self, text: str, chat: Chat, learned: Sequence[bool]) -> list[Span]:
+        if self._targets == "all" and all(learned) and not chat.has_calls:
+            return [(0, len(text))]
+        spans = self._finder.find(text, chat)
+        if self._targets == "all":
+            return _between(list(compress(spans, map(not_, learned))), len(text))
+        spans = list(compress(spans, learned))
+        return spans[-1:] if self._targets == "last_assistant" else spans
 
 
-def _begin_of_text(tokenizer: Any) -> str:
-    """The mark that this tokenizer puts before a text by itself, or nothing."""
-    ids = tokenizer("", add_special_tokens=True)["input_ids"]
-    return tokenizer.bos_token if ids and ids[0] == tokenizer.bos_token_id else ""
+def _between(spans: Sequence[Span], length: int) -> list[Span]:
+    """What the spans leave of a text."""
+    borders = [0, *chain.from_iterable(spans), length]
+    return list(zip(borders[0::2], borders[1::2], strict=True))
 
 
-def _render_turns(
-    messages: Sequence[Message], tokenizer: Any, marks: TurnMarks, targets: Targets
-) -> tuple[str, list[Span]]:
-    """The text of a conversation and the spans of it that are learned."""
-    if targets == "all":
-        text = render(as_chat(messages), tokenizer)
-        return text, [(0, len(text))]
-    text, spans = render_with_spans(messages, tokenizer, marks)
-    return text, spans[-1:] if targets == "last_assistant" else spans
+def _join(
+    conversations: Sequence[Conversation],
+    cut: Sequence[Parts | FaultyRow],
+    tokenized: Future[list[IdsOfParts]],
+) -> list[Result]:
+    ids_by_row = iter(tokenized.result())
+    return [
+        parts if isinstance(parts, FaultyRow) else _label(next(ids_by_row), conversation.origin)
+        for conversation, parts in zip(conversations, cut, strict=True)
+    ]
 
 
-def _label(
-    text: str,
-    spans: list[Span],
-    ids: list[int],
-    offsets: list[Span],
-    tokenizer: Any,
-    origin: Origin,
-) -> TokenizedExample:
-    """Label the tokens inside the spans.
-
-    Where a token would reach over the border of a span, the text is cut there and its parts are
-    tokenized on their own, as they are at inference, where the prompt ends at the same place.
-    """
-    is_target = _tokens_inside(text, spans, offsets)
-    if is_target is None:
-        ids, is_target = _tokenize_parts(text, spans, tokenizer)
-    labels = [id_ if target else IGNORE_INDEX for id_, target in zip(ids, is_target, strict=True)]
-    if labels:
-        labels[0] = IGNORE_INDEX
-    return TokenizedExample(list(ids), labels, origin)
-
-
-def _tokens_inside(text: str, spans: list[Span], offsets: list[Span]) -> list[bool] | None:
-    """Which tokens lie in a span; None where one may lie across a border. Both are in order.
-
-    Some tokenizers (Llama 3's) leave blanks out of their offsets, so a blank at a border that no
-    token claims may belong to a token of either side.
-    """
-    inside = [False] * len(offsets)
-    token = 0
-    for start, end in spans:
-        while token < len(offsets) and offsets[token][1] <= start:
-            token += 1
-        before = offsets[token - 1][1] if token else 0
-        if token == len(offsets) or not before == start == offsets[token][0]:
-            return None
-        while token < len(offsets) and offsets[token][0] < end:
-            inside[token] = True
-            token += 1
-        last = offsets[token - 1][1]
-        # Some end marks (Phi's) take the line end behind them with them.
-        if last < end or text[end:last].strip():
-            return None
-    return inside
-
-
-def _tokenize_parts(text: str, spans: list[Span], tokenizer: Any) -> tuple[list[int], list[bool]]:
-    parts, place = [], 0
-    for start, end in spans:
-        parts += [(text[place:start], False), (text[start:end], True)]
-        place = end
-    parts.append((text[place:], False))
-    ids: list[int] = []
-    is_target: list[bool] = []
-    for part, target in parts:
-        part_ids = tokenizer(part, add_special_tokens=False)["input_ids"] if part else []
-        ids += part_ids
-        is_target += [target] * len(part_ids)
-    return ids, is_target
+def _label(ids_by_part: IdsOfParts, origin: Origin) -> TokenizedExample:
+    """Every second part is learned; but nothing predicts the first token of all."""
+    input_ids: list[int] = []
+    labels: list[int] = []
+    for number, ids in enumerate(ids_by_part):
+        input_ids += ids
+        labels += ids if number % 2 else [IGNORE_INDEX] * len(ids)
+    labels[:1] = [IGNORE_INDEX] * len(labels[:1])
+    return TokenizedExample(input_ids, labels, origin)

@@ -1,261 +1,296 @@
 """Find what the assistant says in a rendered conversation, and where it ends its turn.
 
 The chat template decides what is put around a reply, so it is asked twice: once with the real
-replies, once with marks in their place that no text can contain. Between the marks stands what the
-template itself writes; the real rendering must consist of exactly these pieces with the replies
+texts, once with marks in their place that no text can contain. Between the marks stands what the
+template itself writes; the real rendering must consist of exactly these pieces with the texts
 between them. A reply can therefore hold anything, also words of the template, and it is never
 assumed that the beginning of a conversation renders to the beginning of the text.
 """
 
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
-from jinja2 import TemplateError
-from transformers.utils.chat_template_utils import render_jinja_template
+from yrunner.data.chat_template import (
+    Chat,
+    Span,
+    marks_generation,
+    render,
+    render_with_generation,
+)
+from yrunner.data.conversation import FaultyRow
+from yrunner.data.turn_ends import (
+    behind_end_mark,
+    behind_last_end_mark,
+    behind_swallowed,
+    not_found,
+)
+from yrunner.data.turn_marks import TurnMarks, unused_mark
 
-from yrunner.data.conversation import FaultyRow, Message
-from yrunner.errors import ModelError
-
-Span = tuple[int, int]
-"""First character of a piece of text, and the one after its last."""
-Chat = Sequence[dict[str, str]]
-
-GENERATION_MARK = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
+KINDS = REPLY, THINKING, OTHER = "+-/"
+"""What a key stands for; no letters, which a template might write large."""
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
-PRIVATE_USE = range(0xF0000, 0xFFFFE)
-"""Characters that Unicode gives no meaning."""
-
-# A template calls methods on what it is given, and Jinja passes their TypeError on.
-TEMPLATE_ERRORS = (TemplateError, TypeError)
 
 
 @dataclass(frozen=True)
-class TurnMarks:
-    """What a tokenizer and its chat template put around every reply."""
+class _Masked:
+    """A chat with marks for texts. A mark is a key: its turn and what it stands for."""
 
-    opening: str | None
-    """What follows a question where the model is to go on; None where that cannot be seen."""
-    ends: tuple[str, ...]
-    """The special tokens, the longest first: any of them may end a turn."""
-    ends_are_marked: bool
-    """Whether the template's own `{% generation %}` marks hold the end mark too."""
+    chat: Chat
+    forms: dict[str, list[str]]
+    """What each key may be shown as, in order of the turns."""
+    separator: str
 
 
-def read_turn_marks(tokenizer: Any) -> TurnMarks:
-    """Ask the chat template for its marks. Raises `ModelError` where there is no template."""
-    added = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
-    special = {token for token in (*tokenizer.all_special_tokens, *added) if token}
-    ends = tuple(sorted(special, key=len, reverse=True))
-    unknown = chr(PRIVATE_USE[0])
-    talk = [{"role": "user", "content": unknown}, {"role": "assistant", "content": unknown}]
-    _, shown, opening = _render_or_nothing(talk[:1], tokenizer).rpartition(unknown)
-    ends_are_marked = False
-    if GENERATION_MARK.search(chat_template_of(tokenizer)):
-        try:
-            text, spans = _render_with_marks(talk, tokenizer)
-        except FaultyRow as fault:
-            raise ModelError(
-                f"no conversation can be learned from: {fault}",
-                remedy="set model.chat_template to another .jinja file",
-            ) from fault
-        ends_are_marked = all(text[start:end].rstrip().endswith(ends) for start, end in spans)
-    return TurnMarks(opening if shown else None, ends, ends_are_marked)
+@dataclass(frozen=True)
+class _Place:
+    """Where the text stands for a key."""
+
+    turn: int
+    kind: str
+    turn_before: int
+    """The turn of the key before it; -1 for the first."""
+    before: str
+    """What stands between the key before and this one."""
+    span: Span
 
 
-def _render_or_nothing(chat: Chat, tokenizer: Any) -> str:
-    try:
-        return render(chat, tokenizer, for_answer=True)
-    except FaultyRow:
-        return ""
-
-
-def render_with_spans(
-    messages: Sequence[Message], tokenizer: Any, marks: TurnMarks
-) -> tuple[str, list[Span]]:
+def render_with_spans(chat: Chat, tokenizer: Any, marks: TurnMarks) -> tuple[str, list[Span]]:
     """Render a conversation; return its text and, per assistant turn, what the model must write.
 
-    A span begins where the prompt ends at inference and goes over the reply and the end mark. So
-    it also holds what the template itself writes before a reply and the prompt does not: the blank
-    of ` reply</s>`, the opening of a thinking block, or the whole of an empty one.
+    A span begins where the prompt ends at inference and goes over the reply, its calls and the end
+    mark. So it also holds what the template itself writes before a reply and the prompt does not:
+    the blank of ` reply</s>`, the opening of a thinking block, or the whole of an empty one.
 
-    Raises `FaultyRow` where the template refuses the conversation or shows a reply in a form that
+    Raises `FaultyRow` where the template refuses the conversation or shows a turn in a form that
     cannot be recognised, and `ModelError` where it puts no end mark behind a reply.
     """
-    chat = as_chat(messages)
-    if GENERATION_MARK.search(chat_template_of(tokenizer)):
-        text, spans = _render_with_marks(chat, tokenizer)
-        if marks.ends_are_marked:
-            return text, spans
+    text = render_closed(chat, tokenizer, marks)
+    return text, find_spans(text, chat, tokenizer, marks)
+
+
+def render_closed(chat: Chat, tokenizer: Any, marks: TurnMarks) -> str:
+    """The text of a chat, with an end mark behind its last reply also where templates lack it."""
+    return closed(render(chat, tokenizer), chat, marks)
+
+
+def closed(text: str, chat: Chat, marks: TurnMarks) -> str:
+    """The rendering of a chat with what has to be added behind its last reply."""
+    return text + marks.closing if chat.roles[-1] == "assistant" else text
+
+
+def find_spans(text: str, chat: Chat, tokenizer: Any, marks: TurnMarks) -> list[Span]:
+    """What the model must write in each assistant turn of `text`, the rendering of `chat`."""
+    if marks_generation(chat, tokenizer):
+        _, spans = render_with_generation(chat, tokenizer)
+        if not marks.ends_are_marked:
+            spans = [(start, behind_end_mark(text, end, marks)) for start, end in spans]
     else:
-        text = render(chat, tokenizer)
-        spans = _spans_of_replies(text, chat, tokenizer, marks)
-    return text, [_with_end_mark(text, span, marks) for span in spans]
+        spans = _spans_between_marks(text, chat, tokenizer, marks)
+    _check_calls_are_shown(text, spans, chat)
+    return [(start, behind_swallowed(text, end, marks)) for start, end in spans]
 
 
-def render(chat: Chat, tokenizer: Any, *, for_answer: bool = False) -> str:
-    """The text of a conversation; `for_answer` opens the assistant's next turn at its end."""
-    chat_template_of(tokenizer)
-    try:
-        text = tokenizer.apply_chat_template(
-            list(chat), tokenize=False, add_generation_prompt=for_answer
-        )
-    except TEMPLATE_ERRORS as error:
-        raise FaultyRow(f"the chat template refuses it: {error}") from error
-    return str(text)
+def left_out(role: str) -> FaultyRow:
+    """The fault of a row that the template would show only a part of."""
+    return FaultyRow(f"the chat template leaves out a message of the role {role}", "template")
 
 
-def as_chat(messages: Sequence[Message]) -> list[dict[str, str]]:
-    """Messages in the form that chat templates read."""
-    return [{"role": message.role, "content": message.content} for message in messages]
+def thinks(reply: str) -> bool:
+    """Whether a reply has a thinking block, or looks so to a template."""
+    return THINK_OPEN in reply or THINK_CLOSE in reply
 
 
-def chat_template_of(tokenizer: Any) -> str:
-    """The template for conversations without tools. Raises `ModelError` where there is none."""
-    template = tokenizer.chat_template
-    if isinstance(template, dict):
-        template = template.get("default")
-    if not template:
-        raise ModelError(
-            "the tokenizer has no chat template",
-            remedy="set model.chat_template to a .jinja file",
-        )
-    return str(template)
-
-
-def _render_with_marks(chat: Chat, tokenizer: Any) -> tuple[str, list[Span]]:
-    """Use the template's own `{% generation %}` marks."""
-    try:
-        texts, spans = render_jinja_template(
-            conversations=[list(chat)],
-            chat_template=chat_template_of(tokenizer),
-            return_assistant_tokens_mask=True,
-            **tokenizer.special_tokens_map,
-        )
-    except TEMPLATE_ERRORS as error:
-        raise FaultyRow(f"the chat template refuses it: {error}") from error
-    num_replies = sum(message["role"] == "assistant" for message in chat)
-    if len(spans[0]) != num_replies:
-        raise FaultyRow(
-            f"the chat template marks {len(spans[0])} pieces as generation, but the replies are "
-            f"{num_replies}"
-        )
-    return texts[0], [(start, end) for start, end in spans[0]]
-
-
-def _spans_of_replies(text: str, chat: Chat, tokenizer: Any, marks: TurnMarks) -> list[Span]:
-    """Spans of the replies without their end marks."""
-    mark = _unused_mark(chat)
-    for split_thinking in (False, True):
-        masked, forms = _mask_replies(chat, mark, split_thinking)
-        pieces = re.split(f"({mark}[0-9]+[ra]{mark})", render(masked, tokenizer))
-        places = _match_pieces(text, pieces, forms)
-        if places is not None:
-            return _join_turns(chat, pieces, places, mark, marks)
-    raise FaultyRow("the chat template changes a reply so that it cannot be found again")
-
-
-def _match_pieces(
-    text: str, pieces: Sequence[str], forms: dict[str, list[str]]
-) -> list[Span] | None:
-    """Where the text stands for each mark, in order; None where the pieces do not fit the text.
-
-    `pieces` are the template's and the marks by turns, `forms` what each mark may stand for.
-    """
-    place = len(pieces[0])
-    fits = text.startswith(pieces[0])
-    found: list[Span] = []
-    for key, after in zip(pieces[1::2], pieces[2::2], strict=True):
-        shown = next((it for it in forms[key] if text.startswith(it + after, place)), None)
-        if shown is None:
-            return None
-        found.append((place, place + len(shown)))
-        place += len(shown) + len(after)
-    # A mark that is missing stands for a reply that was left out.
-    answers = [key for key in forms if key[-2] == "a"]
-    fits &= [key for key in pieces[1::2] if key[-2] == "a"] == answers
-    return found if fits and place == len(text) else None
-
-
-def _join_turns(
-    chat: Chat, pieces: Sequence[str], places: Sequence[Span], mark: str, marks: TurnMarks
-) -> list[Span]:
-    """One span per turn: thinking and reply together, from where the prompt ends."""
-    spans: dict[int, Span] = {}
-    for before, key, (start, end) in zip(pieces[0::2], pieces[1::2], places, strict=False):
-        turn = int(key.strip(mark)[:-1])
-        if turn not in spans:
-            start -= _length_after_prompt(before, chat[turn - 1]["content"], marks.opening)
-        spans[turn] = (spans.get(turn, (start, end))[0], end)
-    return list(spans.values())
-
-
-def _length_after_prompt(before: str, question: str, opening: str | None) -> int:
-    """Characters that the template writes between the end of the prompt and the reply."""
-    if opening is None:
-        return 0
-    for shown in _trimmings(question):
-        place = before.rfind(shown + opening)
-        if place >= 0:
-            return len(before) - place - len(shown + opening)
-    return 0
-
-
-def _unused_mark(chat: Chat) -> str:
-    """A character that no message contains."""
-    used = set(chain.from_iterable(message["content"] for message in chat))
-    return next(chr(code) for code in PRIVATE_USE if chr(code) not in used)
-
-
-def _mask_replies(
-    chat: Chat, mark: str, split_thinking: bool
-) -> tuple[list[dict[str, str]], dict[str, list[str]]]:
-    """Put marks for the replies; return with them the forms that each reply may be shown in.
-
-    Templates trim replies, and those of thinking models take the thinking apart, show it anew, or
-    leave it out in earlier turns; `split_thinking` gives it a mark of its own.
-    """
-    masked: list[dict[str, str]] = []
-    forms: dict[str, list[str]] = {}
-    for turn, message in enumerate(chat):
-        if message["role"] != "assistant":
-            masked.append(message)
-            continue
-        content = message["content"]
-        thinking, close, _ = content.partition(THINK_CLOSE)
-        answer = content.rpartition(THINK_CLOSE)[2]
-        reply_key, thinking_key = f"{mark}{turn}a{mark}", f"{mark}{turn}r{mark}"
-        shown = reply_key
-        if split_thinking and close:
-            shown = f"{THINK_OPEN}\n{thinking_key}\n{THINK_CLOSE}\n\n{reply_key}"
-            forms[thinking_key] = _trimmings(thinking.rpartition(THINK_OPEN)[2])
-            forms[reply_key] = _trimmings(answer)
-        else:
-            forms[reply_key] = _trimmings(content) + (_trimmings(answer) if close else [])
-        masked.append({"role": "assistant", "content": shown})
-    return masked, forms
-
-
-def _trimmings(text: str) -> list[str]:
+def trimmings(text: str) -> list[str]:
     """The forms that a template may give a text, the longest first."""
-    forms = {text, text.strip(), text.lstrip(), text.rstrip()}
+    core = text.strip()
+    if core == text:
+        return [text]
+    forms = {text, core, text.lstrip(), text.rstrip()}
     forms |= {text.strip("\n"), text.lstrip("\n"), text.rstrip("\n")}
     return sorted(forms, key=lambda form: (-len(form), form))
 
 
-def _with_end_mark(text: str, span: Span, marks: TurnMarks) -> Span:
-    """Stretch a span over the special token that ends the turn: it has to be learned, too."""
-    start, end = span
-    rest = text[end:]
-    after = rest.lstrip()
-    end_mark = next((mark for mark in marks.ends if after.startswith(mark)), None)
-    if end_mark is None:
-        raise ModelError(
-            "the chat template puts no end mark behind a reply, so a model would never learn to "
-            "stop",
-            remedy="set model.chat_template to a .jinja file that ends each turn with a special "
-            "token",
-        )
-    return start, end + len(rest) - len(after) + len(end_mark)
+def match_pieces(
+    text: str, pieces: Sequence[str], forms: Sequence[Sequence[str]]
+) -> list[Span] | None:
+    """Where `text` shows each of the texts that stand between the pieces; None if it does not.
+
+    `forms` holds what each text may be shown as; there is one more of the pieces.
+    """
+    if not text.startswith(pieces[0]):
+        return None
+    place = len(pieces[0])
+    found: list[Span] = []
+    for allowed, after in zip(forms, pieces[1:], strict=True):
+        shown = next((form for form in allowed if text.startswith(form + after, place)), None)
+        if shown is None:
+            return None
+        found.append((place, place + len(shown)))
+        place += len(shown) + len(after)
+    return found if place == len(text) else None
+
+
+def _spans_between_marks(text: str, chat: Chat, tokenizer: Any, marks: TurnMarks) -> list[Span]:
+    fault = not_found()
+    for masked in _maskings(chat):
+        try:
+            places = _places(text, masked, tokenizer, marks)
+            return _join_turns(text, places, chat, marks)
+        except FaultyRow as error:
+            fault = error
+    raise fault
+
+
+def _maskings(chat: Chat) -> Iterator[_Masked]:
+    """Ways to put marks into a chat, to be tried in turn.
+
+    First everything that is said, and only the replies where that does not do, because a template
+    may look at the questions. Calls have no text that could be masked, and where an answer is empty
+    a template may write less than for a mark: these turns keep what they have, and are found by
+    the marks of their neighbours. Templates of thinking models take the thinking apart, show it
+    anew, or leave it out in earlier turns; so it gets a mark of its own where it has to.
+    """
+    for mask_all in (True,) if chat.has_calls else (True, False):
+        for split_thinking in (False, True):
+            yield _mask(chat, split_thinking=split_thinking, mask_all=mask_all)
+
+
+def _mask(chat: Chat, *, split_thinking: bool, mask_all: bool) -> _Masked:
+    separator = unused_mark(chat)
+    masked: list[dict[str, Any]] = []
+    forms: dict[str, list[str]] = {}
+    for turn, message in enumerate(chat.messages):
+        keys = [f"{separator}{turn}{kind}{separator}" for kind in KINDS]
+        if message["role"] == "assistant":
+            shown, turn_forms = _mask_reply(message["content"], keys, split_thinking, mask_all)
+        elif mask_all:
+            shown, turn_forms = keys[2], {keys[2]: _forms(message)}
+        else:
+            shown, turn_forms = message["content"], {}
+        masked.append({**message, "content": shown})
+        forms |= turn_forms
+    return _Masked(Chat(masked, chat.tools), forms, separator)
+
+
+def _mask_reply(
+    content: str, keys: Sequence[str], split_thinking: bool, mask_all: bool
+) -> tuple[str, dict[str, list[str]]]:
+    """What to show for a reply, and the forms of the keys in it."""
+    before, close, _ = content.partition(THINK_CLOSE)
+    answer = content.rpartition(THINK_CLOSE)[2]
+    thinking = before.rpartition(THINK_OPEN)[2] if close and split_thinking else ""
+    reply_key, thinking_key, _ = keys
+    keep_answer = mask_all and not answer.strip()
+    if keep_answer and not thinking.strip():
+        return content, {}
+    shown_answer = answer if keep_answer else reply_key
+    if not (close and split_thinking):
+        return shown_answer, {reply_key: trimmings(content) + (trimmings(answer) if close else [])}
+    forms = {thinking_key: trimmings(thinking)}
+    if not keep_answer:
+        forms[reply_key] = trimmings(answer)
+    return f"{THINK_OPEN}\n{thinking_key}\n{THINK_CLOSE}\n\n{shown_answer}", forms
+
+
+def _forms(message: dict[str, Any]) -> list[str]:
+    """How a template may show what is no reply; it may write a tool's result as JSON."""
+    forms = trimmings(message["content"])
+    if message["role"] == "tool":
+        forms.append(json.dumps(message["content"], ensure_ascii=False)[1:-1])
+    return forms
+
+
+def _places(text: str, masked: _Masked, tokenizer: Any, marks: TurnMarks) -> list[_Place]:
+    """Where the text shows what is masked. Raises `FaultyRow` where it has not the same pieces."""
+    rendered = render_closed(masked.chat, tokenizer, marks)
+    split = re.split(f"({masked.separator}[0-9]+[+/-]{masked.separator})", rendered)
+    pieces, keys = split[0::2], split[1::2]
+    for key, forms in masked.forms.items():
+        if masked.chat.has_calls and key not in keys and key[-2] == OTHER and forms[0].strip():
+            raise left_out(masked.chat.messages[int(key[1:-2])]["role"])
+    # A mark that is missing stands for a reply that was left out.
+    if [key for key in keys if key[-2] == REPLY] != [
+        key for key in masked.forms if key[-2] == REPLY
+    ]:
+        raise not_found()
+    spans = match_pieces(text, pieces, [masked.forms[key] for key in keys])
+    if spans is None:
+        raise not_found()
+    turns, kinds = [int(key[1:-2]) for key in keys], [key[-2] for key in keys]
+    places = zip(turns, kinds, [-1, *turns], pieces, spans, strict=False)
+    return [_Place(*place) for place in places]
+
+
+def _join_turns(text: str, places: Sequence[_Place], chat: Chat, marks: TurnMarks) -> list[Span]:
+    """One span per turn, from where the prompt ends to behind the end mark."""
+    places_of: dict[int, list[_Place]] = {turn: [] for turn in range(len(chat.messages))}
+    for place in places:
+        places_of[place.turn].append(place)
+    limits = {turn: own[0].span[0] for turn, own in places_of.items() if own}
+    limits[len(chat.messages)] = len(text)
+    spans: list[Span] = []
+    for turn, message in enumerate(chat.messages):
+        if message["role"] != "assistant":
+            continue
+        own = places_of[turn]
+        if own:
+            end = own[-1].span[1]
+            start = _start(text, end, own[0], chat, marks)
+        else:
+            start = end = _start_of_bare_turn(text, turn, places_of, chat, marks)
+        if own and own[-1].kind == REPLY and "tool_calls" not in message:
+            end = behind_end_mark(text, end, marks)
+        elif turn + 1 in limits:
+            end = behind_last_end_mark(text, end, limits[turn + 1], marks)
+        else:
+            raise not_found()
+        spans.append((start, end))
+    return spans
+
+
+def _start(text: str, reply_end: int, reply: _Place, chat: Chat, marks: TurnMarks) -> int:
+    """Where the prompt ends that leads to a reply; where that cannot be seen, the reply itself.
+
+    A prompt that opens a thinking block may end within the reply.
+    """
+    start, before = reply.span[0], reply.before
+    question = chat.messages[reply.turn - 1]
+    opening = marks.openings.get(question["role"]) if reply.turn else None
+    if opening is None:
+        return start
+    if reply.turn_before == reply.turn - 1:
+        place = start - len(before)
+        end = place + len(opening)
+        latest = reply_end if thinks(chat.messages[reply.turn]["content"]) else start
+        return end if end <= latest and text.startswith(opening, place) else start
+    for shown in trimmings(question["content"]):
+        place = before.rfind(shown + opening)
+        if place >= 0:
+            return start - len(before) + place + len(shown + opening)
+    return start
+
+
+def _start_of_bare_turn(
+    text: str, turn: int, places_of: Mapping[int, list[_Place]], chat: Chat, marks: TurnMarks
+) -> int:
+    """Where the prompt ends that leads to a turn without a text of its own."""
+    question = places_of.get(turn - 1)
+    if not question:
+        raise not_found()
+    role, start = chat.messages[turn - 1]["role"], question[-1].span[1]
+    for known in (marks.openings, marks.headers):
+        if role in known and text.startswith(known[role], start):
+            return start + len(known[role])
+    raise not_found()
+
+
+def _check_calls_are_shown(text: str, spans: Sequence[Span], chat: Chat) -> None:
+    turns = [message for message in chat.messages if message["role"] == "assistant"]
+    for (start, end), message in zip(spans, turns, strict=True):
+        shown = text[start:end].replace(message["content"].strip(), "", 1)
+        for call in message.get("tool_calls", ()):
+            if call["function"]["name"] not in shown:
+                raise FaultyRow("the chat template does not render tool_calls", "template")

@@ -13,6 +13,8 @@ from yrunner.tokens import IGNORE_INDEX
 
 Slice = tuple[int, int]
 """An example's index, and which of its groups."""
+Row = tuple[Slice, ...]
+"""What a row of a micro-batch is made of: one slice, or one of each example of a pack."""
 
 
 def count_groups(num_targets: int, size: int) -> int:

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from yrunner.data.conversation import Conversation, Message
-from yrunner.data.pipeline import Source, read_conversations
+from yrunner.data.reading import read_conversations
+from yrunner.data.refusals import Refusal
 from yrunner.data.render import prompt_text
-from yrunner.data.report import Refusal
 from yrunner.data.spans import THINK_CLOSE
 from yrunner.errors import DataError
 from yrunner.evaluation.generate import Advance, generate_answers
@@ -48,7 +48,7 @@ class Answered:
 def read_questions(file: Path) -> list[Question]:
     """The conversations of a file as questions. Raises `DataError` at the first faulty row."""
     questions = []
-    for row in read_conversations(Source(file))[1]:
+    for row in read_conversations(file).rows:
         if isinstance(row, Refusal):
             raise DataError(row.origin, row.reason, remedy="mend the row; every question counts")
         if row.is_text:

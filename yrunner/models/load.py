@@ -70,7 +70,7 @@ def load_tokenizer(
         # transformers makes an empty tokenizer of the model's kind when the files are missing.
         raise ModelError(f"{source} holds no tokenizer", remedy="add its tokenizer.json")
     if chat_template is not None:
-        _set_chat_template(tokenizer, chat_template)
+        set_chat_template(tokenizer, chat_template)
     _ensure_pad_token(tokenizer, source)
     return tokenizer
 
@@ -207,7 +207,8 @@ def _tokenizer_class(source: str) -> Any:
     return PreTrainedTokenizerFast if saved_class == "TokenizersBackend" else AutoTokenizer
 
 
-def _set_chat_template(tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
+def set_chat_template(tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
+    """Replace the tokenizer's template. Raises `ModelError` where the file is no template."""
     try:
         tokenizer.chat_template = path.read_text("utf-8")
         tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False)

@@ -109,8 +109,15 @@ def _add_lora(model: PreTrainedModel, tuning: LoraTuning) -> PeftModel:
         use_dora=tuning.variant == "dora",
         use_rslora=tuning.variant == "rslora",
     )
-    with quiet_libraries():
-        return get_peft_model(model, config)
+    try:
+        with quiet_libraries():
+            return get_peft_model(model, config)
+    except ValueError as error:
+        # Dropout before the experts of a mixture, for one, and layers of another kind than linear.
+        raise ModelError(
+            f"peft cannot put this LoRA on the model: {str(error).strip().splitlines()[0]}",
+            remedy="set tuning.dropout to 0, or name other modules in tuning.targets",
+        ) from error
 
 
 def _continue_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:

@@ -77,7 +77,7 @@ class TrainSection(Section):
     max_steps: int | None = Field(None, ge=1)
     """Optimizer updates after which the run ends. With epochs too, whichever comes first."""
     batch_size: int = Field(4, ge=1)
-    """Examples per device and micro-step."""
+    """Examples, or packed rows, per device and micro-step."""
     gradient_accumulation_steps: int = Field(1, ge=1)
     """Micro-steps per optimizer update. It saves memory and cannot change a result."""
     learning_rate: float = Field(1.0e-4, gt=0)
@@ -161,6 +161,15 @@ class Recipe(Section):
             )
         if scratch and self.tuning.kind != "full":
             raise ValueError("random weights must all be trained; set tuning.kind to full")
+        return self
+
+    @model_validator(mode="after")
+    def packing_or_token_batches(self) -> Self:
+        if self.data.packing and self.train.token_batch:
+            raise ValueError(
+                "data.packing and train.token_batch cannot be combined; remove one: "
+                "a token batch walks through one example at a time"
+            )
         return self
 
     @property

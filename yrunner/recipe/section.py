@@ -2,6 +2,7 @@
 
 import os
 import re
+from glob import escape, iglob
 from pathlib import Path
 from typing import Annotated
 
@@ -38,6 +39,29 @@ def _existing_file(path: Path, info: ValidationInfo) -> Path:
     return full.resolve()
 
 
+def _existing_place(path: Path, info: ValidationInfo) -> Path:
+    """A file, a folder or a glob that matches something, as the recipe means it."""
+    if info.context is None:
+        return path
+    full = _from_recipe_folder(path, info)
+    if os.path.exists(full):
+        return full.resolve()
+    written = os.path.expanduser(path)
+    if escape(written) == written or "\0" in written:
+        raise ValueError(f"there is no file {full}; paths are relative to the recipe file")
+    # Signs of a glob in the name of the recipe's own folder mean themselves.
+    pattern = Path(escape(str(info.context["folder"])), written)
+    if next(iglob(str(pattern), recursive=True), None) is None:
+        raise ValueError(f"no file matches {full}; paths are relative to the recipe file")
+    return pattern.resolve()
+
+
+def _hub_id(text: str) -> str:
+    if not _HUB_ID.fullmatch(text):
+        raise ValueError(f'"{text}" is no Hub id; write "organisation/name"')
+    return text
+
+
 def _model_source(text: str, info: ValidationInfo) -> str:
     """An absolute folder, or a Hub id as it stands; without `load.py`'s context the text itself."""
     if info.context is None:
@@ -64,6 +88,8 @@ def _model_or_recipe(text: str, info: ValidationInfo) -> str:
 
 
 RecipeFile = Annotated[Path, AfterValidator(_existing_file)]
+RecipePlace = Annotated[Path, AfterValidator(_existing_place)]
+HubId = Annotated[str, AfterValidator(_hub_id)]
 ModelSource = Annotated[str, Field(min_length=1), AfterValidator(_model_source)]
 ModelOrRecipe = Annotated[str, Field(min_length=1), AfterValidator(_model_or_recipe)]
 

@@ -1,12 +1,13 @@
 """What the recipe says, in the words of transformers."""
 
 import math
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import assert_never
 
 import torch
-from transformers import TrainingArguments
+from transformers import TrainingArguments, get_scheduler
 
 from yrunner.losses.nlirg import HARD_UP_TO, nlirg_weight
 from yrunner.losses.per_token import TokenWeight, plain_weight
@@ -36,7 +37,7 @@ def make_arguments(
         gradient_accumulation_steps=train.gradient_accumulation_steps,
         learning_rate=train.learning_rate,
         lr_scheduler_type=train.lr_scheduler,
-        warmup_steps=math.ceil(train.warmup_ratio * num_updates),
+        warmup_steps=count_warmup(train, num_updates),
         weight_decay=train.weight_decay,
         max_grad_norm=train.max_grad_norm,
         optim=train.optimizer,
@@ -64,6 +65,23 @@ def make_arguments(
     # batch behind our back.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments
+
+
+def learning_rates(train: TrainSection, num_updates: int, at: Sequence[int]) -> list[float]:
+    """The learning rate of some updates of a run, counted from 0, as Trainer sets it."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=train.learning_rate)
+    scheduler = get_scheduler(
+        train.lr_scheduler,
+        optimizer,
+        num_warmup_steps=count_warmup(train, num_updates),
+        num_training_steps=num_updates,
+    )
+    return [train.learning_rate * scheduler.lr_lambdas[0](update) for update in at]
+
+
+def count_warmup(train: TrainSection, num_updates: int) -> int:
+    """Updates over which the learning rate rises to its peak."""
+    return math.ceil(train.warmup_ratio * num_updates)
 
 
 def token_weight(loss: Loss) -> tuple[TokenWeight, float]:

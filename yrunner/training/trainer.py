@@ -1,6 +1,7 @@
 """The one subclass of transformers' Trainer: weighted targets, exact sums, whole checkpoints."""
 
 import shutil
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -11,6 +12,7 @@ from transformers import DefaultFlowCallback, PrinterCallback, Trainer, TrainerC
 
 from yrunner.data.collate import SlicedExamples, collate
 from yrunner.data.conversation import TokenizedExample
+from yrunner.data.layouts import Layout, one_per_row
 from yrunner.data.plan import Plan
 from yrunner.losses.per_token import (
     LossSums,
@@ -39,8 +41,8 @@ class SignalTrainer(Trainer):
     def __init__(
         self,
         *,
-        train_examples: list[TokenizedExample],
-        validation_examples: list[TokenizedExample],
+        train_examples: Sequence[TokenizedExample],
+        validation_examples: Sequence[TokenizedExample],
         plan: Plan,
         token_batch: int,
         weight: TokenWeight,
@@ -53,9 +55,10 @@ class SignalTrainer(Trainer):
         super().__init__(
             train_dataset=SlicedExamples(train_examples, token_batch),
             eval_dataset=SlicedExamples(validation_examples) if validation_examples else None,
-            data_collator=partial(collate, pad_token_id=pad_token_id),
             **kwargs,
         )
+        self.pad_token_id = pad_token_id
+        self.use_layout(one_per_row)
         # cadence.py and progress.py take their places.
         self.remove_callback(DefaultFlowCallback)
         self.remove_callback(PrinterCallback)
@@ -65,6 +68,10 @@ class SignalTrainer(Trainer):
         self.run_dir = run_dir
         self.keep_checkpoints = keep_checkpoints
         self.meter = SignalMeter()
+
+    def use_layout(self, layout: Layout) -> None:
+        """Lay out micro-batches so. Without a call, every example has a row of its own."""
+        self.data_collator = partial(collate, pad_token_id=self.pad_token_id, layout=layout)
 
     def get_train_dataloader(self) -> DataLoader[TokenizedExample]:
         """Micro-batches in the order of the plan, all epochs in one sequence."""
@@ -108,10 +115,10 @@ class SignalTrainer(Trainer):
         """Plain loss per target over all validation examples, whatever the batches."""
         examples = self.eval_dataset if eval_dataset is None else eval_dataset
         size = self.args.per_device_train_batch_size
-        places = [(index, 0) for index in range(len(examples))]
+        rows = [((index, 0),) for index in range(len(examples))]
         loader = DataLoader(
             examples,
-            batch_sampler=[places[start : start + size] for start in range(0, len(places), size)],
+            batch_sampler=[rows[start : start + size] for start in range(0, len(rows), size)],
             collate_fn=self.data_collator,
         )
         was_training = self.model.training

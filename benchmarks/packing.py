@@ -1,0 +1,169 @@
+"""Tokens per second of every layout of a micro-batch, to choose between them.
+
+    python benchmarks/packing.py [--repeats 3] [--threads 2] [--models small wide]
+
+Two models of the Qwen3 form are built from their sizes; lengths are drawn like those of instruction
+data, log-normal around 180 tokens and at most 1,024. One forward and backward pass, float32. The
+ways are timed by turns and the best time of each counts, so that a busy machine is fair to all.
+It takes about ten minutes on two cores; `--models small` takes two.
+
+before   a row for each example, padding and an attention mask
+padded   the same without the mask
+packs    a row for each pack, under a block mask
+joined   all examples in one row, under a block mask
+fitted   rows that `fit_rows` chooses
+"""
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from yrunner.data.collate import collate
+from yrunner.data.conversation import TokenizedExample
+from yrunner.data.layouts import all_in_one_row, fit_rows, one_per_row
+from yrunner.data.packing import fill_rate, pack, pack_in_order
+from yrunner.errors import Origin
+from yrunner.losses.per_token import model_losses
+from yrunner.tokens import IGNORE_INDEX
+
+MAX_LENGTH = 1024
+VOCABULARY_SIZE = 6400
+SIZES = {
+    "small": {"hidden_size": 256, "num_hidden_layers": 4},
+    "wide": {"hidden_size": 512, "num_hidden_layers": 8},
+}
+Batch = dict[str, torch.Tensor]
+
+
+def main() -> None:
+    """Print the fill and speed of packing, then a table for each model and attention."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--models", nargs="*", choices=list(SIZES), default=list(SIZES))
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    print_packing()
+    for name in options.models:
+        for attention in ("sdpa", "eager"):
+            print_layouts(name, attention, options.repeats)
+
+
+def draw_lengths(number: int) -> Any:
+    """Lengths of examples like those of instruction data."""
+    lengths = np.random.default_rng(0).lognormal(np.log(180), 0.7, number)
+    return lengths.clip(16, MAX_LENGTH).astype(int)
+
+
+def print_packing() -> None:
+    """Print how long packing takes and how full it makes the rows."""
+    for number in (20_000, 1_000_000):
+        lengths = draw_lengths(number)
+        for way in (pack, pack_in_order):
+            start = time.perf_counter()
+            packs = way(lengths, MAX_LENGTH)
+            seconds = time.perf_counter() - start
+            fill = fill_rate(lengths, len(packs), MAX_LENGTH)
+            print(f"{way.__name__:14}{number:10,} examples  {seconds:6.3f} s  {fill:7.2%} full")
+
+
+def print_layouts(name: str, attention: str, repeats: int) -> None:
+    """Print every layout of two micro-batches: four packs, and eight examples not packed."""
+    model = build_model(attention, **SIZES[name])
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    hidden_size = SIZES[name]["hidden_size"]
+    lengths = draw_lengths(2000)
+    packed = list(pack(lengths, MAX_LENGTH).shuffled(lengths, (0, 0)))[:4]
+    for title, rows in (
+        ("4 packs", packed),
+        ("8 examples", [[example] for example in range(8)]),
+    ):
+        examples = [make_example(lengths[example]) for row in rows for example in row]
+        batches = make_batches(rows, examples, attention, hidden_size)
+        best = time_by_turns(model, batches, repeats)
+        num_tokens = sum(len(example.input_ids) for example in examples)
+        print(f"\n{name}, {num_parameters / 1e6:.1f} M parameters, {attention}, {title}")
+        for way, batch in batches.items():
+            height, width = batch["input_ids"].shape
+            print(
+                f"{way:8}{num_tokens / best[way]:8,.0f} tokens/s "
+                f"{best['before'] / best[way]:6.2f} x  {height:3} rows of {width:5}"
+                f"{num_tokens / (height * width):7.1%} full"
+            )
+
+
+def build_model(attention: str, **sizes: int) -> Any:
+    """A model of the Qwen3 form with random weights."""
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=VOCABULARY_SIZE,
+        intermediate_size=3 * sizes["hidden_size"],
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        head_dim=sizes["hidden_size"] // 8,
+        tie_word_embeddings=True,
+        **sizes,
+    )
+    return Qwen3ForCausalLM._from_config(config, attn_implementation=attention)
+
+
+def make_example(length: int) -> TokenizedExample:
+    """Random tokens, the second half of them targets."""
+    ids = torch.randint(VOCABULARY_SIZE, (length,)).tolist()
+    labels = [IGNORE_INDEX] * (length // 2) + ids[length // 2 :]
+    return TokenizedExample(ids, labels, Origin(Path("random"), 1))
+
+
+def make_batches(
+    rows: Sequence[Sequence[int]],
+    examples: Sequence[TokenizedExample],
+    attention: str,
+    hidden_size: int,
+) -> dict[str, Batch]:
+    """The same examples in every layout."""
+    places = iter(range(len(examples)))
+    planned = [[next(places) for _ in row] for row in rows]
+    layouts: dict[str, Callable[[Sequence[int]], list[list[int]]]] = {
+        "before": one_per_row,
+        "padded": one_per_row,
+        "fitted": partial(fit_rows, hidden_size=hidden_size),
+    }
+    if len(examples) > len(rows):
+        layouts["packs"] = lambda lengths: planned
+    if attention != "eager":  # which would keep the whole square, in every layer and head
+        layouts["joined"] = all_in_one_row
+    batches = {way: collate(examples, 0, layout) for way, layout in layouts.items()}
+    before = batches["before"]
+    lengths_B = torch.tensor([len(example.input_ids) for example in examples])
+    places_T = torch.arange(before["labels"].shape[1])
+    before["attention_mask"] = (places_T < lengths_B[:, None]).long()
+    return batches
+
+
+def time_by_turns(model: Any, batches: dict[str, Batch], repeats: int) -> dict[str, float]:
+    """Least seconds of a forward and backward pass over each batch; all must agree on the loss."""
+    best = dict.fromkeys(batches, float("inf"))
+    losses: dict[str, float] = {}
+    for _ in range(repeats):
+        for way, batch in batches.items():
+            model.zero_grad()
+            start = time.perf_counter()
+            loss = model_losses(model, batch).sum()
+            loss.backward()
+            best[way] = min(best[way], time.perf_counter() - start)
+            losses[way] = loss.item()
+    assert np.ptp(list(losses.values())) < 1e-4 * losses["before"], losses
+    return best
+
+
+if __name__ == "__main__":
+    main()

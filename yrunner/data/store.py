@@ -1,0 +1,184 @@
+"""Tokenized examples in flat files: a million of them are read from disk, not held in memory."""
+
+# E = examples, T = tokens of all of them
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from yrunner.data.conversation import TokenizedExample
+from yrunner.errors import Origin
+from yrunner.tokens import IGNORE_INDEX
+
+TOKENS, COLUMNS = "tokens.bin", "columns.npz"
+
+Column = NDArray[np.integer[Any]]
+Flags = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What is known of an example besides its tokens."""
+
+    content: int
+    """64-bit hash of the conversation: equal for exact duplicates."""
+    prompt: int
+    """64-bit hash of everything before the last answer; that of the content for a document."""
+    oddities: int
+    """Flags of findings.py: characters that hint at damage."""
+
+
+class ExampleWriter:
+    """Writes examples one after the other; `finish` makes them readable.
+
+    A token is stored as its id, a target as the complement of its id, which is negative: so one
+    array holds ids and labels. `folder` has to exist and to be empty.
+    """
+
+    def __init__(self, folder: Path, vocabulary_size: int) -> None:
+        self.folder = folder
+        self.dtype: Any = np.dtype(np.int16 if vocabulary_size <= 2**15 else np.int32)
+        self.file = (folder / TOKENS).open("wb")
+        self.columns: dict[str, list[Column]] = {}
+        self.num_tokens = 0
+
+    def add(self, examples: Sequence[TokenizedExample], traits: Sequence[Traits]) -> int:
+        """Append examples of one data file, and what is known of each; return their targets."""
+        if not examples:
+            return 0
+        ids_T = _flat([example.input_ids for example in examples], self.dtype)
+        labels_T = _flat([example.labels for example in examples], self.dtype)
+        is_target_T = labels_T != IGNORE_INDEX
+        self.file.write(np.where(is_target_T, ~ids_T, ids_T).tobytes())
+        lengths_E = np.array([len(example.input_ids) for example in examples], np.int32)
+        ends_E = lengths_E.cumsum(dtype=np.int64)
+        targets_before = np.concatenate([[0], is_target_T.cumsum(dtype=np.int64)])
+        self._append("ends", ends_E + self.num_tokens)
+        self._append("lengths", lengths_E)
+        counts_E = targets_before[ends_E] - targets_before[ends_E - lengths_E]
+        self._append("num_targets", counts_E.astype(np.int32))
+        self._append("rows", np.array([example.origin.row for example in examples], np.int64))
+        self._append("contents", np.array([trait.content for trait in traits], np.uint64))
+        self._append("prompts", np.array([trait.prompt for trait in traits], np.uint64))
+        self._append("oddities", np.array([trait.oddities for trait in traits], np.uint8))
+        self.num_tokens += len(ids_T)
+        return int(is_target_T.sum())
+
+    def finish(self) -> None:
+        """Write the columns and close the files."""
+        self.close()
+        columns: dict[str, Any] = {
+            name: np.concatenate(parts) for name, parts in self.columns.items()
+        }
+        np.savez(self.folder / COLUMNS, dtype=np.array(self.dtype.str), **columns)
+
+    def close(self) -> None:
+        """Close the file of tokens."""
+        self.file.close()
+
+    def _append(self, name: str, column: Column) -> None:
+        self.columns.setdefault(name, []).append(column)
+
+
+def _flat(lists: Sequence[list[int]], dtype: Any) -> Column:
+    return np.concatenate([np.array(numbers, dtype) for numbers in lists])
+
+
+class StoredFile:
+    """The examples of one data file, as an `ExampleWriter` left them."""
+
+    def __init__(self, folder: Path, file: Path) -> None:
+        self.file = file
+        with np.load(folder / COLUMNS) as columns:
+            dtype = np.dtype(str(columns["dtype"]))
+            self.columns = {name: columns[name] for name in columns.files if name != "dtype"}
+        # An empty file cannot be mapped.
+        self.tokens_T: Column = (
+            np.memmap(folder / TOKENS, dtype, mode="r") if len(self) else np.empty(0, dtype)
+        )
+
+    def __len__(self) -> int:
+        return len(self.columns.get("ends", ()))
+
+    def example(self, index: int) -> TokenizedExample:
+        """The example of that number, counted from 0."""
+        end = int(self.columns["ends"][index])
+        stored = np.asarray(self.tokens_T[end - int(self.columns["lengths"][index]) : end])
+        is_target = stored < 0
+        ids = np.where(is_target, ~stored, stored)
+        labels = np.where(is_target, ids, IGNORE_INDEX)
+        origin = Origin(self.file, int(self.columns["rows"][index]))
+        return TokenizedExample(ids.tolist(), labels.tolist(), origin)
+
+
+class Examples(Sequence[TokenizedExample]):
+    """Examples of several files, in an order of their own."""
+
+    def __init__(self, files: Sequence[StoredFile], file_E: Column, index_E: Column) -> None:
+        self.files = tuple(files)
+        self.file_E = file_E
+        self.index_E = index_E
+
+    @classmethod
+    def of(cls, files: Sequence[StoredFile]) -> "Examples":
+        """All examples of the files, in order."""
+        counts = [len(file) for file in files]
+        file_E = np.repeat(np.arange(len(files), dtype=np.int32), counts)
+        index_E = np.concatenate([np.arange(count, dtype=np.int64) for count in (*counts, 0)])
+        return cls(files, file_E, index_E)
+
+    @classmethod
+    def joined(cls, parts: Iterable["Examples"]) -> "Examples":
+        """The examples of all parts, in order."""
+        parts = list(parts)
+        offsets = np.cumsum([0, *(len(part.files) for part in parts)])
+        nothing = np.empty(0, np.int64)
+        files = [file for part in parts for file in part.files]
+        file_E = [part.file_E + offset for part, offset in zip(parts, offsets, strict=False)]
+        index_E = [part.index_E for part in parts]
+        return cls(files, np.concatenate([nothing, *file_E]), np.concatenate([nothing, *index_E]))
+
+    def select(self, places: NDArray[Any]) -> "Examples":
+        """Some of the examples, by their places here."""
+        return Examples(self.files, self.file_E[places], self.index_E[places])
+
+    def __len__(self) -> int:
+        return len(self.index_E)
+
+    @overload
+    def __getitem__(self, place: int) -> TokenizedExample: ...
+    @overload
+    def __getitem__(self, place: slice) -> "Examples": ...
+    def __getitem__(self, place: int | slice) -> "TokenizedExample | Examples":
+        if isinstance(place, slice):
+            return self.select(np.arange(len(self))[place])
+        return self.files[self.file_E[place]].example(int(self.index_E[place]))
+
+    def origin(self, place: int) -> Origin:
+        """Where an example comes from, without reading its tokens."""
+        file = self.files[self.file_E[place]]
+        return Origin(file.file, int(file.columns["rows"][self.index_E[place]]))
+
+    @cached_property
+    def lengths(self) -> Column:
+        """Tokens of each example, shape [E]."""
+        return self.column("lengths")
+
+    @cached_property
+    def num_targets(self) -> Column:
+        """Targets of each example, shape [E]."""
+        return self.column("num_targets")
+
+    def column(self, name: str) -> Column:
+        """One trait of every example, shape [E]: see `Traits`."""
+        whole = np.zeros(len(self), np.uint64 if name in ("contents", "prompts") else np.int64)
+        for number, file in enumerate(self.files):
+            here_E = self.file_E == number
+            if here_E.any():
+                whole[here_E] = file.columns[name][self.index_E[here_E]]
+        return whole
