@@ -61,6 +61,37 @@ def train(
     run_training(recipe, overrides or [], resume=resume, overwrite=overwrite)
 
 
+@app.command()
+def inspect(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    number: Annotated[int, typer.Option("-n", min=1, help="How many rows of tokens.")] = 3,
+    row: Annotated[
+        str | None, typer.Option(metavar="FILE:ROW", help="One row, such as train.jsonl:12.")
+    ] = None,
+) -> None:
+    """Print real examples as the model sees them, with what it learns in colour."""
+    _check(recipe, overrides)
+    with _stopping_at_once():
+        from yrunner.commands.inspect import inspect as run_inspection
+
+    run_inspection(recipe, overrides or [], number=number, row=row)
+
+
+@app.command()
+def check(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Read the data and plan the run: rows, steps, memory, disk. Trains nothing."""
+    _check(recipe, overrides)
+    with _stopping_at_once():
+        from yrunner.commands.check import check as run_check
+
+    run_check(recipe, overrides or [], as_machine=as_json)
+
+
 @app.command("eval")
 def evaluate(recipe: RecipePath, overrides: Overrides = None) -> None:
     """Answer the recipe's tasks with its base and its result."""

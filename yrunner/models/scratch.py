@@ -112,19 +112,34 @@ def build_model(
 
     Raises ModelError for an unknown model type or key, and for sizes that contradict each other.
     """
-    sizes = dict(config)
-    model_type = sizes.pop("model_type", None)
-    config_class = _config_class(model_type)
-    _check_keys(sizes, config_class)
+    full_config = make_config(config, tokenizer)
+    model_type, sizes = _split(config)
     with quiet_libraries(), _own_random_state(seed), torch.device("cpu"):
         try:
-            full_config = config_class(**sizes, **_tokenizer_keys(tokenizer))
             model = AutoModelForCausalLM.from_config(full_config, dtype=torch.float32).eval()
         except BUILD_ERRORS as error:
             raise _contradiction(model_type, sizes, str(error)) from error
         _check_sizes(model, model_type, sizes)
         _check_it_runs(model, model_type, sizes)
     return model
+
+
+def make_config(config: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> PreTrainedConfig:
+    """The whole config of such a model. Raises ModelError as `build_model` does."""
+    model_type, sizes = _split(config)
+    config_class = _config_class(model_type)
+    _check_keys(sizes, config_class)
+    with quiet_libraries():
+        try:
+            return config_class(**sizes, **_tokenizer_keys(tokenizer))
+        except BUILD_ERRORS as error:
+            raise _contradiction(model_type, sizes, str(error)) from error
+
+
+def _split(config: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The model type, and the other keys."""
+    sizes = {key: value for key, value in config.items() if key != "model_type"}
+    return config.get("model_type"), sizes
 
 
 def _config_class(model_type: object) -> type[PreTrainedConfig]:

@@ -1,0 +1,195 @@
+"""Set the memory estimate beside the peak of real training on the CPU: python benchmarks/memory.py
+
+Each case trains a model of random weights in a process of its own and reads the highest resident
+memory of that process, less what was resident before the model was built. The C library is told
+to give freed blocks back at once; what it would keep unused is no part of the estimate.
+"""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+
+from yrunner.losses.per_token import model_losses
+from yrunner.models.load import DTYPES
+from yrunner.models.tuning import apply_tuning
+from yrunner.models.weightless import build_weightless
+from yrunner.recipe.schema_model import FreezeTuning, FullTuning, LoraTuning, Tuning
+from yrunner.tokens import IGNORE_INDEX
+from yrunner.training.memory import (
+    StepTrace,
+    make_optimizer,
+    mixed_precision,
+    trace_step,
+)
+
+TUNINGS: dict[str, Tuning] = {
+    "full": FullTuning(kind="full"),
+    "freeze": FreezeTuning(kind="freeze"),
+    "lora": LoraTuning(),
+}
+GIVE_MEMORY_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One training: the form of the model, what is trained of it, and on how much at once."""
+
+    model_type: str
+    tuning: str
+    hidden_size: int = 512
+    num_layers: int = 8
+    vocab_size: int = 32_000
+    batch_size: int = 4
+    length: int = 512
+    num_targets: int = 64
+    dtype: str = "float32"
+    optimizer: str = "adamw_torch"
+    accumulation: int = 1
+    gradient_checkpointing: bool = False
+
+    def config(self) -> PreTrainedConfig:
+        """The form of the model."""
+        return AutoConfig.for_model(
+            self.model_type,
+            hidden_size=self.hidden_size,
+            intermediate_size=3 * self.hidden_size,
+            num_hidden_layers=self.num_layers,
+            num_attention_heads=8,
+            num_key_value_heads=4,
+            vocab_size=self.vocab_size,
+        )
+
+
+CASES = [
+    Case("qwen3", "full"),
+    Case("qwen3", "full", gradient_checkpointing=True),
+    Case("qwen3", "full", accumulation=2),
+    Case("qwen3", "full", num_targets=500),
+    Case("qwen3", "full", optimizer="adafactor"),
+    Case("qwen3", "full", optimizer="sgd"),
+    Case("qwen3", "full", dtype="bfloat16"),
+    Case("qwen3", "freeze", dtype="bfloat16"),
+    Case("qwen3", "lora"),
+    Case("qwen3", "lora", gradient_checkpointing=True),
+    Case("qwen3", "lora", dtype="bfloat16"),
+    Case("qwen3", "lora", vocab_size=151_936, num_targets=200),
+    Case("llama", "full", num_layers=16, batch_size=1, length=2048),
+    Case("llama", "lora", num_layers=16, batch_size=1, length=2048),
+    Case("gemma2", "full", length=256),
+    Case("qwen2", "full", batch_size=1, length=32, num_targets=16),
+]
+
+
+def full_batch(batch_size: int, length: int, num_targets: int) -> dict[str, Tensor]:
+    """A micro-batch without padding, each row of which ends with `num_targets` targets.
+
+    A row's first token is never one: nothing stands before it.
+    """
+    input_ids_BT = torch.zeros(batch_size, length, dtype=torch.long)
+    labels_BT = torch.full_like(input_ids_BT, IGNORE_INDEX)
+    labels_BT[:, max(1, length - num_targets) :] = 0
+    return {
+        "input_ids": input_ids_BT,
+        "labels": labels_BT,
+    }
+
+
+def estimated_bytes(case: Case) -> int:
+    """The peak of one update by the estimate."""
+    dtype = DTYPES[case.dtype]
+    trace = trace_step(
+        build_weightless(case.config(), TUNINGS[case.tuning], dtype=dtype),
+        full_batch(case.batch_size, case.length, case.num_targets),
+        dtype=dtype,
+        optimizer=case.optimizer,
+        accumulation=case.accumulation,
+        gradient_checkpointing=case.gradient_checkpointing,
+    )
+    assert isinstance(trace, StepTrace), trace.reason
+    return trace.per_device().peak
+
+
+def measured_bytes(case: Case) -> int:
+    """The peak of two real updates, in a process of its own."""
+    result = subprocess.run(
+        [sys.executable, __file__, json.dumps(asdict(case))],
+        env=os.environ | GIVE_MEMORY_BACK,
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return int(result.stdout.split()[-1])
+
+
+def train(case: Case) -> int:
+    """Train for two updates and return by how many bytes the resident memory rose at most."""
+    torch.set_num_threads(1)  # threads would add stacks, and wait for each other on a busy machine
+    dtype = DTYPES[case.dtype]
+    with peak_above_now() as peak:
+        model = AutoModelForCausalLM.from_config(case.config(), dtype=dtype)
+        model = apply_tuning(model, TUNINGS[case.tuning]).train()
+        if case.gradient_checkpointing:
+            model.activation_checkpointing_enable(
+                activation_checkpointing_kwargs={"use_reentrant": False}
+            )
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        optimizer = make_optimizer(case.optimizer, trained, foreach=False)
+        batch = full_batch(case.batch_size, case.length, case.num_targets)
+        for _ in range(2):  # the optimizer remembers nothing in the first
+            for _ in range(case.accumulation):
+                model_losses(mixed_precision(model, dtype), batch).mean().backward()
+            nn.utils.clip_grad_norm_(trained, 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+    return peak[0]
+
+
+@contextmanager
+def peak_above_now() -> Iterator[list[int]]:
+    """A list that holds, after the block, the bytes by which resident memory rose in it."""
+    matrix = torch.ones(512, 512, requires_grad=True)
+    (matrix @ matrix).sum().backward()  # the libraries' own buffers and threads
+    before = _resident_bytes()
+    peak: list[int] = []
+    yield peak
+    peak.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before)
+
+
+def _resident_bytes() -> int:
+    num_pages = int(Path("/proc/self/statm").read_text("ascii").split()[1])
+    return num_pages * resource.getpagesize()
+
+
+def compare_all() -> None:
+    """Print estimated and measured megabytes and their ratio for every case."""
+    print(f"{'estimated':>9} {'measured':>9} {'ratio':>6}  case")
+    for case in CASES:
+        estimated, measured = estimated_bytes(case), measured_bytes(case)
+        changed = {
+            name: value
+            for name, value in asdict(case).items()
+            if name in ("model_type", "tuning") or value != getattr(Case, name)
+        }
+        print(
+            f"{estimated / 1e6:9.0f} {measured / 1e6:9.0f} {estimated / measured:6.2f}  "
+            + " ".join(f"{name}={value}" for name, value in changed.items()),
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        print(train(Case(**json.loads(sys.argv[1]))))
+    else:
+        compare_all()

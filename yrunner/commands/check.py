@@ -1,0 +1,125 @@
+"""`yrun check`: everything that can be known of a run before it starts. Trains nothing."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from yrunner.commands.check_facts import (
+    DataFacts,
+    Schedule,
+    Steps,
+    count_steps,
+    data_facts,
+    largest_micro_batch,
+    schedule,
+)
+from yrunner.commands.check_memory import DiskFacts, MemoryFacts, estimate_memory
+from yrunner.commands.check_story import (
+    print_data,
+    print_disk,
+    print_memory,
+    print_schedule,
+    print_steps,
+    print_unread,
+)
+from yrunner.commands.measure import read_tasks
+from yrunner.commands.tokenizer import recipe_tokenizer
+from yrunner.commands.train_data import finish_data, print_left_out, print_rows, read_data
+from yrunner.commands.train_plan import plan_run
+from yrunner.console import say
+from yrunner.data.prepared import Prepared
+from yrunner.data.report import as_json
+from yrunner.errors import YRunnerError
+from yrunner.recipe.load import load_recipe
+from yrunner.recipe.schema import Recipe
+from yrunner.run_dir import RunDir
+from yrunner.training.trackers import check_trackers
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a run that has something to learn from."""
+
+    data: DataFacts
+    steps: Steps
+    schedule: Schedule
+    memory: MemoryFacts
+    disk: DiskFacts | None
+
+
+def check(path: Path, overrides: list[str], *, as_machine: bool) -> None:
+    """Check the recipe at `path`, print what its run would be, and refuse what that would refuse.
+
+    `as_machine`: print one JSON object instead of tables. Raises what `yrun train` would raise for
+    the recipe, its files and its rows, after everything else was said.
+    """
+    recipe = load_recipe(path, overrides)
+    check_trackers(recipe.train.trackers)
+    read_tasks(recipe)
+    tokenizer = recipe_tokenizer(recipe)
+    prepared = read_data(recipe, tokenizer)
+    refusal = _refusal(recipe, prepared)
+    facts = _gather(recipe, tokenizer, prepared) if len(prepared.train) else None
+    if as_machine:
+        say(json.dumps(_as_json(recipe, prepared, facts, refusal), ensure_ascii=False, indent=2))
+    else:
+        _print(recipe, prepared, facts)
+    if refusal is not None:
+        raise refusal
+    if not as_machine:
+        _say_verdict(recipe)
+
+
+def _refusal(recipe: Recipe, prepared: Prepared) -> YRunnerError | None:
+    """Why training would refuse the data; the validation rows are set aside where it would not."""
+    try:
+        finish_data(recipe, prepared)
+    except YRunnerError as error:
+        return error
+    return None
+
+
+def _gather(recipe: Recipe, tokenizer: Any, prepared: Prepared) -> Facts:
+    plan = plan_run(recipe, prepared)
+    batch = largest_micro_batch(recipe, prepared, plan)
+    memory, disk = estimate_memory(recipe, tokenizer, batch)
+    return Facts(
+        data_facts(prepared),
+        count_steps(recipe, prepared, plan),
+        schedule(recipe.train, plan.num_updates),
+        memory,
+        disk,
+    )
+
+
+def _print(recipe: Recipe, prepared: Prepared, facts: Facts | None) -> None:
+    print_rows(recipe, prepared)
+    print_left_out(prepared)
+    print_unread(prepared.reports)
+    if facts is None:
+        return
+    print_data(facts.data)
+    print_steps(facts.steps, "packed rows" if recipe.data.packing else "examples")
+    print_schedule(facts.schedule)
+    print_memory(facts.memory)
+    if facts.disk is not None:
+        print_disk(facts.disk)
+
+
+def _as_json(
+    recipe: Recipe, prepared: Prepared, facts: Facts | None, refusal: YRunnerError | None
+) -> dict[str, Any]:
+    return {
+        "recipe": recipe.name,
+        "refused": None if refusal is None else str(refusal),
+        "rows": as_json(prepared.reports, prepared.findings),
+        **(asdict(facts) if facts else {}),
+    }
+
+
+def _say_verdict(recipe: Recipe) -> None:
+    say("")
+    if RunDir(recipe.run_folder).is_used():
+        say(f"{recipe.run_folder} already holds a run: train with --resume or --overwrite")
+    say(f"{recipe.name}: nothing stands in the way of training")

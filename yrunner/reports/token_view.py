@@ -1,0 +1,187 @@
+"""Examples as text on a terminal, token by token: what is context, and what is learned."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import count, groupby
+from typing import Any
+
+from rich.text import Text
+
+from yrunner.console import printable
+from yrunner.data.conversation import TokenizedExample
+from yrunner.errors import Origin
+from yrunner.tokens import IGNORE_INDEX
+
+CONTEXT = "dim"
+SPECIAL_CONTEXT = "magenta"
+TARGETS = ("bold green", "bold cyan")
+"""Token batches take turns with these."""
+SPECIAL = " reverse"
+"""Added to the style of a target that is a special token."""
+BATCH_NUMBER = "yellow"
+NAME = "bold"
+WARNING = "yellow"
+
+OPENED, CLOSED = "⟦", "⟧"
+LINE_END = "↵"
+SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+@dataclass(frozen=True)
+class TokenView:
+    """How the examples of a tokenizer are shown."""
+
+    tokenizer: Any
+    token_batch: int = 0
+    """Targets of one token batch, which are numbered; 0: all targets are learned together."""
+    coloured: bool = True
+    """False: brackets stand around the targets, for where no colours are seen."""
+
+    def legend(self) -> Text:
+        """What the colours and signs mean, in one line."""
+        parts = [Text("context", CONTEXT)]
+        if self.coloured:
+            parts.append(Text("learned", TARGETS[0]))
+            parts.append(Text("<special>", SPECIAL_CONTEXT))
+            parts.append(Text("<special, learned>", TARGETS[0] + SPECIAL))
+        else:
+            parts.append(Text(f"{OPENED}learned{CLOSED}"))
+        if self.token_batch:
+            parts.append(Text.assemble((_superscript(1), BATCH_NUMBER), " token batch"))
+        parts.append(Text(f"{LINE_END} end of a line"))
+        return Text("   ").join(parts)
+
+    def example(self, example: TokenizedExample, num_cut: int = 0) -> Text:
+        """A headline, and the tokens as text; `num_cut` tokens behind them are cut off."""
+        text = _headline(example.origin, _sizes([example]))
+        if self.token_batch:
+            num_batches = -(-len(example.target_positions) // self.token_batch)
+            noun = "batch" if num_batches == 1 else "batches"
+            text.append(f" in {num_batches:,} token {noun} of {self.token_batch:,}")
+        text.append("\n").append_text(self.tokens(example))
+        if num_cut:
+            text.append(f"\n✂ {_number(num_cut, 'token')} cut off", WARNING)
+        return text
+
+    def left_out(self, origin: Origin, reason: str) -> Text:
+        """The headline of a row that is not learned from."""
+        return _headline(origin, Text(f"not learned from: {printable(reason)}", WARNING))
+
+    def packed_row(self, number: int, examples: Sequence[TokenizedExample], room: int) -> Text:
+        """The headline of a packed row, which can hold `room` tokens; its examples follow it."""
+        text = Text.assemble((f"━━ packed row {number:,}", NAME), " · ")
+        return text.append(
+            f"{_number(len(examples), 'example')}, {_sizes(examples)}, room for {room:,}"
+        )
+
+    def tokens(self, example: TokenizedExample) -> Text:
+        """The tokens as one text with styles, harmful characters made visible.
+
+        Tokens that look alike are decoded together: a character may be spread over several.
+        """
+        text = Text()
+        num_begun = 0
+        before: list[int] = []
+        batches = _batches(example.labels, self.token_batch)
+        labelled = zip(example.input_ids, batches, strict=True)
+        for batch, tokens in groupby(labelled, key=lambda token: token[1]):
+            ids = [id_ for id_, _ in tokens]
+            stretch = self._stretch(ids, before, batch)
+            if batch is not None:
+                is_first = batch == num_begun
+                num_begun = batch + 1
+                stretch = self._signed(stretch, batch if is_first and self.token_batch else None)
+            text.append_text(stretch)
+            before = ids[-1:]
+        if text.plain.endswith("\n"):
+            text.right_crop()
+        return text
+
+    def _stretch(self, ids: list[int], before: list[int], batch: int | None) -> Text:
+        """Tokens of one token batch, or of context, that follow each other."""
+        text = Text()
+        for is_special, tokens in groupby(ids, key=self._special_ids.__contains__):
+            run = list(tokens)
+            if is_special:
+                decoded = "".join(self.tokenizer.convert_ids_to_tokens(run))
+            else:
+                decoded = self._decode(run, before)
+            text.append(_visible(decoded), _style(batch, is_special))
+            before = run[-1:]
+        return text
+
+    def _signed(self, stretch: Text, batch: int | None) -> Text:
+        """The stretch of targets behind the number of its batch, and in brackets if need be."""
+        sign = Text()
+        if batch is not None:
+            sign.append(_superscript(batch + 1), BATCH_NUMBER)
+        if self.coloured:
+            return sign.append_text(stretch)
+        # The bracket belongs to the line whose end it closes.
+        ends_line = stretch.plain.endswith("\n")
+        if ends_line:
+            stretch.right_crop()
+        return Text.assemble(OPENED, sign, stretch, CLOSED, "\n" if ends_line else "")
+
+    def _decode(self, ids: list[int], before: list[int]) -> str:
+        """The text of tokens behind the token `before`.
+
+        Some tokenizers leave out the blank that a text begins with, so it is decoded as well.
+        """
+        known, whole = (
+            self.tokenizer.decode(
+                part, skip_special_tokens=False, clean_up_tokenization_spaces=False
+            )
+            for part in (before, before + ids)
+        )
+        if whole.startswith(known):
+            return whole[len(known) :]
+        # The border lies inside a character.
+        return self.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+
+    @cached_property
+    def _special_ids(self) -> set[int]:
+        added = self.tokenizer.added_tokens_decoder.items()
+        return {*self.tokenizer.all_special_ids, *(id_ for id_, token in added if token.special)}
+
+
+def _batches(labels: Sequence[int], token_batch: int) -> Iterator[int | None]:
+    """The number of each token's batch, from 0, which is all of them for size 0; None: context."""
+    targets = count()
+    for label in labels:
+        if label == IGNORE_INDEX:
+            yield None
+        else:
+            yield next(targets) // token_batch if token_batch else 0
+
+
+def _style(batch: int | None, is_special: bool) -> str:
+    if batch is None:
+        return SPECIAL_CONTEXT if is_special else CONTEXT
+    return TARGETS[batch % len(TARGETS)] + (SPECIAL if is_special else "")
+
+
+def _visible(text: str) -> str:
+    # Line by line: `printable` takes the return before a line feed away, but the model sees it.
+    return f"{LINE_END}\n".join(map(printable, text.split("\n")))
+
+
+def _superscript(number: int) -> str:
+    return str(number).translate(SUPERSCRIPTS)
+
+
+def _headline(origin: Origin, what: str | Text) -> Text:
+    place = printable(f"{origin.file.name} row {origin.row:,}")
+    return Text.assemble(("── ", CONTEXT), (place, NAME), " · ", what)
+
+
+def _sizes(examples: Sequence[TokenizedExample]) -> str:
+    num_tokens = sum(len(example.input_ids) for example in examples)
+    num_targets = sum(len(example.target_positions) for example in examples)
+    share = f"{num_targets / max(1, num_tokens):.0%}".replace("%", " %")
+    return f"{_number(num_tokens, 'token')}, {_number(num_targets, 'target')} ({share})"
+
+
+def _number(number: int, noun: str) -> str:
+    return f"1 {noun}" if number == 1 else f"{number:,} {noun}s"

@@ -1,0 +1,186 @@
+"""How much memory one update of a training takes, found by running it without any values."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate.utils import convert_outputs_to_fp32
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.optimization import Adafactor
+
+from yrunner.losses.per_token import model_losses
+from yrunner.models.live_bytes import VALUES_NEEDED, LiveBytes, quiet_failures
+from yrunner.models.quiet import quiet_libraries
+from yrunner.models.scratch import BUILD_ERRORS
+from yrunner.models.weightless import fake_mode_of
+
+METHOD = (
+    "Estimated by running one update on tensors that have shapes and no values, adding up after "
+    "every operation what is alive; ZeRO divides the parts that it shares out by the devices."
+)
+NOT_COUNTED = (
+    "Not in it: the CUDA context (about 0.5 GB), scratch memory inside kernels, what the allocator "
+    "keeps unused (on a CPU sometimes twice the estimate), DeepSpeed's buffers and gathered layers."
+)
+
+
+@dataclass(frozen=True)
+class StepMemory:
+    """What a device holds at the busiest moment of an update, in bytes."""
+
+    weights: int
+    """Parameters and buffers, trained and frozen."""
+    gradients: int
+    """Gradients of weights: none when the busiest moment is the forward pass."""
+    optimizer: int
+    """What the optimizer remembers from update to update."""
+    activations: int
+    """Everything else: what backward needs, logits, the optimizer's working memory."""
+
+    @property
+    def peak(self) -> int:
+        """All of it."""
+        return self.weights + self.gradients + self.optimizer + self.activations
+
+
+@dataclass(frozen=True)
+class StepTrace:
+    """One update, moment by moment, in bytes on a single device."""
+
+    weights: int
+    optimizer: int
+    while_computing: tuple[tuple[int, int], ...]
+    """Gradients and activations at the busiest moments of forward and backward."""
+    while_updating: tuple[tuple[int, int], ...]
+    """The same of the optimizer's step."""
+
+    def per_device(self, zero_stage: int = 0, num_devices: int = 1) -> StepMemory:
+        """The busiest moment on each of `num_devices` that train together.
+
+        ZeRO 1 shares out the optimizer's state and with it the work of its step, 2 the gradients
+        too, 3 the weights too. Activations belong to each device's own micro-batch.
+        """
+        assert zero_stage in (0, 1, 2, 3), zero_stage
+        optimizer_parts = num_devices if zero_stage >= 1 else 1
+        gradient_parts = num_devices if zero_stage >= 2 else 1
+        weight_parts = num_devices if zero_stage >= 3 else 1
+        moments = [
+            StepMemory(
+                weights=-(-self.weights // weight_parts),
+                gradients=-(-gradients // gradient_parts),
+                optimizer=-(-self.optimizer // optimizer_parts),
+                activations=-(-activations // activation_parts),
+            )
+            for activation_parts, peaks in (
+                (1, self.while_computing),
+                (optimizer_parts, self.while_updating),
+            )
+            for gradients, activations in peaks
+        ]
+        return max(moments, key=lambda moment: moment.peak)
+
+
+@dataclass(frozen=True)
+class Untraceable:
+    """A model whose memory cannot be found without computing values."""
+
+    reason: str
+
+
+def trace_step(
+    model: PreTrainedModel | PeftModel,
+    micro_batch: Mapping[str, Tensor],
+    *,
+    dtype: torch.dtype,
+    optimizer: str,
+    accumulation: int = 1,
+    gradient_checkpointing: bool = False,
+    foreach: bool = False,
+) -> StepTrace | Untraceable:
+    """Run one update of a weightless model, not the first, on a micro-batch as `collate` makes it.
+
+    `dtype` is that of the computation, `optimizer` transformers' name of it, `accumulation` the
+    micro-steps per update. `foreach`: the optimizer updates all weights at once and not one after
+    the other, which is torch's way on a GPU and needs working memory for all of them.
+    """
+    model.train()
+    if gradient_checkpointing:
+        model.activation_checkpointing_enable(
+            activation_checkpointing_kwargs={"use_reentrant": False}
+        )
+    parameters = list(model.parameters())
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    updater = make_optimizer(optimizer, trained, foreach=foreach)
+    live = LiveBytes(fake_mode_of(model))
+    live.assign([*parameters, *model.buffers()], "weights")
+    try:
+        with live, quiet_libraries(), quiet_failures():
+            _remember_an_update(trained, updater, live)
+            if accumulation == 1:
+                updater.zero_grad()
+            live.take_peaks()
+            # The recipe's loss would weigh each target: a few numbers beside a row of logits.
+            loss = model_losses(mixed_precision(model, dtype), micro_batch).sum()
+            loss.backward()  # type: ignore[no-untyped-call]
+            while_computing = live.take_peaks()
+            updater.step()
+            while_updating = live.take_peaks()
+    except BUILD_ERRORS as error:
+        return Untraceable(_reason(error))
+    return StepTrace(
+        weights=live.alive["weights"],
+        optimizer=live.alive["optimizer"],
+        while_computing=tuple(while_computing),
+        while_updating=tuple(while_updating),
+    )
+
+
+def make_optimizer(
+    name: str, parameters: list[nn.Parameter], *, foreach: bool
+) -> torch.optim.Optimizer:
+    """The optimizer that Trainer makes for `train.optimizer`."""
+    match name:
+        case "adamw_torch":
+            return torch.optim.AdamW(parameters, foreach=foreach)
+        case "adamw_torch_fused":
+            return torch.optim.AdamW(parameters, fused=True)
+        case "sgd":
+            return torch.optim.SGD(parameters, foreach=foreach)
+        case "adafactor":
+            return Adafactor(parameters, lr=1e-3, scale_parameter=False, relative_step=False)
+    raise AssertionError(f"no such optimizer in the recipe's schema: {name}")
+
+
+def mixed_precision(model: nn.Module, dtype: torch.dtype) -> Any:
+    """`model` as accelerate calls it: computed in `dtype`, its logits handed on in float32."""
+    if dtype == torch.float32:
+        return model
+    return convert_outputs_to_fp32(torch.autocast("cpu", dtype=dtype)(model.__call__))
+
+
+def _remember_an_update(
+    trained: list[nn.Parameter], updater: torch.optim.Optimizer, live: LiveBytes
+) -> None:
+    """Bring optimizer and gradients to where they stand after an earlier update."""
+
+    def assign_gradient(parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        live.assign([parameter.grad], "gradients")
+
+    for parameter in trained:
+        parameter.register_post_accumulate_grad_hook(assign_gradient)  # type: ignore[no-untyped-call]
+        parameter.grad = torch.zeros_like(parameter)
+        assign_gradient(parameter)
+    updater.step()
+    for state in updater.state.values():
+        live.assign((value for value in state.values() if isinstance(value, Tensor)), "optimizer")
+
+
+def _reason(error: Exception) -> str:
+    first_line = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    if isinstance(error, VALUES_NEEDED):
+        return f"what it computes depends on computed values ({first_line})"
+    return first_line
