@@ -187,7 +187,7 @@ def test_chunks_are_tokenized_as_the_whole_is(tokenizer):
     whole = tokenize_conversations(talks, tokenizer)
     chunks = list(tokenize_chunks([talks[:2], [], talks[2:3], talks[3:]], tokenizer))
     assert [len(chunk) for chunk in chunks] == [2, 0, 1, 4]
-    assert [result for chunk in chunks for result in chunk] == whole
+    assert [result.example() for chunk in chunks for result in chunk] == whole
 
 
 def test_every_token_of_a_document_counts_and_it_ends_with_the_end_mark(tokenizer):

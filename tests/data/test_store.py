@@ -7,22 +7,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from yrunner.data.conversation import TokenizedExample
+from yrunner.data.conversation import TokenizedParts
 from yrunner.data.store import Examples, ExampleWriter, StoredFile, Traits
 from yrunner.errors import Origin
-from yrunner.tokens import IGNORE_INDEX
 
 FILE = Path("rows.jsonl")
 
 
-def example(ids: list[int], is_target: list[bool], row: int) -> TokenizedExample:
-    labels = [id_ if target else IGNORE_INDEX for id_, target in zip(ids, is_target, strict=True)]
-    labels[:1] = [IGNORE_INDEX]
-    return TokenizedExample(ids, labels, Origin(FILE, row))
+def parts(ids: list[int], is_target: list[bool], row: int) -> TokenizedParts:
+    """One part per token, and empty ones between parts of the same kind."""
+    by_turns: list[list[int]] = []
+    for id_, target in zip(ids, is_target, strict=True):
+        if len(by_turns) % 2 != target:
+            by_turns.append([])
+        by_turns.append([id_])
+    return TokenizedParts([*by_turns, []], Origin(FILE, row))
 
 
 def store(
-    folder: Path, examples: list[TokenizedExample], vocabulary_size: int, chunk: int = 3
+    folder: Path, examples: list[TokenizedParts], vocabulary_size: int, chunk: int = 3
 ) -> StoredFile:
     folder.mkdir(parents=True, exist_ok=True)
     writer = ExampleWriter(folder, vocabulary_size)
@@ -40,11 +43,12 @@ def test_what_is_read_is_what_was_written(
 ) -> None:
     tokens = st.tuples(st.integers(0, vocabulary_size - 1), st.booleans())
     rows = data.draw(st.lists(st.lists(tokens, min_size=1, max_size=9), max_size=8))
-    written = [
-        example([id_ for id_, _ in row], [target for _, target in row], number)
+    stored = [
+        parts([id_ for id_, _ in row], [target for _, target in row], number)
         for number, row in enumerate(rows, start=1)
     ]
-    examples = Examples.of([store(tmp_path_factory.mktemp("store"), written, vocabulary_size)])
+    written = [one.example() for one in stored]
+    examples = Examples.of([store(tmp_path_factory.mktemp("store"), stored, vocabulary_size)])
     assert list(examples) == written
     assert examples.lengths.tolist() == [len(one.input_ids) for one in written]
     assert examples.num_targets.tolist() == [len(one.target_positions) for one in written]
@@ -52,8 +56,8 @@ def test_what_is_read_is_what_was_written(
 
 @pytest.fixture
 def two_files(tmp_path: Path) -> Examples:
-    first = [example([number, number + 1], [False, True], number) for number in range(1, 6)]
-    second = [example([9, 9, 9], [False, True, True], number) for number in range(1, 4)]
+    first = [parts([number, number + 1], [False, True], number) for number in range(1, 6)]
+    second = [parts([9, 9, 9], [False, True, True], number) for number in range(1, 4)]
     files = [store(tmp_path / "a", first, 300), store(tmp_path / "b", second, 300)]
     return Examples.of(files)
 
@@ -86,5 +90,18 @@ def test_a_file_without_examples_can_be_stored(tmp_path: Path) -> None:
 
 
 def test_a_hash_of_all_bits_survives(tmp_path: Path) -> None:
-    examples = Examples.of([store(tmp_path / "a", [example([1, 2], [False, True], 1)], 300)])
+    examples = Examples.of([store(tmp_path / "a", [parts([1, 2], [False, True], 1)], 300)])
     assert examples.column("prompts").tolist() == [2**64 - 1]
+
+
+@given(data=st.data())
+def test_the_short_form_is_cut_like_the_long_one(data: st.DataObject) -> None:
+    lists = st.lists(st.lists(st.integers(0, 9), max_size=4), min_size=2, max_size=6)
+    whole = TokenizedParts(data.draw(lists), Origin(FILE, 1))
+    start = data.draw(st.integers(0, len(whole)))
+    end = data.draw(st.integers(start, len(whole) + 2))
+    piece, long = whole.cut(start, end).example(), whole.example()
+    assert piece.input_ids == long.input_ids[start:end]
+    assert piece.labels[1:] == long.labels[start:end][1:]
+    assert len(whole.cut(start, end)) == len(piece.input_ids)
+    assert whole.cut(start, end).has_targets == bool(piece.target_positions)

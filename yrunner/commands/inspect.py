@@ -13,11 +13,11 @@ from yrunner.commands.tokenizer import recipe_tokenizer
 from yrunner.commands.train_data import finish_data, read_data
 from yrunner.commands.train_plan import plan_run
 from yrunner.console import is_terminal, printable, say, terminal
-from yrunner.data.conversation import Conversation, FaultyRow, TokenizedExample
+from yrunner.data.conversation import Conversation, FaultyRow, TokenizedExample, TokenizedParts
 from yrunner.data.pipeline import fit
 from yrunner.data.plan import Plan
 from yrunner.data.refusals import Refusal
-from yrunner.data.render import tokenize_conversations
+from yrunner.data.render import tokenize_chunks
 from yrunner.recipe.load import load_recipe
 from yrunner.recipe.schema import Recipe
 from yrunner.reports.token_view import TokenView
@@ -80,21 +80,20 @@ def _one_row(recipe: Recipe, place: str) -> Iterator[Text]:
         pieces = fit(whole, rules, is_text=is_text)
     except FaultyRow as fault:
         yield view.left_out(whole.origin, str(fault))
-        ids, labels = whole.input_ids[: rules.max_length], whole.labels[: rules.max_length]
-        pieces = [TokenizedExample(ids, labels, whole.origin)]
-    num_cut = len(whole.input_ids) - len(pieces[0].input_ids) if len(pieces) == 1 else 0
+        pieces = [whole.cut(0, rules.max_length)]
+    num_cut = len(whole) - len(pieces[0]) if len(pieces) == 1 else 0
     for piece in pieces:
-        yield view.example(piece, num_cut)
+        yield view.example(piece.example(), num_cut)
 
 
 def _tokenize(
     row: Conversation | Refusal, recipe: Recipe, tokenizer: Any
-) -> TokenizedExample | Refusal:
+) -> TokenizedParts | Refusal:
     """The row before it is cut to the longest length."""
     if isinstance(row, Refusal):
         return row
     rules = recipe_rules(recipe)
-    (result,) = tokenize_conversations([row], tokenizer, system=rules.system, targets=rules.targets)
+    ((result,),) = tokenize_chunks([[row]], tokenizer, system=rules.system, targets=rules.targets)
     if isinstance(result, FaultyRow):
         return Refusal(row.origin, result.kind, str(result))
     return result
@@ -107,8 +106,8 @@ def _num_cut(example: TokenizedExample, recipe: Recipe, tokenizer: Any) -> int:
         return 0
     file, reading = find_file(str(example.origin.file), recipe_sources(recipe))
     whole = _tokenize(find_row(file, reading, example.origin.row), recipe, tokenizer)
-    assert isinstance(whole, TokenizedExample), "a prepared row can be tokenized"
-    return len(whole.input_ids) - length
+    assert isinstance(whole, TokenizedParts), "a prepared row can be tokenized"
+    return len(whole) - length
 
 
 def _view(recipe: Recipe, tokenizer: Any) -> TokenView:

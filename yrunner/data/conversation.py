@@ -85,3 +85,42 @@ class TokenizedExample:
     def target_positions(self) -> list[int]:
         """Places of the targets, in order."""
         return [place for place, label in enumerate(self.labels) if label != IGNORE_INDEX]
+
+
+@dataclass(frozen=True)
+class TokenizedParts:
+    """A conversation as token ids, cut where learning begins and ends.
+
+    Its parts are context and targets by turns, context first; any may be empty. Of the first token
+    of all, nothing is learned, wherever it stands. The short form of a `TokenizedExample`.
+    """
+
+    parts: list[list[int]]
+    origin: Origin
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
+
+    @property
+    def has_targets(self) -> bool:
+        """Whether there is something to learn."""
+        first = next((number for number, part in enumerate(self.parts) if part), 0)
+        return sum(map(len, self.parts[1::2])) > first % 2
+
+    def cut(self, start: int, end: int) -> "TokenizedParts":
+        """The tokens from number `start` to before `end`."""
+        parts, place = [], 0
+        for part in self.parts:
+            parts.append(part[max(0, start - place) : max(0, end - place)])
+            place += len(part)
+        return TokenizedParts(parts, self.origin)
+
+    def example(self) -> TokenizedExample:
+        """The same with a label for every token."""
+        input_ids: list[int] = []
+        labels: list[int] = []
+        for number, part in enumerate(self.parts):
+            input_ids += part
+            labels += part if number % 2 else [IGNORE_INDEX] * len(part)
+        labels[:1] = [IGNORE_INDEX] * len(labels[:1])
+        return TokenizedExample(input_ids, labels, self.origin)

@@ -8,11 +8,16 @@ from operator import not_
 from typing import Any, Literal
 
 from yrunner.data.chat_template import Chat, Span, as_chat, render
-from yrunner.data.conversation import Conversation, FaultyRow, Message, TokenizedExample
+from yrunner.data.conversation import (
+    Conversation,
+    FaultyRow,
+    Message,
+    TokenizedExample,
+    TokenizedParts,
+)
 from yrunner.data.parts import PartTokenizer
 from yrunner.data.skeleton import SpanFinder
-from yrunner.errors import ModelError, Origin
-from yrunner.tokens import IGNORE_INDEX
+from yrunner.errors import ModelError
 
 Targets = Literal["assistant", "last_assistant", "all"]
 """What is learned: the replies; the last of them; or all, with the questions.
@@ -25,7 +30,7 @@ Parts = list[str]
 """A text cut at the borders of what is learned: context and target by turns, context first."""
 
 IdsOfParts = list[list[int]]
-Result = TokenizedExample | FaultyRow
+Result = TokenizedParts | FaultyRow
 Waiting = tuple[Sequence[Conversation], list[Parts | FaultyRow], Future[list[IdsOfParts]]]
 """A chunk, its parts, and the ids of those that are no faults."""
 
@@ -39,7 +44,7 @@ def tokenize_conversations(
     *,
     system: str | None = None,
     targets: Targets = "assistant",
-) -> list[Result]:
+) -> list[TokenizedExample | FaultyRow]:
     """One example, or the reason why there is none, for each conversation, in order.
 
     `system` opens every conversation that has no system message of its own. Raises `ModelError`
@@ -58,7 +63,10 @@ def tokenize_conversations(
         for start in range(0, len(conversations), ROWS_AT_ONCE)
     )
     results = tokenize_chunks(chunks, tokenizer, system=system, targets=targets)
-    return list(chain.from_iterable(results))
+    return [
+        result if isinstance(result, FaultyRow) else result.example()
+        for result in chain.from_iterable(results)
+    ]
 
 
 def tokenize_chunks(
@@ -68,7 +76,7 @@ def tokenize_chunks(
     system: str | None = None,
     targets: Targets = "assistant",
 ) -> Iterator[list[Result]]:
-    """`tokenize_conversations` for one chunk after the other.
+    """`tokenize_conversations` for one chunk after the other, in the short form.
 
     While a chunk is tokenized, which leaves Python free, the next one is taken and rendered.
     """
@@ -185,17 +193,8 @@ def _join(
 ) -> list[Result]:
     ids_by_row = iter(tokenized.result())
     return [
-        parts if isinstance(parts, FaultyRow) else _label(next(ids_by_row), conversation.origin)
+        parts
+        if isinstance(parts, FaultyRow)
+        else TokenizedParts(next(ids_by_row), conversation.origin)
         for conversation, parts in zip(conversations, cut, strict=True)
     ]
-
-
-def _label(ids_by_part: IdsOfParts, origin: Origin) -> TokenizedExample:
-    """Every second part is learned; but nothing predicts the first token of all."""
-    input_ids: list[int] = []
-    labels: list[int] = []
-    for number, ids in enumerate(ids_by_part):
-        input_ids += ids
-        labels += ids if number % 2 else [IGNORE_INDEX] * len(ids)
-    labels[:1] = [IGNORE_INDEX] * len(labels[:1])
-    return TokenizedExample(input_ids, labels, origin)

@@ -5,13 +5,14 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from yrunner.data.conversation import TokenizedExample
+from yrunner.data.conversation import TokenizedExample, TokenizedParts
 from yrunner.errors import Origin
 from yrunner.tokens import IGNORE_INDEX
 
@@ -47,27 +48,29 @@ class ExampleWriter:
         self.columns: dict[str, list[Column]] = {}
         self.num_tokens = 0
 
-    def add(self, examples: Sequence[TokenizedExample], traits: Sequence[Traits]) -> int:
+    def add(self, examples: Sequence[TokenizedParts], traits: Sequence[Traits]) -> int:
         """Append examples of one data file, and what is known of each; return their targets."""
         if not examples:
             return 0
-        ids_T = _flat([example.input_ids for example in examples], self.dtype)
-        labels_T = _flat([example.labels for example in examples], self.dtype)
-        is_target_T = labels_T != IGNORE_INDEX
+        parts = [part for example in examples for part in example.parts]
+        ids_T = np.array(list(chain.from_iterable(parts)), self.dtype)
+        ends_E = np.array([len(example) for example in examples]).cumsum()
+        lengths_E = np.diff(ends_E, prepend=0)
+        learned = [number % 2 == 1 for example in examples for number in range(len(example.parts))]
+        is_target_T = np.repeat(learned, list(map(len, parts)))
+        # Nothing stands before the first token that could predict it.
+        is_target_T[ends_E - lengths_E] = False
         self.file.write(np.where(is_target_T, ~ids_T, ids_T).tobytes())
-        lengths_E = np.array([len(example.input_ids) for example in examples], np.int32)
-        ends_E = lengths_E.cumsum(dtype=np.int64)
-        targets_before = np.concatenate([[0], is_target_T.cumsum(dtype=np.int64)])
         self._append("ends", ends_E + self.num_tokens)
-        self._append("lengths", lengths_E)
-        counts_E = targets_before[ends_E] - targets_before[ends_E - lengths_E]
-        self._append("num_targets", counts_E.astype(np.int32))
+        self._append("lengths", lengths_E.astype(np.int32))
+        num_targets_E = np.add.reduceat(is_target_T, ends_E - lengths_E, dtype=np.int32)
+        self._append("num_targets", num_targets_E)
         self._append("rows", np.array([example.origin.row for example in examples], np.int64))
         self._append("contents", np.array([trait.content for trait in traits], np.uint64))
         self._append("prompts", np.array([trait.prompt for trait in traits], np.uint64))
         self._append("oddities", np.array([trait.oddities for trait in traits], np.uint8))
         self.num_tokens += len(ids_T)
-        return int(is_target_T.sum())
+        return int(num_targets_E.sum())
 
     def finish(self) -> None:
         """Write the columns and close the files."""
@@ -83,10 +86,6 @@ class ExampleWriter:
 
     def _append(self, name: str, column: Column) -> None:
         self.columns.setdefault(name, []).append(column)
-
-
-def _flat(lists: Sequence[list[int]], dtype: Any) -> Column:
-    return np.concatenate([np.array(numbers, dtype) for numbers in lists])
 
 
 class StoredFile:
