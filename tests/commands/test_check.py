@@ -13,7 +13,7 @@ from tests.conftest import write_jsonl
 from yrunner.cli import app
 from yrunner.commands.check import check
 from yrunner.commands.train import train
-from yrunner.errors import YRunnerError
+from yrunner.errors import ModelError, YRunnerError
 
 
 def facts_of(capsys: pytest.CaptureFixture[str], recipe: str, *overrides: str) -> dict[str, Any]:
@@ -130,6 +130,37 @@ def test_what_training_would_refuse_check_refuses(
     (project / "broken.jsonl").write_text("{\n", "utf-8")
     change("tuned.yaml", **{key: value})
     with pytest.raises(YRunnerError, match=reason):
+        check(Path("tuned.yaml"), [], as_machine=False)
+
+
+def test_a_model_that_would_mix_packed_examples_is_refused_before_training(
+    project: Path, change: Callable[..., None]
+) -> None:
+    sizes = {"model_type": "mamba", "hidden_size": 16, "num_hidden_layers": 1, "state_size": 4}
+    change("base.yaml", model={"scratch": {"config": sizes, "vocab_size": 320}})
+    check(Path("base.yaml"), [], as_machine=False)
+    for recipe in ("base.yaml", "tuned.yaml"):
+        with pytest.raises(ModelError, match="mixes the examples of a row"):
+            check(Path(recipe), ["data.packing=true", "data.max_length=200"], as_machine=False)
+    with pytest.raises(ModelError, match="mixes the examples of a row"):
+        options = ["data.packing=true", "data.max_length=200"]
+        train(Path("base.yaml"), options, resume=False, overwrite=False)
+
+
+def test_a_base_without_weights_or_with_too_few_embeddings_is_refused(
+    project: Path, change: Callable[..., None]
+) -> None:
+    train(Path("base.yaml"), [], resume=False, overwrite=False)
+    model = project / "outputs" / "base" / "model"
+    change("tuned.yaml", model__base=str(model))
+    check(Path("tuned.yaml"), ["data.packing=true", "data.max_length=200"], as_machine=False)
+    config = json.loads((model / "config.json").read_text("utf-8"))
+    (model / "config.json").write_text(json.dumps(config | {"vocab_size": 300}), "utf-8")
+    with pytest.raises(ModelError, match="the model only 300 embeddings"):
+        check(Path("tuned.yaml"), [], as_machine=False)
+    (model / "config.json").write_text(json.dumps(config), "utf-8")
+    (model / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"has no model\.safetensors"):
         check(Path("tuned.yaml"), [], as_machine=False)
 
 

@@ -1,5 +1,6 @@
 """Prepared data is found again when nothing has changed, and never when something has."""
 
+import errno
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ from yrunner.data.cache import Cache
 from yrunner.data.pipeline import Rules, Source, prepare
 from yrunner.data.prepared import Prepared
 from yrunner.data.reading import Reading
+from yrunner.errors import RunError
 from yrunner.models.scratch import train_tokenizer
 
 RULES = Rules(max_length=200)
@@ -150,6 +152,19 @@ def test_a_run_that_is_killed_half_way_leaves_no_entry(
             prepare([source], capitals_tokenizer, RULES, cache)
     assert list(cache.folder.iterdir()) == []
     assert not found(prepare([source], capitals_tokenizer, RULES, cache))
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(
+    source: Source, cache: Cache, capitals_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("yrunner.data.store.np.savez", full)
+        with pytest.raises(RunError, match=r"the disk is full: the prepared data .* Free some"):
+            prepare([source], capitals_tokenizer, RULES, cache)
+    assert list(cache.folder.iterdir()) == []
 
 
 def test_what_a_killed_process_left_is_removed_after_a_day_and_unused_entries_after_thirty(

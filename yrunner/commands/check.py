@@ -15,6 +15,7 @@ from yrunner.commands.check_facts import (
     schedule,
 )
 from yrunner.commands.check_memory import DiskFacts, MemoryFacts, estimate_memory
+from yrunner.commands.check_model import check_model
 from yrunner.commands.check_story import (
     print_data,
     print_disk,
@@ -58,6 +59,7 @@ def check(path: Path, overrides: list[str], *, as_machine: bool) -> None:
     check_trackers(recipe.train.trackers)
     read_tasks(recipe)
     tokenizer = recipe_tokenizer(recipe)
+    open_question = check_model(recipe, tokenizer)
     prepared = read_data(recipe, tokenizer)
     refusal = _refusal(recipe, prepared)
     facts = _gather(recipe, tokenizer, prepared) if len(prepared.train) else None
@@ -68,7 +70,7 @@ def check(path: Path, overrides: list[str], *, as_machine: bool) -> None:
     if refusal is not None:
         raise refusal
     if not as_machine:
-        _say_verdict(recipe)
+        _say_verdict(recipe, open_question)
 
 
 def _refusal(recipe: Recipe, prepared: Prepared) -> YRunnerError | None:
@@ -118,8 +120,10 @@ def _as_json(
     }
 
 
-def _say_verdict(recipe: Recipe) -> None:
+def _say_verdict(recipe: Recipe, open_question: str | None) -> None:
     say("")
+    if open_question is not None:
+        say(open_question)
     if RunDir(recipe.run_folder).is_used():
         say(f"{recipe.run_folder} already holds a run: train with --resume or --overwrite")
     say(f"{recipe.name}: nothing stands in the way of training")

@@ -13,7 +13,7 @@ from yrunner.data.collate import collate
 from yrunner.data.conversation import TokenizedExample
 from yrunner.data.layouts import Layout, choose_layout
 from yrunner.models.disk import estimate_disk
-from yrunner.models.load import choose_dtype
+from yrunner.models.load import check_vocabulary, choose_dtype
 from yrunner.models.scratch import make_config
 from yrunner.models.weightless import build_weightless, read_config
 from yrunner.recipe.schema import Recipe
@@ -86,6 +86,7 @@ def estimate_memory(
             attention=recipe.model.attention,
             trust_remote_code=recipe.model.trust_remote_code,
         )
+        check_vocabulary(model, tokenizer)
         batch = collate(micro_batch, tokenizer.pad_token_id, _layout(model.config))
         trace = trace_step(
             model,

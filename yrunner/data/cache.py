@@ -5,6 +5,7 @@ tokenizer with its chat template, every option, and the code. It is written besi
 renamed, so that it is there whole or not at all, also when two runs prepare the same file.
 """
 
+import errno
 import json
 import shutil
 import time
@@ -18,6 +19,7 @@ from typing import Any
 from uuid import uuid4
 
 from yrunner.data.store import COLUMNS, TOKENS
+from yrunner.errors import RunError
 from yrunner.run_dir import read_json, write_json
 
 REPORT = "report.json"
@@ -54,13 +56,23 @@ class Cache:
 
     @contextmanager
     def writing(self) -> Iterator[Path]:
-        """Give an empty folder to write an entry into; see `complete`. A failure leaves nothing."""
+        """Give an empty folder to write an entry into; see `complete`. A failure leaves nothing.
+
+        Raises `RunError` where the disk is full.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         self._remove_old()
         partial = self.folder / f"{PARTIAL}{uuid4().hex}"
         partial.mkdir()
         try:
             yield partial
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise RunError(
+                f"the disk is full: the prepared data could not be written to {self.folder}",
+                remedy="free some space, or choose another place such as output=/another/folder",
+            ) from error
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 

@@ -100,7 +100,7 @@ def load_model(
         # The adapter's folder, also for one of the Hub: tuning.py looks for its config there.
         model.config.name_or_path = model.name_or_path = str(adapter)
         return model
-    _check_folder(Path(source))
+    check_folder(Path(source))
     options: dict[str, Any] = {} if attention == "auto" else {"attn_implementation": attention}
     # A download is worth a bar; reading a folder is not.
     with quiet_libraries(keep_progress=not Path(source).is_dir()), explain_failure(source):
@@ -161,7 +161,8 @@ def _check_source(source: str) -> None:
         raise ModelError(f"there is no folder {source}", remedy="check model.base")
 
 
-def _check_folder(folder: Path) -> None:
+def check_folder(folder: Path) -> None:
+    """Raise `ModelError` where a model's folder lacks its config or its weights."""
     if not folder.is_dir():
         return
     if not (folder / "config.json").is_file():
