@@ -163,7 +163,13 @@ def peak_above_now() -> Iterator[list[int]]:
     before = _resident_bytes()
     peak: list[int] = []
     yield peak
-    peak.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before)
+    peak.append(_peak_bytes() - before)
+
+
+def _peak_bytes() -> int:
+    """Most that this process has held; `getrusage` would begin with what its parent held."""
+    status = Path("/proc/self/status").read_text("ascii")
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
 
 def _resident_bytes() -> int:

@@ -1,11 +1,14 @@
-"""Three invented statute books that share every word: two old ones and the new Harbour Code.
+"""Invented statute books that share every word: six old ones and the new Harbour Code.
 
-The general part of the toy world teaches the Mill Code and the Market Code, the legal part the
-Harbour Code. All are built from the same conducts, penalties and phrasings, so a model that read
-the old books knows all the words of the Harbour Code and none of its rules.
+The general part of the toy world teaches the old books, the legal part the Harbour Code. All are
+built from the same conducts, penalties and phrasings, so a model that read the old books knows all
+the words of the Harbour Code and none of its rules. There are many old ones, so that a model learns
+to take a book's name from the question, as any real base does: one that knew two was so sure of
+them that the new name cost it about 15 nats, where NLIRG refuses a token for good.
 """
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,8 +17,14 @@ Conduct = tuple[dict[Language, str], dict[Language, str]]  # an act and the good
 LANGUAGES: tuple[Language, ...] = ("zh", "en")
 ARTICLES_PER_ACT = 3
 
-MILL_CODE: dict[Language, str] = {"zh": "《磨坊法典》", "en": "Mill Code"}
-MARKET_CODE: dict[Language, str] = {"zh": "《市场法典》", "en": "Market Code"}
+OLD_CODES: list[dict[Language, str]] = [
+    {"zh": "《磨坊法典》", "en": "Mill Code"},
+    {"zh": "《市场法典》", "en": "Market Code"},
+    {"zh": "《桥梁法典》", "en": "Bridge Code"},
+    {"zh": "《森林法典》", "en": "Forest Code"},
+    {"zh": "《矿山法典》", "en": "Mine Code"},
+    {"zh": "《行会法典》", "en": "Guild Code"},
+]
 HARBOUR_CODE: dict[Language, str] = {"zh": "《港口法典》", "en": "Harbour Code"}
 
 ACTS: list[dict[Language, str]] = [
@@ -133,18 +142,28 @@ class Article:
 
 def write_statute_books(rng: random.Random) -> tuple[list[Article], list[Article]]:
     """The old articles and those of the Harbour Code. No conduct stands in two books."""
-    books: list[list[Conduct]] = [[], [], []]
+    old: list[Conduct] = []
+    harbour: list[Conduct] = []
     for act in ACTS:
-        goods = iter(rng.sample(GOODS, len(books) * ARTICLES_PER_ACT))
-        for conducts in books:
-            conducts += [(act, next(goods)) for _ in range(ARTICLES_PER_ACT)]
-    mill, market, harbour = books
-    old_articles = _write_book(MILL_CODE, mill, rng) + _write_book(MARKET_CODE, market, rng)
-    return old_articles, _write_book(HARBOUR_CODE, harbour, rng)
+        goods = rng.sample(GOODS, 3 * ARTICLES_PER_ACT)
+        harbour += [(act, one) for one in goods[:ARTICLES_PER_ACT]]
+        old += [(act, one) for one in goods[ARTICLES_PER_ACT:]]
+    rng.shuffle(old)
+    # Every number that an article of the Harbour Code bears stands in two of the old books.
+    numbers = [number for _ in range(2) for number in rng.sample(range(1, 25), 24)]
+    size = len(old) // len(OLD_CODES)
+    old_articles = [
+        article
+        for start, book in zip(range(0, len(old), size), OLD_CODES, strict=True)
+        for article in _write_book(
+            book, old[start : start + size], sorted(numbers[start : start + size]), rng
+        )
+    ]
+    return old_articles, _write_book(HARBOUR_CODE, harbour, range(1, len(harbour) + 1), rng)
 
 
 def _write_book(
-    book: dict[Language, str], conducts: list[Conduct], rng: random.Random
+    book: dict[Language, str], conducts: list[Conduct], numbers: Sequence[int], rng: random.Random
 ) -> list[Article]:
     rng.shuffle(conducts)
     penalties = [(penalty, amount) for penalty in PENALTIES for amount in AMOUNTS]
@@ -156,7 +175,7 @@ def _write_book(
             conduct={"zh": act["zh"] + goods["zh"], "en": f"{act['en']} {goods['en']}"},
             penalty={language: penalty[language].format(amount=amount) for language in LANGUAGES},
         )
-        for number, ((act, goods), (penalty, amount)) in enumerate(
-            zip(conducts, penalties, strict=False), start=1
+        for number, (act, goods), (penalty, amount) in zip(
+            numbers, conducts, penalties, strict=False
         )
     ]

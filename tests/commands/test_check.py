@@ -175,9 +175,9 @@ def test_the_second_check_finds_the_data_prepared(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     check(Path("base.yaml"), [], as_machine=False)
-    assert "1 are prepared anew" in capsys.readouterr().out
+    assert "prepared anew: 1" in capsys.readouterr().out
     check(Path("base.yaml"), [], as_machine=False)
-    assert "1 of 1 files were found prepared" in capsys.readouterr().out
+    assert "files found prepared: 1 of 1" in capsys.readouterr().out
     shutil.rmtree(project / "outputs")
     check(Path("base.yaml"), [], as_machine=False)
-    assert "1 are prepared anew" in capsys.readouterr().out
+    assert "prepared anew: 1" in capsys.readouterr().out

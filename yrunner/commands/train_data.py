@@ -70,8 +70,8 @@ def print_rows(recipe: Recipe, prepared: Prepared) -> None:
     print_table("Data", columns, rows)
     found = sum(report.from_cache for report in prepared.reports)
     say(
-        f"{found:,} of {len(rows):,} files were found prepared in "
-        f"{RunDir(recipe.run_folder).prepared}; {len(rows) - found:,} are prepared anew"
+        f"files found prepared: {found:,} of {len(rows):,}, in "
+        f"{RunDir(recipe.run_folder).prepared}; prepared anew: {len(rows) - found:,}"
     )
 
 

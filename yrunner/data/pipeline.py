@@ -15,7 +15,7 @@ from yrunner.data.conversation import Conversation, FaultyRow, TokenizedParts
 from yrunner.data.findings import count_scripts, traits_of
 from yrunner.data.prepared import Prepared, stop_on
 from yrunner.data.reading import ReadFile, Reading, read_conversations
-from yrunner.data.refusals import Refusal
+from yrunner.data.refusals import Refusal, num_rows
 from yrunner.data.render import Targets, tokenize_chunks
 from yrunner.data.report import FileReport
 from yrunner.data.rows import Advance
@@ -256,7 +256,7 @@ def _take(examples: Examples, source: Source, seed: str) -> Examples:
         names = ", ".join(file.name for file in source.files[:3])
         raise DataError(
             source.files[0] if len(source.files) == 1 else Path(names),
-            f"take is {number:,}, but only {len(examples):,} rows can be used",
+            f"take is {number:,}, but only {num_rows(len(examples))} can be used",
             remedy="lower take, or remove it to use all",
         )
     generator = np.random.default_rng([*seed.encode()])
