@@ -164,6 +164,22 @@ def test_a_base_without_weights_or_with_too_few_embeddings_is_refused(
         check(Path("tuned.yaml"), [], as_machine=False)
 
 
+def test_an_adapter_can_be_the_base_or_be_trained_on(
+    project: Path, change: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(Path("tuned.yaml"), [], resume=False, overwrite=False)
+    outputs = project / "outputs"
+    change("tuned.yaml", model__base=str(outputs / "tuned" / "model"), tuning={"kind": "full"})
+    packed = ["data.packing=true", "data.max_length=200"]
+    assert facts_of(capsys, "tuned.yaml", *packed)["memory"]["lines"][0]["optimizer"] > 0
+    change(
+        "tuned.yaml",
+        model__base=str(outputs / "base" / "model"),
+        tuning={"kind": "lora", "adapter": str(outputs / "tuned" / "model")},
+    )
+    assert facts_of(capsys, "tuned.yaml")["disk"]["checkpoint"] > 0
+
+
 def test_unread_columns_are_named(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [json.loads(line) for line in (project / "train.jsonl").read_text().splitlines()]
     write_jsonl(project / "train.jsonl", [row | {"system_prompt": "be kind"} for row in rows])

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from yrunner.commands.base import base_source, stale_base
+from yrunner.commands.train_plan import layout_for
 from yrunner.data.collate import collate
 from yrunner.data.conversation import TokenizedExample
-from yrunner.data.layouts import Layout, choose_layout
 from yrunner.models.disk import estimate_disk
 from yrunner.models.load import check_vocabulary, choose_dtype
 from yrunner.models.scratch import make_config
@@ -87,7 +87,9 @@ def estimate_memory(
             trust_remote_code=recipe.model.trust_remote_code,
         )
         check_vocabulary(model, tokenizer)
-        batch = collate(micro_batch, tokenizer.pad_token_id, _layout(model.config))
+        # As if the model kept examples apart, which the run tries out on its weights.
+        layout = layout_for(model.config, isolates=True)
+        batch = collate(micro_batch, tokenizer.pad_token_id, layout)
         trace = trace_step(
             model,
             batch,
@@ -118,12 +120,6 @@ def recipe_config(recipe: Recipe, tokenizer: Any) -> Any:
         return recipe_config(stale[0], tokenizer)
     source = base_source(recipe)
     return read_config(source, trust_remote_code=recipe.model.trust_remote_code)
-
-
-def _layout(config: Any) -> Layout:
-    """Where the examples of a micro-batch lie, if the model keeps them apart as most do."""
-    text = config.get_text_config()
-    return choose_layout(text._attn_implementation, hidden_size=text.hidden_size, isolates=True)
 
 
 def _describe(batch: dict[str, Tensor], dtype: torch.dtype) -> str:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from yrunner.commands.base import base_source, stale_base
+from yrunner.models.adapters import find_adapter, read_base
 from yrunner.models.isolation import check_isolation
 from yrunner.models.load import check_folder, choose_dtype, load_model
 from yrunner.models.scratch import build_model
@@ -18,36 +19,43 @@ def check_model(recipe: Recipe, tokenizer: Any) -> str | None:
 
     Returns what only the run itself can find out. Raises `ModelError` where the run would.
     """
-    model = _small_model(recipe, tokenizer)
+    _check_weights(recipe)
     if not recipe.data.packing:
         return None
+    model = _small_model(recipe, tokenizer)
     if model is None:
         return "packing: whether the model keeps examples apart is tried when training starts"
     check_isolation(model)
     return None
 
 
-def _small_model(recipe: Recipe, tokenizer: Any) -> Any:
-    """The recipe's model, without its weights where it is yet to be trained; None if it is large.
+def _check_weights(recipe: Recipe) -> None:
+    if recipe.model.scratch is None and stale_base(recipe) is None:
+        check_folder(_whole_base(recipe))
 
-    It is built only where packing asks for it.
+
+def _whole_base(recipe: Recipe) -> Path:
+    """The folder of the base's weights: beneath an adapter, that of its own base.
+
+    A Hub id stays what it is, which is no folder here.
     """
-    packs = recipe.data.packing
+    source = base_source(recipe)
+    adapter = find_adapter(source) if Path(source).is_dir() else None
+    return Path(source if adapter is None else read_base(adapter))
+
+
+def _small_model(recipe: Recipe, tokenizer: Any) -> Any:
+    """The recipe's model, its weights random where it is yet to be trained; None if it is large."""
     if recipe.model.scratch is not None:
-        return build_model(recipe.model.scratch.config, tokenizer, recipe.seed) if packs else None
+        return build_model(recipe.model.scratch.config, tokenizer, recipe.seed)
     stale = stale_base(recipe)
     if stale is not None:
-        base = stale[0].model_copy(update={"data": recipe.data})
-        return _small_model(base, tokenizer)
-    folder = Path(base_source(recipe))
-    if not folder.is_dir():
-        return None
-    check_folder(folder)
-    size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-    if not packs or size > BYTES_WORTH_LOADING:
+        return _small_model(stale[0], tokenizer)
+    size = sum(file.stat().st_size for file in _whole_base(recipe).glob("*.safetensors"))
+    if not 0 < size <= BYTES_WORTH_LOADING:
         return None
     return load_model(
-        str(folder),
+        base_source(recipe),
         dtype=choose_dtype(recipe.model.dtype),
         attention=recipe.model.attention,
         trust_remote_code=recipe.model.trust_remote_code,

@@ -14,7 +14,7 @@ from yrunner.commands.fingerprint import changes_since, fingerprint
 from yrunner.commands.measure import Measured, measure, read_tasks
 from yrunner.commands.tokenizer import recipe_tokenizer
 from yrunner.commands.train_data import check_rows, prepare_data
-from yrunner.commands.train_plan import plan_run
+from yrunner.commands.train_plan import layout_for, plan_run
 from yrunner.commands.train_story import (
     model_card,
     say_next,
@@ -23,7 +23,7 @@ from yrunner.commands.train_story import (
     write_run_report,
 )
 from yrunner.console import say
-from yrunner.data.layouts import Layout, choose_layout
+from yrunner.data.layouts import Layout
 from yrunner.data.plan import Plan
 from yrunner.data.prepared import Prepared
 from yrunner.data.report import as_json
@@ -250,10 +250,7 @@ def _choose_layout(recipe: Recipe, trainer: SignalTrainer, dtype: torch.dtype) -
         if recipe.data.packing:
             check_isolation(model)
         isolates = recipe.data.packing or isolates_examples(model)
-    config = model.config.get_text_config()
-    return choose_layout(
-        config._attn_implementation, hidden_size=config.hidden_size, isolates=isolates
-    )
+    return layout_for(model.config, isolates=isolates)
 
 
 def _train(

@@ -1,5 +1,8 @@
-"""The plan of a recipe's run over its prepared data."""
+"""The plan of a recipe's run over its prepared data, and how its micro-batches are laid out."""
 
+from typing import Any
+
+from yrunner.data.layouts import Layout, choose_layout
 from yrunner.data.plan import Plan, make_plan
 from yrunner.data.prepared import Prepared
 from yrunner.recipe.schema import Recipe
@@ -19,3 +22,9 @@ def plan_run(recipe: Recipe, prepared: Prepared) -> Plan:
         order=recipe.train.order,
         seed=recipe.seed,
     )
+
+
+def layout_for(config: Any, *, isolates: bool) -> Layout:
+    """The cheapest layout for a model of this config; `isolates`: see models/isolation.py."""
+    text = config.get_text_config()
+    return choose_layout(text._attn_implementation, hidden_size=text.hidden_size, isolates=isolates)

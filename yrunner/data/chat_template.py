@@ -61,17 +61,7 @@ def render(chat: Chat, tokenizer: Any, *, for_answer: bool = False) -> str:
 
     Raises `FaultyRow` where the template refuses the chat.
     """
-    try:
-        texts, _ = render_jinja_template(
-            conversations=[chat.messages],
-            tools=chat.tools,
-            chat_template=chat_template_of(tokenizer, chat),
-            add_generation_prompt=for_answer,
-            **tokenizer.special_tokens_map,
-        )
-    except TEMPLATE_ERRORS as error:
-        raise _refused(error) from error
-    return str(texts[0])
+    return _render(chat, tokenizer, add_generation_prompt=for_answer)[0]
 
 
 def render_all(chats: Sequence[Chat], tokenizer: Any) -> list[str | FaultyRow]:
@@ -103,24 +93,15 @@ def render_with_generation(chat: Chat, tokenizer: Any) -> tuple[str, list[Span]]
 
     Raises `FaultyRow` where the template refuses the chat, or marks more or less than its replies.
     """
-    try:
-        texts, spans = render_jinja_template(
-            conversations=[chat.messages],
-            tools=chat.tools,
-            chat_template=chat_template_of(tokenizer, chat),
-            return_assistant_tokens_mask=True,
-            **tokenizer.special_tokens_map,
-        )
-    except TEMPLATE_ERRORS as error:
-        raise _refused(error) from error
+    text, spans = _render(chat, tokenizer, return_assistant_tokens_mask=True)
     num_replies = chat.roles.count("assistant")
-    if len(spans[0]) != num_replies:
+    if len(spans) != num_replies:
         raise FaultyRow(
-            f"the chat template marks {len(spans[0])} pieces as generation, but the replies are "
+            f"the chat template marks {len(spans)} pieces as generation, but the replies are "
             f"{num_replies}",
             "template",
         )
-    return texts[0], [(start, end) for start, end in spans[0]]
+    return text, spans
 
 
 def marks_generation(chat: Chat, tokenizer: Any) -> bool:
@@ -162,5 +143,16 @@ def _as_call(call: Mapping[str, Any], arguments_as_text: bool) -> dict[str, Any]
     return {**call, "function": {**function, "arguments": arguments}}
 
 
-def _refused(error: Exception) -> FaultyRow:
-    return FaultyRow(f"the chat template refuses it: {error}", "template")
+def _render(chat: Chat, tokenizer: Any, **options: bool) -> tuple[str, list[Span]]:
+    """The text of one chat and, if they are asked for, the spans of its generation marks."""
+    try:
+        texts, spans = render_jinja_template(
+            conversations=[chat.messages],
+            tools=chat.tools,
+            chat_template=chat_template_of(tokenizer, chat),
+            **options,
+            **tokenizer.special_tokens_map,
+        )
+    except TEMPLATE_ERRORS as error:
+        raise FaultyRow(f"the chat template refuses it: {error}", "template") from error
+    return str(texts[0]), [(start, end) for start, end in spans[0]] if spans else []
