@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
-from yrunner.losses.per_token import model_losses
+from yrunner.losses.fused import attach, measure_targets
 from yrunner.models.load import DTYPES
 from yrunner.models.tuning import apply_tuning
 from yrunner.models.weightless import build_weightless
@@ -143,12 +143,14 @@ def train(case: Case) -> int:
             model.activation_checkpointing_enable(
                 activation_checkpointing_kwargs={"use_reentrant": False}
             )
+        attach(model)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimizer = make_optimizer(case.optimizer, trained, foreach=False)
         batch = full_batch(case.batch_size, case.length, case.num_targets)
         for _ in range(2):  # the optimizer remembers nothing in the first
             for _ in range(case.accumulation):
-                model_losses(mixed_precision(model, dtype), batch).mean().backward()
+                targets = measure_targets(mixed_precision(model, dtype), batch)
+                (targets.weighted / len(targets.loss_N)).backward()
             nn.utils.clip_grad_norm_(trained, 1.0)
             optimizer.step()
             optimizer.zero_grad()

@@ -30,7 +30,7 @@ from yrunner.data.conversation import TokenizedExample
 from yrunner.data.layouts import all_in_one_row, fit_rows, one_per_row
 from yrunner.data.packing import fill_rate, pack, pack_in_order
 from yrunner.errors import Origin
-from yrunner.losses.per_token import model_losses
+from yrunner.losses.fused import attach, measure_targets
 from yrunner.tokens import IGNORE_INDEX
 
 MAX_LENGTH = 1024
@@ -153,11 +153,12 @@ def time_by_turns(model: Any, batches: dict[str, Batch], repeats: int) -> dict[s
     """Least seconds of a forward and backward pass over each batch; all must agree on the loss."""
     best = dict.fromkeys(batches, float("inf"))
     losses: dict[str, float] = {}
+    attach(model)
     for _ in range(repeats):
         for way, batch in batches.items():
             model.zero_grad()
             start = time.perf_counter()
-            loss = model_losses(model, batch).sum()
+            loss = measure_targets(model, batch).weighted
             loss.backward()
             best[way] = min(best[way], time.perf_counter() - start)
             losses[way] = loss.item()

@@ -5,7 +5,14 @@ import torch
 from torch.nn.functional import log_softmax
 
 from yrunner.losses.nlirg import nlirg_weight
-from yrunner.losses.per_token import plain_weight, predicting_columns, sum_losses, target_losses
+from yrunner.losses.per_token import (
+    Targets,
+    plain_weight,
+    predicting_columns,
+    sum_targets,
+    target_losses,
+    weigh,
+)
 from yrunner.tokens import IGNORE_INDEX
 
 
@@ -54,35 +61,40 @@ def test_losses_of_half_precision_logits_are_computed_in_float32(dtype: torch.dt
     torch.testing.assert_close(losses, slow_losses(logits_BTV.to(dtype).float(), labels_BT))
 
 
+def of_losses(loss_N, weight=nlirg_weight):
+    """Targets of which only the losses matter: entropy 1, the first one hit, each pulls with 2."""
+    weight_N = weight(loss_N.detach(), torch.ones_like(loss_N))
+    is_top_N = torch.zeros_like(loss_N)
+    is_top_N[:1] = 1
+    weighted = weigh(weight_N, loss_N).sum()
+    one_N = torch.ones_like(loss_N)
+    return Targets(weighted, loss_N.detach(), one_N, weight_N, is_top_N, 2 * one_N)
+
+
 def test_it_is_the_gradient_that_is_weighed_not_the_weight_that_is_learned():
     loss_N = torch.tensor([0.1, 2.0, 5.0, 20.0], requires_grad=True)
-    sum_losses(loss_N, nlirg_weight).weighted.backward()
+    of_losses(loss_N).weighted.backward()
     torch.testing.assert_close(loss_N.grad, nlirg_weight(loss_N.detach()))
 
 
 def test_the_record_holds_the_sums_of_all_targets():
-    loss_N = torch.tensor([0.1, 2.0, 7.0, 20.0])
-    record = sum_losses(loss_N, nlirg_weight).record_R
+    loss_N = torch.tensor([0.1, 2.0, 3.0, 7.0, 20.0])
+    record = sum_targets(of_losses(loss_N)).record_R
     weight_N = nlirg_weight(loss_N).double()
-    expected = [29.1, (weight_N * loss_N.double()).sum(), weight_N.sum(), 1, 1, 1, 1, 4]
+    zones, gradients = [1, 2, 1, 1], [2, 4, 2, 2]
+    expected = [32.1, (weight_N * loss_N.double()).sum(), weight_N.sum(), 5, 1]
+    expected += [*zones, *gradients, 5]
     torch.testing.assert_close(record, torch.tensor(expected, dtype=torch.float64))
 
 
 def test_a_refused_token_with_an_infinite_loss_leaves_the_others_alone():
     loss_N = torch.tensor([2.0, float("inf")], requires_grad=True)
-    sums = sum_losses(loss_N, nlirg_weight)
-    sums.weighted.backward()
-    assert sums.weighted.isfinite()
+    targets = of_losses(loss_N)
+    targets.weighted.backward()
+    assert targets.weighted.isfinite()
     assert loss_N.grad[0].item() > 0
     assert loss_N.grad[1].item() == 0
 
 
-def test_a_batch_without_a_target_has_a_loss_of_zero_and_a_gradient_of_zero():
-    logits = torch.randn(1, 1, 5, requires_grad=True)
-    labels = torch.full((1, 1), IGNORE_INDEX)
-    columns = predicting_columns(labels)
-    sums = sum_losses(target_losses(logits[:, columns], labels, columns), plain_weight)
-    sums.weighted.backward()
-    assert sums.weighted.item() == 0
-    assert sums.record_R.tolist() == [0.0] * 8
-    assert torch.equal(logits.grad, torch.zeros_like(logits))
+def test_no_target_has_a_record_of_zeros():
+    assert sum_targets(of_losses(torch.zeros(0), plain_weight)).record_R.tolist() == [0.0] * 14

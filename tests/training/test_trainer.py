@@ -26,9 +26,9 @@ def spy_on_losses(trainer):
     seen = []
     weight = trainer.weight
 
-    def spy(loss_N):
+    def spy(loss_N, entropy_N):
         seen.append(loss_N)
-        return weight(loss_N)
+        return weight(loss_N, entropy_N)
 
     trainer.weight = spy
     return seen
@@ -129,6 +129,9 @@ def test_the_logged_figures_are_those_of_the_targets_before_the_update(
     shares = [record[f"zone_{name}"] for name in ("easy", "learning", "hard", "refused")]
     assert sum(shares) == pytest.approx(1)
     assert shares[0] == pytest.approx((loss_N <= 1.45).double().mean().item())
+    pulls = [record[f"gradient_{name}"] for name in ("easy", "learning", "hard", "refused")]
+    assert sum(pulls) == pytest.approx(1)
+    assert 0 < record["entropy"] < 6 and 0 <= record["accuracy"] <= 1
     needed = {"step", "epoch", "learning_rate", "grad_norm", "targets_per_second", "memory_gib"}
     assert needed <= set(record)
 

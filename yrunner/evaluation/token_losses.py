@@ -7,13 +7,14 @@ import torch
 
 from yrunner.data.collate import collate
 from yrunner.data.conversation import TokenizedExample
-from yrunner.losses.per_token import model_losses
+from yrunner.losses.fused import attach, measure_targets
 
 
 def measure_token_losses(
     model: Any, examples: Sequence[TokenizedExample], *, pad_token_id: int, batch_size: int
 ) -> list[float]:
     """Loss in nats of every target, example by example."""
+    attach(model)
     was_training = model.training
     model.eval()
     losses: list[float] = []
@@ -21,6 +22,6 @@ def measure_token_losses(
         for start in range(0, len(examples), batch_size):
             batch = collate(examples[start : start + batch_size], pad_token_id)
             batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
-            losses += model_losses(model, batch).tolist()
+            losses += measure_targets(model, batch).loss_N.tolist()
     model.train(was_training)
     return losses

@@ -18,6 +18,7 @@ EASY_UP_TO, LEARNING_UP_TO, HARD_UP_TO = 1.45, 6.6, 15.0
 
 def nlirg_weight(
     loss_N: Tensor,
+    entropy_N: Tensor | None = None,
     *,
     max_lr: float = 1.0,
     x0: float = 1.2,
@@ -30,9 +31,10 @@ def nlirg_weight(
 ) -> Tensor:
     """Weight of each token's gradient, shape [N], from its loss in nats, shape [N].
 
-    Up to `loss_threshold` the weight rises with the loss along a sigmoid around `x0`; above it
-    falls along a second one around `hard_center`; from `loss_deadline` on it is 0. With the
-    published values the two branches meet at 3.0 with a step of 0.006: 0.9552 and 0.9608.
+    The entropy, which every weight is handed, plays no part in this one. Up to `loss_threshold` the
+    weight rises with the loss along a sigmoid around `x0`; above it falls along a second one around
+    `hard_center`; from `loss_deadline` on it is 0. With the published values the two branches meet
+    at 3.0 with a step of 0.006: 0.9552 and 0.9608.
 
     Source: the published function `dynamic_sigmoid_batch`, whose names and defaults these are
     (`hard_center` and `hard_slope` are constants there).
@@ -44,11 +46,10 @@ def nlirg_weight(
     return torch.where(loss_N < loss_deadline, weight_N, torch.zeros_like(weight_N))
 
 
-def count_zones(loss_N: Tensor, loss_deadline: float = HARD_UP_TO) -> Tensor:
-    """Targets in each of the four `ZONES`, shape [4]; `loss_deadline` is where refusing begins.
+def zone_of(loss_N: Tensor, loss_deadline: float = HARD_UP_TO) -> Tensor:
+    """Place in `ZONES` of each loss, shape [N]; `loss_deadline` is where refusing begins.
 
     A loss that is not a number counts as refused: no weight can make use of it.
     """
     zone_N = (loss_N > EASY_UP_TO).long() + (loss_N >= LEARNING_UP_TO).long()
-    zone_N = torch.where(loss_N < loss_deadline, zone_N, torch.full_like(zone_N, 3))
-    return torch.bincount(zone_N, minlength=len(ZONES))
+    return torch.where(loss_N < loss_deadline, zone_N, torch.full_like(zone_N, 3))

@@ -1,23 +1,52 @@
-"""The loss of each target token, and the sums that one update is made of.
+"""What is known of each target token, and the sums that one update is made of.
 
 This is the only place where labels are shifted against logits.
 """
 
-# B = examples, T = tokens, K = columns that are predicted from, V = vocabulary, N = targets
+# B = examples, T = tokens, K = columns that are predicted from, V = vocabulary, N = targets,
+# Z = zones, R = figures of a record
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from yrunner.losses.nlirg import HARD_UP_TO, count_zones
+from yrunner.losses.nlirg import HARD_UP_TO, ZONES, zone_of
 from yrunner.tokens import IGNORE_INDEX
 
-TokenWeight = Callable[[Tensor], Tensor]
-"""The weight of each target from its loss: shape [N] to shape [N]."""
+TokenWeight = Callable[[Tensor, Tensor], Tensor]
+"""The weight of each target, a pure function of its loss and entropy, detached: [N], [N] to [N]."""
+
+
+@dataclass(frozen=True)
+class Targets:
+    """The targets of a micro-batch, row by row."""
+
+    weighted: Tensor
+    """Sum of weight times loss, the only tensor with a gradient."""
+    loss_N: Tensor
+    """Cross-entropy in nats."""
+    entropy_N: Tensor
+    """Entropy of the prediction in nats."""
+    weight_N: Tensor
+    is_top_N: Tensor
+    """1 where no token is likelier than the target, else 0."""
+    gradient_N: Tensor
+    """Norm of weight times (softmax - one-hot): how hard the target pulls at its logits."""
+
+
+@dataclass(frozen=True)
+class LossSums:
+    """Sums over targets: added up over micro-steps, divided once, for the whole step."""
+
+    weighted: Tensor
+    """Sum of weight times loss, with the gradient."""
+    record_R: Tensor
+    """Detached, float64, shape [14]: the sums of loss, of weight times loss, of weights, of
+    entropies and of top-1 hits, the targets of each zone, the gradient of each zone, all targets.
+    """
 
 
 def predicting_columns(labels_BT: Tensor) -> Tensor:
@@ -28,48 +57,47 @@ def predicting_columns(labels_BT: Tensor) -> Tensor:
     return (labels_BT[:, 1:] != IGNORE_INDEX).any(dim=0).nonzero().squeeze(1)
 
 
+def target_places(labels_BT: Tensor, columns_K: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Where targets are predicted from, shape [B, K], and their labels, shape [N], row by row.
+
+    Without `columns_K` the places are of all columns but the last, shape [B, T - 1].
+    """
+    labels_BK = labels_BT[:, 1:] if columns_K is None else labels_BT[:, columns_K + 1]
+    is_target_BK = labels_BK != IGNORE_INDEX
+    return is_target_BK, labels_BK[is_target_BK]
+
+
 def target_losses(logits_BKV: Tensor, labels_BT: Tensor, columns_K: Tensor) -> Tensor:
     """Cross-entropy of every target in nats, shape [N], row by row; in float32 at the least."""
-    labels_BK = labels_BT[:, columns_K + 1]
-    is_target_BK = labels_BK != IGNORE_INDEX
-    logits_NV = logits_BKV[is_target_BK]
-    if logits_NV.dtype in (torch.float16, torch.bfloat16):
-        logits_NV = logits_NV.float()
-    return cross_entropy(logits_NV, labels_BK[is_target_BK], reduction="none")
+    is_target_BK, labels_N = target_places(labels_BT, columns_K)
+    return cross_entropy(at_least_float32(logits_BKV[is_target_BK]), labels_N, reduction="none")
 
 
-def model_losses(model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
-    """Loss of every target of a batch as `collate` makes it, in nats, shape [N], row by row."""
-    labels_BT = inputs["labels"]
-    columns_K = predicting_columns(labels_BT)
-    others = {name: tensor for name, tensor in inputs.items() if name != "labels"}
-    logits_BKV = model(**others, logits_to_keep=columns_K, use_cache=False).logits
-    return target_losses(logits_BKV, labels_BT, columns_K)
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """The tensor, half precision made float32."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
-def plain_weight(loss_N: Tensor) -> Tensor:
+def plain_weight(loss_N: Tensor, entropy_N: Tensor) -> Tensor:
     """Every target counts alike."""
     return torch.ones_like(loss_N)
 
 
-@dataclass(frozen=True)
-class LossSums:
-    """Sums over targets: added up over micro-steps, divided once, for the whole step."""
-
-    weighted: Tensor
-    """Sum of weight times loss, with the gradient."""
-    record_R: Tensor
-    """Detached, float64, shape [8]: the sums of loss, of weight times loss and of weights, the
-    targets in each of the four zones, and all targets."""
+def weigh(weight_N: Tensor, value_N: Tensor) -> Tensor:
+    """Weight times value; a refused target passes nothing on, and nothing that is not a number."""
+    return torch.where(weight_N > 0, weight_N * value_N, torch.zeros_like(value_N))
 
 
-def sum_losses(loss_N: Tensor, weight: TokenWeight, loss_deadline: float = HARD_UP_TO) -> LossSums:
-    """Weigh each target's gradient by `weight(loss)` and sum up."""
-    known_N = loss_N.detach()
-    weight_N = weight(known_N)
-    # A refused token must not pass an infinite loss on: 0 times infinity is not a number.
-    weighted_N = torch.where(weight_N > 0, weight_N * loss_N, torch.zeros_like(loss_N))
-    sums = [terms_N.double().sum() for terms_N in (known_N, weighted_N.detach(), weight_N)]
-    zones = count_zones(known_N, loss_deadline).double()
-    targets = torch.tensor([float(len(known_N))], dtype=torch.float64, device=loss_N.device)
-    return LossSums(weighted_N.sum(), torch.cat([torch.stack(sums), zones, targets]))
+def sum_targets(targets: Targets, loss_deadline: float = HARD_UP_TO) -> LossSums:
+    """Sum up a micro-batch; `loss_deadline` is where the zone of the refused begins."""
+    loss_N, weight_N = targets.loss_N, targets.weight_N
+    figures = [loss_N, weigh(weight_N, loss_N), weight_N, targets.entropy_N, targets.is_top_N]
+    sums = torch.stack([figure_N.double().sum() for figure_N in figures])
+    every_Z = torch.arange(len(ZONES), device=loss_N.device)
+    is_zone_ZN = zone_of(loss_N, loss_deadline) == every_Z[:, None]
+    gradient_N = targets.gradient_N.double()
+    # Not a product: a refused target whose gradient is not a number must not spoil other zones.
+    gradient_Z = torch.where(is_zone_ZN, gradient_N, torch.zeros_like(gradient_N)).sum(dim=1)
+    count = torch.full((1,), float(len(loss_N)), dtype=torch.float64, device=loss_N.device)
+    record_R = torch.cat([sums, is_zone_ZN.sum(dim=1).double(), gradient_Z, count])
+    return LossSums(targets.weighted, record_R)

@@ -85,7 +85,7 @@ def count_warmup(train: TrainSection, num_updates: int) -> int:
 
 
 def token_weight(loss: Loss) -> tuple[TokenWeight, float]:
-    """The weight of a target by its loss, and the loss from which on targets are refused."""
+    """The weight of a target, and the loss from which on targets are refused."""
     match loss:
         case PlainLoss():
             return plain_weight, HARD_UP_TO

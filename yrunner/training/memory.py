@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.optimization import Adafactor
 
-from yrunner.losses.per_token import model_losses
+from yrunner.losses.fused import attach, measure_targets
 from yrunner.models.live_bytes import VALUES_NEEDED, LiveBytes, quiet_failures
 from yrunner.models.quiet import quiet_libraries
 from yrunner.models.scratch import BUILD_ERRORS
@@ -123,7 +123,8 @@ def trace_step(
                 updater.zero_grad()
             live.take_peaks()
             # The recipe's loss would weigh each target: a few numbers beside a row of logits.
-            loss = model_losses(mixed_precision(model, dtype), micro_batch).sum()
+            attach(model)
+            loss = measure_targets(mixed_precision(model, dtype), micro_batch).weighted
             loss.backward()  # type: ignore[no-untyped-call]
             while_computing = live.take_peaks()
             updater.step()

@@ -12,7 +12,7 @@ GIB = 2**30
 
 
 class SignalMeter:
-    """Adds up the records of `sum_losses` between two logs, without waiting for the device."""
+    """Adds up the records of `sum_targets` between two logs, without waiting for the device."""
 
     def __init__(self) -> None:
         self._sums_R: Tensor | None = None
@@ -30,22 +30,24 @@ class SignalMeter:
     def drain(self) -> dict[str, float]:
         """The figures of everything added since the last call, under their names in metrics.jsonl.
 
-        Losses and the mean weight are per target, the zones are shares of the targets.
+        Losses, weight, entropy and accuracy (top-1) are per target, the zones are shares of the
+        targets, and `gradient_` is each zone's share of what the targets pull at their logits.
         """
         assert self._sums_R is not None, "nothing was added"
-        loss, weighted, weights, *zones, targets = self._sums_R.tolist()
+        loss, weighted, weights, entropy, hits, *by_zone, targets = self._sums_R.tolist()
         # tolist() waited for the device, so the clock now covers all the work.
         seconds = time.perf_counter() - self._started if self._started else 0.0
         self._sums_R, self._started = None, None
-        shares = {
-            f"zone_{name}": count / max(targets, 1)
-            for name, count in zip(ZONES, zones, strict=True)
-        }
+        zones, pulls = by_zone[: len(ZONES)], by_zone[len(ZONES) :]
+        all_targets, all_pulls = max(targets, 1), sum(pulls) or 1.0
         return {
-            "loss": loss / max(targets, 1),
-            "weighted_loss": weighted / max(targets, 1),
-            "mean_weight": weights / max(targets, 1),
-            **shares,
+            "loss": loss / all_targets,
+            "weighted_loss": weighted / all_targets,
+            "mean_weight": weights / all_targets,
+            "entropy": entropy / all_targets,
+            "accuracy": hits / all_targets,
+            **{f"zone_{name}": n / all_targets for name, n in zip(ZONES, zones, strict=True)},
+            **{f"gradient_{name}": n / all_pulls for name, n in zip(ZONES, pulls, strict=True)},
             "targets": int(targets),
             "targets_per_second": targets / seconds if seconds else 0.0,
             "memory_gib": peak_memory() / GIB,

@@ -14,13 +14,8 @@ from yrunner.data.collate import SlicedExamples, collate
 from yrunner.data.conversation import TokenizedExample
 from yrunner.data.layouts import Layout, one_per_row
 from yrunner.data.plan import Plan
-from yrunner.losses.per_token import (
-    LossSums,
-    TokenWeight,
-    model_losses,
-    plain_weight,
-    sum_losses,
-)
+from yrunner.losses.fused import attach, measure_targets
+from yrunner.losses.per_token import LossSums, TokenWeight, plain_weight, sum_targets
 from yrunner.models.quiet import quiet_libraries
 from yrunner.run_dir import RunDir, whole_folder
 from yrunner.tokens import IGNORE_INDEX
@@ -28,7 +23,7 @@ from yrunner.training.meter import SignalMeter
 
 
 class SignalTrainer(Trainer):
-    """Trains along a `Plan`; every target's gradient is weighed by its loss.
+    """Trains along a `Plan`; every target's gradient is weighed by its loss and entropy.
 
     The loss of an update is the sum of weight times loss over its targets, divided once by their
     number over all micro-steps, so that accumulation cannot change a result.
@@ -57,6 +52,7 @@ class SignalTrainer(Trainer):
             eval_dataset=SlicedExamples(validation_examples) if validation_examples else None,
             **kwargs,
         )
+        attach(self.model)
         self.pad_token_id = pad_token_id
         self.use_layout(one_per_row)
         # cadence.py and progress.py take their places.
@@ -152,7 +148,7 @@ class SignalTrainer(Trainer):
     def _sum_losses(
         self, model: nn.Module, inputs: dict[str, Tensor], weight: TokenWeight
     ) -> LossSums:
-        return sum_losses(model_losses(model, inputs), weight, self.loss_deadline)
+        return sum_targets(measure_targets(model, inputs, weight), self.loss_deadline)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Write a checkpoint beside its final place and rename it: it is there whole or not at all.

@@ -1,0 +1,181 @@
+"""A model's forward that returns targets instead of logits, so that all logits never exist.
+
+Logits of a large vocabulary take more memory and time than the rest of a small model. Inside the
+model's own forward the head is where ZeRO-3 and DDP expect it to be used. For transformers 5, whose
+causal models are `head(base_model(...).last_hidden_state)`, scaled or capped; whether that is true
+is tried out on the model itself. Switched off by `detach`, or by never calling `attach`.
+"""
+
+# B = rows, T = tokens, D = hidden size, V = vocabulary, K = columns, N = targets
+
+from collections.abc import Mapping
+from functools import wraps
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.utils import ModulesToSaveWrapper
+from torch import Tensor, nn
+from torch._subclasses import FakeTensor
+
+from yrunner.console import warn
+from yrunner.losses.chunks import (
+    LogitForm,
+    chunk_rows,
+    linear_targets,
+    logit_targets,
+    module_targets,
+)
+from yrunner.losses.per_token import (
+    Targets,
+    TokenWeight,
+    at_least_float32,
+    plain_weight,
+    predicting_columns,
+    target_places,
+)
+
+PROBE_LENGTH = 8
+"""Tokens of the first batch on which the fused head is compared with the model's own logits."""
+
+
+def attach(model: Any, rows: int | None = None) -> None:
+    """Let `model` answer `token_weight=...` beside `labels` with `Targets`. Safe to call twice.
+
+    Any other call goes to the model's own forward. `rows`: targets per chunk; None chooses.
+    """
+    causal = model.get_base_model() if isinstance(model, PeftModel) else model
+    if isinstance(getattr(causal, "fused_head", None), _FusedHead):
+        return
+    original = causal.forward
+    fused = causal.fused_head = _FusedHead(causal, original, rows)
+
+    @wraps(original)
+    def forward(*args: Any, token_weight: TokenWeight | None = None, **kwargs: Any) -> Any:
+        if token_weight is None:
+            return original(*args, **kwargs)
+        assert not args, "targets are asked for by measure_targets"
+        return fused.targets(token_weight, kwargs)
+
+    causal.forward = forward
+
+
+def detach(model: Any) -> None:
+    """Give the model its own forward back."""
+    causal = model.get_base_model() if isinstance(model, PeftModel) else model
+    if isinstance(getattr(causal, "fused_head", None), _FusedHead):
+        causal.forward = causal.fused_head.original
+        del causal.fused_head
+
+
+def measure_targets(
+    model: Any, inputs: Mapping[str, Tensor], weight: TokenWeight = plain_weight
+) -> Targets:
+    """The targets of a batch as `collate` makes it; `model`, or what it wraps, is attached."""
+    targets: Targets = model(**inputs, token_weight=weight, use_cache=False)
+    return targets
+
+
+class _FusedHead:
+    """How the targets of one model are found; decided at the first batch."""
+
+    def __init__(self, model: Any, original: Any, rows: int | None) -> None:
+        self.model = model
+        self.original = original
+        self.rows = rows
+        self.form = _logit_form(model.config.get_text_config())
+        self.fits: bool | None = None
+
+    def targets(self, weight: TokenWeight, kwargs: dict[str, Any]) -> Targets:
+        """The targets of `kwargs`, a batch with labels."""
+        labels_BT = kwargs["labels"]
+        # PEFT passes on every argument of its own forward, given or not.
+        inputs = {
+            name: value for name, value in kwargs.items() if name != "labels" and value is not None
+        }
+        if self.fits is None:
+            self.fits = self._try_out(inputs)
+        if not self.fits:
+            return self._from_full_logits(inputs, labels_BT, weight)
+        hidden_BTD = self.model.base_model(**inputs).last_hidden_state
+        is_target_BT, labels_N = target_places(labels_BT)
+        hidden_ND = hidden_BTD[:, :-1][is_target_BT]
+        head = active_head(self.model)
+        if is_plain(head):
+            return linear_targets(hidden_ND, head, labels_N, weight, self.form, self.rows)
+        rows = self.rows or chunk_rows(self.model.config.get_text_config().vocab_size)
+        return module_targets(hidden_ND, head, labels_N, weight, self.form, rows)
+
+    def _from_full_logits(
+        self, inputs: dict[str, Any], labels_BT: Tensor, weight: TokenWeight
+    ) -> Targets:
+        columns_K = predicting_columns(labels_BT)
+        logits_BKV = self.original(**inputs, logits_to_keep=columns_K).logits
+        is_target_BK, labels_N = target_places(labels_BT, columns_K)
+        return logit_targets(at_least_float32(logits_BKV[is_target_BK]), labels_N, weight)
+
+    def _try_out(self, inputs: dict[str, Any]) -> bool:
+        """Whether our logits of a few tokens are the model's own; says so where they are not."""
+        base, head = self.model.base_model, self.model.get_output_embeddings()
+        if base is self.model or head is None:
+            return self._refuse()
+        if isinstance(next(self.model.parameters()), FakeTensor):
+            return True  # memory is estimated without values; there is nothing to compare
+        few = {
+            name: value[:1, :PROBE_LENGTH] if isinstance(value, Tensor) else value
+            for name, value in inputs.items()
+        }
+        was_training = [(module, module.training) for module in self.model.modules()]
+        self.model.eval()
+        try:
+            with torch.no_grad():
+                theirs = self.original(**few).logits
+                hidden = base(**few).last_hidden_state
+                ours = self.form.apply(at_least_float32(active_head(self.model)(hidden)))
+        except (AttributeError, TypeError, RuntimeError):
+            # A base model of another kind; what is wrong with the batch itself is raised again by
+            # the model's own forward.
+            return self._refuse()
+        finally:
+            for module, mode in was_training:
+                module.training = mode
+        return _are_equal(ours, theirs, hidden) or self._refuse()
+
+    def _refuse(self) -> bool:
+        warn(
+            f"{type(self.model).__name__} makes its logits in a way of its own: they are computed "
+            "in full, which takes more memory"
+        )
+        return False
+
+
+def active_head(model: Any) -> Any:
+    """The module that computes logits; of a head in `modules_to_save`, the copy that is trained."""
+    head = model.get_output_embeddings()
+    if not isinstance(head, ModulesToSaveWrapper):
+        return head
+    active = head.active_adapters
+    if head.disable_adapters or not active or active[0] not in head.modules_to_save:
+        return head.original_module
+    return head.modules_to_save[active[0]]
+
+
+def is_plain(head: Any) -> bool:
+    """Whether weight and bias are all there is. Accelerate's hooks fetch weights from elsewhere."""
+    return type(head) is nn.Linear and not hasattr(head, "_hf_hook")
+
+
+def _logit_form(config: Any) -> LogitForm:
+    """Scale (Cohere multiplies, Granite divides) and cap (Gemma 2), as the config names them."""
+    multiplied = getattr(config, "logit_scale", None) or 1.0
+    divided = getattr(config, "logits_scaling", None) or 1.0
+    return LogitForm(multiplied / divided, getattr(config, "final_logit_softcapping", None))
+
+
+def _are_equal(ours: Tensor, theirs: Tensor, hidden: Tensor) -> bool:
+    """Equal up to the rounding of the coarsest dtype on the way."""
+    if ours.shape != theirs.shape:
+        return False
+    precision = max(torch.finfo(tensor.dtype).eps for tensor in (theirs, hidden))
+    difference = (ours.double() - theirs.double()).norm()
+    return bool(difference <= 8 * precision * theirs.double().norm())
