@@ -20,12 +20,13 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from benchmarks.memory import GIVE_MEMORY_BACK, peak_above_now
 from yrunner.losses.fused import attach, measure_targets
 from yrunner.losses.nlirg import nlirg_weight
-from yrunner.losses.per_token import TokenWeight, plain_weight
+from yrunner.losses.per_token import PLAIN, TokenWeight
 from yrunner.models.tuning import apply_tuning
 from yrunner.recipe.schema_model import LoraTuning
 from yrunner.tokens import IGNORE_INDEX
 
 VOCABULARY = 151_936
+NLIRG = TokenWeight(lambda loss_N, _: nlirg_weight(loss_N))
 Step = Callable[[], None]
 
 
@@ -58,7 +59,7 @@ def make_step(way: str, model: torch.nn.Module, batch: dict[str, Tensor]) -> Ste
     """One update of `model`."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4)
-    weights: dict[str, TokenWeight] = {"fused": plain_weight, "fused_nlirg": nlirg_weight}
+    weights: dict[str, TokenWeight] = {"fused": PLAIN, "fused_nlirg": NLIRG}
 
     def step() -> None:
         if way == "full":

@@ -12,10 +12,18 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from yrunner.losses import chunks
-from yrunner.losses.chunks import LogitForm, linear_targets, logit_targets, module_targets
+from yrunner.losses.chunks import (
+    LogitForm,
+    chunk_rows,
+    linear_targets,
+    logit_targets,
+    module_targets,
+)
 from yrunner.losses.fused import attach, detach, measure_targets
 from yrunner.losses.nlirg import nlirg_weight
-from yrunner.losses.per_token import plain_weight, sum_targets
+from yrunner.losses.nlirg_entropy import nlirg_entropy_weight
+from yrunner.losses.per_token import PLAIN, TokenWeight, sum_targets
+from yrunner.losses.weights import EAFT_TOP, dft_weight, eaft_weight
 from yrunner.models.live_bytes import LiveBytes
 from yrunner.models.weightless import build_weightless, fake_mode_of
 from yrunner.recipe.schema_model import LoraTuning
@@ -45,11 +53,14 @@ FORMS = {
 }
 
 
-def entropy_weight(loss_N, entropy_N):
-    return entropy_N / 5
-
-
-WEIGHTS = {"plain": plain_weight, "nlirg": nlirg_weight, "entropy": entropy_weight}
+NLIRG = TokenWeight(lambda loss_N, _: nlirg_weight(loss_N))
+WEIGHTS = {
+    "plain": PLAIN,
+    "nlirg": NLIRG,
+    "nlirg_entropy": TokenWeight(nlirg_entropy_weight),
+    "dft": TokenWeight(lambda loss_N, _: dft_weight(loss_N)),
+    "eaft": TokenWeight(lambda _, top_N: eaft_weight(top_N), top=EAFT_TOP),
+}
 
 
 def build(form="untied", seed=0, **changes):
@@ -81,7 +92,12 @@ def slow_targets(model, batch, weight):
     loss_N = cross_entropy(logits_NV, labels_N, reduction="none")
     log_probability_NV = logits_NV.detach().log_softmax(-1)
     entropy_N = -(log_probability_NV.exp() * log_probability_NV).sum(-1)
-    weight_N = weight(loss_N.detach(), entropy_N)
+    seen_N = entropy_N
+    if weight.top:
+        top_NK = log_probability_NV.exp().topk(weight.top).values
+        top_NK = top_NK / top_NK.sum(-1, keepdim=True)
+        seen_N = -(top_NK * top_NK.log()).sum(-1)
+    weight_N = weight.of(loss_N.detach(), seen_N)
     return (weight_N * loss_N).sum(), loss_N, entropy_N, logits_NV, labels_N, weight_N
 
 
@@ -91,12 +107,12 @@ def gradients(model, loss):
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-def check_equal(model, batch, weight=nlirg_weight, rows=4, rtol=1e-4, atol=2e-5):
+def check_equal(model, batch, weight=NLIRG, rows=4, rtol=1e-4, atol=2e-5):
     """The fused and the slow way agree about everything; no gradient where none is wanted."""
     weighted, loss_N, entropy_N, logits_NV, labels_N, weight_N = slow_targets(model, batch, weight)
     slow = gradients(model, weighted)
     attach(model, rows=rows)
-    targets = measure_targets(model, batch, weight)
+    targets = measure_targets(model, batch, weight, wants_top=True)
     fast = gradients(model, targets.weighted)
     close = dict(rtol=rtol, atol=atol)
     torch.testing.assert_close(targets.weighted, weighted, **close)
@@ -106,6 +122,7 @@ def check_equal(model, batch, weight=nlirg_weight, rows=4, rtol=1e-4, atol=2e-5)
     if rtol < 1e-3:
         hits_N = (logits_NV.argmax(-1) == labels_N).float()
         torch.testing.assert_close(targets.is_top_N, hits_N)
+        assert torch.equal(targets.top_N, logits_NV.argmax(-1))
     pull_NV = logits_NV.detach().softmax(-1)
     pull_NV[torch.arange(len(labels_N)), labels_N] -= 1
     torch.testing.assert_close(targets.gradient_N, weight_N * pull_NV.norm(dim=-1), **close)
@@ -172,7 +189,7 @@ def test_gradient_checkpointing_changes_nothing():
 def test_bfloat16_autocast_agrees_up_to_its_rounding(form, capsys):
     model = build(form)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        check_equal(model, batch_of(), plain_weight, rtol=0.1, atol=0.1)
+        check_equal(model, batch_of(), PLAIN, rtol=0.1, atol=0.1)
     assert capsys.readouterr().err == ""
 
 
@@ -188,7 +205,7 @@ def test_a_batch_without_a_target_has_a_loss_and_gradient_of_zero(targets):
     for model in (build(), get_peft_model(build(), config).eval()):
         found = check_equal(model, batch_of(share=0.0))
         assert found.weighted.item() == 0
-        assert sum_targets(found).record_R.tolist() == [0.0] * 14
+        assert sum_targets(found).record_R.tolist() == [0.0] * 15
 
 
 @pytest.mark.parametrize("way", ["linear", "module"])
@@ -199,10 +216,10 @@ def test_a_refused_target_passes_on_nothing_that_is_not_a_number(way):
     hidden_ND.requires_grad_()
     labels_N = torch.arange(5)
     run = {"linear": linear_targets, "module": module_targets}[way]
-    targets = run(hidden_ND, head, labels_N, nlirg_weight, LogitForm(), 2)
+    targets = run(hidden_ND, head, labels_N, NLIRG, LogitForm(), 2)
     targets.weighted.backward()
     assert targets.weighted.isfinite()
-    assert sum_targets(targets).record_R[8] == 1
+    assert sum_targets(targets).record_R[9] == 1
     if way == "linear":
         assert hidden_ND.grad.isfinite().all() and head.weight.grad.isfinite().all()
 
@@ -237,9 +254,9 @@ def test_both_ways_equal_logits_of_any_size(scale, softcap, size, chunk):
     for run in (linear_targets, module_targets, None):
         own, own_ND = copy.deepcopy(head), hidden_ND.clone().requires_grad_()
         if run is None:
-            targets = logit_targets(form.apply(own(own_ND)), labels_N, plain_weight)
+            targets = logit_targets(form.apply(own(own_ND)), labels_N, PLAIN)
         else:
-            targets = run(own_ND, own, labels_N, plain_weight, form, chunk)
+            targets = run(own_ND, own, labels_N, PLAIN, form, chunk)
         targets.weighted.backward()
         found.append([targets.loss_N, own_ND.grad, own.weight.grad, own.bias.grad])
     for way in found[:2]:
@@ -289,8 +306,8 @@ def peak_above_the_hidden_states(num_targets, on_head):
     with live:
         with fake_mode_of(model):
             hidden_ND = torch.zeros(num_targets, 32, requires_grad=True)
-        run, rows = (module_targets, 64) if on_head else (linear_targets, None)
-        run(hidden_ND, head, labels_N, nlirg_weight, LogitForm(), rows).weighted.backward()
+        run, rows = (module_targets, 64) if on_head else (linear_targets, chunk_rows(100_000))
+        run(hidden_ND, head, labels_N, NLIRG, LogitForm(), rows).weighted.backward()
         return max(activations for _, activations in live.take_peaks())
 
 

@@ -6,8 +6,9 @@ from torch.nn.functional import log_softmax
 
 from yrunner.losses.nlirg import nlirg_weight
 from yrunner.losses.per_token import (
+    PLAIN,
     Targets,
-    plain_weight,
+    TokenWeight,
     predicting_columns,
     sum_targets,
     target_losses,
@@ -61,9 +62,12 @@ def test_losses_of_half_precision_logits_are_computed_in_float32(dtype: torch.dt
     torch.testing.assert_close(losses, slow_losses(logits_BTV.to(dtype).float(), labels_BT))
 
 
-def of_losses(loss_N, weight=nlirg_weight):
+NLIRG = TokenWeight(lambda loss_N, _: nlirg_weight(loss_N))
+
+
+def of_losses(loss_N, weight=NLIRG):
     """Targets of which only the losses matter: entropy 1, the first one hit, each pulls with 2."""
-    weight_N = weight(loss_N.detach(), torch.ones_like(loss_N))
+    weight_N = weight.of(loss_N.detach(), torch.ones_like(loss_N))
     is_top_N = torch.zeros_like(loss_N)
     is_top_N[:1] = 1
     weighted = weigh(weight_N, loss_N).sum()
@@ -82,7 +86,7 @@ def test_the_record_holds_the_sums_of_all_targets():
     record = sum_targets(of_losses(loss_N)).record_R
     weight_N = nlirg_weight(loss_N).double()
     zones, gradients = [1, 2, 1, 1], [2, 4, 2, 2]
-    expected = [32.1, (weight_N * loss_N.double()).sum(), weight_N.sum(), 5, 1]
+    expected = [32.1, (weight_N * loss_N.double()).sum(), weight_N.sum(), 5, 1, 1]
     expected += [*zones, *gradients, 5]
     torch.testing.assert_close(record, torch.tensor(expected, dtype=torch.float64))
 
@@ -97,4 +101,4 @@ def test_a_refused_token_with_an_infinite_loss_leaves_the_others_alone():
 
 
 def test_no_target_has_a_record_of_zeros():
-    assert sum_targets(of_losses(torch.zeros(0), plain_weight)).record_R.tolist() == [0.0] * 14
+    assert sum_targets(of_losses(torch.zeros(0), PLAIN)).record_R.tolist() == [0.0] * 15

@@ -10,7 +10,15 @@ from transformers import EarlyStoppingCallback
 
 from yrunner.data.layouts import Layout, one_per_row
 from yrunner.data.plan import make_plan
-from yrunner.recipe.schema import Checkpoint, NlirgLoss, PlainLoss, TrainSection
+from yrunner.recipe.schema import (
+    Checkpoint,
+    DftLoss,
+    EaftLoss,
+    NlirgEntropyLoss,
+    NlirgLoss,
+    PlainLoss,
+    TrainSection,
+)
 from yrunner.run_dir import RunDir
 from yrunner.training.arguments import make_arguments, token_weight
 from yrunner.training.cadence import Cadence
@@ -18,7 +26,14 @@ from yrunner.training.metrics_file import MetricsFile
 from yrunner.training.trackers import tracker_callbacks
 from yrunner.training.trainer import SignalTrainer
 
-LOSSES = {"plain": PlainLoss(), "nlirg": NlirgLoss(kind="nlirg")}
+LOSSES = {
+    "plain": PlainLoss(),
+    "nlirg": NlirgLoss(kind="nlirg"),
+    "nlirg_by_weights": NlirgLoss(kind="nlirg", normalize="weights"),
+    "nlirg_entropy": NlirgEntropyLoss(kind="nlirg_entropy"),
+    "dft": DftLoss(kind="dft"),
+    "eaft": EaftLoss(kind="eaft"),
+}
 
 
 @pytest.fixture
@@ -83,6 +98,7 @@ def make_trainer(tmp_path: Path, capitals_tokenizer: Any) -> Callable[..., Signa
             token_batch=section.token_batch,
             weight=weight,
             loss_deadline=loss_deadline,
+            normalize=LOSSES[loss].normalize,
             pad_token_id=capitals_tokenizer.pad_token_id,
             run_dir=run_dir,
             keep_checkpoints=section.checkpoint.keep,

@@ -6,10 +6,10 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from tests.training.conftest import relative_difference, weights_of
+from tests.training.conftest import LOSSES, relative_difference, weights_of
 from yrunner.data.layouts import all_in_one_row, fit_rows, one_per_row
 from yrunner.losses.nlirg import nlirg_weight
-from yrunner.losses.per_token import predicting_columns, target_losses
+from yrunner.losses.per_token import TokenWeight, predicting_columns, target_losses
 from yrunner.tokens import IGNORE_INDEX
 from yrunner.training.metrics_file import read_metrics
 
@@ -28,9 +28,9 @@ def spy_on_losses(trainer):
 
     def spy(loss_N, entropy_N):
         seen.append(loss_N)
-        return weight(loss_N, entropy_N)
+        return weight.of(loss_N, entropy_N)
 
-    trainer.weight = spy
+    trainer.weight = TokenWeight(spy, weight.top)
     return seen
 
 
@@ -47,7 +47,7 @@ def losses_one_by_one(model, examples):
     return torch.cat(losses)
 
 
-@pytest.mark.parametrize("loss", ["plain", "nlirg"])
+@pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("token_batch", [0, 7])
 @pytest.mark.parametrize(("optimizer", "rate"), [("sgd", 0.1), ("adamw_torch", 1e-3)])
 def test_accumulation_changes_nothing(
@@ -69,7 +69,7 @@ def test_accumulation_changes_nothing(
         )
         trainer.train()
         reached.append(model)
-    assert relative_difference(make_model(), reached[0]) > 1e-3, "training must change something"
+    assert relative_difference(make_model(), reached[0]) > 1e-4, "training must change something"
     assert relative_difference(reached[0], reached[1]) < 1e-5
     assert relative_difference(reached[0], reached[2]) < 1e-5
 

@@ -18,9 +18,9 @@ from yrunner.evaluation.tasks import (
     read_questions,
     share_right,
 )
-from yrunner.evaluation.token_losses import measure_token_losses
 from yrunner.recipe.schema import AnswerTask, Recipe
 from yrunner.run_dir import read_json, write_json
+from yrunner.scoring.measure import score_tokens
 
 EXAMPLES_FOR_LOSSES = 200
 FIRST_ROWS = 10
@@ -83,13 +83,13 @@ def measure(
 ) -> Measured:
     """Let the model answer every task, and measure its loss on the first of the examples."""
     answers = answer_tasks(model, tokenizer, recipe, tasks, f"{when} training")
-    losses = measure_token_losses(
+    scores = score_tokens(
         model,
         examples[:EXAMPLES_FOR_LOSSES],
         pad_token_id=tokenizer.pad_token_id,
         batch_size=recipe.train.batch_size,
     )
-    return Measured(answers, losses)
+    return Measured(answers, [loss for scored in scores for loss in scored.loss_N.tolist()])
 
 
 def answer_tasks(

@@ -233,6 +233,7 @@ def _make_trainer(
         token_batch=recipe.train.token_batch,
         weight=weight,
         loss_deadline=loss_deadline,
+        normalize=recipe.loss.normalize,
         pad_token_id=tokenizer.pad_token_id,
         run_dir=run_dir,
         keep_checkpoints=recipe.train.checkpoint.keep,

@@ -164,7 +164,7 @@ def _weight_plot(recipe: Recipe, before: Measured, after: Measured) -> str:
     losses_N = torch.linspace(0, 16, 801)
     return plots.weight_curve(
         losses_N.tolist(),
-        weight(losses_N, torch.zeros_like(losses_N)).tolist(),
+        weight.of(losses_N, torch.zeros_like(losses_N)).tolist(),
         zone_edges=(EASY_UP_TO, LEARNING_UP_TO, loss_deadline),
         before=before.token_losses,
         after=after.token_losses,

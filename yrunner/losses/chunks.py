@@ -66,13 +66,25 @@ def linear_targets(
     labels_N: Tensor,
     weight: TokenWeight,
     form: LogitForm,
-    rows: int | None = None,
+    rows: int,
+    wants_top: bool = False,
 ) -> Targets:
-    """The targets of a plain linear head; the gradient is computed now, if one is wanted."""
-    rows = rows or chunk_rows(head.out_features)
+    """The targets of a plain linear head; the gradient is computed now, if one is wanted.
+
+    The head is called, with this computation for its forward: what others have hooked to the call
+    happens, of which ZeRO-3's gathering of the weights is one.
+    """
     wants_gradient = torch.is_grad_enabled()
-    call = (hidden_ND, head.weight, head.bias, labels_N, weight, form, rows, wants_gradient)
-    return Targets(*_LinearHead.apply(*call))  # type: ignore[no-untyped-call]
+
+    def run(hidden_ND: Tensor) -> Any:
+        call = (hidden_ND, head.weight, head.bias, labels_N, weight, form, rows)
+        return _LinearHead.apply(*call, wants_gradient, wants_top)  # type: ignore[no-untyped-call]
+
+    head.forward = run  # type: ignore[method-assign, assignment]
+    try:
+        return Targets(*head(hidden_ND))
+    finally:
+        del head.forward
 
 
 def module_targets(
@@ -82,12 +94,14 @@ def module_targets(
     weight: TokenWeight,
     form: LogitForm,
     rows: int,
+    wants_top: bool = False,
 ) -> Targets:
     """The targets of any head: every chunk is computed again in the backward pass."""
 
     def run(chunk_ND: Tensor, chunk_N: Tensor) -> tuple[Tensor, ...]:
         logits_NV = form.apply(at_least_float32(head(chunk_ND)))
-        return _as_tuple(logit_targets(logits_NV, chunk_N, weight))
+        found = vars(logit_targets(logits_NV, chunk_N, weight, wants_top)).values()
+        return tuple(figure for figure in found if figure is not None)
 
     # Without a target the head still has to run: every trained weight gets a gradient, of zero.
     starts = range(0, max(1, len(labels_N)), rows)
@@ -97,12 +111,15 @@ def module_targets(
     return Targets(torch.stack(weighted).sum(), *(torch.cat(parts) for parts in figures))
 
 
-def logit_targets(logits_NV: Tensor, labels_N: Tensor, weight: TokenWeight) -> Targets:
+def logit_targets(
+    logits_NV: Tensor, labels_N: Tensor, weight: TokenWeight, wants_top: bool = False
+) -> Targets:
     """The targets of logits that exist already, in float32 at the least."""
     loss_N = cross_entropy(logits_NV, labels_N, reduction="none")
     with torch.no_grad():
         figures = _look_at(logits_NV.detach(), labels_N, weight)[1]
-    return Targets(weigh(figures[2], loss_N).sum(), *figures)
+        top_N = logits_NV.argmax(dim=1) if wants_top else None
+    return Targets(weigh(figures[2], loss_N).sum(), *figures, top_N)
 
 
 def _look_at(
@@ -116,7 +133,8 @@ def _look_at(
     log_top_N = probability_NV.amax(dim=1).log()
     loss_N = (top_N - label_logit_N) - log_top_N
     entropy_N = (top_N - _dot(probability_NV, logits_NV) - log_top_N).clamp(min=0)
-    weight_N = weight(loss_N, entropy_N)
+    seen_N = entropy_N if weight.top is None else _entropy_of_top(logits_NV, weight.top)
+    weight_N = weight.of(loss_N, seen_N)
     square_N = torch.linalg.vector_norm(probability_NV, dim=1).square()
     square_N = square_N - 2 * (-loss_N).exp() + 1
     gradient_N = weigh(weight_N, square_N.clamp(min=0).sqrt())
@@ -134,8 +152,10 @@ def _dot(left_NV: Tensor, right_NV: Tensor) -> Tensor:
     return torch.stack([(left * right).sum(dim=1) for left, right in tiles]).sum(dim=0)
 
 
-def _as_tuple(targets: Targets) -> tuple[Tensor, ...]:
-    return tuple(vars(targets).values())
+def _entropy_of_top(logits_NV: Tensor, top: int) -> Tensor:
+    """Entropy of the likeliest tokens, their probabilities scaled to a sum of 1, shape [N]."""
+    logs_NK = logits_NV.topk(min(top, logits_NV.shape[1]), dim=1).values.log_softmax(dim=1)
+    return -(logs_NK.exp() * logs_NK).sum(dim=1)
 
 
 class _LinearHead(torch.autograd.Function):
@@ -152,6 +172,7 @@ class _LinearHead(torch.autograd.Function):
         form: LogitForm,
         rows: int,
         wants_gradient: bool,
+        wants_top: bool,
     ) -> tuple[Tensor, ...]:
         device = hidden_ND.device.type
         inputs = (hidden_ND, weight_VD, bias_V)
@@ -167,6 +188,7 @@ class _LinearHead(torch.autograd.Function):
             for place, (tensor, need) in enumerate(zip(inputs, needed, strict=True))
         ]
         figures = [hidden_ND.new_empty(len(labels_N), dtype=wide) for _ in range(5)]
+        top_N = torch.empty_like(labels_N)
         # One piece of memory for all chunks: a new one is slow, its pages have to be brought in.
         space = (min(rows, len(labels_N)), len(weight_VD))
         spaces = [hidden_ND.new_empty(space, dtype=wide) for _ in range(2)]
@@ -183,6 +205,8 @@ class _LinearHead(torch.autograd.Function):
                 found = _look_at(logits_NV, labels_N[chunk], weight, out=probability_NV)[1]
                 for figure_N, values_N in zip(figures, found, strict=True):
                     figure_N[chunk] = values_N
+                if wants_top:
+                    top_N[chunk] = logits_NV.argmax(dim=1)
                 if any(needed):
                     pull_NV = _pull_(probability_NV, labels_N[chunk], found[2])
                     pull_NV = form.pass_back_(pull_NV, logits_NV)
@@ -191,6 +215,8 @@ class _LinearHead(torch.autograd.Function):
                     _add_gradients(gradients, chunk, pull_NV, chunk_ND, head_VD)
         ctx.gradients = gradients
         ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in inputs]
+        if wants_top:
+            figures.append(top_N)
         ctx.mark_non_differentiable(*figures)
         return (weigh(figures[2], figures[0]).sum(), *figures)
 
@@ -202,7 +228,7 @@ class _LinearHead(torch.autograd.Function):
             None if tensor is None else tensor.mul_(gradient).to(dtype)
             for tensor, dtype in zip(gradients, ctx.dtypes, strict=True)
         )
-        return (*scaled, *[None] * 5)
+        return (*scaled, *[None] * 6)
 
 
 def _multiply(chunk_ND: Tensor, head_VD: Tensor, head_V: Tensor | None, out: Tensor) -> None:

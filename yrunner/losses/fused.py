@@ -27,10 +27,10 @@ from yrunner.losses.chunks import (
     module_targets,
 )
 from yrunner.losses.per_token import (
+    PLAIN,
     Targets,
     TokenWeight,
     at_least_float32,
-    plain_weight,
     predicting_columns,
     target_places,
 )
@@ -51,11 +51,16 @@ def attach(model: Any, rows: int | None = None) -> None:
     fused = causal.fused_head = _FusedHead(causal, original, rows)
 
     @wraps(original)
-    def forward(*args: Any, token_weight: TokenWeight | None = None, **kwargs: Any) -> Any:
+    def forward(
+        *args: Any,
+        token_weight: TokenWeight | None = None,
+        wants_top: bool = False,
+        **kwargs: Any,
+    ) -> Any:
         if token_weight is None:
             return original(*args, **kwargs)
         assert not args, "targets are asked for by measure_targets"
-        return fused.targets(token_weight, kwargs)
+        return fused.targets(token_weight, wants_top, kwargs)
 
     causal.forward = forward
 
@@ -69,10 +74,18 @@ def detach(model: Any) -> None:
 
 
 def measure_targets(
-    model: Any, inputs: Mapping[str, Tensor], weight: TokenWeight = plain_weight
+    model: Any,
+    inputs: Mapping[str, Tensor],
+    weight: TokenWeight = PLAIN,
+    *,
+    wants_top: bool = False,
 ) -> Targets:
-    """The targets of a batch as `collate` makes it; `model`, or what it wraps, is attached."""
-    targets: Targets = model(**inputs, token_weight=weight, use_cache=False)
+    """The targets of a batch as `collate` makes it; `model`, or what it wraps, is attached.
+
+    `wants_top`: with the likeliest token of each, which costs a tenth more.
+    """
+    options = {"token_weight": weight, "wants_top": wants_top, "use_cache": False}
+    targets: Targets = model(**inputs, **options)
     return targets
 
 
@@ -86,7 +99,7 @@ class _FusedHead:
         self.form = _logit_form(model.config.get_text_config())
         self.fits: bool | None = None
 
-    def targets(self, weight: TokenWeight, kwargs: dict[str, Any]) -> Targets:
+    def targets(self, weight: TokenWeight, wants_top: bool, kwargs: dict[str, Any]) -> Targets:
         """The targets of `kwargs`, a batch with labels."""
         labels_BT = kwargs["labels"]
         # PEFT passes on every argument of its own forward, given or not.
@@ -96,23 +109,24 @@ class _FusedHead:
         if self.fits is None:
             self.fits = self._try_out(inputs)
         if not self.fits:
-            return self._from_full_logits(inputs, labels_BT, weight)
+            return self._from_full_logits(inputs, labels_BT, weight, wants_top)
         hidden_BTD = self.model.base_model(**inputs).last_hidden_state
         is_target_BT, labels_N = target_places(labels_BT)
         hidden_ND = hidden_BTD[:, :-1][is_target_BT]
         head = active_head(self.model)
-        if is_plain(head):
-            return linear_targets(hidden_ND, head, labels_N, weight, self.form, self.rows)
         rows = self.rows or chunk_rows(self.model.config.get_text_config().vocab_size)
-        return module_targets(hidden_ND, head, labels_N, weight, self.form, rows)
+        through = linear_targets if is_plain(head) else module_targets
+        return through(hidden_ND, head, labels_N, weight, self.form, rows, wants_top)
 
     def _from_full_logits(
-        self, inputs: dict[str, Any], labels_BT: Tensor, weight: TokenWeight
+        self, inputs: dict[str, Any], labels_BT: Tensor, weight: TokenWeight, wants_top: bool
     ) -> Targets:
         columns_K = predicting_columns(labels_BT)
         logits_BKV = self.original(**inputs, logits_to_keep=columns_K).logits
         is_target_BK, labels_N = target_places(labels_BT, columns_K)
-        return logit_targets(at_least_float32(logits_BKV[is_target_BK]), labels_N, weight)
+        return logit_targets(
+            at_least_float32(logits_BKV[is_target_BK]), labels_N, weight, wants_top
+        )
 
     def _try_out(self, inputs: dict[str, Any]) -> bool:
         """Whether our logits of a few tokens are the model's own; says so where they are not."""

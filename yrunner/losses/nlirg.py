@@ -18,7 +18,6 @@ EASY_UP_TO, LEARNING_UP_TO, HARD_UP_TO = 1.45, 6.6, 15.0
 
 def nlirg_weight(
     loss_N: Tensor,
-    entropy_N: Tensor | None = None,
     *,
     max_lr: float = 1.0,
     x0: float = 1.2,
@@ -31,10 +30,9 @@ def nlirg_weight(
 ) -> Tensor:
     """Weight of each token's gradient, shape [N], from its loss in nats, shape [N].
 
-    The entropy, which every weight is handed, plays no part in this one. Up to `loss_threshold` the
-    weight rises with the loss along a sigmoid around `x0`; above it falls along a second one around
-    `hard_center`; from `loss_deadline` on it is 0. With the published values the two branches meet
-    at 3.0 with a step of 0.006: 0.9552 and 0.9608.
+    Up to `loss_threshold` the weight rises with the loss along a sigmoid around `x0`; above it
+    falls along a second one around `hard_center`; from `loss_deadline` on it is 0. With the
+    published values the two branches meet at 3.0 with a step of 0.006: 0.9552 and 0.9608.
 
     Source: the published function `dynamic_sigmoid_batch`, whose names and defaults these are
     (`hard_center` and `hard_slope` are constants there).

@@ -16,8 +16,19 @@ from torch.nn.functional import cross_entropy
 from yrunner.losses.nlirg import HARD_UP_TO, ZONES, zone_of
 from yrunner.tokens import IGNORE_INDEX
 
-TokenWeight = Callable[[Tensor, Tensor], Tensor]
-"""The weight of each target, a pure function of its loss and entropy, detached: [N], [N] to [N]."""
+
+@dataclass(frozen=True)
+class TokenWeight:
+    """The weight of each target: a pure function of its loss and its entropy."""
+
+    of: Callable[[Tensor, Tensor], Tensor]
+    """From loss and entropy in nats, both detached, shape [N], to weights, shape [N]."""
+    top: int | None = None
+    """The entropy that `of` sees is of so many likeliest tokens; None: of the whole vocabulary."""
+
+
+PLAIN = TokenWeight(lambda loss_N, _: torch.ones_like(loss_N))
+"""Every target counts alike."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +46,8 @@ class Targets:
     """1 where no token is likelier than the target, else 0."""
     gradient_N: Tensor
     """Norm of weight times (softmax - one-hot): how hard the target pulls at its logits."""
+    top_N: Tensor | None = None
+    """The likeliest token, where it was asked for."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +57,9 @@ class LossSums:
     weighted: Tensor
     """Sum of weight times loss, with the gradient."""
     record_R: Tensor
-    """Detached, float64, shape [14]: the sums of loss, of weight times loss, of weights, of
-    entropies and of top-1 hits, the targets of each zone, the gradient of each zone, all targets.
-    """
+    """Detached, float64, shape [15]: the sums of loss, of weight times loss, of weights, of
+    entropies, of top-1 hits and of refused targets, the targets of each zone, the gradient of each
+    zone, all targets."""
 
 
 def predicting_columns(labels_BT: Tensor) -> Tensor:
@@ -78,11 +91,6 @@ def at_least_float32(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
-def plain_weight(loss_N: Tensor, entropy_N: Tensor) -> Tensor:
-    """Every target counts alike."""
-    return torch.ones_like(loss_N)
-
-
 def weigh(weight_N: Tensor, value_N: Tensor) -> Tensor:
     """Weight times value; a refused target passes nothing on, and nothing that is not a number."""
     return torch.where(weight_N > 0, weight_N * value_N, torch.zeros_like(value_N))
@@ -92,6 +100,7 @@ def sum_targets(targets: Targets, loss_deadline: float = HARD_UP_TO) -> LossSums
     """Sum up a micro-batch; `loss_deadline` is where the zone of the refused begins."""
     loss_N, weight_N = targets.loss_N, targets.weight_N
     figures = [loss_N, weigh(weight_N, loss_N), weight_N, targets.entropy_N, targets.is_top_N]
+    figures.append(~(weight_N > 0))
     sums = torch.stack([figure_N.double().sum() for figure_N in figures])
     every_Z = torch.arange(len(ZONES), device=loss_N.device)
     is_zone_ZN = zone_of(loss_N, loss_deadline) == every_Z[:, None]

@@ -14,13 +14,21 @@ from yrunner.recipe.schema_model import LoraTuning, ModelSection, Tuning
 from yrunner.recipe.section import RecipeFile, Section
 
 
-class PlainLoss(Section):
+class WeightedLoss(Section):
+    """What the losses of all kinds share."""
+
+    normalize: Literal["targets", "weights"] = "targets"
+    """What the weighted losses of an update are divided by: the number of its targets, or the sum
+    of their weights, which makes updates of small weights as long as others."""
+
+
+class PlainLoss(WeightedLoss):
     """Cross-entropy: every target counts alike."""
 
     kind: Literal["plain"] = "plain"
 
 
-class NlirgLoss(Section):
+class NlirgLoss(WeightedLoss):
     """Cross-entropy weighed per token by how hard it is right now; see docs/nlirg.md."""
 
     kind: Literal["nlirg"]
@@ -48,7 +56,43 @@ class NlirgLoss(Section):
         return self
 
 
-Loss = Annotated[PlainLoss | NlirgLoss, Field(discriminator="kind")]
+class NlirgEntropyLoss(WeightedLoss):
+    """NLIRG that tells sure and wrong from unsure and wrong by the entropy; see docs/losses.md."""
+
+    kind: Literal["nlirg_entropy"]
+    max_lr: float = Field(1.0, gt=0)
+    """Height of the curve: the weight of a token that is fully learned from."""
+    x0: float = Field(1.2, ge=0)
+    """Loss in nats at which the weight rises to half its height."""
+    k: float = Field(1.7, gt=0)
+    """Steepness of the rise."""
+    sure_center: float = Field(4.0, gt=0)
+    """Loss minus entropy, in nats, at which a token counts half as sure and wrong."""
+    sure_slope: float = Field(1.5, gt=0)
+    """Steepness of the fall around it."""
+    floor: float = Field(0.05, ge=0, le=1)
+    """Share of the weight that a sure and wrong token keeps: what every row says is learned."""
+    loss_deadline: float = Field(15.0, gt=0)
+    """Loss from which on a token is refused: weight 0."""
+
+
+class DftLoss(WeightedLoss):
+    """Dynamic Fine-Tuning: every target counts by its probability; see docs/losses.md."""
+
+    kind: Literal["dft"]
+
+
+class EaftLoss(WeightedLoss):
+    """Entropy-Adaptive Fine-Tuning: where it is sure, nothing is learned; see docs/losses.md."""
+
+    kind: Literal["eaft"]
+    alpha: float = Field(1.0, gt=0)
+    """Power of the normalised entropy. Above 1 the sure tokens count still less."""
+
+
+Loss = Annotated[
+    PlainLoss | NlirgLoss | NlirgEntropyLoss | DftLoss | EaftLoss, Field(discriminator="kind")
+]
 
 
 class Checkpoint(Section):

@@ -10,8 +10,18 @@ import torch
 from transformers import TrainingArguments, get_scheduler
 
 from yrunner.losses.nlirg import HARD_UP_TO, nlirg_weight
-from yrunner.losses.per_token import TokenWeight, plain_weight
-from yrunner.recipe.schema import Loss, NlirgLoss, PlainLoss, TrainSection
+from yrunner.losses.nlirg_entropy import nlirg_entropy_weight
+from yrunner.losses.per_token import PLAIN, TokenWeight
+from yrunner.losses.weights import EAFT_TOP, dft_weight, eaft_weight
+from yrunner.recipe.schema import (
+    DftLoss,
+    EaftLoss,
+    Loss,
+    NlirgEntropyLoss,
+    NlirgLoss,
+    PlainLoss,
+    TrainSection,
+)
 
 NEVER = 10**9
 """A number of updates that no run reaches: cadence.py says when to save and to validate."""
@@ -85,12 +95,20 @@ def count_warmup(train: TrainSection, num_updates: int) -> int:
 
 
 def token_weight(loss: Loss) -> tuple[TokenWeight, float]:
-    """The weight of a target, and the loss from which on targets are refused."""
+    """The weight of a target, and the loss from which on the zone of the refused begins."""
+    numbers = loss.model_dump(exclude={"kind", "normalize"})
     match loss:
         case PlainLoss():
-            return plain_weight, HARD_UP_TO
+            return PLAIN, HARD_UP_TO
         case NlirgLoss():
-            parameters = loss.model_dump(exclude={"kind"})
-            return partial(nlirg_weight, **parameters), loss.loss_deadline
+            nlirg = TokenWeight(lambda loss_N, _: nlirg_weight(loss_N, **numbers))
+            return nlirg, loss.loss_deadline
+        case NlirgEntropyLoss():
+            return TokenWeight(partial(nlirg_entropy_weight, **numbers)), loss.loss_deadline
+        case DftLoss():
+            return TokenWeight(lambda loss_N, _: dft_weight(loss_N)), HARD_UP_TO
+        case EaftLoss():
+            eaft = TokenWeight(lambda _, top_N: eaft_weight(top_N, **numbers), top=EAFT_TOP)
+            return eaft, HARD_UP_TO
         case _:
             assert_never(loss)

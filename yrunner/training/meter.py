@@ -30,11 +30,12 @@ class SignalMeter:
     def drain(self) -> dict[str, float]:
         """The figures of everything added since the last call, under their names in metrics.jsonl.
 
-        Losses, weight, entropy and accuracy (top-1) are per target, the zones are shares of the
-        targets, and `gradient_` is each zone's share of what the targets pull at their logits.
+        Losses, weight, entropy and accuracy (top-1) are per target; `refused` (weight 0) and the
+        zones are shares of the targets; `gradient_` is each zone's share of what the targets pull
+        at their logits.
         """
         assert self._sums_R is not None, "nothing was added"
-        loss, weighted, weights, entropy, hits, *by_zone, targets = self._sums_R.tolist()
+        loss, weighted, weights, entropy, hits, refused, *by_zone, targets = self._sums_R.tolist()
         # tolist() waited for the device, so the clock now covers all the work.
         seconds = time.perf_counter() - self._started if self._started else 0.0
         self._sums_R, self._started = None, None
@@ -46,6 +47,7 @@ class SignalMeter:
             "mean_weight": weights / all_targets,
             "entropy": entropy / all_targets,
             "accuracy": hits / all_targets,
+            "refused": refused / all_targets,
             **{f"zone_{name}": n / all_targets for name, n in zip(ZONES, zones, strict=True)},
             **{f"gradient_{name}": n / all_pulls for name, n in zip(ZONES, pulls, strict=True)},
             "targets": int(targets),

@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from yrunner.data.conversation import TokenizedExample
 from yrunner.data.layouts import Layout, one_per_row
 from yrunner.data.plan import Plan
 from yrunner.losses.fused import attach, measure_targets
-from yrunner.losses.per_token import LossSums, TokenWeight, plain_weight, sum_targets
+from yrunner.losses.per_token import TokenWeight, sum_targets
 from yrunner.models.quiet import quiet_libraries
 from yrunner.run_dir import RunDir, whole_folder
 from yrunner.tokens import IGNORE_INDEX
@@ -26,7 +26,7 @@ class SignalTrainer(Trainer):
     """Trains along a `Plan`; every target's gradient is weighed by its loss and entropy.
 
     The loss of an update is the sum of weight times loss over its targets, divided once by their
-    number over all micro-steps, so that accumulation cannot change a result.
+    number, or by their weights, over all micro-steps: accumulation cannot change a result.
     """
 
     # compute_loss divides by the targets of the whole update; Trainer must not divide again.
@@ -42,6 +42,7 @@ class SignalTrainer(Trainer):
         token_batch: int,
         weight: TokenWeight,
         loss_deadline: float,
+        normalize: Literal["targets", "weights"],
         pad_token_id: int,
         run_dir: RunDir,
         keep_checkpoints: int,
@@ -61,6 +62,8 @@ class SignalTrainer(Trainer):
         self.plan = plan
         self.weight = weight
         self.loss_deadline = loss_deadline
+        self.normalize = normalize
+        self.weights_of_update: list[Tensor] = []
         self.run_dir = run_dir
         self.keep_checkpoints = keep_checkpoints
         self.meter = SignalMeter()
@@ -87,10 +90,32 @@ class SignalTrainer(Trainer):
         counts = [(batch["labels"] != IGNORE_INDEX).sum() for batch in batches]
         return batches, torch.stack(counts).sum().to(device)
 
-    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Trainer's, with the clock running."""
+    def training_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        """Trainer's, with the clock running and, at the end of an update, the division."""
         self.meter.start()
-        return super().training_step(*args, **kwargs)
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if self.accelerator.sync_gradients:
+            weights = torch.stack(self.weights_of_update).sum()
+            self.weights_of_update.clear()
+            if self.normalize == "weights":
+                assert num_items_in_batch is not None
+                self._divide_by(weights, num_items_in_batch)
+        return loss
+
+    def _divide_by(self, weights: Tensor, num_targets: Tensor | int) -> None:
+        """Make gradients that were divided by targets those of a division by weights.
+
+        The weights of an update are known when its last micro-batch has been seen, not before.
+        """
+        factor = torch.where(weights > 0, num_targets / weights, torch.ones_like(weights))
+        for parameter in self.model.parameters():
+            if parameter.grad is not None:
+                parameter.grad.mul_(factor)
 
     def compute_loss(
         self,
@@ -101,8 +126,10 @@ class SignalTrainer(Trainer):
     ) -> Tensor:
         """The micro-batch's part of the update's loss. `num_items_in_batch`: targets of it all."""
         assert num_items_in_batch is not None, "get_batch_samples counts the targets"
-        sums = self._sum_losses(model, inputs, self.weight)
+        targets = measure_targets(model, inputs, self.weight)
+        sums = sum_targets(targets, self.loss_deadline)
         self.meter.add(sums.record_R)
+        self.weights_of_update.append(targets.weight_N.sum())
         return sums.weighted / num_items_in_batch
 
     def evaluate(
@@ -122,8 +149,8 @@ class SignalTrainer(Trainer):
         meter = SignalMeter()
         with torch.no_grad():
             for batch in loader:
-                sums = self._sum_losses(self.model, self._prepare_inputs(batch), plain_weight)
-                meter.add(sums.record_R)
+                targets = measure_targets(self.model, self._prepare_inputs(batch))
+                meter.add(sum_targets(targets, self.loss_deadline).record_R)
                 self.control = self.callback_handler.on_prediction_step(
                     self.args, self.state, self.control
                 )
@@ -144,11 +171,6 @@ class SignalTrainer(Trainer):
         if "loss" in logs:
             logs |= self.meter.drain()
         super().log(logs)
-
-    def _sum_losses(
-        self, model: nn.Module, inputs: dict[str, Tensor], weight: TokenWeight
-    ) -> LossSums:
-        return sum_targets(measure_targets(model, inputs, weight), self.loss_deadline)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Write a checkpoint beside its final place and rename it: it is there whole or not at all.

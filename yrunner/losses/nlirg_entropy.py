@@ -1,0 +1,40 @@
+"""NLIRG with entropy: sure and wrong is not the same as unsure and wrong.
+
+Our own step beyond the published curve, which knows a token by its loss alone. A token that the
+model is sure about and gets wrong (high loss, low entropy) is probably a faulty label, or knowledge
+about to be overwritten; one that it is unsure about (high loss, high entropy) is there to be
+learned.
+"""
+
+# N = target tokens
+
+import torch
+from torch import Tensor
+
+
+def nlirg_entropy_weight(
+    loss_N: Tensor,
+    entropy_N: Tensor,
+    *,
+    max_lr: float = 1.0,
+    x0: float = 1.2,
+    k: float = 1.7,
+    sure_center: float = 4.0,
+    sure_slope: float = 1.5,
+    floor: float = 0.05,
+    loss_deadline: float = 15.0,
+) -> Tensor:
+    """Weight of each token's gradient, shape [N], from loss and entropy in nats, shape [N].
+
+        W(L, E) = max_lr * s(k (L - x0)) * (floor + (1 - floor) * trust)
+        trust = s(sure_slope (sure_center - (L - E)))
+
+    below `loss_deadline`, else 0; s is the logistic function. The first factor is the rising branch
+    of NLIRG. The second falls with L - E, by how many nats the token is worse than the model itself
+    expected: it is 1 for a token that is only hard and `floor` for one that is sure and wrong. What
+    every row says is learned in spite of it, since it comes again; what one row says hardly is.
+    """
+    rising_N = torch.sigmoid(k * (loss_N - x0))
+    trust_N = torch.sigmoid(sure_slope * (sure_center - loss_N + entropy_N))
+    weight_N = max_lr * rising_N * (floor + (1 - floor) * trust_N)
+    return torch.where(loss_N < loss_deadline, weight_N, torch.zeros_like(weight_N))
