@@ -12,6 +12,9 @@ import torch
 # Nothing may reach for the network; it would only wait for a time-out here.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+if not torch.cuda.is_available():
+    # Triton asks for it when it is imported: without a GPU, kernels run in its interpreter.
+    os.environ["TRITON_INTERPRET"] = "1"
 # Tests run in two processes, and models this small gain nothing from a second thread.
 torch.set_num_threads(1)
 

@@ -112,3 +112,18 @@ def test_an_interrupt_during_heavy_imports_ends_with_code_130_and_one_word():
         [sys.executable, "-c", program], capture_output=True, text=True, check=False
     )
     assert (result.returncode, result.stderr) == (130, "stopped\n")
+
+
+def test_libraries_without_news_are_silent_when_they_are_imported():
+    program = (
+        "import sys; from yrunner.cli import main; sys.argv = ['yrun', '--help']\n"
+        "try:\n    main()\n"
+        "except SystemExit:\n    pass\n"
+        "sys.stdout.flush(); print('imported')\n"
+        "import peft, deepspeed"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert "gemm_4bit" not in result.stderr
+    assert result.stdout.endswith("imported\n")

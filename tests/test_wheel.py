@@ -16,7 +16,11 @@ def test_a_wheel_carries_recipes_data_configurations_and_templates(tmp_path: Pat
     for needed in (
         "yrunner/py.typed",
         "yrunner/models/chatml.jinja",
+        "yrunner/reports/page.html.jinja",
         "yrunner/reports/report.html.jinja",
+        "yrunner/reports/heat_map.html.jinja",
+        "yrunner/reports/heat_map.css",
+        "yrunner/reports/heat_map.js",
         "yrunner/shipped/recipes/legal_sft.yaml",
         "yrunner/shipped/recipes/recipe.schema.json",
         "yrunner/shipped/recipes/data/legal_train.jsonl",

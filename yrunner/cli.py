@@ -1,12 +1,14 @@
 """The command line. The only place that catches errors; nothing heavy is imported at the top."""
 
 import errno
+import logging
 import os
 import signal
 import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -25,6 +27,12 @@ WHAT_TO_DO = {
     errno.EROFS: "Choose a place that can be written, such as output=/another/folder",
 }
 """Faults of the disk that a person can mend, wherever they happen."""
+
+NO_NEWS = {
+    "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward",
+    "DeepSpeed": "Setting accelerator to CPU",
+}
+"""What libraries say at import on a machine where nothing is wrong, by the name of the logger."""
 
 app = typer.Typer(
     name="yrun",
@@ -64,32 +72,54 @@ def train(
 @app.command()
 def inspect(
     recipe: RecipePath,
-    overrides: Overrides = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]... [PAGE]", help="Changes; the file for --html."),
+    ] = None,
     number: Annotated[int, typer.Option("-n", min=1, help="How many rows of tokens.")] = 3,
     row: Annotated[
         str | None, typer.Option(metavar="FILE:ROW", help="One row, such as train.jsonl:12.")
     ] = None,
+    html: Annotated[
+        bool, typer.Option("--html", help="Write a page of losses, entropies and weights.")
+    ] = False,
 ) -> None:
     """Print real examples as the model sees them, with what it learns in colour."""
-    _check(recipe, overrides)
+    changes, page = _split_page(overrides, html)
+    _check(recipe, changes)
     with _stopping_at_once():
         from yrunner.commands.inspect import inspect as run_inspection
+        from yrunner.commands.inspect_html import inspect_html
 
-    run_inspection(recipe, overrides or [], number=number, row=row)
+    if html:
+        inspect_html(recipe, changes, number=number, row=row, page=page)
+    else:
+        run_inspection(recipe, changes, number=number, row=row)
 
 
 @app.command()
 def check(
     recipe: RecipePath,
-    overrides: Overrides = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]... [PAGE]", help="Changes; the file for --html."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    sample: Annotated[
+        int | None,
+        typer.Option(min=0, help="Rows to score with the base; 0: none. Default: at most 64."),
+    ] = None,
+    html: Annotated[
+        bool, typer.Option("--html", help="Write a page with the curve of the weight.")
+    ] = False,
 ) -> None:
-    """Read the data and plan the run: rows, steps, memory, disk. Trains nothing."""
-    _check(recipe, overrides)
+    """Read the data and plan the run: rows, steps, memory, disk, weights. Trains nothing."""
+    changes, page = _split_page(overrides, html)
+    _check(recipe, changes)
     with _stopping_at_once():
         from yrunner.commands.check import check as run_check
 
-    run_check(recipe, overrides or [], as_machine=as_json)
+    run_check(recipe, changes, as_machine=as_json, sample=sample, as_page=html, page=page)
 
 
 @app.command("eval")
@@ -161,6 +191,16 @@ def _stopping_at_once() -> Iterator[None]:
         signal.signal(signal.SIGINT, previous)
 
 
+def _split_page(overrides: list[str] | None, html: bool) -> tuple[list[str], Path | None]:
+    """The changes, and the file for --html among them: an option of its own would need a value."""
+    changes = list(overrides or [])
+    page = next((change for change in changes if html and "=" not in change), None)
+    if page is None:
+        return changes, None
+    changes.remove(page)
+    return changes, Path(page)
+
+
 def _check(recipe: Path, overrides: list[str] | None) -> None:
     """Answer a faulty recipe at once, before torch is imported."""
     from yrunner.recipe.load import load_recipe
@@ -168,8 +208,14 @@ def _check(recipe: Path, overrides: list[str] | None) -> None:
     load_recipe(recipe, overrides or [])
 
 
+def _is_news(known: str, record: logging.LogRecord) -> bool:
+    return known not in str(record.msg)
+
+
 def main() -> None:
     """Run a command; exit with 2 for what the user can mend, 3 for what is missing, 1 for a bug."""
+    for name, message in NO_NEWS.items():
+        logging.getLogger(name).addFilter(partial(_is_news, message))
     try:
         app()
     except YRunnerError as error:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
+    from rich.text import Text
 
 Cell = str | int | float | None
 """One value of a table; `None` is a value that was not measured."""
@@ -35,6 +36,14 @@ _SECONDS_BETWEEN_REFRESHES = 0.1
 def say(message: str) -> None:
     """Print one plain line to standard output, never wrapped and never read as markup."""
     _write(sys.stdout, f"{printable(message)}\n")
+
+
+def show(text: "Text", end: str = "\n") -> None:
+    """Print a styled text, its lines unbroken: a line end on the screen is one of the text."""
+    if is_terminal():
+        terminal().print(text, end=end, soft_wrap=True)
+    else:
+        _write(sys.stdout, f"{printable(text.plain)}{end}")
 
 
 def warn(message: str) -> None:

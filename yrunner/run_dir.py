@@ -129,6 +129,19 @@ def write_text(path: Path, text: str) -> None:
         partial.unlink(missing_ok=True)
 
 
+def page_beside(run_folder: Path, what: str, page: Path | None) -> Path:
+    """Where a page about a run is written: `page`, or beside its folder, named by `what`.
+
+    Not inside, which holds only what the run itself has written. Raises `RunError` for a name that
+    is none of a page: it could be a recipe or data, which the page would replace.
+    """
+    page = page or run_folder.with_name(f"{run_folder.name}-{what}.html")
+    parents = [folder for folder in page.parents if folder.exists()]
+    if page.suffix != ".html" or page.is_dir() or not parents[0].is_dir():
+        raise RunError(f"{page} cannot be the page", remedy="name a file that ends in .html")
+    return page
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write `content` as JSON that people can read."""
     write_text(path, json.dumps(content, ensure_ascii=False, indent=2) + "\n")

@@ -61,6 +61,15 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def trained_base(project: Path) -> Path:
+    """The folder of the recipes, where base.yaml has a result."""
+    from yrunner.commands.train import train
+
+    train(Path("base.yaml"), [], resume=False, overwrite=False)
+    return project
+
+
 def write_recipe(path: Path, content: dict[str, Any]) -> Path:
     path.write_text(yaml.safe_dump(content, sort_keys=False), "utf-8")
     return path

@@ -139,6 +139,16 @@ def test_groups_of_an_example_stay_in_order_beside_other_examples():
     ]
 
 
+@settings(deadline=None)
+@given(num_targets=numbers_of_targets, choices=choices_of_a_run(order=st.just("shuffle")))
+def test_shuffled_lanes_end_within_one_example_of_each_other(num_targets, choices):
+    plan = plan_of(num_targets, **choices)
+    sizes = {b - a for a, b in pairwise([0, *plan.epoch_ends])}
+    assert len(sizes) == 1, "every epoch is equally long"
+    even = -(-sum(plan.num_groups) // plan.lanes)
+    assert even <= sizes.pop() < even + max(plan.num_groups)
+
+
 def test_the_same_seed_gives_the_same_plan_and_another_another():
     def order(seed, epoch):
         return plan_of([1] * 50, seed=seed, epochs=2).example_order(epoch)
@@ -196,6 +206,11 @@ def test_every_epoch_and_every_seed_has_other_packs():
 def test_by_length_the_rows_of_an_update_are_dealt_out_to_its_micro_batches():
     plan = plan_of([1] * 4, lengths=[2, 9, 3, 8], order="as_written")
     assert list(plan) == [[((1, 0),), ((3, 0),)], [((2, 0),), ((0, 0),)]]
+
+
+def test_by_length_a_group_counts_up_to_its_last_target():
+    plan = plan_of([20, 5], lengths=[22, 10], token_batch=5, order="as_written", batch_size=1)
+    assert next(iter(plan)) == [((1, 0),)], "of the longer example, seven tokens are left"
 
 
 def test_a_token_batch_cannot_be_packed():

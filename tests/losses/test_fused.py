@@ -13,7 +13,6 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from yrunner.losses import chunks
 from yrunner.losses.chunks import (
-    LogitForm,
     chunk_rows,
     linear_targets,
     logit_targets,
@@ -23,6 +22,7 @@ from yrunner.losses.fused import attach, detach, measure_targets
 from yrunner.losses.nlirg import nlirg_weight
 from yrunner.losses.nlirg_entropy import nlirg_entropy_weight
 from yrunner.losses.per_token import PLAIN, TokenWeight, sum_targets
+from yrunner.losses.sweep import LogitForm
 from yrunner.losses.weights import EAFT_TOP, dft_weight, eaft_weight
 from yrunner.models.live_bytes import LiveBytes
 from yrunner.models.weightless import build_weightless, fake_mode_of
@@ -59,7 +59,7 @@ WEIGHTS = {
     "nlirg": NLIRG,
     "nlirg_entropy": TokenWeight(nlirg_entropy_weight),
     "dft": TokenWeight(lambda loss_N, _: dft_weight(loss_N)),
-    "eaft": TokenWeight(lambda _, top_N: eaft_weight(top_N), top=EAFT_TOP),
+    "eaft": TokenWeight(eaft_weight, top=EAFT_TOP),
 }
 
 
@@ -140,6 +140,14 @@ def test_fused_is_plain_for_every_form_of_head(form, weight, capsys):
     assert capsys.readouterr().err == "", "no form falls back"
 
 
+@pytest.mark.parametrize("weight", WEIGHTS)
+@pytest.mark.parametrize("form", ["untied", "capped", "divided", "bias"])
+def test_fused_is_plain_with_the_kernel_of_a_gpu(form, weight, monkeypatch):
+    pytest.importorskip("triton", reason="Triton comes with torch's CUDA build")
+    monkeypatch.setattr(chunks, "has_kernel", lambda _: True)
+    check_equal(build(form), batch_of(), WEIGHTS[weight])
+
+
 @pytest.mark.parametrize("form", ["tied", "capped", "divided", "bias"])
 @pytest.mark.parametrize(
     "changes",
@@ -161,9 +169,9 @@ def test_fused_is_plain_for_adapters(form, changes, capsys):
 
 def test_a_frozen_head_gets_no_gradient(monkeypatch):
     seen = []
-    original = chunks._add_gradients
+    original = chunks._Work.do
     monkeypatch.setattr(
-        chunks, "_add_gradients", lambda grads, *rest: seen.append(grads) or original(grads, *rest)
+        chunks._Work, "do", lambda work, chunk: seen.append(work.gradients) or original(work, chunk)
     )
     model = build("bias")
     model.lm_head.requires_grad_(False)
@@ -172,11 +180,16 @@ def test_a_frozen_head_gets_no_gradient(monkeypatch):
 
 
 def test_without_gradients_none_is_computed(monkeypatch):
-    monkeypatch.setattr(chunks, "_add_gradients", None)
+    seen = []
+    original = chunks._Work.do
+    monkeypatch.setattr(
+        chunks._Work, "do", lambda work, chunk: seen.append(work.gradients) or original(work, chunk)
+    )
     model = build()
     attach(model)
     with torch.no_grad():
         assert not measure_targets(model, batch_of()).weighted.requires_grad
+    assert seen and all(grads == [None] * 3 for grads in seen)
 
 
 def test_gradient_checkpointing_changes_nothing():
@@ -263,6 +276,13 @@ def test_both_ways_equal_logits_of_any_size(scale, softcap, size, chunk):
         torch.testing.assert_close(way, found[2], rtol=1e-7, atol=1e-9)
 
 
+def test_a_forbidden_token_leaves_the_entropy_a_number():
+    logits_NV = torch.tensor([[1.0, 2.0, -float("inf")]])
+    found = logit_targets(logits_NV, torch.tensor([0]), PLAIN, wants_top=True)
+    expected = logit_targets(logits_NV[:, :2], torch.tensor([0]), PLAIN, wants_top=True)
+    torch.testing.assert_close(vars(found), vars(expected))
+
+
 def test_a_model_of_another_kind_falls_back_and_says_so_once(capsys):
     model = build()
     original = model.forward
@@ -276,6 +296,17 @@ def test_a_model_of_another_kind_falls_back_and_says_so_once(capsys):
     for _ in range(2):
         check_equal(model, batch_of())
     assert capsys.readouterr().err.count("in full, which takes more memory") == 1
+
+
+def test_dropout_makes_no_model_fall_back_and_draws_what_it_would(capsys):
+    fused, plain = (build("gpt2").train() for _ in range(2))
+    attach(fused)
+    for _ in range(2):
+        torch.manual_seed(5)
+        targets = measure_targets(fused, batch_of())
+        torch.manual_seed(5)
+        torch.testing.assert_close(targets.loss_N, slow_targets(plain, batch_of(), PLAIN)[1])
+    assert capsys.readouterr().err == ""
 
 
 def test_attached_twice_is_attached_once_and_detach_gives_the_forward_back():

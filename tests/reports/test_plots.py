@@ -17,6 +17,7 @@ from yrunner.reports.plots import (
 
 EDGES = (1.45, 6.6, 15.0)
 GRID = [index / 10 for index in range(161)]
+CURVE = {"nlirg": GRID}
 OVER_TIME = (loss_curves, zones_over_time, learning_rate)
 
 
@@ -85,7 +86,7 @@ def test_a_long_run_keeps_a_small_picture():
 def test_the_weight_curve_shows_the_share_of_each_zone_before_and_after():
     before = [1.45, 1.46, 6.6, 15.0]
     after = [0.0, 0.1, 1.0, 99.0, math.nan]
-    words = texts(weight_curve(GRID, GRID, zone_edges=EDGES, before=before, after=after))
+    words = texts(weight_curve(GRID, CURVE, zone_edges=EDGES, before=before, after=after))
     shown = [word for word in words if "→" in word]
     assert shown == ["25% → 75%", "25% → 0%", "25% → 0%", "25% → 25%"]
     assert {"easy", "learning", "hard", "refused", "before training"} <= set(words)
@@ -97,12 +98,26 @@ def test_the_weight_curve_shows_the_share_of_each_zone_before_and_after():
 )
 def test_a_weight_curve_with_few_losses_is_drawn(groups):
     for curve in ([], [0.5], GRID):
-        svg = weight_curve(curve, [0.5] * len(curve), zone_edges=EDGES, **groups)
+        svg = weight_curve(curve, {"flat": [0.5] * len(curve)}, zone_edges=EDGES, **groups)
         assert texts(svg)
 
 
+def test_several_curves_are_named_and_told_apart_without_colour():
+    curves = {f"entropy {nats} nats": [nats / 9] * len(GRID) for nats in range(3)}
+    svg = weight_curve(GRID, curves, zone_edges=EDGES)
+    assert set(curves) <= set(texts(svg))
+    assert len(set(re.findall(r"stroke-dasharray: [^;\"]*", svg))) >= 2
+    assert not set(CURVE) & set(texts(weight_curve(GRID, CURVE, zone_edges=EDGES)))
+
+
+def test_a_zone_without_room_is_not_named():
+    words = texts(weight_curve(GRID, CURVE, zone_edges=(1.45, 5.0, 5.0), before=[1.0, 7.0]))
+    assert "refused" in words
+    assert "hard" not in words
+
+
 def test_a_deadline_beyond_the_scale_is_drawn_at_its_end():
-    svg = weight_curve(GRID, GRID, zone_edges=(1.45, 6.6, 20.0), after=[16.5, 21.0])
+    svg = weight_curve(GRID, CURVE, zone_edges=(1.45, 6.6, 20.0), after=[16.5, 21.0])
     assert "hard" in texts(svg)
 
 
@@ -110,12 +125,12 @@ def test_the_same_numbers_give_the_same_text():
     records = [record(step) for step in range(1, 80)]
     for plot in OVER_TIME:
         assert plot(records) == plot(records)
-    curves = [weight_curve(GRID, GRID, zone_edges=EDGES, before=[1, 2, 3]) for _ in range(2)]
+    curves = [weight_curve(GRID, CURVE, zone_edges=EDGES, before=[1, 2, 3]) for _ in range(2)]
     assert curves[0] == curves[1]
 
 
 def test_every_colour_follows_the_page_and_stands_alone_too():
-    svg = loss_curves([record(1), record(2)]) + weight_curve(GRID, GRID, zone_edges=EDGES)
+    svg = loss_curves([record(1), record(2)]) + weight_curve(GRID, CURVE, zone_edges=EDGES)
     for name in ("ink", "grid", "loss", "weighted", "easy", "refused"):
         assert f"var(--plot-{name}, {THEME[name]})" in svg
     fixed = set(re.findall(r"(?<!, )#[0-9a-f]{6}\b", svg))

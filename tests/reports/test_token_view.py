@@ -16,21 +16,6 @@ from yrunner.tokens import IGNORE_INDEX
 CHAT = "<|im_start|>user\nCapital?<|im_end|>\n<|im_start|>assistant\n"
 
 
-@pytest.fixture
-def tokenize(capitals_tokenizer):
-    """A function that makes an example of texts, of which every second one is learned."""
-
-    def make(*texts: str, row: int = 7) -> TokenizedExample:
-        ids, labels = [], []
-        for number, text in enumerate(texts):
-            part = capitals_tokenizer(text, add_special_tokens=False)["input_ids"]
-            ids += part
-            labels += part if number % 2 else [IGNORE_INDEX] * len(part)
-        return TokenizedExample(ids, labels, Origin(Path("data/chat.jsonl"), row))
-
-    return make
-
-
 def styled(text: Text, wanted: str) -> list[str]:
     """The stretches of a text that have this style."""
     return [text.plain[span.start : span.end] for span in text.spans if span.style == wanted]

@@ -76,8 +76,8 @@ def make_trainer(tmp_path: Path, capitals_tokenizer: Any) -> Callable[..., Signa
             checkpoint_every=section.checkpoint.every,
             validates=bool(validation),
         )
-        callbacks: list[Any] = [cadence, MetricsFile(run_dir.metrics)]
-        callbacks += tracker_callbacks(section.trackers, run_dir.trackers)
+        trackers = tracker_callbacks(section.trackers, run_dir.trackers, weight)
+        callbacks: list[Any] = [cadence, MetricsFile(run_dir.metrics), *trackers]
         if section.early_stopping is not None:
             callbacks.append(EarlyStoppingCallback(section.early_stopping.patience))
         trainer = SignalTrainer(
@@ -102,6 +102,8 @@ def make_trainer(tmp_path: Path, capitals_tokenizer: Any) -> Callable[..., Signa
             pad_token_id=capitals_tokenizer.pad_token_id,
             run_dir=run_dir,
             keep_checkpoints=section.checkpoint.keep,
+            torch_compile=section.torch_compile,
+            watchers=[tracker.histograms.add for tracker in trackers],
         )
         trainer.use_layout(layout)
         return trainer

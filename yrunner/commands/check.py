@@ -16,6 +16,9 @@ from yrunner.commands.check_facts import (
 )
 from yrunner.commands.check_memory import DiskFacts, MemoryFacts, estimate_memory
 from yrunner.commands.check_model import check_model
+from yrunner.commands.check_sample import NotScored, score_sample
+from yrunner.commands.check_signal import Signal, describe_sample
+from yrunner.commands.check_signal_story import print_signal, write_signal_page
 from yrunner.commands.check_story import (
     print_data,
     print_disk,
@@ -28,13 +31,14 @@ from yrunner.commands.measure import read_tasks
 from yrunner.commands.tokenizer import recipe_tokenizer
 from yrunner.commands.train_data import finish_data, print_left_out, print_rows, read_data
 from yrunner.commands.train_plan import plan_run
+from yrunner.commands.weight_curves import zone_edges
 from yrunner.console import say
 from yrunner.data.prepared import Prepared
 from yrunner.data.report import as_json
 from yrunner.errors import YRunnerError
 from yrunner.recipe.load import load_recipe
 from yrunner.recipe.schema import Recipe
-from yrunner.run_dir import RunDir
+from yrunner.run_dir import RunDir, page_beside
 from yrunner.training.trackers import check_trackers
 
 
@@ -49,13 +53,24 @@ class Facts:
     disk: DiskFacts | None
 
 
-def check(path: Path, overrides: list[str], *, as_machine: bool) -> None:
+def check(
+    path: Path,
+    overrides: list[str],
+    *,
+    as_machine: bool,
+    sample: int | None = None,
+    as_page: bool = False,
+    page: Path | None = None,
+) -> None:
     """Check the recipe at `path`, print what its run would be, and refuse what that would refuse.
 
-    `as_machine`: print one JSON object instead of tables. Raises what `yrun train` would raise for
-    the recipe, its files and its rows, after everything else was said.
+    `as_machine`: print one JSON object instead of tables. `sample`: rows to score with the base,
+    0 for none, None for as many as make sense. `as_page`: write the curve of the weight to `page`;
+    None puts it beside the run folder. Raises what `yrun train` would raise for the recipe, its
+    files and its rows, after everything else was said.
     """
     recipe = load_recipe(path, overrides)
+    page = page_beside(recipe.run_folder, "check", page) if as_page else None
     check_trackers(recipe.train.trackers)
     read_tasks(recipe)
     tokenizer = recipe_tokenizer(recipe)
@@ -63,10 +78,16 @@ def check(path: Path, overrides: list[str], *, as_machine: bool) -> None:
     prepared = read_data(recipe, tokenizer)
     refusal = _refusal(recipe, prepared)
     facts = _gather(recipe, tokenizer, prepared) if len(prepared.train) else None
-    if as_machine:
-        say(json.dumps(_as_json(recipe, prepared, facts, refusal), ensure_ascii=False, indent=2))
-    else:
+    if not as_machine:
         _print(recipe, prepared, facts)
+    signal = _measure_signal(recipe, tokenizer, prepared, sample, page)
+    if as_machine:
+        content = _as_json(recipe, prepared, facts, signal, refusal)
+        say(json.dumps(content, ensure_ascii=False, indent=2))
+    else:
+        print_signal(recipe, signal)
+        if page is not None:
+            say(f"page: {page}" if isinstance(signal, Signal) else "page: there is nothing to draw")
     if refusal is not None:
         raise refusal
     if not as_machine:
@@ -95,6 +116,18 @@ def _gather(recipe: Recipe, tokenizer: Any, prepared: Prepared) -> Facts:
     )
 
 
+def _measure_signal(
+    recipe: Recipe, tokenizer: Any, prepared: Prepared, rows: int | None, page: Path | None
+) -> Signal | NotScored:
+    sample = score_sample(recipe, tokenizer, prepared.train, rows)
+    if isinstance(sample, NotScored):
+        return sample
+    signal = describe_sample(sample, zone_edges(recipe.loss))
+    if page is not None:
+        write_signal_page(recipe, sample, signal, page)
+    return signal
+
+
 def _print(recipe: Recipe, prepared: Prepared, facts: Facts | None) -> None:
     print_rows(recipe, prepared)
     print_left_out(prepared)
@@ -110,13 +143,18 @@ def _print(recipe: Recipe, prepared: Prepared, facts: Facts | None) -> None:
 
 
 def _as_json(
-    recipe: Recipe, prepared: Prepared, facts: Facts | None, refusal: YRunnerError | None
+    recipe: Recipe,
+    prepared: Prepared,
+    facts: Facts | None,
+    signal: Signal | NotScored,
+    refusal: YRunnerError | None,
 ) -> dict[str, Any]:
     return {
         "recipe": recipe.name,
         "refused": None if refusal is None else str(refusal),
         "rows": as_json(prepared.reports, prepared.findings),
         **(asdict(facts) if facts else {}),
+        "signal": asdict(signal),
     }
 
 

@@ -26,15 +26,48 @@ def fingerprint(recipe: Recipe) -> dict[str, Any]:
     files = [file for source in recipe_sources(recipe) for file in source.files]
     extra = [recipe.model.chat_template] if recipe.model.chat_template else []
     return {
-        "recipe": _without_folders(recipe.model_dump(mode="json", exclude=WITHOUT_EFFECT)),
+        "recipe": _keys_that_matter(recipe),
         "files": _by_name(hash_files([*files, *extra])),
         "base": _base_fingerprint(recipe),
     }
 
 
 def changes_since(run_dir: RunDir, recipe: Recipe) -> list[str]:
-    """What differs between a run and a recipe, as dotted keys; empty when nothing does."""
-    return differences(read_json(run_dir.fingerprint), fingerprint(recipe))
+    """What differs between a run and a recipe, as dotted keys; empty when nothing does.
+
+    A key that did not exist yet when the run was made, and stands at its default, is no difference.
+    """
+    then = _with_new_keys(read_json(run_dir.fingerprint), recipe)
+    return differences(then, fingerprint(recipe))
+
+
+def _keys_that_matter(recipe: Recipe, *, only_set: bool = False) -> Any:
+    """The recipe's values; `only_set`: without those that are the default."""
+    values = recipe.model_dump(mode="json", exclude=WITHOUT_EFFECT, exclude_defaults=only_set)
+    return _without_folders(values)
+
+
+def _with_new_keys(then: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
+    now, is_set = (_keys_that_matter(recipe, only_set=only_set) for only_set in (False, True))
+    filled = {**then, "recipe": _filled(then["recipe"], now, is_set)}
+    path = base_recipe_path(recipe)
+    if path is not None and isinstance(then["base"], dict) and "recipe" in then["base"]:
+        filled["base"] = _with_new_keys(then["base"], load_recipe(path))
+    return filled
+
+
+def _filled(then: Any, now: Any, is_set: Any) -> Any:
+    """`then` with the keys of `now` that it lacks and that nobody has set."""
+    match then, now:
+        case dict(), dict():
+            is_set = is_set if isinstance(is_set, dict) else {}
+            added = {key: now[key] for key in now if key not in then and key not in is_set}
+            kept = {key: _filled(old, now.get(key), is_set.get(key)) for key, old in then.items()}
+            return added | kept
+        case list(), list() if len(then) == len(now):
+            is_set = is_set if isinstance(is_set, list) else [None] * len(now)
+            return [_filled(*parts) for parts in zip(then, now, is_set, strict=True)]
+    return then
 
 
 def _by_name(hashes: dict[str, str]) -> dict[str, str]:

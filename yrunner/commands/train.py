@@ -39,6 +39,7 @@ from yrunner.recipe.schema import Recipe
 from yrunner.run_dir import RunDir, write_json, write_text
 from yrunner.training.arguments import make_arguments, token_weight
 from yrunner.training.cadence import Cadence
+from yrunner.training.compilation import check_compiler
 from yrunner.training.metrics_file import MetricsFile
 from yrunner.training.progress import LiveProgress
 from yrunner.training.trackers import check_trackers, tracker_callbacks
@@ -78,6 +79,8 @@ def train_recipe(recipe: Recipe, order: Order) -> None:
         say(f"{recipe.name} is finished: {run_dir.model}")
         return
     check_trackers(recipe.train.trackers)
+    if recipe.train.torch_compile:
+        check_compiler()
     read_tasks(recipe)
     stale = stale_base(recipe)
     if stale is not None:
@@ -219,8 +222,8 @@ def _make_trainer(
         checkpoint_every=recipe.train.checkpoint.every,
         validates=bool(prepared.validation),
     )
-    callbacks: list[Any] = [cadence, MetricsFile(run_dir.metrics)]
-    callbacks += tracker_callbacks(recipe.train.trackers, run_dir.trackers)
+    trackers = tracker_callbacks(recipe.train.trackers, run_dir.trackers, weight)
+    callbacks: list[Any] = [cadence, MetricsFile(run_dir.metrics), *trackers]
     if recipe.train.early_stopping is not None:
         callbacks.append(EarlyStoppingCallback(recipe.train.early_stopping.patience))
     trainer = SignalTrainer(
@@ -237,6 +240,8 @@ def _make_trainer(
         pad_token_id=tokenizer.pad_token_id,
         run_dir=run_dir,
         keep_checkpoints=recipe.train.checkpoint.keep,
+        torch_compile=recipe.train.torch_compile,
+        watchers=[tracker.histograms.add for tracker in trackers],
     )
     return trainer, cadence
 

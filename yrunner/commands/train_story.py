@@ -2,14 +2,12 @@
 
 from typing import Any
 
-import torch
-
 from yrunner.commands.data_files import data_name
 from yrunner.commands.measure import Measured
+from yrunner.commands.weight_curves import weight_plot
 from yrunner.console import print_table, say
 from yrunner.data.plan import Plan, epoch_after
 from yrunner.data.prepared import Prepared
-from yrunner.losses.nlirg import EASY_UP_TO, LEARNING_UP_TO
 from yrunner.models.export import ModelCard
 from yrunner.models.tuning import count_parameters
 from yrunner.recipe.load import base_recipe_path, recipe_to_yaml
@@ -17,7 +15,6 @@ from yrunner.recipe.schema import Recipe
 from yrunner.reports import plots
 from yrunner.reports.html import Answer, Answers, Block, Code, Figures, Plot, Report, write_report
 from yrunner.run_dir import RunDir
-from yrunner.training.arguments import token_weight
 from yrunner.training.metrics_file import read_metrics
 
 SHOWN_ANSWERS = 10
@@ -95,7 +92,11 @@ def write_run_report(recipe: Recipe, run_dir: RunDir, before: Measured, after: M
             plots.zones_over_time(records),
             "Share of the targets that are easy, being learned, hard, and refused.",
         ),
-        Plot("Weight by loss", _weight_plot(recipe, before, after), _WEIGHT_CAPTION),
+        Plot(
+            "Weight by loss",
+            weight_plot(recipe.loss, before=before.token_losses, after=after.token_losses),
+            _WEIGHT_CAPTION,
+        ),
         Plot("Learning rate", plots.learning_rate(records)),
         *_answer_blocks(before, after),
         Code("Recipe", recipe_to_yaml(recipe)),
@@ -157,18 +158,6 @@ def _key_figures(
     steps = [record["step"] for record in records if "loss" in record]
     figures.append(("updates", f"{max(steps, default=0):,}", f"loss: {recipe.loss.kind}"))
     return figures
-
-
-def _weight_plot(recipe: Recipe, before: Measured, after: Measured) -> str:
-    weight, loss_deadline = token_weight(recipe.loss)
-    losses_N = torch.linspace(0, 16, 801)
-    return plots.weight_curve(
-        losses_N.tolist(),
-        weight.of(losses_N, torch.zeros_like(losses_N)).tolist(),
-        zone_edges=(EASY_UP_TO, LEARNING_UP_TO, loss_deadline),
-        before=before.token_losses,
-        after=after.token_losses,
-    )
 
 
 def _answer_blocks(before: Measured, after: Measured) -> list[Answers]:

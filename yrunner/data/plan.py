@@ -9,13 +9,19 @@ from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import count, islice
+from itertools import islice
 from typing import Literal
 
 import numpy as np
 
 from yrunner.data.packing import Integers, Packs, pack, pack_in_order
-from yrunner.data.token_batches import Row, count_groups, count_updates, walk_lanes
+from yrunner.data.token_batches import (
+    Row,
+    balance_lanes,
+    count_groups,
+    count_updates,
+    walk_lanes,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +34,8 @@ class Plan:
 
     num_groups: tuple[int, ...]
     """Groups of targets of each example, see token_batches.py."""
+    token_batch: int
+    """Targets of a group; 0: an example is one group."""
     micro_batch_size: int
     num_micro_batches: int
     epochs: int | None
@@ -47,17 +55,24 @@ class Plan:
         return self.micro_batch_size * self.num_micro_batches
 
     @cached_property
+    def updates_per_epoch(self) -> int:
+        """Updates of an epoch, the same for each: no order changes how long the examples are."""
+        if self.packs is not None:
+            return -(-len(self.packs) // self.lanes)
+        if self.order == "as_written":
+            return count_updates(self.num_groups, self.lanes)
+        return count_updates(sorted(self.num_groups, reverse=True), self.lanes)
+
+    @cached_property
     def epoch_ends(self) -> list[int]:
         """Updates that are done when each epoch is, as far as the run comes.
 
         The last may lie behind the end of the run, which `max_updates` can set inside an epoch.
         """
-        ends: list[int] = []
-        for epoch in count() if self.epochs is None else range(self.epochs):
-            ends.append((ends[-1] if ends else 0) + self._count_updates(epoch))
-            if self.max_updates is not None and ends[-1] >= self.max_updates:
-                break
-        return ends
+        size = self.updates_per_epoch
+        begun = None if self.max_updates is None else -(-self.max_updates // size)
+        num_epochs = min(number for number in (self.epochs, begun) if number is not None)
+        return [size * (epoch + 1) for epoch in range(num_epochs)]
 
     @property
     def num_updates(self) -> int:
@@ -98,21 +113,27 @@ class Plan:
 
     def _updates_of(self, epoch: int) -> Iterator[list[Row]]:
         if self.packs is None:
-            for slices in walk_lanes(self.example_order(epoch), self.num_groups, self.lanes):
+            for slices in walk_lanes(self._queues(epoch), self.num_groups):
                 yield [(place,) for place in slices]
             return
         rows = (tuple((example, 0) for example in pack) for pack in self.packs_of(epoch))
         while update := list(islice(rows, self.lanes)):
             yield update
 
-    def _count_updates(self, epoch: int) -> int:
-        if self.packs is None:
-            return count_updates(self.example_order(epoch), self.num_groups, self.lanes)
-        return -(-len(self.packs) // self.lanes)
+    def _queues(self, epoch: int) -> list[Iterator[int]]:
+        """What each lane takes its examples from: one queue for all keeps an order as it is."""
+        order = self.example_order(epoch)
+        if self.order == "as_written":
+            return [iter(order)] * self.lanes
+        return [iter(lane) for lane in balance_lanes(order, self.num_groups, self.lanes)]
 
     def _count_tokens(self, row: Row) -> int:
+        """Tokens of a row, give or take a group: those behind its last target are cut off."""
         assert self.lengths is not None
-        return sum(int(self.lengths[example]) for example, _ in row)
+        return sum(
+            int(self.lengths[example]) - self.token_batch * (self.num_groups[example] - 1 - group)
+            for example, group in row
+        )
 
 
 def make_plan(
@@ -144,6 +165,7 @@ def make_plan(
         packs = (pack if order == "shuffle" else pack_in_order)(lengths_E, pack_to)
     return Plan(
         num_groups=tuple(count_groups(number, token_batch) for number in targets.tolist()),
+        token_batch=token_batch,
         micro_batch_size=batch_size,
         num_micro_batches=accumulation,
         epochs=epochs,

@@ -5,8 +5,7 @@ the same loss for a group whether or not later tokens are present, so those are 
 """
 
 import heapq
-from collections.abc import Iterator, Sequence
-from itertools import islice
+from collections.abc import Iterable, Iterator, Sequence
 
 from yrunner.data.conversation import TokenizedExample
 from yrunner.tokens import IGNORE_INDEX
@@ -36,31 +35,49 @@ def cut_group(example: TokenizedExample, group: int, size: int) -> TokenizedExam
     return TokenizedExample(example.input_ids[:end], labels, example.origin)
 
 
-def walk_lanes(
+def balance_lanes(
     order: Sequence[int], num_groups: Sequence[int], num_lanes: int
-) -> Iterator[list[Slice]]:
+) -> list[list[int]]:
+    """The examples of each lane, so that all lanes end together; within each, `order` holds.
+
+    Longest first, each example goes to the lane that has the least to do (Graham, 1969). This
+    settles only who shares a lane: an order that is random stays so in every lane.
+    """
+    lane_of: dict[int, int] = {}
+    loads = [(0, lane) for lane in range(num_lanes)]
+    for example in sorted(order, key=num_groups.__getitem__, reverse=True):
+        load, lane_of[example] = loads[0]
+        heapq.heapreplace(loads, (load + num_groups[example], lane_of[example]))
+    lanes: list[list[int]] = [[] for _ in range(num_lanes)]
+    for example in order:
+        lanes[lane_of[example]].append(example)
+    return lanes
+
+
+def walk_lanes(queues: Sequence[Iterator[int]], num_groups: Sequence[int]) -> Iterator[list[Slice]]:
     """Yield, update by update, what each lane learns from.
 
-    A lane walks through one example group by group and then takes the next example of `order`, so
-    that two groups of one example never meet in an update and their order holds. `num_groups` is
-    per example. Towards the end, lanes run out and the updates get shorter.
+    A lane walks through one example group by group and then takes the next one of its queue, so
+    that two groups of one example never meet in an update and their order holds. Lanes can share a
+    queue: then examples are begun in its order. Lanes that run out make the updates shorter.
     """
-    waiting = iter(order)
-    lanes: list[Slice] = [(example, 0) for example in islice(waiting, num_lanes)]
-    while lanes:
-        yield lanes
-        following: list[Slice] = []
-        for example, group in lanes:
-            if group + 1 < num_groups[example]:
-                following.append((example, group + 1))
-            elif (fresh := next(waiting, None)) is not None:
-                following.append((fresh, 0))
-        lanes = following
+    lanes = [_walk_lane(queue, num_groups) for queue in queues]
+    while update := [place for lane in lanes if (place := next(lane, None)) is not None]:
+        yield update
 
 
-def count_updates(order: Sequence[int], num_groups: Sequence[int], num_lanes: int) -> int:
-    """How many updates `walk_lanes` yields, without walking them: each lane is a queue."""
+def _walk_lane(queue: Iterator[int], num_groups: Sequence[int]) -> Iterator[Slice]:
+    for example in queue:
+        for group in range(num_groups[example]):
+            yield example, group
+
+
+def count_updates(numbers: Iterable[int], num_lanes: int) -> int:
+    """Updates of lanes that share a queue of examples with so many groups, without walking them.
+
+    From the greatest number to the least, those of `balance_lanes` too.
+    """
     ends = [0] * num_lanes
-    for example in order:
-        heapq.heapreplace(ends, ends[0] + num_groups[example])
+    for number in numbers:
+        heapq.heapreplace(ends, ends[0] + number)
     return max(ends)

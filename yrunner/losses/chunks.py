@@ -7,7 +7,7 @@ chunk goes through the module and, in the backward pass, once more.
 
 # N = targets, D = hidden size, V = vocabulary
 
-from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -15,49 +15,28 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, linear
 from torch.utils.checkpoint import checkpoint
 
+from yrunner.losses.head_call import call_head
 from yrunner.losses.per_token import Targets, TokenWeight, at_least_float32, weigh
+from yrunner.losses.sweep import FINAL, LogitForm, Sweep, entropy_of_top, sweep
 
-CHUNK_BYTES = 32 * 2**20
-"""Size of a chunk's float32 logits: about what the last cache of a processor holds."""
-TILE_ELEMENTS = 2**17
-"""Numbers that the cache of one core holds beside others."""
+CHUNK_BYTES = {"cpu": 4 * 2**20, "cuda": 2**28}
+"""Float32 logits of a chunk: on a processor what its cache holds, on a GPU what keeps it busy."""
 FEWEST_ROWS = 128
 """Fewer rows would spend the time on reading the head again and again."""
 
-
-@dataclass(frozen=True)
-class LogitForm:
-    """What a model does with the product of hidden states and head."""
-
-    scale: float = 1.0
-    softcap: float | None = None
-
-    def apply_(self, logits_NV: Tensor) -> Tensor:
-        """Scaled and capped logits, in place."""
-        if self.scale != 1.0:
-            logits_NV.mul_(self.scale)
-        if self.softcap is not None:
-            logits_NV.div_(self.softcap).tanh_().mul_(self.softcap)
-        return logits_NV
-
-    def apply(self, logits_NV: Tensor) -> Tensor:
-        """The same for a tensor that autograd watches."""
-        if self.scale != 1.0:
-            logits_NV = logits_NV * self.scale
-        if self.softcap is not None:
-            logits_NV = torch.tanh(logits_NV / self.softcap) * self.softcap
-        return logits_NV
-
-    def pass_back_(self, gradient_NV: Tensor, logits_NV: Tensor) -> Tensor:
-        """The gradient of the product from that of the final logits. Both are used up."""
-        if self.softcap is not None:
-            gradient_NV.mul_(logits_NV.div_(self.softcap).square_().neg_().add_(1))
-        return gradient_NV if self.scale == 1.0 else gradient_NV.mul_(self.scale)
+Figures = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+"""Loss, entropy, weight, top-1 hit and gradient norm of each target, as in `Targets`."""
 
 
-def chunk_rows(vocabulary_size: int) -> int:
+def chunk_rows(vocabulary_size: int, device_type: str = "cpu") -> int:
     """Targets per chunk."""
-    return max(FEWEST_ROWS, CHUNK_BYTES // (4 * vocabulary_size))
+    most_bytes = CHUNK_BYTES.get(device_type, CHUNK_BYTES["cuda"])
+    return max(FEWEST_ROWS, most_bytes // (4 * vocabulary_size))
+
+
+def has_kernel(device_type: str) -> bool:
+    """Whether one kernel sweeps over the vocabulary, in place, where torch takes several."""
+    return device_type == "cuda" and find_spec("triton") is not None
 
 
 def linear_targets(
@@ -80,11 +59,7 @@ def linear_targets(
         call = (hidden_ND, head.weight, head.bias, labels_N, weight, form, rows)
         return _LinearHead.apply(*call, wants_gradient, wants_top)  # type: ignore[no-untyped-call]
 
-    head.forward = run  # type: ignore[method-assign, assignment]
-    try:
-        return Targets(*head(hidden_ND))
-    finally:
-        del head.forward
+    return Targets(*call_head(head, run, hidden_ND))
 
 
 def module_targets(
@@ -98,17 +73,25 @@ def module_targets(
 ) -> Targets:
     """The targets of any head: every chunk is computed again in the backward pass."""
 
-    def run(chunk_ND: Tensor, chunk_N: Tensor) -> tuple[Tensor, ...]:
-        logits_NV = form.apply(at_least_float32(head(chunk_ND)))
+    logits_of = head.forward
+
+    def run_chunk(chunk_ND: Tensor, chunk_N: Tensor) -> tuple[Tensor, ...]:
+        logits_NV = form.apply(at_least_float32(logits_of(chunk_ND)))
         found = vars(logit_targets(logits_NV, chunk_N, weight, wants_top)).values()
         return tuple(figure for figure in found if figure is not None)
 
-    # Without a target the head still has to run: every trained weight gets a gradient, of zero.
-    starts = range(0, max(1, len(labels_N)), rows)
-    chunks = [(hidden_ND[at : at + rows], labels_N[at : at + rows]) for at in starts]
-    parts = [checkpoint(run, *chunk, use_reentrant=False) for chunk in chunks]
-    weighted, *figures = zip(*parts, strict=True)
-    return Targets(torch.stack(weighted).sum(), *(torch.cat(parts) for parts in figures))
+    def run(hidden_ND: Tensor) -> tuple[Tensor, ...]:
+        # Without a target the head still has to run: every trained weight gets a gradient, of zero.
+        starts = range(0, max(1, len(labels_N)), rows)
+        chunks = [(hidden_ND[at : at + rows], labels_N[at : at + rows]) for at in starts]
+        parts = [checkpoint(run_chunk, *chunk, use_reentrant=False) for chunk in chunks]
+        weighted, *figures = zip(*parts, strict=True)
+        return (torch.stack(weighted).sum(), *(torch.cat(parts) for parts in figures))
+
+    if torch.is_grad_enabled() and not hidden_ND.requires_grad:
+        # Of a head that is trained alone, ZeRO-3 knows by this gradient when it is done.
+        hidden_ND = hidden_ND.detach().requires_grad_()
+    return Targets(*call_head(head, run, hidden_ND))
 
 
 def logit_targets(
@@ -117,45 +100,27 @@ def logit_targets(
     """The targets of logits that exist already, in float32 at the least."""
     loss_N = cross_entropy(logits_NV, labels_N, reduction="none")
     with torch.no_grad():
-        figures = _look_at(logits_NV.detach(), labels_N, weight)[1]
-        top_N = logits_NV.argmax(dim=1) if wants_top else None
+        # Minus infinity, where a model forbids a token, would make the entropy no number.
+        final_NV = logits_NV.detach().clamp(min=torch.finfo(logits_NV.dtype).min)
+        found, _ = sweep(final_NV, labels_N, FINAL)
+        top_entropy_N = _top_entropy(final_NV, weight, FINAL)
+        figures = _figures(found, found.mean_logit_N, weight, top_entropy_N)
+        top_N = final_NV.argmax(dim=1) if wants_top else None
     return Targets(weigh(figures[2], loss_N).sum(), *figures, top_N)
 
 
-def _look_at(
-    logits_NV: Tensor, labels_N: Tensor, weight: TokenWeight, out: Tensor | None = None
-) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]:
-    """Probabilities, written to `out` if given, and the figures of `Targets` but the first."""
-    probability_NV = torch.softmax(logits_NV, dim=1, out=out)
-    top_N = logits_NV.amax(dim=1)
-    label_logit_N = logits_NV.gather(1, labels_N[:, None]).squeeze(1)
-    # Of the likeliest token, which never underflows: the label's own probability can.
-    log_top_N = probability_NV.amax(dim=1).log()
-    loss_N = (top_N - label_logit_N) - log_top_N
-    entropy_N = (top_N - _dot(probability_NV, logits_NV) - log_top_N).clamp(min=0)
-    seen_N = entropy_N if weight.top is None else _entropy_of_top(logits_NV, weight.top)
-    weight_N = weight.of(loss_N, seen_N)
-    square_N = torch.linalg.vector_norm(probability_NV, dim=1).square()
-    square_N = square_N - 2 * (-loss_N).exp() + 1
-    gradient_N = weigh(weight_N, square_N.clamp(min=0).sqrt())
-    is_top_N = (label_logit_N >= top_N).to(loss_N.dtype)
-    return probability_NV, (loss_N, entropy_N, weight_N, is_top_N, gradient_N)
+def _figures(
+    found: Sweep, mean_logit_N: Tensor | None, weight: TokenWeight, top_entropy_N: Tensor | None
+) -> Figures:
+    assert mean_logit_N is not None
+    entropy_N = found.entropy(mean_logit_N)
+    weight_N = weight.of(found.loss_N, entropy_N if top_entropy_N is None else top_entropy_N)
+    gradient_N = weigh(weight_N, found.pull_norm_N)
+    return found.loss_N, entropy_N, weight_N, found.is_top_N, gradient_N
 
 
-def _dot(left_NV: Tensor, right_NV: Tensor) -> Tensor:
-    """Row times row, shape [N], in tiles: on a CPU the products never leave the cache."""
-    num_rows, vocabulary_size = left_NV.shape
-    columns = vocabulary_size
-    if left_NV.device.type == "cpu":
-        columns = max(256, TILE_ELEMENTS // max(1, num_rows))
-    tiles = zip(torch.split(left_NV, columns, 1), torch.split(right_NV, columns, 1), strict=True)
-    return torch.stack([(left * right).sum(dim=1) for left, right in tiles]).sum(dim=0)
-
-
-def _entropy_of_top(logits_NV: Tensor, top: int) -> Tensor:
-    """Entropy of the likeliest tokens, their probabilities scaled to a sum of 1, shape [N]."""
-    logs_NK = logits_NV.topk(min(top, logits_NV.shape[1]), dim=1).values.log_softmax(dim=1)
-    return -(logs_NK.exp() * logs_NK).sum(dim=1)
+def _top_entropy(logits_NV: Tensor, weight: TokenWeight, form: LogitForm) -> Tensor | None:
+    return None if weight.top is None else entropy_of_top(logits_NV, weight.top, form)
 
 
 class _LinearHead(torch.autograd.Function):
@@ -174,51 +139,19 @@ class _LinearHead(torch.autograd.Function):
         wants_gradient: bool,
         wants_top: bool,
     ) -> tuple[Tensor, ...]:
-        device = hidden_ND.device.type
         inputs = (hidden_ND, weight_VD, bias_V)
         needed = [wants_gradient and need for need in ctx.needs_input_grad[:3]]
-        dtype = weight_VD.dtype
-        if torch.is_autocast_enabled(device):
-            dtype = torch.get_autocast_dtype(device)
-        wide = torch.promote_types(dtype, torch.float32)
-        gradients = [
-            torch.zeros_like(tensor, dtype=wide if place else None)
-            if need and tensor is not None
-            else None
-            for place, (tensor, need) in enumerate(zip(inputs, needed, strict=True))
-        ]
-        figures = [hidden_ND.new_empty(len(labels_N), dtype=wide) for _ in range(5)]
-        top_N = torch.empty_like(labels_N)
-        # One piece of memory for all chunks: a new one is slow, its pages have to be brought in.
-        space = (min(rows, len(labels_N)), len(weight_VD))
-        spaces = [hidden_ND.new_empty(space, dtype=wide) for _ in range(2)]
+        work = _Work(inputs, needed, labels_N, weight, form, rows, wants_top)
         # Cast once, by hand: autocast would cast a frozen head again for every chunk.
-        with torch.autocast(device, enabled=False):
-            head_VD = weight_VD.to(dtype)
-            head_V = None if bias_V is None else bias_V.to(dtype)
+        with torch.autocast(hidden_ND.device.type, enabled=False):
             for start in range(0, len(labels_N), rows):
-                chunk = slice(start, start + rows)
-                chunk_ND = hidden_ND[chunk].to(dtype)
-                logits_NV, probability_NV = (space_NV[: len(chunk_ND)] for space_NV in spaces)
-                _multiply(chunk_ND, head_VD, head_V, out=logits_NV)
-                form.apply_(logits_NV)
-                found = _look_at(logits_NV, labels_N[chunk], weight, out=probability_NV)[1]
-                for figure_N, values_N in zip(figures, found, strict=True):
-                    figure_N[chunk] = values_N
-                if wants_top:
-                    top_N[chunk] = logits_NV.argmax(dim=1)
-                if any(needed):
-                    pull_NV = _pull_(probability_NV, labels_N[chunk], found[2])
-                    pull_NV = form.pass_back_(pull_NV, logits_NV)
-                    # What is not a number stays so when it is multiplied by the pull of 0.
-                    chunk_ND = chunk_ND.masked_fill(~(found[2] > 0)[:, None], 0)
-                    _add_gradients(gradients, chunk, pull_NV, chunk_ND, head_VD)
-        ctx.gradients = gradients
+                work.do(slice(start, start + rows))
+        ctx.gradients = work.gradients
         ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in inputs]
-        if wants_top:
-            figures.append(top_N)
+        figures = [*work.figures, work.top_N] if wants_top else work.figures
         ctx.mark_non_differentiable(*figures)
-        return (weigh(figures[2], figures[0]).sum(), *figures)
+        loss_N, _, weight_N, *_ = figures
+        return (weigh(weight_N, loss_N).sum(), *figures)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
@@ -231,41 +164,109 @@ class _LinearHead(torch.autograd.Function):
         return (*scaled, *[None] * 6)
 
 
-def _multiply(chunk_ND: Tensor, head_VD: Tensor, head_V: Tensor | None, out: Tensor) -> None:
-    """Hidden states times head, written to `out`."""
-    if out.dtype == chunk_ND.dtype:
-        torch.mm(chunk_ND, head_VD.T, out=out)
-        if head_V is not None:
-            out.add_(head_V)
-    else:
-        out.copy_(linear(chunk_ND, head_VD, head_V))
+class _Work:
+    """What is found chunk by chunk: the figures, and the gradients that are wanted."""
 
+    def __init__(
+        self,
+        inputs: tuple[Tensor, Tensor, Tensor | None],
+        needed: list[bool],
+        labels_N: Tensor,
+        weight: TokenWeight,
+        form: LogitForm,
+        rows: int,
+        wants_top: bool,
+    ) -> None:
+        self.hidden_ND, weight_VD, bias_V = inputs
+        self.labels_N, self.weight, self.form, self.wants_top = labels_N, weight, form, wants_top
+        self.dtype = weight_VD.dtype
+        device = self.hidden_ND.device.type
+        if torch.is_autocast_enabled(device):
+            self.dtype = torch.get_autocast_dtype(device)
+        self.head_VD = weight_VD.to(self.dtype)
+        self.head_V = None if bias_V is None else bias_V.to(self.dtype)
+        wide = torch.promote_types(self.dtype, torch.float32)
+        self.gradients = [
+            torch.zeros_like(tensor, dtype=wide if place else None)
+            if need and tensor is not None
+            else None
+            for place, (tensor, need) in enumerate(zip(inputs, needed, strict=True))
+        ]
+        self.figures = [self.hidden_ND.new_empty(len(labels_N), dtype=wide) for _ in range(5)]
+        self.top_N = torch.empty_like(labels_N)
+        # One piece of memory for all chunks: a new one is slow, its pages have to be brought in.
+        in_place = has_kernel(device)
+        space = (min(rows, len(labels_N)), len(weight_VD))
+        self.logits_RV = self.hidden_ND.new_empty(space, dtype=self.dtype if in_place else wide)
+        self.pulls_RV = None if in_place else torch.empty_like(self.logits_RV)
+        # The mean logit of a linear head comes with the gradient, if that is precise enough.
+        is_linear = form.softcap is None and self.dtype == wide
+        self.mean_comes_free = is_linear and self.gradients[0] is not None
 
-def _pull_(probability_NV: Tensor, labels_N: Tensor, weight_N: Tensor) -> Tensor:
-    """Weight times (softmax - one-hot), in the place of the probabilities; 0 where refused."""
-    ones_N1 = torch.ones_like(weight_N)[:, None]
-    probability_NV.scatter_add_(1, labels_N[:, None], -ones_N1)
-    probability_NV.mul_(weight_N[:, None])
-    return probability_NV.masked_fill_(~(weight_N > 0)[:, None], 0)
+    def do(self, chunk: slice) -> None:
+        """Look at one chunk and add what it gives to figures and gradients."""
+        chunk_ND, labels_N = self.hidden_ND[chunk].to(self.dtype), self.labels_N[chunk]
+        logits_NV = self._multiply(chunk_ND)
+        top_entropy_N = _top_entropy(logits_NV, self.weight, self.form)
+        if self.wants_top:
+            self.top_N[chunk] = logits_NV.argmax(dim=1)
+        found, pull_NV = self._sweep(logits_NV, labels_N)
+        # Not weighed yet: the weight may depend on the entropy, which may come from the product.
+        of_hidden_ND = self.gradients[0]
+        pulled_ND = None if of_hidden_ND is None else pull_NV.to(self.dtype) @ self.head_VD
+        mean_N = found.mean_logit_N
+        if mean_N is None:
+            mean_N = self._free_mean(found, pull_NV, pulled_ND, chunk_ND)
+        figures = _figures(found, mean_N, self.weight, top_entropy_N)
+        for figure_N, values_N in zip(self.figures, figures, strict=True):
+            figure_N[chunk] = values_N
+        factor_N1 = (self.form.scale * figures[2])[:, None]
+        if of_hidden_ND is not None and pulled_ND is not None:
+            of_hidden_ND[chunk] = weigh(factor_N1, pulled_ND)
+        self._add_to_head(pull_NV, chunk_ND, factor_N1)
 
+    def _sweep(self, logits_NV: Tensor, labels_N: Tensor) -> tuple[Sweep, Tensor]:
+        if self.pulls_RV is None:
+            from yrunner.losses.sweep_triton import sweep_on_gpu
 
-def _add_gradients(
-    gradients: list[Tensor | None],
-    chunk: slice,
-    pull_NV: Tensor,
-    chunk_ND: Tensor,
-    head_VD: Tensor,
-) -> None:
-    """What a chunk adds to the gradients of hidden states, head and bias that are wanted."""
-    of_hidden_ND, of_head_VD, of_bias_V = gradients
-    if of_bias_V is not None:
-        of_bias_V.add_(pull_NV.sum(dim=0))
-    pull_NV = pull_NV.to(head_VD.dtype)
-    if of_hidden_ND is not None:
-        of_hidden_ND[chunk] = (pull_NV @ head_VD).to(of_hidden_ND.dtype)
-    if of_head_VD is None:
-        return
-    if of_head_VD.dtype == pull_NV.dtype:
-        of_head_VD.addmm_(pull_NV.T, chunk_ND)
-    else:
-        of_head_VD.add_(pull_NV.T @ chunk_ND)
+            return sweep_on_gpu(logits_NV, labels_N, self.form)
+        out = self.pulls_RV[: len(labels_N)]
+        return sweep(logits_NV, labels_N, self.form, out=out, wants_mean=not self.mean_comes_free)
+
+    def _multiply(self, chunk_ND: Tensor) -> Tensor:
+        """The product of hidden states and head, its bias added."""
+        logits_NV = self.logits_RV[: len(chunk_ND)]
+        if logits_NV.dtype != self.dtype:
+            return logits_NV.copy_(linear(chunk_ND, self.head_VD, self.head_V))
+        torch.mm(chunk_ND, self.head_VD.T, out=logits_NV)
+        return logits_NV if self.head_V is None else logits_NV.add_(self.head_V)
+
+    def _free_mean(
+        self, found: Sweep, pull_NV: Tensor, pulled_ND: Tensor | None, chunk_ND: Tensor
+    ) -> Tensor:
+        """The mean logit of each target from what it pulls at its hidden state.
+
+        Logits are linear in the hidden state h: pull . logits = scale (pull W . h + pull . bias).
+        """
+        assert pulled_ND is not None
+        product_N = (pulled_ND * chunk_ND).sum(dim=1)
+        if self.head_V is not None:
+            product_N += pull_NV @ self.head_V
+        return self.form.scale * product_N + found.label_logit_N
+
+    def _add_to_head(self, pull_NV: Tensor, chunk_ND: Tensor, factor_N1: Tensor) -> None:
+        """Add a chunk's part to the gradients of the head's weight and bias that are wanted."""
+        _, of_head_VD, of_head_V = self.gradients
+        if of_head_VD is None and of_head_V is None:
+            return
+        # A refused target gives nothing, not even something that is not a number.
+        pull_NV.masked_fill_(~(factor_N1 > 0), 0)
+        if of_head_V is not None:
+            of_head_V.add_((factor_N1 * pull_NV).sum(dim=0))
+        if of_head_VD is None:
+            return
+        weighed_ND = weigh(factor_N1, chunk_ND).to(self.dtype)
+        if of_head_VD.dtype == self.dtype:
+            of_head_VD.addmm_(pull_NV.T, weighed_ND)
+        else:
+            of_head_VD.add_(pull_NV.to(self.dtype).T @ weighed_ND)

@@ -9,6 +9,7 @@ is tried out on the model itself. Switched off by `detach`, or by never calling 
 # B = rows, T = tokens, D = hidden size, V = vocabulary, K = columns, N = targets
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from functools import wraps
 from typing import Any
 
@@ -20,12 +21,12 @@ from torch._subclasses import FakeTensor
 
 from yrunner.console import warn
 from yrunner.losses.chunks import (
-    LogitForm,
     chunk_rows,
     linear_targets,
     logit_targets,
     module_targets,
 )
+from yrunner.losses.head_call import gather_as_one
 from yrunner.losses.per_token import (
     PLAIN,
     Targets,
@@ -34,6 +35,7 @@ from yrunner.losses.per_token import (
     predicting_columns,
     target_places,
 )
+from yrunner.losses.sweep import LogitForm
 
 PROBE_LENGTH = 8
 """Tokens of the first batch on which the fused head is compared with the model's own logits."""
@@ -49,6 +51,7 @@ def attach(model: Any, rows: int | None = None) -> None:
         return
     original = causal.forward
     fused = causal.fused_head = _FusedHead(causal, original, rows)
+    gather_as_one(active_head(causal))
 
     @wraps(original)
     def forward(
@@ -60,7 +63,8 @@ def attach(model: Any, rows: int | None = None) -> None:
         if token_weight is None:
             return original(*args, **kwargs)
         assert not args, "targets are asked for by measure_targets"
-        return fused.targets(token_weight, wants_top, kwargs)
+        # As a dictionary: DeepSpeed looks for tensors in these alone.
+        return vars(fused.targets(token_weight, wants_top, kwargs))
 
     causal.forward = forward
 
@@ -85,8 +89,7 @@ def measure_targets(
     `wants_top`: with the likeliest token of each, which costs a tenth more.
     """
     options = {"token_weight": weight, "wants_top": wants_top, "use_cache": False}
-    targets: Targets = model(**inputs, **options)
-    return targets
+    return Targets(**model(**inputs, **options))
 
 
 class _FusedHead:
@@ -111,13 +114,22 @@ class _FusedHead:
         if not self.fits:
             return self._from_full_logits(inputs, labels_BT, weight, wants_top)
         hidden_BTD = self.model.base_model(**inputs).last_hidden_state
+        return self._from_hidden(hidden_BTD, labels_BT, weight, wants_top)
+
+    # torch.compile leaves alone what is written by hand, or depends on the number of targets.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _from_hidden(
+        self, hidden_BTD: Tensor, labels_BT: Tensor, weight: TokenWeight, wants_top: bool
+    ) -> Targets:
         is_target_BT, labels_N = target_places(labels_BT)
         hidden_ND = hidden_BTD[:, :-1][is_target_BT]
         head = active_head(self.model)
-        rows = self.rows or chunk_rows(self.model.config.get_text_config().vocab_size)
+        vocabulary_size = self.model.config.get_text_config().vocab_size
+        rows = self.rows or chunk_rows(vocabulary_size, hidden_ND.device.type)
         through = linear_targets if is_plain(head) else module_targets
         return through(hidden_ND, head, labels_N, weight, self.form, rows, wants_top)
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _from_full_logits(
         self, inputs: dict[str, Any], labels_BT: Tensor, weight: TokenWeight, wants_top: bool
     ) -> Targets:
@@ -128,6 +140,7 @@ class _FusedHead:
             at_least_float32(logits_BKV[is_target_BK]), labels_N, weight, wants_top
         )
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _try_out(self, inputs: dict[str, Any]) -> bool:
         """Whether our logits of a few tokens are the model's own; says so where they are not."""
         base, head = self.model.base_model, self.model.get_output_embeddings()
@@ -139,20 +152,17 @@ class _FusedHead:
             name: value[:1, :PROBE_LENGTH] if isinstance(value, Tensor) else value
             for name, value in inputs.items()
         }
-        was_training = [(module, module.training) for module in self.model.modules()]
-        self.model.eval()
         try:
-            with torch.no_grad():
+            # Neither the mode nor the random state is touched: dropout draws the same for both.
+            with torch.no_grad(), _own_random_state():
                 theirs = self.original(**few).logits
+            with torch.no_grad(), _own_random_state():
                 hidden = base(**few).last_hidden_state
                 ours = self.form.apply(at_least_float32(active_head(self.model)(hidden)))
         except (AttributeError, TypeError, RuntimeError):
             # A base model of another kind; what is wrong with the batch itself is raised again by
             # the model's own forward.
             return self._refuse()
-        finally:
-            for module, mode in was_training:
-                module.training = mode
         return _are_equal(ours, theirs, hidden) or self._refuse()
 
     def _refuse(self) -> bool:
@@ -177,6 +187,11 @@ def active_head(model: Any) -> Any:
 def is_plain(head: Any) -> bool:
     """Whether weight and bias are all there is. Accelerate's hooks fetch weights from elsewhere."""
     return type(head) is nn.Linear and not hasattr(head, "_hf_hook")
+
+
+def _own_random_state() -> AbstractContextManager[None]:
+    """Begin with the present state of every device, and leave it as it was."""
+    return torch.random.fork_rng(devices=range(torch.cuda.device_count()))
 
 
 def _logit_form(config: Any) -> LogitForm:

@@ -33,8 +33,10 @@ def nlirg_entropy_weight(
     of NLIRG. The second falls with L - E, by how many nats the token is worse than the model itself
     expected: it is 1 for a token that is only hard and `floor` for one that is sure and wrong. What
     every row says is learned in spite of it, since it comes again; what one row says hardly is.
+    An entropy that is not a number is refused, as a loss is: weight 0.
     """
     rising_N = torch.sigmoid(k * (loss_N - x0))
     trust_N = torch.sigmoid(sure_slope * (sure_center - loss_N + entropy_N))
     weight_N = max_lr * rising_N * (floor + (1 - floor) * trust_N)
-    return torch.where(loss_N < loss_deadline, weight_N, torch.zeros_like(weight_N))
+    is_usable_N = (loss_N < loss_deadline) & ~entropy_N.isnan()
+    return torch.where(is_usable_N, weight_N, torch.zeros_like(weight_N))

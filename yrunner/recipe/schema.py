@@ -144,6 +144,8 @@ class TrainSection(Section):
     """shuffle anew each epoch, or keep the order of the files."""
     gradient_checkpointing: bool = False
     """Compute activations twice instead of storing them: less memory, about a third slower."""
+    torch_compile: bool = False
+    """Compile the layers at the first step, which takes minutes: for long runs."""
     checkpoint: Checkpoint = Checkpoint()
     early_stopping: EarlyStopping | None = None
     log_every: int = Field(10, ge=1)

@@ -6,12 +6,11 @@ A report knows nothing about runs. A command fills the blocks below and writes t
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from yrunner.console import Cell, format_cell, printable, reads_as_number
+from yrunner.console import Cell, format_cell, reads_as_number
+from yrunner.reports.page import render_page
 from yrunner.run_dir import write_text
 
 
@@ -119,17 +118,8 @@ def write_report(report: Report, path: Path) -> None:
 
 def render_report(report: Report) -> str:
     """The whole page as text."""
-    environment = Environment(
-        loader=PackageLoader("yrunner", "reports"),
-        autoescape=True,
-        finalize=_without_control_characters,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
-    environment.filters["cell"] = format_cell
-    template = environment.get_template("report.html.jinja")
-    return template.render(
+    return render_page(
+        "report.html.jinja",
         report=report,
         kind=lambda block: type(block).__name__,
         numeric_columns=_numeric_columns,
@@ -142,8 +132,3 @@ def _numeric_columns(table: Table) -> list[bool]:
     columns = range(len(table.columns))
     cells = [[format_cell(value) for value in row] for row in table.rows]
     return [bool(cells) and all(reads_as_number(row[index]) for row in cells) for index in columns]
-
-
-def _without_control_characters(value: Any) -> Any:
-    """Make answers of a model harmless; what the template itself wrote is left alone."""
-    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value

@@ -8,7 +8,7 @@ import io
 import math
 import re
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from itertools import cycle, pairwise
 from statistics import fmean
 from typing import Any
 
@@ -39,6 +39,7 @@ ZONES = ("easy", "learning", "hard", "refused")
 _WIDTH_INCHES, _HEIGHT_INCHES = 7.6, 3.4
 _MOST_POINTS = 500
 _HIGHEST_LOSS = 16.0
+_STROKES = ("-", "--", ":")
 
 
 def loss_curves(records: Sequence[Record]) -> str:
@@ -103,7 +104,7 @@ def learning_rate(records: Sequence[Record]) -> str:
 
 def weight_curve(
     losses_N: Sequence[float],
-    weights_N: Sequence[float],
+    curves: Mapping[str, Sequence[float]],
     *,
     zone_edges: Sequence[float],
     before: Sequence[float] = (),
@@ -111,30 +112,41 @@ def weight_curve(
 ) -> str:
     """The weight of a token by its loss; under it, how the tokens' losses lay before and after.
 
-    `losses_N` and `weights_N` are points of the curve W(L), from 0 to 16 nats. `zone_edges` are
-    the three losses between the zones. `before` and `after` are losses of tokens; those above
-    16 nats are counted in the last bar.
+    `curves` are the weights at `losses_N`, from 0 to 16 nats, by the name of each curve.
+    `zone_edges` are the three losses between the zones. `before` and `after` are losses of
+    tokens; those above 16 nats are counted in the last bar.
     """
-    points = sorted(
-        (loss, weight)
-        for loss, weight in zip(losses_N, weights_N, strict=True)
-        if math.isfinite(loss) and math.isfinite(weight)
-    )
+    points = {
+        name: [
+            point for point in zip(losses_N, weights_N, strict=True) if all(map(_is_number, point))
+        ]
+        for name, weights_N in curves.items()
+    }
     groups = {"before": _within_scale(before), "after": _within_scale(after)}
     groups = {name: losses for name, losses in groups.items() if losses}
-    if not points and not groups:
+    if not any(points.values()) and not groups:
         return _empty("weight_curve")
     figure = _figure(height_inches=4.6 if groups else _HEIGHT_INCHES)
     ratios = [3, 2] if groups else [1]
     rows = figure.subplots(len(ratios), sharex=True, height_ratios=ratios, squeeze=False)[:, 0]
-    rows[0].plot(*zip(*points or [(0, 0)], strict=True), color=THEME["ink"], linewidth=2)
-    rows[0].set(xlim=(0, _HIGHEST_LOSS), ylim=(0, None))
+    _draw_weights(rows[0], points)
     _draw_zones(rows, zone_edges, groups)
     if groups:
         _draw_histogram(rows[1], groups)
     _label(rows[-1], "loss of the token (nats)", "share of the tokens" if groups else "weight")
     _label(rows[0], "" if groups else "loss of the token (nats)", "weight")
     return _svg(figure, "weight_curve")
+
+
+def _draw_weights(axes: Any, curves: Mapping[str, Sequence[tuple[float, float]]]) -> None:
+    """The curves, told apart by their strokes; one alone needs no name."""
+    for (name, points), stroke in zip(curves.items(), cycle(_STROKES)):
+        if points:
+            style = {"color": THEME["ink"], "linewidth": 2, "linestyle": stroke}
+            axes.plot(*zip(*points, strict=True), label=name, **style)
+    axes.set(xlim=(0, _HIGHEST_LOSS), ylim=(0, None))
+    if len(curves) > 1:
+        axes.legend(frameon=False, labelcolor=THEME["ink"], loc="upper right")
 
 
 def _draw_zones(rows: Any, edges: Sequence[float], groups: Mapping[str, Any]) -> None:
@@ -145,6 +157,8 @@ def _draw_zones(rows: Any, edges: Sequence[float], groups: Mapping[str, Any]) ->
     for zone, (start, end), shares_of_zone in zip(
         ZONES, pairwise(bounds), shares_by_zone, strict=True
     ):
+        if start == end:
+            continue
         for axes in rows:
             axes.axvspan(start, end, color=THEME[zone], alpha=0.13, linewidth=0)
         held = " → ".join(f"{share:.0%}" for share in shares_of_zone)

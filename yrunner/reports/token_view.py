@@ -11,6 +11,7 @@ from rich.text import Text
 from yrunner.console import printable
 from yrunner.data.conversation import TokenizedExample
 from yrunner.errors import Origin
+from yrunner.reports.token_text import LINE_END, TokenText, visible
 from yrunner.tokens import IGNORE_INDEX
 
 CONTEXT = "dim"
@@ -24,7 +25,6 @@ NAME = "bold"
 WARNING = "yellow"
 
 OPENED, CLOSED = "⟦", "⟧"
-LINE_END = "↵"
 SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -101,13 +101,10 @@ class TokenView:
     def _stretch(self, ids: list[int], before: list[int], batch: int | None) -> Text:
         """Tokens of one token batch, or of context, that follow each other."""
         text = Text()
-        for is_special, tokens in groupby(ids, key=self._special_ids.__contains__):
+        for is_special, tokens in groupby(ids, key=self._text.special_ids.__contains__):
             run = list(tokens)
-            if is_special:
-                decoded = "".join(self.tokenizer.convert_ids_to_tokens(run))
-            else:
-                decoded = self._decode(run, before)
-            text.append(_visible(decoded), _style(batch, is_special))
+            shown = self._text.names(run) if is_special else self._text.decode(run, before)
+            text.append(visible(shown), _style(batch, is_special))
             before = run[-1:]
         return text
 
@@ -124,26 +121,9 @@ class TokenView:
             stretch.right_crop()
         return Text.assemble(OPENED, sign, stretch, CLOSED, "\n" if ends_line else "")
 
-    def _decode(self, ids: list[int], before: list[int]) -> str:
-        """The text of tokens behind the token `before`.
-
-        Some tokenizers leave out the blank that a text begins with, so it is decoded as well.
-        """
-        known, whole = (
-            self.tokenizer.decode(
-                part, skip_special_tokens=False, clean_up_tokenization_spaces=False
-            )
-            for part in (before, before + ids)
-        )
-        if whole.startswith(known):
-            return whole[len(known) :]
-        # The border lies inside a character.
-        return self.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
-
     @cached_property
-    def _special_ids(self) -> set[int]:
-        added = self.tokenizer.added_tokens_decoder.items()
-        return {*self.tokenizer.all_special_ids, *(id_ for id_, token in added if token.special)}
+    def _text(self) -> TokenText:
+        return TokenText(self.tokenizer)
 
 
 def _batches(labels: Sequence[int], token_batch: int) -> Iterator[int | None]:
@@ -160,11 +140,6 @@ def _style(batch: int | None, is_special: bool) -> str:
     if batch is None:
         return SPECIAL_CONTEXT if is_special else CONTEXT
     return TARGETS[batch % len(TARGETS)] + (SPECIAL if is_special else "")
-
-
-def _visible(text: str) -> str:
-    # Line by line: `printable` takes the return before a line feed away, but the model sees it.
-    return f"{LINE_END}\n".join(map(printable, text.split("\n")))
 
 
 def _superscript(number: int) -> str:

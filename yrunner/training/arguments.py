@@ -108,7 +108,6 @@ def token_weight(loss: Loss) -> tuple[TokenWeight, float]:
         case DftLoss():
             return TokenWeight(lambda loss_N, _: dft_weight(loss_N)), HARD_UP_TO
         case EaftLoss():
-            eaft = TokenWeight(lambda _, top_N: eaft_weight(top_N, **numbers), top=EAFT_TOP)
-            return eaft, HARD_UP_TO
+            return TokenWeight(partial(eaft_weight, **numbers), top=EAFT_TOP), HARD_UP_TO
         case _:
             assert_never(loss)

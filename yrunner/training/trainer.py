@@ -1,7 +1,8 @@
 """The one subclass of transformers' Trainer: weighted targets, exact sums, whole checkpoints."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, Literal
 
@@ -15,10 +16,11 @@ from yrunner.data.conversation import TokenizedExample
 from yrunner.data.layouts import Layout, one_per_row
 from yrunner.data.plan import Plan
 from yrunner.losses.fused import attach, measure_targets
-from yrunner.losses.per_token import TokenWeight, sum_targets
+from yrunner.losses.per_token import Targets, TokenWeight, sum_targets
 from yrunner.models.quiet import quiet_libraries
 from yrunner.run_dir import RunDir, whole_folder
 from yrunner.tokens import IGNORE_INDEX
+from yrunner.training.compilation import compiled_layers
 from yrunner.training.meter import SignalMeter
 
 
@@ -27,6 +29,7 @@ class SignalTrainer(Trainer):
 
     The loss of an update is the sum of weight times loss over its targets, divided once by their
     number, or by their weights, over all micro-steps: accumulation cannot change a result.
+    `watchers` are shown the targets of every micro-batch.
     """
 
     # compute_loss divides by the targets of the whole update; Trainer must not divide again.
@@ -46,6 +49,8 @@ class SignalTrainer(Trainer):
         pad_token_id: int,
         run_dir: RunDir,
         keep_checkpoints: int,
+        torch_compile: bool = False,
+        watchers: Sequence[Callable[[Targets], None]] = (),
         **kwargs: Any,
     ) -> None:
         super().__init__(
@@ -66,11 +71,18 @@ class SignalTrainer(Trainer):
         self.weights_of_update: list[Tensor] = []
         self.run_dir = run_dir
         self.keep_checkpoints = keep_checkpoints
+        self.torch_compile = torch_compile
+        self.watchers = watchers
         self.meter = SignalMeter()
 
     def use_layout(self, layout: Layout) -> None:
         """Lay out micro-batches so. Without a call, every example has a row of its own."""
         self.data_collator = partial(collate, pad_token_id=self.pad_token_id, layout=layout)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Trainer's, with the layers compiled where that is wanted."""
+        with compiled_layers(self.model) if self.torch_compile else nullcontext():
+            return super().train(*args, **kwargs)
 
     def get_train_dataloader(self) -> DataLoader[TokenizedExample]:
         """Micro-batches in the order of the plan, all epochs in one sequence."""
@@ -127,6 +139,8 @@ class SignalTrainer(Trainer):
         """The micro-batch's part of the update's loss. `num_items_in_batch`: targets of it all."""
         assert num_items_in_batch is not None, "get_batch_samples counts the targets"
         targets = measure_targets(model, inputs, self.weight)
+        for watch in self.watchers:
+            watch(targets)
         sums = sum_targets(targets, self.loss_deadline)
         self.meter.add(sums.record_R)
         self.weights_of_update.append(targets.weight_N.sum())

@@ -1,0 +1,136 @@
+"""Our part of sft.py, and transformers' own Trainer: python -m benchmarks.sft_ours FOLDER WAY"""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import Trainer, TrainingArguments
+
+from benchmarks.sft import BATCH
+from yrunner.commands.train_plan import layout_for
+from yrunner.data.collate import collate
+from yrunner.data.conversation import TokenizedExample
+from yrunner.data.plan import make_plan
+from yrunner.errors import Origin
+from yrunner.models.isolation import isolates_examples
+from yrunner.models.load import load_model
+from yrunner.models.tuning import apply_tuning
+from yrunner.recipe.schema import Loss, NlirgLoss, PlainLoss, TrainSection
+from yrunner.recipe.schema_model import LoraTuning
+from yrunner.run_dir import RunDir
+from yrunner.tokens import IGNORE_INDEX
+from yrunner.training.arguments import make_arguments, token_weight
+from yrunner.training.trainer import SignalTrainer
+
+
+def read_examples(folder: Path) -> list[Any]:
+    """The rows as token ids; prompts are context, replies and their end are targets."""
+    examples = []
+    for number, line in enumerate((folder / "rows.jsonl").read_text("utf-8").splitlines(), 1):
+        row = json.loads(line)
+        prompt, reply = ([int(word) for word in row[key].split()] for key in row)
+        labels = [IGNORE_INDEX] * len(prompt) + [*reply, 1]
+        examples.append(TokenizedExample([*prompt, *reply, 1], labels, Origin("rows", number)))
+    return examples
+
+
+def load_lora(folder: Path) -> Any:
+    """The model with its adapter."""
+    model = load_model(
+        str(folder / "model"), dtype=torch.float32, attention="sdpa", trust_remote_code=False
+    )
+    return apply_tuning(model, LoraTuning(rank=16, dropout=0.0))
+
+
+def ours(folder: Path, loss: Loss) -> None:
+    """The trainer of `yrun train`, laid out as it would choose."""
+    examples, model = read_examples(folder), load_lora(folder)
+    train = TrainSection(epochs=1, batch_size=BATCH)
+    plan = make_plan(
+        [len(example.target_positions) for example in examples],
+        lengths=[len(example.input_ids) for example in examples],
+        token_batch=0,
+        batch_size=BATCH,
+        accumulation=1,
+        epochs=1,
+        max_updates=None,
+        order="shuffle",
+        seed=0,
+    )
+    run_dir = RunDir(folder / loss.kind)
+    arguments = make_arguments(
+        train,
+        folder=run_dir.checkpoints,
+        name=loss.kind,
+        num_updates=plan.num_updates,
+        seed=0,
+        dtype=torch.float32,
+        validates=False,
+    )
+    weight, loss_deadline = token_weight(loss)
+    trainer = SignalTrainer(
+        model=model,
+        args=arguments,
+        train_examples=examples,
+        validation_examples=[],
+        plan=plan,
+        token_batch=0,
+        weight=weight,
+        loss_deadline=loss_deadline,
+        normalize="targets",
+        pad_token_id=0,
+        run_dir=run_dir,
+        keep_checkpoints=1,
+    )
+    trainer.use_layout(layout_for(model.config, isolates=isolates_examples(trainer.model)))
+    say_seconds(trainer.train)
+
+
+def plain_trainer(folder: Path) -> None:
+    """transformers' Trainer: padded batches, logits of all tokens, the model's own loss."""
+
+    def pad(examples: list[Any]) -> dict[str, torch.Tensor]:
+        batch = collate(examples, pad_token_id=0)
+        lengths = torch.tensor([len(example.input_ids) for example in examples])
+        columns = torch.arange(batch["input_ids"].shape[1])
+        return {**batch, "attention_mask": (columns < lengths[:, None]).long()}
+
+    arguments = TrainingArguments(
+        output_dir=str(folder / "plain"),
+        per_device_train_batch_size=BATCH,
+        num_train_epochs=1,
+        learning_rate=1e-4,
+        use_cpu=True,
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        remove_unused_columns=False,
+    )
+    trainer = Trainer(
+        model=load_lora(folder),
+        args=arguments,
+        train_dataset=read_examples(folder),
+        data_collator=pad,
+    )
+    say_seconds(trainer.train)
+
+
+def say_seconds(train: Callable[[], Any]) -> None:
+    """Train and print how long it took."""
+    started = time.perf_counter()
+    train()
+    print(f"seconds of training: {time.perf_counter() - started:.3f}")
+
+
+WAYS: dict[str, Callable[[Path], None]] = {
+    "plain": lambda folder: ours(folder, PlainLoss()),
+    "nlirg": lambda folder: ours(folder, NlirgLoss(kind="nlirg")),
+    "trainer": plain_trainer,
+}
+
+if __name__ == "__main__":
+    WAYS[sys.argv[2]](Path(sys.argv[1]))

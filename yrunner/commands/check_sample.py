@@ -1,0 +1,156 @@
+"""Rows of the training data, scored by the base before training: which ones, and whether at all."""
+
+# N = targets of the sample
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from yrunner.commands.base import base_source, stale_base
+from yrunner.console import progress
+from yrunner.data.conversation import TokenizedExample
+from yrunner.data.store import Examples
+from yrunner.models.adapters import attach_adapter, read_base
+from yrunner.models.at_hand import count_weights, free_memory, local_folder, weight_files
+from yrunner.models.load import choose_dtype, load_model
+from yrunner.recipe.load import base_recipe_path
+from yrunner.recipe.schema import Recipe
+from yrunner.recipe.schema_model import LoraTuning
+from yrunner.scoring.measure import score_tokens
+from yrunner.training.arguments import token_weight
+
+SAMPLE_ROWS = 64
+MOST_TARGETS = 20_000
+MOST_WORK = {"cpu": 2e12, "cuda": 2e15}
+"""Floating-point operations that nobody has to ask for: half a minute or less of two cores, or of
+a GPU."""
+ROOM_BESIDE_WEIGHTS = 1.25
+"""Memory that scoring needs for each byte of weights."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The base's view of the targets of some rows."""
+
+    rows: int
+    loss_N: Tensor
+    weight_N: Tensor
+
+
+@dataclass(frozen=True)
+class NotScored:
+    """Why nothing is known of the base's losses."""
+
+    skipped: str
+
+
+def score_sample(
+    recipe: Recipe, tokenizer: Any, examples: Examples, rows: int | None
+) -> Sample | NotScored:
+    """Score `rows` of the examples with the base and the recipe's weight.
+
+    None: as many as tell enough and take no more than about half a minute. Raises `ModelError`
+    where the base cannot be loaded.
+    """
+    if rows == 0:
+        return NotScored("not asked for (--sample 0)")
+    if not len(examples) or not examples.num_targets.sum():
+        return NotScored("there is no target to learn from")
+    base = find_base(recipe)
+    if isinstance(base, NotScored):
+        return base
+    folder, num_weights = base
+    if rows is None:
+        rows = _affordable_rows(examples, num_weights)
+    if rows == 0:
+        return NotScored(
+            f"a row takes long on this machine, with a base of {num_weights:,} weights; "
+            "ask for some with --sample 8"
+        )
+    return _score(recipe, tokenizer, _load(recipe, folder), spread(examples, rows))
+
+
+def spread(examples: Examples, number: int) -> list[TokenizedExample]:
+    """So many examples, or all of fewer, at even distances from each other."""
+    number = min(number, len(examples))
+    return [examples[(2 * place + 1) * len(examples) // (2 * number)] for place in range(number)]
+
+
+def find_base(recipe: Recipe) -> tuple[Path, int] | NotScored:
+    """The folder of the base and the number of its weights, where it can be loaded at no cost."""
+    if recipe.model.scratch is not None:
+        return NotScored("a model from scratch knows nothing yet, so its losses say nothing")
+    stale = stale_base(recipe)
+    if stale is not None:
+        path = base_recipe_path(recipe)
+        assert path is not None, "only a recipe can be stale"
+        here = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+        return NotScored(
+            f"{stale[0].name} has no result of its recipe as it is now; "
+            f"train it with: yrun train {here}"
+        )
+    source = base_source(recipe)
+    folder = local_folder(source)
+    files = [] if folder is None else weight_files(folder)
+    if folder is None or not files:
+        missing = source if folder is None else read_base(folder)
+        return NotScored(
+            f"the weights of {missing} are not on this machine, and check downloads none; "
+            f"get them with: hf download {missing}"
+        )
+    num_weights = count_weights(files)
+    dtype = choose_dtype(recipe.model.dtype)
+    needed, free = ROOM_BESIDE_WEIGHTS * num_weights * dtype.itemsize, free_memory()
+    if needed > free:
+        return NotScored(
+            f"the base needs {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free"
+        )
+    return folder, num_weights
+
+
+def _score(recipe: Recipe, tokenizer: Any, model: Any, chosen: list[TokenizedExample]) -> Sample:
+    weight, _ = token_weight(recipe.loss)
+    scores = score_tokens(
+        model,
+        # Neighbours share a batch: rows of like length waste nothing on each other.
+        sorted(chosen, key=lambda example: len(example.input_ids)),
+        pad_token_id=tokenizer.pad_token_id,
+        batch_size=recipe.train.batch_size,
+        weight=weight,
+    )
+    losses, weights = [], []
+    with progress("scoring rows with the base", len(chosen)) as advance:
+        for scored in scores:
+            losses.append(scored.loss_N)
+            weights.append(scored.weight_N)
+            advance(1)
+    return Sample(len(chosen), torch.cat(losses).double(), torch.cat(weights).double())
+
+
+def _affordable_rows(examples: Examples, num_weights: int) -> int:
+    """Rows that take about half a minute at the most; 0 where a single one takes longer."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    targets_per_row = max(1.0, float(examples.num_targets.mean()))
+    # A weight costs a multiplication and an addition for each token.
+    work_per_row = 2 * num_weights * float(examples.lengths.mean())
+    enough = max(1, int(MOST_TARGETS / targets_per_row))
+    return min(SAMPLE_ROWS, enough, int(MOST_WORK[device] / work_per_row))
+
+
+def _load(recipe: Recipe, folder: Path) -> Any:
+    """The model that training starts from, in the dtype of its computation."""
+    has_gpu = torch.cuda.is_available()
+    # flash_attention_2 needs a GPU, which the machine of the run has; sdpa computes the same.
+    needs_gpu = recipe.model.attention == "flash_attention_2"
+    model: Any = load_model(
+        str(folder),
+        dtype=choose_dtype(recipe.model.dtype),
+        attention="sdpa" if needs_gpu and not has_gpu else recipe.model.attention,
+        trust_remote_code=recipe.model.trust_remote_code,
+    )
+    if isinstance(recipe.tuning, LoraTuning) and recipe.tuning.adapter is not None:
+        model = attach_adapter(model, Path(recipe.tuning.adapter), trainable=False)
+    return model.to("cuda" if has_gpu else "cpu")
