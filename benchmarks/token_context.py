@@ -86,14 +86,14 @@ def main() -> None:
     attach(model)
     read_long_documents(model, known, options, draw)
     learned = [make_document(new, options.recited, draw) for _ in range(options.documents)]
-    held_out = [make_document(new, options.recited, draw) for _ in range(8)]
-    print_use_of_context(model, held_out, options.windows)
+    others = [make_document(new, options.recited, draw) for _ in range(8)]
+    print_use_of_context(model, others, options.windows)
     detach(model)  # the forward of a copy would still be that of this model
     print(f"{'':>6}{'window':>8}{'cosine':>8}{'not stale':>14}{'cheaper':>9}{'loss after':>12}")
     for tuning in options.tunings:
         for window in [None, *options.windows]:
             tuned, found = learn_documents(model, tuning, learned, window)
-            loss = mean_loss(tuned, held_out)
+            loss = mean_loss(tuned, others)
             print_line(tuning, window, found, loss)
 
 
