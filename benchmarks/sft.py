@@ -42,7 +42,7 @@ def main() -> None:
         for _ in range(options.repeats):
             for way, command in commands.items():
                 found[way].append(run_alone(command, folder))
-                print(f"{way}: {found[way][-1][0]:.2f} s", file=sys.stderr)
+                print(f"{way}: {found[way][-1][0]:.2f} s", file=sys.stderr, flush=True)
     print_results(found)
 
 
@@ -140,8 +140,8 @@ def write_llamafactory(folder: Path) -> Path:
         "save_strategy": "no",
         "report_to": "none",
     }
-    path = folder / "llamafactory.json"
-    path.write_text(json.dumps(recipe), "utf-8")
+    path = folder / "llamafactory.yaml"
+    path.write_text(json.dumps(recipe), "utf-8")  # which is YAML too
     return path
 
 
