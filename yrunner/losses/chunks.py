@@ -21,7 +21,7 @@ from yrunner.losses.sweep import FINAL, LogitForm, Sweep, entropy_of_top, sweep
 
 CHUNK_BYTES = {"cpu": 4 * 2**20, "cuda": 2**28}
 """Float32 logits of a chunk: on a processor what its cache holds, on a GPU what keeps it busy."""
-FEWEST_ROWS = 128
+FEWEST_ROWS = 256
 """Fewer rows would spend the time on reading the head again and again."""
 
 Figures = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -194,14 +194,16 @@ class _Work:
         ]
         self.figures = [self.hidden_ND.new_empty(len(labels_N), dtype=wide) for _ in range(5)]
         self.top_N = torch.empty_like(labels_N)
-        # One piece of memory for all chunks: a new one is slow, its pages have to be brought in.
-        in_place = has_kernel(device)
-        space = (min(rows, len(labels_N)), len(weight_VD))
-        self.logits_RV = self.hidden_ND.new_empty(space, dtype=self.dtype if in_place else wide)
-        self.pulls_RV = None if in_place else torch.empty_like(self.logits_RV)
         # The mean logit of a linear head comes with the gradient, if that is precise enough.
         is_linear = form.softcap is None and self.dtype == wide
         self.mean_comes_free = is_linear and self.gradients[0] is not None
+        # One piece of memory for all chunks: a new one is slow, its pages have to be brought in.
+        self.has_kernel = has_kernel(device)
+        space = (min(rows, len(labels_N)), len(weight_VD))
+        dtype = self.dtype if self.has_kernel else wide
+        self.logits_RV = self.hidden_ND.new_empty(space, dtype=dtype)
+        in_place = self.has_kernel or self.mean_comes_free
+        self.pulls_RV = self.logits_RV if in_place else torch.empty_like(self.logits_RV)
 
     def do(self, chunk: slice) -> None:
         """Look at one chunk and add what it gives to figures and gradients."""
@@ -226,7 +228,7 @@ class _Work:
         self._add_to_head(pull_NV, chunk_ND, factor_N1)
 
     def _sweep(self, logits_NV: Tensor, labels_N: Tensor) -> tuple[Sweep, Tensor]:
-        if self.pulls_RV is None:
+        if self.has_kernel:
             from yrunner.losses.sweep_triton import sweep_on_gpu
 
             return sweep_on_gpu(logits_NV, labels_N, self.form)

@@ -80,12 +80,13 @@ def sweep(
 ) -> tuple[Sweep, Tensor]:
     """Figures of raw logits, and softmax minus one-hot, passed back through the cap.
 
-    The logits are used up where there is a form. `out`: where the second is written to.
+    The logits are used up where there is a form. `out`: where the second is written to; it may be
+    the logits themselves where there is no cap and no mean is wanted.
     """
     form.apply_(logits_NV)
-    pull_NV = torch.softmax(logits_NV, dim=1, out=out)
     top_N = logits_NV.amax(dim=1)
     label_logit_N = logits_NV.gather(1, labels_N[:, None]).squeeze(1)
+    pull_NV = torch.softmax(logits_NV, dim=1, out=out)
     # Of the likeliest token, which never underflows: the label's own probability can.
     log_sum_N = -pull_NV.amax(dim=1).log()
     pull_NV.scatter_add_(1, labels_N[:, None], pull_NV.new_full((len(labels_N), 1), -1.0))
