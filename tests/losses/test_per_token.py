@@ -4,14 +4,16 @@ import pytest
 import torch
 from torch.nn.functional import log_softmax
 
+from yrunner.losses.chunks import logit_targets
 from yrunner.losses.nlirg import nlirg_weight
 from yrunner.losses.per_token import (
     PLAIN,
     Targets,
     TokenWeight,
+    at_least_float32,
     predicting_columns,
     sum_targets,
-    target_losses,
+    target_places,
     weigh,
 )
 from yrunner.tokens import IGNORE_INDEX
@@ -28,6 +30,24 @@ def slow_losses(logits_BTV, labels_BT):
     return torch.stack(losses) if losses else torch.zeros(0)
 
 
+def target_losses(logits_BTV, labels_BT):
+    """What a model that falls back to its own logits gets, at the columns it is asked for."""
+    columns_K = predicting_columns(labels_BT)
+    is_target_BK, labels_N = target_places(labels_BT, columns_K)
+    logits_NV = at_least_float32(logits_BTV[:, columns_K][is_target_BK])
+    return logit_targets(logits_NV, labels_N, PLAIN).loss_N
+
+
+@pytest.mark.parametrize("share_of_targets", [0.0, 0.1, 1.0])
+def test_the_places_of_targets_are_the_same_among_all_columns_and_among_those_asked_for(
+    share_of_targets: float,
+):
+    logits_BTV, labels_BT = random_batch(1, share_of_targets)
+    is_target_BT, labels_N = target_places(labels_BT)
+    loss_N = logit_targets(logits_BTV[:, :-1][is_target_BT], labels_N, PLAIN).loss_N
+    torch.testing.assert_close(loss_N, target_losses(logits_BTV, labels_BT))
+
+
 def random_batch(seed: int, share_of_targets: float):
     generator = torch.Generator().manual_seed(seed)
     logits_BTV = torch.randn(3, 9, 11, generator=generator) * 3
@@ -41,8 +61,7 @@ def random_batch(seed: int, share_of_targets: float):
 @pytest.mark.parametrize("share_of_targets", [0.0, 0.1, 0.5, 1.0])
 def test_target_losses_equal_a_loop_over_rows_and_positions(seed: int, share_of_targets: float):
     logits_BTV, labels_BT = random_batch(seed, share_of_targets)
-    columns_K = predicting_columns(labels_BT)
-    losses = target_losses(logits_BTV[:, columns_K], labels_BT, columns_K)
+    losses = target_losses(logits_BTV, labels_BT)
     torch.testing.assert_close(losses, slow_losses(logits_BTV, labels_BT))
 
 
@@ -56,8 +75,7 @@ def test_no_logits_are_asked_for_where_nothing_is_predicted():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_losses_of_half_precision_logits_are_computed_in_float32(dtype: torch.dtype):
     logits_BTV, labels_BT = random_batch(0, 1.0)
-    columns_K = predicting_columns(labels_BT)
-    losses = target_losses(logits_BTV[:, columns_K].to(dtype), labels_BT, columns_K)
+    losses = target_losses(logits_BTV.to(dtype), labels_BT)
     assert losses.dtype == torch.float32
     torch.testing.assert_close(losses, slow_losses(logits_BTV.to(dtype).float(), labels_BT))
 
@@ -83,7 +101,7 @@ def test_it_is_the_gradient_that_is_weighed_not_the_weight_that_is_learned():
 
 def test_the_record_holds_the_sums_of_all_targets():
     loss_N = torch.tensor([0.1, 2.0, 3.0, 7.0, 20.0])
-    record = sum_targets(of_losses(loss_N)).record_R
+    record = sum_targets(of_losses(loss_N))
     weight_N = nlirg_weight(loss_N).double()
     zones, gradients = [1, 2, 1, 1], [2, 4, 2, 2]
     expected = [32.1, (weight_N * loss_N.double()).sum(), weight_N.sum(), 5, 1, 1]
@@ -101,4 +119,4 @@ def test_a_refused_token_with_an_infinite_loss_leaves_the_others_alone():
 
 
 def test_no_target_has_a_record_of_zeros():
-    assert sum_targets(of_losses(torch.zeros(0), PLAIN)).record_R.tolist() == [0.0] * 15
+    assert sum_targets(of_losses(torch.zeros(0), PLAIN)).tolist() == [0.0] * 15

@@ -111,6 +111,14 @@ def make_trainer(tmp_path: Path, capitals_tokenizer: Any) -> Callable[..., Signa
     return make
 
 
+def slow_losses(model: Any, example: Any, places: list[int] | None = None) -> torch.Tensor:
+    """The loss of the targets at `places`, by default of all: no padding, all logits, a look-up."""
+    places = example.target_positions if places is None else places
+    logits_TV = model(torch.tensor([example.input_ids])).logits[0]
+    labels = [example.labels[place] for place in places]
+    return -logits_TV.log_softmax(-1)[[place - 1 for place in places], labels]
+
+
 def weights_of(model: Any) -> torch.Tensor:
     """All weights in one vector, in float64."""
     return torch.cat([value.detach().double().flatten() for value in model.state_dict().values()])

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from tests.training.conftest import relative_difference, weights_of
+from tests.training.conftest import relative_difference, slow_losses, weights_of
 from yrunner.losses.nlirg import nlirg_weight
-from yrunner.losses.per_token import TokenWeight, target_losses
+from yrunner.losses.per_token import TokenWeight
 from yrunner.training.metrics_file import read_metrics
 
 PLAIN_STEPS = dict(optimizer="sgd", learning_rate=0.3, max_grad_norm=0.0, weight_decay=0.0)
@@ -13,21 +13,18 @@ CUTS = [(6, 1), (1, 6), (3, 2)]
 NO_WEIGHT = TokenWeight(lambda loss_N, _: torch.zeros_like(loss_N))
 
 
-def slow_losses(model, example, group, token_batch):
-    """The losses of one group of targets, from all logits of the whole example."""
+def places_of_group(example, group, token_batch):
+    """The targets that a group of token batches learns; all of them without token batches."""
     places = example.target_positions
-    if token_batch:
-        places = places[group * token_batch : (group + 1) * token_batch]
-    labels = torch.tensor([example.labels])
-    logits = model(torch.tensor([example.input_ids])).logits
-    columns_K = torch.tensor(places) - 1
-    return target_losses(logits[:, columns_K], labels, columns_K)
+    return places[group * token_batch : (group + 1) * token_batch] if token_batch else places
 
 
 def slow_gradient(model, examples, update, token_batch):
     """Set the gradient of sum(weight x loss) / sum(weight) over all targets of an update."""
     parts = [
-        slow_losses(model, examples[example], group, token_batch)
+        slow_losses(
+            model, examples[example], places_of_group(examples[example], group, token_batch)
+        )
         for row in update
         for example, group in row
     ]

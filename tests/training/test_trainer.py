@@ -6,10 +6,10 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from tests.training.conftest import LOSSES, relative_difference, weights_of
+from tests.training.conftest import LOSSES, relative_difference, slow_losses, weights_of
 from yrunner.data.layouts import all_in_one_row, fit_rows, one_per_row
 from yrunner.losses.nlirg import nlirg_weight
-from yrunner.losses.per_token import TokenWeight, predicting_columns, target_losses
+from yrunner.losses.per_token import TokenWeight
 from yrunner.tokens import IGNORE_INDEX
 from yrunner.training.metrics_file import read_metrics
 
@@ -36,15 +36,9 @@ def spy_on_losses(trainer):
 
 def losses_one_by_one(model, examples):
     """The loss of every target, one example at a time, all logits, no padding."""
-    losses = []
     model.eval()
-    for example in examples:
-        labels_BT = torch.tensor([example.labels])
-        with torch.no_grad():
-            logits_BTV = model(torch.tensor([example.input_ids])).logits
-        columns = predicting_columns(labels_BT)
-        losses.append(target_losses(logits_BTV[:, columns], labels_BT, columns))
-    return torch.cat(losses)
+    with torch.no_grad():
+        return torch.cat([slow_losses(model, example) for example in examples])
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -161,13 +155,7 @@ def test_the_gradient_of_an_update_is_that_of_the_weighted_mean_over_its_targets
         max_grad_norm=0.0,
     )
     trainer.train()
-    losses = []
-    for example in examples[:6]:
-        labels = torch.tensor([example.labels])
-        columns = predicting_columns(labels)
-        logits = reference(torch.tensor([example.input_ids])).logits[:, columns]
-        losses.append(target_losses(logits, labels, columns))
-    loss_N = torch.cat(losses)
+    loss_N = torch.cat([slow_losses(reference, example) for example in examples[:6]])
     (nlirg_weight(loss_N.detach()) * loss_N).mean().backward()
     with torch.no_grad():
         for parameter in reference.parameters():

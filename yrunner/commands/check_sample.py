@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from yrunner.commands.base import base_source, stale_base
-from yrunner.console import progress
+from yrunner.commands.score_rows import score_rows
 from yrunner.data.conversation import TokenizedExample
 from yrunner.data.store import Examples
 from yrunner.models.adapters import attach_adapter, read_base
@@ -19,8 +19,6 @@ from yrunner.models.load import choose_dtype, load_model
 from yrunner.recipe.load import base_recipe_path
 from yrunner.recipe.schema import Recipe
 from yrunner.recipe.schema_model import LoraTuning
-from yrunner.scoring.measure import score_tokens
-from yrunner.training.arguments import token_weight
 
 SAMPLE_ROWS = 64
 MOST_TARGETS = 20_000
@@ -112,22 +110,12 @@ def find_base(recipe: Recipe) -> tuple[Path, int] | NotScored:
 
 
 def _score(recipe: Recipe, tokenizer: Any, model: Any, chosen: list[TokenizedExample]) -> Sample:
-    weight, _ = token_weight(recipe.loss)
-    scores = score_tokens(
-        model,
-        # Neighbours share a batch: rows of like length waste nothing on each other.
-        sorted(chosen, key=lambda example: len(example.input_ids)),
-        pad_token_id=tokenizer.pad_token_id,
-        batch_size=recipe.train.batch_size,
-        weight=weight,
-    )
-    losses, weights = [], []
-    with progress("scoring rows with the base", len(chosen)) as advance:
-        for scored in scores:
-            losses.append(scored.loss_N)
-            weights.append(scored.weight_N)
-            advance(1)
-    return Sample(len(chosen), torch.cat(losses).double(), torch.cat(weights).double())
+    # Neighbours share a batch: rows of like length waste nothing on each other.
+    chosen = sorted(chosen, key=lambda example: len(example.input_ids))
+    scores = score_rows(model, tokenizer, recipe, chosen, "scoring rows with the base")
+    loss_N = torch.cat([scored.loss_N for scored in scores]).double()
+    weight_N = torch.cat([scored.weight_N for scored in scores]).double()
+    return Sample(len(chosen), loss_N, weight_N)
 
 
 def _affordable_rows(examples: Examples, num_weights: int) -> int:

@@ -12,8 +12,9 @@ from yrunner.commands.base import stale_base
 from yrunner.commands.fingerprint import changes_since
 from yrunner.commands.finished import base_model, finished_run, tuned_model, tuned_tokenizer
 from yrunner.commands.inspect_rows import first_rows, one_row
+from yrunner.commands.score_rows import score_rows
 from yrunner.commands.tokenizer import recipe_tokenizer
-from yrunner.console import progress, say
+from yrunner.console import say
 from yrunner.data.conversation import TokenizedExample
 from yrunner.errors import RunError, YRunnerError
 from yrunner.models.load import check_vocabulary
@@ -21,7 +22,7 @@ from yrunner.recipe.load import base_recipe_path, load_recipe
 from yrunner.recipe.schema import Recipe
 from yrunner.reports.heat_map import AFTER, BEFORE, HeatMap, ScoredExample, write_heat_map
 from yrunner.run_dir import RunDir, page_beside
-from yrunner.scoring.measure import TokenScores, score_tokens
+from yrunner.scoring.measure import TokenScores
 from yrunner.training.arguments import token_weight
 
 
@@ -126,19 +127,7 @@ def _score(
     gc.collect()
     model = load()
     check_vocabulary(model, tokenizer)
-    scores = score_tokens(
-        model,
-        examples,
-        pad_token_id=tokenizer.pad_token_id,
-        batch_size=recipe.train.batch_size,
-        weight=token_weight(recipe.loss)[0],
-    )
-    found = []
-    with progress(f"scoring, {when} training", len(examples)) as advance:
-        for scored in scores:
-            found.append(scored)
-            advance(1)
-    return found
+    return score_rows(model, tokenizer, recipe, examples, f"scoring, {when} training")
 
 
 def _other_settings(result: RunDir, recipe: Recipe) -> list[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from yrunner.commands.data_files import recipe_sources
+from yrunner.commands.score_rows import score_rows
 from yrunner.console import progress
 from yrunner.data.conversation import Conversation, TokenizedExample
 from yrunner.data.reading import read_conversations
@@ -20,7 +21,6 @@ from yrunner.evaluation.tasks import (
 )
 from yrunner.recipe.schema import AnswerTask, Recipe
 from yrunner.run_dir import read_json, write_json
-from yrunner.scoring.measure import score_tokens
 
 EXAMPLES_FOR_LOSSES = 200
 FIRST_ROWS = 10
@@ -83,12 +83,8 @@ def measure(
 ) -> Measured:
     """Let the model answer every task, and measure its loss on the first of the examples."""
     answers = answer_tasks(model, tokenizer, recipe, tasks, f"{when} training")
-    scores = score_tokens(
-        model,
-        examples[:EXAMPLES_FOR_LOSSES],
-        pad_token_id=tokenizer.pad_token_id,
-        batch_size=recipe.train.batch_size,
-    )
+    watched = examples[:EXAMPLES_FOR_LOSSES]
+    scores = score_rows(model, tokenizer, recipe, watched, f"losses, {when} training")
     return Measured(answers, [loss for scored in scores for loss in scored.loss_N.tolist()])
 
 

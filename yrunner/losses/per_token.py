@@ -3,15 +3,13 @@
 This is the only place where labels are shifted against logits.
 """
 
-# B = examples, T = tokens, K = columns that are predicted from, V = vocabulary, N = targets,
-# Z = zones, R = figures of a record
+# B = examples, T = tokens, K = columns that are predicted from, N = targets, Z = zones
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from yrunner.losses.nlirg import HARD_UP_TO, ZONES, zone_of
 from yrunner.tokens import IGNORE_INDEX
@@ -36,7 +34,7 @@ class Targets:
     """The targets of a micro-batch, row by row."""
 
     weighted: Tensor
-    """Sum of weight times loss, the only tensor with a gradient."""
+    """Sum of weight times loss, the only tensor with a gradient. Divided once, for the update."""
     loss_N: Tensor
     """Cross-entropy in nats."""
     entropy_N: Tensor
@@ -48,18 +46,6 @@ class Targets:
     """Norm of weight times (softmax - one-hot): how hard the target pulls at its logits."""
     top_N: Tensor | None = None
     """The likeliest token, where it was asked for."""
-
-
-@dataclass(frozen=True)
-class LossSums:
-    """Sums over targets: added up over micro-steps, divided once, for the whole step."""
-
-    weighted: Tensor
-    """Sum of weight times loss, with the gradient."""
-    record_R: Tensor
-    """Detached, float64, shape [15]: the sums of loss, of weight times loss, of weights, of
-    entropies, of top-1 hits and of refused targets, the targets of each zone, the gradient of each
-    zone, all targets."""
 
 
 def predicting_columns(labels_BT: Tensor) -> Tensor:
@@ -80,12 +66,6 @@ def target_places(labels_BT: Tensor, columns_K: Tensor | None = None) -> tuple[T
     return is_target_BK, labels_BK[is_target_BK]
 
 
-def target_losses(logits_BKV: Tensor, labels_BT: Tensor, columns_K: Tensor) -> Tensor:
-    """Cross-entropy of every target in nats, shape [N], row by row; in float32 at the least."""
-    is_target_BK, labels_N = target_places(labels_BT, columns_K)
-    return cross_entropy(at_least_float32(logits_BKV[is_target_BK]), labels_N, reduction="none")
-
-
 def at_least_float32(tensor: Tensor) -> Tensor:
     """The tensor, half precision made float32."""
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
@@ -96,8 +76,13 @@ def weigh(weight_N: Tensor, value_N: Tensor) -> Tensor:
     return torch.where(weight_N > 0, weight_N * value_N, torch.zeros_like(value_N))
 
 
-def sum_targets(targets: Targets, loss_deadline: float = HARD_UP_TO) -> LossSums:
-    """Sum up a micro-batch; `loss_deadline` is where the zone of the refused begins."""
+def sum_targets(targets: Targets, loss_deadline: float = HARD_UP_TO) -> Tensor:
+    """The sums over a micro-batch that are logged: added up over micro-steps, divided once.
+
+    Detached, float64, shape [15]: the sums of loss, of weight times loss, of weights, of entropies,
+    of top-1 hits and of refused targets, the targets of each zone, the gradient of each zone, all
+    targets. `loss_deadline` is where the zone of the refused begins.
+    """
     loss_N, weight_N = targets.loss_N, targets.weight_N
     figures = [loss_N, weigh(weight_N, loss_N), weight_N, targets.entropy_N, targets.is_top_N]
     figures.append(~(weight_N > 0))
@@ -108,5 +93,4 @@ def sum_targets(targets: Targets, loss_deadline: float = HARD_UP_TO) -> LossSums
     # Not a product: a refused target whose gradient is not a number must not spoil other zones.
     gradient_Z = torch.where(is_zone_ZN, gradient_N, torch.zeros_like(gradient_N)).sum(dim=1)
     count = torch.full((1,), float(len(loss_N)), dtype=torch.float64, device=loss_N.device)
-    record_R = torch.cat([sums, is_zone_ZN.sum(dim=1).double(), gradient_Z, count])
-    return LossSums(targets.weighted, record_R)
+    return torch.cat([sums, is_zone_ZN.sum(dim=1).double(), gradient_Z, count])

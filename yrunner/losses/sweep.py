@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from yrunner.losses.per_token import at_least_float32
+
 TILE_ELEMENTS = 2**17
 """Numbers that the cache of one core holds beside others."""
 
@@ -108,7 +110,7 @@ def entropy_of_top(logits_NV: Tensor, top: int, form: LogitForm) -> Tensor:
     Scale and cap keep the order of raw logits.
     """
     likeliest_NK = logits_NV.topk(min(top, logits_NV.shape[1]), dim=1).values
-    logs_NK = form.apply(likeliest_NK.float()).log_softmax(dim=1)
+    logs_NK = form.apply(at_least_float32(likeliest_NK)).log_softmax(dim=1)
     return -(logs_NK.exp() * logs_NK).sum(dim=1)
 
 

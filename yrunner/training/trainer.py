@@ -141,10 +141,9 @@ class SignalTrainer(Trainer):
         targets = measure_targets(model, inputs, self.weight)
         for watch in self.watchers:
             watch(targets)
-        sums = sum_targets(targets, self.loss_deadline)
-        self.meter.add(sums.record_R)
+        self.meter.add(sum_targets(targets, self.loss_deadline))
         self.weights_of_update.append(targets.weight_N.sum())
-        return sums.weighted / num_items_in_batch
+        return targets.weighted / num_items_in_batch
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
@@ -164,7 +163,7 @@ class SignalTrainer(Trainer):
         with torch.no_grad():
             for batch in loader:
                 targets = measure_targets(self.model, self._prepare_inputs(batch))
-                meter.add(sum_targets(targets, self.loss_deadline).record_R)
+                meter.add(sum_targets(targets, self.loss_deadline))
                 self.control = self.callback_handler.on_prediction_step(
                     self.args, self.state, self.control
                 )
