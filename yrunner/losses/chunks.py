@@ -34,9 +34,36 @@ def chunk_rows(vocabulary_size: int, device_type: str = "cpu") -> int:
     return max(FEWEST_ROWS, most_bytes // (4 * vocabulary_size))
 
 
+def even_rows(num_targets: int, rows: int) -> int:
+    """Targets per chunk, at most `rows`, if all chunks are as large as each other."""
+    num_chunks = -(-num_targets // rows)
+    return -(-num_targets // max(1, num_chunks)) or rows
+
+
 def has_kernel(device_type: str) -> bool:
     """Whether one kernel sweeps over the vocabulary, in place, where torch takes several."""
     return device_type == "cuda" and find_spec("triton") is not None
+
+
+class Space:
+    """Memory for the numbers of a chunk, kept from batch to batch: on a processor the pages of new
+    memory have to be brought in, which takes longer than a pass over it. On a GPU torch keeps it.
+    """
+
+    def __init__(self) -> None:
+        self.kept: dict[str, Tensor] = {}
+
+    def take(self, name: str, like: Tensor, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
+        """A matrix of any content; what was taken under this name before is used up."""
+        size = shape[0] * shape[1]
+        kept = self.kept.get(name)
+        if kept is None or kept.dtype != dtype or kept.numel() < size:
+            # Let go of the old one first.
+            self.kept.pop(name, None)
+            kept = like.new_empty(size, dtype=dtype)
+            if kept.device.type == "cpu":
+                self.kept[name] = kept
+        return kept[:size].view(shape)
 
 
 def linear_targets(
@@ -47,6 +74,7 @@ def linear_targets(
     form: LogitForm,
     rows: int,
     wants_top: bool = False,
+    space: Space | None = None,
 ) -> Targets:
     """The targets of a plain linear head; the gradient is computed now, if one is wanted.
 
@@ -54,9 +82,10 @@ def linear_targets(
     happens, of which ZeRO-3's gathering of the weights is one.
     """
     wants_gradient = torch.is_grad_enabled()
+    space = space or Space()
 
     def run(hidden_ND: Tensor) -> Any:
-        call = (hidden_ND, head.weight, head.bias, labels_N, weight, form, rows)
+        call = (hidden_ND, head.weight, head.bias, labels_N, weight, form, rows, space)
         return _LinearHead.apply(*call, wants_gradient, wants_top)  # type: ignore[no-untyped-call]
 
     return Targets(*call_head(head, run, hidden_ND))
@@ -136,12 +165,15 @@ class _LinearHead(torch.autograd.Function):
         weight: TokenWeight,
         form: LogitForm,
         rows: int,
+        space: Space,
         wants_gradient: bool,
         wants_top: bool,
     ) -> tuple[Tensor, ...]:
         inputs = (hidden_ND, weight_VD, bias_V)
         needed = [wants_gradient and need for need in ctx.needs_input_grad[:3]]
-        work = _Work(inputs, needed, labels_N, weight, form, rows, wants_top)
+        # As few chunks, and as even: a product with few rows is slow.
+        rows = even_rows(len(labels_N), rows)
+        work = _Work(inputs, needed, labels_N, weight, form, rows, space, wants_top)
         # Cast once, by hand: autocast would cast a frozen head again for every chunk.
         with torch.autocast(hidden_ND.device.type, enabled=False):
             for start in range(0, len(labels_N), rows):
@@ -161,7 +193,7 @@ class _LinearHead(torch.autograd.Function):
             None if tensor is None else tensor.mul_(gradient).to(dtype)
             for tensor, dtype in zip(gradients, ctx.dtypes, strict=True)
         )
-        return (*scaled, *[None] * 6)
+        return (*scaled, *[None] * 7)
 
 
 class _Work:
@@ -175,6 +207,7 @@ class _Work:
         weight: TokenWeight,
         form: LogitForm,
         rows: int,
+        space: Space,
         wants_top: bool,
     ) -> None:
         self.hidden_ND, weight_VD, bias_V = inputs
@@ -197,13 +230,12 @@ class _Work:
         # The mean logit of a linear head comes with the gradient, if that is precise enough.
         is_linear = form.softcap is None and self.dtype == wide
         self.mean_comes_free = is_linear and self.gradients[0] is not None
-        # One piece of memory for all chunks: a new one is slow, its pages have to be brought in.
         self.has_kernel = has_kernel(device)
-        space = (min(rows, len(labels_N)), len(weight_VD))
+        shape = (min(rows, len(labels_N)), len(weight_VD))
         dtype = self.dtype if self.has_kernel else wide
-        self.logits_RV = self.hidden_ND.new_empty(space, dtype=dtype)
-        in_place = self.has_kernel or self.mean_comes_free
-        self.pulls_RV = self.logits_RV if in_place else torch.empty_like(self.logits_RV)
+        self.pulls_RV = self.logits_RV = space.take("logits", self.hidden_ND, shape, dtype)
+        if not (self.has_kernel or self.mean_comes_free):
+            self.pulls_RV = space.take("pulls", self.hidden_ND, shape, dtype)
 
     def do(self, chunk: slice) -> None:
         """Look at one chunk and add what it gives to figures and gradients."""

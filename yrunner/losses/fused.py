@@ -21,6 +21,7 @@ from torch._subclasses import FakeTensor
 
 from yrunner.console import warn
 from yrunner.losses.chunks import (
+    Space,
     chunk_rows,
     linear_targets,
     logit_targets,
@@ -100,6 +101,7 @@ class _FusedHead:
         self.original = original
         self.rows = rows
         self.form = _logit_form(model.config.get_text_config())
+        self.space = Space()
         self.fits: bool | None = None
 
     def targets(self, weight: TokenWeight, wants_top: bool, kwargs: dict[str, Any]) -> Targets:
@@ -126,8 +128,8 @@ class _FusedHead:
         head = active_head(self.model)
         vocabulary_size = self.model.config.get_text_config().vocab_size
         rows = self.rows or chunk_rows(vocabulary_size, hidden_ND.device.type)
-        through = linear_targets if is_plain(head) else module_targets
-        return through(hidden_ND, head, labels_N, weight, self.form, rows, wants_top)
+        call = (hidden_ND, head, labels_N, weight, self.form, rows, wants_top)
+        return linear_targets(*call, self.space) if is_plain(head) else module_targets(*call)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _from_full_logits(
