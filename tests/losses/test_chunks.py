@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from yrunner.losses.chunks import Space, even_rows, linear_targets
+from yrunner.losses.chunks import even_rows, linear_targets
 from yrunner.losses.per_token import PLAIN
+from yrunner.losses.space import Space
 from yrunner.losses.sweep import LogitForm
 
 

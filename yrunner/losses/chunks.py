@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from yrunner.losses.head_call import call_head
 from yrunner.losses.per_token import Targets, TokenWeight, at_least_float32, weigh
+from yrunner.losses.space import Space
 from yrunner.losses.sweep import FINAL, LogitForm, Sweep, entropy_of_top, sweep
 
 CHUNK_BYTES = {"cpu": 4 * 2**20, "cuda": 2**28}
@@ -43,27 +44,6 @@ def even_rows(num_targets: int, rows: int) -> int:
 def has_kernel(device_type: str) -> bool:
     """Whether one kernel sweeps over the vocabulary, in place, where torch takes several."""
     return device_type == "cuda" and find_spec("triton") is not None
-
-
-class Space:
-    """Memory for the numbers of a chunk, kept from batch to batch: on a processor the pages of new
-    memory have to be brought in, which takes longer than a pass over it. On a GPU torch keeps it.
-    """
-
-    def __init__(self) -> None:
-        self.kept: dict[str, Tensor] = {}
-
-    def take(self, name: str, like: Tensor, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
-        """A matrix of any content; what was taken under this name before is used up."""
-        size = shape[0] * shape[1]
-        kept = self.kept.get(name)
-        if kept is None or kept.dtype != dtype or kept.numel() < size:
-            # Let go of the old one first.
-            self.kept.pop(name, None)
-            kept = like.new_empty(size, dtype=dtype)
-            if kept.device.type == "cpu":
-                self.kept[name] = kept
-        return kept[:size].view(shape)
 
 
 def linear_targets(

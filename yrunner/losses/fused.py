@@ -21,7 +21,6 @@ from torch._subclasses import FakeTensor
 
 from yrunner.console import warn
 from yrunner.losses.chunks import (
-    Space,
     chunk_rows,
     linear_targets,
     logit_targets,
@@ -36,6 +35,7 @@ from yrunner.losses.per_token import (
     predicting_columns,
     target_places,
 )
+from yrunner.losses.space import Space
 from yrunner.losses.sweep import LogitForm
 
 PROBE_LENGTH = 8
