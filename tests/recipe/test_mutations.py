@@ -30,6 +30,7 @@ train:
   learning_rate: 1e-4
   checkpoint: {every: 5}
   trackers: [wandb]
+sort: {also: [loss], drop_above: 1e1}
 eval:
   tasks: [{name: law, side: domain, data: rows.jsonl}]
 """

@@ -114,6 +114,28 @@ def validator():
             "7:21: loss: loss_deadline must be above loss_threshold",
         ),
         (
+            "sort: {score: exces}\n",
+            '7:15: sort.score: must be one of "knn_loss", "similarity", "correlation", "surprise", '
+            '"loss", "perplexity", "entropy", "excess", "divergence", got "exces", did you mean '
+            '"excess"?',
+        ),
+        (
+            "sort: {cross_fit: 1}\n",
+            "7:8: sort: cross_fit must be 0 or at least 2: with one part there are no other rows",
+        ),
+        (
+            "sort: {order: blocks, cross_fit_steps: 9}\n",
+            "7:23: sort: cross_fit_steps needs cross_fit; set that to 3, or remove this",
+        ),
+        (
+            "sort: {drop_above: 1, drop_below: 1.5}\n",
+            "7:23: sort: drop_below must be below drop_above, or every row is dropped",
+        ),
+        (
+            "sort: {drop_share: 1}\n",
+            "7:20: sort.drop_share: must be a number of at least 0 and below 1, got 1",
+        ),
+        (
             "  validation_share: 0.1\n  validation: [{file: rows.jsonl}]\n",
             "8:3: data: validation and validation_share cannot be combined; remove one",
         ),

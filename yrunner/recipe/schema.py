@@ -1,7 +1,8 @@
 """The recipe: every key, its meaning, its limits and its default.
 
-`schema_model.py` and `schema_data.py` hold the sections that say what is trained and on what;
-this file holds how it is learned, how it is measured, and the whole.
+`schema_model.py` and `schema_data.py` hold the sections that say what is trained and on what,
+`schema_sort.py` how its rows are judged; this file holds how it is learned, how it is measured,
+and the whole.
 """
 
 from pathlib import Path
@@ -11,6 +12,7 @@ from pydantic import Field, model_validator
 
 from yrunner.recipe.schema_data import DataSection
 from yrunner.recipe.schema_model import LoraTuning, ModelSection, Tuning
+from yrunner.recipe.schema_sort import SortSection
 from yrunner.recipe.section import RecipeFile, Section
 
 
@@ -195,6 +197,7 @@ class Recipe(Section):
     data: DataSection
     loss: Loss = PlainLoss()
     train: TrainSection = TrainSection()
+    sort: SortSection = SortSection()
     eval: EvalSection = EvalSection()
 
     @model_validator(mode="after")

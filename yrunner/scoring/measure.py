@@ -1,19 +1,27 @@
 """A model looks at data: the loss and entropy of every target, and what it would have said."""
 
-# N = target tokens
+# B = rows, T = tokens, D = hidden size, N = target tokens, C = size of a context
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from yrunner.data.collate import collate
 from yrunner.data.conversation import TokenizedExample
-from yrunner.errors import Origin
+from yrunner.data.store import Examples
+from yrunner.errors import ModelError, Origin
 from yrunner.losses.fused import attach, measure_targets
-from yrunner.losses.per_token import PLAIN, TokenWeight
+from yrunner.losses.per_token import PLAIN, TokenWeight, target_places
+
+CONTEXT_SIZE = 128
+"""Numbers that are kept of a hidden state: cosines of random projections of this size are off by
+less than a tenth."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +37,9 @@ class TokenScores:
     top_N: Tensor
     """Id of the likeliest token."""
     origin: Origin
+    context_NC: Tensor | None = None
+    """Where it was asked for: a random projection of the last hidden state before each target, of
+    length 1, float16. Its cosines are nearly those of the hidden states."""
 
 
 def score_tokens(
@@ -40,20 +51,83 @@ def score_tokens(
     weight: TokenWeight = PLAIN,
 ) -> Iterator[TokenScores]:
     """The scores of each example, in their order; examples that follow each other share a batch."""
-    attach(model)
-    was_training = model.training
-    model.eval()
-    try:
+    with _measuring(model):
         for start in range(0, len(examples), batch_size):
             yield from _score_batch(
                 model, examples[start : start + batch_size], pad_token_id, weight
             )
+
+
+def score_by_length(
+    model: Any,
+    examples: Sequence[TokenizedExample],
+    *,
+    pad_token_id: int,
+    max_tokens: int,
+    weight: TokenWeight = PLAIN,
+    done: Container[int] = (),
+    shard: tuple[int, int] = (0, 1),
+    wants_context: bool = False,
+) -> Iterator[tuple[int, TokenScores]]:
+    """The index and the scores of each example that is not `done`, in batches of similar length.
+
+    A batch is never smaller for what is done: the last digits of a score depend on the batch, and
+    work that was interrupted shall end with the same ones. `done` may grow while this runs.
+    `shard`: the number of this process, from 0, and how many there are to share the batches. Raises
+    `ModelError` where the context is asked for and the model does not show its hidden states.
+    """
+    rank, num_ranks = shard
+    with _measuring(model), ExitStack() as stack:
+        contexts = stack.enter_context(_Contexts(model)) if wants_context else None
+        for batch in batches_by_length(_lengths(examples), max_tokens)[rank::num_ranks]:
+            if all(index in done for index in batch):
+                continue
+            together = [examples[index] for index in batch]
+            scores = _score_batch(model, together, pad_token_id, weight, contexts)
+            for index, scored in zip(batch, scores, strict=True):
+                if index not in done:
+                    yield index, scored
+
+
+def batches_by_length(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Indices, the longest first, in batches of at most `max_tokens` when padded, or of one row.
+
+    What needs the most memory then fails at once, and the time left is not estimated too short.
+    """
+    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+    batches = []
+    start = 0
+    while start < len(order):
+        size = max(1, max_tokens // max(1, lengths[order[start]]))
+        batches.append(order[start : start + size])
+        start += size
+    return batches
+
+
+def _lengths(examples: Sequence[TokenizedExample]) -> list[int]:
+    if isinstance(examples, Examples):
+        return examples.lengths.tolist()  # without reading the tokens
+    return [len(example.input_ids) for example in examples]
+
+
+@contextmanager
+def _measuring(model: Any) -> Iterator[None]:
+    """The model without dropout, and with the fused head; afterwards in the mode it was in."""
+    attach(model)
+    was_training = model.training
+    model.eval()
+    try:
+        yield
     finally:
         model.train(was_training)
 
 
 def _score_batch(
-    model: Any, examples: Sequence[TokenizedExample], pad_token_id: int, weight: TokenWeight
+    model: Any,
+    examples: Sequence[TokenizedExample],
+    pad_token_id: int,
+    weight: TokenWeight,
+    contexts: "_Contexts | None" = None,
 ) -> Iterator[TokenScores]:
     batch = collate(examples, pad_token_id)
     batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
@@ -63,5 +137,41 @@ def _score_batch(
     figures = (targets.loss_N, targets.entropy_N, targets.weight_N, targets.top_N)
     sizes = [len(example.target_positions) for example in examples]
     parts = zip(*(torch.split(figure_N.cpu(), sizes) for figure_N in figures), strict=True)
-    for example, (loss_N, entropy_N, weight_N, top_N) in zip(examples, parts, strict=True):
-        yield TokenScores(loss_N, entropy_N, weight_N, top_N, example.origin)
+    context_NC = None if contexts is None else contexts.take(batch["labels"])
+    seen = [None] * len(sizes) if context_NC is None else torch.split(context_NC, sizes)
+    for example, part, context in zip(examples, parts, seen, strict=True):
+        loss_N, entropy_N, weight_N, top_N = part
+        yield TokenScores(loss_N, entropy_N, weight_N, top_N, example.origin, context)
+
+
+class _Contexts(AbstractContextManager["_Contexts"]):
+    """Watches the last hidden states of a model, which come before its head."""
+
+    def __init__(self, model: Any) -> None:
+        causal = model.get_base_model() if isinstance(model, PeftModel) else model
+        if causal.base_model is causal:
+            raise ModelError(
+                f"{type(causal).__name__} does not show its hidden states, which knn_loss compares",
+                remedy="name other scores in sort.score and sort.also",
+            )
+        self.hidden_BTD = torch.empty(0)
+        self.projection_DC = torch.empty(0)
+        self.handle = causal.base_model.register_forward_hook(self._keep)
+
+    def take(self, labels_BT: Tensor) -> Tensor:
+        """The context of each target of the last batch, shape [N, C], on the CPU."""
+        is_target_BT, _ = target_places(labels_BT)
+        hidden_ND = self.hidden_BTD[:, :-1][is_target_BT].float()
+        self.hidden_BTD = torch.empty(0)
+        if not len(self.projection_DC):
+            # The same for every run and device, as the contexts of a corpus may be of several.
+            random = torch.Generator().manual_seed(0)
+            shape = (hidden_ND.shape[1], CONTEXT_SIZE)
+            self.projection_DC = torch.randn(shape, generator=random).to(hidden_ND.device)
+        return normalize(hidden_ND @ self.projection_DC, dim=1).half().cpu()
+
+    def _keep(self, module: Any, inputs: Any, output: Any) -> None:
+        self.hidden_BTD = output.last_hidden_state
+
+    def __exit__(self, *_: object) -> None:
+        self.handle.remove()

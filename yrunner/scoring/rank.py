@@ -1,0 +1,145 @@
+"""One number for a row: what its losses and entropies say about how suspicious it is.
+
+Each score is defined for every row: what says nothing about a row is not held against it.
+"""
+
+# N = target tokens
+
+from collections.abc import Callable, Iterable
+from math import exp
+
+from torch import Tensor
+
+from yrunner.scoring.spans import MOST_NATS, SURPRISING_LOSS, bounded, worst_span
+
+SURE_ENTROPY = 1.0
+"""Entropy in nats below which the model was sure of something else."""
+ROUNDING = 1e-6
+"""Deviations of a smaller share of the values themselves are rounding of float32."""
+
+
+def similarity(loss_N: Tensor, entropy_N: Tensor) -> float:
+    """Cosine of losses and entropies, as published: 1 where the model errs only where it doubts.
+
+    Without any loss 1, with losses and no doubt at all 0.
+    """
+    loss_N, entropy_N = bounded(loss_N, entropy_N)
+    return 1.0 if not loss_N.any() else _cosine(loss_N, entropy_N)
+
+
+def correlation(loss_N: Tensor, entropy_N: Tensor) -> float:
+    """Pearson's correlation of losses and entropies: what the published code computes.
+
+    1 where one of the two is constant, as in an answer of one token: there is no shape to differ.
+    """
+    centred_2N = []
+    for figure_N in bounded(loss_N, entropy_N):
+        centred_N = figure_N - _mean(figure_N)
+        if centred_N.norm() <= ROUNDING * figure_N.norm():
+            return 1.0
+        centred_2N.append(centred_N)
+    return _cosine(*centred_2N)
+
+
+def surprise(loss_N: Tensor, entropy_N: Tensor) -> float:
+    """How many targets have a loss above 3: a sure one counts 1, a doubtful one a half.
+
+    As published it is a count, not a share: one wrong number weighs as much in a long answer as in
+    a short one, but of sound answers the long ones have more of it.
+    """
+    loss_N, entropy_N = bounded(loss_N, entropy_N)
+    is_surprise_N = loss_N > SURPRISING_LOSS
+    is_sure_N = is_surprise_N & (entropy_N < SURE_ENTROPY)
+    return (int(is_surprise_N.sum()) + int(is_sure_N.sum())) / 2
+
+
+def loss(loss_N: Tensor, entropy_N: Tensor) -> float:
+    """Mean loss in nats per target."""
+    return _mean(bounded(loss_N, entropy_N)[0])
+
+
+def perplexity(loss_N: Tensor, entropy_N: Tensor) -> float:
+    """Exponential of the mean loss: among so many equally likely tokens the model chose."""
+    return exp(loss(loss_N, entropy_N))
+
+
+def entropy(loss_N: Tensor, entropy_N: Tensor) -> float:
+    """Mean entropy in nats per target."""
+    return _mean(bounded(loss_N, entropy_N)[1])
+
+
+def excess(loss_N: Tensor, entropy_N: Tensor) -> float:
+    """Mean of loss less entropy in nats: how much worse than the model itself expected.
+
+    The entropy is the loss that the model expects of a token drawn from its own prediction.
+    """
+    loss_N, entropy_N = bounded(loss_N, entropy_N)
+    return _mean(loss_N - entropy_N)
+
+
+def knn_loss(knn_loss_N: Tensor) -> float:
+    """Mean loss in nats by the model and the neighbours of each target, see neighbours.py."""
+    return _mean(knn_loss_N.double().nan_to_num(MOST_NATS).clamp(0, MOST_NATS))
+
+
+def divergence(loss_N: Tensor, entropy_N: Tensor) -> float:
+    """Strength of the worst span that is sure and wrong, in standard deviations; 0 without one."""
+    span = worst_span(loss_N, entropy_N)
+    return 0.0 if span is None else span.strength
+
+
+SCORES: dict[str, Callable[[Tensor, Tensor], float]] = {
+    "similarity": similarity,
+    "correlation": correlation,
+    "surprise": surprise,
+    "loss": loss,
+    "perplexity": perplexity,
+    "entropy": entropy,
+    "excess": excess,
+    "divergence": divergence,
+}
+"""From the losses and entropies of one row in nats, both of shape [N], to its score."""
+
+KNN_LOSS = "knn_loss"
+"""The score that looks at other rows as well."""
+
+SUSPICIOUS_WHEN_LOW = {"similarity", "correlation"}
+"""Scores that fall where loss and entropy part; all others rise."""
+
+
+def score_row(
+    loss_N: Tensor, entropy_N: Tensor, kinds: Iterable[str], knn_loss_N: Tensor | None = None
+) -> dict[str, float]:
+    """The scores of one row by kind, in the order of `kinds`; knn_loss if its losses are given."""
+    scores = {}
+    for kind in kinds:
+        if kind != KNN_LOSS:
+            scores[kind] = SCORES[kind](loss_N, entropy_N)
+        elif knn_loss_N is not None:
+            scores[kind] = knn_loss(knn_loss_N)
+    return scores
+
+
+def is_suspicious_when_low(name: str) -> bool:
+    """Whether a score of this name points at a row by being low; `cross-fit loss` is a loss."""
+    return name.split()[-1] in SUSPICIOUS_WHEN_LOW
+
+
+def suspicion(name: str, value: float) -> float:
+    """The score with the sign that makes higher more suspicious."""
+    return -value if is_suspicious_when_low(name) else value
+
+
+def _mean(figure_N: Tensor) -> float:
+    """The mean; 0 of nothing."""
+    return figure_N.mean().item() if len(figure_N) else 0.0
+
+
+def _cosine(left_N: Tensor, right_N: Tensor) -> float:
+    """Cosine of two vectors, 0 where one has no length."""
+    # Each is scaled first: a product of lengths could be too small for a number.
+    lengths = [vector_N.norm() for vector_N in (left_N, right_N)]
+    if not all(lengths):
+        return 0.0
+    cosine = (left_N / lengths[0]) @ (right_N / lengths[1])
+    return cosine.clamp(-1, 1).item()
