@@ -70,6 +70,22 @@ def train(
 
 
 @app.command()
+def sort(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the finished sort in its folder.")
+    ] = False,
+) -> None:
+    """Score every row with the base; write the corpus in a new order, and a report."""
+    _check(recipe, overrides)
+    with _stopping_at_once():
+        from yrunner.commands.sort import sort as run_sort
+
+    run_sort(recipe, overrides or [], overwrite=overwrite)
+
+
+@app.command()
 def inspect(
     recipe: RecipePath,
     overrides: Annotated[

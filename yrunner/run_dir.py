@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from yrunner.errors import RunError
 
@@ -40,6 +40,11 @@ class RunDir:
     def prepared(self) -> Path:
         """Tokenized data, shared by the runs that stand beside each other; see data/cache.py."""
         return self.folder.parent / ".prepared"
+
+    @property
+    def sort(self) -> Path:
+        """What `yrun sort` leaves; a training neither needs nor removes it."""
+        return self.folder / "sort"
 
     def create(self) -> None:
         """Make the folder. Raises `RunError` where a run is already in it."""
@@ -81,6 +86,47 @@ class RunDir:
         return sorted(int(match[1]) for match in names if match)
 
 
+class SortDir:
+    """`outputs/<name>/sort`; `ending` is that of the data, such as `.jsonl`."""
+
+    def __init__(self, folder: Path, ending: str) -> None:
+        self.folder = folder
+        self.recipe = folder / "recipe.resolved.yaml"
+        self.environment = folder / "environment.json"
+        self.data_report = folder / "data_report.json"
+        self.measured = folder / "measured"
+        """Losses and entropies of all tokens, see scoring/score_file.py."""
+        self.cross_fit = folder / "cross_fit"
+        """The same by models that were trained for it, a folder for each fold."""
+        self.sorted = folder / f"sorted{ending}"
+        self.dropped = folder / f"dropped{ending}"
+        self.reasons = folder / "dropped_reasons.jsonl"
+        self.report = folder / "report.html"
+        self.scores = folder / "scores.jsonl"
+
+    def check(self, files: Iterable[Path], *, overwrite: bool) -> None:
+        """Raise `RunError` where something would be lost: a finished sort, or `files`."""
+        if any(file.resolve().parent == self.folder.resolve() for file in files):
+            raise RunError(
+                f"the data lies in {self.folder}, where the sorted rows would replace it",
+                remedy="give this recipe another output",
+            )
+        if self.scores.exists() and not overwrite:
+            raise RunError(
+                f"{self.folder} already holds a finished sort",
+                remedy="replace it by --overwrite, which measures no row again that it has "
+                "measured, or give this one another output",
+            )
+
+    def clear(self) -> None:
+        """Make the folder, and remove the results of an earlier sort, but what it has measured."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        rows = (path for name in ("sorted", "dropped") for path in self.folder.glob(f"{name}.*"))
+        # What says that a sort is finished goes first.
+        for path in (self.scores, self.reasons, self.report, *rows):
+            path.unlink(missing_ok=True)
+
+
 @contextmanager
 def whole_folder(final: Path) -> Iterator[Path]:
     """Give a folder to write into that gets the name `final` when everything is written.
@@ -116,17 +162,27 @@ def _replace_folder(final: Path, partial: Path) -> None:
     shutil.rmtree(previous, ignore_errors=True)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file so that it is there whole, or not at all; a failure leaves no rest."""
-    partial = path.with_name(f".{path.name}.partial")
+@contextmanager
+def whole_file(final: Path) -> Iterator[BinaryIO]:
+    """Give a file to write into that gets the name `final` when all is written.
+
+    A failure leaves nothing of it.
+    """
+    partial = final.with_name(f".{final.name}.partial")
     try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with partial.open("wb") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(partial, path)
+        os.replace(partial, final)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that it is there whole, or not at all."""
+    with whole_file(path) as file:
+        file.write(text.encode())
 
 
 def page_beside(run_folder: Path, what: str, page: Path | None) -> Path:

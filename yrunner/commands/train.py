@@ -5,16 +5,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import EarlyStoppingCallback, set_seed
+from transformers import EarlyStoppingCallback
 
-from yrunner.commands.base import base_source, stale_base
+from yrunner.commands.base import stale_base
 from yrunner.commands.environment import describe_environment
 from yrunner.commands.fingerprint import changes_since, fingerprint
 from yrunner.commands.measure import Measured, measure, read_tasks
 from yrunner.commands.tokenizer import recipe_tokenizer
 from yrunner.commands.train_data import check_rows, prepare_data
-from yrunner.commands.train_plan import layout_for, plan_run
+from yrunner.commands.train_model import (
+    make_trainer,
+    mixed_precision,
+    training_dtype,
+    untrained_model,
+)
+from yrunner.commands.train_plan import plan_run
 from yrunner.commands.train_story import (
     model_card,
     say_next,
@@ -23,17 +28,12 @@ from yrunner.commands.train_story import (
     write_run_report,
 )
 from yrunner.console import say
-from yrunner.data.layouts import Layout
 from yrunner.data.plan import Plan
 from yrunner.data.prepared import Prepared
 from yrunner.data.report import as_json
-from yrunner.errors import Interrupted, MissingError, RunError
+from yrunner.errors import Interrupted, RunError
 from yrunner.models.export import save_model
-from yrunner.models.isolation import check_isolation, isolates_examples
-from yrunner.models.load import check_vocabulary, choose_dtype, load_model
 from yrunner.models.quiet import quiet_libraries
-from yrunner.models.scratch import build_model
-from yrunner.models.tuning import apply_tuning
 from yrunner.recipe.load import base_recipe_path, load_recipe, recipe_to_yaml
 from yrunner.recipe.schema import Recipe
 from yrunner.run_dir import RunDir, write_json, write_text
@@ -82,17 +82,23 @@ def train_recipe(recipe: Recipe, order: Order) -> None:
     if recipe.train.torch_compile:
         check_compiler()
     read_tasks(recipe)
-    stale = stale_base(recipe)
-    if stale is not None:
-        # Training the base takes long: what can be known to fail after it is looked for before.
-        check_rows(recipe)
-        base, reason = stale
-        say(reason)
-        base_dir = RunDir(base.run_folder)
-        goes_on = bool(base_dir.saved_steps()) and not changes_since(base_dir, base)
-        path = str(base_recipe_path(recipe))
-        train_recipe(base, Order(path, resume=goes_on, overwrite=not goes_on, is_base=True))
+    train_base(recipe)
     _run(recipe, run_dir, order)
+
+
+def train_base(recipe: Recipe) -> None:
+    """Train the base of a recipe where that is a recipe without a result, or has changed."""
+    stale = stale_base(recipe)
+    if stale is None:
+        return
+    # It takes long: what can be known to fail after it is looked for before.
+    check_rows(recipe)
+    base, reason = stale
+    say(reason)
+    base_dir = RunDir(base.run_folder)
+    goes_on = bool(base_dir.saved_steps()) and not changes_since(base_dir, base)
+    path = str(base_recipe_path(recipe))
+    train_recipe(base, Order(path, resume=goes_on, overwrite=not goes_on, is_base=True))
 
 
 def _check_run_folder(run_dir: RunDir, recipe: Recipe, order: Order) -> None:
@@ -123,7 +129,7 @@ def _run(recipe: Recipe, run_dir: RunDir, order: Order) -> None:
     tokenizer = recipe_tokenizer(recipe)
     prepared = prepare_data(recipe, tokenizer)
     plan = plan_run(recipe, prepared)
-    dtype = _check_device(recipe)
+    dtype = training_dtype(recipe)
     if not order.resume:
         _open_run_folder(recipe, run_dir, prepared, overwrite=order.overwrite)
 
@@ -137,21 +143,20 @@ def _run(recipe: Recipe, run_dir: RunDir, order: Order) -> None:
         dtype=dtype,
         validates=bool(prepared.validation),
     )
-    model = _load_model(recipe, tokenizer, dtype)
+    model = untrained_model(recipe, tokenizer, dtype)
     say_plan(recipe, model, prepared, plan)
     trainer, cadence = _make_trainer(recipe, model, tokenizer, prepared, plan, arguments, run_dir)
-    trainer.use_layout(_choose_layout(recipe, trainer, dtype))
     watched = prepared.validation or prepared.train
     if order.resume:
         before = Measured.load(run_dir.before)
     else:
-        with _mixed_precision(trainer, dtype):
+        with mixed_precision(trainer, dtype):
             before = measure(model, tokenizer, recipe, tasks, watched, "before")
         before.save(run_dir.before)
 
     _train(trainer, cadence, recipe, run_dir, order)
 
-    with _mixed_precision(trainer, dtype):
+    with mixed_precision(trainer, dtype):
         after = measure(model, tokenizer, recipe, tasks, watched, "after")
     after.save(run_dir.after)
     card = model_card(recipe, run_dir, before, after)
@@ -160,38 +165,6 @@ def _run(recipe: Recipe, run_dir: RunDir, order: Order) -> None:
     say_result(recipe, run_dir, before, after)
     if not order.is_base:
         say_next(recipe, order.arguments)
-
-
-def _load_model(recipe: Recipe, tokenizer: Any, dtype: torch.dtype) -> Any:
-    # Under mixed precision trained weights stay in float32; apply_tuning sees to it.
-    if recipe.model.scratch is not None:
-        model: Any = build_model(recipe.model.scratch.config, tokenizer, recipe.seed)
-    else:
-        model = load_model(
-            base_source(recipe),
-            dtype=dtype,
-            attention=recipe.model.attention,
-            trust_remote_code=recipe.model.trust_remote_code,
-        )
-    check_vocabulary(model, tokenizer)
-    set_seed(recipe.seed)
-    return apply_tuning(model, recipe.tuning)
-
-
-def _check_device(recipe: Recipe) -> torch.dtype:
-    """The precision to compute in. Raises `MissingError` where this machine does not have it."""
-    dtype = choose_dtype(recipe.model.dtype)
-    if dtype == torch.float16 and not torch.cuda.is_available():
-        raise MissingError(
-            "model.dtype float16 needs a GPU", remedy="use float32 or bfloat16 on a CPU"
-        )
-    return dtype
-
-
-def _mixed_precision(trainer: SignalTrainer, dtype: torch.dtype) -> torch.autocast:
-    """Measure in the precision of the training: trained weights are float32, frozen ones not."""
-    enabled = dtype != torch.float32
-    return torch.autocast(trainer.args.device.type, dtype=dtype, enabled=enabled)
 
 
 def _open_run_folder(
@@ -215,48 +188,29 @@ def _make_trainer(
     arguments: Any,
     run_dir: RunDir,
 ) -> tuple[SignalTrainer, Cadence]:
-    weight, loss_deadline = token_weight(recipe.loss)
     cadence = Cadence(
         epoch_ends=plan.epoch_ends,
         log_every=recipe.train.log_every,
         checkpoint_every=recipe.train.checkpoint.every,
         validates=bool(prepared.validation),
     )
+    weight, _ = token_weight(recipe.loss)
     trackers = tracker_callbacks(recipe.train.trackers, run_dir.trackers, weight)
     callbacks: list[Any] = [cadence, MetricsFile(run_dir.metrics), *trackers]
     if recipe.train.early_stopping is not None:
         callbacks.append(EarlyStoppingCallback(recipe.train.early_stopping.patience))
-    trainer = SignalTrainer(
-        model=model,
-        args=arguments,
+    trainer = make_trainer(
+        recipe,
+        model,
+        tokenizer,
+        prepared,
+        plan,
+        arguments,
+        run_dir,
         callbacks=callbacks,
-        train_examples=prepared.train,
-        validation_examples=prepared.validation,
-        plan=plan,
-        token_batch=recipe.train.token_batch,
-        weight=weight,
-        loss_deadline=loss_deadline,
-        normalize=recipe.loss.normalize,
-        pad_token_id=tokenizer.pad_token_id,
-        run_dir=run_dir,
-        keep_checkpoints=recipe.train.checkpoint.keep,
-        torch_compile=recipe.train.torch_compile,
         watchers=[tracker.histograms.add for tracker in trackers],
     )
     return trainer, cadence
-
-
-def _choose_layout(recipe: Recipe, trainer: SignalTrainer, dtype: torch.dtype) -> Layout:
-    """How micro-batches are laid out; the trainer has brought the model to its device.
-
-    Raises `ModelError` where the model would mix the examples of a packed row.
-    """
-    model: Any = trainer.model
-    with _mixed_precision(trainer, dtype):
-        if recipe.data.packing:
-            check_isolation(model)
-        isolates = recipe.data.packing or isolates_examples(model)
-    return layout_for(model.config, isolates=isolates)
 
 
 def _train(

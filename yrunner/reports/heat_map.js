@@ -72,7 +72,8 @@ function cellContent(reading, what, token) {
     const text = reading.top[token];
     return [reading.agrees[token] ? "✓ " : "✗ ", text === "" ? word("half") : text];
   }
-  return [short(reading[what][token])];
+  const value = reading[what][token];
+  return [typeof value === "string" ? value || word("half") : short(value)];
 }
 
 function tell(element) {

@@ -1,0 +1,145 @@
+"""The rows that `yrun sort` judges: what each is made of, its scores, its new place or its end."""
+
+# N = targets of a row
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+from yrunner.commands.sort_rows import RowPlace
+from yrunner.data.store import Examples
+from yrunner.errors import Origin, YRunnerError
+from yrunner.recipe.schema_sort import SortSection
+from yrunner.scoring.measure import TokenScores
+from yrunner.scoring.neighbours import Lookup
+from yrunner.scoring.order import Dropped, choose_dropped, order_rows
+from yrunner.scoring.rank import KNN_LOSS, score_row, suspicion
+from yrunner.scoring.spans import Span, worst_span, worst_stretch
+
+CROSS_FIT = "cross-fit "
+"""Before the name of a score: by a model that has learned from other rows."""
+
+
+@dataclass(frozen=True)
+class CorpusRow:
+    """A row of the training files that is learned from."""
+
+    place: RowPlace
+    origin: Origin
+    examples: range
+    """Its places among the examples: more than one where a long text is split."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What models make of the targets of every example."""
+
+    base: Sequence[TokenScores]
+    lookups: Sequence[Lookup] | None
+    """What the base remembers of other rows; None where no score asks for it."""
+    crossed: Sequence[TokenScores] | None
+    """By models that have learned from other rows; None where there are none."""
+
+    @property
+    def best(self) -> Sequence[TokenScores]:
+        """By the models that know the field, if there are."""
+        return self.crossed or self.base
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the models make of a row."""
+
+    scores: dict[str, float]
+    """By the base."""
+    cross_fit: dict[str, float] | None
+    """By a model that was trained on other rows; None where none was."""
+    num_targets: int
+    worst: Span | None
+    """Over the targets of the row, by what decides."""
+
+    def named_scores(self) -> dict[str, float]:
+        """All of them; those of the other models are called `cross-fit loss`."""
+        crossed = self.cross_fit or {}
+        return self.scores | {f"{CROSS_FIT}{kind}": value for kind, value in crossed.items()}
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What becomes of the rows, by their indices."""
+
+    order: list[int]
+    """The rows that are kept, in their new order."""
+    dropped: list[Dropped]
+    """The others, the most suspicious first."""
+
+
+def corpus_rows(examples: Examples) -> list[CorpusRow]:
+    """The rows of the examples, in their order."""
+    files, numbers = examples.file_E.tolist(), examples.column("rows").tolist()
+    places = list(zip(files, numbers, strict=True))
+    rows = []
+    for place, group in groupby(range(len(places)), places.__getitem__):
+        first, *others = group
+        rows.append(CorpusRow(place, examples.origin(first), range(first, first + 1 + len(others))))
+    return rows
+
+
+def deciding_score(section: SortSection) -> str:
+    """The name of the score that orders and drops: by models that know the field, if there are."""
+    by_cross_fit = section.cross_fit and section.deciding != KNN_LOSS
+    return f"{CROSS_FIT}{section.deciding}" if by_cross_fit else section.deciding
+
+
+def judge(row: CorpusRow, seen: Seen, section: SortSection) -> Verdict:
+    """Score a row by the scores of the tokens of all its examples."""
+    loss_N, entropy_N = _figures(row, seen.base)
+    knn_loss_N = None if seen.lookups is None else _joined(row, seen.lookups, "loss_N")
+    scores = score_row(loss_N, entropy_N, section.kinds, knn_loss_N)
+    cross_fit = None
+    if seen.crossed is not None:
+        loss_N, entropy_N = _figures(row, seen.crossed)
+        cross_fit = score_row(loss_N, entropy_N, section.kinds)
+    if section.deciding == KNN_LOSS and knn_loss_N is not None:
+        worst = worst_stretch(knn_loss_N)
+    else:
+        worst = worst_span(loss_N, entropy_N)
+    return Verdict(scores, cross_fit, len(loss_N), worst)
+
+
+def decide(section: SortSection, scores: Sequence[float], seed: int) -> Decision:
+    """Drop and order rows by the score that decides. Raises `YRunnerError` where none is left."""
+    name = deciding_score(section)
+    dropped = choose_dropped(
+        name,
+        scores,
+        drop_share=section.drop_share,
+        drop_above=section.drop_above,
+        drop_below=section.drop_below,
+        keep=section.keep,
+    )
+    gone = {row.index for row in dropped}
+    kept = [index for index in range(len(scores)) if index not in gone]
+    if not kept:
+        raise YRunnerError(
+            f"every row is dropped: each {name} lies between {min(scores):.4g} and "
+            f"{max(scores):.4g}",
+            remedy="set sort.drop_share, sort.drop_above and sort.drop_below so that rows are left",
+        )
+    values = [scores[index] for index in kept]
+    if section.order == "blocks":
+        # From easy to hard, which for some scores is from high to low.
+        values = [suspicion(name, value) for value in values]
+    order = order_rows(values, section.order, seed=seed, blocks=section.blocks)
+    return Decision([kept[index] for index in order], dropped)
+
+
+def _figures(row: CorpusRow, scores: Sequence[TokenScores]) -> tuple[Tensor, Tensor]:
+    return _joined(row, scores, "loss_N"), _joined(row, scores, "entropy_N")
+
+
+def _joined(row: CorpusRow, parts: Sequence[TokenScores | Lookup], figure: str) -> Tensor:
+    return torch.cat([getattr(parts[place], figure) for place in row.examples])

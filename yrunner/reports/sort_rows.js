@@ -1,0 +1,51 @@
+// The rows as columns of figures: how suspicious each is among all, and which ones are asked for.
+
+const rows = JSON.parse(document.getElementById("rows").textContent);
+const maps = document.getElementById("maps").textContent.split("\n");
+const numRows = rows.number.length;
+const placeOf = (row) => `${rows.files[rows.file[row]]}:${rows.number[row]}`;
+
+// For each score the share of all rows that are less suspicious, by row: from 0 to just under 1.
+// A score that is no number is held against nobody.
+const sharesBelow = new Map();
+
+function sharesOf(score) {
+  if (!sharesBelow.has(score)) {
+    const sign = rows.low.includes(score) ? -1 : 1;
+    const suspicion = Float64Array.from(rows.scores[score], (value) =>
+      value === null ? -Number.MAX_VALUE : sign * value);
+    const rising = Uint32Array.from(suspicion.keys())
+      .sort((one, other) => suspicion[one] - suspicion[other] || one - other);
+    const shares = new Float64Array(numRows);
+    let first = 0;
+    rising.forEach((row, place) => {
+      if (suspicion[row] !== suspicion[rising[first]]) first = place;
+      shares[row] = first / numRows;
+    });
+    sharesBelow.set(score, shares);
+  }
+  return sharesBelow.get(score);
+}
+
+const levelOf = (share) => rows.shares.filter((border) => share >= border).length;
+
+// Every row in the order of a column; rows of equal figures stay in the order of the file.
+function inOrder(column, score, isFalling) {
+  const figures = column === "suspicion" ? sharesOf(score) : rows[column];
+  const figureOf = (row) => (column === "row" ? row : figures[row]);
+  const sign = isFalling ? -1 : 1;
+  return Array.from({ length: numRows }, (_, row) => row)
+    .sort((one, other) => sign * (figureOf(one) - figureOf(other)) || one - other);
+}
+
+let smallTexts = null;
+
+// A sign for each row: 1 where it holds the words and has the fate that is asked for.
+function findRows(words, fate) {
+  smallTexts ??= rows.text.map((text, row) => `${placeOf(row)} ${text}`.toLowerCase());
+  const wanted = words.toLowerCase().split(/\s+/).filter(Boolean);
+  const fits = (row) =>
+    (fate === "all" || (fate === "dropped") === row in rows.dropped) &&
+    wanted.every((word) => smallTexts[row].includes(word));
+  return Uint8Array.from({ length: numRows }, (_, row) => fits(row));
+}
