@@ -1,0 +1,177 @@
+"""The faults of the second world: nine ways in which a right answer goes wrong in real data."""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from benchmarks.second_world.facts import Fact
+from benchmarks.second_world.words import (
+    AMOUNTS,
+    CAN,
+    CANNOT,
+    CLOSES,
+    DRAWERS,
+    FLOORS,
+    HOSPITAL,
+    OLD_HOSPITALS,
+    OPENS,
+    UNITS,
+    Language,
+)
+
+FAULTY_SHARE = 0.12
+NUMBERS = {
+    "amount": AMOUNTS,
+    "drawer": DRAWERS,
+    "floor": FLOORS,
+    "opens": OPENS,
+    "closes": CLOSES,
+}
+"""The slots that hold a number, and what it can be."""
+SHORTEST_STRETCH = 8
+"""Characters that are garbled at the least."""
+
+
+@dataclass(frozen=True)
+class FieldRow:
+    """One question of the field, with the fact that answers it."""
+
+    question: str
+    fact: Fact
+    language: Language
+
+    @property
+    def answer(self) -> str:
+        return self.fact.answer(self.language)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A wrong answer planted in a row. `row` counts from 1."""
+
+    row: int
+    kind: str
+    wrong: str
+    right: str
+
+
+Spoil = Callable[[FieldRow, Sequence[Fact], random.Random], str | None]
+"""The wrong answer of a row, all facts at hand; None where the row cannot have this fault."""
+
+
+def plant_faults(
+    rows: Sequence[FieldRow], facts: Sequence[Fact], draw: random.Random
+) -> list[Fault]:
+    """Spoil some rows, as many by each kind of fault."""
+    free = list(range(len(rows)))
+    draw.shuffle(free)
+    faults = []
+    for number in range(round(FAULTY_SHARE * len(rows))):
+        kind = list(KINDS)[number % len(KINDS)]
+        index, wrong = _first_that_can(kind, free, rows, facts, draw)
+        free.remove(index)
+        faults.append(Fault(index + 1, kind, wrong, rows[index].answer))
+    return sorted(faults, key=lambda fault: fault.row)
+
+
+def _first_that_can(
+    kind: str,
+    free: Sequence[int],
+    rows: Sequence[FieldRow],
+    facts: Sequence[Fact],
+    draw: random.Random,
+) -> tuple[int, str]:
+    for index in free:
+        wrong = KINDS[kind](rows[index], facts, draw)
+        if wrong is not None:
+            assert wrong != rows[index].answer, f"the {kind} fault of row {index + 1} is none"
+            return index, wrong
+    raise AssertionError(f"no row is left that could have the fault {kind}")
+
+
+def wrong_number(row: FieldRow, facts: Sequence[Fact], draw: random.Random) -> str | None:
+    slots = [slot for slot in NUMBERS if slot in row.fact.slots]
+    if not slots:
+        return None
+    slot = draw.choice(slots)
+    others = [number for number in NUMBERS[slot] if number != row.fact.slots[slot]]
+    return row.fact.with_slots(**{slot: draw.choice(others)}).answer(row.language)
+
+
+def wrong_unit(row: FieldRow, facts: Sequence[Fact], draw: random.Random) -> str | None:
+    if row.fact.topic != "dose":
+        return None
+    others = [unit for unit in UNITS if unit != row.fact.slots["unit"]]
+    return row.fact.with_slots(unit=draw.choice(others)).answer(row.language)
+
+
+def answer_of_another_question(
+    row: FieldRow, facts: Sequence[Fact], draw: random.Random
+) -> str | None:
+    """A right answer about the same medicine or ward, to what was not asked."""
+    about = "medicine" if "medicine" in row.fact.slots else "ward"
+    return draw.choice(
+        [
+            fact
+            for fact in facts
+            if fact.topic != row.fact.topic
+            and fact.slots.get(about) == row.fact.slots[about]
+            # The ward in which a medicine is stored has answers of its own.
+            and ("medicine" in fact.slots) == (about == "medicine")
+        ]
+    ).answer(row.language)
+
+
+def missing_negation(row: FieldRow, facts: Sequence[Fact], draw: random.Random) -> str | None:
+    if row.fact.slots.get("can") != CANNOT:
+        return None
+    return row.fact.with_slots(can=CAN).answer(row.language)
+
+
+def truncated(row: FieldRow, facts: Sequence[Fact], draw: random.Random) -> str | None:
+    return row.answer[: int(draw.uniform(0.35, 0.85) * len(row.answer))].rstrip()
+
+
+def mixed_language(row: FieldRow, facts: Sequence[Fact], draw: random.Random) -> str | None:
+    """Half of the answer, and the other half as its translation has it."""
+    other: Language = "en" if row.language == "zh" else "zh"
+    share = draw.uniform(0.3, 0.7)
+    translated = row.fact.answer(other)
+    here, there = round(share * len(row.answer)), round(share * len(translated))
+    return row.answer[:here] + translated[there:]
+
+
+def garbled(row: FieldRow, facts: Sequence[Fact], draw: random.Random) -> str | None:
+    """The letters of a stretch, in any order."""
+    answer = row.answer
+    length = max(SHORTEST_STRETCH, len(answer) // 4)
+    start = draw.randrange(len(answer) - length)
+    stretch = list(answer[start : start + length])
+    draw.shuffle(stretch)
+    return answer[:start] + "".join(stretch) + answer[start + length :]
+
+
+def wrong_hospital(row: FieldRow, facts: Sequence[Fact], draw: random.Random) -> str | None:
+    """Copied from another hospital's leaflet, whose name was left in."""
+    other = draw.choice(OLD_HOSPITALS)
+    return row.answer.replace(HOSPITAL[row.language], other[row.language])
+
+
+def repeated(row: FieldRow, facts: Sequence[Fact], draw: random.Random) -> str | None:
+    """A stuck writer: the middle stands three times."""
+    third = len(row.answer) // 3
+    middle = row.answer[third : 2 * third]
+    return row.answer[:third] + 3 * middle + row.answer[2 * third :]
+
+
+KINDS: dict[str, Spoil] = {
+    "wrong_number": wrong_number,
+    "wrong_unit": wrong_unit,
+    "other_question": answer_of_another_question,
+    "missing_negation": missing_negation,
+    "truncated": truncated,
+    "mixed_language": mixed_language,
+    "garbled": garbled,
+    "wrong_hospital": wrong_hospital,
+    "repeated": repeated,
+}
