@@ -11,6 +11,7 @@ from yrunner.run_dir import RunDir, differences, hash_files, read_json
 WITHOUT_EFFECT: dict[str, Any] = {
     "output": True,
     "eval": True,
+    "merge": True,
     "train": {"checkpoint": {"keep"}, "log_every": True, "trackers": True},
 }
 """Keys of a recipe that may change without changing the trained model."""
