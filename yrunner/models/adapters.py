@@ -88,7 +88,8 @@ def attach_adapter(
         get_peft_model_state_dict(tuned, adapter_name=name, save_embedding_layers=False)
     )
     # Whole weights of the base, such as embeddings that have got more rows, have been loaded too.
-    strangers = sorted((saved_names - set(tuned.state_dict())) ^ expected_names)
+    unknown = saved_names - expected_names - set(tuned.state_dict())
+    strangers = sorted(unknown | (expected_names - saved_names))
     if strangers:
         raise _misfit(adapter, f"{len(strangers)} weights differ, such as {strangers[0]}")
     return tuned

@@ -90,7 +90,6 @@ def prepare_merge(
     """
     for adapter in adapters:
         _check_mergeable(adapter, alone=len(adapters) == 1)
-    saved = [name for adapter in adapters for name in weight_shapes(adapter.folder)]
 
     def prepare(model: Any) -> None:
         _part_different_head(model, base)
@@ -100,7 +99,7 @@ def prepare_merge(
     plain = build_skeleton(
         read_config(str(base.folder), trust_remote_code=trust_remote_code),
         prepare=prepare,
-        kept=frozenset(map(base_name, saved)),
+        kept=frozenset(name for adapter in adapters for name in _whole_weights(adapter.folder)),
         trust_remote_code=trust_remote_code,
     )
     embeddings, head = plain.model.get_input_embeddings(), plain.model.get_output_embeddings()
@@ -167,6 +166,13 @@ def _check_mergeable(adapter: Weighted, *, alone: bool) -> None:
             f"the adapter {adapter.folder} {what}, so it is merged alone and with weight 1",
             remedy="leave out merge.weight and merge.adapters",
         )
+
+
+def _whole_weights(adapter: Path) -> list[str]:
+    """Weights of the base that an adapter holds, but for modules of which it has its own."""
+    own = PeftConfig.from_pretrained(str(adapter)).modules_to_save or []
+    names = map(base_name, weight_shapes(adapter))
+    return [name for name in names if ".lora_" not in name and not set(name.split(".")) & set(own)]
 
 
 def _part_different_head(model: Any, base: Checkpoint) -> None:

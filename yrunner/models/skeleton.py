@@ -128,11 +128,15 @@ def is_placeholder(weight: Tensor) -> bool:
 
 def _replace_weights(model: nn.Module, kept: frozenset[str]) -> None:
     """Put placeholders in the place of all weights but `kept`; what is shared stays shared."""
+    # Every weight under all of its names: a head that is tied may be the one to be kept.
+    named = list(model.named_parameters(remove_duplicate=False))
+    whole = {id(weight) for name, weight in named if name in kept}
     replaced: dict[int, nn.Parameter] = {}
-    for name, weight in model.named_parameters():
-        size = weight.shape
-        data = torch.empty(size) if name in kept else _placeholder(size)
-        replaced[id(weight)] = nn.Parameter(data, requires_grad=False)
+    for _, weight in named:
+        data = _placeholder(weight.shape)
+        replaced[id(weight)] = nn.Parameter(
+            data.clone() if id(weight) in whole else data, requires_grad=False
+        )
     for module in model.modules():
         for name, weight in list(module.named_parameters(recurse=False)):
             setattr(module, name, replaced[id(weight)])
