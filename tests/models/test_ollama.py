@@ -15,8 +15,6 @@ CHATS = [
     [("user", "a"), ("assistant", "b\nc"), ("user", "d e"), ("assistant", "f"), ("user", "g")],
     [("system", "s"), ("user", "1"), ("assistant", "2"), ("user", "3")],
 ]
-WITHOUT = {"harmony", "mistral"}
-"""Their templates do more than put texts around turns."""
 
 
 def as_ollama_renders(template, messages):
@@ -57,24 +55,22 @@ def render(tokenizer, messages):
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_ollama_writes_the_same_chat_or_has_no_template(name):
+def test_ollama_writes_the_same_chat(name):
     tokenizer = tokenizer_of(name)
     turns = read_turns(tokenizer)
-    assert (turns is None) == (name in WITHOUT)
-    if turns is None:
-        return
+    assert ("system" in turns.around) == (name not in ("gemma", "mistral"))
+    template = turns.as_ollama()
     for chat in CHATS:
         messages = [{"role": role, "content": content} for role, content in chat]
-        if name == "gemma" and chat[0][0] == "system":
+        if chat[0][0] not in turns.around:
             continue
-        template = turns.as_ollama()
         assert as_ollama_renders(template, messages) == render(tokenizer, messages)
 
 
 def test_the_modelfile_has_all_that_ollama_needs():
     settings = GenerationConfig(temperature=0.6, top_p=0.9, do_sample=True)
-    text, has_template = modelfile("m.gguf", tokenizer_of("chatml"), settings, "Be short.")
-    assert has_template
+    text, lack = modelfile("m.gguf", tokenizer_of("chatml"), settings, "Be short.")
+    assert not lack
     assert text.startswith('FROM ./m.gguf\nTEMPLATE """{{ range $i, $_ := .Messages }}')
     assert text.endswith(
         '<|im_start|>assistant\n"""\nSYSTEM """Be short."""\n'
@@ -88,6 +84,8 @@ def test_a_template_that_hides_messages_is_not_imitated():
     try:
         tokenizer.chat_template = "{{ messages[-1]['content'] }}"
         assert read_turns(tokenizer) is None
-        assert "TEMPLATE" not in modelfile("m.gguf", tokenizer, GenerationConfig(), None)[0]
+        text, lack = modelfile("m.gguf", tokenizer, GenerationConfig(), None)
+        assert "TEMPLATE" not in text
+        assert lack.startswith("the chat template")
     finally:
         tokenizer.chat_template = before

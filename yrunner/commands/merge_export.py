@@ -83,12 +83,12 @@ def write_gguf_folder(recipe: Recipe, run_dir: RunDir, kind: str) -> dict[str, A
                 name=recipe.name,
                 advance=advance,
             )
-        text, has_template = modelfile(
+        text, lack = modelfile(
             name, tokenizer, GenerationConfig.from_pretrained(run_dir.merged), recipe.data.system
         )
         write_text(partial / "Modelfile", text)
-        if not has_template:
-            warn("the chat template is more than Ollama's can be: the Modelfile has none")
+        if lack:
+            warn(f"the Modelfile has no place for {lack}")
         proof = None
         if recipe.merge.verify:
             proof = _prove(recipe, run_dir, partial / name, config, tokenizer)

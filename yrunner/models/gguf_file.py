@@ -1,5 +1,6 @@
 """Write a model's folder as one GGUF file, weight by weight, and read it back."""
 
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import gguf
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from yrunner.errors import ModelError
 from yrunner.models.checkpoint import Checkpoint
@@ -47,15 +48,8 @@ def write_gguf(
     for target, size, _ in weights:
         chosen = _type_of(target, tuple(size.shape), kind)
         shape = gguf.quant_shape_to_byte_shape(tuple(size.shape), chosen)
-        byte_count = int(np.prod(shape)) * _item(chosen).itemsize
-        plain = chosen in (gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.F16)
-        writer.add_tensor_info(
-            target,
-            tuple(size.shape) if plain else shape,
-            _item(chosen),
-            byte_count,
-            raw_dtype=None if plain else chosen,
-        )
+        as_bytes = np.dtype(np.uint8)
+        writer.add_tensor_info(target, shape, as_bytes, math.prod(shape), raw_dtype=chosen)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
@@ -70,8 +64,10 @@ def read_gguf(file: Path, config: Any) -> Any:
     """The model of a GGUF file in float32, as transformers reads it; it is in memory as a whole.
 
     The config is handed over: transformers does not read the size of the heads of Qwen3, nor the
-    rope of Llama 3.
+    rope of Llama 3. A Mistral is a Llama in such a file.
     """
+    if config.model_type == "mistral":
+        config = LlamaConfig(**{**config.to_dict(), "model_type": "llama"})
     with quiet_libraries():
         return AutoModelForCausalLM.from_pretrained(
             str(file.parent), gguf_file=file.name, config=config, dtype=torch.float32
@@ -148,14 +144,6 @@ def _type_of(target: str, shape: tuple[int, ...], kind: str) -> gguf.GGMLQuantiz
         kind = "q8_0"
     chosen = types[kind.upper()]
     return types.F16 if kind.startswith("q") and shape[-1] % BLOCK else chosen
-
-
-def _item(chosen: gguf.GGMLQuantizationType) -> np.dtype[Any]:
-    plain = {
-        gguf.GGMLQuantizationType.F32: np.dtype(np.float32),
-        gguf.GGMLQuantizationType.F16: np.dtype(np.float16),
-    }
-    return plain.get(chosen, np.dtype(np.uint8))
 
 
 def _file_type(kind: str) -> gguf.LlamaFileType:

@@ -17,6 +17,7 @@ from yrunner.models.load import find_stop_ids
 
 MARKS = tuple(chr(0xF0000 + number) for number in range(4))
 """Stand for what is said; Unicode gives these characters no meaning."""
+USER = {"role": "user", "content": MARKS[0]}
 
 SETTINGS = {
     "temperature": "temperature",
@@ -78,55 +79,65 @@ class TurnTexts:
 
 def modelfile(
     file_name: str, tokenizer: Any, generation_config: GenerationConfig, system: str | None
-) -> tuple[str, bool]:
-    """The Modelfile of a GGUF file beside it, and whether it has a template."""
-    lines = [f"FROM ./{file_name}"]
+) -> tuple[str, str]:
+    """The Modelfile of a GGUF file beside it, and what it lacks, or nothing."""
+    lines, lack = [f"FROM ./{file_name}"], ""
     texts = read_turns(tokenizer)
     template = texts.as_ollama() if texts else None
-    if template is not None:
+    if texts is None or template is None:
+        lack = "the chat template, which does more than Ollama's can"
+    else:
         lines.append(f'TEMPLATE """{template}"""')
-    if system:
-        lines.append(f'SYSTEM """{system}"""')
+        if "system" not in texts.around:
+            lack = "a system prompt, for which the chat template has no turn"
+        elif system:
+            lines.append(f'SYSTEM """{system}"""')
     for number in find_stop_ids(tokenizer):
         lines.append(f'PARAMETER stop "{tokenizer.convert_ids_to_tokens(number)}"')
     for key, name in SETTINGS.items():
         value = getattr(generation_config, key, None)
         if value is not None:
             lines.append(f"PARAMETER {name} {value}")
-    return "\n".join(lines) + "\n", template is not None
+    return "\n".join(lines) + "\n", lack
 
 
 def read_turns(tokenizer: Any) -> TurnTexts | None:
     """What the tokenizer's chat template puts around every turn.
 
-    None where it does more than that: where chats that are put together so are not the template's.
+    Without turns of a system, where the template has none of its own for them. None where it does
+    more than that: where chats that are put together so are not the template's.
     """
     if not tokenizer.chat_template:
         return None
-    try:
-        texts = _read(tokenizer)
-        alike = all(
-            texts.render(chat) == _render(tokenizer, chat) for chat in map(_trial, TRIAL_CHATS)
-        )
-    except (TemplateError, ValueError):
-        return None
-    return texts if alike else None
+    for with_system in (True, False):
+        trials = [_trial(roles) for roles in TRIAL_CHATS if with_system or "system" not in roles]
+        try:
+            texts = _read(tokenizer, with_system=with_system)
+            if all(texts.render(chat) == _render(tokenizer, chat) for chat in trials):
+                return texts
+        except (TemplateError, ValueError):
+            continue
+    return None
 
 
-def _read(tokenizer: Any) -> TurnTexts:
+def _read(tokenizer: Any, *, with_system: bool) -> TurnTexts:
     """Raises ValueError for a template that does not show every message once and in order."""
-    talk = ("system", "user", "assistant", "user")
-    chat = [{"role": role, "content": mark} for role, mark in zip(talk, MARKS, strict=True)]
-    start, behind_system, behind_user, behind_reply, end = _split(_render(tokenizer, chat), MARKS)
-    alone, end_alone = _split(_render(tokenizer, chat[1:2]), MARKS[1:2])
+    talk = ("system", "user", "assistant", "user")[0 if with_system else 1 :]
+    chat = [{"role": role, "content": mark} for role, mark in zip(talk, MARKS, strict=False)]
+    pieces = _split(_render(tokenizer, chat), MARKS[: len(chat)])
+    behind_user, behind_reply, end = pieces[-3:]
+    alone, end_alone = _split(_render(tokenizer, [USER]), MARKS[:1])
     if end != end_alone:
         raise ValueError("the end depends on the turns before")
+    behind_system = pieces[1] if with_system else behind_reply
     before_user = _common_end(_common_end(behind_system, behind_reply), alone)
-    behind_one = _common_start(behind_user, end)
+    _, closed = _split(_render(tokenizer, [USER], opens=False), MARKS[:1])
+    behind_one = _common_start(_common_start(behind_user, end), closed)
+    system = {"system": (pieces[0], behind_system.removesuffix(before_user))}
     return TurnTexts(
         start=alone.removesuffix(before_user),
-        around={
-            "system": (start, behind_system.removesuffix(before_user)),
+        around=(system if with_system else {})
+        | {
             "user": (before_user, behind_one),
             "assistant": (
                 behind_user.removeprefix(behind_one),
@@ -144,9 +155,9 @@ def _trial(roles: tuple[str, ...]) -> list[dict[str, str]]:
     ]
 
 
-def _render(tokenizer: Any, chat: list[dict[str, str]]) -> str:
+def _render(tokenizer: Any, chat: list[dict[str, str]], *, opens: bool = True) -> str:
     """The text of a chat without the bos, where llama.cpp puts it before every text by itself."""
-    text = str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
+    text = str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=opens))
     return text.removeprefix(tokenizer.bos_token) if begins_with_bos(tokenizer) else text
 
 

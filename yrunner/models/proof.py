@@ -119,7 +119,8 @@ def compare(logits_NV: Tensor, other_NV: Tensor) -> Likeness:
         largest = max(difference_NV.max().item(), largest, key=_nan_first)
         total += difference_NV.sum().item()
         alike += int((first_NV.argmax(1) == second_NV.argmax(1)).sum())
-        first_NV, second_NV = log_softmax(first_NV, 1), log_softmax(second_NV, 1)
+        # In float64: of two models that are nearly one, float32 sums up to less than nothing.
+        first_NV, second_NV = (log_softmax(one.double(), 1) for one in (first_NV, second_NV))
         divergence += kl_div(second_NV, first_NV, reduction="sum", log_target=True).item()
     tokens = len(logits_NV)
     return Likeness(tokens, largest, total / (tokens * size), alike / tokens, divergence / tokens)

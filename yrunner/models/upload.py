@@ -4,9 +4,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-import httpx
 from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError
+
+# Of httpx or httpx2, whichever this version of the client stands on.
+from huggingface_hub.errors import HTTPError as NetworkError  # type: ignore[attr-defined]
 
 from yrunner.errors import YRunnerError
 from yrunner.models.hub import only_cached
@@ -69,7 +71,7 @@ def _explained(repository: str) -> Iterator[None]:
             status, (f"the Hub answers with status {status}", "try again later")
         )
         raise YRunnerError(f"merge.push: {repository}: {what}", remedy=remedy) from error
-    except (httpx.HTTPError, OSError) as error:
+    except (NetworkError, OSError) as error:
         raise YRunnerError(
             f"merge.push: {repository}: the Hub cannot be reached", remedy="try again later"
         ) from error
