@@ -59,8 +59,8 @@ def write_merged(
     if plan.is_sharded:
         index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
         (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", "utf-8")
-    for file in merge.base.folder.glob("*.py"):
-        (folder / file.name).write_bytes(file.read_bytes())
+    for code in merge.base.folder.glob("*.py"):
+        (folder / code.name).write_bytes(code.read_bytes())
     _write_config(merge, folder, tied=merge.head not in sizes, dtype=dtype)
 
 

@@ -127,7 +127,7 @@ def compare(logits_NV: Tensor, other_NV: Tensor) -> Likeness:
 
 
 def _chunks(*both: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    return zip(*(logits_NV.split(CHUNK) for logits_NV in both), strict=True)
+    return zip(*(torch.split(logits_NV, CHUNK) for logits_NV in both), strict=True)
 
 
 def _nan_first(value: float) -> float:
