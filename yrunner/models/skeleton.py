@@ -43,12 +43,15 @@ class Skeleton:
 
     @contextmanager
     def filled(self, module: nn.Module, read: Read) -> Iterator[None]:
-        """Read the weights that a module itself has; behind the block all is as it was."""
+        """Read the weights that a module itself has; behind the block all is as it was.
+
+        Inside they may be changed, those too that had been there before.
+        """
         before = [(weight, weight.data) for weight in module.parameters(recurse=False)]
         try:
-            for weight, _ in before:
-                if self.absent(weight):
-                    weight.data = read(self.names[id(weight)]).float()
+            for weight, data in before:
+                absent = self.absent(weight)
+                weight.data = read(self.names[id(weight)]).float() if absent else data.clone()
             yield
         finally:
             for weight, data in before:
