@@ -228,7 +228,9 @@ def test_an_adapter_that_is_not_finite_is_refused(base, ids_BT, tmp_path):
     tune(base, tmp_path / "adapter", ids_BT)
     path = tmp_path / "adapter" / "adapter_model.safetensors"
     save_file({n: torch.full_like(w, torch.nan) for n, w in load_file(path).items()}, path)
-    with pytest.raises(ModelError, match=r"is not finite in the merged model\. Check the base, and"):
+    with pytest.raises(
+        ModelError, match=r"is not finite in the merged model\. Check the base, and"
+    ):
         merge(base, [Weighted(tmp_path / "adapter")], tmp_path / "merged")
 
 
