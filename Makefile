@@ -5,11 +5,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test lint types unit clean
+.PHONY: help demo test lint types unit test-gguf clean
 
 help:
 	@echo "make demo   train the tiny base and tune it on the invented law (the main job)"
 	@echo "make test   lint, types and tests"
+	@echo "make test-gguf   let llama.cpp itself read our GGUF files; builds it for 5 to 8 minutes"
 	@echo "make clean  remove what the demo and the tests have made"
 
 # Made again when the dependencies change.
@@ -33,6 +34,10 @@ types: $(READY)
 
 unit: $(READY)
 	$(BIN)/python -m pytest
+
+test-gguf: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'llama-cpp-python>=0.3.16,<1'
+	$(BIN)/python -m pytest -n0 tests/models/llama_cpp_gguf.py
 
 clean:
 	rm -rf outputs dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

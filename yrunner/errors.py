@@ -71,6 +71,12 @@ class RunError(YRunnerError):
     """A run folder that cannot be used as asked."""
 
 
+class ProofError(YRunnerError):
+    """A result that does not answer as it should; it has been removed."""
+
+    exit_code = 1
+
+
 class Interrupted(YRunnerError):
     """A signal stopped the run after it had saved a checkpoint."""
 

@@ -32,7 +32,10 @@ class RunDir:
         self.checkpoints = self.folder / "checkpoints"
         self.trackers = self.folder / "trackers"
         self.model = self.folder / "model"
+        self.base = self.folder / "base.json"
         self.merged = self.folder / "merged"
+        self.gguf = self.folder / "gguf"
+        self.merge_figures = self.folder / "merge.json"
         self.eval = self.folder / "eval.json"
         self.report = self.folder / "report.html"
 
@@ -139,7 +142,7 @@ def whole_folder(final: Path) -> Iterator[Path]:
     partial.mkdir(parents=True)
     try:
         yield partial
-    except Exception as error:
+    except BaseException as error:
         free = shutil.disk_usage(partial).free
         shutil.rmtree(partial, ignore_errors=True)
         if free < FULL_DISK:

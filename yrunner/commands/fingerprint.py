@@ -12,6 +12,7 @@ WITHOUT_EFFECT: dict[str, Any] = {
     "output": True,
     "eval": True,
     "sort": True,
+    "merge": True,
     "train": {"checkpoint": {"keep"}, "log_every": True, "trackers": True},
 }
 """Keys of a recipe that may change without changing the trained model."""

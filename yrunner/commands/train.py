@@ -8,6 +8,7 @@ from typing import Any
 from transformers import EarlyStoppingCallback
 
 from yrunner.commands.base import stale_base
+from yrunner.commands.base_record import base_record
 from yrunner.commands.environment import describe_environment
 from yrunner.commands.fingerprint import changes_since, fingerprint
 from yrunner.commands.measure import Measured, measure, read_tasks
@@ -175,6 +176,8 @@ def _open_run_folder(
     run_dir.create()
     write_text(run_dir.recipe, recipe_to_yaml(recipe))
     write_json(run_dir.fingerprint, fingerprint(recipe))
+    if recipe.model.base is not None:
+        write_json(run_dir.base, base_record(recipe))
     write_json(run_dir.environment, describe_environment())
     write_json(run_dir.data_report, as_json(prepared.reports, prepared.findings))
 

@@ -61,8 +61,10 @@ def print_tasks(recipe: Recipe, before: Measured | None, after: Measured) -> Non
         print_table("Answered exactly", columns, rows)
 
 
-def model_card(recipe: Recipe, run_dir: RunDir, before: Measured, after: Measured) -> ModelCard:
-    """The card that goes with the model's weights."""
+def model_card(
+    recipe: Recipe, run_dir: RunDir, before: Measured, after: Measured, **origin: Any
+) -> ModelCard:
+    """The card that goes with the model's weights; `origin`: fields that only some cards have."""
     figures = [
         (f"{name}: answered exactly", f"{now} (before: {then})")
         for name, _, _, then, now in _task_rows(recipe, before, after)
@@ -78,6 +80,7 @@ def model_card(recipe: Recipe, run_dir: RunDir, before: Measured, after: Measure
         recipe=recipe_to_yaml(recipe),
         figures=figures,
         dataset_files=[data_name(entry) for entry in recipe.data.train],
+        **origin,
     )
 
 

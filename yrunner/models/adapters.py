@@ -57,18 +57,26 @@ def read_base(adapter: Path) -> str:
     return base
 
 
-def attach_adapter(model: PreTrainedModel, adapter: Path, *, trainable: bool) -> PeftModel:
+def attach_adapter(
+    model: PreTrainedModel | PeftModel, adapter: Path, *, trainable: bool, name: str = "default"
+) -> PeftModel:
     """Put a saved LoRA adapter onto its base, which is changed in place. Adapter weights: float32.
 
-    peft loads what fits and only warns of the rest, so an adapter of another base would come on
-    half random. Here every weight of the file must find its place, and every place its weight.
+    A base that has adapters already gets it besides them, by another name. peft loads what fits
+    and only warns of the rest, so an adapter of another base would come on half random. Here every
+    weight of the file must find its place, and every place its weight.
 
     Raises ModelError for pickled or damaged weights and for an adapter that does not fit `model`.
     """
-    saved_names = _weight_names(adapter)
+    saved_names = set(weight_shapes(adapter))
+    fit_vocabulary(model, adapter)
     with quiet_libraries():
         try:
-            tuned = PeftModel.from_pretrained(model, str(adapter), is_trainable=trainable)
+            if isinstance(model, PeftModel):
+                tuned = model
+                tuned.load_adapter(str(adapter), name, is_trainable=trainable)
+            else:
+                tuned = PeftModel.from_pretrained(model, str(adapter), name, is_trainable=trainable)
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
             raise _misfit(adapter, str(error).strip().splitlines()[-1].strip()) from error
     if any(config.is_prompt_learning for config in tuned.peft_config.values()):
@@ -76,11 +84,31 @@ def attach_adapter(model: PreTrainedModel, adapter: Path, *, trainable: bool) ->
             f"the adapter {adapter} is a learned prompt, which cannot be merged or trained on",
             remedy="use a LoRA adapter",
         )
-    expected_names = set(get_peft_model_state_dict(tuned, save_embedding_layers=False))
-    strangers = sorted(saved_names ^ expected_names)
+    expected_names = set(
+        get_peft_model_state_dict(tuned, adapter_name=name, save_embedding_layers=False)
+    )
+    # Whole weights of the base, such as embeddings that have got more rows, have been loaded too.
+    unknown = saved_names - expected_names - set(tuned.state_dict())
+    strangers = sorted(unknown | (expected_names - saved_names))
     if strangers:
         raise _misfit(adapter, f"{len(strangers)} weights differ, such as {strangers[0]}")
     return tuned
+
+
+def fit_vocabulary(model: PreTrainedModel | PeftModel, adapter: Path) -> None:
+    """Give `model` as many embeddings as the adapter brings, where it brings whole ones."""
+    embeddings = model.get_input_embeddings()
+    shapes = {base_name(name): shape for name, shape in weight_shapes(adapter).items()}
+    for name, module in model.named_modules():
+        shape = shapes.get(f"{name}.weight")
+        if module is embeddings and shape is not None and shape[0] != embeddings.num_embeddings:
+            model.resize_token_embeddings(shape[0], mean_resizing=False)
+            return
+
+
+def base_name(name: str) -> str:
+    """The name in the base of a weight that an adapter's file holds as a whole."""
+    return name.removeprefix("base_model.model.").replace(".base_layer.", ".")
 
 
 def merge_adapter(model: PeftModel) -> PreTrainedModel:
@@ -113,7 +141,11 @@ def _separate_adapted_head(model: PreTrainedModel) -> None:
         model.config.tie_word_embeddings = False
 
 
-def _weight_names(adapter: Path) -> set[str]:
+def weight_shapes(adapter: Path) -> dict[str, list[int]]:
+    """The shape of every weight in an adapter's file, by its name there.
+
+    Raises ModelError for pickled or damaged weights.
+    """
     path = adapter / WEIGHTS_FILE
     if not path.is_file():
         raise ModelError(
@@ -122,7 +154,7 @@ def _weight_names(adapter: Path) -> set[str]:
         )
     try:
         with safe_open(path, framework="pt") as weights:
-            return set(weights.keys())
+            return {name: weights.get_slice(name).get_shape() for name in weights.keys()}
     except SafetensorError as error:
         raise ModelError(
             f"{path} is damaged ({error})", remedy="save or download the adapter again"

@@ -2,7 +2,8 @@
 
 import json
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
@@ -31,6 +32,10 @@ class ModelCard:
     dataset_files: list[str]
     license: str | None = None
     """A licence id of the Hub, such as apache-2.0; None leaves it out."""
+    base_key: str | None = None
+    """A hash of the base, see commands/model_key.py."""
+    data_hashes: Mapping[str, str] = field(default_factory=dict)
+    """SHA-256 of the files that were learned from, by their names."""
 
 
 def save_model(
@@ -52,16 +57,25 @@ def save_model(
     whole_model = model.get_base_model() if isinstance(model, PeftModel) else model
     with whole_folder(folder) as partial:
         with quiet_libraries():
-            whole_model.generation_config = _generation_config(whole_model, tokenizer)
+            whole_model.generation_config = _generation_config(
+                whole_model.generation_config, tokenizer
+            )
             if isinstance(model, PeftModel):
                 _save_adapter(model, partial, base=str(base))
             else:
                 model.save_pretrained(partial)
-            whole_model.generation_config.save_pretrained(partial)  # peft leaves it out
-            tokenizer.save_pretrained(partial)
-        text = render_card(card, is_adapter=isinstance(model, PeftModel))
-        (partial / "README.md").write_text(text, "utf-8")
-        _open_to_readers(partial)
+        generation_config = whole_model.generation_config  # peft leaves it out
+        _save_beside(partial, generation_config, tokenizer, card, isinstance(model, PeftModel))
+
+
+def complete_folder(
+    folder: Path,
+    generation_config: GenerationConfig | None,
+    tokenizer: PreTrainedTokenizerBase,
+    card: ModelCard,
+) -> None:
+    """Write beside the weights of a whole model all that `save_model` writes beside them."""
+    _save_beside(folder, _generation_config(generation_config, tokenizer), tokenizer, card, False)
 
 
 def loading_lines(folder: str, *, is_adapter: bool) -> str:
@@ -97,9 +111,10 @@ def render_card(card: ModelCard, *, is_adapter: bool) -> str:
         front["license"] = card.license
     header = yaml.safe_dump(front, sort_keys=False, allow_unicode=True)
     base = card.base or "none, trained from scratch"
+    key = f" (hash `{card.base_key}`)" if card.base_key else ""
     sections = [
         f"---\n{header}---\n\n# {card.name}\n",
-        f"Trained with yrunner. Base: `{base}`. Tuning: {card.tuning}.\n",
+        f"Trained with yrunner. Base: `{base}`{key}. Tuning: {card.tuning}.\n",
         "## Load it\n\nIn this folder; from elsewhere, put its path in place of the dot.\n\n"
         f"```python\n{loading_lines('.', is_adapter=is_adapter)}```\n\n"
         "`generation_config.json` holds the ids that end an answer"
@@ -115,9 +130,25 @@ def render_card(card: ModelCard, *, is_adapter: bool) -> str:
         sections.append(f"## Results\n\n| measure | value |\n|---|---|\n{rows}")
     if card.dataset_files:
         listed = "".join(f"- `{file}`\n" for file in card.dataset_files)
+        hashes = "".join(f"- `{file}` {sha}\n" for file, sha in card.data_hashes.items())
+        listed += f"\nSHA-256 of the files:\n\n{hashes}" if hashes else ""
         sections.append(f"## Data\n\n{listed}")
     sections.append(f"## Recipe\n\n{_fenced(card.recipe, 'yaml')}")
     return "\n".join(sections)
+
+
+def _save_beside(
+    folder: Path,
+    generation_config: GenerationConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    card: ModelCard,
+    is_adapter: bool,
+) -> None:
+    with quiet_libraries():
+        generation_config.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    (folder / "README.md").write_text(render_card(card, is_adapter=is_adapter), "utf-8")
+    _open_to_readers(folder)
 
 
 def _adapter_base(model: PeftModel, folder: Path) -> str:
@@ -147,10 +178,10 @@ def _save_adapter(model: PeftModel, folder: Path, *, base: str) -> None:
 
 
 def _generation_config(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    own: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase
 ) -> GenerationConfig:
     """The model's own settings, with every id that ends an answer and the pad id."""
-    config = GenerationConfig.from_dict((model.generation_config or GenerationConfig()).to_dict())
+    config = GenerationConfig.from_dict((own or GenerationConfig()).to_dict())
     own_ids = config.eos_token_id if config.eos_token_id is not None else []
     own_ids = own_ids if isinstance(own_ids, list) else [own_ids]
     stop_ids = list(dict.fromkeys([*find_stop_ids(tokenizer), *own_ids]))

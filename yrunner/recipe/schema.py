@@ -1,8 +1,8 @@
 """The recipe: every key, its meaning, its limits and its default.
 
 `schema_model.py` and `schema_data.py` hold the sections that say what is trained and on what,
-`schema_sort.py` how its rows are judged; this file holds how it is learned, how it is measured,
-and the whole.
+`schema_sort.py` how its rows are judged, `schema_merge.py` what becomes of the result; this file
+holds how it is learned, how it is measured, and the whole.
 """
 
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from yrunner.recipe.schema_data import DataSection
+from yrunner.recipe.schema_merge import MergeSection
 from yrunner.recipe.schema_model import LoraTuning, ModelSection, Tuning
 from yrunner.recipe.schema_sort import SortSection
 from yrunner.recipe.section import RecipeFile, Section
@@ -199,6 +200,7 @@ class Recipe(Section):
     train: TrainSection = TrainSection()
     sort: SortSection = SortSection()
     eval: EvalSection = EvalSection()
+    merge: MergeSection = MergeSection()
 
     @model_validator(mode="after")
     def a_new_model_is_pretrained(self) -> Self:

@@ -1,0 +1,121 @@
+"""Where a merged model goes besides its folder: into a GGUF file, and to the Hub."""
+
+from importlib.util import find_spec
+from typing import Any
+
+from transformers import AutoConfig, GenerationConfig
+
+from yrunner.commands.finished import tuned_tokenizer
+from yrunner.commands.merge_proof import FIXED_TEXTS, judge, probes_of, say_likeness
+from yrunner.console import progress, say, warn
+from yrunner.errors import MissingError, ProofError
+from yrunner.models.at_hand import free_memory
+from yrunner.models.checkpoint import Checkpoint, open_checkpoint
+from yrunner.models.folder_logits import folder_logits
+from yrunner.models.proof import Bar, compare, logits_at
+from yrunner.models.upload import check_upload, upload
+from yrunner.models.weightless import read_config
+from yrunner.recipe.schema import Recipe
+from yrunner.run_dir import RunDir, whole_folder, write_json, write_text
+
+GGUF_BARS = {
+    "f32": Bar(top1_agreement=0.999, mean_kl=1e-6, largest_difference=1e-3),
+    "f16": Bar(top1_agreement=0.99, mean_kl=1e-3),
+    "bf16": Bar(top1_agreement=0.97, mean_kl=1e-2),
+    "q8_0": Bar(top1_agreement=0.95, mean_kl=0.02),
+    "q5_1": Bar(top1_agreement=0.85, mean_kl=0.1),
+    "q5_0": Bar(top1_agreement=0.85, mean_kl=0.1),
+    "q4_1": Bar(top1_agreement=0.75, mean_kl=0.3),
+    "q4_0": Bar(top1_agreement=0.75, mean_kl=0.3),
+}
+"""What a GGUF file has to reach against the merged model: the fewer bits, the less."""
+
+
+def check_exports(recipe: Recipe, base: Checkpoint) -> None:
+    """Refuse, before anything is merged, an export that cannot be made."""
+    if recipe.merge.gguf is not None:
+        if find_spec("gguf") is None:
+            raise MissingError(
+                "merge.gguf needs the package gguf", remedy="run pip install yrunner[gguf]"
+            )
+        from yrunner.models.gguf_metadata import check_supported, check_tokenizer
+
+        trusts = recipe.model.trust_remote_code
+        check_supported(read_config(str(base.folder), trust_remote_code=trusts))
+        check_tokenizer(RunDir(recipe.run_folder).model)
+    if recipe.merge.push is not None:
+        check_upload(recipe.merge.push)
+
+
+def export(recipe: Recipe, run_dir: RunDir, figures: dict[str, Any]) -> None:
+    """Write the GGUF file and upload, as the recipe says; `figures` gets those of the GGUF file."""
+    folders = {"": run_dir.merged}
+    if recipe.merge.gguf is not None:
+        figures["gguf"] = write_gguf_folder(recipe, run_dir, recipe.merge.gguf)
+        write_json(run_dir.merge_figures, figures)
+        say(f"GGUF: {run_dir.gguf}")
+        folders["gguf"] = run_dir.gguf
+    if recipe.merge.push is not None:
+        address = upload(folders, recipe.merge.push, private=recipe.merge.private)
+        say(f"uploaded: {address}")
+
+
+def write_gguf_folder(recipe: Recipe, run_dir: RunDir, kind: str) -> dict[str, Any]:
+    """Write the merged model as GGUF with a Modelfile, and give the figures of its proof.
+
+    Raises `ProofError`, and leaves no file, where it answers too differently.
+    """
+    from yrunner.models.gguf_file import write_gguf
+    from yrunner.models.ollama import modelfile
+
+    checkpoint = open_checkpoint(str(run_dir.merged))
+    config = AutoConfig.from_pretrained(run_dir.merged)
+    tokenizer = tuned_tokenizer(run_dir)
+    name = f"{recipe.name}-{kind}.gguf"
+    with whole_folder(run_dir.gguf) as partial:
+        with progress(f"GGUF {kind}, weights", len(checkpoint.sizes)) as advance:
+            write_gguf(
+                checkpoint,
+                config,
+                tokenizer,
+                partial / name,
+                kind=kind,
+                name=recipe.name,
+                advance=advance,
+            )
+        text, lack = modelfile(
+            name, tokenizer, GenerationConfig.from_pretrained(run_dir.merged), recipe.data.system
+        )
+        write_text(partial / "Modelfile", text)
+        if lack:
+            warn(f"the Modelfile has no place for {lack}")
+        proof = None
+        if recipe.merge.verify:
+            proof = _prove(recipe, run_dir, partial / name, config, tokenizer)
+    return {"file": name, "kind": kind, "proof": proof}
+
+
+def _prove(
+    recipe: Recipe, run_dir: RunDir, file: Any, config: Any, tokenizer: Any
+) -> dict[str, Any] | None:
+    from yrunner.models.gguf_file import read_gguf, read_gguf_tokenizer
+
+    read_back = read_gguf_tokenizer(file)
+    for text in FIXED_TEXTS:
+        if read_back(text).input_ids != tokenizer(text).input_ids:
+            raise ProofError(
+                f'the GGUF file reads other tokens in "{text[:40]}..."',
+                remedy="it was not kept; please report this",
+            )
+    needed = 4 * sum(size.numel() for size in open_checkpoint(str(run_dir.merged)).sizes.values())
+    if needed > free_memory():
+        warn(f"the GGUF file is not proven: it would have to be read back as {needed:,} bytes")
+        return None
+    probes = probes_of(recipe, tokenizer)
+    trusts = recipe.model.trust_remote_code
+    expected_NV = folder_logits(run_dir.merged, probes, trust_remote_code=trusts)
+    likeness = compare(expected_NV, logits_at(read_gguf(file, config), probes))
+    kind = str(recipe.merge.gguf)
+    say_likeness(f"GGUF {kind} against the merged model", likeness)
+    judge(likeness, GGUF_BARS[kind], "the GGUF file")
+    return likeness.as_json()
