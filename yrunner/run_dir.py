@@ -34,6 +34,7 @@ class RunDir:
         self.model = self.folder / "model"
         self.merged = self.folder / "merged"
         self.eval = self.folder / "eval.json"
+        self.eval_page = self.folder / "eval.html"
         self.report = self.folder / "report.html"
 
     @property

@@ -52,7 +52,13 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "train": {"epochs": 2, "batch_size": 4, "learning_rate": 1e-2, "log_every": 2},
         "eval": {
             "tasks": [
-                {"name": "capitals", "side": "domain", "data": "test.jsonl", "max_new_tokens": 8}
+                {
+                    "name": "capitals",
+                    "kind": "answer",
+                    "side": "domain",
+                    "data": "test.jsonl",
+                    "max_new_tokens": 8,
+                }
             ]
         },
     }

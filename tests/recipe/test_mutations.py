@@ -31,7 +31,7 @@ train:
   checkpoint: {every: 5}
   trackers: [wandb]
 eval:
-  tasks: [{name: law, side: domain, data: rows.jsonl}]
+  tasks: [{name: law, kind: answer, side: domain, data: rows.jsonl}]
 """
 WORDS = (
     *("yes", "1e400", "-1", "''", "[]", "{}", "~", "*x", "&a [*a]", "!!set {a}", "2026-01-01"),
