@@ -1,6 +1,5 @@
-"""`yrun eval`, `yrun chat` and `yrun merge`: what comes after training."""
+"""`yrun chat` in a pipe and `yrun merge`: what comes after training."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +8,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from yrunner.commands.eval import evaluate
 from yrunner.commands.merge import merge
 from yrunner.commands.train import train
 from yrunner.errors import RunError, YRunnerError
@@ -23,21 +21,6 @@ def trained(project, capfd):
     train(TUNED, [], resume=False, overwrite=False)
     capfd.readouterr()
     return project
-
-
-def test_eval_answers_every_task_with_the_base_and_the_result(trained, capfd):
-    evaluate(TUNED, [])
-    assert "capitals" in capfd.readouterr().out
-    answers = json.loads((trained / "outputs/tuned/eval.json").read_text())["answers"]
-    after = json.loads((trained / "outputs/tuned/after.json").read_text())["answers"]
-    assert answers == after, "a merged adapter answers as the trained model did"
-
-
-def test_eval_without_tasks_or_without_a_result_says_what_to_do(project):
-    with pytest.raises(YRunnerError, match=r"has no eval\.tasks\. Add one"):
-        evaluate(TUNED, ["eval.tasks=[]"])
-    with pytest.raises(RunError, match=r"has no result in .*\. Train it first: yrun train"):
-        evaluate(TUNED, [])
 
 
 def test_chat_answers_the_lines_of_a_pipe(trained):

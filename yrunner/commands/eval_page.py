@@ -41,7 +41,10 @@ def write_eval_page(
         judged=min(1, len(results) - 1),
         summary=[_row(line) for line in summary_lines(results)],
         figures=[_row(line) for line in figure_lines(results)],
-        confusions=[Confusion(*parts) for parts in confusions(tasks, results)],
+        confusions=[
+            Confusion(f"Labels: {title}", labels, taken, counts)
+            for title, labels, taken, counts in confusions(tasks, results)
+        ],
         tasks=answers,
         notes=NOTES if len(results) > 1 else (),
     )

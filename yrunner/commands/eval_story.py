@@ -134,7 +134,7 @@ def confusions(
         references = [question.reference.strip() for question in questions]
         for model in results:
             counts = confusion(labels, references, model.tasks[task.name].answers)
-            title = f"{task.name}, {model.description}: which label was taken for which"
+            title = f"{task.name}, {model.description}"
             yield title, labels, [*labels, "none"], counts
 
 

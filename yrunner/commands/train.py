@@ -10,6 +10,7 @@ from transformers import EarlyStoppingCallback, set_seed
 
 from yrunner.commands.base import base_source, stale_base
 from yrunner.commands.environment import describe_environment
+from yrunner.commands.evaluate import known_faults
 from yrunner.commands.fingerprint import changes_since, fingerprint
 from yrunner.commands.measure import Measured, measure, read_tasks
 from yrunner.commands.tokenizer import recipe_tokenizer
@@ -82,6 +83,7 @@ def train_recipe(recipe: Recipe, order: Order) -> None:
     if recipe.train.torch_compile:
         check_compiler()
     read_tasks(recipe)
+    known_faults(recipe)
     stale = stale_base(recipe)
     if stale is not None:
         # Training the base takes long: what can be known to fail after it is looked for before.
