@@ -40,13 +40,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model")
     parser.add_argument("questions", type=Path)
+    parser.add_argument("--take", type=int, help="only so many questions")
     parser.add_argument("--max-new-tokens", type=int, default=64)
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 16, 64])
     options = parser.parse_args()
     tokenizer = load_tokenizer(options.model)
     model: Any = load_model(options.model, dtype=choose_dtype("auto"))
     model = model.to("cuda" if torch.cuda.is_available() else "cpu")
-    questions = read_questions(options.questions)
+    questions = read_questions(options.questions)[: options.take]
     prompts = [prompt_text(question.messages, tokenizer) for question in questions]
     generate_answers(model, tokenizer, prompts[:4], max_new_tokens=4, batch_size=4)  # warm up
 

@@ -29,8 +29,8 @@ ROWS = [{"question": question, "answer": answer} for question, answer in questio
 
 
 @pytest.fixture
-def candidate(make_model, capitals_tokenizer):
-    return Candidate(make_model(seed=3), capitals_tokenizer, batch_size=4)
+def candidate(make_talker, capitals_tokenizer):
+    return Candidate(make_talker(seed=3), capitals_tokenizer, batch_size=4)
 
 
 @pytest.fixture

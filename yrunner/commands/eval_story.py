@@ -25,7 +25,7 @@ Tasks = Sequence[tuple[Task, list[Question]]]
 
 SIDES = {
     "domain": "domain: mean of its tasks",
-    "general": "general: what was kept",
+    "general": "general: its change is the forgetting",
     "quality": "quality: mean of its tasks",
 }
 NO_SHARE = {"loss", "perplexity", "length"}
