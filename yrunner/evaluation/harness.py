@@ -30,9 +30,9 @@ def check_harness(task: HarnessTask) -> None:
     known = _manager(task.include).all_tasks
     for name in task.tasks:
         if name not in known:
-            where = f" nor {task.include}" if task.include else ""
+            where = f" or {task.include}" if task.include else ""
             raise YRunnerError(
-                f'{task.name}: neither lm-evaluation-harness{where} has a task "{name}"',
+                f'{task.name}: there is no task "{name}" in lm-evaluation-harness{where}',
                 remedy="lm_eval ls tasks shows those of the harness; set include for your own",
             )
 
@@ -61,7 +61,6 @@ def run_harness(task: HarnessTask, candidate: Candidate) -> TaskResult:
             torch_random_seed=candidate.seed,
             fewshot_random_seed=candidate.seed,
             bootstrap_iters=0,
-            verbosity="ERROR",
         )
         advance(len(task.tasks))
     return _as_result(task, report)
