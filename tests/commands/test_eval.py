@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -146,6 +148,25 @@ def test_the_batch_size_changes_no_answer(trained):
         assert one.tasks[name].answers == other.tasks[name].answers
     assert one.quality == other.quality
     assert one.faults == other.faults
+
+
+def test_two_processes_share_the_questions_and_find_what_one_finds(trained):
+    eval_recipe(TUNED, [], [])
+    page = trained / "outputs/tuned/eval.json"
+    alone = json.loads(page.read_text())["models"]
+    page.unlink()
+    command = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+    result = subprocess.run(
+        [sys.executable, *command, "-m", "yrunner.cli", "eval", str(TUNED)],
+        **{"capture_output": True, "text": True, "check": False},
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("figures: ") == 1
+    assert "style, base: 2/2 (100 %)" in result.stderr, "each has half of the four questions"
+    for one, two in zip(alone, json.loads(page.read_text())["models"], strict=True):
+        reading, other = one["tasks"].pop("reading"), two["tasks"].pop("reading")
+        assert reading["figures"] == pytest.approx(other["figures"], rel=1e-5)
+        assert one == two
 
 
 def test_eval_without_tasks_or_without_a_result_says_what_to_do(project):

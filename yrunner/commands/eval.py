@@ -15,6 +15,7 @@ from yrunner.commands.measure import read_tasks
 from yrunner.console import say
 from yrunner.errors import RunError, YRunnerError
 from yrunner.evaluation.results import ModelResults
+from yrunner.evaluation.sharing import joined
 from yrunner.models.load import check_vocabulary, load_tokenizer
 from yrunner.recipe.load import base_recipe_path, load_recipe
 from yrunner.recipe.schema import Recipe
@@ -35,7 +36,11 @@ def eval_recipe(path: Path, overrides: list[str], models: Sequence[str]) -> None
         raise YRunnerError(f"{path} has no eval.tasks", remedy="add one, with name, side and data")
     tasks = read_tasks(recipe) if recipe.eval.tasks else []
     faults = known_faults(recipe)
-    results = [_examine(recipe, tasks, contestant) for contestant in _contestants(recipe, models)]
+    with joined() as is_writer:
+        contestants = _contestants(recipe, models)
+        results = [_examine(recipe, tasks, contestant) for contestant in contestants]
+    if not is_writer:
+        return
     run_dir = RunDir(recipe.run_folder)
     run_dir.folder.mkdir(parents=True, exist_ok=True)
     write_json(run_dir.eval, as_json(recipe, tasks, results))

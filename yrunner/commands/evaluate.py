@@ -12,6 +12,7 @@ from yrunner.evaluation.faults import KnownFault, find_memorised, read_faults
 from yrunner.evaluation.judging import quality_of
 from yrunner.evaluation.questions import Question
 from yrunner.evaluation.results import ModelResults
+from yrunner.evaluation.sharing import is_first
 from yrunner.recipe.schema import Recipe
 from yrunner.recipe.schema_eval import Task
 
@@ -54,4 +55,6 @@ def known_faults(recipe: Recipe) -> list[KnownFault]:
 
 def _watched(candidate: Candidate, task: str, description: str) -> Candidate:
     """The same candidate (what it writes is kept together), with a progress bar for the task."""
+    if not is_first():
+        return candidate
     return replace(candidate, watch=partial(progress, f"{task}, {description}"))

@@ -5,6 +5,7 @@
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from yrunner.evaluation.generate import (
     num_positions,
 )
 from yrunner.evaluation.questions import EVERY_QUESTION_COUNTS, Question
+from yrunner.evaluation.sharing import share_out
 from yrunner.recipe.schema_eval import Generation
 from yrunner.scoring.measure import score_tokens
 from yrunner.tokens import IGNORE_INDEX
@@ -51,20 +53,26 @@ class Candidate:
 
     def answer(self, questions: Sequence[Question], max_new_tokens: int) -> list[Generated]:
         """What it writes to each question, in order."""
-        prompts = [
-            prompt_text(question.messages, self.tokenizer, self.system) for question in questions
-        ]
-        with self.watch(len(prompts)) as advance:
-            answers = generate_answers(
-                self.model,
-                self.tokenizer,
-                prompts,
-                max_new_tokens=max_new_tokens,
-                batch_size=self.batch_size,
-                generation=self.generation,
-                seed=self.seed,
-                advance=advance,
-            )
+
+        def write(numbers: Sequence[int]) -> list[Generated]:
+            prompts = [
+                prompt_text(questions[number].messages, self.tokenizer, self.system)
+                for number in numbers
+            ]
+            with self.watch(len(prompts)) as advance:
+                return generate_answers(
+                    self.model,
+                    self.tokenizer,
+                    prompts,
+                    max_new_tokens=max_new_tokens,
+                    batch_size=self.batch_size,
+                    generation=self.generation,
+                    seed=self.seed,
+                    numbers=numbers,
+                    advance=advance,
+                )
+
+        answers = share_out(range(len(questions)), write)
         self.written.extend(answer for answer in answers if not answer.refused)
         return answers
 
@@ -77,18 +85,25 @@ class Candidate:
         question is a text; it is read in pieces of `window` tokens, and the first token of a piece
         has no loss.
         """
+        pairs = list(zip(questions, replies, strict=True))
+        return share_out(pairs, partial(self._losses, window=window))
+
+    def _losses(
+        self, pairs: Sequence[tuple[Question, str]], window: int | None
+    ) -> list[Tensor | None]:
         room = num_positions(self.model)
         size = min(window or room, room)
-        examples = zip(questions, self._examples(questions, replies), strict=True)
         parts = [
             (number, part)
-            for number, (question, example) in enumerate(examples)
+            for number, ((question, _), example) in enumerate(
+                zip(pairs, self._examples(pairs), strict=True)
+            )
             for part in ([example] if question.messages else _pieces(example, size))
             if len(part.input_ids) <= room
         ]
         # Examples of like length share a batch.
         parts.sort(key=lambda entry: len(entry[1].input_ids))
-        losses: list[list[Tensor]] = [[] for _ in replies]
+        losses: list[list[Tensor]] = [[] for _ in pairs]
         scores = score_tokens(
             self.model,
             [part for _, part in parts],
@@ -101,21 +116,21 @@ class Candidate:
                 advance(1)
         return [torch.cat(found) if found else None for found in losses]
 
-    def _examples(
-        self, questions: Sequence[Question], replies: Sequence[str]
-    ) -> list[TokenizedExample]:
+    def _examples(self, pairs: Sequence[tuple[Question, str]]) -> list[TokenizedExample]:
         conversations = [
-            Conversation(_messages(question, reply), question.origin)
-            for question, reply in zip(questions, replies, strict=True)
+            Conversation(_messages(question, reply), question.origin) for question, reply in pairs
         ]
         examples = []
-        tokenized = tokenize_conversations(
-            conversations, self.tokenizer, system=self.system, targets="last_assistant"
-        )
-        for question, example in zip(questions, tokenized, strict=True):
-            if isinstance(example, FaultyRow):
-                raise DataError(question.origin, str(example), remedy=EVERY_QUESTION_COUNTS)
-            examples.append(example)
+        for result, conversation in zip(
+            tokenize_conversations(
+                conversations, self.tokenizer, system=self.system, targets="last_assistant"
+            ),
+            conversations,
+            strict=True,
+        ):
+            if isinstance(result, FaultyRow):
+                raise DataError(conversation.origin, str(result), remedy=EVERY_QUESTION_COUNTS)
+            examples.append(result)
         return examples
 
 

@@ -47,12 +47,15 @@ def generate_answers(
     batch_size: int,
     generation: Generation = GREEDY,
     seed: int = 0,
+    numbers: Sequence[int] | None = None,
     advance: Advance = lambda _: None,
 ) -> list[Generated]:
     """The answer to each prompt, in order.
 
     Prompts are texts as the chat template renders them. They are answered longest first, so that
     a batch holds prompts of like length, and padded on the left, where padding changes nothing.
+    With `seed`, the number of a prompt decides what is drawn for it: its place, or that in
+    `numbers` for a part of a longer list.
     """
     writer = _Writer(model, tokenizer, max_new_tokens, generation)
     encoded = [writer.encode(prompt) for prompt in prompts]
@@ -64,7 +67,7 @@ def generate_answers(
     model.eval()
     for start in range(0, len(asked), batch_size):
         chosen = asked[start : start + batch_size]
-        seeds = [(seed, index) for index in chosen]
+        seeds = [(seed, numbers[index] if numbers else index) for index in chosen]
         written = writer.write([encoded[index] for index in chosen], seeds)
         for index, answer in zip(chosen, written, strict=True):
             answers[index] = answer
