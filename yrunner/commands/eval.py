@@ -3,6 +3,7 @@
 import gc
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -77,10 +78,15 @@ def _contestants(recipe: Recipe, models: Sequence[str]) -> list[_Contestant]:
         found.append(_Contestant(TUNED, str(run_dir.model), tuned_tokenizer(run_dir)))
     for model in models:
         name, source = _named_source(model)
-        twins = sum(other.name.startswith(name) for other in found)
-        name = f"{name} ({twins + 1})" if twins else name
+        name = _unused(name, [other.name for other in found])
         found.append(_Contestant(name, source, _tokenizer(recipe, source)))
     return found
+
+
+def _unused(name: str, used: Sequence[str]) -> str:
+    """The name, or where another model has it, the name with a number."""
+    numbered = (f"{name} ({number})" for number in count(2))
+    return next(free for free in chain([name], numbered) if free not in used)
 
 
 def _base(recipe: Recipe) -> str:

@@ -87,7 +87,7 @@ def _fault_answers(
     rows = [
         AnswerRow(
             fault.question.text,
-            f"{fault.kind}: {fault.question.reference}",
+            f"{fault.kind or 'fault'}: {fault.question.reference}",
             [model.answers[number] for model in found],
             [1 - model.per_row[number] for model in found],
         )
