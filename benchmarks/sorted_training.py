@@ -109,10 +109,14 @@ def _train(name: str, rows: Path, faults: Path, seed: int, folder: Path) -> None
     if run_dir.is_finished() and run_dir.after.exists():
         return
     say(f"{ARMS[name].what}, seed {seed}")
+    questions = {
+        "legal": ("domain", DATA / "legal_test.jsonl"),
+        "general": ("general", DATA / "general_test.jsonl"),
+        "faults": ("domain", faults),
+    }
     tasks = [
-        {"name": "legal", "side": "domain", "data": str(DATA / "legal_test.jsonl")},
-        {"name": "general", "side": "general", "data": str(DATA / "general_test.jsonl")},
-        {"name": "faults", "side": "domain", "data": str(faults)},
+        {"kind": "answer", "name": task, "side": side, "data": str(path)}
+        for task, (side, path) in questions.items()
     ]
     overrides = [
         f"output={output}",

@@ -73,6 +73,20 @@ def make_model(capitals_tokenizer: Any) -> Callable[..., Any]:
     return make
 
 
+@pytest.fixture
+def make_talker(make_model: Callable[..., Any]) -> Callable[..., Any]:
+    """The same with a head of its own: left tied, it would only repeat the prompt's last token."""
+
+    def make(seed: int = 0, model_type: str = "qwen3") -> Any:
+        model = make_model(seed, model_type)
+        chance = torch.Generator().manual_seed(seed)
+        weight_VH = torch.randn(model.lm_head.weight.shape, generator=chance)
+        model.lm_head.weight = torch.nn.Parameter(weight_VH)
+        return model
+
+    return make
+
+
 @pytest.fixture(scope="session")
 def examples(capitals_tokenizer: Any) -> list[Any]:
     """Forty tokenized conversations."""

@@ -96,6 +96,13 @@ def test_text_that_the_encoding_lacks_is_escaped_instead_of_failing(monkeypatch)
     assert bytes_written.getvalue().startswith(rb"\u7b2c 1 \u6761")
 
 
+def test_a_cell_may_bring_its_style_and_stays_harmless(use_terminal):
+    stdout, _ = use_terminal()
+    console.print_table("t", ["a"], [[Text("+5.0\x1b[2J", "green")], ["1"]])
+    assert "\x1b[32m" in stdout.getvalue()
+    assert "\x1b[2J" not in stdout.getvalue()
+
+
 def test_full_width_text_stays_aligned_in_a_table(capsys):
     console.print_table("数据", ["文件", "rows"], [["港口法.jsonl", 1520], ["ab", 7]])
     lines = capsys.readouterr().out.splitlines()

@@ -139,13 +139,20 @@ def check(
 
 
 @app.command("eval")
-def evaluate(recipe: RecipePath, overrides: Overrides = None) -> None:
-    """Answer the recipe's tasks with its base and its result."""
+def evaluate(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATH", help="Another model: folder, Hub id or recipe. Repeatable."),
+    ] = None,
+) -> None:
+    """Examine base and result in the recipe's tasks: figures, differences, answers side by side."""
     _check(recipe, overrides)
     with _stopping_at_once():
-        from yrunner.commands.eval import evaluate as run_evaluation
+        from yrunner.commands.eval import eval_recipe
 
-    run_evaluation(recipe, overrides or [])
+    eval_recipe(recipe, overrides or [], model or [])
 
 
 @app.command()
@@ -154,7 +161,7 @@ def chat(
     overrides: Overrides = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 256,
 ) -> None:
-    """Talk to the result; it also answers the lines of a pipe."""
+    """Talk to the result; /help lists what can be done. It also answers the lines of a pipe."""
     _check(recipe, overrides)
     with _stopping_at_once():
         from yrunner.commands.chat import chat as run_chat

@@ -59,23 +59,34 @@ def fail(message: str) -> None:
     _write(sys.stderr, _coloured(printable(message), "red"))
 
 
-def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
+def print_table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence["Cell | Text"]]
+) -> None:
     """Print a table to standard output; columns of numbers are aligned to the right.
 
-    Full-width text stays aligned. Long cells are folded on a terminal and never cut.
+    Full-width text stays aligned. Long cells are folded on a terminal and never cut. A `Text` of
+    Rich keeps its style.
     """
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    cells = [[printable(format_cell(value)) for value in row] for row in rows]
+    cells = [
+        [
+            Text(printable(value.plain), value.style)
+            if isinstance(value, Text)
+            else Text(printable(format_cell(value)))
+            for value in row
+        ]
+        for row in rows
+    ]
     table = Table(title=Text(printable(title), style="bold"), title_justify="left", box=box.SIMPLE)
     for index, column in enumerate(columns):
-        numeric = bool(cells) and all(reads_as_number(row[index]) for row in cells)
+        numeric = bool(cells) and all(reads_as_number(row[index].plain) for row in cells)
         header = Text(printable(column), style="bold")
         table.add_column(header, justify="right" if numeric else "left", overflow="fold")
     for row in cells:
-        table.add_row(*map(Text, row))
+        table.add_row(*row)
     lines = _rendered(table, sys.stdout).splitlines()
     _write(sys.stdout, "".join(f"{line.rstrip()}\n" for line in lines))
 

@@ -37,6 +37,7 @@ class RunDir:
         self.gguf = self.folder / "gguf"
         self.merge_figures = self.folder / "merge.json"
         self.eval = self.folder / "eval.json"
+        self.eval_page = self.folder / "eval.html"
         self.report = self.folder / "report.html"
 
     @property

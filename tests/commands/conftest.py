@@ -58,7 +58,13 @@ def write_project(folder: Path) -> None:
         "train": {"epochs": 2, "batch_size": 4, "learning_rate": 1e-2, "log_every": 2},
         "eval": {
             "tasks": [
-                {"name": "capitals", "side": "domain", "data": "test.jsonl", "max_new_tokens": 8}
+                {
+                    "name": "capitals",
+                    "kind": "answer",
+                    "side": "domain",
+                    "data": "test.jsonl",
+                    "max_new_tokens": 8,
+                }
             ]
         },
     }

@@ -6,7 +6,16 @@ import torch
 from tests.conftest import questions
 from yrunner.data.conversation import Message
 from yrunner.data.render import prompt_text
-from yrunner.evaluation.generate import generate_answers
+from yrunner.evaluation.generate import REFUSED, generate_answers, stream_answer
+from yrunner.recipe.schema_eval import BeamWriting, DynamicWriting, GreedyWriting, SampleWriting
+
+WAYS = {
+    "greedy": GreedyWriting(),
+    "penalty": GreedyWriting(repetition_penalty=1.3),
+    "sample": SampleWriting(kind="sample", temperature=1.5, top_k=30, top_p=0.9),
+    "beams": BeamWriting(kind="beams", num_beams=3),
+    "dynamic": DynamicWriting(kind="dynamic", greedy_below=0.1, free_above=1.0),
+}
 
 
 def answer_slowly(model, tokenizer, prompt, max_new_tokens):
@@ -23,6 +32,17 @@ def answer_slowly(model, tokenizer, prompt, max_new_tokens):
     return tokenizer.decode(new, skip_special_tokens=True).strip()
 
 
+def always(model, token):
+    """A head that always answers with one token."""
+    with torch.no_grad():
+        model.lm_head.weight = torch.nn.Parameter(torch.zeros_like(model.lm_head.weight))
+        model.model.norm.weight.zero_()
+        bias = torch.zeros(model.config.vocab_size)
+        bias[token] = 1
+        model.lm_head.bias = torch.nn.Parameter(bias)
+    return model
+
+
 @pytest.fixture
 def prompts(capitals_tokenizer):
     texts = [question for question, _ in questions(6)]
@@ -33,26 +53,100 @@ def prompts(capitals_tokenizer):
 @pytest.mark.parametrize("batch_size", [1, 4, 16])
 @pytest.mark.parametrize("model_type", ["qwen3", "llama"])
 def test_answers_equal_those_of_one_prompt_at_a_time(
-    make_model, capitals_tokenizer, prompts, batch_size, model_type
+    make_talker, capitals_tokenizer, prompts, batch_size, model_type
 ):
-    model = make_model(seed=3, model_type=model_type)
+    model = make_talker(seed=3, model_type=model_type)
     answers = generate_answers(
         model, capitals_tokenizer, prompts, max_new_tokens=12, batch_size=batch_size
     )
-    assert answers == [answer_slowly(model, capitals_tokenizer, prompt, 12) for prompt in prompts]
+    slow = [answer_slowly(model, capitals_tokenizer, prompt, 12) for prompt in prompts]
+    assert [answer.text for answer in answers] == slow
+    assert all(slow), "an empty answer would prove nothing"
+    assert len(set(slow)) > 1
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_of_writing_is_the_same_for_any_batch_size(
+    make_talker, capitals_tokenizer, prompts, way
+):
+    model = make_talker(seed=3)
+    answers = [
+        generate_answers(
+            model,
+            capitals_tokenizer,
+            prompts,
+            max_new_tokens=10,
+            batch_size=size,
+            generation=WAYS[way],
+            seed=5,
+        )
+        for size in (1, 16)
+    ]
+    assert answers[0] == answers[1]
+
+
+def test_a_sample_hangs_on_its_seed_and_differs_from_the_greedy_answer(
+    make_talker, capitals_tokenizer, prompts
+):
+    def write(way, seed):
+        return generate_answers(
+            make_talker(seed=3),
+            capitals_tokenizer,
+            prompts,
+            max_new_tokens=10,
+            batch_size=8,
+            generation=WAYS[way],
+            seed=seed,
+        )
+
+    assert write("sample", 1) == write("sample", 1)
+    assert write("sample", 1) != write("sample", 2)
+    assert write("sample", 1) != write("greedy", 1)
+    assert write("greedy", 1) == write("greedy", 2)
+
+
+def test_a_recommendation_of_the_model_is_not_followed(make_talker, capitals_tokenizer, prompts):
+    plain, opinionated = make_talker(seed=3), make_talker(seed=3)
+    opinionated.generation_config.update(do_sample=True, temperature=3.0, repetition_penalty=2.0)
+    options = {"max_new_tokens": 10, "batch_size": 8}
+    assert generate_answers(
+        opinionated, capitals_tokenizer, prompts, **options
+    ) == generate_answers(plain, capitals_tokenizer, prompts, **options)
 
 
 def test_an_answer_ends_at_the_end_mark(make_model, capitals_tokenizer, prompts):
-    model = make_model()
-    with torch.no_grad():
-        # A head that always answers with the end mark.
-        model.lm_head.weight = torch.nn.Parameter(torch.zeros_like(model.lm_head.weight))
-        model.model.norm.weight.zero_()
-        bias = torch.zeros(model.config.vocab_size)
-        bias[capitals_tokenizer.eos_token_id] = 1
-        model.lm_head.bias = torch.nn.Parameter(bias)
+    model = always(make_model(), capitals_tokenizer.eos_token_id)
     answers = generate_answers(model, capitals_tokenizer, prompts, max_new_tokens=12, batch_size=4)
-    assert answers == [""] * len(prompts)
+    assert [(answer.text, answer.num_tokens, answer.stopped) for answer in answers] == [
+        ("", 0, True)
+    ] * len(prompts)
+
+
+def test_an_answer_that_was_cut_off_has_never_stopped(make_model, capitals_tokenizer, prompts):
+    (letter,) = capitals_tokenizer("a", add_special_tokens=False)["input_ids"]
+    model = always(make_model(), letter)
+    (answer,) = generate_answers(
+        model, capitals_tokenizer, prompts[:1], max_new_tokens=5, batch_size=4
+    )
+    assert answer.text == "aaaaa"
+    assert answer.num_tokens == 5
+    assert not answer.stopped
+
+
+def test_a_prompt_without_room_for_an_answer_is_refused(make_model, capitals_tokenizer, prompts):
+    long = prompts[0].replace("Capital", "Capital " * 600)
+    done = []
+    first, second = generate_answers(
+        make_model(),
+        capitals_tokenizer,
+        [long, prompts[0]],
+        max_new_tokens=4,
+        batch_size=4,
+        advance=done.append,
+    )
+    assert first is REFUSED
+    assert not second.refused
+    assert sum(done) == 2
 
 
 def test_progress_counts_every_prompt_and_the_model_is_left_as_it_was(
@@ -63,5 +157,18 @@ def test_progress_counts_every_prompt_and_the_model_is_left_as_it_was(
     generate_answers(
         model, capitals_tokenizer, prompts, max_new_tokens=2, batch_size=4, advance=done.append
     )
-    assert done == [4, 2]
+    assert [number for number in done if number] == [4, 2]
     assert model.training
+
+
+@pytest.mark.parametrize("way", ["greedy", "sample", "beams"])
+def test_a_streamed_answer_is_the_whole_answer_in_pieces(
+    make_talker, capitals_tokenizer, prompts, way
+):
+    model = make_talker(seed=3)
+    pieces = []
+    options = {"max_new_tokens": 12, "generation": WAYS[way], "seed": 4}
+    streamed = stream_answer(model, capitals_tokenizer, prompts[0], pieces.append, **options)
+    (whole,) = generate_answers(model, capitals_tokenizer, prompts[:1], batch_size=1, **options)
+    assert streamed == whole
+    assert "".join(pieces).strip() == whole.text

@@ -32,7 +32,7 @@ train:
   trackers: [wandb]
 sort: {also: [loss], drop_above: 1e1}
 eval:
-  tasks: [{name: law, side: domain, data: rows.jsonl}]
+  tasks: [{name: law, kind: answer, side: domain, data: rows.jsonl}]
 """
 WORDS = (
     *("yes", "1e400", "-1", "''", "[]", "{}", "~", "*x", "&a [*a]", "!!set {a}", "2026-01-01"),

@@ -247,7 +247,7 @@ train:
   early_stopping: {patience: 2}
   trackers: [wandb]
 eval:
-  tasks: [{name: law, side: domain, data: rows.jsonl}]
+  tasks: [{name: law, kind: answer, side: domain, data: rows.jsonl}]
 """
 
 

@@ -28,15 +28,16 @@ def tuned_tokenizer(run_dir: RunDir) -> Any:
 
 def tuned_model(recipe: Recipe, run_dir: RunDir) -> Any:
     """The trained model; an adapter is merged into its base, in memory."""
-    return _load(recipe, str(run_dir.model))
+    return load_finished(recipe, str(run_dir.model))
 
 
 def base_model(recipe: Recipe) -> Any:
     """The model as it was before training."""
-    return _load(recipe, base_source(recipe))
+    return load_finished(recipe, base_source(recipe))
 
 
-def _load(recipe: Recipe, source: str) -> Any:
+def load_finished(recipe: Recipe, source: str) -> Any:
+    """The model at a folder or Hub id, on the device, as the recipe wants it loaded."""
     model = load_model(
         source,
         dtype=choose_dtype(recipe.model.dtype),

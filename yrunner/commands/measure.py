@@ -11,15 +11,11 @@ from yrunner.commands.score_rows import score_rows
 from yrunner.console import progress
 from yrunner.data.conversation import Conversation, TokenizedExample
 from yrunner.data.reading import read_conversations
-from yrunner.evaluation.tasks import (
-    Answered,
-    Question,
-    answer_questions,
-    question_of,
-    read_questions,
-    share_right,
-)
-from yrunner.recipe.schema import AnswerTask, Recipe
+from yrunner.evaluation.examine import read_task
+from yrunner.evaluation.questions import Question, question_of
+from yrunner.evaluation.tasks import Answered, answer_questions, share_right
+from yrunner.recipe.schema import Recipe
+from yrunner.recipe.schema_eval import AnswerTask, Task
 from yrunner.run_dir import read_json, write_json
 
 EXAMPLES_FOR_LOSSES = 200
@@ -57,19 +53,19 @@ class Measured:
         return cls(answers, content["token_losses"])
 
 
-def read_tasks(recipe: Recipe) -> list[tuple[AnswerTask, list[Question]]]:
-    """The questions of every task; a faulty file is found before anything is trained.
+def read_tasks(recipe: Recipe) -> list[tuple[Task, list[Question]]]:
+    """The questions of every task; a faulty file is found before anything is loaded or trained.
 
     A recipe without tasks gets one of its first rows, so that there are answers to look at.
     """
     if recipe.eval.tasks:
-        return [(task, read_questions(task.data)) for task in recipe.eval.tasks]
+        return [(task, read_task(task)) for task in recipe.eval.tasks]
     source = recipe_sources(recipe)[len(recipe.data.train) if recipe.data.validation else 0]
     file = source.files[0]
     rows = read_conversations(file, source.reading).rows
     talks = (row for row in rows if isinstance(row, Conversation) and not row.is_text)
     questions = [question_of(row) for row in islice(talks, FIRST_ROWS)]
-    task = AnswerTask(name=f"first rows of {file.name}", side="domain", data=file)
+    task = AnswerTask(kind="answer", name=f"first rows of {file.name}", side="domain", data=file)
     return [(task, questions)] if questions else []
 
 
@@ -77,11 +73,11 @@ def measure(
     model: Any,
     tokenizer: Any,
     recipe: Recipe,
-    tasks: Sequence[tuple[AnswerTask, list[Question]]],
+    tasks: Sequence[tuple[Task, list[Question]]],
     examples: Sequence[TokenizedExample],
     when: str,
 ) -> Measured:
-    """Let the model answer every task, and measure its loss on the first of the examples."""
+    """Let the model answer the tasks of kind answer, and measure its loss on the first examples."""
     answers = answer_tasks(model, tokenizer, recipe, tasks, f"{when} training")
     watched = examples[:EXAMPLES_FOR_LOSSES]
     scores = score_rows(model, tokenizer, recipe, watched, f"losses, {when} training")
@@ -92,12 +88,17 @@ def answer_tasks(
     model: Any,
     tokenizer: Any,
     recipe: Recipe,
-    tasks: Sequence[tuple[AnswerTask, list[Question]]],
+    tasks: Sequence[tuple[Task, list[Question]]],
     who: str,
 ) -> dict[str, list[Answered]]:
-    """The answers of a model to every task, by the task's name. `who` is for the progress bar."""
+    """The answers to every task of the kind answer, by its name. `who` is for the progress bar.
+
+    The other kinds wait for `yrun eval`: a training should not take longer for being measured.
+    """
     answers = {}
     for task, questions in tasks:
+        if not isinstance(task, AnswerTask):
+            continue
         with progress(f"{task.name}, {who}", len(questions)) as advance:
             answers[task.name] = answer_questions(
                 model,

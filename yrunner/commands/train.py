@@ -10,6 +10,7 @@ from transformers import EarlyStoppingCallback
 from yrunner.commands.base import stale_base
 from yrunner.commands.base_record import base_record
 from yrunner.commands.environment import describe_environment
+from yrunner.commands.evaluate import known_faults
 from yrunner.commands.fingerprint import changes_since, fingerprint
 from yrunner.commands.measure import Measured, measure, read_tasks
 from yrunner.commands.tokenizer import recipe_tokenizer
@@ -83,6 +84,7 @@ def train_recipe(recipe: Recipe, order: Order) -> None:
     if recipe.train.torch_compile:
         check_compiler()
     read_tasks(recipe)
+    known_faults(recipe)
     train_base(recipe)
     _run(recipe, run_dir, order)
 

@@ -1,8 +1,8 @@
 """The recipe: every key, its meaning, its limits and its default.
 
 `schema_model.py` and `schema_data.py` hold the sections that say what is trained and on what,
-`schema_sort.py` how its rows are judged, `schema_merge.py` what becomes of the result; this file
-holds how it is learned, how it is measured, and the whole.
+`schema_sort.py` how its rows are judged, `schema_eval.py` how the result is measured and
+`schema_merge.py` what becomes of it; this file holds how it is learned, and the whole.
 """
 
 from pathlib import Path
@@ -11,10 +11,11 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from yrunner.recipe.schema_data import DataSection
+from yrunner.recipe.schema_eval import EvalSection
 from yrunner.recipe.schema_merge import MergeSection
 from yrunner.recipe.schema_model import LoraTuning, ModelSection, Tuning
 from yrunner.recipe.schema_sort import SortSection
-from yrunner.recipe.section import RecipeFile, Section
+from yrunner.recipe.section import Section
 
 
 class WeightedLoss(Section):
@@ -160,28 +161,6 @@ class TrainSection(Section):
     def num_epochs(self) -> int | None:
         """Epochs of the run; None where max_steps alone ends it."""
         return 3 if self.epochs is None and self.max_steps is None else self.epochs
-
-
-class AnswerTask(Section):
-    """Questions with a reference answer: what the model writes must equal it."""
-
-    kind: Literal["answer"] = "answer"
-    name: str = Field(min_length=1)
-    """How tables and reports call it."""
-    side: Literal["domain", "general"]
-    """domain: what is being learned. general: what must not be forgotten."""
-    data: RecipeFile
-    """Rows in any conversation format; the last assistant turn is the reference."""
-    max_new_tokens: int = Field(64, ge=1)
-    """Longest answer."""
-
-
-class EvalSection(Section):
-    """What is measured before and after training."""
-
-    tasks: list[AnswerTask] = Field([])
-    batch_size: int = Field(64, ge=1)
-    """Questions answered at once."""
 
 
 class Recipe(Section):

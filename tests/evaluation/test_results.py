@@ -1,0 +1,86 @@
+"""Figures of two models beside each other."""
+
+import json
+
+import pytest
+
+from yrunner.evaluation.bootstrap import paired_interval
+from yrunner.evaluation.results import (
+    Difference,
+    Faults,
+    ModelResults,
+    TaskResult,
+    differences,
+    faults_difference,
+    mean_figures,
+    side_difference,
+    side_score,
+)
+
+
+def task(values, side="general", **more):
+    per_question = {"exact": values}
+    figures = {**mean_figures(per_question), **more}
+    return TaskResult(side, "answer", "exact", figures, per_question, ["a"] * len(values))
+
+
+BEFORE = ModelResults(
+    "base",
+    {"one": task([1.0] * 20), "two": task([1.0] * 10 + [0.0] * 10), "d": task([0.0], "domain")},
+    {"repetition_3": 0.1},
+    Faults(0.0, [0.0] * 10, {"typos": 0.0}, [""] * 10),
+)
+AFTER = ModelResults(
+    "tuned",
+    {"one": task([0.5] * 20), "two": task([1.0] * 10 + [0.0] * 10), "d": task([1.0], "domain")},
+    {"repetition_3": 0.2},
+    Faults(0.8, [1.0] * 8 + [0.0] * 2, {"typos": 0.8}, [""] * 10),
+)
+
+
+def test_results_survive_json():
+    assert ModelResults.from_json(json.loads(json.dumps(AFTER.to_json()))) == AFTER
+    newer = AFTER.to_json() | {"later": 1}
+    newer["tasks"]["one"]["later"] = 1
+    assert ModelResults.from_json(newer) == AFTER
+
+
+def test_a_side_is_the_mean_of_its_tasks_main_figures():
+    assert side_score(BEFORE, "general") == pytest.approx(0.75)
+    assert side_score(AFTER, "domain") == 1
+    assert side_score(AFTER, "quality") is None
+    change = side_difference(BEFORE, AFTER, "general")
+    assert change.value == pytest.approx(-0.25)
+    assert (change.low, change.high) == pytest.approx((-0.25, -0.25))
+    assert side_difference(BEFORE, AFTER, "quality") is None
+
+
+def test_each_figure_has_its_interval_where_it_is_a_mean_over_questions():
+    values = [0.0, 1.0, 1.0, 0.0, 1.0], [1.0, 1.0, 1.0, 0.0, 1.0]
+    found = differences(task(values[0], perplexity=5.0), task(values[1], perplexity=4.0))
+    assert found["exact"] == Difference(pytest.approx(0.2), *paired_interval(*values))
+    assert found["perplexity"] == Difference(-1.0)
+
+
+@pytest.mark.parametrize(
+    ("difference", "figure", "verdict"),
+    [
+        (Difference(0.2, 0.1, 0.3), "exact", "better"),
+        (Difference(-0.2, -0.3, -0.1), "exact", "worse"),
+        (Difference(0.2, 0.1, 0.3), "memorised", "worse"),
+        (Difference(-0.2, -0.3, -0.1), "repetition_4", "better"),
+        (Difference(0.2, -0.1, 0.5), "exact", ""),
+        (Difference(0.2, 0.0, 0.5), "exact", ""),
+        (Difference(0.2), "exact", ""),
+        (Difference(9.0, 8.0, 10.0), "length", ""),
+    ],
+)
+def test_a_difference_inside_the_noise_has_no_verdict(difference, figure, verdict):
+    assert difference.verdict(figure) == verdict
+
+
+def test_memorised_faults_are_compared_row_by_row():
+    change = faults_difference(BEFORE, AFTER)
+    assert change.value == pytest.approx(0.8)
+    assert change.verdict("memorised") == "worse"
+    assert faults_difference(BEFORE, ModelResults("x", {})) is None

@@ -1,0 +1,109 @@
+"""Answers against references, by hand and by the libraries that others use."""
+
+import pytest
+
+from yrunner.evaluation.text_metrics import (
+    ANSWER_FIGURES,
+    answer_figures,
+    bleu,
+    chrf,
+    contains,
+    f1,
+    is_exact,
+    rouge_l,
+)
+from yrunner.evaluation.words import units_of
+
+PAIRS = [
+    ("the cat sat on the mat", "the cat is on the mat"),
+    ("根据第12条，处罚款5枚银币。", "根据第2条的规定，处罚款5枚银币。"),
+    ("The fine 是 5 coins", "the fine is 5 银币"),
+    ("", "Belo"),
+    ("nothing alike", "gar kein Wort"),
+]
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference", "exact"),
+    [
+        ("Belo", "belo.", True),
+        ("５枚 银币", "5枚银币。", True),
+        ("1,000 coins", "1000 coins", True),
+        ("-5", "5", False),
+        ("1.5", "15", False),
+        ("5%", "5", False),
+        ("Belo is it", "Belo", False),
+        ("", "Belo", False),
+        ("!", "!", True),
+        ("?", "!", False),
+    ],
+)
+def test_an_answer_is_exact_whatever_its_width_case_punctuation_and_blanks(
+    answer, reference, exact
+):
+    assert is_exact(answer, reference) is exact
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference", "found"),
+    [
+        ("I think it is Belo, really", "Belo", True),
+        ("罚款 5 枚银币", "5枚银币", True),
+        ("罚款 15 枚银币", "5枚银币", False),
+        ("Below", "Belo", False),
+        ("a b", "a b c", False),
+        ("so: !", "!", True),
+    ],
+)
+def test_a_reference_is_contained_as_whole_words(answer, reference, found):
+    assert contains(answer, reference) is found
+
+
+def test_f1_by_hand():
+    # In common: the twice, cat, on, mat = 5 of 6 and 6.
+    assert f1(*map(units_of, PAIRS[0])) == pytest.approx(5 / 6)
+    # In common: 12 characters and numbers but for "12", of 12 and 15.
+    assert f1(*map(units_of, PAIRS[1])) == pytest.approx(2 * 11 / 27)
+    assert f1([], ["a"]) == 0
+    assert f1(["b", "a"], ["a", "b"]) == 1
+
+
+def test_rouge_l_by_hand_minds_the_order():
+    assert rouge_l(["b", "a"], ["a", "b"]) == pytest.approx(1 / 2)
+    assert rouge_l(list("axbyc"), list("abc")) == pytest.approx(2 * 3 / 8)
+    assert rouge_l([], ["a"]) == 0
+
+
+@pytest.mark.parametrize(("answer", "reference"), PAIRS)
+def test_rouge_l_is_that_of_rouge_score_on_the_same_units(answer, reference):
+    scorer = pytest.importorskip("rouge_score.rouge_scorer")
+
+    class Units:
+        def tokenize(self, text):
+            return units_of(text)
+
+    expected = scorer.RougeScorer(["rougeL"], tokenizer=Units()).score(reference, answer)
+    assert rouge_l(units_of(answer), units_of(reference)) == pytest.approx(
+        expected["rougeL"].fmeasure
+    )
+
+
+def test_bleu_by_hand():
+    # 1-grams 3 of 4, 2-grams 2 of 3, 3-grams 1 of 2, 4-grams 0 of 1, smoothed to 1/2; same length.
+    by_hand = (3 / 4 * 2 / 3 * 1 / 2 * 1 / 2) ** (1 / 4)
+    assert bleu("a b c x", "a b c d") == pytest.approx(by_hand)
+    assert bleu("罚款五枚", "罚款五年") == pytest.approx(by_hand), "each character is a word"
+    assert bleu("a b", "a b") == pytest.approx(1), "of a short answer only its own n-grams"
+    assert bleu("", "a") == 0
+
+
+def test_chrf_by_hand():
+    # Precision and recall of 1-grams are 2/3, of 2-grams 1/2, of 3-grams 0; there are no others.
+    assert chrf("abx", "aby") == pytest.approx((2 / 3 + 1 / 2 + 0) / 3)
+    assert chrf("银币", "银币") == pytest.approx(1)
+
+
+def test_all_figures_leave_thinking_out():
+    figures = answer_figures("<think>5? 7?</think>\n\nBelo", "Belo")
+    assert set(figures) == set(ANSWER_FIGURES)
+    assert all(value == pytest.approx(1) for value in figures.values())

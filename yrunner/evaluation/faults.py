@@ -1,0 +1,78 @@
+"""Memorised faults: rows of the training data that are known to be wrong, asked back."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+
+from yrunner.data.columns import quoted
+from yrunner.data.files import read_rows
+from yrunner.errors import DataError
+from yrunner.evaluation.candidate import Candidate
+from yrunner.evaluation.questions import Question, read_questions
+from yrunner.evaluation.results import Faults
+from yrunner.evaluation.text_metrics import without_thinking
+
+
+@dataclass(frozen=True)
+class KnownFault:
+    """A training row with a wrong answer, which stands as the question's reference."""
+
+    question: Question
+    kind: str
+    """What is wrong with it, in a word; empty where the list does not say."""
+
+
+def read_faults(data: Path, listed: Path) -> list[KnownFault]:
+    """The rows of `data` that the list names by `row`, counted from 1, in its order.
+
+    Raises `DataError` where a line of the list names no row, or one whose answer is the right one.
+    """
+    by_row = {question.origin.row: question for question in read_questions(data)}
+    faults = []
+    for origin, line in read_rows(listed):
+        number = line.get("row") if isinstance(line, Mapping) else None
+        question = by_row.get(number) if isinstance(number, int) else None
+        if not isinstance(line, Mapping) or question is None:
+            given = quoted(str(number)) if number is not None else "nothing"
+            raise DataError(
+                origin,
+                f'its "row" is {given}, and {data.name} has the rows 1 to {len(by_row)}',
+                remedy="write the number of the faulty row, counted from 1",
+            )
+        if _is_same(str(line.get("right", "")), question.reference):
+            raise DataError(
+                origin,
+                f'its "right" answer is the one that row {number} of {data.name} has',
+                remedy="take the line out of the list, or correct it",
+            )
+        faults.append(KnownFault(question, str(line.get("kind", ""))))
+    if not faults:
+        raise DataError(listed, "lists no row", remedy="add some, or remove eval.faults")
+    return faults
+
+
+def find_memorised(
+    faults: Sequence[KnownFault], candidate: Candidate, max_new_tokens: int
+) -> Faults:
+    """Ask every faulty row's question; its fault is memorised where the same answer comes back."""
+    answers = candidate.answer([fault.question for fault in faults], max_new_tokens)
+    per_row = [
+        float(_is_same(answer.text, fault.question.reference))
+        for fault, answer in zip(faults, answers, strict=True)
+    ]
+    by_kind: dict[str, list[float]] = defaultdict(list)
+    for fault, memorised in zip(faults, per_row, strict=True):
+        by_kind[fault.kind].append(memorised)
+    return Faults(
+        memorised=fmean(per_row),
+        per_row=per_row,
+        by_kind={kind: fmean(values) for kind, values in sorted(by_kind.items()) if kind},
+        answers=[answer.text for answer in answers],
+    )
+
+
+def _is_same(one: str, other: str) -> bool:
+    """Sign by sign: a fault may be nothing but a letter or a point."""
+    return without_thinking(one) == without_thinking(other)

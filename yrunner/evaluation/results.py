@@ -1,0 +1,180 @@
+"""How a model did: figures of every task, and what they were computed from."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from statistics import fmean
+from typing import Any
+
+from yrunner.evaluation.bootstrap import interval_of_means, paired_interval
+from yrunner.recipe.schema_eval import Side
+
+LOWER_IS_BETTER = {
+    "loss",
+    "perplexity",
+    "repetition_3",
+    "repetition_4",
+    "windowed_repetition",
+    "never_stopped",
+    "memorised",
+}
+NEITHER_IS_BETTER = {"length", "density", "distinct_1", "distinct_2"}
+"""What can be too high and too low."""
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """What one model reached in one task."""
+
+    side: Side
+    kind: str
+    headline: str
+    """Name of the main figure, of which more is better."""
+    figures: dict[str, float]
+    per_question: dict[str, list[float]]
+    """The same for each question, for the figures that are means over questions."""
+    answers: list[str] = field(default_factory=list)
+    """What the model answered, or which label or choice it took; empty where it only read."""
+    refused: int = 0
+    """Questions too long for the model: they were not asked, and count as wrong."""
+
+
+@dataclass(frozen=True)
+class Faults:
+    """Which of the rows that are known to be wrong a model repeats."""
+
+    memorised: float
+    """Share of the rows whose faulty answer it gives, word by word."""
+    per_row: list[float]
+    """1 for a row that it repeats, in the order of the list."""
+    by_kind: dict[str, float]
+    """The share among the rows of each kind of fault."""
+    answers: list[str]
+
+
+@dataclass(frozen=True)
+class ModelResults:
+    """What one model reached in all tasks."""
+
+    description: str
+    """What the model is called beside others."""
+    tasks: dict[str, TaskResult]
+    """By the name of the task."""
+    quality: dict[str, float] = field(default_factory=dict)
+    """Means over everything that it wrote; see text_quality.py."""
+    faults: Faults | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """For `eval.json`."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "ModelResults":
+        """Read what `to_json` gave; keys that a later version added are left out."""
+        faults = content.get("faults")
+        return cls(
+            description=content["description"],
+            tasks={
+                name: TaskResult(**_known(TaskResult, task))
+                for name, task in content["tasks"].items()
+            },
+            quality=content["quality"],
+            faults=Faults(**_known(Faults, faults)) if faults else None,
+        )
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far one model lies from another in a figure."""
+
+    value: float
+    low: float | None = None
+    """Ends of its 95 % interval; None where the figure is no mean over questions."""
+    high: float | None = None
+
+    @property
+    def is_noise(self) -> bool:
+        """Whether it may be chance: the interval holds 0, or there is none."""
+        return self.low is None or self.high is None or self.low <= 0 <= self.high
+
+    def verdict(self, figure: str) -> str:
+        """better, worse, or nothing where it may be chance or is neither."""
+        if self.is_noise or figure in NEITHER_IS_BETTER:
+            return ""
+        return "better" if (self.value > 0) != (figure in LOWER_IS_BETTER) else "worse"
+
+
+def differences(before: TaskResult, after: TaskResult) -> dict[str, Difference]:
+    """Each figure of `after` against `before`, which answered the same questions."""
+    return {
+        figure: _difference(
+            before.figures[figure],
+            after.figures[figure],
+            before.per_question.get(figure, []),
+            after.per_question.get(figure, []),
+        )
+        for figure in after.figures
+        if figure in before.figures
+    }
+
+
+def side_score(results: ModelResults, side: str) -> float | None:
+    """The mean of the main figures of a side's tasks; None where it has none."""
+    headlines = [
+        task.figures[task.headline] for task in results.tasks.values() if task.side == side
+    ]
+    return fmean(headlines) if headlines else None
+
+
+def side_difference(before: ModelResults, after: ModelResults, side: str) -> Difference | None:
+    """How the score of a side changed; None where it has none."""
+    then, now = side_score(before, side), side_score(after, side)
+    if then is None or now is None:
+        return None
+    pairs = [
+        (_headline(before.tasks[name]), _headline(task))
+        for name, task in after.tasks.items()
+        if task.side == side and name in before.tasks
+    ]
+    if not all(early and len(early) == len(late) for early, late in pairs):
+        return Difference(now - then)
+    return Difference(now - then, *interval_of_means(pairs))
+
+
+def faults_difference(before: ModelResults, after: ModelResults) -> Difference | None:
+    """How the share of memorised faults changed; None where nobody looked for them."""
+    if before.faults is None or after.faults is None:
+        return None
+    return _difference(
+        before.faults.memorised,
+        after.faults.memorised,
+        before.faults.per_row,
+        after.faults.per_row,
+    )
+
+
+def by_figure(rows: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
+    """The figures of each question as one list for each figure; all questions have the same."""
+    return {figure: [row[figure] for row in rows] for figure in (rows[0] if rows else ())}
+
+
+def mean_figures(per_question: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """The mean of each figure over the questions."""
+    return {figure: fmean(values) for figure, values in per_question.items()}
+
+
+def _difference(
+    before: float, after: float, per_before: Sequence[float], per_after: Sequence[float]
+) -> Difference:
+    if not per_before or len(per_before) != len(per_after):
+        return Difference(after - before)
+    low, high = paired_interval(per_before, per_after)
+    return Difference(after - before, low, high)
+
+
+def _headline(task: TaskResult) -> list[float]:
+    return task.per_question.get(task.headline, [])
+
+
+def _known(kind: type, content: Mapping[str, Any]) -> dict[str, Any]:
+    names = {part.name for part in fields(kind)}
+    return {name: value for name, value in content.items() if name in names}
