@@ -79,6 +79,14 @@ class Interrupted(YRunnerError):
         self.exit_code = 128 + signal_number
 
 
+class Stopped(YRunnerError):
+    """A signal stopped work that goes on when the same command is run again."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__("stopped", remedy="run the same command again to go on")
+        self.exit_code = 128 + signal_number
+
+
 class MissingError(YRunnerError):
     """Something that this machine lacks; the remedy is the command that adds it."""
 

@@ -34,6 +34,7 @@ class RunDir:
         self.model = self.folder / "model"
         self.merged = self.folder / "merged"
         self.eval = self.folder / "eval.json"
+        self.measured = self.folder / "measured.json"
         self.report = self.folder / "report.html"
 
     @property
@@ -79,6 +80,28 @@ class RunDir:
             return []
         names = (STEP_FOLDER.fullmatch(path.name) for path in self.checkpoints.iterdir())
         return sorted(int(match[1]) for match in names if match)
+
+
+class CompareDir:
+    """What `yrun compare` leaves in the run folder of its recipe, beside a run of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.absolute()
+        self.arms = self.folder / "arms"
+        self.table = self.folder / "compare.json"
+        self.page = self.folder / "compare.html"
+
+    def run(self, name: str) -> RunDir:
+        """The run folder of one arm with one seed."""
+        return RunDir(self.arms / name)
+
+    def log(self, name: str) -> Path:
+        """What the processes of a run have printed."""
+        return self.arms / f"{name}.log"
+
+    def base(self, key: str) -> Path:
+        """What was measured of a base; see commands/compare_points.py."""
+        return self.arms / f"base-{key}.json"
 
 
 @contextmanager

@@ -31,6 +31,11 @@ def tuned_model(recipe: Recipe, run_dir: RunDir) -> Any:
     return _load(recipe, str(run_dir.model))
 
 
+def checkpoint_model(recipe: Recipe, run_dir: RunDir, step: int) -> Any:
+    """The model as it was after so many updates; an adapter is merged into its base, in memory."""
+    return _load(recipe, str(run_dir.checkpoint(step)))
+
+
 def base_model(recipe: Recipe) -> Any:
     """The model as it was before training."""
     return _load(recipe, base_source(recipe))

@@ -1,7 +1,8 @@
 """The recipe: every key, its meaning, its limits and its default.
 
-`schema_model.py` and `schema_data.py` hold the sections that say what is trained and on what;
-this file holds how it is learned, how it is measured, and the whole.
+`schema_model.py` and `schema_data.py` hold the sections that say what is trained and on what,
+`schema_compare.py` that of an experiment; this file holds how it is learned, how it is measured,
+and the whole.
 """
 
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from yrunner.recipe.schema_compare import CompareSection
 from yrunner.recipe.schema_data import DataSection
 from yrunner.recipe.schema_model import LoraTuning, ModelSection, Tuning
 from yrunner.recipe.section import RecipeFile, Section
@@ -196,6 +198,7 @@ class Recipe(Section):
     loss: Loss = PlainLoss()
     train: TrainSection = TrainSection()
     eval: EvalSection = EvalSection()
+    compare: CompareSection = CompareSection()
 
     @model_validator(mode="after")
     def a_new_model_is_pretrained(self) -> Self:
