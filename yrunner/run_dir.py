@@ -99,9 +99,9 @@ class CompareDir:
         """What the processes of a run have printed."""
         return self.arms / f"{name}.log"
 
-    def base(self, key: str) -> Path:
+    def base(self, name: str) -> Path:
         """What was measured of a base; see commands/compare_points.py."""
-        return self.arms / f"base-{key}.json"
+        return self.arms / f"{name}.json"
 
 
 @contextmanager

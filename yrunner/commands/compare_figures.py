@@ -36,11 +36,10 @@ def at_the_end(curves: Curves) -> Chosen:
 
 
 def domain_threshold(curves: Curves) -> float:
-    """90 % of the domain accuracy that the best arm reaches: its best points, over its seeds."""
+    """A share of the domain accuracy that the best arm reaches: its best points, over its seeds."""
     best = [
         fmean(max(point.mean("domain") for point in points) for points in runs.values())
         for runs in curves.values()
-        if runs
     ]
     return SHARE_OF_THE_BEST * max(best)
 

@@ -24,7 +24,7 @@ ALL_CHECKPOINTS = 10**6
 """What `train.checkpoint.keep` is while an arm is trained: they stay until they are measured."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Run:
     """One arm with one seed."""
 
@@ -119,25 +119,27 @@ def refuse_changed(changed: Sequence[Run]) -> NoReturn:
     )
 
 
-def base_key(recipe: Recipe) -> str:
-    """Names a base and what is measured of it."""
+def base_name(recipe: Recipe) -> str:
+    """Names a base and what is measured of it: arms that share both share the measurement."""
     what = [measure_key(recipe), recipe.model.base, fingerprint(recipe)["base"]]
-    return sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:12]
+    return f"base-{sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]}"
 
 
 def base_jobs(runs: Sequence[Run], folder: CompareDir) -> list[Job]:
     """What is to do before the arms: train each base that is missing, and measure it once."""
     jobs: dict[str, Job] = {}
+    trained: set[str | None] = set()
     for run in runs:
-        key = base_key(run.recipe)
-        file = folder.base(key)
-        if key in jobs or Measurement.load(file) is not None:
+        name, base = base_name(run.recipe), run.recipe.model.base
+        file = folder.base(name)
+        stale = stale_base(run.recipe)
+        if name in jobs or (stale is None and file.exists()):
             continue
-        commands = [(*YRUN, "measure", *run.arguments, "--base", str(file))]
-        if (stale := stale_base(run.recipe)) is not None:
-            commands.insert(0, (*YRUN, "train", str(run.recipe.model.base), *_how(stale[0])))
-        name = f"base-{key}"
-        jobs[key] = Job(name, tuple(commands), folder.log(name))
+        commands: list[Command] = [(*YRUN, "measure", *run.arguments, "--base", str(file))]
+        if stale is not None and base not in trained:
+            commands.insert(0, (*YRUN, "train", str(base), *_how(stale[0])))
+            trained.add(base)
+        jobs[name] = Job(name, tuple(commands), folder.log(name))
     return list(jobs.values())
 
 

@@ -58,7 +58,9 @@ class CompareSection(Section):
         for name, changes in self.arms.items():
             for key in changes:
                 if is_fixed(key):
-                    raise ValueError(f'arms: "{name}" sets {key}, which is the same for every arm')
+                    raise ValueError(
+                        f'arms: "{name}" sets {key}, which is the same for every arm; remove it'
+                    )
         return self
 
     @model_validator(mode="after")
