@@ -15,10 +15,9 @@ from typing import Annotated
 import typer
 
 from yrunner.console import fail, say
-from yrunner.errors import YRunnerError
+from yrunner.errors import REPORT_A_BUG, YRunnerError
 
 STOPPED = "stopped"
-REPORT_A_BUG = "this is a bug of yrunner; please report it with the lines above"
 
 WHAT_TO_DO = {
     errno.ENOSPC: "Free some space on the disk; a run goes on from its last checkpoint by --resume",

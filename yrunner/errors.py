@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+REPORT_A_BUG = "this is a bug of yrunner; please report it with the lines above"
+
 
 @dataclass(frozen=True, order=True)
 class Origin:

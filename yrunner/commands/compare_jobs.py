@@ -16,11 +16,12 @@ from typing import IO
 import torch
 
 from yrunner.console import progress, say
-from yrunner.errors import Stopped
+from yrunner.errors import REPORT_A_BUG, Stopped
 from yrunner.training.progress import format_duration
 
 SECONDS_BETWEEN_LOOKS = 0.2
 TAIL_BYTES = 4096
+COMMAND_MARK = "$ "
 
 Command = tuple[str, ...]
 
@@ -107,7 +108,7 @@ class _Running:
 
     def _start(self) -> subprocess.Popen[str]:
         command = self.commands.pop(0)
-        self.log.write(f"$ {shlex.join(command)}\n")
+        self.log.write(f"{COMMAND_MARK}{shlex.join(command)}\n")
         self.log.flush()
         # A group of its own: Ctrl-C in the terminal reaches us alone, and is passed on once.
         return subprocess.Popen(
@@ -147,10 +148,10 @@ class _Running:
         if code < 0:
             memory = ", perhaps for want of memory" if -code == signal.SIGKILL else ""
             return Failure(f"ended by {signal.Signals(-code).name}{memory}", self.job.log)
-        lines = self.job.log.read_text("utf-8", errors="replace").split("\n")
-        said = [line for line in lines if line.strip()]
-        # Behind the error of a bug of ours stands where to report it.
-        return Failure(said[-2 if code == 1 else -1], self.job.log)
+        lines = self.job.log.read_text("utf-8", errors="replace").splitlines()
+        said = [line for line in lines if line.strip() and line != REPORT_A_BUG]
+        words = said[-1] if said and not said[-1].startswith(COMMAND_MARK) else ""
+        return Failure(words or f"ended with code {code} and no word", self.job.log)
 
 
 def _news(work: _Running, failure: Failure | None, num_left: int) -> str:
