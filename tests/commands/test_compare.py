@@ -1,0 +1,256 @@
+"""`yrun compare` from the recipe to the report, on arms that train in seconds."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.commands.conftest import write_recipe
+from tests.conftest import write_jsonl
+from yrunner.cli import app
+from yrunner.commands.compare import compare
+from yrunner.commands.compare_jobs import Failure
+from yrunner.commands.compare_measure import measure_model, read_questions
+from yrunner.commands.finished import tuned_model, tuned_tokenizer
+from yrunner.errors import RunError, YRunnerError
+from yrunner.recipe.load import load_recipe
+from yrunner.run_dir import RunDir, read_json
+
+TRIAL = Path("trial.yaml")
+ARMS = Path("outputs/trial/arms")
+
+
+@pytest.fixture
+def trial(trained_base):
+    """trial.yaml: two arms of eight updates, measured after four and eight, with listed faults."""
+    return make_trial(trained_base)
+
+
+def make_trial(project: Path) -> Path:
+    content = yaml.safe_load((project / "tuned.yaml").read_text("utf-8"))
+    content["name"] = "trial"
+    content["eval"]["tasks"] = [
+        {"name": "learned", "side": "domain", "data": "test.jsonl", "max_new_tokens": 8},
+        {"name": "kept", "side": "general", "data": "validation.jsonl", "max_new_tokens": 8},
+    ]
+    write_jsonl(project / "faults.jsonl", [{"row": 2, "kind": "swapped", "right": "Dane."}])
+    content["compare"] = {
+        "arms": {"nlirg": {}, "plain": {"loss": {"kind": "plain"}}},
+        "seeds": [0, 1],
+        "faults": {"file": "faults.jsonl", "data": "train.jsonl"},
+    }
+    return write_recipe(project / "trial.yaml", content)
+
+
+@pytest.fixture
+def commands(monkeypatch):
+    """Run each job's commands in this process, which has imported torch already; note them."""
+    noted = []
+
+    def run(what, jobs, environments):
+        failures = {}
+        for job in jobs:
+            for command in job.commands:
+                arguments = list(command[3:])
+                kind = next((word for word in arguments if word.startswith("--")), "")
+                noted.append(" ".join(filter(None, (job.name.split("-")[0], arguments[0], kind))))
+                try:
+                    app(arguments, standalone_mode=False)
+                except YRunnerError as error:
+                    failures[job.name] = Failure(str(error), job.log)
+                    break
+        return failures
+
+    monkeypatch.setattr("yrunner.commands.compare.run_jobs", run)
+    return noted
+
+
+def table():
+    return read_json(Path("outputs/trial/compare.json"))
+
+
+def test_every_arm_is_trained_with_every_seed_and_measured_at_every_checkpoint(
+    trial, commands, capfd
+):
+    compare(TRIAL, [])
+    of_a_seed = ["nlirg train", "nlirg measure", "plain train", "plain measure"]
+    assert commands == ["base measure --base", *of_a_seed, *of_a_seed]
+    runs = sorted(path.parent.name for path in ARMS.glob("*/model"))
+    assert runs == ["nlirg-seed-0", "nlirg-seed-1", "plain-seed-0", "plain-seed-1"]
+    found = table()
+    assert list(found["arms"]) == ["nlirg", "plain"]
+    for arm in found["arms"].values():
+        assert arm["updates"] == 8
+        for points in arm["seeds"].values():
+            assert [point["step"] for point in points] == [4, 8]
+    assert found["notes"] == []
+    assert set(found["at_the_end"]["plain"]["minus_the_first"]) == {
+        "domain",
+        "general",
+        "memorised",
+    }
+    seeds = [read_json(ARMS / f"plain-seed-{seed}" / "measured.json")["points"] for seed in (0, 1)]
+    assert seeds[0] != seeds[1], "another seed is another training"
+    said = capfd.readouterr().out
+    assert "At equal steps" in said
+    assert "2 arms" in Path("outputs/trial/compare.html").read_text("utf-8")
+
+
+def test_the_last_point_of_a_run_is_what_its_model_says(trial, commands):
+    """The micro base answers next to nothing rightly: what tells models apart is repetition."""
+    compare(TRIAL, ["data.validation=[]"], seeds="0")
+    recipe = load_recipe(TRIAL, ["data.validation=[]", f"output={ARMS}/plain-seed-0"])
+    run_dir = RunDir(recipe.run_folder)
+    scores = measure_model(
+        tuned_model(recipe, run_dir),
+        tuned_tokenizer(run_dir),
+        recipe,
+        read_questions(recipe),
+        "it",
+    )
+    points = read_json(run_dir.measured)["points"]
+    assert points[-1]["scores"] == scores
+    assert any(scores["repetition_3"]["answers"])
+    assert points[-1]["scores"] != points[0]["scores"]
+
+
+def test_what_is_there_is_not_done_again(trial, commands, capfd):
+    compare(TRIAL, [], seeds="0")
+    first = table()
+    commands.clear()
+    compare(TRIAL, [], seeds="0")
+    assert commands == []
+    assert table() == first
+    assert "runs that are there already: 2 of 2" in capfd.readouterr().out
+    compare(TRIAL, [], seeds="0,1", only="plain")
+    assert commands == ["plain train", "plain measure"], "only the new seed"
+
+
+def test_runs_with_other_settings_are_refused_and_replaced_only_when_asked(trial, commands):
+    compare(TRIAL, [], seeds="0")
+    commands.clear()
+    with pytest.raises(
+        RunError,
+        match=r"nlirg-seed-0 was trained with other settings: "
+        r"recipe\.train\.learning_rate \(and 1 more runs\)\. Set them back",
+    ):
+        compare(TRIAL, ["train.learning_rate=1e-3"], seeds="0")
+    assert commands == []
+    compare(TRIAL, ["train.learning_rate=1e-3"], seeds="0", overwrite=True)
+    assert commands == [
+        "nlirg train --overwrite",
+        "nlirg measure",
+        "plain train --overwrite",
+        "plain measure",
+    ]
+
+
+def test_a_failed_arm_leaves_the_others_and_is_tried_again_alone(trial, commands, capfd):
+    content = yaml.safe_load(trial.read_text("utf-8"))
+    content["compare"]["arms"]["broken"] = {"tuning.targets": ["no_such_module"]}
+    write_recipe(trial, content)
+    with pytest.raises(
+        RunError,
+        match=r"1 of 3 runs failed: broken-seed-0: .*no_such_module.*"
+        r"Mend the cause and run the same command again",
+    ):
+        compare(TRIAL, [], seeds="0")
+    found = table()
+    assert list(found["arms"]) == ["nlirg", "plain"]
+    assert "no_such_module" in found["failures"]["broken-seed-0"]
+    assert "no_such_module" in Path("outputs/trial/compare.html").read_text("utf-8")
+    assert "Failed" in capfd.readouterr().out
+    commands.clear()
+    with pytest.raises(RunError, match="1 of 3 runs failed"):
+        compare(TRIAL, [], seeds="0")
+    assert [command.split()[:2] for command in commands] == [["broken", "train"]]
+
+
+def test_only_the_last_checkpoint_stays_and_all_where_the_recipe_says_so(trial, commands):
+    compare(TRIAL, [], seeds="0")
+    assert RunDir(ARMS / "plain-seed-0").saved_steps() == [8]
+    compare(TRIAL, ["compare.checkpoints=all"], seeds="1")
+    assert RunDir(ARMS / "plain-seed-1").saved_steps() == [4, 8]
+    commands.clear()
+    longer = ["compare.checkpoints=all", "eval.tasks.0.max_new_tokens=9"]
+    compare(TRIAL, longer, seeds="1")
+    assert commands == ["base measure --base", "nlirg measure", "plain measure"], "measured anew"
+    with pytest.raises(RunError, match="what is measured"):
+        compare(TRIAL, longer, seeds="0")
+
+
+def test_an_interrupted_run_goes_on_from_its_checkpoint_to_the_same_end(trial, commands):
+    compare(TRIAL, ["compare.checkpoints=all"], seeds="0")
+    first = table()
+    stopped = RunDir(ARMS / "plain-seed-0")
+    shutil.rmtree(stopped.model)
+    shutil.rmtree(stopped.checkpoint(8))
+    stopped.measured.unlink()
+    half = RunDir(ARMS / "nlirg-seed-0")
+    measured = read_json(half.measured)
+    measured |= {"points": measured["points"][:1], "complete": False}
+    half.measured.write_text(json.dumps(measured))
+    commands.clear()
+    compare(TRIAL, ["compare.checkpoints=all"], seeds="0")
+    assert commands == ["nlirg measure", "plain train --resume", "plain measure"]
+    assert table() == first
+
+
+def test_a_base_that_is_missing_is_trained_first_and_once(project, commands):
+    make_trial(project)
+    compare(TRIAL, ["train.max_steps=1"], vary=["data.system=a,b"], seeds="0")
+    bases = ["base train", "base measure --base", "base measure --base"]
+    assert commands[:3] == bases, "what is measured differs by the system message"
+    assert not any(command.startswith("base") for command in commands[3:])
+
+
+def test_a_key_that_changes_the_number_of_updates_is_noted_in_table_and_report(
+    trial, commands, capfd
+):
+    compare(TRIAL, [], vary=["train.batch_size=4,8"], seeds="0")
+    note = "batch_size-8 has, beside batch_size-4, 4 updates instead of 8"
+    assert table()["notes"] == [note]
+    assert note in Path("outputs/trial/compare.html").read_text("utf-8")
+    said = capfd.readouterr().out
+    assert said.count(f"note: {note}") == 2, "before the hours and after them"
+    assert "After the last update" in said
+
+
+@pytest.mark.parametrize(
+    ("overrides", "complaint"),
+    [
+        (["eval.tasks.1.side=domain"], "no task of side general"),
+        (["data.max_length=20"], "cannot be learned from"),
+    ],
+)
+def test_what_cannot_be_compared_is_found_before_anything_is_trained(
+    project, commands, overrides, complaint
+):
+    make_trial(project)
+    with pytest.raises(YRunnerError, match=complaint):
+        compare(TRIAL, overrides)
+    assert commands == []
+    assert not ARMS.exists() or not list(ARMS.glob("*seed*"))
+
+
+def test_a_new_model_has_nothing_to_forget(project, commands):
+    with pytest.raises(YRunnerError, match="builds a new model: nothing can be forgotten"):
+        compare(Path("base.yaml"), [], vary=["train.epochs=1,2"])
+
+
+def test_the_command_runs_processes_of_its_own_and_ends_with_code_2_where_one_fails(trial):
+    command = [sys.executable, "-m", "yrunner.cli", "compare", "trial.yaml", "train.max_steps=1"]
+    options = ["--vary", "tuning.targets=all-linear,[nowhere]", "--seeds", "0", "--jobs", "2"]
+    done = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "1 of 2 runs failed: targets-nowhere-seed-0: " in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(table()["arms"]) == ["targets-all-linear"]
+    log = (ARMS / "targets-all-linear-seed-0.log").read_text("utf-8")
+    assert "yrunner.cli train trial.yaml" in log
+    assert "yrunner.cli measure trial.yaml" in log
+    assert json.loads((ARMS / "targets-all-linear-seed-0/environment.json").read_text())["device"]
