@@ -91,13 +91,13 @@ def test_the_tables_hold_mean_spread_and_differences_of_each_arm():
     rows = {row[0]: dict(zip(end.columns, row, strict=True)) for row in end.rows}
     assert rows["(base)"] | {"general": "100.0"} == rows["(base)"]
     assert rows["plain"]["domain"] == "100.0 ± 0.0"
-    assert rows["plain"]["forgetting"] == "-64.2 ± 0.0"
+    assert rows["plain"]["forgetting"] == "-63.7 ± 0.0"  # 22 of 60 and 43 of 120 are left
     assert rows["nlirg"]["memorised faults"] == "100.0 ± 0.0"
     assert rows["plain"]["runs"] == "3 of 3"
     (row,) = apart.rows
     assert row[:2] == ["nlirg", 3]
     figures = dict(zip(apart.columns[2::2], row[2::2], strict=True))
-    assert figures["general"] == "+32.5"
+    assert figures["general"] == "+32.1"
     assert row[apart.columns.index("general") + 1].endswith(" *")
     assert equal.title == "At equal domain accuracy (90.0%)"
     assert equal_apart.title == "At equal domain accuracy (90.0%): beside plain"
@@ -148,10 +148,10 @@ def test_json_and_tables_hold_the_same_figures():
     found = as_json(make_experiment())
     assert found["arms"]["plain"]["seeds"]["0"][-1]["memorised"] == 1.0
     assert found["at_the_end"]["plain"]["figures"]["forgetting"]["mean"] == pytest.approx(
-        -0.6417, abs=1e-3
+        -0.6375, abs=1e-4
     )
     apart = found["at_the_end"]["nlirg"]["minus_the_first"]["general"]
-    assert apart["mean"] == pytest.approx(0.325, abs=1e-3)
+    assert apart["mean"] == pytest.approx(0.32083, abs=1e-4)
     assert apart["low"] > 0
     assert found["at_the_end"]["plain"]["minus_the_first"] == {}
 

@@ -183,8 +183,9 @@ def _key_figures(experiment: Experiment) -> list[tuple[str, str, str]]:
     ]
     if kept:
         least = max(kept, key=lambda arm: kept[arm].mean)
-        lost = percent(kept[least], signed=True)
-        figures.append(("forgot least", least, f"{lost} points of the general side at {threshold}"))
+        points = percent(kept[least], signed=True)
+        note = f"{points} points of the general side at {threshold}"
+        figures.append(("forgot least", least, note))
     return figures
 
 

@@ -105,7 +105,7 @@ def _word(key: str, value: Node) -> str:
     else:
         text = value.text or json.dumps(content)
         text = text if last == "kind" else f"{last}-{text}"
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._") or "arm"
+    return re.sub(r"[^A-Za-z0-9._]+", "-", text).strip("-._") or "arm"
 
 
 def _chosen(arms: Sequence[Arm], only: str | None) -> list[Arm]:

@@ -84,7 +84,7 @@ def forgetting_plane(
         x, y = zip(*places, strict=True)
         axes.plot(x, y, label=arm, linewidth=1.1, alpha=0.75, **style)
         axes.plot(*places[-1], linestyle="", **{**style, "markersize": 10})
-    star = {"marker": "*", "markersize": 15, "color": THEME["ink"], "linestyle": ""}
+    star: dict[str, Any] = {"marker": "*", "markersize": 15, "color": THEME["ink"], "linestyle": ""}
     axes.plot(base.forgetting, base.domain, label="base", **star)
     axes.axhline(domain_accuracy, color=THEME["grid"], linewidth=1, linestyle="--")
     for axis in (axes.xaxis, axes.yaxis):
