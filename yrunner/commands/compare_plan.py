@@ -1,6 +1,6 @@
 """What the arms of an experiment will do, told before they run, and where they differ unasked."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 
@@ -10,9 +10,11 @@ from yrunner.commands.tokenizer import recipe_tokenizer
 from yrunner.commands.train_data import finish_data, read_data
 from yrunner.commands.train_plan import plan_run
 from yrunner.data.plan import Plan
+from yrunner.data.prepared import Prepared
 from yrunner.data.token_batches import count_targets
 from yrunner.recipe.schema import Recipe
 from yrunner.run_dir import RunDir, read_json
+from yrunner.training.cadence import checkpoint_is_due
 
 
 @dataclass(frozen=True)
@@ -32,9 +34,7 @@ class PlanFacts:
 
 def plan_facts(recipe: Recipe) -> PlanFacts:
     """Plan a run as `yrun train` would. Raises `DataError` where that would refuse the data."""
-    prepared = read_data(recipe, recipe_tokenizer(recipe))
-    finish_data(recipe, prepared)
-    plan = plan_run(recipe, prepared)
+    plan, prepared = _plan(recipe)
     targets, order = _walk(plan, np.asarray(prepared.train.num_targets).tolist())
     return PlanFacts(
         updates=plan.num_updates,
@@ -43,6 +43,21 @@ def plan_facts(recipe: Recipe) -> PlanFacts:
         order=order,
         base=str(recipe.model.base),
     )
+
+
+def due_checkpoints(recipe: Recipe, saved: Sequence[int]) -> list[int]:
+    """Of the updates after which a finished run was saved, those that the recipe asks for.
+
+    An interruption leaves a checkpoint wherever it comes; a run must not be looked at more often
+    for having been interrupted.
+    """
+    plan, _ = _plan(recipe)
+    every = recipe.train.checkpoint.every
+    return [
+        step
+        for step in saved
+        if step == saved[-1] or checkpoint_is_due(step, every, plan.epoch_ends)
+    ]
 
 
 def fairness_notes(facts: Mapping[str, PlanFacts]) -> list[str]:
@@ -81,6 +96,12 @@ def environment_notes(run_dirs: Mapping[str, RunDir]) -> list[str]:
             groups = "; ".join(f"{value}: {', '.join(names)}" for value, names in values.items())
             notes.append(f"the runs were not made alike, {key} differ: {groups}")
     return notes
+
+
+def _plan(recipe: Recipe) -> tuple[Plan, Prepared]:
+    prepared = read_data(recipe, recipe_tokenizer(recipe))
+    finish_data(recipe, prepared)
+    return plan_run(recipe, prepared), prepared
 
 
 def _walk(plan: Plan, num_targets: list[int]) -> tuple[int, str]:

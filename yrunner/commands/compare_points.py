@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from yrunner.commands.compare_measure import measure_key, measure_model, read_questions
+from yrunner.commands.compare_plan import due_checkpoints
 from yrunner.commands.finished import base_model, checkpoint_model, finished_run, tuned_tokenizer
 from yrunner.commands.tokenizer import recipe_tokenizer
 from yrunner.console import say
@@ -72,14 +73,14 @@ def measure(path: Path, overrides: Sequence[str], *, base: Path | None) -> None:
 
 
 def measure_run(recipe: Recipe) -> None:
-    """Measure the checkpoints that were not measured yet; then remove those that may go."""
+    """Measure the checkpoints that were due and not measured yet; then remove those that may go."""
     run_dir = finished_run(recipe)
     questions, tokenizer = read_questions(recipe), tuned_tokenizer(run_dir)
     key = measure_key(recipe)
     found = Measurement.load(run_dir.measured)
     measurement = found if found is not None and found.key == key else Measurement(key)
     steps = run_dir.saved_steps()
-    for step in steps:
+    for step in due_checkpoints(recipe, steps):
         if step in measurement.steps:
             continue
         model = checkpoint_model(recipe, run_dir, step)
