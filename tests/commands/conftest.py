@@ -29,10 +29,15 @@ SCRATCH = {
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with data and two recipes, base.yaml and tuned.yaml; commands run in it."""
     monkeypatch.chdir(tmp_path)
+    return write_project(tmp_path)
+
+
+def write_project(folder: Path) -> Path:
+    """Write the data and the two recipes into a folder."""
     rows = [{"instruction": question, "output": answer} for question, answer in questions(24)]
-    write_jsonl(tmp_path / "train.jsonl", rows[:16])
-    write_jsonl(tmp_path / "validation.jsonl", rows[16:20])
-    write_jsonl(tmp_path / "test.jsonl", rows[20:])
+    write_jsonl(folder / "train.jsonl", rows[:16])
+    write_jsonl(folder / "validation.jsonl", rows[16:20])
+    write_jsonl(folder / "test.jsonl", rows[20:])
     base = {
         "name": "base",
         "model": {"scratch": SCRATCH},
@@ -56,9 +61,9 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             ]
         },
     }
-    write_recipe(tmp_path / "base.yaml", base)
-    write_recipe(tmp_path / "tuned.yaml", tuned)
-    return tmp_path
+    write_recipe(folder / "base.yaml", base)
+    write_recipe(folder / "tuned.yaml", tuned)
+    return folder
 
 
 @pytest.fixture

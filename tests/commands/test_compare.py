@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.commands.conftest import write_recipe
+from tests.commands.conftest import write_project, write_recipe
 from tests.conftest import write_jsonl
 from yrunner.cli import app
 from yrunner.commands.compare import compare
@@ -24,13 +24,8 @@ TRIAL = Path("trial.yaml")
 ARMS = Path("outputs/trial/arms")
 
 
-@pytest.fixture
-def trial(trained_base):
-    """trial.yaml: two arms of eight updates, measured after four and eight, with listed faults."""
-    return make_trial(trained_base)
-
-
-def make_trial(project: Path) -> Path:
+def write_trial(project: Path) -> Path:
+    """trial.yaml: two arms of eight updates, saved after four and eight, with a listed fault."""
     content = yaml.safe_load((project / "tuned.yaml").read_text("utf-8"))
     content["name"] = "trial"
     content["eval"]["tasks"] = [
@@ -40,70 +35,111 @@ def make_trial(project: Path) -> Path:
     write_jsonl(project / "faults.jsonl", [{"row": 2, "kind": "swapped", "right": "Dane."}])
     content["compare"] = {
         "arms": {"nlirg": {}, "plain": {"loss": {"kind": "plain"}}},
-        "seeds": [0, 1],
+        "seeds": [0],
+        "checkpoints": "all",
         "faults": {"file": "faults.jsonl", "data": "train.jsonl"},
     }
     return write_recipe(project / "trial.yaml", content)
 
 
+def run_here(noted, jobs):
+    """Run each job's commands in this process, which has imported torch already; note them."""
+    failures = {}
+    for job in jobs:
+        for command in job.commands:
+            arguments = list(command[3:])
+            option = next((word for word in arguments if word.startswith("--")), "")
+            noted.append(" ".join((job.name.split("-")[0], arguments[0], option)).strip())
+            try:
+                app(arguments, standalone_mode=False)
+            except YRunnerError as error:
+                failures[job.name] = Failure(str(error), job.log)
+                break
+    return failures
+
+
 @pytest.fixture
 def commands(monkeypatch):
-    """Run each job's commands in this process, which has imported torch already; note them."""
+    """What an experiment has run: job, command and option of each."""
     noted = []
-
-    def run(what, jobs, environments):
-        failures = {}
-        for job in jobs:
-            for command in job.commands:
-                arguments = list(command[3:])
-                kind = next((word for word in arguments if word.startswith("--")), "")
-                noted.append(" ".join(filter(None, (job.name.split("-")[0], arguments[0], kind))))
-                try:
-                    app(arguments, standalone_mode=False)
-                except YRunnerError as error:
-                    failures[job.name] = Failure(str(error), job.log)
-                    break
-        return failures
-
-    monkeypatch.setattr("yrunner.commands.compare.run_jobs", run)
+    monkeypatch.setattr(
+        "yrunner.commands.compare.run_jobs", lambda what, jobs, places: run_here(noted, jobs)
+    )
     return noted
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A project whose trial.yaml was compared once, a copy of it, and what was run for that."""
+    folder = tmp_path_factory.mktemp("trial")
+    project = folder / "project"
+    project.mkdir()
+    write_trial(write_project(project))
+    noted = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(project)
+        patch.setattr(
+            "yrunner.commands.compare.run_jobs", lambda what, jobs, places: run_here(noted, jobs)
+        )
+        compare(TRIAL, [])
+    shutil.copytree(project, folder / "copy")
+    return project, noted
+
+
+@pytest.fixture
+def trial(finished, monkeypatch):
+    """The recipe of the finished experiment, where every test finds it as it was."""
+    project, _ = finished
+    shutil.rmtree(project)
+    shutil.copytree(project.parent / "copy", project)
+    monkeypatch.chdir(project)
+    return project / "trial.yaml"
 
 
 def table():
     return read_json(Path("outputs/trial/compare.json"))
 
 
-def test_every_arm_is_trained_with_every_seed_and_measured_at_every_checkpoint(
-    trial, commands, capfd
-):
-    compare(TRIAL, [])
-    of_a_seed = ["nlirg train", "nlirg measure", "plain train", "plain measure"]
-    assert commands == ["base measure --base", *of_a_seed, *of_a_seed]
-    runs = sorted(path.parent.name for path in ARMS.glob("*/model"))
-    assert runs == ["nlirg-seed-0", "nlirg-seed-1", "plain-seed-0", "plain-seed-1"]
+def test_every_arm_is_trained_and_measured_at_every_checkpoint(trial, finished):
+    _, noted = finished
+    base = ["base train", "base measure --base"]
+    assert noted == [*base, "nlirg train", "nlirg measure", "plain train", "plain measure"]
+    assert sorted(path.parent.name for path in ARMS.glob("*/model")) == [
+        "nlirg-seed-0",
+        "plain-seed-0",
+    ]
     found = table()
     assert list(found["arms"]) == ["nlirg", "plain"]
     for arm in found["arms"].values():
         assert arm["updates"] == 8
-        for points in arm["seeds"].values():
-            assert [point["step"] for point in points] == [4, 8]
+        assert [point["step"] for point in arm["seeds"]["0"]] == [4, 8]
     assert found["notes"] == []
-    assert set(found["at_the_end"]["plain"]["minus_the_first"]) == {
-        "domain",
-        "general",
-        "memorised",
-    }
-    seeds = [read_json(ARMS / f"plain-seed-{seed}" / "measured.json")["points"] for seed in (0, 1)]
-    assert seeds[0] != seeds[1], "another seed is another training"
-    said = capfd.readouterr().out
-    assert "At equal steps" in said
+    measures = {"domain", "general", "memorised"}
+    assert set(found["at_the_end"]["plain"]["minus_the_first"]) == measures
     assert "2 arms" in Path("outputs/trial/compare.html").read_text("utf-8")
 
 
+def test_what_is_there_is_not_done_again_and_a_new_seed_is_a_new_training(trial, commands, capfd):
+    first = table()
+    compare(TRIAL, [])
+    assert commands == []
+    assert table() == first
+    said = capfd.readouterr().out
+    assert "runs that are there already: 2 of 2" in said
+    assert "At equal steps" in said
+    compare(TRIAL, [], seeds="0,1", only="plain")
+    assert commands == ["plain train", "plain measure"]
+    points = [read_json(ARMS / f"plain-seed-{seed}" / "measured.json")["points"] for seed in (0, 1)]
+    assert points[0] != points[1]
+
+
 def test_the_last_point_of_a_run_is_what_its_model_says(trial, commands):
-    """The micro base answers next to nothing rightly: what tells models apart is repetition."""
-    compare(TRIAL, ["data.validation=[]"], seeds="0")
-    recipe = load_recipe(TRIAL, ["data.validation=[]", f"output={ARMS}/plain-seed-0"])
+    """Without validation the model is that of the last update.
+
+    The micro base answers next to nothing rightly: what tells models apart is repetition.
+    """
+    compare(TRIAL, ["data.validation=[]", "output=other"], only="plain")
+    recipe = load_recipe(TRIAL, ["output=other/arms/plain-seed-0"])
     run_dir = RunDir(recipe.run_folder)
     scores = measure_model(
         tuned_model(recipe, run_dir),
@@ -118,35 +154,17 @@ def test_the_last_point_of_a_run_is_what_its_model_says(trial, commands):
     assert points[-1]["scores"] != points[0]["scores"]
 
 
-def test_what_is_there_is_not_done_again(trial, commands, capfd):
-    compare(TRIAL, [], seeds="0")
-    first = table()
-    commands.clear()
-    compare(TRIAL, [], seeds="0")
-    assert commands == []
-    assert table() == first
-    assert "runs that are there already: 2 of 2" in capfd.readouterr().out
-    compare(TRIAL, [], seeds="0,1", only="plain")
-    assert commands == ["plain train", "plain measure"], "only the new seed"
-
-
 def test_runs_with_other_settings_are_refused_and_replaced_only_when_asked(trial, commands):
-    compare(TRIAL, [], seeds="0")
-    commands.clear()
-    with pytest.raises(
-        RunError,
-        match=r"nlirg-seed-0 was trained with other settings: "
-        r"recipe\.train\.learning_rate \(and 1 more runs\)\. Set them back",
-    ):
-        compare(TRIAL, ["train.learning_rate=1e-3"], seeds="0")
+    changed = ["train.learning_rate=1e-3"]
+    refusal = (
+        r"nlirg-seed-0 was trained with other settings: recipe\.train\.learning_rate "
+        r"\(and 1 more runs\)\. Set them back"
+    )
+    with pytest.raises(RunError, match=refusal):
+        compare(TRIAL, changed)
     assert commands == []
-    compare(TRIAL, ["train.learning_rate=1e-3"], seeds="0", overwrite=True)
-    assert commands == [
-        "nlirg train --overwrite",
-        "nlirg measure",
-        "plain train --overwrite",
-        "plain measure",
-    ]
+    compare(TRIAL, changed, only="plain", overwrite=True)
+    assert commands == ["plain train --overwrite", "plain measure"]
 
 
 def test_a_failed_arm_leaves_the_others_and_is_tried_again_alone(trial, commands, capfd):
@@ -158,7 +176,7 @@ def test_a_failed_arm_leaves_the_others_and_is_tried_again_alone(trial, commands
         match=r"1 of 3 runs failed: broken-seed-0: .*no_such_module.*"
         r"Mend the cause and run the same command again",
     ):
-        compare(TRIAL, [], seeds="0")
+        compare(TRIAL, [])
     found = table()
     assert list(found["arms"]) == ["nlirg", "plain"]
     assert "no_such_module" in found["failures"]["broken-seed-0"]
@@ -166,25 +184,23 @@ def test_a_failed_arm_leaves_the_others_and_is_tried_again_alone(trial, commands
     assert "Failed" in capfd.readouterr().out
     commands.clear()
     with pytest.raises(RunError, match="1 of 3 runs failed"):
-        compare(TRIAL, [], seeds="0")
+        compare(TRIAL, [])
     assert [command.split()[:2] for command in commands] == [["broken", "train"]]
 
 
-def test_only_the_last_checkpoint_stays_and_all_where_the_recipe_says_so(trial, commands):
-    compare(TRIAL, [], seeds="0")
-    assert RunDir(ARMS / "plain-seed-0").saved_steps() == [8]
-    compare(TRIAL, ["compare.checkpoints=all"], seeds="1")
-    assert RunDir(ARMS / "plain-seed-1").saved_steps() == [4, 8]
+def test_the_last_checkpoint_stays_or_all_and_only_all_can_be_measured_anew(trial, commands):
+    assert RunDir(ARMS / "plain-seed-0").saved_steps() == [4, 8]
+    compare(TRIAL, ["compare.checkpoints=last"], seeds="1", only="plain")
+    assert RunDir(ARMS / "plain-seed-1").saved_steps() == [8]
     commands.clear()
-    longer = ["compare.checkpoints=all", "eval.tasks.0.max_new_tokens=9"]
-    compare(TRIAL, longer, seeds="1")
-    assert commands == ["base measure --base", "nlirg measure", "plain measure"], "measured anew"
-    with pytest.raises(RunError, match="what is measured"):
-        compare(TRIAL, longer, seeds="0")
+    longer = ["eval.tasks.0.max_new_tokens=9"]
+    compare(TRIAL, longer)
+    assert commands == ["base measure --base", "nlirg measure", "plain measure"]
+    with pytest.raises(RunError, match=r"plain-seed-1 was trained .* what is measured"):
+        compare(TRIAL, longer, seeds="1", only="plain")
 
 
 def test_an_interrupted_run_goes_on_from_its_checkpoint_to_the_same_end(trial, commands):
-    compare(TRIAL, ["compare.checkpoints=all"], seeds="0")
     first = table()
     stopped = RunDir(ARMS / "plain-seed-0")
     shutil.rmtree(stopped.model)
@@ -196,15 +212,14 @@ def test_an_interrupted_run_goes_on_from_its_checkpoint_to_the_same_end(trial, c
     measured = read_json(half.measured)
     measured |= {"points": measured["points"][:1], "complete": False}
     half.measured.write_text(json.dumps(measured))
-    commands.clear()
-    compare(TRIAL, ["compare.checkpoints=all"], seeds="0")
+    compare(TRIAL, [])
     assert commands == ["nlirg measure", "plain train --resume", "plain measure"]
     assert table() == first
 
 
 def test_a_base_that_is_missing_is_trained_first_and_once(project, commands):
-    make_trial(project)
-    compare(TRIAL, ["train.max_steps=1"], vary=["data.system=a,b"], seeds="0")
+    write_trial(project)
+    compare(TRIAL, ["train.max_steps=1"], vary=["data.system=a,b"])
     bases = ["base train", "base measure --base", "base measure --base"]
     assert commands[:3] == bases, "what is measured differs by the system message"
     assert not any(command.startswith("base") for command in commands[3:])
@@ -213,8 +228,8 @@ def test_a_base_that_is_missing_is_trained_first_and_once(project, commands):
 def test_a_key_that_changes_the_number_of_updates_is_noted_in_table_and_report(
     trial, commands, capfd
 ):
-    compare(TRIAL, [], vary=["train.batch_size=4,8"], seeds="0")
-    note = "batch_size-8 has, beside batch_size-4, 4 updates instead of 8"
+    compare(TRIAL, ["train.epochs=1"], vary=["train.batch_size=4,8"])
+    note = "batch_size-8 has, beside batch_size-4, 2 updates instead of 4"
     assert table()["notes"] == [note]
     assert note in Path("outputs/trial/compare.html").read_text("utf-8")
     said = capfd.readouterr().out
@@ -232,7 +247,7 @@ def test_a_key_that_changes_the_number_of_updates_is_noted_in_table_and_report(
 def test_what_cannot_be_compared_is_found_before_anything_is_trained(
     project, commands, overrides, complaint
 ):
-    make_trial(project)
+    write_trial(project)
     with pytest.raises(YRunnerError, match=complaint):
         compare(TRIAL, overrides)
     assert commands == []
@@ -246,11 +261,11 @@ def test_a_new_model_has_nothing_to_forget(project, commands):
 
 def test_the_command_runs_processes_of_its_own_whose_logs_can_be_repeated(trial):
     command = [sys.executable, "-m", "yrunner.cli", "compare", "trial.yaml", "train.max_steps=1"]
-    options = ["--arms", "plain", "--seeds", "0"]
+    options = ["output=other", "--arms", "plain"]
     done = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "updates of 1 runs: 1/1 (100 %)" in done.stderr
-    assert list(table()["arms"]) == ["plain"]
-    log = (ARMS / "plain-seed-0.log").read_text("utf-8")
+    assert list(read_json(Path("other/compare.json"))["arms"]) == ["plain"]
+    log = Path("other/arms/plain-seed-0.log").read_text("utf-8")
     assert "yrunner.cli train trial.yaml" in log
     assert "yrunner.cli measure trial.yaml" in log
