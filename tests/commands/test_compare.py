@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -259,12 +257,10 @@ def test_a_new_model_has_nothing_to_forget(project, commands):
         compare(Path("base.yaml"), [], vary=["train.epochs=1,2"])
 
 
-def test_the_command_runs_processes_of_its_own_whose_logs_can_be_repeated(trial):
-    command = [sys.executable, "-m", "yrunner.cli", "compare", "trial.yaml", "train.max_steps=1"]
-    options = ["output=other", "--arms", "plain"]
-    done = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "updates of 1 runs: 1/1 (100 %)" in done.stderr
+def test_the_command_runs_processes_of_its_own_whose_logs_can_be_repeated(trial, capfd):
+    arguments = ["compare", "trial.yaml", "train.max_steps=1", "output=other", "--arms", "plain"]
+    app(arguments, standalone_mode=False)
+    assert "updates of 1 runs: 1/1 (100 %)" in capfd.readouterr().err
     assert list(read_json(Path("other/compare.json"))["arms"]) == ["plain"]
     log = Path("other/arms/plain-seed-0.log").read_text("utf-8")
     assert "yrunner.cli train trial.yaml" in log

@@ -1,9 +1,9 @@
 """The recipe's `compare`: the arms of an experiment, and how they are set against each other."""
 
 import re
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, JsonValue, model_validator
+from pydantic import Field, model_validator
 
 from yrunner.recipe.section import RecipeFile, Section
 
@@ -30,7 +30,7 @@ class FaultList(Section):
 class CompareSection(Section):
     """The arms that `yrun compare` trains and sets against each other; see docs/comparing.md."""
 
-    arms: dict[str, dict[str, JsonValue]] = Field({})
+    arms: dict[str, dict[str, Any]] = Field({})
     """For each arm, by its name, the dotted keys that it changes: `slow: {train.learning_rate:
     1e-5}`. `{}` is the recipe as it stands. The others are set against the first."""
     seeds: list[Annotated[int, Field(ge=0, lt=2**32)]] = Field([0, 1, 2], min_length=1)
