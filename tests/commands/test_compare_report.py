@@ -19,6 +19,7 @@ from yrunner.run_dir import CompareDir
 browser = pages.browser
 
 ATTACK = "<script>document.title='owned'</script>"
+NOTHING = "+0.0 to +0.0".replace(" ", "\N{NO-BREAK SPACE}")
 QUESTIONS = {"domain": {"legal": 72}, "general": {"near": 60, "far": 120}, "memorised": {"f": 34}}
 
 
@@ -98,7 +99,7 @@ def test_the_tables_hold_mean_spread_and_differences_of_each_arm():
     assert row[:2] == ["nlirg", 3]
     figures = dict(zip(apart.columns[2::2], row[2::2], strict=True))
     assert figures["general"] == "+32.1"
-    assert row[apart.columns.index("general") + 1].endswith(" *")
+    assert row[apart.columns.index("general") + 1].endswith("*")
     assert equal.title == "At equal domain accuracy (90.0%)"
     assert equal_apart.title == "At equal domain accuracy (90.0%): beside plain"
 
@@ -111,9 +112,7 @@ def test_a_difference_inside_the_noise_has_no_star():
     bases = dict.fromkeys(curves, same.bases["plain"])
     twice = make_experiment(curves=curves, arms=arms, plans=plans, bases=bases)
     _, apart, *_ = tables(twice)
-    assert apart.rows == [
-        ["again", 3, "+0.0", "+0.0 to +0.0", "+0.0", "+0.0 to +0.0", "+0.0", "+0.0 to +0.0"]
-    ]
+    assert apart.rows == [["again", 3, "+0.0", NOTHING, "+0.0", NOTHING, "+0.0", NOTHING]]
 
 
 def test_one_arm_one_seed_and_no_faults_leave_out_what_they_cannot_say(page):

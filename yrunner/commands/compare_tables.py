@@ -141,4 +141,6 @@ def _difference_cells(difference: Difference | None) -> list[Cell]:
         return [None, None]
     low, high = (f"{100 * value:+.1f}" for value in (difference.low, difference.high))
     star = "" if difference.is_noise else " *"
-    return [f"{100 * difference.mean:+.1f}", f"{low} to {high}{star}"]
+    # Blanks that do not break: an interval on two lines is hard to read.
+    interval = f"{low} to {high}{star}".replace(" ", "\N{NO-BREAK SPACE}")
+    return [f"{100 * difference.mean:+.1f}", interval]
