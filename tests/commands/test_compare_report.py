@@ -8,9 +8,10 @@ import pytest
 from tests.reports import conftest as pages
 from yrunner.commands.compare_figures import domain_threshold
 from yrunner.commands.compare_jobs import Failure
+from yrunner.commands.compare_json import as_json
 from yrunner.commands.compare_plan import PlanFacts
 from yrunner.commands.compare_points import Point
-from yrunner.commands.compare_report import as_json, tables, write_experiment
+from yrunner.commands.compare_report import tables, write_experiment
 from yrunner.commands.compare_tables import Experiment
 from yrunner.recipe.arms import Arm
 from yrunner.recipe.load import load_recipe
