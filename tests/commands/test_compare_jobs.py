@@ -1,7 +1,8 @@
-"""Processes side by side: order, failures, the machine's parts, and how they are ended."""
+"""Processes side by side: their order, their failures, and how they are ended."""
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,9 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 
-from yrunner.commands.compare_jobs import Failure, Job, environments_for, run_jobs
+from yrunner.commands.compare_jobs import Failure, Job, run_jobs
 
 
 def python(program: str) -> tuple[str, ...]:
@@ -54,8 +54,8 @@ def test_a_failure_ends_its_own_job_and_no_other(job, tmp_path, capfd):
     }
     assert not after.exists(), "what follows a failure is not begun"
     said = capfd.readouterr().out
-    assert "told: failed after 0:00: set a key" in said
-    assert "fine: done in 0:00" in said
+    assert re.search(r"told: failed after \d+:\d\d: set a key", said)
+    assert re.search(r"fine: done in \d+:\d\d", said)
 
 
 def test_jobs_share_the_environments_one_at_a_time_each(job, tmp_path):
@@ -155,18 +155,3 @@ def start(folder: Path, *, seconds: float) -> subprocess.Popen[str]:
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.05)
     return process
-
-
-def test_one_process_alone_is_told_nothing_and_several_share_threads_or_devices(monkeypatch):
-    assert environments_for(1) == [{}]
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
-    assert environments_for(2) == [{"OMP_NUM_THREADS": "2"}] * 2
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    devices = [environment["CUDA_VISIBLE_DEVICES"] for environment in environments_for(3)]
-    assert devices == ["0", "1", "0"]
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
-    devices = [environment["CUDA_VISIBLE_DEVICES"] for environment in environments_for(2)]
-    assert devices == ["4", "7"]

@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from yrunner.commands.compare_devices import environments_for
 from yrunner.commands.compare_figures import domain_threshold
-from yrunner.commands.compare_jobs import Failure, environments_for, run_jobs
+from yrunner.commands.compare_jobs import Failure, run_jobs
 from yrunner.commands.compare_measure import read_questions
 from yrunner.commands.compare_plan import (
     PlanFacts,

@@ -9,15 +9,11 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from itertools import cycle, islice
 from pathlib import Path
 from typing import IO
 
-import torch
-
-from yrunner.console import progress, say
+from yrunner.console import format_duration, progress, say
 from yrunner.errors import REPORT_A_BUG, Stopped
-from yrunner.training.progress import format_duration
 
 SECONDS_BETWEEN_LOOKS = 0.2
 TAIL_BYTES = 4096
@@ -59,7 +55,7 @@ def run_jobs(
     failures: dict[str, Failure] = {}
     total = sum(job.updates for job in jobs)
     bar = progress(what, total) if total else nullcontext(_show_nothing)
-    with _raising_on_signals(), _ending_all(running), bar as advance:
+    with _noting_signals() as signals, _ending_all(running, signals), bar as advance:
         shown = 0
         while waiting or running:
             while waiting and free:
@@ -76,22 +72,9 @@ def run_jobs(
             left = sum(job.updates for job in waiting) + sum(work.updates_left for work in running)
             advance(max(0, total - left - shown))
             shown = max(shown, total - left)
+            if signals:
+                raise Stopped(signals[0])
     return failures
-
-
-def environments_for(jobs_at_once: int) -> list[dict[str, str]]:
-    """What each of so many processes is told of the machine: its GPU, or its share of the threads.
-
-    One process alone is told nothing, and is what `yrun train` is.
-    """
-    if jobs_at_once == 1:
-        return [{}]
-    if torch.cuda.is_available():
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        devices = visible.split(",") if visible else map(str, range(torch.cuda.device_count()))
-        return [{"CUDA_VISIBLE_DEVICES": name} for name in islice(cycle(devices), jobs_at_once)]
-    threads = max(1, torch.get_num_threads() // jobs_at_once)
-    return [{"OMP_NUM_THREADS": str(threads)} for _ in range(jobs_at_once)]
 
 
 class _Running:
@@ -161,20 +144,23 @@ def _news(work: _Running, failure: Failure | None, num_left: int) -> str:
 
 
 @contextmanager
-def _raising_on_signals() -> Iterator[None]:
-    def stop(number: int, _frame: object) -> None:
-        raise Stopped(number)
+def _noting_signals() -> Iterator[list[int]]:
+    """The signals that have come. Raised at once, one could leave behind what is just begun."""
+    noted: list[int] = []
 
-    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    def note(number: int, _frame: object) -> None:
+        noted.append(number)
+
+    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield noted
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
 
 
 @contextmanager
-def _ending_all(running: Sequence[_Running]) -> Iterator[None]:
+def _ending_all(running: Sequence[_Running], signals: Sequence[int]) -> Iterator[None]:
     """Leave no process behind: ask each to save and end; asked a second time, end it at once."""
     try:
         yield
@@ -182,8 +168,8 @@ def _ending_all(running: Sequence[_Running]) -> Iterator[None]:
         say("stopping: what is being trained saves a checkpoint first; Ctrl-C again: at once")
         for work in running:
             work.process.send_signal(signal.SIGINT)
-        for work in running:
-            work.process.wait()
+        while len(signals) == 1 and any(work.process.poll() is None for work in running):
+            time.sleep(SECONDS_BETWEEN_LOOKS)
         raise
     finally:
         for work in running:
