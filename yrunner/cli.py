@@ -15,10 +15,9 @@ from typing import Annotated
 import typer
 
 from yrunner.console import fail, say
-from yrunner.errors import YRunnerError
+from yrunner.errors import REPORT_A_BUG, YRunnerError
 
 STOPPED = "stopped"
-REPORT_A_BUG = "this is a bug of yrunner; please report it with the lines above"
 
 WHAT_TO_DO = {
     errno.ENOSPC: "Free some space on the disk; a run goes on from its last checkpoint by --resume",
@@ -153,6 +152,61 @@ def evaluate(
         from yrunner.commands.eval import eval_recipe
 
     eval_recipe(recipe, overrides or [], model or [])
+
+
+@app.command()
+def compare(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=A,B", help="Arms: one per value; several make a grid."),
+    ] = None,
+    seeds: Annotated[
+        str | None, typer.Option(metavar="0,1,2", help="Each arm is trained with each of these.")
+    ] = None,
+    arms: Annotated[
+        str | None, typer.Option(metavar="A,B", help="Only these arms; the first leads.")
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at once, each on its own GPU.")] = 1,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Train runs anew whose settings have changed.")
+    ] = False,
+) -> None:
+    """Train a recipe in several versions, measure each, and set them side by side."""
+    from yrunner.recipe.arms import choose_arms, read_seeds
+
+    choose_arms(recipe, overrides or [], vary=vary or [], only=arms)
+    if seeds is not None:
+        read_seeds(seeds)
+    with _stopping_at_once():
+        from yrunner.commands.compare import compare as run_comparison
+
+    run_comparison(
+        recipe,
+        overrides or [],
+        vary=vary or [],
+        seeds=seeds,
+        only=arms,
+        jobs=jobs,
+        overwrite=overwrite,
+    )
+
+
+@app.command(hidden=True)
+def measure(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    base: Annotated[
+        Path | None, typer.Option(help="Measure the base, and write it to this file.")
+    ] = None,
+) -> None:
+    """Answer the recipe's tasks with every checkpoint of its run; `yrun compare` asks for it."""
+    _check(recipe, overrides)
+    with _stopping_at_once():
+        from yrunner.commands.compare_points import measure as run_measurement
+
+    run_measurement(recipe, overrides or [], base=base)
 
 
 @app.command()

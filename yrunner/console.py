@@ -135,6 +135,13 @@ def format_cell(value: Cell) -> str:
     return value
 
 
+def format_duration(seconds: float) -> str:
+    """`2:31` or `1:02:31`; hours are not cut into days."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
 def reads_as_number(text: str) -> bool:
     """Whether a cell belongs to a column of numbers: `12,345`, `91 %`, `0.4 ± 0.1`, a dash."""
     return text.lower() in _NO_NUMBER or _NUMBER.fullmatch(text) is not None

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+REPORT_A_BUG = "this is a bug of yrunner; please report it with the lines above"
+
 
 @dataclass(frozen=True, order=True)
 class Origin:
@@ -82,6 +84,14 @@ class Interrupted(YRunnerError):
 
     def __init__(self, signal_number: int, step: int, folder: Path, *, remedy: str) -> None:
         super().__init__(f"stopped; update {step:,} is saved in {folder}", remedy=remedy)
+        self.exit_code = 128 + signal_number
+
+
+class Stopped(YRunnerError):
+    """A signal stopped work that goes on when the same command is run again."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__("stopped", remedy="run the same command again to go on")
         self.exit_code = 128 + signal_number
 
 

@@ -38,6 +38,7 @@ class RunDir:
         self.merge_figures = self.folder / "merge.json"
         self.eval = self.folder / "eval.json"
         self.eval_page = self.folder / "eval.html"
+        self.measured = self.folder / "measured.json"
         self.report = self.folder / "report.html"
 
     @property
@@ -129,6 +130,28 @@ class SortDir:
         # What says that a sort is finished goes first.
         for path in (self.scores, self.reasons, self.report, *rows):
             path.unlink(missing_ok=True)
+
+
+class CompareDir:
+    """What `yrun compare` leaves in the run folder of its recipe, beside a run of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.absolute()
+        self.arms = self.folder / "arms"
+        self.table = self.folder / "compare.json"
+        self.page = self.folder / "compare.html"
+
+    def run(self, name: str) -> RunDir:
+        """The run folder of one arm with one seed."""
+        return RunDir(self.arms / name)
+
+    def log(self, name: str) -> Path:
+        """What the processes of a run have printed."""
+        return self.arms / f"{name}.log"
+
+    def base(self, name: str) -> Path:
+        """What was measured of a base; see commands/compare_points.py."""
+        return self.arms / f"{name}.json"
 
 
 @contextmanager

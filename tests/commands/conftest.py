@@ -29,12 +29,11 @@ SCRATCH = {
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with data and two recipes, base.yaml and tuned.yaml; commands run in it."""
     monkeypatch.chdir(tmp_path)
-    write_project(tmp_path)
-    return tmp_path
+    return write_project(tmp_path)
 
 
-def write_project(folder: Path) -> None:
-    """Write the data and the recipes."""
+def write_project(folder: Path) -> Path:
+    """Write the data and the two recipes into a folder."""
     rows = [{"instruction": question, "output": answer} for question, answer in questions(24)]
     write_jsonl(folder / "train.jsonl", rows[:16])
     write_jsonl(folder / "validation.jsonl", rows[16:20])
@@ -70,6 +69,7 @@ def write_project(folder: Path) -> None:
     }
     write_recipe(folder / "base.yaml", base)
     write_recipe(folder / "tuned.yaml", tuned)
+    return folder
 
 
 @pytest.fixture

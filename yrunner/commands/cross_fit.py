@@ -23,7 +23,7 @@ from yrunner.commands.train_model import (
     untrained_model,
 )
 from yrunner.commands.train_plan import plan_run
-from yrunner.console import say
+from yrunner.console import format_duration, say
 from yrunner.data.plan import Plan
 from yrunner.data.prepared import Prepared
 from yrunner.data.store import Examples
@@ -35,7 +35,6 @@ from yrunner.scoring.folds import group_copies, make_folds
 from yrunner.scoring.measure import TokenScores, score_by_length
 from yrunner.scoring.score_file import ScoreFile, row_hashes
 from yrunner.training.arguments import make_arguments, token_weight
-from yrunner.training.progress import format_duration
 from yrunner.training.trainer import SignalTrainer
 
 PASSES = 10

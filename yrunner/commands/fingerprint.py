@@ -13,6 +13,7 @@ WITHOUT_EFFECT: dict[str, Any] = {
     "eval": True,
     "sort": True,
     "merge": True,
+    "compare": True,
     "train": {"checkpoint": {"keep"}, "log_every": True, "trackers": True},
 }
 """Keys of a recipe that may change without changing the trained model."""
@@ -46,7 +47,7 @@ def changes_since(run_dir: RunDir, recipe: Recipe) -> list[str]:
 def _keys_that_matter(recipe: Recipe, *, only_set: bool = False) -> Any:
     """The recipe's values; `only_set`: without those that are the default."""
     values = recipe.model_dump(mode="json", exclude=WITHOUT_EFFECT, exclude_defaults=only_set)
-    return _without_folders(values)
+    return without_folders(values)
 
 
 def _with_new_keys(then: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
@@ -82,15 +83,15 @@ def _by_name(hashes: dict[str, str]) -> dict[str, str]:
     return named
 
 
-def _without_folders(value: Any) -> Any:
+def without_folders(value: Any) -> Any:
     """The same with file names for absolute paths: a project may be moved between two commands."""
     match value:
         case str():
             return Path(value).name if value.startswith("/") else value
         case list():
-            return [_without_folders(part) for part in value]
+            return [without_folders(part) for part in value]
         case dict():
-            return {_without_folders(key): _without_folders(part) for key, part in value.items()}
+            return {without_folders(key): without_folders(part) for key, part in value.items()}
     return value
 
 

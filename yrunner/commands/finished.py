@@ -31,6 +31,11 @@ def tuned_model(recipe: Recipe, run_dir: RunDir) -> Any:
     return load_finished(recipe, str(run_dir.model))
 
 
+def checkpoint_model(recipe: Recipe, run_dir: RunDir, step: int) -> Any:
+    """The model as it was after so many updates; an adapter is merged into its base, in memory."""
+    return load_finished(recipe, str(run_dir.checkpoint(step)))
+
+
 def base_model(recipe: Recipe) -> Any:
     """The model as it was before training."""
     return load_finished(recipe, base_source(recipe))

@@ -23,6 +23,11 @@ def count_groups(num_targets: int, size: int) -> int:
     return -(-num_targets // size)
 
 
+def count_targets(num_targets: int, group: int, size: int) -> int:
+    """Targets in group number `group` of an example with so many."""
+    return num_targets if size == 0 else min(size, num_targets - group * size)
+
+
 def cut_group(example: TokenizedExample, group: int, size: int) -> TokenizedExample:
     """The example up to the last target of its group number `group`; only the group is learned."""
     if size == 0:

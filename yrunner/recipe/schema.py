@@ -1,8 +1,9 @@
 """The recipe: every key, its meaning, its limits and its default.
 
 `schema_model.py` and `schema_data.py` hold the sections that say what is trained and on what,
-`schema_sort.py` how its rows are judged, `schema_eval.py` how the result is measured and
-`schema_merge.py` what becomes of it; this file holds how it is learned, and the whole.
+`schema_sort.py` how its rows are judged, `schema_eval.py` how the result is measured,
+`schema_compare.py` how versions of it are set against each other and `schema_merge.py` what becomes
+of it; this file holds how it is learned, and the whole.
 """
 
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from yrunner.recipe.schema_compare import CompareSection
 from yrunner.recipe.schema_data import DataSection
 from yrunner.recipe.schema_eval import EvalSection
 from yrunner.recipe.schema_merge import MergeSection
@@ -180,6 +182,7 @@ class Recipe(Section):
     sort: SortSection = SortSection()
     eval: EvalSection = EvalSection()
     merge: MergeSection = MergeSection()
+    compare: CompareSection = CompareSection()
 
     @model_validator(mode="after")
     def a_new_model_is_pretrained(self) -> Self:

@@ -49,7 +49,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Plot:
-    """A picture from `reports.plots`. The SVG goes into the page as it is: never give it data."""
+    """A picture of `reports.drawing`. The SVG goes into the page as it is: never give it data."""
 
     title: str
     svg: str

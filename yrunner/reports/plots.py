@@ -1,42 +1,29 @@
-"""The pictures of a report, as SVG text that follows the page's light or dark colours.
+"""The pictures of a run's report, as SVG text; see drawing.py."""
 
-Drawn with matplotlib's objects alone (no pyplot, no global state). The same numbers always give
-the same text, so that two reports can be compared as files.
-"""
-
-import io
 import math
-import re
 from collections.abc import Mapping, Sequence
 from itertools import cycle, pairwise
 from statistics import fmean
 from typing import Any
 
-import matplotlib
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
+from matplotlib.ticker import PercentFormatter
+
+from yrunner.reports.drawing import (
+    HEIGHT_INCHES,
+    THEME,
+    add_legend,
+    empty_picture,
+    label_axes,
+    label_steps,
+    new_figure,
+    svg_of,
+)
 
 Record = Mapping[str, Any]
 """One line of a run's metrics: `step`, and any of the keys that the trainer logs."""
 
-# The colour that is drawn is the fallback, readable on white and on black; inside a report the
-# variable `--plot-<name>` takes its place. Each must be unique: the SVG is searched for them.
-THEME = {
-    "ink": "#7a808a",
-    "grid": "#9aa0aa",
-    "loss": "#3b82c4",
-    "weighted": "#c9793b",
-    "validation": "#3f9d6e",
-    "before": "#8d93a0",
-    "after": "#7f6bd0",
-    "easy": "#4fa98c",
-    "learning": "#5b8dc9",
-    "hard": "#d7a13f",
-    "refused": "#cf5f56",
-}
 ZONES = ("easy", "learning", "hard", "refused")
 
-_WIDTH_INCHES, _HEIGHT_INCHES = 7.6, 3.4
 _MOST_POINTS = 500
 _HIGHEST_LOSS = 16.0
 _STROKES = ("-", "--", ":")
@@ -44,7 +31,7 @@ _STROKES = ("-", "--", ":")
 
 def loss_curves(records: Sequence[Record]) -> str:
     """Plain, weighted and validation loss over the steps; a long curve is smoothed."""
-    figure = _figure()
+    figure = new_figure()
     axes = figure.subplots()
     drawn = [
         _draw_curve(axes, _series(records, "loss"), "loss", "loss"),
@@ -55,10 +42,10 @@ def loss_curves(records: Sequence[Record]) -> str:
         steps, losses = zip(*validation, strict=True)
         axes.plot(steps, losses, "o-", color=THEME["validation"], label="validation loss")
     if not any(drawn) and not validation:
-        return _empty("loss_curves")
-    _label_steps(axes, "loss (nats per target)")
-    _add_legend(figure)
-    return _svg(figure, "loss_curves")
+        return empty_picture("loss_curves")
+    label_steps(axes, "loss (nats per target)")
+    add_legend(figure)
+    return svg_of(figure, "loss_curves")
 
 
 def zones_over_time(records: Sequence[Record]) -> str:
@@ -70,36 +57,36 @@ def zones_over_time(records: Sequence[Record]) -> str:
         if all(_is_number(record.get(key)) for key in ("step", *keys))
     ]
     if not rows:
-        return _empty("zones_over_time")
+        return empty_picture("zones_over_time")
     if len(rows) == 1:
         # An area needs a width: one record is drawn as a block around its step.
         step, *shares = rows[0]
         rows = [(step - 0.5, *shares), (step + 0.5, *shares)]
     steps, *shares_of_zones = zip(*_thinned(rows), strict=True)
-    figure = _figure()
+    figure = new_figure()
     axes = figure.subplots()
     colours = [THEME[zone] for zone in ZONES]
     axes.stackplot(steps, shares_of_zones, labels=ZONES, colors=colours, alpha=0.85, linewidth=0)
     axes.set(xlim=(steps[0], steps[-1]), ylim=(0, 1))
     axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
-    _label_steps(axes, "share of the targets")
-    _add_legend(figure)
-    return _svg(figure, "zones_over_time")
+    label_steps(axes, "share of the targets")
+    add_legend(figure)
+    return svg_of(figure, "zones_over_time")
 
 
 def learning_rate(records: Sequence[Record]) -> str:
     """The learning rate over the steps."""
     points = _series(records, "learning_rate")
     if not points:
-        return _empty("learning_rate")
-    figure = _figure(height_inches=2.4)
+        return empty_picture("learning_rate")
+    figure = new_figure(height_inches=2.4)
     axes = figure.subplots()
     marker = "o" if len(points) == 1 else ""
     axes.plot(*zip(*_thinned(points), strict=True), color=THEME["loss"], marker=marker)
     axes.set_ylim(bottom=0)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.1e}" if value else "0")
-    _label_steps(axes, "learning rate")
-    return _svg(figure, "learning_rate")
+    label_steps(axes, "learning rate")
+    return svg_of(figure, "learning_rate")
 
 
 def weight_curve(
@@ -125,17 +112,17 @@ def weight_curve(
     groups = {"before": _within_scale(before), "after": _within_scale(after)}
     groups = {name: losses for name, losses in groups.items() if losses}
     if not any(points.values()) and not groups:
-        return _empty("weight_curve")
-    figure = _figure(height_inches=4.6 if groups else _HEIGHT_INCHES)
+        return empty_picture("weight_curve")
+    figure = new_figure(height_inches=4.6 if groups else HEIGHT_INCHES)
     ratios = [3, 2] if groups else [1]
     rows = figure.subplots(len(ratios), sharex=True, height_ratios=ratios, squeeze=False)[:, 0]
     _draw_weights(rows[0], points)
     _draw_zones(rows, zone_edges, groups)
     if groups:
         _draw_histogram(rows[1], groups)
-    _label(rows[-1], "loss of the token (nats)", "share of the tokens" if groups else "weight")
-    _label(rows[0], "" if groups else "loss of the token (nats)", "weight")
-    return _svg(figure, "weight_curve")
+    label_axes(rows[-1], "loss of the token (nats)", "share of the tokens" if groups else "weight")
+    label_axes(rows[0], "" if groups else "loss of the token (nats)", "weight")
+    return svg_of(figure, "weight_curve")
 
 
 def _draw_weights(axes: Any, curves: Mapping[str, Sequence[tuple[float, float]]]) -> None:
@@ -240,58 +227,3 @@ def _within_scale(losses: Sequence[float]) -> list[float]:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
-
-
-def _figure(height_inches: float = _HEIGHT_INCHES) -> Figure:
-    return Figure(figsize=(_WIDTH_INCHES, height_inches), layout="constrained")
-
-
-def _empty(name: str) -> str:
-    figure = _figure(height_inches=1.2)
-    figure.text(0.5, 0.5, "no records", ha="center", va="center", color=THEME["ink"])
-    return _svg(figure, name)
-
-
-def _add_legend(figure: Figure) -> None:
-    figure.legend(frameon=False, labelcolor=THEME["ink"], loc="outside upper center", ncols=4)
-
-
-def _label_steps(axes: Any, y_label: str) -> None:
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    _label(axes, "optimizer step", y_label)
-
-
-def _label(axes: Any, x_label: str, y_label: str) -> None:
-    """Name the axes and take away every line that carries no number."""
-    axes.set_xlabel(x_label, color=THEME["ink"])
-    axes.set_ylabel(y_label, color=THEME["ink"])
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.spines["bottom"].set(color=THEME["grid"], alpha=0.6)
-    axes.tick_params(color=THEME["grid"], labelcolor=THEME["ink"], length=0, which="both")
-    axes.grid(axis="y", color=THEME["grid"], alpha=0.35, linewidth=0.7)
-    axes.set_axisbelow(True)
-
-
-def _svg(figure: Figure, name: str) -> str:
-    """The figure as one `<svg>` element without size, fonts, date or outside reference."""
-    settings = {"svg.fonttype": "none", "svg.hashsalt": f"yrunner-{name}"}
-    no_metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    text = io.StringIO()
-    with matplotlib.rc_context(settings):
-        figure.savefig(text, format="svg", transparent=True, metadata=no_metadata)
-    return _for_page(text.getvalue())
-
-
-def _for_page(svg: str) -> str:
-    """Fit the SVG to a page: its width, its font, its colours, and no name that meets another's."""
-    svg = re.sub(r"<!--.*?-->\n?", "", svg[svg.index("<svg") :], flags=re.DOTALL)
-    svg = re.sub(r'(<svg [^>]*?) width="[^"]*" height="[^"]*"', r"\1", svg, count=1)
-    svg = svg.replace("<svg ", '<svg font-family="sans-serif" ', 1)
-    svg = re.sub(r"font-family: [^;\"]*; ", "", svg)
-    svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)
-    # Groups are called alike in every figure, and nothing refers to them.
-    svg = re.sub(r'<g id="[^"]*"', "<g", svg)
-    for name, colour in THEME.items():
-        svg = svg.replace(colour, f"var(--plot-{name}, {colour})")
-    return svg.strip()

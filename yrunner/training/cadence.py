@@ -10,6 +10,11 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from yrunner.data.plan import epoch_after
 
 
+def checkpoint_is_due(step: int, every: Literal["epoch"] | int, epoch_ends: Sequence[int]) -> bool:
+    """Whether the recipe asks for a checkpoint after this update, wherever the run may end."""
+    return step in epoch_ends if every == "epoch" else step % every == 0
+
+
 class Cadence(TrainerCallback):
     """Takes the place of transformers' DefaultFlowCallback, which knows one epoch only: the plan.
 
@@ -41,17 +46,12 @@ class Cadence(TrainerCallback):
         step = state.global_step
         state.epoch = epoch_after(step, self.epoch_ends)
         last = step >= state.max_steps
-        due = last or self._checkpoint_is_due(step)
+        due = last or checkpoint_is_due(step, self.checkpoint_every, self.epoch_ends)
         control.should_evaluate = due and self.validates
         control.should_save = due or self.interrupted_by is not None
         control.should_log = step % self.log_every == 0 or control.should_save
         control.should_training_stop = last or self.interrupted_by is not None
         return control
-
-    def _checkpoint_is_due(self, step: int) -> bool:
-        if self.checkpoint_every == "epoch":
-            return step in self.epoch_ends
-        return step % self.checkpoint_every == 0
 
     @contextmanager
     def stopping_on_signals(self) -> Iterator[None]:

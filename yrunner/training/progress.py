@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 from transformers import TrainerCallback, TrainerState
 
-from yrunner.console import is_terminal, printable, say, terminal
+from yrunner.console import format_duration, is_terminal, printable, say, terminal
 from yrunner.losses.nlirg import ZONES
 
 Record = Mapping[str, Any]
@@ -222,13 +222,6 @@ def zone_bar(shares: Record, width: int) -> Text:
         bar.append(glyph * (end - drawn), style=colour)
         drawn = end
     return bar
-
-
-def format_duration(seconds: float) -> str:
-    """`2:31` or `1:02:31`; hours are not cut into days."""
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
 
 
 def _draw_bar(history: History, record: Record) -> Table:

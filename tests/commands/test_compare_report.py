@@ -1,0 +1,176 @@
+"""The tables and the page of an experiment, also in a real browser that opens it from disk."""
+
+import re
+
+import numpy as np
+import pytest
+
+from tests.reports import conftest as pages
+from yrunner.commands.compare_figures import domain_threshold
+from yrunner.commands.compare_jobs import Failure
+from yrunner.commands.compare_json import as_json
+from yrunner.commands.compare_plan import PlanFacts
+from yrunner.commands.compare_points import Point
+from yrunner.commands.compare_report import tables, write_experiment
+from yrunner.commands.compare_tables import Experiment
+from yrunner.recipe.arms import Arm
+from yrunner.recipe.load import load_recipe
+from yrunner.run_dir import CompareDir
+
+browser = pages.browser
+
+ATTACK = "<script>document.title='owned'</script>"
+NOTHING = "+0.0 to +0.0".replace(" ", "\N{NO-BREAK SPACE}")
+QUESTIONS = {"domain": {"legal": 72}, "general": {"near": 60, "far": 120}, "memorised": {"f": 34}}
+
+
+def point(step, *, seed=0, faults=True, **shares):
+    """A point at which such shares of the questions score 1, which ones by the seed."""
+    chance = np.random.default_rng(seed)
+    scores = {}
+    for measure, groups in QUESTIONS.items():
+        if measure in shares and (faults or measure != "memorised"):
+            scores[measure] = {
+                group: (chance.permutation(size) < shares[measure] * size).astype(float).tolist()
+                for group, size in groups.items()
+            }
+    return Point(step, scores)
+
+
+def make_experiment(num_arms=2, *, faults=True, seeds=(0, 1, 2), **more):
+    names = ["plain", "nlirg", *(f"another-arm-{number}" for number in range(2, num_arms))]
+    curves = {
+        name: {
+            seed: tuple(
+                point(
+                    step,
+                    seed=seed,
+                    faults=faults,
+                    domain=min(1.0, (step + 20 * seed) / 1200 / (1 + number / 5)),
+                    general=1 - step / 2000 / (1 + number),
+                    memorised=step / 1290,
+                )
+                for step in range(215, 1291, 215)
+            )
+            for seed in seeds
+        }
+        for number, name in enumerate(names[:num_arms])
+    }
+    base = point(0, faults=faults, domain=0, general=1, memorised=0)
+    values = {
+        "name": "trial",
+        "arms": [Arm(name, {"loss.kind": name, "train.note": ATTACK}) for name in curves],
+        "seeds": list(seeds),
+        "plans": dict.fromkeys(curves, PlanFacts(1290, 400_000, 344, "order", "base")),
+        "curves": curves,
+        "bases": dict.fromkeys(curves, base),
+        "domain_accuracy": domain_threshold(curves),
+        "losses": {
+            name: [[{"step": 215, "eval_loss": 1.5}, {"step": 10, "loss": 2.0}]] for name in curves
+        },
+    }
+    return Experiment(**{**values, **more})
+
+
+@pytest.fixture
+def recipe(project):
+    return load_recipe(project / "tuned.yaml", ["model.base=some/model"])
+
+
+@pytest.fixture
+def page(recipe, tmp_path):
+    def write(experiment):
+        folder = CompareDir(tmp_path)
+        write_experiment(experiment, recipe, folder)
+        return folder.page
+
+    return write
+
+
+def test_the_tables_hold_mean_spread_and_differences_of_each_arm():
+    end, apart, equal, equal_apart = tables(make_experiment())
+    assert end.title == "At equal steps"
+    rows = {row[0]: dict(zip(end.columns, row, strict=True)) for row in end.rows}
+    assert rows["(base)"] | {"general": "100.0"} == rows["(base)"]
+    assert rows["plain"]["domain"] == "100.0 ± 0.0"
+    assert rows["plain"]["forgetting"] == "-63.7 ± 0.0"  # 22 of 60 and 43 of 120 are left
+    assert rows["nlirg"]["memorised faults"] == "100.0 ± 0.0"
+    assert rows["plain"]["runs"] == "3 of 3"
+    (row,) = apart.rows
+    assert row[:2] == ["nlirg", 3]
+    figures = dict(zip(apart.columns[2::2], row[2::2], strict=True))
+    assert figures["general"] == "+32.1"
+    assert row[apart.columns.index("general") + 1].endswith("*")
+    assert equal.title == "At equal domain accuracy (90.0%)"
+    assert equal_apart.title == "At equal domain accuracy (90.0%): beside plain"
+
+
+def test_a_difference_inside_the_noise_has_no_star():
+    same = make_experiment(1)
+    curves = {"plain": same.curves["plain"], "again": same.curves["plain"]}
+    arms = [Arm(name, {}) for name in curves]
+    plans = dict.fromkeys(curves, same.plans["plain"])
+    bases = dict.fromkeys(curves, same.bases["plain"])
+    twice = make_experiment(curves=curves, arms=arms, plans=plans, bases=bases)
+    _, apart, *_ = tables(twice)
+    assert apart.rows == [["again", 3, "+0.0", NOTHING, "+0.0", NOTHING, "+0.0", NOTHING]]
+
+
+def test_one_arm_one_seed_and_no_faults_leave_out_what_they_cannot_say(page):
+    experiment = make_experiment(1, faults=False, seeds=(4,))
+    titles = [table.title for table in tables(experiment)]
+    assert titles == ["At equal steps", "At equal domain accuracy (90.0%)"]
+    (_, row) = tables(experiment)[0].rows
+    assert row[3] == "100.0", "no spread of one seed"
+    text = page(experiment).read_text("utf-8")
+    assert "memorised" not in text
+    assert "±" not in re.sub("(?s)<p class=.caption.*?</p>", "", text)
+
+
+def test_an_arm_that_never_gets_there_says_so(page):
+    experiment = make_experiment(domain_accuracy=1.0)
+    *_, equal, apart = tables(experiment)
+    by_arm = {row[0]: row for row in equal.rows}
+    assert by_arm["plain"][1] == "3 of 3"
+    assert by_arm["nlirg"][1:4] == ["0 of 3", None, None]
+    assert apart.rows[0][:3] == ["nlirg", 0, None]
+    assert "1 of 2" in page(experiment).read_text("utf-8")
+    nobody = make_experiment(
+        1,
+        domain_accuracy=1.0,
+        seeds=(0,),
+        curves={"plain": {0: (point(5, domain=0.5, general=1, memorised=0),)}},
+    )
+    assert "0 of 1" in page(nobody).read_text("utf-8")
+
+
+def test_json_and_tables_hold_the_same_figures():
+    found = as_json(make_experiment())
+    assert found["arms"]["plain"]["seeds"]["0"][-1]["memorised"] == 1.0
+    assert found["at_the_end"]["plain"]["figures"]["forgetting"]["mean"] == pytest.approx(
+        -0.6375, abs=1e-4
+    )
+    apart = found["at_the_end"]["nlirg"]["minus_the_first"]["general"]
+    assert apart["mean"] == pytest.approx(0.32083, abs=1e-4)
+    assert apart["low"] > 0
+    assert found["at_the_end"]["plain"]["minus_the_first"] == {}
+
+
+def test_a_browser_shows_pictures_tables_notes_and_failures_and_runs_nothing(
+    browser,
+    page,
+    tmp_path,
+):
+    failures = {"gone-seed-0": Failure(f"no device {ATTACK}", tmp_path / "gone.log")}
+    path = page(make_experiment(12, notes=["nlirg has more updates"], failures=failures))
+    shown = pages.dump_page(browser, path.as_uri(), tmp_path)
+    assert "<title>trial</title>" in shown
+    assert "<script" not in shown
+    assert "&lt;script&gt;" in shown
+    for words in ("another-arm-11", "nlirg has more updates", "gone-seed-0", "optimizer step"):
+        assert words in shown
+    script = """return [...page.querySelectorAll("svg")].map((svg) =>
+      [svg.getBoundingClientRect().width > 500, svg.querySelectorAll("path, use").length > 20]);"""
+    assert pages.ask_page(browser, path, script, tmp_path) == [[True, True]] * 5
+    script = "return page.documentElement.scrollWidth;"
+    assert pages.ask_page(browser, path, script, tmp_path, width=375) == 375

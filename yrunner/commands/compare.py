@@ -1,0 +1,157 @@
+"""`yrun compare`: one recipe in several versions, trained, measured and set side by side."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from yrunner.commands.compare_devices import environments_for
+from yrunner.commands.compare_figures import domain_threshold
+from yrunner.commands.compare_jobs import Failure, run_jobs
+from yrunner.commands.compare_measure import read_questions
+from yrunner.commands.compare_plan import (
+    PlanFacts,
+    environment_notes,
+    fairness_notes,
+    plan_facts,
+)
+from yrunner.commands.compare_points import Measurement, Point
+from yrunner.commands.compare_report import print_experiment, write_experiment
+from yrunner.commands.compare_runs import Run, base_jobs, base_name, plan_runs, refuse_changed
+from yrunner.commands.compare_tables import Experiment, arms_table
+from yrunner.console import print_table, say
+from yrunner.errors import RunError, YRunnerError
+from yrunner.recipe.arms import Arm, choose_arms, read_seeds
+from yrunner.recipe.load import load_recipe
+from yrunner.recipe.schema import Recipe
+from yrunner.run_dir import CompareDir
+from yrunner.training.metrics_file import Record, read_metrics
+
+
+def compare(
+    path: Path,
+    overrides: Sequence[str],
+    *,
+    vary: Sequence[str] = (),
+    seeds: str | None = None,
+    only: str | None = None,
+    jobs: int = 1,
+    overwrite: bool = False,
+) -> None:
+    """Train and measure every arm with every seed, and write one table and one report.
+
+    What is there already is not done again. Raises `RunError` at the end where runs have failed;
+    the others are in the report.
+    """
+    recipe = load_recipe(path, overrides)
+    _check(path, recipe)
+    arms = choose_arms(path, overrides, vary=vary, only=only)
+    used_seeds = recipe.compare.seeds if seeds is None else read_seeds(seeds)
+    runs = plan_runs(path, overrides, arms, used_seeds)
+    changed = [run for run in runs if run.changes()]
+    if changed and not overwrite:
+        refuse_changed(changed)
+    plans = {run.arm: plan_facts(run.recipe) for run in runs[: len(arms)]}
+    order = _Order(recipe, list(arms), used_seeds, runs, changed, plans, fairness_notes(plans))
+    _say_order(order)
+    failures = _run_all(order, jobs)
+    experiment = _collect(order, failures)
+    write_experiment(experiment, recipe, order.folder)
+    print_experiment(experiment, order.folder)
+    if failures:
+        raise RunError(
+            f"{len(failures)} of {len(runs)} runs failed: {_first(failures)}",
+            remedy="mend the cause and run the same command again: what is done is kept",
+        )
+
+
+@dataclass(frozen=True)
+class _Order:
+    """What is to be compared."""
+
+    recipe: Recipe
+    arms: Sequence[Arm]
+    seeds: Sequence[int]
+    runs: Sequence[Run]
+    changed: Sequence[Run]
+    """Runs that are there with other settings, and are trained anew."""
+    plans: Mapping[str, PlanFacts]
+    """By the arm's name."""
+    notes: Sequence[str]
+
+    @property
+    def folder(self) -> CompareDir:
+        """Where the experiment leaves everything."""
+        return CompareDir(self.recipe.run_folder)
+
+
+def _check(path: Path, recipe: Recipe) -> None:
+    """Refuse what cannot be compared, and faulty questions, before anything is trained."""
+    if recipe.model.base is None:
+        raise YRunnerError(
+            f"{path} builds a new model: nothing can be forgotten",
+            remedy="compare recipes that start from a base",
+        )
+    read_questions(recipe)
+
+
+def _say_order(order: _Order) -> None:
+    table = arms_table(order.arms, order.plans)
+    print_table(table.title, table.columns, table.rows)
+    say(f"seeds {', '.join(map(str, order.seeds))}: {len(order.runs):,} runs")
+    for note in order.notes:
+        say(f"note: {note}")
+
+
+def _run_all(order: _Order, jobs: int) -> dict[str, Failure]:
+    """Do what is left to do, the bases first; without its base an arm cannot be run."""
+    environments = environments_for(jobs)
+    failed_bases = run_jobs("bases", base_jobs(order.runs, order.folder), environments[:1])
+    left = [run for run in order.runs if run in order.changed or run.measurement is None]
+    say(f"runs that are there already: {len(order.runs) - len(left):,} of {len(order.runs):,}")
+    bases = {run.name: base_name(run.recipe) for run in left}
+    failures = {run: failed_bases[base] for run, base in bases.items() if base in failed_bases}
+    work = [
+        run.job(order.plans[run.arm].updates, anew=run in order.changed)
+        for run in left
+        if run.name not in failures
+    ]
+    return failures | run_jobs(f"updates of {len(work):,} runs", work, environments)
+
+
+def _collect(order: _Order, failures: Mapping[str, Failure]) -> Experiment:
+    """Read what the runs have left. Raises `RunError` where none has left anything."""
+    curves: dict[str, dict[int, tuple[Point, ...]]] = {}
+    losses: dict[str, list[list[Record]]] = {}
+    bases: dict[str, Point] = {}
+    run_dirs = {}
+    for run in order.runs:
+        base = Measurement.load(order.folder.base(base_name(run.recipe)))
+        measurement = run.measurement
+        if base is not None and measurement is not None:
+            bases[run.arm] = base.points[0]
+            curves.setdefault(run.arm, {})[run.seed] = measurement.points
+            losses.setdefault(run.arm, []).append(read_metrics(run.run_dir.metrics))
+            run_dirs[run.name] = run.run_dir
+    if not curves:
+        raise RunError(
+            f"all {len(order.runs)} runs failed: {_first(failures)}",
+            remedy="mend the cause and run the same command again",
+        )
+    threshold = order.recipe.compare.domain_accuracy
+    return Experiment(
+        name=order.recipe.name,
+        arms=[arm for arm in order.arms if arm.name in curves],
+        seeds=order.seeds,
+        plans=order.plans,
+        curves={arm.name: curves[arm.name] for arm in order.arms if arm.name in curves},
+        bases=bases,
+        domain_accuracy=domain_threshold(curves) if threshold is None else threshold,
+        losses=losses,
+        notes=[*order.notes, *environment_notes(run_dirs)],
+        failures=failures,
+    )
+
+
+def _first(failures: Mapping[str, Failure]) -> str:
+    name, failure = next(iter(failures.items()))
+    return f"{name}: {failure.message} (see {failure.log})"

@@ -1,0 +1,152 @@
+"""The runs of an experiment, each arm with each seed: what is there of them, and what is to do."""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import NoReturn
+
+from yrunner.commands.base import stale_base
+from yrunner.commands.compare_jobs import Command, Job
+from yrunner.commands.compare_measure import measure_key
+from yrunner.commands.compare_points import Measurement
+from yrunner.commands.fingerprint import changes_since, fingerprint
+from yrunner.errors import RunError
+from yrunner.recipe.arms import Arm
+from yrunner.recipe.load import load_recipe
+from yrunner.recipe.schema import Recipe
+from yrunner.run_dir import CompareDir, RunDir
+
+YRUN = (sys.executable, "-m", "yrunner.cli")
+ALL_CHECKPOINTS = 10**6
+"""What `train.checkpoint.keep` is while an arm is trained: they stay until they are measured."""
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One arm with one seed."""
+
+    arm: str
+    seed: int
+    recipe: Recipe
+    """With everything that the experiment sets, its own run folder too."""
+    arguments: tuple[str, ...]
+    """The recipe's path and the overrides that make this run of it."""
+
+    @property
+    def name(self) -> str:
+        """Of its folder, its log and its line in tables."""
+        return run_name(self.arm, self.seed)
+
+    @property
+    def run_dir(self) -> RunDir:
+        """Where it leaves everything."""
+        return RunDir(self.recipe.run_folder)
+
+    @property
+    def measurement(self) -> Measurement | None:
+        """What was measured of it; None before all of it was."""
+        found = Measurement.load(self.run_dir.measured)
+        is_done = found is not None and found.is_complete and found.key == measure_key(self.recipe)
+        return found if is_done and self.run_dir.is_finished() else None
+
+    def changes(self) -> list[str]:
+        """What differs between what is in its folder and what is asked for, beyond repair."""
+        if not self.run_dir.fingerprint.exists():
+            return []
+        changes = changes_since(self.run_dir, self.recipe)
+        found = Measurement.load(self.run_dir.measured)
+        if found is not None and found.key != measure_key(self.recipe):
+            # Without its checkpoints the curve cannot be measured anew.
+            if set(found.steps) - set(self.run_dir.saved_steps()):
+                changes.append("what is measured (eval.tasks, compare.faults, or their files)")
+        return changes
+
+    def job(self, updates: int, *, anew: bool) -> Job:
+        """What is left to do: training, from a checkpoint where there is one, and measuring."""
+        measure: Command = (*YRUN, "measure", *self.arguments)
+        # Its tasks are answered by every checkpoint afterwards, and by the base once for all arms.
+        train: Command = (*YRUN, "train", *self.arguments, "eval.tasks=[]")
+        if self.run_dir.is_finished() and not anew:
+            commands, updates = [measure], 0
+        elif self.run_dir.saved_steps() and not anew:
+            commands = [(*train, "--resume"), measure]
+        else:
+            # What lies there has no checkpoint, or is to be replaced.
+            replacing = ["--overwrite"] if self.run_dir.is_used() else []
+            commands = [(*train, *replacing), measure]
+        log = CompareDir(self.run_dir.folder.parents[1]).log(self.name)
+        return Job(self.name, tuple(commands), log, self.run_dir.metrics, updates)
+
+
+def run_name(arm: str, seed: int) -> str:
+    """How a run is called."""
+    return f"{arm}-seed-{seed}"
+
+
+def plan_runs(
+    path: Path, overrides: Sequence[str], arms: Mapping[Arm, Recipe], seeds: Sequence[int]
+) -> list[Run]:
+    """Every arm with every seed; all arms with the first seed come first."""
+    runs = []
+    for seed in seeds:
+        for arm, recipe in arms.items():
+            name = run_name(arm.name, seed)
+            folder = CompareDir(recipe.run_folder).run(name).folder
+            own = [
+                *overrides,
+                *arm.overrides,
+                f"name={json.dumps(f'{recipe.name}-{name}')}",
+                f"seed={seed}",
+                f"output={json.dumps(str(folder), ensure_ascii=False)}",
+                f"train.checkpoint.keep={ALL_CHECKPOINTS}",
+            ]
+            runs.append(Run(arm.name, seed, load_recipe(path, own), (str(path), *own)))
+    return runs
+
+
+def refuse_changed(changed: Sequence[Run]) -> NoReturn:
+    """Raise `RunError`: these folders hold runs with other settings, and may be worth something."""
+    first = changed[0]
+    others = f" (and {len(changed) - 1:,} more runs)" if len(changed) > 1 else ""
+    raise RunError(
+        f"{first.run_dir.folder} was trained with other settings: "
+        f"{', '.join(first.changes())}{others}",
+        remedy="set them back, give the recipe another output, or train these runs anew with "
+        "--overwrite",
+    )
+
+
+def base_name(recipe: Recipe) -> str:
+    """Names a base and what is measured of it: arms that share both share the measurement."""
+    what = [measure_key(recipe), recipe.model.base, fingerprint(recipe)["base"]]
+    return f"base-{sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]}"
+
+
+def base_jobs(runs: Sequence[Run], folder: CompareDir) -> list[Job]:
+    """What is to do before the arms: train each base that is missing, and measure it once."""
+    jobs: dict[str, Job] = {}
+    trained: set[str | None] = set()
+    for run in runs:
+        name, base = base_name(run.recipe), run.recipe.model.base
+        file = folder.base(name)
+        stale = stale_base(run.recipe)
+        if name in jobs or (stale is None and file.exists()):
+            continue
+        commands: list[Command] = [(*YRUN, "measure", *run.arguments, "--base", str(file))]
+        if stale is not None and base not in trained:
+            commands.insert(0, (*YRUN, "train", str(base), *_how(stale[0])))
+            trained.add(base)
+        jobs[name] = Job(name, tuple(commands), folder.log(name))
+    return list(jobs.values())
+
+
+def _how(base: Recipe) -> list[str]:
+    """Go on with a base that was not finished, replace one that has changed."""
+    run_dir = RunDir(base.run_folder)
+    if not run_dir.is_used():
+        return []
+    goes_on = run_dir.fingerprint.exists() and run_dir.saved_steps()
+    return ["--resume"] if goes_on and not changes_since(run_dir, base) else ["--overwrite"]

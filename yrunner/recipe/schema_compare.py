@@ -1,0 +1,70 @@
+"""The recipe's `compare`: the arms of an experiment, and how they are set against each other."""
+
+import re
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from yrunner.recipe.section import RecipeFile, Section
+
+ARM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+FIXED_KEYS = ("name", "output", "seed", "eval", "compare", "train.checkpoint.keep")
+"""What an arm may not change: the experiment itself sets these, alike for all arms."""
+
+
+def is_fixed(key: str) -> bool:
+    """Whether a dotted key, or a section that holds it, is one that no arm may change."""
+    return any(key == fixed or key.startswith(f"{fixed}.") for fixed in FIXED_KEYS)
+
+
+class FaultList(Section):
+    """Rows that are known to be wrong, to see whether a model learns them by heart."""
+
+    file: RecipeFile
+    """JSON lines: `row`, the number of a row of data, counted from 1; `right`, the answer that
+    should stand there; `kind`, what is wrong with it, in a word."""
+    data: RecipeFile
+    """The training file in which these rows stand; its answers there are the wrong ones."""
+
+
+class CompareSection(Section):
+    """The arms that `yrun compare` trains and sets against each other; see docs/comparing.md."""
+
+    arms: dict[str, dict[str, Any]] = Field({})
+    """For each arm, by its name, the dotted keys that it changes: `slow: {train.learning_rate:
+    1e-5}`. `{}` is the recipe as it stands. The others are set against the first."""
+    seeds: list[Annotated[int, Field(ge=0, lt=2**32)]] = Field([0, 1, 2], min_length=1)
+    """Each arm is trained once with each of these."""
+    domain_accuracy: float | None = Field(None, gt=0, le=1)
+    """The share of the domain's questions at which arms are compared as equals; default 90 % of
+    what the best arm reaches."""
+    checkpoints: Literal["last", "all"] = "last"
+    """Which checkpoints of an arm stay on the disk after all of them have been measured."""
+    faults: FaultList | None = None
+    """Faulty training rows that should not be learned by heart."""
+
+    @model_validator(mode="after")
+    def arms_have_names_for_folders(self) -> Self:
+        for name in self.arms:
+            if not ARM_NAME.fullmatch(name):
+                raise ValueError(
+                    f'arms: "{name}" cannot be the name of an arm; '
+                    "use letters, digits, dot, dash and underscore"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def arms_change_only_what_is_trained(self) -> Self:
+        for name, changes in self.arms.items():
+            for key in changes:
+                if is_fixed(key):
+                    raise ValueError(
+                        f'arms: "{name}" sets {key}, which is the same for every arm; remove it'
+                    )
+        return self
+
+    @model_validator(mode="after")
+    def seeds_are_different(self) -> Self:
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError("seeds: each may stand there once")
+        return self

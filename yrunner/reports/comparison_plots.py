@@ -1,0 +1,102 @@
+"""The pictures of an experiment: curves of the arms over each other, and what learning has cost.
+
+Each arm has a colour and a marker of its own, the same in all pictures, so that neither has to be
+told by the other. Their order in a mapping decides which.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from matplotlib.ticker import PercentFormatter
+
+from yrunner.reports.drawing import (
+    THEME,
+    add_legend,
+    empty_picture,
+    label_axes,
+    label_steps,
+    new_figure,
+    svg_of,
+)
+
+# Readable on white and on black, and told apart in the common kinds of colour blindness as far as
+# ten colours can be; none is one of THEME, which the page replaces.
+COLOURS = (
+    *("#2f7fd1", "#d9702b", "#2f9e5b", "#c9485b", "#8a63d2"),
+    *("#a5822f", "#cf62a6", "#74901f", "#1f98a6", "#85796f"),
+)
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_LEGEND_COLUMNS = 3
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """A figure of an arm after so many updates: its mean over the seeds, and how far they lie."""
+
+    step: int
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class PlanePoint:
+    """What an arm has forgotten and learned after so many updates, as shares of the questions."""
+
+    forgetting: float
+    domain: float
+
+
+def curves_of_arms(
+    curves: Mapping[str, Sequence[CurvePoint]], y_label: str, *, is_share: bool = True
+) -> str:
+    """A figure of every arm over the updates; a band shows the lowest and the highest seed."""
+    name = f"curves_of_arms {y_label}"
+    if not any(curves.values()):
+        return empty_picture(name)
+    figure = new_figure()
+    axes = figure.subplots()
+    for arm, points, style in _drawn(curves):
+        steps = [point.step for point in points]
+        axes.plot(steps, [point.mean for point in points], label=arm, linewidth=1.6, **style)
+        lows, highs = [point.low for point in points], [point.high for point in points]
+        axes.fill_between(steps, lows, highs, color=style["color"], alpha=0.12, linewidth=0)
+    if is_share:
+        axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
+    label_steps(axes, y_label)
+    add_legend(figure, _LEGEND_COLUMNS)
+    return svg_of(figure, name)
+
+
+def forgetting_plane(
+    arms: Mapping[str, Sequence[PlanePoint]], base: PlanePoint, domain_accuracy: float
+) -> str:
+    """Domain against forgetting: a point per arm and checkpoint, the last of each the largest.
+
+    Up is learned, left is forgotten; the base is a star. The line is the domain accuracy at which
+    arms are compared as equals.
+    """
+    figure = new_figure(height_inches=4.6)
+    axes = figure.subplots()
+    for arm, points, style in _drawn(arms):
+        places = [(point.forgetting, point.domain) for point in points]
+        x, y = zip(*places, strict=True)
+        axes.plot(x, y, label=arm, linewidth=1.1, alpha=0.75, **style)
+        axes.plot(*places[-1], linestyle="", **{**style, "markersize": 10})
+    star: dict[str, Any] = {"marker": "*", "markersize": 15, "color": THEME["ink"], "linestyle": ""}
+    axes.plot(base.forgetting, base.domain, label="base", **star)
+    axes.axhline(domain_accuracy, color=THEME["grid"], linewidth=1, linestyle="--")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(PercentFormatter(xmax=1))
+    label_axes(axes, "general side, tuned minus base", "domain side, answered exactly")
+    add_legend(figure, _LEGEND_COLUMNS)
+    return svg_of(figure, "forgetting_plane")
+
+
+def _drawn(arms: Mapping[str, Sequence[Any]]) -> Iterator[tuple[str, Sequence[Any], Any]]:
+    """The arms that have points, each with its colour and marker, whichever others have none."""
+    for number, (arm, points) in enumerate(arms.items()):
+        colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+        if points:
+            yield arm, points, {"color": colour, "marker": marker, "markersize": 4.5}
