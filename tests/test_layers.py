@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "yrunner"
 RUNGS = [
     {"tokens", "errors", "console"},
     {"recipe"},
-    {"launch", "run_dir"},
+    {"launch", "run_dir", "exits"},
     {"data", "losses", "models"},
     {"scoring"},
     {"training", "evaluation", "reports"},

@@ -1,11 +1,8 @@
-"""The command line. The only place that catches errors; nothing heavy is imported at the top."""
+"""The command line; nothing heavy is imported at the top."""
 
-import errno
 import logging
 import os
 import signal
-import sys
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -15,17 +12,8 @@ from typing import Annotated
 import typer
 
 from yrunner.console import fail, say
-from yrunner.errors import REPORT_A_BUG, YRunnerError
-
-STOPPED = "stopped"
-
-WHAT_TO_DO = {
-    errno.ENOSPC: "Free some space on the disk; a run goes on from its last checkpoint by --resume",
-    errno.EDQUOT: "Free some of your quota; a run goes on from its last checkpoint by --resume",
-    errno.EACCES: "Set the permissions so that it can be read and written, or choose another place",
-    errno.EROFS: "Choose a place that can be written, such as output=/another/folder",
-}
-"""Faults of the disk that a person can mend, wherever they happen."""
+from yrunner.errors import YRunnerError
+from yrunner.exits import STOPPED, run_to_exit
 
 NO_NEWS = {
     "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward",
@@ -290,28 +278,10 @@ def _is_news(known: str, record: logging.LogRecord) -> bool:
 
 
 def main() -> None:
-    """Run a command; exit with 2 for what the user can mend, 3 for what is missing, 1 for a bug."""
+    """Run the command that was typed, and end with the exit code that says how it went."""
     for name, message in NO_NEWS.items():
         logging.getLogger(name).addFilter(partial(_is_news, message))
-    try:
-        app()
-    except YRunnerError as error:
-        fail(str(error))
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        fail(STOPPED)
-        sys.exit(128 + signal.SIGINT)
-    except BrokenPipeError:
-        # The reader went away (`yrun schema | head`); that is no fault of anybody.
-        sys.stderr.close()
-        sys.exit(0)
-    except Exception as error:  # noqa: BLE001  the last place
-        if isinstance(error, OSError) and error.errno in WHAT_TO_DO:
-            fail(f"{error.filename or 'writing'}: {error.strerror}. {WHAT_TO_DO[error.errno]}")
-            sys.exit(2)
-        traceback.print_exc()
-        fail(REPORT_A_BUG)
-        sys.exit(1)
+    run_to_exit(app)
 
 
 if __name__ == "__main__":
