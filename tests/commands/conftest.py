@@ -8,6 +8,8 @@ import pytest
 import yaml
 
 from tests.conftest import questions, write_jsonl
+from yrunner.evaluation.results import TaskResult, mean_figures
+from yrunner.recipe.schema_eval import Side
 
 SCRATCH = {
     "config": {
@@ -70,6 +72,12 @@ def write_project(folder: Path) -> Path:
     write_recipe(folder / "base.yaml", base)
     write_recipe(folder / "tuned.yaml", tuned)
     return folder
+
+
+def answers_of(side: Side, exact: list[float]) -> TaskResult:
+    """What a model reached in a task of kind answer, of which each answer was exact or not."""
+    per_question = {"exact": exact}
+    return TaskResult(side, "answer", "exact", mean_figures(per_question), per_question)
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from yrunner.cli import app
 from yrunner.commands.compare import compare
 from yrunner.commands.compare_jobs import Failure
 from yrunner.commands.compare_measure import measure_model, read_questions
+from yrunner.commands.compare_points import Measurement
 from yrunner.commands.finished import tuned_model, tuned_tokenizer
 from yrunner.errors import RunError, YRunnerError
 from yrunner.recipe.load import load_recipe
@@ -20,6 +21,7 @@ from yrunner.run_dir import RunDir, read_json
 
 TRIAL = Path("trial.yaml")
 ARMS = Path("outputs/trial/arms")
+ANSWER = {"kind": "answer", "max_new_tokens": 8}
 
 
 def write_trial(project: Path) -> Path:
@@ -27,15 +29,16 @@ def write_trial(project: Path) -> Path:
     content = yaml.safe_load((project / "tuned.yaml").read_text("utf-8"))
     content["name"] = "trial"
     content["eval"]["tasks"] = [
-        {"name": "learned", "side": "domain", "data": "test.jsonl", "max_new_tokens": 8},
-        {"name": "kept", "side": "general", "data": "validation.jsonl", "max_new_tokens": 8},
+        {"name": "learned", "side": "domain", "data": "test.jsonl", **ANSWER},
+        {"name": "kept", "side": "general", "data": "validation.jsonl", **ANSWER},
+        {"name": "reading", "kind": "perplexity", "side": "general", "data": "validation.jsonl"},
     ]
     write_jsonl(project / "faults.jsonl", [{"row": 2, "kind": "swapped", "right": "Dane."}])
+    content["eval"]["faults"] = {"data": "train.jsonl", "list": "faults.jsonl"}
     content["compare"] = {
         "arms": {"nlirg": {}, "plain": {"loss": {"kind": "plain"}}},
         "seeds": [0],
         "checkpoints": "all",
-        "faults": {"file": "faults.jsonl", "data": "train.jsonl"},
     }
     return write_recipe(project / "trial.yaml", content)
 
@@ -114,6 +117,7 @@ def test_every_arm_is_trained_and_measured_at_every_checkpoint(trial, finished):
     assert found["notes"] == []
     measures = {"domain", "general", "memorised"}
     assert set(found["at_the_end"]["plain"]["minus_the_first"]) == measures
+    assert {"corrected", "repetition_4"} < set(found["at_the_end"]["plain"]["figures"])
     assert "2 arms" in Path("outputs/trial/compare.html").read_text("utf-8")
 
 
@@ -139,17 +143,17 @@ def test_the_last_point_of_a_run_is_what_its_model_says(trial, commands):
     compare(TRIAL, ["data.validation=[]", "output=other"], only="plain")
     recipe = load_recipe(TRIAL, ["output=other/arms/plain-seed-0"])
     run_dir = RunDir(recipe.run_folder)
-    scores = measure_model(
-        tuned_model(recipe, run_dir),
-        tuned_tokenizer(run_dir),
+    results = measure_model(
         recipe,
         read_questions(recipe),
-        "it",
+        tuned_model(recipe, run_dir),
+        tuned_tokenizer(run_dir),
+        "update 8",
     )
-    points = read_json(run_dir.measured)["points"]
-    assert points[-1]["scores"] == scores
-    assert any(scores["repetition_3"]["answers"])
-    assert points[-1]["scores"] != points[0]["scores"]
+    first, last = Measurement.load(run_dir.measured).points
+    assert last.results == results
+    assert last.figures["repetition_3"] > 0
+    assert last.results.tasks != first.results.tasks
 
 
 def test_runs_with_other_settings_are_refused_and_replaced_only_when_asked(trial, commands):
@@ -238,7 +242,8 @@ def test_a_key_that_changes_the_number_of_updates_is_noted_in_table_and_report(
 @pytest.mark.parametrize(
     ("overrides", "complaint"),
     [
-        (["eval.tasks.1.side=domain"], "no task of side general"),
+        (["eval.tasks.1.side=domain", "eval.tasks.2.side=domain"], "no task of side general"),
+        (["eval.faults.list=train.jsonl"], 'its "row" is nothing'),
         (["data.max_length=20"], "cannot be learned from"),
     ],
 )

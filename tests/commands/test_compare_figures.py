@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.commands.conftest import answers_of
 from yrunner.commands.compare_figures import (
     at_domain_accuracy,
     at_the_end,
@@ -11,15 +12,17 @@ from yrunner.commands.compare_figures import (
     measure_spread,
 )
 from yrunner.commands.compare_points import Point
+from yrunner.evaluation.results import ModelResults
 
 
 def point(step, domain, general=0.0):
     """A point that has answered so many of ten questions of each side."""
     answered = {"domain": domain, "general": general}
-    scores = {
-        side: {"t": [float(n < right * 10) for n in range(10)]} for side, right in answered.items()
+    tasks = {
+        side: answers_of(side, [float(n < right * 10) for n in range(10)])
+        for side, right in answered.items()
     }
-    return Point(step, scores)
+    return Point(step, ModelResults("it", tasks))
 
 
 CURVES = {
@@ -67,5 +70,5 @@ def test_forgetting_is_the_general_side_minus_that_of_the_base():
 def test_differences_are_paired_by_the_seeds_that_both_arms_have():
     chosen = at_domain_accuracy(CURVES, 0.6)
     difference = differences(chosen, "general")["slow"]
-    assert difference.mean == pytest.approx(0.7 - 0.8), "of seed 1, the only one of both"
+    assert difference.value == pytest.approx(0.7 - 0.8), "of seed 1, the only one of both"
     assert differences(at_domain_accuracy(CURVES, 0.95), "general") == {"slow": None}

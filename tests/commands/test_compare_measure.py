@@ -1,33 +1,25 @@
 """What is measured of a model in an experiment, and when two measurements are the same."""
 
+from statistics import fmean
+
 import pytest
 import yaml
 
-from tests.commands.conftest import write_recipe
+from tests.commands.conftest import answers_of, write_recipe
 from tests.conftest import write_jsonl
 from yrunner.commands.compare_measure import (
+    figures_of,
     measure_key,
     measure_model,
     read_questions,
-    repetition,
 )
+from yrunner.commands.evaluate import known_faults
 from yrunner.errors import YRunnerError
+from yrunner.evaluation.generate import Generated
+from yrunner.evaluation.results import ModelResults
+from yrunner.evaluation.text_quality import repetition
+from yrunner.evaluation.words import pieces_of
 from yrunner.recipe.load import load_recipe
-
-
-@pytest.mark.parametrize(
-    ("tokens", "n", "share"),
-    [
-        ([1, 2, 3, 4, 5], 3, 0.0),
-        ([1, 2, 3, 1, 2, 3], 3, 2 / 4),  # 123 231 312 123: the first occurs twice
-        ([7, 7, 7, 7, 7], 3, 1.0),
-        ([1, 2, 1, 2, 1, 2], 4, 2 / 3),  # 1212 2121 1212
-        ([1, 2], 3, 0.0),
-        ([], 3, 0.0),
-    ],
-)
-def test_repetition_is_the_share_of_ngrams_that_occur_more_than_once(tokens, n, share):
-    assert repetition(tokens, n) == pytest.approx(share)
 
 
 @pytest.fixture
@@ -36,9 +28,9 @@ def recipe_path(project):
     content = yaml.safe_load((project / "tuned.yaml").read_text("utf-8"))
     content["model"]["base"] = "some/model"
     content["eval"]["tasks"] = [
-        {"name": "learned", "side": "domain", "data": "test.jsonl"},
-        {"name": "kept", "side": "general", "data": "validation.jsonl"},
-        {"name": "kept too", "side": "general", "data": "validation.jsonl"},
+        {"name": "learned", "kind": "answer", "side": "domain", "data": "test.jsonl"},
+        {"name": "kept", "kind": "answer", "side": "general", "data": "validation.jsonl"},
+        {"name": "kept too", "kind": "answer", "side": "general", "data": "validation.jsonl"},
     ]
     lines = [
         {"row": 2, "kind": "swapped", "right": "Dane."},
@@ -46,45 +38,63 @@ def recipe_path(project):
         {"row": 6, "kind": "typos", "right": "Never said."},
     ]
     write_jsonl(project / "faults.jsonl", lines)
-    content["compare"] = {"faults": {"file": "faults.jsonl", "data": "train.jsonl"}}
+    content["eval"]["faults"] = {"data": "train.jsonl", "list": "faults.jsonl"}
     return write_recipe(project / "tuned.yaml", content)
 
 
-def test_every_answer_is_scored_in_its_measure_and_group(
+def test_every_task_and_fault_is_asked_and_becomes_the_figure_of_its_measure(
     recipe_path, capitals_tokenizer, monkeypatch
 ):
-    """The model is a list of what it says, so that every score is known."""
+    """The model is a list of what it says, so that every figure is known."""
     recipe = load_recipe(recipe_path)
-    questions = read_questions(recipe)
-    asked = {question.text: question.reference for _, task in questions.tasks for question in task}
-    asked |= {fault.question.text: fault.question.reference for fault in questions.faults}
+    tasks = read_questions(recipe)
+    faults = known_faults(recipe)
+    asked = {question.text: question.reference for _, each in tasks for question in each}
+    asked |= {fault.question.text: fault.question.reference for fault in faults}
     texts = list(asked)
     said = asked | {
         texts[0]: "wrong",
         texts[1]: "la la la la la la",
-        questions.faults[1].question.text: "Right after all.",
-        questions.faults[2].question.text: "neither",
+        faults[1].question.text: "right after all",
+        faults[2].question.text: "neither",
     }
-    limits = []
+    seeds = set()
 
-    def answer(model, tokenizer, prompts, *, max_new_tokens, batch_size, advance):
-        limits.append(max_new_tokens)
-        advance(len(prompts))
-        return [next(said[text] for text in said if text in prompt) for prompt in prompts]
+    def answer(model, tokenizer, prompts, *, seed, **how):
+        seeds.add(seed)
+        texts = (next(said[text] for text in said if text in prompt) for prompt in prompts)
+        return [Generated(text, num_tokens=len(text), stopped=True) for text in texts]
 
-    monkeypatch.setattr("yrunner.evaluation.tasks.generate_answers", answer)
-    scores = measure_model(None, capitals_tokenizer, recipe, questions, "nobody")
-    assert scores["domain"] == {"learned": [0.0, 0.0, 1.0, 1.0]}
-    assert scores["general"] == {"kept": [1.0] * 4, "kept too": [1.0] * 4}
-    assert scores["memorised"] == {"faults": [1.0, 0.0, 0.0]}
-    assert scores["corrected"] == {"faults": [0.0, 1.0, 0.0]}
-    answers = [said[question.text] for _, task in questions.tasks for question in task]
-    ids = [capitals_tokenizer(text, add_special_tokens=False)["input_ids"] for text in answers]
-    assert scores["repetition_3"] == {"answers": [repetition(tokens, 3) for tokens in ids]}
-    assert scores["repetition_4"]["answers"][1] > 0
-    wrong = [fault.question.reference for fault in questions.faults]
-    longest = max(len(capitals_tokenizer(text)["input_ids"]) for text in wrong)
-    assert limits[-1] == longest + 1, "no wrong answer is cut"
+    monkeypatch.setattr("yrunner.evaluation.candidate.generate_answers", answer)
+    results = measure_model(recipe, tasks, None, capitals_tokenizer, "nobody")
+    assert results.tasks["learned"].per_question["exact"] == [0.0, 0.0, 1.0, 1.0]
+    assert results.faults.per_row == [1.0, 0.0, 0.0]
+    figures = figures_of(results)
+    assert figures == {
+        "domain": 0.5,
+        "general": 1.0,
+        "memorised": pytest.approx(1 / 3),
+        "corrected": pytest.approx(1 / 3),
+        "repetition_3": results.quality["repetition_3"],
+        "repetition_4": results.quality["repetition_4"],
+    }
+    written = [said[question.text] for _, each in tasks for question in each]
+    written += [said[fault.question.text] for fault in faults]
+    by_hand = fmean(repetition(pieces_of(text), 3) for text in written)
+    assert figures["repetition_3"] == pytest.approx(by_hand) != 0
+    measure_model(load_recipe(recipe_path, ["seed=9"]), tasks, None, capitals_tokenizer, "it")
+    assert len(seeds) == 1, "whatever seed a run was trained with"
+
+
+def test_the_mean_over_a_sides_tasks_is_its_figure_and_what_was_not_measured_has_none():
+    tasks = {
+        "learned": answers_of("domain", [1.0, 0.0]),
+        "kept": answers_of("general", [1.0] * 98 + [0.0] * 2),
+        "kept too": answers_of("general", [0.0, 0.0]),
+        "style": answers_of("quality", [0.0, 1.0, 1.0, 1.0]),
+    }
+    figures = figures_of(ModelResults("it", tasks))
+    assert figures == pytest.approx({"domain": 0.5, "general": 0.49, "quality": 0.75})
 
 
 def test_an_experiment_needs_a_task_of_each_side(recipe_path):
@@ -101,10 +111,15 @@ def test_the_key_tells_what_changes_a_figure_from_what_does_not(recipe_path, pro
 
     first = key()
     assert first == key("train.epochs=9", "output=elsewhere", "seed=3", "eval.batch_size=1")
-    others = [key("data.system=Be brief."), key("eval.tasks.0.max_new_tokens=9"), key("compare={}")]
+    others = [
+        key("data.system=Be brief."),
+        key("eval.tasks.0.max_new_tokens=9"),
+        key("eval.faults=null"),
+    ]
+    others.append(key("eval.generation={kind: beams}"))
     write_jsonl(project / "test.jsonl", [{"instruction": "new", "output": "question"}])
     others.append(key())
-    assert len({first, *others}) == 5
+    assert len({first, *others}) == 6
 
 
 def test_a_moved_project_keeps_its_key(recipe_path, project, tmp_path_factory):
@@ -112,3 +127,21 @@ def test_a_moved_project_keeps_its_key(recipe_path, project, tmp_path_factory):
     first = measure_key(load_recipe(recipe_path))
     project.rename(moved)
     assert measure_key(load_recipe(moved / recipe_path.name)) == first
+
+
+def test_files_that_a_task_needs_beside_its_data_belong_to_the_key(recipe_path, project):
+    """A schema of JSON, and the folder of own tasks of the harness."""
+    (project / "schema.json").write_text("{}")
+    own = project / "own" / "deep"
+    own.mkdir(parents=True)
+    (own / "task.yaml").write_text("task: one")
+    form = "{kind: json, json_schema: schema.json}"
+    kinds = {
+        project / "schema.json": f"{{kind: format, data: test.jsonl, form: {form}, %s}}",
+        own / "task.yaml": "{kind: harness, tasks: [one], include: own, %s}",
+    }
+    for file, task in kinds.items():
+        recipe = load_recipe(recipe_path, [f"eval.tasks.2={task % 'name: it, side: general'}"])
+        first = measure_key(recipe)
+        file.write_text('{"type": "object"}')
+        assert measure_key(recipe) != first

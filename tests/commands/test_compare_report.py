@@ -1,10 +1,12 @@
 """The tables and the page of an experiment, also in a real browser that opens it from disk."""
 
 import re
+from statistics import fmean
 
 import numpy as np
 import pytest
 
+from tests.commands.conftest import answers_of
 from tests.reports import conftest as pages
 from yrunner.commands.compare_figures import domain_threshold
 from yrunner.commands.compare_jobs import Failure
@@ -13,6 +15,7 @@ from yrunner.commands.compare_plan import PlanFacts
 from yrunner.commands.compare_points import Point
 from yrunner.commands.compare_report import tables, write_experiment
 from yrunner.commands.compare_tables import Experiment
+from yrunner.evaluation.results import Faults, ModelResults
 from yrunner.recipe.arms import Arm
 from yrunner.recipe.load import load_recipe
 from yrunner.run_dir import CompareDir
@@ -21,20 +24,25 @@ browser = pages.browser
 
 ATTACK = "<script>document.title='owned'</script>"
 NOTHING = "+0.0 to +0.0".replace(" ", "\N{NO-BREAK SPACE}")
-QUESTIONS = {"domain": {"legal": 72}, "general": {"near": 60, "far": 120}, "memorised": {"f": 34}}
+TASKS = {"legal": ("domain", 72), "near": ("general", 60), "far": ("general", 120)}
+NUM_FAULTS = 34
 
 
-def point(step, *, seed=0, faults=True, **shares):
-    """A point at which such shares of the questions score 1, which ones by the seed."""
+def point(step, *, memorised=None, seed=0, **shares):
+    """A point at which such shares of a side's questions are right, which ones by the seed."""
     chance = np.random.default_rng(seed)
-    scores = {}
-    for measure, groups in QUESTIONS.items():
-        if measure in shares and (faults or measure != "memorised"):
-            scores[measure] = {
-                group: (chance.permutation(size) < shares[measure] * size).astype(float).tolist()
-                for group, size in groups.items()
-            }
-    return Point(step, scores)
+
+    def some(number, share):
+        return (chance.permutation(number) < share * number).astype(float).tolist()
+
+    tasks = {
+        name: answers_of(side, some(number, shares[side])) for name, (side, number) in TASKS.items()
+    }
+    faults = None
+    if memorised is not None:
+        rows = some(NUM_FAULTS, memorised)
+        faults = Faults(fmean(rows), rows, {}, [""] * NUM_FAULTS)
+    return Point(step, ModelResults("it", tasks, faults=faults))
 
 
 def make_experiment(num_arms=2, *, faults=True, seeds=(0, 1, 2), **more):
@@ -45,10 +53,9 @@ def make_experiment(num_arms=2, *, faults=True, seeds=(0, 1, 2), **more):
                 point(
                     step,
                     seed=seed,
-                    faults=faults,
                     domain=min(1.0, (step + 20 * seed) / 1200 / (1 + number / 5)),
                     general=1 - step / 2000 / (1 + number),
-                    memorised=step / 1290,
+                    memorised=step / 1290 if faults else None,
                 )
                 for step in range(215, 1291, 215)
             )
@@ -56,7 +63,7 @@ def make_experiment(num_arms=2, *, faults=True, seeds=(0, 1, 2), **more):
         }
         for number, name in enumerate(names[:num_arms])
     }
-    base = point(0, faults=faults, domain=0, general=1, memorised=0)
+    base = point(0, domain=0, general=1, memorised=0 if faults else None)
     values = {
         "name": "trial",
         "arms": [Arm(name, {"loss.kind": name, "train.note": ATTACK}) for name in curves],
@@ -151,7 +158,7 @@ def test_json_and_tables_hold_the_same_figures():
         -0.6375, abs=1e-4
     )
     apart = found["at_the_end"]["nlirg"]["minus_the_first"]["general"]
-    assert apart["mean"] == pytest.approx(0.32083, abs=1e-4)
+    assert apart["difference"] == pytest.approx(0.32083, abs=1e-4)
     assert apart["low"] > 0
     assert found["at_the_end"]["plain"]["minus_the_first"] == {}
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from yrunner.evaluation.bootstrap import paired_interval
+from yrunner.evaluation.bootstrap import interval_of_means
 from yrunner.evaluation.results import (
     Difference,
     Faults,
@@ -49,17 +49,37 @@ def test_a_side_is_the_mean_of_its_tasks_main_figures():
     assert side_score(BEFORE, "general") == pytest.approx(0.75)
     assert side_score(AFTER, "domain") == 1
     assert side_score(AFTER, "quality") is None
-    change = side_difference(BEFORE, AFTER, "general")
+    change = side_difference([(BEFORE, AFTER)], "general")
     assert change.value == pytest.approx(-0.25)
     assert (change.low, change.high) == pytest.approx((-0.25, -0.25))
-    assert side_difference(BEFORE, AFTER, "quality") is None
+    assert side_difference([(BEFORE, AFTER)], "quality") is None
+
+
+def test_several_seeds_have_the_mean_of_their_differences_and_one_interval():
+    pairs = [(BEFORE, AFTER), (BEFORE, BEFORE)]
+    change = side_difference(pairs, "general")
+    assert change.value == pytest.approx(-0.25 / 2)
+    assert (change.low, change.high) == pytest.approx((-0.25, 0.0)), "as the seeds are drawn"
+    assert faults_difference(pairs).value == pytest.approx(0.4)
+    assert faults_difference([*pairs, (BEFORE, ModelResults("x", {}))]) is None
+    assert side_difference([*pairs, (BEFORE, ModelResults("x", {}))], "general") is None
+
+
+def test_a_side_with_a_task_that_is_no_mean_over_questions_has_no_interval():
+    score = TaskResult("general", "harness", "score", {"score": 0.5}, {})
+    before, after = (
+        ModelResults(model.description, {**model.tasks, "harness": score})
+        for model in (BEFORE, AFTER)
+    )
+    assert side_difference([(before, after)], "general") == Difference(pytest.approx(-0.5 / 3))
 
 
 def test_each_figure_has_its_interval_where_it_is_a_mean_over_questions():
     values = [0.0, 1.0, 1.0, 0.0, 1.0], [1.0, 1.0, 1.0, 0.0, 1.0]
     found = differences(task(values[0], perplexity=5.0), task(values[1], perplexity=4.0))
-    assert found["exact"] == Difference(pytest.approx(0.2), *paired_interval(*values))
+    assert found["exact"] == Difference(pytest.approx(0.2), *interval_of_means([[values]]))
     assert found["perplexity"] == Difference(-1.0)
+    assert found["perplexity"].as_json() == {"difference": -1.0, "low": None, "high": None}
 
 
 @pytest.mark.parametrize(
@@ -80,7 +100,7 @@ def test_a_difference_inside_the_noise_has_no_verdict(difference, figure, verdic
 
 
 def test_memorised_faults_are_compared_row_by_row():
-    change = faults_difference(BEFORE, AFTER)
+    change = faults_difference([(BEFORE, AFTER)])
     assert change.value == pytest.approx(0.8)
     assert change.verdict("memorised") == "worse"
-    assert faults_difference(BEFORE, ModelResults("x", {})) is None
+    assert faults_difference([(BEFORE, ModelResults("x", {}))]) is None

@@ -63,6 +63,7 @@ def test_an_arm_of_vary_is_called_by_its_value_in_letters_fit_for_a_folder(vary,
         ("=plain", "no key with values"),
         ("seed=1,2", "seed is the same for every arm"),
         ("eval.batch_size=1,2", "eval.batch_size is the same for every arm"),
+        ("sort.drop_share=0,0.1", "sort.drop_share is the same for every arm"),
         ("train.checkpoint.keep=1,2", "is the same for every arm"),
         ("loss.kind=plain,plain", 'makes two arms called "plain"'),
         ("loss={kind: plain", "--vary loss={kind: plain"),
@@ -122,8 +123,8 @@ def test_a_recipe_without_arms_says_how_to_name_some(write):
         ({"seeds": [1, 1]}, "seeds: each may stand there once"),
         ({"seeds": []}, "compare.seeds: must be a list of at least 1"),
         ({"domain_accuracy": 90}, "must be a number above 0 and of at most 1, got 90"),
-        ({"faults": {"file": "rows.jsonl"}}, "compare.faults.data: this key is missing"),
-        ({"faults": {"file": "no.jsonl", "data": "rows.jsonl"}}, "there is no file"),
+        ({"arms": {"a": {"merge.dtype": "float32"}}}, '"a" sets merge.dtype'),
+        ({"faults": {"data": "rows.jsonl"}}, "compare.faults: unknown key"),
     ],
 )
 def test_a_faulty_section_is_told_at_its_line(write, compare, complaint):

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
+from yrunner.commands.compare_measure import difference_in
 from yrunner.commands.compare_points import Point
-from yrunner.evaluation.seed_bootstrap import Difference, paired_difference
+from yrunner.evaluation.results import Difference
 
 SHARE_OF_THE_BEST = 0.9
 """Of the domain accuracy that the best arm reaches: there arms are equals, by default."""
@@ -38,7 +39,7 @@ def at_the_end(curves: Curves) -> Chosen:
 def domain_threshold(curves: Curves) -> float:
     """A share of the domain accuracy that the best arm reaches: its best points, over its seeds."""
     best = [
-        fmean(max(point.mean("domain") for point in points) for points in runs.values())
+        fmean(max(point.figures["domain"] for point in points) for points in runs.values())
         for runs in curves.values()
     ]
     return SHARE_OF_THE_BEST * max(best)
@@ -50,7 +51,7 @@ def at_domain_accuracy(curves: Curves, threshold: float) -> Chosen:
     for arm, runs in curves.items():
         chosen[arm] = {}
         for seed, points in runs.items():
-            reached = (point for point in points if point.mean("domain") >= threshold)
+            reached = (point for point in points if point.figures["domain"] >= threshold)
             if point := next(reached, None):
                 chosen[arm][seed] = point
     return chosen
@@ -66,12 +67,12 @@ def spread(values: Iterable[float]) -> Spread | None:
 
 def measure_spread(points: Mapping[int, Point], measure: str) -> Spread | None:
     """A measure over the seeds of an arm."""
-    return spread(point.mean(measure) for point in points.values())
+    return spread(point.figures[measure] for point in points.values())
 
 
 def forgetting(points: Mapping[int, Point], base: Point) -> Spread | None:
     """The general side of an arm minus that of its base: below 0, something was forgotten."""
-    return spread(point.mean("general") - base.mean("general") for point in points.values())
+    return spread(point.figures["general"] - base.figures["general"] for point in points.values())
 
 
 def differences(chosen: Chosen, measure: str) -> dict[str, Difference | None]:
@@ -80,12 +81,6 @@ def differences(chosen: Chosen, measure: str) -> dict[str, Difference | None]:
     found: dict[str, Difference | None] = {}
     for arm in others:
         seeds = [seed for seed in chosen[first] if seed in chosen[arm]]
-        pairs = [(chosen[first][seed].scores, chosen[arm][seed].scores) for seed in seeds]
-        found[arm] = (
-            paired_difference(
-                [scores[measure] for scores, _ in pairs], [scores[measure] for _, scores in pairs]
-            )
-            if pairs
-            else None
-        )
+        pairs = [(chosen[first][seed].results, chosen[arm][seed].results) for seed in seeds]
+        found[arm] = difference_in(measure, pairs) if pairs else None
     return found

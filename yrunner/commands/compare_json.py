@@ -18,7 +18,7 @@ def as_json(experiment: Experiment) -> dict[str, Any]:
     """Each arm with its points by seed, and what is made of them at the end and at equal accuracy.
 
     Shares, not percent. `minus_the_first` holds the mean difference to the first arm and the
-    ends of its 95 % interval.
+    ends of its 95 % interval, as `eval.json` does.
     """
     end = at_the_end(experiment.curves)
     equal = at_domain_accuracy(experiment.curves, experiment.domain_accuracy)
@@ -48,7 +48,7 @@ def as_json(experiment: Experiment) -> dict[str, Any]:
 
 
 def _means(experiment: Experiment, point: Point) -> dict[str, float]:
-    return {"step": point.step, **{name: point.mean(name) for name in experiment.measures}}
+    return {"step": point.step, **{name: point.figures[name] for name in experiment.measures}}
 
 
 def _chosen_json(experiment: Experiment, chosen: Chosen) -> dict[str, Any]:
@@ -65,9 +65,9 @@ def _chosen_json(experiment: Experiment, chosen: Chosen) -> dict[str, Any]:
             "steps": {str(seed): point.step for seed, point in points.items()},
             "figures": {name: vars(each) for name, each in spreads.items() if each},
             "minus_the_first": {
-                measure: vars(by_arm[arm])
+                measure: difference.as_json()
                 for measure, by_arm in apart.items()
-                if by_arm.get(arm) is not None
+                if (difference := by_arm.get(arm)) is not None
             },
         }
     return found

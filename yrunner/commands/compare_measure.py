@@ -1,130 +1,113 @@
-"""What an experiment measures of one model: its tasks, listed faults, and repetition.
+"""What an experiment measures of one model: the tasks of its recipe, listed faults, repetition.
 
 The only place of `yrun compare` that lets a model answer.
 """
 
 import json
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from yrunner.commands.evaluate import evaluate, known_faults
 from yrunner.commands.fingerprint import without_folders
-from yrunner.commands.measure import answer_tasks, read_tasks
-from yrunner.console import progress
+from yrunner.commands.measure import read_tasks
 from yrunner.errors import YRunnerError
-from yrunner.evaluation.faults import Fault, read_faults
-from yrunner.evaluation.seed_bootstrap import Scores
-from yrunner.evaluation.tasks import Answered, Question, answer_questions
-from yrunner.recipe.schema import AnswerTask, Recipe
+from yrunner.evaluation.questions import Question
+from yrunner.evaluation.results import (
+    Difference,
+    ModelPairs,
+    ModelResults,
+    faults_difference,
+    side_difference,
+    side_score,
+)
+from yrunner.recipe.schema import Recipe
+from yrunner.recipe.schema_eval import FormatTask, HarnessTask, JsonForm, Task
 from yrunner.run_dir import hash_files
 
-NGRAMS = (3, 4)
-SIDES = ("domain", "general")
+SIDES = ("domain", "general", "quality")
+NEEDED_SIDES = ("domain", "general")
+REPETITIONS = ("repetition_3", "repetition_4")
+SEED_OF_ANSWERS = 0
 
 
-@dataclass(frozen=True)
-class Questions:
-    """Everything that is asked of each model of an experiment."""
+def read_questions(recipe: Recipe) -> list[tuple[Task, list[Question]]]:
+    """The questions of the recipe's tasks; a faulty file is found before training.
 
-    tasks: list[tuple[AnswerTask, list[Question]]]
-    faults: list[Fault]
-
-
-def read_questions(recipe: Recipe) -> Questions:
-    """The questions of the recipe's tasks and its faults; a faulty file is found before training.
-
-    Raises `YRunnerError` for a recipe without a task of each side, and `DataError` for files.
+    Raises `YRunnerError` for a recipe without a task of each side, and `DataError` for files, the
+    list of faults among them.
     """
-    for side in SIDES:
+    for side in NEEDED_SIDES:
         if not any(task.side == side for task in recipe.eval.tasks):
             raise YRunnerError(
                 f"{recipe.name} has no task of side {side} in eval.tasks",
                 remedy="an experiment needs both: what is learned, and what must not be forgotten",
             )
-    listed = recipe.compare.faults
-    return Questions(read_tasks(recipe), read_faults(listed.file, listed.data) if listed else [])
+    known_faults(recipe)
+    return read_tasks(recipe)
 
 
 def measure_model(
-    model: Any, tokenizer: Any, recipe: Recipe, questions: Questions, who: str
-) -> dict[str, Scores]:
-    """The scores of a model by measure, a group for each task; `who` is for the progress bar.
+    recipe: Recipe,
+    tasks: Sequence[tuple[Task, list[Question]]],
+    model: Any,
+    tokenizer: Any,
+    description: str,
+) -> ModelResults:
+    """Examine a model as `yrun eval` does, in the tasks that `read_questions` gave.
 
-    `domain` and `general`: answered exactly. `memorised`: faulty rows whose wrong answer it gives;
-    `corrected`: those that it answers rightly all the same. `repetition_3`, `repetition_4`: the
-    share of repeated n-grams in each answer to a task.
+    What is left to chance (drawn answers, examples of the harness) is drawn alike for all models:
+    the seed of a run is that of its training.
     """
-    answers = answer_tasks(model, tokenizer, recipe, questions.tasks, who)
-    sides = {task.name: task.side for task, _ in questions.tasks}
-    scores: dict[str, Scores] = {
-        side: {
-            name: [float(answered.is_right) for answered in rows]
-            for name, rows in answers.items()
-            if sides[name] == side
-        }
-        for side in SIDES
-    }
-    if questions.faults:
-        scores |= _fault_scores(model, tokenizer, recipe, questions.faults, who)
-    texts = [answered.answer for rows in answers.values() for answered in rows]
-    tokens = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
-    for n in NGRAMS:
-        scores[f"repetition_{n}"] = {"answers": [repetition(ids, n) for ids in tokens]}
-    return scores
+    asked = recipe.model_copy(update={"seed": SEED_OF_ANSWERS})
+    return evaluate(asked, tasks, model, tokenizer, description)
 
 
-def repetition(tokens: Sequence[int], n: int) -> float:
-    """The share of the n-grams of an answer that occur in it more than once; 0 where it has none.
+def figures_of(results: ModelResults) -> dict[str, float]:
+    """The figure of each measure that was taken.
 
-    See design.md, section 5: an n-gram is counted each time that it occurs.
+    `domain`, `general`, `quality`: the mean over the tasks of a side. `memorised`: the share of
+    the faulty rows whose wrong answer comes back; `corrected`: of those that are answered rightly
+    all the same. `repetition_3`, `repetition_4`: of n-grams, in everything that was written.
     """
-    ngrams = Counter(zip(*(tokens[start:] for start in range(n)), strict=False))
-    repeated = sum(count for count in ngrams.values() if count > 1)
-    return repeated / total if (total := ngrams.total()) else 0.0
+    figures = {side: side_score(results, side) for side in SIDES}
+    if results.faults is not None:
+        figures["memorised"] = results.faults.memorised
+        figures["corrected"] = results.faults.corrected
+    figures |= {name: results.quality.get(name) for name in REPETITIONS}
+    return {measure: figure for measure, figure in figures.items() if figure is not None}
+
+
+def difference_in(measure: str, pairs: ModelPairs) -> Difference | None:
+    """How far a side, or the share of memorised faults, differs between models, over the pairs."""
+    return faults_difference(pairs) if measure == "memorised" else side_difference(pairs, measure)
 
 
 def measure_key(recipe: Recipe) -> str:
     """Names what is measured: figures of two keys cannot be set against each other."""
-    files: list[Path] = [task.data for task in recipe.eval.tasks]
-    listed = recipe.compare.faults
-    if listed is not None:
-        files += [listed.file, listed.data]
+    files = [file for task in recipe.eval.tasks for file in _files_of(task)]
+    if recipe.eval.faults is not None:
+        files += [recipe.eval.faults.list, recipe.eval.faults.data]
     if recipe.model.chat_template is not None:
         files.append(recipe.model.chat_template)
-    tasks = [task.model_dump(mode="json") for task in recipe.eval.tasks]
     what = {
-        "tasks": tasks,
-        "faults": listed.model_dump(mode="json") if listed else None,
+        # How many questions are answered at once changes no answer.
+        "eval": recipe.eval.model_dump(mode="json", exclude={"batch_size"}),
         "system": recipe.data.system,
         "model": recipe.model.model_dump(mode="json"),
-        "files": hash_files(files),
+        "files": list(hash_files(files).values()),
     }
     text = json.dumps(without_folders(what), sort_keys=True, ensure_ascii=False)
     return sha256(text.encode()).hexdigest()[:12]
 
 
-def _fault_scores(
-    model: Any, tokenizer: Any, recipe: Recipe, faults: Sequence[Fault], who: str
-) -> dict[str, Scores]:
-    # Long enough for the longest wrong answer with its end mark: a cut one would pass for unlearnt.
-    wrong = [fault.question.reference for fault in faults]
-    longest = max(len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in wrong)
-    with progress(f"listed faults, {who}", len(faults)) as advance:
-        answered = answer_questions(
-            model,
-            tokenizer,
-            [fault.question for fault in faults],
-            system=recipe.data.system,
-            max_new_tokens=longest + 1,
-            batch_size=recipe.eval.batch_size,
-            advance=advance,
-        )
-    pairs = list(zip(answered, faults, strict=True))
-    corrected = [Answered(row.question, fault.right, row.answer).is_right for row, fault in pairs]
-    return {
-        "memorised": {"faults": [float(row.is_right) for row in answered]},
-        "corrected": {"faults": list(map(float, corrected))},
-    }
+def _files_of(task: Task) -> list[Path]:
+    match task:
+        case HarnessTask():
+            own = task.include.rglob("*") if task.include else ()
+            return sorted(path for path in own if path.is_file())
+        case FormatTask(form=JsonForm(json_schema=Path() as schema)):
+            return [task.data, schema]
+        case _:
+            return [task.data]

@@ -10,12 +10,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from yrunner.commands.compare_measure import measure_key, measure_model, read_questions
+from yrunner.commands.compare_measure import (
+    figures_of,
+    measure_key,
+    measure_model,
+    read_questions,
+)
 from yrunner.commands.compare_plan import due_checkpoints
 from yrunner.commands.finished import base_model, checkpoint_model, finished_run, tuned_tokenizer
 from yrunner.commands.tokenizer import recipe_tokenizer
 from yrunner.console import say
-from yrunner.evaluation.seed_bootstrap import Scores, mean_score
+from yrunner.evaluation.results import ModelResults
 from yrunner.recipe.load import load_recipe
 from yrunner.recipe.schema import Recipe
 from yrunner.run_dir import read_json, write_text
@@ -23,14 +28,15 @@ from yrunner.run_dir import read_json, write_text
 
 @dataclass(frozen=True)
 class Point:
-    """One model of a run: after how many updates, and its scores by measure."""
+    """One model of a run: after how many updates, and what it reached."""
 
     step: int
-    scores: dict[str, Scores]
+    results: ModelResults
 
-    def mean(self, measure: str) -> float:
-        """The figure of a measure."""
-        return mean_score(self.scores[measure])
+    @property
+    def figures(self) -> dict[str, float]:
+        """By measure, see `figures_of`."""
+        return figures_of(self.results)
 
 
 @dataclass(frozen=True)
@@ -48,8 +54,8 @@ class Measurement:
         return [point.step for point in self.points]
 
     def save(self, path: Path) -> None:
-        """Write it as JSON, without line breaks: it holds a number for each question."""
-        points = [{"step": point.step, "scores": point.scores} for point in self.points]
+        """Write it as JSON, without line breaks: it holds an answer for each question."""
+        points = [{"step": point.step, "results": point.results.to_json()} for point in self.points]
         content = {"key": self.key, "complete": self.is_complete, "points": points}
         write_text(path, json.dumps(content, ensure_ascii=False) + "\n")
 
@@ -59,7 +65,10 @@ class Measurement:
         if not path.exists():
             return None
         content = read_json(path)
-        points = tuple(Point(point["step"], point["scores"]) for point in content["points"])
+        points = tuple(
+            Point(point["step"], ModelResults.from_json(point["results"]))
+            for point in content["points"]
+        )
         return cls(content["key"], points, content["complete"])
 
 
@@ -75,7 +84,7 @@ def measure(path: Path, overrides: Sequence[str], *, base: Path | None) -> None:
 def measure_run(recipe: Recipe) -> None:
     """Measure the checkpoints that were due and not measured yet; then remove those that may go."""
     run_dir = finished_run(recipe)
-    questions, tokenizer = read_questions(recipe), tuned_tokenizer(run_dir)
+    tasks, tokenizer = read_questions(recipe), tuned_tokenizer(run_dir)
     key = measure_key(recipe)
     found = Measurement.load(run_dir.measured)
     measurement = found if found is not None and found.key == key else Measurement(key)
@@ -84,8 +93,8 @@ def measure_run(recipe: Recipe) -> None:
         if step in measurement.steps:
             continue
         model = checkpoint_model(recipe, run_dir, step)
-        scores = measure_model(model, tokenizer, recipe, questions, f"update {step:,}")
-        measurement = replace(measurement, points=(*measurement.points, Point(step, scores)))
+        results = measure_model(recipe, tasks, model, tokenizer, f"update {step:,}")
+        measurement = replace(measurement, points=(*measurement.points, Point(step, results)))
         measurement.save(run_dir.measured)
         say(_line(measurement.points[-1]))
     if recipe.compare.checkpoints == "last":
@@ -96,14 +105,12 @@ def measure_run(recipe: Recipe) -> None:
 
 def measure_base(recipe: Recipe, file: Path) -> None:
     """Measure the model that the recipe starts from, as a run whose only point is at update 0."""
-    tokenizer = recipe_tokenizer(recipe)
-    scores = measure_model(
-        base_model(recipe), tokenizer, recipe, read_questions(recipe), "the base"
-    )
-    Measurement(measure_key(recipe), (Point(0, scores),), is_complete=True).save(file)
-    say(_line(Point(0, scores)))
+    tasks, tokenizer = read_questions(recipe), recipe_tokenizer(recipe)
+    point = Point(0, measure_model(recipe, tasks, base_model(recipe), tokenizer, "the base"))
+    Measurement(measure_key(recipe), (point,), is_complete=True).save(file)
+    say(_line(point))
 
 
 def _line(point: Point) -> str:
-    figures = (f"{measure} {point.mean(measure):.1%}" for measure in point.scores)
+    figures = (f"{measure} {figure:.1%}" for measure, figure in point.figures.items())
     return f"update {point.step:,}: {', '.join(figures)}"

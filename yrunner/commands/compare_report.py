@@ -33,8 +33,9 @@ from yrunner.reports.html import Block, Code, Figures, Plot, Report, Table, Text
 from yrunner.run_dir import CompareDir, write_json
 
 END_CAPTION = (
-    "Percent of the questions, mean and sample standard deviation over the seeds. Forgetting is "
-    "the general side minus that of the base, in points of a hundred."
+    "In percent: of a side the mean over its tasks, of which an answer counts when it is right. "
+    "Mean and sample standard deviation over the seeds. Forgetting is the general side minus that "
+    "of the base, in points of a hundred."
 )
 PLANE_CAPTION = (
     "A point per arm and checkpoint, mean over the seeds; the largest is the last. Up: learned. "
@@ -53,8 +54,8 @@ def tables(experiment: Experiment) -> list[Table]:
     end = "At equal steps" if len(updates) == 1 else "After the last update"
     equal = f"At equal domain accuracy ({threshold:.1%})"
     caption = (
-        f"The first checkpoint of each run that answers {threshold:.1%} of the domain's "
-        "questions; runs that never do are left out."
+        f"The first checkpoint of each run that reaches {threshold:.1%} of the domain; "
+        "runs that never do are left out."
     )
     found = [
         result_table(experiment, end, chosen_end, END_CAPTION),
@@ -87,7 +88,7 @@ def write_experiment(experiment: Experiment, recipe: Recipe, folder: CompareDir)
             "What learning has cost",
             forgetting_plane(
                 {arm: _path(experiment, arm) for arm in experiment.curves},
-                PlanePoint(0.0, experiment.bases[experiment.arms[0].name].mean("domain")),
+                PlanePoint(0.0, experiment.bases[experiment.arms[0].name].figures["domain"]),
                 experiment.domain_accuracy,
             ),
             PLANE_CAPTION,
@@ -136,8 +137,8 @@ def _path(experiment: Experiment, arm: str) -> list[PlanePoint]:
     base = experiment.bases[arm]
     return [
         PlanePoint(
-            fmean(point.mean("general") - base.mean("general") for point in points),
-            fmean(point.mean("domain") for point in points),
+            fmean(point.figures["general"] - base.figures["general"] for point in points),
+            fmean(point.figures["domain"] for point in points),
         )
         for points in _by_step(experiment, arm).values()
     ]
@@ -169,9 +170,9 @@ def _curve(experiment: Experiment, arm: str, measure: str) -> list[CurvePoint]:
     by_step = _by_step(experiment, arm)
     if not by_step:
         return []
-    found = [_curve_point(0, [experiment.bases[arm].mean(measure)])]
+    found = [_curve_point(0, [experiment.bases[arm].figures[measure]])]
     for step, points in by_step.items():
-        found.append(_curve_point(step, [point.mean(measure) for point in points]))
+        found.append(_curve_point(step, [point.figures[measure] for point in points]))
     return found
 
 

@@ -61,7 +61,7 @@ class Run:
         if found is not None and found.key != measure_key(self.recipe):
             # Without its checkpoints the curve cannot be measured anew.
             if set(found.steps) - set(self.run_dir.saved_steps()):
-                changes.append("what is measured (eval.tasks, compare.faults, or their files)")
+                changes.append("what is measured (eval, or its files)")
         return changes
 
     def job(self, updates: int, *, anew: bool) -> Job:

@@ -16,7 +16,7 @@ from yrunner.commands.compare_jobs import Failure
 from yrunner.commands.compare_plan import PlanFacts
 from yrunner.commands.compare_points import Point
 from yrunner.console import Cell
-from yrunner.evaluation.seed_bootstrap import Difference
+from yrunner.evaluation.results import Difference
 from yrunner.recipe.arms import Arm
 from yrunner.reports.html import Table
 from yrunner.training.metrics_file import Record
@@ -24,13 +24,14 @@ from yrunner.training.metrics_file import Record
 MEASURE_WORDS = {
     "domain": "domain",
     "general": "general",
+    "quality": "quality",
     "memorised": "memorised faults",
     "corrected": "corrected faults",
     "repetition_3": "3-gram repetition",
     "repetition_4": "4-gram repetition",
 }
 """What tables call a measure, in their order; forgetting stands behind `general`."""
-SET_APART = ("domain", "general", "memorised")
+SET_APART = ("domain", "general", "quality", "memorised")
 """Measures whose differences are tested; that of forgetting is that of `general`."""
 DIFFERENCE_CAPTION = (
     "In points of a hundred, each arm minus the first. The interval is a 95 % paired bootstrap "
@@ -62,7 +63,7 @@ class Experiment:
     def measures(self) -> list[str]:
         """What was measured, in the order of tables."""
         base = next(iter(self.bases.values()))
-        return [measure for measure in MEASURE_WORDS if measure in base.scores]
+        return [measure for measure in MEASURE_WORDS if measure in base.figures]
 
 
 def arms_table(arms: Sequence[Arm], plans: Mapping[str, PlanFacts]) -> Table:
@@ -130,7 +131,7 @@ def _base_row(experiment: Experiment) -> list[Cell]:
     base = experiment.bases[experiment.arms[0].name]
     row: list[Cell] = ["(base)", None, 0]
     for measure in experiment.measures:
-        row.append(f"{100 * base.mean(measure):.1f}")
+        row.append(f"{100 * base.figures[measure]:.1f}")
         if measure == "general":
             row.append(None)
     return row
@@ -139,8 +140,10 @@ def _base_row(experiment: Experiment) -> list[Cell]:
 def _difference_cells(difference: Difference | None) -> list[Cell]:
     if difference is None:
         return [None, None]
-    low, high = (f"{100 * value:+.1f}" for value in (difference.low, difference.high))
+    value = f"{100 * difference.value:+.1f}"
+    if difference.low is None or difference.high is None:
+        return [value, None]
+    low, high = (f"{100 * end:+.1f}" for end in (difference.low, difference.high))
     star = "" if difference.is_noise else " *"
     # Blanks that do not break: an interval on two lines is hard to read.
-    interval = f"{low} to {high}{star}".replace(" ", "\N{NO-BREAK SPACE}")
-    return [f"{100 * difference.mean:+.1f}", interval]
+    return [value, f"{low} to {high}{star}".replace(" ", "\N{NO-BREAK SPACE}")]

@@ -20,7 +20,7 @@ from yrunner.reports.exam import (
 
 NOTES = (
     "A change is against the first model. In brackets stands the interval that holds it with 95 % "
-    "confidence, by drawing the questions anew a thousand times; a change is coloured only where "
+    "confidence, by drawing the questions anew two thousand times; a change is coloured only where "
     "that interval leaves out zero.",
 )
 

@@ -77,7 +77,7 @@ def as_json(recipe: Recipe, tasks: Tasks, results: Sequence[ModelResults]) -> di
                     for name, task in model.tasks.items()
                 },
                 "sides": _as_numbers(_side_differences(first, model)),
-                "faults": _as_numbers(_only(memorised=faults_difference(first, model))),
+                "faults": _as_numbers(_only(memorised=faults_difference([(first, model)]))),
             }
             for model in others
         },
@@ -105,7 +105,7 @@ def summary_lines(results: Sequence[ModelResults]) -> Iterator[Line]:
                 meaning,
                 [
                     _reached(
-                        "", side_score(model, side), side_difference(first, model, side), number
+                        "", side_score(model, side), side_difference([(first, model)], side), number
                     )
                     for number, model in enumerate(results)
                 ],
@@ -115,12 +115,15 @@ def summary_lines(results: Sequence[ModelResults]) -> Iterator[Line]:
             _reached(
                 "memorised",
                 None if model.faults is None else model.faults.memorised,
-                faults_difference(first, model),
+                faults_difference([(first, model)]),
                 number,
             )
             for number, model in enumerate(results)
         ]
         yield "faulty rows", "memorised", reached
+        if first.faults.corrected is not None:
+            shares = [model.faults.corrected if model.faults else None for model in results]
+            yield "faulty rows", "corrected", [_reached("corrected", share) for share in shares]
 
 
 def confusions(
@@ -182,7 +185,7 @@ def _is_share(figure: str) -> bool:
 
 
 def _side_differences(first: ModelResults, other: ModelResults) -> dict[str, Difference]:
-    return _only(**{side: side_difference(first, other, side) for side in SIDES})
+    return _only(**{side: side_difference([(first, other)], side) for side in SIDES})
 
 
 def _only(**changes: Difference | None) -> dict[str, Difference]:
@@ -190,7 +193,4 @@ def _only(**changes: Difference | None) -> dict[str, Difference]:
 
 
 def _as_numbers(changes: dict[str, Difference]) -> dict[str, dict[str, float | None]]:
-    return {
-        figure: {"difference": change.value, "low": change.low, "high": change.high}
-        for figure, change in changes.items()
-    }
+    return {figure: change.as_json() for figure, change in changes.items()}

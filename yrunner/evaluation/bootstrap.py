@@ -1,41 +1,50 @@
-"""How far a difference between two models may be chance: the paired bootstrap."""
+"""How far a difference between models may be chance: the paired bootstrap.
 
-# Q = questions of a task
+One pair of models is the case of one seed; `yrun compare` has a pair for each seed.
+"""
+
+# B = resamples, S = seeds, Q = questions of a task
 
 from collections.abc import Sequence
 
 import numpy as np
 
+NUM_RESAMPLES = 2_000
+NUM_BLOCKS = 16
 SHARE_INSIDE = 0.95
 
+Pair = tuple[Sequence[float], Sequence[float]]
+"""What two models reached in the questions of one task: before and after, or one and the other."""
 
-def paired_interval(
-    before: Sequence[float], after: Sequence[float], *, seed: int = 0, resamples: int = 1000
-) -> tuple[float, float]:
-    """The 95 % interval of the mean of `after` minus that of `before`, paired over questions.
 
-    Questions are drawn anew, with replacement, `resamples` times; the interval holds the middle of
-    the mean differences (Efron, 1979). Both models answered the same questions, in one order.
+def interval_of_means(tasks: Sequence[Sequence[Pair]], *, seed: int = 0) -> tuple[float, float]:
+    """The 95 % interval of the mean over tasks of `after` minus `before`, in a pair for each seed.
+
+    Seeds, and the questions of each task among themselves, are drawn anew with replacement, the
+    same for both models of a pair; the interval holds the middle of the mean differences (Efron,
+    1979). So it says what other seeds and other questions of the same kind would give; with one
+    seed it speaks of the questions alone. The draws hang on `seed`.
     """
-    return interval_of_means([(before, after)], seed=seed, resamples=resamples)
-
-
-def interval_of_means(
-    tasks: Sequence[tuple[Sequence[float], Sequence[float]]],
-    *,
-    seed: int = 0,
-    resamples: int = 1000,
-) -> tuple[float, float]:
-    """The same for the mean over tasks; the questions of each task are drawn among themselves."""
-    differences = []
-    for before, after in tasks:
-        assert len(before) == len(after) > 0, "the same questions, and at least one"
-        differences.append(np.asarray(after, float) - np.asarray(before, float))
     generator = np.random.default_rng(seed)
-    means = [
-        np.mean([generator.choice(change_Q, len(change_Q)).mean() for change_Q in differences])
-        for _ in range(resamples)
-    ]
+    num_seeds = len(tasks[0])
+    seeds_BS = generator.multinomial(num_seeds, [1 / num_seeds] * num_seeds, NUM_RESAMPLES)
+    total_B = np.zeros(NUM_RESAMPLES)
+    for pairs in tasks:
+        change_SQ = np.array([after for _, after in pairs], float)
+        change_SQ -= np.array([before for before, _ in pairs], float)
+        assert change_SQ.size > 0, "at least one question"
+        # In blocks, since a task of a benchmark may have thousands of questions.
+        blocks = np.array_split(seeds_BS / num_seeds, NUM_BLOCKS)
+        total_B += np.concatenate([_drawn(generator, block, change_SQ) for block in blocks])
     outside = (1 - SHARE_INSIDE) / 2
-    low, high = np.quantile(means, (outside, 1 - outside))
+    low, high = np.quantile(total_B / len(tasks), (outside, 1 - outside))
     return float(low), float(high)
+
+
+def _drawn(
+    generator: np.random.Generator, seeds_BS: np.ndarray, change_SQ: np.ndarray
+) -> np.ndarray:
+    """The mean change in each resample, of which each row of `seeds_BS` has the shares of seeds."""
+    num_questions = change_SQ.shape[1]
+    questions_BQ = generator.integers(num_questions, size=(len(seeds_BS), num_questions))
+    return np.take_along_axis(seeds_BS @ change_SQ, questions_BQ, axis=1).mean(axis=1)

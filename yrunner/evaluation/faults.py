@@ -7,12 +7,14 @@ from pathlib import Path
 from statistics import fmean
 
 from yrunner.data.columns import quoted
+from yrunner.data.conversation import Conversation
 from yrunner.data.files import read_rows
+from yrunner.data.reading import read_conversations
 from yrunner.errors import DataError
 from yrunner.evaluation.candidate import Candidate
-from yrunner.evaluation.questions import Question, read_questions
+from yrunner.evaluation.questions import Question, question_of
 from yrunner.evaluation.results import Faults
-from yrunner.evaluation.text_metrics import without_thinking
+from yrunner.evaluation.text_metrics import is_exact, without_thinking
 
 
 @dataclass(frozen=True)
@@ -22,32 +24,41 @@ class KnownFault:
     question: Question
     kind: str
     """What is wrong with it, in a word; empty where the list does not say."""
+    right: str
+    """The answer that it should have; empty where the list does not say."""
 
 
 def read_faults(data: Path, listed: Path) -> list[KnownFault]:
     """The rows of `data` that the list names by `row`, counted from 1, in its order.
 
-    Raises `DataError` where a line of the list names no row, or one whose answer is the right one.
+    Raises `DataError` where a line of the list names no row that asks something, or one whose
+    answer is the right one. Rows that it does not name may be what they are.
     """
-    by_row = {question.origin.row: question for question in read_questions(data)}
+    by_row = {
+        row.origin.row: question_of(row)
+        for row in read_conversations(data).rows
+        if isinstance(row, Conversation) and not row.is_text
+    }
     faults = []
     for origin, line in read_rows(listed):
         number = line.get("row") if isinstance(line, Mapping) else None
-        question = by_row.get(number) if isinstance(number, int) else None
+        # Python counts true among the integers.
+        question = by_row.get(number) if type(number) is int else None
         if not isinstance(line, Mapping) or question is None:
             given = quoted(str(number)) if number is not None else "nothing"
             raise DataError(
                 origin,
-                f'its "row" is {given}, and {data.name} has the rows 1 to {len(by_row)}',
+                f'its "row" is {given}, which is no question with an answer in {data.name}',
                 remedy="write the number of the faulty row, counted from 1",
             )
-        if _is_same(str(line.get("right", "")), question.reference):
+        right = str(line.get("right", ""))
+        if _is_same(right, question.reference):
             raise DataError(
                 origin,
                 f'its "right" answer is the one that row {number} of {data.name} has',
                 remedy="take the line out of the list, or correct it",
             )
-        faults.append(KnownFault(question, str(line.get("kind", ""))))
+        faults.append(KnownFault(question, str(line.get("kind", "")), right))
     if not faults:
         raise DataError(listed, "lists no row", remedy="add some, or remove eval.faults")
     return faults
@@ -65,11 +76,17 @@ def find_memorised(
     by_kind: dict[str, list[float]] = defaultdict(list)
     for fault, memorised in zip(faults, per_row, strict=True):
         by_kind[fault.kind].append(memorised)
+    corrected = [
+        is_exact(without_thinking(answer.text), fault.right)
+        for fault, answer in zip(faults, answers, strict=True)
+        if fault.right
+    ]
     return Faults(
         memorised=fmean(per_row),
         per_row=per_row,
         by_kind={kind: fmean(values) for kind, values in sorted(by_kind.items()) if kind},
         answers=[answer.text for answer in answers],
+        corrected=fmean(corrected) if corrected else None,
     )
 
 

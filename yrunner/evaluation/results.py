@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field, fields
 from statistics import fmean
 from typing import Any
 
-from yrunner.evaluation.bootstrap import interval_of_means, paired_interval
+from yrunner.evaluation.bootstrap import Pair, interval_of_means
 from yrunner.recipe.schema_eval import Side
 
 LOWER_IS_BETTER = {
@@ -49,6 +49,9 @@ class Faults:
     by_kind: dict[str, float]
     """The share among the rows of each kind of fault."""
     answers: list[str]
+    corrected: float | None = None
+    """Share of the rows that it answers rightly all the same, among those whose right answer the
+    list holds; None where it holds none."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,10 @@ class ModelResults:
         )
 
 
+ModelPairs = Sequence[tuple[ModelResults, ModelResults]]
+"""Models to be told apart: a base and what was made of it, or two arms with each of some seeds."""
+
+
 @dataclass(frozen=True)
 class Difference:
     """How far one model lies from another in a figure."""
@@ -96,6 +103,10 @@ class Difference:
         """Whether it may be chance: the interval holds 0, or there is none."""
         return self.low is None or self.high is None or self.low <= 0 <= self.high
 
+    def as_json(self) -> dict[str, float | None]:
+        """For `eval.json` and `compare.json`."""
+        return {"difference": self.value, "low": self.low, "high": self.high}
+
     def verdict(self, figure: str) -> str:
         """better, worse, or nothing where it may be chance or is neither."""
         if self.is_noise or figure in NEITHER_IS_BETTER:
@@ -107,10 +118,8 @@ def differences(before: TaskResult, after: TaskResult) -> dict[str, Difference]:
     """Each figure of `after` against `before`, which answered the same questions."""
     return {
         figure: _difference(
-            before.figures[figure],
-            after.figures[figure],
-            before.per_question.get(figure, []),
-            after.per_question.get(figure, []),
+            [(before.figures[figure], after.figures[figure])],
+            [[(before.per_question.get(figure, []), after.per_question.get(figure, []))]],
         )
         for figure in after.figures
         if figure in before.figures
@@ -125,30 +134,30 @@ def side_score(results: ModelResults, side: str) -> float | None:
     return fmean(headlines) if headlines else None
 
 
-def side_difference(before: ModelResults, after: ModelResults, side: str) -> Difference | None:
-    """How the score of a side changed; None where it has none."""
-    then, now = side_score(before, side), side_score(after, side)
-    if then is None or now is None:
+def side_difference(pairs: ModelPairs, side: str) -> Difference | None:
+    """How far the scores of a side differ, mean over the pairs; None where a model has none."""
+    scores = [(side_score(before, side), side_score(after, side)) for before, after in pairs]
+    known = [(then, now) for then, now in scores if then is not None and now is not None]
+    if not known or len(known) < len(scores):
         return None
-    pairs = [
-        (_headline(before.tasks[name]), _headline(task))
-        for name, task in after.tasks.items()
-        if task.side == side and name in before.tasks
+    first, last = pairs[0]
+    names = [name for name, task in last.tasks.items() if task.side == side and name in first.tasks]
+    tasks = [
+        [(_headline(before.tasks[name]), _headline(after.tasks[name])) for before, after in pairs]
+        for name in names
     ]
-    if not all(early and len(early) == len(late) for early, late in pairs):
-        return Difference(now - then)
-    return Difference(now - then, *interval_of_means(pairs))
+    return _difference(known, tasks)
 
 
-def faults_difference(before: ModelResults, after: ModelResults) -> Difference | None:
-    """How the share of memorised faults changed; None where nobody looked for them."""
-    if before.faults is None or after.faults is None:
+def faults_difference(pairs: ModelPairs) -> Difference | None:
+    """How far the shares of memorised faults differ; None where nobody looked for them."""
+    faults = [(before.faults, after.faults) for before, after in pairs]
+    known = [(then, now) for then, now in faults if then is not None and now is not None]
+    if not known or len(known) < len(faults):
         return None
     return _difference(
-        before.faults.memorised,
-        after.faults.memorised,
-        before.faults.per_row,
-        after.faults.per_row,
+        [(then.memorised, now.memorised) for then, now in known],
+        [[(then.per_row, now.per_row) for then, now in known]],
     )
 
 
@@ -163,12 +172,14 @@ def mean_figures(per_question: Mapping[str, Sequence[float]]) -> dict[str, float
 
 
 def _difference(
-    before: float, after: float, per_before: Sequence[float], per_after: Sequence[float]
+    values: Sequence[tuple[float, float]], tasks: Sequence[Sequence[Pair]]
 ) -> Difference:
-    if not per_before or len(per_before) != len(per_after):
-        return Difference(after - before)
-    low, high = paired_interval(per_before, per_after)
-    return Difference(after - before, low, high)
+    """The mean difference of the values, and its interval where they are means over questions."""
+    value = fmean(after - before for before, after in values)
+    pairs = [pair for task in tasks for pair in task]
+    if not all(before and len(before) == len(after) for before, after in pairs):
+        return Difference(value)
+    return Difference(value, *interval_of_means(tasks))
 
 
 def _headline(task: TaskResult) -> list[float]:

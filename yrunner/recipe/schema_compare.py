@@ -5,26 +5,18 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from yrunner.recipe.section import RecipeFile, Section
+from yrunner.recipe.section import Section
 
 ARM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-FIXED_KEYS = ("name", "output", "seed", "eval", "compare", "train.checkpoint.keep")
-"""What an arm may not change: the experiment itself sets these, alike for all arms."""
+SET_BY_THE_EXPERIMENT = ("name", "output", "seed", "eval", "compare", "train.checkpoint.keep")
+OF_OTHER_COMMANDS = ("sort", "merge")
+FIXED_KEYS = (*SET_BY_THE_EXPERIMENT, *OF_OTHER_COMMANDS)
+"""What an arm may not change: it is the same for all, or no training reads it."""
 
 
 def is_fixed(key: str) -> bool:
     """Whether a dotted key, or a section that holds it, is one that no arm may change."""
     return any(key == fixed or key.startswith(f"{fixed}.") for fixed in FIXED_KEYS)
-
-
-class FaultList(Section):
-    """Rows that are known to be wrong, to see whether a model learns them by heart."""
-
-    file: RecipeFile
-    """JSON lines: `row`, the number of a row of data, counted from 1; `right`, the answer that
-    should stand there; `kind`, what is wrong with it, in a word."""
-    data: RecipeFile
-    """The training file in which these rows stand; its answers there are the wrong ones."""
 
 
 class CompareSection(Section):
@@ -36,12 +28,10 @@ class CompareSection(Section):
     seeds: list[Annotated[int, Field(ge=0, lt=2**32)]] = Field([0, 1, 2], min_length=1)
     """Each arm is trained once with each of these."""
     domain_accuracy: float | None = Field(None, gt=0, le=1)
-    """The share of the domain's questions at which arms are compared as equals; default 90 % of
-    what the best arm reaches."""
+    """The score of the domain's tasks at which arms are compared as equals; default 90 % of what
+    the best arm reaches."""
     checkpoints: Literal["last", "all"] = "last"
     """Which checkpoints of an arm stay on the disk after all of them have been measured."""
-    faults: FaultList | None = None
-    """Faulty training rows that should not be learned by heart."""
 
     @model_validator(mode="after")
     def arms_have_names_for_folders(self) -> Self:
