@@ -1,4 +1,4 @@
-"""llama.cpp itself reads what `merge.gguf` writes: for `make test-gguf`, not for every run.
+"""llama.cpp itself reads what `merge.gguf` writes: run by `make test-gguf`, not by `make test`.
 
 Its Python binding is built from its source for minutes, so it is no part of the default suite.
 """
