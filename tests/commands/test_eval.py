@@ -155,7 +155,7 @@ def test_two_processes_share_the_questions_and_find_what_one_finds(trained):
     page = trained / "outputs/tuned/eval.json"
     alone = json.loads(page.read_text())["models"]
     page.unlink()
-    command = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     result = subprocess.run(
         [sys.executable, *command, "-m", "yrunner.cli", "eval", str(TUNED)],
         **{"capture_output": True, "text": True, "check": False},

@@ -1,7 +1,7 @@
 """Several processes share the questions, each with the whole model; all get all the answers.
 
-They are started by a launcher such as `torchrun --nproc-per-node 2 -m yrunner.cli eval RECIPE`,
-which tells each of them its place. Without one, a process is alone and does all of the work.
+A launcher starts them, as in `torchrun --standalone --nproc-per-node 2 -m yrunner.cli eval RECIPE`,
+and tells each its place. Without one, a process is alone and does all of the work.
 """
 
 import os
@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+import torch
 from accelerate import PartialState
 from torch import distributed
 
@@ -22,7 +23,8 @@ def joined() -> Iterator[bool]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield True
         return
-    state = PartialState()
+    # accelerate joins no processes without GPUs unless it is told that there are none.
+    state = PartialState(cpu=not torch.cuda.is_available())
     try:
         yield state.is_main_process
     finally:
