@@ -213,7 +213,7 @@ def chat(
 
 @app.command()
 def merge(recipe: RecipePath, overrides: Overrides = None) -> None:
-    """Merge the adapter into its base, and check that both answer alike."""
+    """Merge the adapter into its base, prove that both answer alike, and export the result."""
     _check(recipe, overrides)
     with _stopping_at_once():
         from yrunner.commands.merge import merge as run_merge

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from huggingface_hub import snapshot_download
 from safetensors import safe_open
@@ -30,15 +31,15 @@ class Checkpoint:
     folder: Path
     sizes: Mapping[str, Tensor]
     """Shape and dtype of every weight, as tensors without memory."""
-    files: Mapping[str, Path]
-    """The file that each weight is in."""
+    places: Mapping[str, tuple[Path, int]]
+    """The file that each weight is in, and its first byte there."""
 
     def read(self, name: str) -> Tensor:
-        """A copy of one weight, on the CPU; the file is closed again."""
-        with explain_failure(str(self.files[name])):
-            with safe_open(self.files[name], framework="pt") as weights:
-                # A copy: the tensor itself would keep the file's pages in memory.
-                return weights.get_tensor(name).clone()
+        """One weight, on the CPU."""
+        # Not by safetensors: it maps the file, whose pages would be in memory beside their copy.
+        (path, start), size = self.places[name], self.sizes[name]
+        raw = np.fromfile(path, np.uint8, count=size.numel() * size.element_size(), offset=start)
+        return torch.from_numpy(raw).view(size.dtype).reshape(size.shape)
 
     def main_dtype(self) -> torch.dtype:
         """The dtype that most of the numbers have."""
@@ -62,14 +63,13 @@ def open_checkpoint(source: str) -> Checkpoint:
     else:
         names = [WEIGHTS_FILE]
     sizes: dict[str, Tensor] = {}
-    files: dict[str, Path] = {}
+    places: dict[str, tuple[Path, int]] = {}
     for path in (folder / name for name in names):
         if not path.is_file():
             raise ModelError(f"{folder} lacks {path.name}", remedy="download the model again")
-        found = _read_header(path)
-        sizes |= found
-        files |= dict.fromkeys(found, path)
-    return Checkpoint(folder, sizes, files)
+        sizes |= _read_sizes(path)
+        places |= _read_places(path)
+    return Checkpoint(folder, sizes, places)
 
 
 def _model_folder(source: str) -> Path:
@@ -81,7 +81,19 @@ def _model_folder(source: str) -> Path:
         return Path(snapshot_download(source, allow_patterns=NEEDED, local_files_only=cached))
 
 
-def _read_header(path: Path) -> dict[str, Tensor]:
+def _read_sizes(path: Path) -> dict[str, Tensor]:
     with explain_failure(str(path)), safe_open(path, framework="pt") as weights:
         # The file is mapped into memory, and none of its pages are read for this.
         return {name: weights.get_tensor(name).to("meta") for name in weights.keys()}
+
+
+def _read_places(path: Path) -> dict[str, tuple[Path, int]]:
+    """Where each weight begins: behind its offset stand the header and the header's length."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    return {
+        name: (path, 8 + length + entry["data_offsets"][0])
+        for name, entry in header.items()
+        if name != "__metadata__"
+    }

@@ -37,7 +37,7 @@ def folder_logits(folder: Path, probes: Probes, *, trust_remote_code: bool) -> T
     checkpoint = open_checkpoint(str(folder))
     config = read_config(str(folder), trust_remote_code=trust_remote_code)
     skeleton = build_skeleton(config, trust_remote_code=trust_remote_code)
-    if set(skeleton.names.values()) <= checkpoint.files.keys():
+    if set(skeleton.names.values()) <= checkpoint.sizes.keys():
         return _streamed(skeleton, checkpoint.read, probes, "proof, merged model")
     model = load_model(str(folder), dtype=torch.float32, trust_remote_code=trust_remote_code)
     return logits_at(model, probes)

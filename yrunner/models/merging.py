@@ -73,7 +73,7 @@ class Merge:
 
         Those of a mixture of experts do not: transformers packs them while it loads them.
         """
-        return set(self.skeleton.names.values()) <= self.base.files.keys() | self.brought.keys()
+        return set(self.skeleton.names.values()) <= self.base.sizes.keys() | self.brought.keys()
 
 
 def prepare_merge(
@@ -186,7 +186,7 @@ def _part_different_head(model: Any, base: Checkpoint) -> None:
     names = [
         f"{name}.weight" for name, module in model.named_modules() if module in (embeddings, head)
     ]
-    if embeddings.weight is not head.weight or not base.files.keys() >= set(names):
+    if embeddings.weight is not head.weight or not base.sizes.keys() >= set(names):
         return
     if not base.read(names[0]).equal(base.read(names[1])):
         head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
