@@ -120,7 +120,11 @@ def test_for_machines_the_refusal_is_in_the_json_too(
 @pytest.mark.parametrize(
     ("key", "value", "reason"),
     [
-        ("eval__tasks", [{"name": "t", "side": "general", "data": "broken.jsonl"}], "not JSON"),
+        (
+            "eval__tasks",
+            [{"kind": "answer", "name": "t", "side": "general", "data": "broken.jsonl"}],
+            "not JSON",
+        ),
         ("data__train", [{"file": "broken.jsonl"}], "not JSON"),
         ("data__validation_share", 0.5, "cannot be combined"),
     ],
