@@ -163,11 +163,12 @@ def whole_folder(final: Path) -> Iterator[Path]:
     """
     partial = final.with_name(f".{final.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     try:
+        # Within: Ctrl-C can come between any two lines.
+        partial.mkdir(parents=True)
         yield partial
     except BaseException as error:
-        free = shutil.disk_usage(partial).free
+        free = shutil.disk_usage(final.parent if final.parent.exists() else Path()).free
         shutil.rmtree(partial, ignore_errors=True)
         if free < FULL_DISK:
             raise RunError(
