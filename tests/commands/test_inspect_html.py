@@ -3,7 +3,6 @@
 import gc
 import json
 import re
-import shutil
 import weakref
 from pathlib import Path
 
@@ -30,24 +29,7 @@ def show(recipe=TUNED, *overrides, number=3, row=None, page=None):
     return text, json.loads(figures[1])["examples"]
 
 
-@pytest.fixture(scope="module")
-def kept(tmp_path_factory):
-    """Where the base is kept, which is the same for every test."""
-    return tmp_path_factory.mktemp("kept") / "base"
-
-
-@pytest.fixture
-def based(project, kept):
-    """The base is trained, the recipe on it is not."""
-    if kept.exists():
-        shutil.copytree(kept, project / "outputs/base")
-    else:
-        train(BASE, [], resume=False, overwrite=False)
-        shutil.copytree(project / "outputs/base", kept)
-    return project
-
-
-def test_the_base_is_shown_before_training_and_both_models_after_it(based, capfd):
+def test_the_base_is_shown_before_training_and_both_models_after_it(trained_base, capfd):
     text, examples = show(number=4)
     assert capfd.readouterr().out.splitlines()[-1] == f"tokens: {PAGE}"
     assert len(examples) == 4
@@ -70,7 +52,7 @@ def test_the_base_is_shown_before_training_and_both_models_after_it(based, capfd
     assert "The result was trained with other settings" not in text
 
 
-def test_the_weights_and_the_zones_are_those_of_the_recipe(based):
+def test_the_weights_and_the_zones_are_those_of_the_recipe(trained_base):
     text, (readings,) = show(TUNED, "loss.loss_deadline=4", "loss.k=3", number=1)
     loss_N = torch.tensor(readings["before"]["loss"])
     weight_N = nlirg_weight(loss_N, loss_deadline=4.0, k=3.0)
@@ -81,21 +63,21 @@ def test_the_weights_and_the_zones_are_those_of_the_recipe(based):
     assert "1.45 – 4" in text
 
 
-def test_other_settings_than_those_of_the_result_are_named(based):
+def test_other_settings_than_those_of_the_result_are_named(trained_base):
     train(TUNED, [], resume=False, overwrite=False)
     text, _ = show(TUNED, "loss.k=3", number=1)
     assert "The result was trained with other settings" in text
     assert "recipe.loss.k" in text
 
 
-def test_packed_examples_are_scored_one_by_one(based):
+def test_packed_examples_are_scored_one_by_one(trained_base):
     _, alone = show(TUNED, "train.order=as_written", number=16)
     _, packed = show(TUNED, "train.order=as_written", "data.packing=true", number=100)
     assert sorted(map(str, packed)) == sorted(map(str, alone))
 
 
-def test_one_row_is_shown_also_when_it_is_not_learned_from(based):
-    page = based / "deep" / "row.html"
+def test_one_row_is_shown_also_when_it_is_not_learned_from(trained_base):
+    page = trained_base / "deep" / "row.html"
     question, _ = questions(20)[17]
     text, (readings,) = show(row="validation.jsonl:2", page=page)
     assert question in text
@@ -104,8 +86,8 @@ def test_one_row_is_shown_also_when_it_is_not_learned_from(based):
     assert re.search(r"Not learned from:.*has \d+ tokens", text, re.DOTALL)
 
 
-def test_a_row_without_targets_is_refused_with_the_reason(based):
-    path = based / "validation.jsonl"
+def test_a_row_without_targets_is_refused_with_the_reason(trained_base):
+    path = trained_base / "validation.jsonl"
     path.write_text(path.read_text("utf-8") + "{broken\n", "utf-8")
     with pytest.raises(
         YRunnerError, match=r"jsonl:5 has no token to colour \(not JSON.*See the row"
@@ -123,12 +105,12 @@ def test_a_base_that_is_not_trained_and_a_new_model_say_what_to_train(project):
     assert not Path("outputs").exists()
 
 
-def test_a_new_model_shows_its_result_alone(based):
+def test_a_new_model_shows_its_result_alone(trained_base):
     _, examples = show(BASE)
     assert all(set(readings) == {"after"} for readings in examples)
 
 
-def test_a_result_with_another_tokenizer_is_refused(based):
+def test_a_result_with_another_tokenizer_is_refused(trained_base):
     with pytest.raises(RunError, match=r"has another tokenizer .*--overwrite"):
         show(BASE, "model.scratch.vocab_size=310")
 
@@ -140,7 +122,7 @@ def test_only_an_html_file_is_written_so_that_no_recipe_is_replaced(project, nam
         show(page=project / name)
 
 
-def test_two_models_are_never_in_memory_at_once(based, monkeypatch):
+def test_two_models_are_never_in_memory_at_once(trained_base, monkeypatch):
     train(TUNED, [], resume=False, overwrite=False)
     gc.collect()
     seen = []
@@ -159,7 +141,7 @@ def test_two_models_are_never_in_memory_at_once(based, monkeypatch):
     show(number=1)
 
 
-def test_the_command_takes_a_path_wherever_it_stands(based, capfd, monkeypatch):
+def test_the_command_takes_a_path_wherever_it_stands(trained_base, capfd, monkeypatch):
     for arguments in (
         ["--html", "tuned.yaml", "-n", "1", "train.token_batch=4", "mine.html"],
         ["tuned.yaml", "--html", "mine.html", "train.token_batch=4"],

@@ -1,9 +1,11 @@
 """`yrun sort`: every row is judged, kept or dropped, and written once, whatever interrupts it."""
 
 import json
+import os
 import re
 import shlex
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -46,24 +48,7 @@ def results(folder=FOLDER):
     return {name: (folder / name).read_bytes() for name in FILES if (folder / name).exists()}
 
 
-@pytest.fixture(scope="module")
-def kept(tmp_path_factory):
-    """Where the base is kept, which is the same for every test."""
-    return tmp_path_factory.mktemp("kept") / "base"
-
-
-@pytest.fixture
-def based(project, kept):
-    """The base is trained."""
-    if kept.exists():
-        shutil.copytree(kept, project / "outputs/base")
-    else:
-        train(Path("base.yaml"), [], resume=False, overwrite=False)
-        shutil.copytree(project / "outputs/base", kept)
-    return project
-
-
-def test_every_row_is_written_once_and_unchanged(based):
+def test_every_row_is_written_once_and_unchanged(trained_base):
     before = Path("train.jsonl").read_text("utf-8").splitlines()
     run("sort.drop_share=0.25")
     assert sorted(lines_of("sorted.jsonl") + lines_of("dropped.jsonl")) == sorted(before)
@@ -79,7 +64,7 @@ def test_every_row_is_written_once_and_unchanged(based):
             assert line in lines_of("dropped.jsonl")
 
 
-def test_the_reasons_stand_beside_the_dropped_rows_line_by_line(based):
+def test_the_reasons_stand_beside_the_dropped_rows_line_by_line(trained_base):
     before = Path("train.jsonl").read_text("utf-8").splitlines()
     run("sort.keep=13", "sort.score=loss")
     reasons = records_of("dropped_reasons.jsonl")
@@ -92,7 +77,7 @@ def test_the_reasons_stand_beside_the_dropped_rows_line_by_line(based):
     assert all("sort.keep" in record["reason"] for record in reasons)
 
 
-def test_the_scores_are_those_of_the_base_one_row_at_a_time(based):
+def test_the_scores_are_those_of_the_base_one_row_at_a_time(trained_base):
     run("sort.score=excess", "sort.also=[loss, correlation]")
     recipe = load_recipe(TUNED)
     tokenizer = recipe_tokenizer(recipe)
@@ -112,7 +97,7 @@ def test_the_scores_are_those_of_the_base_one_row_at_a_time(based):
 
 
 @pytest.mark.parametrize(("order", "rising"), [("ascending", True), ("descending", False)])
-def test_the_order_goes_by_the_score(based, order, rising):
+def test_the_order_goes_by_the_score(trained_base, order, rising):
     run(f"sort.order={order}")
     records = sorted(records_of("scores.jsonl"), key=lambda record: record["place"])
     scores = [record["scores"]["knn_loss"] for record in records]
@@ -120,7 +105,7 @@ def test_the_order_goes_by_the_score(based, order, rising):
     assert not (FOLDER / "dropped.jsonl").exists()
 
 
-def test_blocks_go_from_easy_to_hard_also_where_low_is_hard(based):
+def test_blocks_go_from_easy_to_hard_also_where_low_is_hard(trained_base):
     run("sort.order=blocks", "sort.blocks=16", "sort.score=similarity")
     records = sorted(records_of("scores.jsonl"), key=lambda record: record["place"])
     scores = [record["scores"]["similarity"] for record in records]
@@ -135,7 +120,7 @@ def test_a_base_without_a_result_is_trained_first(project, capfd):
 
 
 def test_interrupted_and_started_again_it_measures_nothing_twice_and_writes_the_same(
-    based, monkeypatch
+    trained_base, monkeypatch
 ):
     run("output=outputs/whole", "sort.drop_share=0.2", "train.batch_size=1")
     appended = []
@@ -163,7 +148,7 @@ def test_interrupted_and_started_again_it_measures_nothing_twice_and_writes_the_
 
 
 def test_a_finished_sort_is_replaced_only_when_asked_and_without_measuring_again(
-    based, monkeypatch, capfd
+    trained_base, monkeypatch, capfd
 ):
     run("sort.drop_share=0.2")
     with pytest.raises(RunError, match=r"already holds a finished sort\. Replace it by --overwr"):
@@ -179,7 +164,7 @@ def test_a_finished_sort_is_replaced_only_when_asked_and_without_measuring_again
     assert not (FOLDER / "dropped.jsonl").exists(), "what the first sort dropped is kept now"
 
 
-def test_the_next_command_learns_from_the_rows_in_their_new_order(based, capfd):
+def test_the_next_command_learns_from_the_rows_in_their_new_order(trained_base, capfd):
     Path("train.jsonl").write_text(
         Path("train.jsonl").read_text("utf-8").replace('"instruction"', '"ask me"'), "utf-8"
     )
@@ -196,7 +181,7 @@ def test_the_next_command_learns_from_the_rows_in_their_new_order(based, capfd):
     assert len(lines_of("sorted.jsonl")) == 16, "the sort is not touched"
 
 
-def test_rows_that_cannot_be_learned_from_stand_among_the_dropped_ones(based):
+def test_rows_that_cannot_be_learned_from_stand_among_the_dropped_ones(trained_base):
     rows = Path("train.jsonl").read_text("utf-8")
     Path("rows.jsonl").write_text('{broken\n{"instruction": "no answer"}\n' + rows, "utf-8")
     data = "data.train=[{file: rows.jsonl}]"
@@ -213,18 +198,18 @@ def test_rows_that_cannot_be_learned_from_stand_among_the_dropped_ones(based):
     assert [record["row"] for record in records_of("scores.jsonl")] == list(range(1, 19))
 
 
-def test_rows_that_the_recipe_does_not_take_are_no_part_of_the_corpus(based):
+def test_rows_that_the_recipe_does_not_take_are_no_part_of_the_corpus(trained_base):
     run("data.train=[{file: train.jsonl, take: 5}]")
     assert len(lines_of("sorted.jsonl")) == 5
     assert len(lines_of("scores.jsonl")) == 5
 
 
-def test_rows_for_validation_are_sorted_too_where_they_are_only_a_share(based):
+def test_rows_for_validation_are_sorted_too_where_they_are_only_a_share(trained_base):
     run("data.validation=[]", "data.validation_share=0.5")
     assert len(lines_of("sorted.jsonl")) == 16
 
 
-def test_a_long_text_that_is_split_is_one_row_with_one_score(based):
+def test_a_long_text_that_is_split_is_one_row_with_one_score(trained_base):
     words = [f"Belo is the capital of Aru. {number} " for number in range(9)]
     write_jsonl(Path("texts.jsonl"), [{"text": "".join(words)}, {"text": "Dane is the capital."}])
     overrides = (
@@ -240,14 +225,14 @@ def test_a_long_text_that_is_split_is_one_row_with_one_score(based):
     assert long["num_targets"] == examples.num_targets[:-1].sum()
 
 
-def test_several_files_become_one_and_the_scores_tell_them_apart(based):
+def test_several_files_become_one_and_the_scores_tell_them_apart(trained_base):
     run("data.train=[{file: train.jsonl}, {file: test.jsonl}]")
     assert len(lines_of("sorted.jsonl")) == 20
     names = [record["file"] for record in records_of("scores.jsonl")]
     assert names == ["train.jsonl"] * 16 + ["test.jsonl"] * 4
 
 
-def test_the_scores_of_a_cross_fit_decide_and_those_of_the_base_are_kept(based, monkeypatch):
+def test_the_scores_of_a_cross_fit_decide_and_those_of_the_base_are_kept(trained_base, monkeypatch):
     run("output=outputs/alone", "sort.order=ascending")
 
     def turned(recipe, folder, prepared, tokenizer):
@@ -271,7 +256,7 @@ def test_the_scores_of_a_cross_fit_decide_and_those_of_the_base_are_kept(based, 
     assert [record["place"] for record in records] != [record["place"] for record in alone]
 
 
-def test_the_story_shows_the_worst_rows_their_spans_and_the_distribution(based, capfd):
+def test_the_story_shows_the_worst_rows_their_spans_and_the_distribution(trained_base, capfd):
     run("sort.drop_share=0.25")
     shown = capfd.readouterr().out
     assert "Scores of 16 rows" in shown
@@ -286,12 +271,12 @@ def test_the_story_shows_the_worst_rows_their_spans_and_the_distribution(based, 
     assert "\x1b" not in shown
 
 
-def test_dropping_every_row_is_refused_with_the_range_of_the_score(based):
+def test_dropping_every_row_is_refused_with_the_range_of_the_score(trained_base):
     with pytest.raises(YRunnerError, match=r"every row is dropped: each loss lies between \d"):
         run("sort.score=loss", "sort.drop_above=-1")
 
 
-def test_a_training_and_a_sort_share_a_run_folder_and_leave_each_other_alone(based):
+def test_a_training_and_a_sort_share_a_run_folder_and_leave_each_other_alone(trained_base):
     run()
     sorted_rows = results()
     train(TUNED, [], resume=False, overwrite=False)
@@ -302,7 +287,7 @@ def test_a_training_and_a_sort_share_a_run_folder_and_leave_each_other_alone(bas
     assert results() == sorted_rows
 
 
-def test_two_processes_measure_what_one_does(based):
+def test_two_processes_measure_what_one_does(trained_base):
     run("output=outputs/one", "train.batch_size=1")
     run("output=outputs/two", "train.batch_size=1", "sort.processes=2")
     assert len([*Path("outputs/two/sort/measured").iterdir()]) == 2
@@ -311,13 +296,31 @@ def test_two_processes_measure_what_one_does(based):
         assert record["scores"] == pytest.approx(other["scores"], rel=1e-3, abs=1e-4)
 
 
-def test_what_is_wrong_in_one_of_several_processes_is_said_in_a_sentence(based):
+def test_what_is_wrong_in_one_of_several_processes_is_said_in_a_sentence(trained_base):
     recipe = load_recipe(TUNED, ["model.base=nowhere"])
     with pytest.raises(RunError, match="nowhere"):
         measure_together(recipe, Path("scores"), 2, sort_measure.measure_share, print)
 
 
-def test_the_data_of_a_sort_is_not_replaced_by_its_result(based):
+def fail(*_):
+    raise ValueError("a bug of ours")
+
+
+def die(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_bug_in_one_of_several_processes_is_told_with_its_traceback(trained_base):
+    with pytest.raises(RuntimeError, match=r"in fail(.|\n)*a bug of ours"):
+        measure_together(load_recipe(TUNED), Path("scores"), 1, fail, print)
+
+
+def test_a_process_that_is_killed_ends_the_sort(trained_base):
+    with pytest.raises(RunError, match=r"process 0 of the sort ended with exit code -9\. Give"):
+        measure_together(load_recipe(TUNED), Path("scores"), 1, die, print)
+
+
+def test_the_data_of_a_sort_is_not_replaced_by_its_result(trained_base):
     FOLDER.mkdir(parents=True)
     shutil.copy("train.jsonl", FOLDER / "sorted.jsonl")
     with pytest.raises(RunError, match=r"the data lies in .*, where the sorted rows would"):
@@ -329,7 +332,7 @@ def test_a_model_from_scratch_cannot_judge(project):
         run(recipe=Path("base.yaml"))
 
 
-def test_files_that_are_read_differently_are_refused(based):
+def test_files_that_are_read_differently_are_refused(trained_base):
     write_jsonl(Path("other.jsonl"), [{"prompt": "a", "response": "b"}])
     message = r"other\.jsonl: has the format prompt_response, train\.jsonl has alpaca: .* cannot"
     with pytest.raises(DataError, match=message):
@@ -339,20 +342,20 @@ def test_files_that_are_read_differently_are_refused(based):
         run(f"data.train=[{{file: train.jsonl}}, {again}]")
 
 
-def test_whole_documents_are_refused_with_a_way_out(based):
+def test_whole_documents_are_refused_with_a_way_out(trained_base):
     Path("a.txt").write_text("one\ntwo\n")
     with pytest.raises(DataError, match=r"fill whole txt files .*Write them as jsonl"):
         run("data.train=[{file: a.txt, document: file}]", "train.stage=cpt")
 
 
-def test_the_same_recipe_makes_the_same_bytes(based):
+def test_the_same_recipe_makes_the_same_bytes(trained_base):
     for name in ("one", "two"):
         run(f"output=outputs/{name}", "sort.drop_share=0.2")
     assert results(Path("outputs/one/sort")) == results(Path("outputs/two/sort"))
     assert len(results(Path("outputs/one/sort"))) == len(FILES)
 
 
-def test_control_c_ends_with_130_and_what_to_do(based, monkeypatch, capfd):
+def test_control_c_ends_with_130_and_what_to_do(trained_base, monkeypatch, capfd):
     def interrupted(*_args, **_options):
         raise KeyboardInterrupt
 
@@ -364,7 +367,7 @@ def test_control_c_ends_with_130_and_what_to_do(based, monkeypatch, capfd):
     assert "Run the same command again to go on" in capfd.readouterr().err
 
 
-def test_a_full_disk_says_what_to_do(based, monkeypatch):
+def test_a_full_disk_says_what_to_do(trained_base, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
@@ -373,7 +376,7 @@ def test_a_full_disk_says_what_to_do(based, monkeypatch):
         run()
 
 
-def test_an_adapter_that_training_goes_on_with_judges_too(based):
+def test_an_adapter_that_training_goes_on_with_judges_too(trained_base):
     run("output=outputs/plain")
     train(TUNED, ["output=outputs/first"], resume=False, overwrite=False)
     adapter = Path("outputs/first/model").absolute()

@@ -2,10 +2,12 @@
 
 import math
 import random
+import re
 import time
 from dataclasses import replace
 
 import pytest
+import torch
 
 from tests.reports.conftest import ATTACK, ask_page, scores_of
 from yrunner.reports.sort_page import (
@@ -18,6 +20,7 @@ from yrunner.reports.sort_page import (
 )
 from yrunner.reports.sort_tokens import pack_tokens
 from yrunner.reports.token_text import TokenText
+from yrunner.scoring.neighbours import NOTHING, Lookup
 
 WIDE = 1400
 FIND = """const one = (selector) => page.querySelector(selector);
@@ -181,6 +184,35 @@ def test_an_opened_row_shows_its_tokens_its_scores_and_where_it_stands(
     share = math.floor(1000 * below / len(sort_page.rows)) / 10
     assert f"{share:g} %" in found["scores"]
     assert set(found["zones"]) <= {"normal", "lucky", "hard", "confident error"}
+
+
+def test_a_token_tells_what_other_rows_say(browser, example, capitals_tokenizer, tmp_path):
+    text = TokenText(capitals_tokenizer)
+    told_N = torch.full((len(example.target_positions),), NOTHING)
+    # The first character is three tokens of a byte each; told is the first byte of another one.
+    told_N[0] = example.input_ids[example.target_positions[3]]
+    told_N[-1] = capitals_tokenizer.convert_tokens_to_ids("7")
+    lookup = Lookup(torch.full((len(told_N),), 4.5), told_N)
+    packed = pack_tokens(example, scores_of(example, 12), text, lookup)
+    scores = {"knn_loss": 4.5, "loss": 1.0}
+    row = SortedRow("chat.jsonl", 1, "Capital?", scores, 1.0, 1.0, len(told_N), None, packed)
+    path = tmp_path / "told.html"
+    write_sort_page(SortPage("told", "knn_loss", [row], [], {}), path)
+    script = f"""{FIND}
+      click("#lines button.row");
+      const targets = all("#tokens .target");
+      const cards = [targets[0], targets[1], targets.at(-1)].map((target) => {{
+        target.focus();
+        return one("#card").innerText;
+      }});
+      return {{ cards, heats: [...new Set(targets.map((target) => target.dataset.heat))] }};"""
+    found = ask_page(browser, path, script, tmp_path, width=WIDE)
+    assert found["heats"] == [str(sum(border <= 4.5 for border in SCALES["knn_loss"]))]
+    half, nothing, seven = (re.findall("other rows say\\s+(.*)", card) for card in found["cards"])
+    assert half[0] == "half a character"
+    assert set(nothing) == {"–"}
+    assert seven == ["7"]
+    assert all("4.5" in card for card in found["cards"])
 
 
 def test_a_row_without_heat_map_shows_its_text_and_says_so(browser, path, sort_page, tmp_path):

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tests.training.conftest import LOSSES
+from yrunner.errors import ModelError
 from yrunner.scoring import measure
 from yrunner.scoring.measure import batches_by_length, score_by_length, score_tokens
 from yrunner.training.arguments import token_weight
@@ -141,3 +142,13 @@ def test_contexts_are_the_hidden_states_before_the_targets_seen_from_another_sid
 def test_without_being_asked_for_there_are_no_contexts(make_model, examples):
     scores = score_by_length(make_model(), examples, pad_token_id=0, max_tokens=200)
     assert all(scored.context_NC is None for _, scored in scores)
+
+
+def test_a_model_that_hides_its_states_says_which_score_needs_them(
+    make_model, examples, monkeypatch
+):
+    model = make_model()
+    monkeypatch.setattr(type(model), "base_model", property(lambda self: self))
+    scores = score_by_length(model, examples, pad_token_id=0, max_tokens=200, wants_context=True)
+    with pytest.raises(ModelError, match=r"does not show its hidden states, which knn_loss"):
+        next(scores)

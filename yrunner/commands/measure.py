@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ from yrunner.commands.score_rows import score_rows
 from yrunner.console import progress
 from yrunner.data.conversation import Conversation, TokenizedExample
 from yrunner.data.reading import read_conversations
+from yrunner.evaluation.candidate import Candidate
 from yrunner.evaluation.examine import read_task
 from yrunner.evaluation.questions import Question, question_of
-from yrunner.evaluation.tasks import Answered, answer_questions, share_right
+from yrunner.evaluation.tasks import Answered, share_right
 from yrunner.recipe.schema import Recipe
 from yrunner.recipe.schema_eval import AnswerTask, Task
 from yrunner.run_dir import read_json, write_json
@@ -99,14 +101,16 @@ def answer_tasks(
     for task, questions in tasks:
         if not isinstance(task, AnswerTask):
             continue
-        with progress(f"{task.name}, {who}", len(questions)) as advance:
-            answers[task.name] = answer_questions(
-                model,
-                tokenizer,
-                questions,
-                system=recipe.data.system,
-                max_new_tokens=task.max_new_tokens,
-                batch_size=recipe.eval.batch_size,
-                advance=advance,
-            )
+        candidate = Candidate(
+            model,
+            tokenizer,
+            system=recipe.data.system,
+            batch_size=recipe.eval.batch_size,
+            watch=partial(progress, f"{task.name}, {who}"),
+        )
+        written = candidate.answer(questions, task.max_new_tokens)
+        answers[task.name] = [
+            Answered(question.text, question.reference, answer.text)
+            for question, answer in zip(questions, written, strict=True)
+        ]
     return answers
