@@ -228,3 +228,4 @@ def test_a_browser_shows_pictures_tables_notes_and_failures_and_runs_nothing(
     assert pages.ask_page(browser, path, script, tmp_path) == [[True, True]] * 6
     script = "return page.documentElement.scrollWidth;"
     assert pages.ask_page(browser, path, script, tmp_path, width=375) == 375
+    assert pages.console_of(browser, path, tmp_path) == []
