@@ -7,11 +7,13 @@
 knows nothing of the field, finds hard (a loss above 3 nats): what the field has to teach. *faulty*
 is one target of each row that is known to be wrong: the first that departs from the right answer.
 For each model it prints percentiles of their loss, and of the loss beyond the entropy, in nats;
-and what NLIRG and NLIRG with entropy, as the options set them, weigh them with on average.
+what NLIRG and NLIRG with entropy, as the options set them, weigh them with on average; and how far
+its weights lie from those of the first model, as a share of their length.
 """
 
 import argparse
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,13 +62,23 @@ def main() -> None:
     right_answers = {fault["row"]: fault["right"] for fault in faults}
     examples = first_examples(recipe, tokenizer, len(rows))
     groups = group_targets(examples, _mended(recipe, tokenizer, rows, right_answers))
-    news_N: Tensor | None = None
+    first = load_finished(recipe, arguments.models[0])
+    is_hard_N = _score(first, tokenizer, examples)[0] > NEWS_ABOVE
+    news_N = groups.right_N & is_hard_N
+    places = {"right": groups.right_N, "news": news_N, "faulty": groups.faulty_N}
     for source in arguments.models:
-        loss_N, entropy_N = _score(recipe, source, tokenizer, examples)
-        if news_N is None:
-            news_N = groups.right_N & (loss_N > NEWS_ABOVE)
-        places = {"right": groups.right_N, "news": news_N, "faulty": groups.faulty_N}
-        _print(source, places, loss_N, entropy_N, arguments)
+        model = load_finished(recipe, source)
+        title = f"{source}, moved by {moved(first, model):.3f}"
+        _print(title, places, *_score(model, tokenizer, examples), arguments)
+
+
+@torch.no_grad()
+def moved(first: Any, model: Any) -> float:
+    """The distance of a model's weights from those of another, over the length of these."""
+    before, now = first.state_dict(), model.state_dict()
+    distance = sum(float((now[name] - before[name]).square().sum()) for name in before)
+    length = sum(float(weight.square().sum()) for weight in before.values())
+    return math.sqrt(distance / length)
 
 
 def group_targets(
@@ -110,9 +122,8 @@ def _mended(
 
 
 def _score(
-    recipe: Recipe, source: str, tokenizer: Any, examples: Sequence[TokenizedExample]
+    model: Any, tokenizer: Any, examples: Sequence[TokenizedExample]
 ) -> tuple[Tensor, Tensor]:
-    model = load_finished(recipe, source)
     pad_token_id = tokenizer.pad_token_id
     scores = list(score_tokens(model, examples, pad_token_id=pad_token_id, batch_size=BATCH_SIZE))
     return (
@@ -122,7 +133,7 @@ def _score(
 
 
 def _print(
-    source: str,
+    title: str,
     places: Mapping[str, Tensor],
     loss_N: Tensor,
     entropy_N: Tensor,
@@ -141,7 +152,7 @@ def _print(
         rows.append(cells)
     named = ", ".join(map(str, PERCENTILES))
     columns = ["targets", "number", f"loss: {named} %", f"loss - entropy: {named} %"]
-    print_table(source, [*columns, "nlirg", "nlirg_entropy"], rows)
+    print_table(title, [*columns, "nlirg", "nlirg_entropy"], rows)
 
 
 def _parse() -> argparse.Namespace:
