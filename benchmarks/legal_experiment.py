@@ -122,7 +122,8 @@ def _print_figures(title: str, found: Found, chosen: Chosen) -> None:
             row.append(f"{fmean(point.step for point in points.values()):,.0f}")
             row += [percent(measure_spread(points, measure)) or "" for measure in MEASURES]
             row.append(percent(forgetting(points, found.base), signed=True) or "")
-            row += _beside(_prices(points, found.base), _prices(first, found.base))
+            same_seeds = {seed: first[seed] for seed in points if seed in first}
+            row += _beside(_prices(points, found.base), _prices(same_seeds, found.base))
         rows.append(row)
     columns = ["arm", "runs", "update", "domain", "general", "memorised faults"]
     columns += ["3-gram repetition", "forgetting", "share of plain's", "of its memorised faults"]
