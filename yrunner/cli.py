@@ -13,7 +13,7 @@ import typer
 
 from yrunner.console import fail, say
 from yrunner.errors import YRunnerError
-from yrunner.exits import STOPPED, run_to_exit
+from yrunner.exits import STOPPED, run_to_exit, say_ending
 
 NO_NEWS = {
     "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward",
@@ -45,6 +45,10 @@ def train(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the run in its folder.")
     ] = False,
+    print_launch: Annotated[
+        bool, typer.Option("--print-launch", help="Only print how its processes are started.")
+    ] = False,
+    is_base: Annotated[bool, typer.Option("--is-base", hidden=True)] = False,
 ) -> None:
     """Train a model; its base is trained first when it is a recipe without a result."""
     if resume and overwrite:
@@ -53,7 +57,14 @@ def train(
     with _stopping_at_once():
         from yrunner.commands.train import train as run_training
 
-    run_training(recipe, overrides or [], resume=resume, overwrite=overwrite)
+    run_training(
+        recipe,
+        overrides or [],
+        resume=resume,
+        overwrite=overwrite,
+        print_launch=print_launch,
+        is_base=is_base,
+    )
 
 
 @app.command()
@@ -281,7 +292,11 @@ def main() -> None:
     """Run the command that was typed, and end with the exit code that says how it went."""
     for name, message in NO_NEWS.items():
         logging.getLogger(name).addFilter(partial(_is_news, message))
-    run_to_exit(app)
+    if "RANK" not in os.environ:
+        run_to_exit(app)
+    from yrunner.launch import take_place
+
+    run_to_exit(app, take_place() or say_ending)
 
 
 if __name__ == "__main__":

@@ -81,7 +81,7 @@ def make_trainer(
         torch_compile=recipe.train.torch_compile,
         watchers=watchers,
     )
-    trainer.use_layout(_choose_layout(recipe, trainer))
+    trainer.when_model_runs(lambda: trainer.use_layout(_choose_layout(recipe, trainer)))
     return trainer
 
 

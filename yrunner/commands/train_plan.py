@@ -8,15 +8,15 @@ from yrunner.data.prepared import Prepared
 from yrunner.recipe.schema import Recipe
 
 
-def plan_run(recipe: Recipe, prepared: Prepared) -> Plan:
-    """What the run learns from at which update, exactly."""
+def plan_run(recipe: Recipe, prepared: Prepared, *, num_ranks: int = 1) -> Plan:
+    """What the run, which so many processes begin, learns from at which update, exactly."""
     return make_plan(
         prepared.train.num_targets,
         lengths=prepared.train.lengths,
         pack_to=recipe.data.max_length if recipe.data.packing else None,
         token_batch=recipe.train.token_batch,
         batch_size=recipe.train.batch_size,
-        accumulation=recipe.train.gradient_accumulation_steps,
+        accumulation=recipe.train.gradient_accumulation_steps * num_ranks,
         epochs=recipe.train.num_epochs,
         max_updates=recipe.train.max_steps,
         order=recipe.train.order,

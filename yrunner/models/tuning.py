@@ -11,7 +11,7 @@ Trainer calls, makes the embeddings' output require gradients, also beneath an a
 import math
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TypeVar, assert_never
+from typing import Any, TypeVar, assert_never
 
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
@@ -49,9 +49,13 @@ def apply_tuning(model: PreTrainedModel, tuning: Tuning) -> PreTrainedModel | Pe
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
     """Parameters that are trained, and all of them. Weights that are tied count once."""
-    parameters = list(model.parameters())
-    trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
-    return trained, sum(parameter.numel() for parameter in parameters)
+    sizes = [(_count(parameter), parameter.requires_grad) for parameter in model.parameters()]
+    return sum(size for size, is_trained in sizes if is_trained), sum(size for size, _ in sizes)
+
+
+def _count(parameter: Any) -> int:
+    """Numbers of a weight, also where ZeRO-3 has left only a piece of it here."""
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
 def _float32_where_trained(model: Model) -> Model:

@@ -1,7 +1,8 @@
 """The recipe: every key, its meaning, its limits and its default.
 
 `schema_model.py` and `schema_data.py` hold the sections that say what is trained and on what,
-`schema_sort.py` how its rows are judged, `schema_eval.py` how the result is measured,
+`schema_distributed.py` how it is spread over
+processes, `schema_sort.py` how its rows are judged, `schema_eval.py` how the result is measured,
 `schema_compare.py` how versions of it are set against each other and `schema_merge.py` what becomes
 of it; this file holds how it is learned, and the whole.
 """
@@ -13,6 +14,7 @@ from pydantic import Field, model_validator
 
 from yrunner.recipe.schema_compare import CompareSection
 from yrunner.recipe.schema_data import DataSection
+from yrunner.recipe.schema_distributed import DistributedSection
 from yrunner.recipe.schema_eval import EvalSection
 from yrunner.recipe.schema_merge import MergeSection
 from yrunner.recipe.schema_model import LoraTuning, ModelSection, Tuning
@@ -127,7 +129,7 @@ class TrainSection(Section):
     max_steps: int | None = Field(None, ge=1)
     """Optimizer updates after which the run ends. With epochs too, whichever comes first."""
     batch_size: int = Field(4, ge=1)
-    """Examples, or packed rows, per device and micro-step."""
+    """Examples, or packed rows, per process and micro-step."""
     gradient_accumulation_steps: int = Field(1, ge=1)
     """Micro-steps per optimizer update. It saves memory and cannot change a result."""
     learning_rate: float = Field(1.0e-4, gt=0)
@@ -179,6 +181,7 @@ class Recipe(Section):
     data: DataSection
     loss: Loss = PlainLoss()
     train: TrainSection = TrainSection()
+    distributed: DistributedSection = DistributedSection()
     sort: SortSection = SortSection()
     eval: EvalSection = EvalSection()
     merge: MergeSection = MergeSection()
@@ -203,6 +206,17 @@ class Recipe(Section):
                 "data.packing and train.token_batch cannot be combined; remove one: "
                 "a token batch walks through one example at a time"
             )
+        return self
+
+    @model_validator(mode="after")
+    def memory_can_be_shared_out(self) -> Self:
+        conflict = self.distributed.conflict(
+            tuning=self.tuning.kind,
+            optimizer=self.train.optimizer,
+            torch_compile=self.train.torch_compile,
+        )
+        if conflict is not None:
+            raise ValueError(conflict)
         return self
 
     @property
