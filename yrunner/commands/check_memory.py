@@ -17,7 +17,13 @@ from yrunner.models.load import check_vocabulary, choose_dtype
 from yrunner.models.scratch import make_config
 from yrunner.models.weightless import build_weightless, read_config
 from yrunner.recipe.schema import Recipe
-from yrunner.recipe.schema_model import FullTuning, LoraTuning, Tuning
+from yrunner.recipe.schema_model import (
+    AdapterTuning,
+    FullTuning,
+    LoraTuning,
+    QloraTuning,
+    Tuning,
+)
 from yrunner.tokens import IGNORE_INDEX
 from yrunner.training.memory import (
     METHOD,
@@ -79,6 +85,9 @@ def estimate_memory(
     notes = [METHOD, NOT_COUNTED]
     disk = None
     for number, tuning in enumerate(_tunings(recipe)):
+        if isinstance(tuning, QloraTuning):
+            notes.insert(0, "qlora: could not be estimated: quantized weights need their values")
+            continue
         model = build_weightless(
             config,
             tuning,
@@ -137,7 +146,7 @@ def _tunings(recipe: Recipe) -> list[Tuning]:
     if recipe.model.scratch is not None:
         others = []
     own = recipe.tuning
-    if isinstance(own, LoraTuning) and own.adapter is not None:
+    if isinstance(own, AdapterTuning) and own.adapter is not None:
         # The adapter's own shape counts; it is read when it is attached.
         return [own]
     return [own, *(other for other in others if other.kind != own.kind)]

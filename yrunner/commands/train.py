@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import EarlyStoppingCallback
 
@@ -23,12 +22,14 @@ from yrunner.commands.train_model import (
     training_dtype,
     untrained_model,
 )
+from yrunner.commands.train_needs import check_needs
 from yrunner.commands.train_plan import plan_run
 from yrunner.commands.train_ranks import (
     check_sharing,
+    keeps_run_folder,
     launch,
-    launch_of,
     ranks_to_launch,
+    say_launch,
     updates_shared,
 )
 from yrunner.commands.train_story import (
@@ -44,7 +45,6 @@ from yrunner.data.prepared import Prepared
 from yrunner.data.report import as_json
 from yrunner.errors import Interrupted, RunError
 from yrunner.launch import Place, current_place
-from yrunner.machines import Layout, lay_out
 from yrunner.models.export import save_model
 from yrunner.models.quiet import quiet_libraries
 from yrunner.ranks import join_ranks, leave_ranks, wait_for_ranks
@@ -53,11 +53,10 @@ from yrunner.recipe.schema import Recipe
 from yrunner.run_dir import RunDir, write_json, write_text
 from yrunner.training.arguments import make_arguments, token_weight
 from yrunner.training.cadence import Cadence
-from yrunner.training.compilation import check_compiler
 from yrunner.training.deepspeed_settings import complete, deepspeed_settings
 from yrunner.training.metrics_file import MetricsFile
 from yrunner.training.progress import LiveProgress
-from yrunner.training.trackers import check_trackers, tracker_callbacks
+from yrunner.training.trackers import tracker_callbacks
 from yrunner.training.trainer import SignalTrainer
 
 
@@ -78,8 +77,7 @@ def train(
     order = Order(arguments, resume=resume, overwrite=overwrite, is_base=is_base)
     recipe = load_recipe(path, overrides)
     if print_launch:
-        layout = lay_out(recipe.distributed, torch.cuda.device_count())
-        say(shlex.join(launch_of(recipe, layout, order.arguments, order.options)))
+        say_launch(recipe, order.arguments, order.options)
     else:
         train_recipe(recipe, order)
 
@@ -113,14 +111,12 @@ def train_recipe(recipe: Recipe, order: Order) -> None:
     """Train one recipe; see `train`."""
     run_dir = RunDir(recipe.run_folder)
     layout = ranks_to_launch(recipe)
-    if _writes(layout):
+    if keeps_run_folder(layout):
         _check_run_folder(run_dir, recipe, order)
     if order.resume and run_dir.is_finished():
         say(f"{recipe.name} is finished: {run_dir.model}")
         return
-    check_trackers(recipe.train.trackers)
-    if recipe.train.torch_compile:
-        check_compiler()
+    check_needs(recipe)
     read_tasks(recipe)
     known_faults(recipe)
     if layout is not None:
@@ -131,13 +127,6 @@ def train_recipe(recipe: Recipe, order: Order) -> None:
         _run(recipe, run_dir, order)
     else:
         launch(recipe, layout, order.arguments, order.options)
-
-
-def _writes(layout: Layout | None) -> bool:
-    """Whether the run folder is this process's: that of rank 0, or of the first machine."""
-    place = current_place()
-    is_first_machine = layout is None or layout.machine == 0
-    return is_first_machine and (place is None or place.rank == 0)
 
 
 def train_base(recipe: Recipe) -> None:

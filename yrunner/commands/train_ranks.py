@@ -27,9 +27,17 @@ def ranks_to_launch(recipe: Recipe) -> Layout | None:
     return layout if layout.num_ranks > 1 or recipe.distributed.deepspeed is not None else None
 
 
-def launch_of(recipe: Recipe, layout: Layout, arguments: str, options: list[str]) -> list[str]:
-    """The command that starts the processes of this machine; `arguments` as they were typed."""
-    return launch_command(layout, ["train", *shlex.split(arguments), *options])
+def keeps_run_folder(layout: Layout | None) -> bool:
+    """Whether the run folder is this process's to check and to fill, and not another one's."""
+    place = current_place()
+    is_first_machine = layout is None or layout.machine == 0
+    return is_first_machine and (place is None or place.rank == 0)
+
+
+def say_launch(recipe: Recipe, arguments: str, options: list[str]) -> None:
+    """Print the command that starts the processes of this machine."""
+    layout = lay_out(recipe.distributed, torch.cuda.device_count())
+    say(shlex.join(_command(layout, arguments, options)))
 
 
 def check_sharing(recipe: Recipe, run_dir: RunDir, layout: Layout, *, resume: bool) -> None:
@@ -61,7 +69,7 @@ def launch(recipe: Recipe, layout: Layout, arguments: str, options: list[str]) -
     """Prepare the data and let the processes train; they find it prepared."""
     finish_data(recipe, read_data(recipe, recipe_tokenizer(recipe)))
     say(f"training in {layout.num_ranks:,} processes{_where(layout)}")
-    run_ranks(launch_of(recipe, layout, arguments, options), _environment(layout))
+    run_ranks(_command(layout, arguments, options), _environment(layout))
 
 
 def updates_shared(
@@ -83,6 +91,11 @@ def updates_shared(
             remedy=f"set distributed.processes to a number that divides {micro_batches}",
         )
     return begun_by, micro_batches // num_ranks
+
+
+def _command(layout: Layout, arguments: str, options: list[str]) -> list[str]:
+    """`arguments`: recipe and overrides as they were typed."""
+    return launch_command(layout, ["train", *shlex.split(arguments), *options])
 
 
 def _where(layout: Layout) -> str:

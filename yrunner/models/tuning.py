@@ -20,8 +20,16 @@ from transformers.pytorch_utils import Conv1D
 
 from yrunner.errors import ModelError
 from yrunner.models.adapters import CONFIG_FILE, attach_adapter
+from yrunner.models.quantized import keep_trainable
 from yrunner.models.quiet import quiet_libraries
-from yrunner.recipe.schema_model import FreezeTuning, FullTuning, LoraTuning, Tuning
+from yrunner.recipe.schema_model import (
+    AdapterTuning,
+    FreezeTuning,
+    FullTuning,
+    LoraTuning,
+    QloraTuning,
+    Tuning,
+)
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -37,8 +45,9 @@ def apply_tuning(model: PreTrainedModel, tuning: Tuning) -> PreTrainedModel | Pe
             model.requires_grad_(True)
         case FreezeTuning():
             _train_top_layers(model, share=tuning.train_top, embeddings=tuning.embeddings)
-        case LoraTuning():
+        case LoraTuning() | QloraTuning():
             _check_base_is_whole(model)
+            keep_trainable(model)
             if tuning.adapter is not None:
                 return _float32_where_trained(_continue_adapter(model, Path(tuning.adapter)))
             return _float32_where_trained(_add_lora(model, tuning))
@@ -101,7 +110,7 @@ def _find_layers(model: PreTrainedModel) -> tuple[nn.Module, nn.ModuleList]:
     )
 
 
-def _add_lora(model: PreTrainedModel, tuning: LoraTuning) -> PeftModel:
+def _add_lora(model: PreTrainedModel, tuning: AdapterTuning) -> PeftModel:
     if not isinstance(tuning.targets, str):
         _check_targets(model, tuning.targets)
     config = LoraConfig(

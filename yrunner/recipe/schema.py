@@ -17,7 +17,7 @@ from yrunner.recipe.schema_data import DataSection
 from yrunner.recipe.schema_distributed import DistributedSection
 from yrunner.recipe.schema_eval import EvalSection
 from yrunner.recipe.schema_merge import MergeSection
-from yrunner.recipe.schema_model import LoraTuning, ModelSection, Tuning
+from yrunner.recipe.schema_model import LoraTuning, ModelSection, QloraTuning, Tuning
 from yrunner.recipe.schema_sort import SortSection
 from yrunner.recipe.section import Section
 
@@ -144,8 +144,17 @@ class TrainSection(Section):
     """Decoupled weight decay."""
     max_grad_norm: float = Field(1.0, ge=0)
     """Longest gradient; longer ones are shortened to it. 0 switches clipping off."""
-    optimizer: Literal["adamw_torch", "adamw_torch_fused", "adafactor", "sgd"] = "adamw_torch"
-    """Optimizer, by transformers' names."""
+    optimizer: Literal[
+        "adamw_torch",
+        "adamw_torch_fused",
+        "adafactor",
+        "sgd",
+        "adamw_8bit",
+        "paged_adamw_8bit",
+        "paged_adamw_32bit",
+    ] = "adamw_torch"
+    """Optimizer, by transformers' names. 8bit: remembers in 8 bits, a quarter of the memory. paged:
+    its memory moves to the machine's where the GPU's is full. Both need bitsandbytes."""
     token_batch: int = Field(0, ge=0)
     """Targets of one response per update, in order; 0 = all targets of the step's examples."""
     order: Literal["shuffle", "as_written"] = "shuffle"
@@ -217,6 +226,19 @@ class Recipe(Section):
         )
         if conflict is not None:
             raise ValueError(conflict)
+        return self
+
+    @model_validator(mode="after")
+    def it_is_merged_as_it_was_trained(self) -> Self:
+        tuning, stored = self.tuning, self.merge.as_trained
+        if not isinstance(tuning, QloraTuning) or stored is None:
+            return self
+        if (stored.quant_type, stored.double_quant) != (tuning.quant_type, tuning.double_quant):
+            raise ValueError(
+                f"merge.as_trained says {stored.quant_type}, double_quant {stored.double_quant}, "
+                f"but tuning {tuning.quant_type}, double_quant {tuning.double_quant}; "
+                "make them equal"
+            )
         return self
 
     @property

@@ -26,6 +26,9 @@ NOT_COUNTED = (
     "keeps unused (on a CPU sometimes twice the estimate), DeepSpeed's buffers and gathered layers."
 )
 
+REAL_VALUES_ONLY = frozenset({"adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit"})
+"""Optimizers of bitsandbytes."""
+
 
 @dataclass(frozen=True)
 class StepMemory:
@@ -106,6 +109,8 @@ def trace_step(
     micro-steps per update. `foreach`: the optimizer updates all weights at once and not one after
     the other, which is torch's way on a GPU and needs working memory for all of them.
     """
+    if optimizer in REAL_VALUES_ONLY:
+        return Untraceable(f"{optimizer} computes on real values only")
     model.train()
     if gradient_checkpointing:
         model.activation_checkpointing_enable(
