@@ -56,3 +56,4 @@ def run_to_exit(
             sys.exit(2)
         tell(1, f"{traceback.format_exc()}{REPORT_A_BUG}")
         sys.exit(1)
+    tell(0, "")

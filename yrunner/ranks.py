@@ -83,8 +83,9 @@ def wait_for_ranks() -> None:
 
 
 def leave_ranks() -> None:
-    """Part from the other processes."""
+    """Part from the other processes, when all are done."""
     if is_joined():
+        wait_for_ranks()
         PartialState().destroy_process_group()
 
 

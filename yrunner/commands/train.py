@@ -28,6 +28,7 @@ from yrunner.commands.train_ranks import (
     check_sharing,
     keeps_run_folder,
     launch,
+    meet_ranks,
     ranks_to_launch,
     say_launch,
     updates_shared,
@@ -47,13 +48,12 @@ from yrunner.errors import Interrupted, RunError
 from yrunner.launch import Place, current_place
 from yrunner.models.export import save_model
 from yrunner.models.quiet import quiet_libraries
-from yrunner.ranks import join_ranks, leave_ranks, wait_for_ranks
+from yrunner.ranks import leave_ranks
 from yrunner.recipe.load import base_recipe_path, load_recipe, recipe_to_yaml
 from yrunner.recipe.schema import Recipe
 from yrunner.run_dir import RunDir, write_json, write_text
 from yrunner.training.arguments import make_arguments, token_weight
 from yrunner.training.cadence import Cadence
-from yrunner.training.deepspeed_settings import complete, deepspeed_settings
 from yrunner.training.metrics_file import MetricsFile
 from yrunner.training.progress import LiveProgress
 from yrunner.training.trackers import tracker_callbacks
@@ -69,12 +69,11 @@ def train(
     print_launch: bool = False,
     is_base: bool = False,
 ) -> None:
-    """Train the recipe at `path`, and its base before it where that is missing or has changed.
+    """Train the recipe at `path`, and before it a base that is missing or has changed.
 
     `print_launch`: only print the command that starts its processes.
     """
-    arguments = shlex.join([str(path), *overrides])
-    order = Order(arguments, resume=resume, overwrite=overwrite, is_base=is_base)
+    order = Order(shlex.join([str(path), *overrides]), resume, overwrite, is_base)
     recipe = load_recipe(path, overrides)
     if print_launch:
         say_launch(recipe, order.arguments, order.options)
@@ -178,11 +177,8 @@ def _run(recipe: Recipe, run_dir: RunDir, order: Order) -> None:
     is_writer = place.rank == 0
     if not order.resume and is_writer:
         _open_run_folder(recipe, run_dir, prepared, place.num_ranks, overwrite=order.overwrite)
-
-    section = recipe.distributed.deepspeed
-    if current_place() is not None:
-        # Not before the data is there: who waits for it here would wait in vain one day.
-        join_ranks(deepspeed=section is not None)
+    # Not before the data is there: who waits for it would one day wait in vain.
+    deepspeed = meet_ranks(recipe)
     # TrainingArguments come before the model: under DeepSpeed ZeRO-3 they decide how weights load.
     arguments = make_arguments(
         recipe.train,
@@ -193,7 +189,7 @@ def _run(recipe: Recipe, run_dir: RunDir, order: Order) -> None:
         dtype=dtype,
         validates=bool(prepared.validation),
         micro_steps=micro_steps,
-        deepspeed=None if section is None else complete(deepspeed_settings(section)),
+        deepspeed=deepspeed,
     )
     model = untrained_model(recipe, tokenizer, dtype)
     say_plan(recipe, model, prepared, plan)
@@ -216,7 +212,6 @@ def _run(recipe: Recipe, run_dir: RunDir, order: Order) -> None:
     weights = None if trainer.zero is None else trainer.zero.whole_weights()
     if is_writer:
         _finish(recipe, run_dir, order, trainer, tokenizer, after, weights)
-    wait_for_ranks()
     leave_ranks()
 
 

@@ -2,14 +2,22 @@
 
 from typing import Any
 
+import torch
+
 from yrunner.data.layouts import Layout, choose_layout
 from yrunner.data.plan import Plan, make_plan
 from yrunner.data.prepared import Prepared
+from yrunner.machines import lay_out
 from yrunner.recipe.schema import Recipe
 
 
-def plan_run(recipe: Recipe, prepared: Prepared, *, num_ranks: int = 1) -> Plan:
-    """What the run, which so many processes begin, learns from at which update, exactly."""
+def plan_run(recipe: Recipe, prepared: Prepared, *, num_ranks: int | None = None) -> Plan:
+    """What the run learns from at which update, exactly.
+
+    `num_ranks` processes begin it; None: as many as the recipe asks for.
+    """
+    if num_ranks is None:
+        num_ranks = lay_out(recipe.distributed, torch.cuda.device_count()).num_ranks
     return make_plan(
         prepared.train.num_targets,
         lengths=prepared.train.lengths,

@@ -3,6 +3,7 @@
 import os
 import shlex
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 
@@ -14,9 +15,10 @@ from yrunner.console import say
 from yrunner.errors import MissingError, RunError
 from yrunner.launch import current_place, launch_command, run_ranks
 from yrunner.machines import Layout, lay_out
+from yrunner.ranks import join_ranks
 from yrunner.recipe.schema import Recipe
 from yrunner.run_dir import RunDir, read_json
-from yrunner.training.deepspeed_settings import check_settings
+from yrunner.training.deepspeed_settings import check_settings, complete, deepspeed_settings
 
 
 def ranks_to_launch(recipe: Recipe) -> Layout | None:
@@ -70,6 +72,14 @@ def launch(recipe: Recipe, layout: Layout, arguments: str, options: list[str]) -
     finish_data(recipe, read_data(recipe, recipe_tokenizer(recipe)))
     say(f"training in {layout.num_ranks:,} processes{_where(layout)}")
     run_ranks(_command(layout, arguments, options), _environment(layout))
+
+
+def meet_ranks(recipe: Recipe) -> dict[str, Any] | None:
+    """Meet the other processes, where there are any; gives back DeepSpeed's configuration."""
+    section = recipe.distributed.deepspeed
+    if current_place() is not None:
+        join_ranks(deepspeed=section is not None)
+    return None if section is None else complete(deepspeed_settings(section))
 
 
 def updates_shared(
