@@ -225,12 +225,21 @@ def train_case(case: Case, folder: Path, *, resume_at: int | None = None) -> Fou
     return Found(losses, {name: value.detach().clone() for name, value in weights.items()})
 
 
-def start_processes(cases: Sequence[Case], folder: Path, number: int = NUM_PROCESSES) -> None:
-    """Train the cases in new processes, one case after the other; see `found_together`."""
+def start_processes(
+    cases: Sequence[Case],
+    folder: Path,
+    *,
+    number: int = NUM_PROCESSES,
+    resume_at: int | None = None,
+) -> None:
+    """Train the cases in new processes, one case after the other; see `found_together`.
+
+    `resume_at`: go on after the checkpoint of this update, which is there.
+    """
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
-    torch.multiprocessing.spawn(_work, (cases, folder, number, port), nprocs=number)
+    torch.multiprocessing.spawn(_work, (cases, folder, number, resume_at, port), nprocs=number)
 
 
 def found_together(case: Case, folder: Path) -> Found:
@@ -239,7 +248,9 @@ def found_together(case: Case, folder: Path) -> Found:
     return Found(content["losses"], content["weights"])
 
 
-def _work(rank: int, cases: Sequence[Case], folder: Path, number: int, port: int) -> None:
+def _work(
+    rank: int, cases: Sequence[Case], folder: Path, number: int, resume_at: int | None, port: int
+) -> None:
     os.environ |= {
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
@@ -253,21 +264,11 @@ def _work(rank: int, cases: Sequence[Case], folder: Path, number: int, port: int
     distributed.init_process_group("gloo")
     for case in cases:
         _forget_the_last_case()
-        section = SHARINGS[case.sharing]
-        join_ranks(deepspeed=section is not None)
-        if section is not None:
-            without_compiled_ops()
-        found = train_case(case, folder)
+        join_ranks(deepspeed=SHARINGS[case.sharing] is not None)
+        found = train_case(case, folder, resume_at=resume_at)
         if rank == 0:
             torch.save(asdict(found), folder / f"{case.name}.pt")
     distributed.destroy_process_group()
-
-
-def without_compiled_ops() -> None:
-    """DeepSpeed would compile for most of a minute, only to be faster than gloo."""
-    import deepspeed
-
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
 def _forget_the_last_case() -> None:

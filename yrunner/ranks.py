@@ -20,6 +20,7 @@ def join_ranks(*, deepspeed: bool = False) -> None:
     elif deepspeed:
         # Without GPUs accelerate would not know which back end it is to be.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        _leave_shared_memory_alone()
         PartialState(backend="gloo")
     else:
         PartialState(cpu=True)
@@ -92,3 +93,10 @@ def leave_ranks() -> None:
 def _device() -> str:
     """Where NCCL can reach a number; gloo reaches the processor's memory."""
     return "cuda" if "nccl" in distributed.get_backend() else "cpu"
+
+
+def _leave_shared_memory_alone() -> None:
+    """DeepSpeed would compile its own way between processors for a minute, to be a bit faster."""
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
