@@ -18,6 +18,7 @@ from yrunner.exits import STOPPED, run_to_exit, say_ending
 NO_NEWS = {
     "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward",
     "DeepSpeed": "Setting accelerator to CPU",
+    "accelerate.accelerator": "Gradient accumulation steps mismatch",
 }
 """What libraries say at import on a machine where nothing is wrong, by the name of the logger."""
 

@@ -67,7 +67,7 @@ def test_an_aliased_section_is_changed_in_one_place_only(folder, valid):
         ),
         (
             "tuning={rank: 3}",
-            'tuning.kind: this key is missing; it must be one of "freeze", "full", "lora"',
+            'tuning.kind: this key is missing; it must be one of "freeze", "full", "lora", "qlora"',
         ),
         ("foo", "not an override; write key=value, for example train.learning_rate=1e-5"),
         ("=3", "not an override; write key=value, for example train.learning_rate=1e-5"),

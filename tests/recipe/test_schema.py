@@ -6,7 +6,7 @@ import yaml
 
 from yrunner.recipe.json_schema import recipe_json_schema
 
-KINDS = '"freeze", "full", "lora"'
+KINDS = '"freeze", "full", "lora", "qlora"'
 TUNING = f"must be a section with a kind ({KINDS.replace(chr(34), '')})"
 SEED = "must be a whole number of at least 0 and below 4294967296"
 

@@ -62,6 +62,7 @@ class ZeroRun:
         """Write weights and what the optimizer remembers of them. All processes call it."""
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
+        self._link_moments()
         shard: dict[str, Tensor] = {}
         number = 0
         (folder / FOLDER).mkdir(exist_ok=True)
@@ -86,6 +87,7 @@ class ZeroRun:
         check_saved_under_zero(checkpoint)
         if with_moments:
             self._make_room_for_moments(read_json(checkpoint / FOLDER / STEP)["step"])
+            self._link_moments()
         saved = _Saved(checkpoint / FOLDER)
         for name, parameter in self._trained():
             self._set_weight(parameter, saved.read(f"{WEIGHT} {name}"))
@@ -125,7 +127,7 @@ class ZeroRun:
     def _gathered(self, parameter: nn.Parameter) -> AbstractContextManager[Any]:
         if not self.is_partitioned or parameter.requires_grad:
             return nullcontext()
-        from deepspeed.zero import GatheredParameters
+        from deepspeed.runtime.zero import GatheredParameters
 
         return GatheredParameters([parameter])
 
@@ -159,7 +161,15 @@ class ZeroRun:
             where = part.device if inner.defaults.get("fused") else "cpu"
             inner.state[part] = {"step": torch.tensor(float(step), device=where)}
             inner.state[part] |= {key: torch.zeros_like(part) for key in self.moments}
+
+    def _link_moments(self) -> None:
+        """Let DeepSpeed find the memory of each weight.
+
+        It links all of them after the first step of the first group of weights, when those of the
+        other groups have none yet, and then no more.
+        """
         if not self.is_partitioned:
+            self._optimizer._hp_optimizer_states_linked = False
             self._optimizer._lazy_init_hp_params_optimizer_state()
 
 
