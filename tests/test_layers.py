@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "yrunner"
 RUNGS = [
-    {"tokens", "errors", "console"},
+    {"tokens", "errors", "console", "news"},
     {"recipe"},
     {"machines"},
     {"launch", "run_dir", "exits"},

@@ -30,7 +30,7 @@ def test_a_number_of_processes_needs_no_gpus():
 
 
 def test_a_rendezvous_names_everything_itself():
-    machines = RendezvousMachines(kind="rendezvous", number=4, rank=2, address="node0:29500")
+    machines = RendezvousMachines(kind="rendezvous", number=4, this=2, address="node0:29500")
     layout = lay_out(section(processes=8, machines=machines), 8)
     assert layout == Layout(8, 4, 2, "node0:29500", 32)
 

@@ -1,11 +1,9 @@
 """The command line; nothing heavy is imported at the top."""
 
-import logging
 import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -14,13 +12,7 @@ import typer
 from yrunner.console import fail, say
 from yrunner.errors import YRunnerError
 from yrunner.exits import STOPPED, run_to_exit, say_ending
-
-NO_NEWS = {
-    "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward",
-    "DeepSpeed": "Setting accelerator to CPU",
-    "accelerate.accelerator": "Gradient accumulation steps mismatch",
-}
-"""What libraries say at import on a machine where nothing is wrong, by the name of the logger."""
+from yrunner.news import hide_what_is_no_news
 
 app = typer.Typer(
     name="yrun",
@@ -285,14 +277,9 @@ def _check(recipe: Path, overrides: list[str] | None) -> None:
     load_recipe(recipe, overrides or [])
 
 
-def _is_news(known: str, record: logging.LogRecord) -> bool:
-    return known not in str(record.msg)
-
-
 def main() -> None:
     """Run the command that was typed, and end with the exit code that says how it went."""
-    for name, message in NO_NEWS.items():
-        logging.getLogger(name).addFilter(partial(_is_news, message))
+    hide_what_is_no_news()
     if "RANK" not in os.environ:
         run_to_exit(app)
     from yrunner.launch import take_place

@@ -41,8 +41,8 @@ def lay_out(section: DistributedSection, num_devices: int) -> Layout:
     match section.machines:
         case None:
             return Layout(per_machine, num_ranks=per_machine)
-        case RendezvousMachines(number=number, rank=rank, address=address):
-            return Layout(per_machine, number, rank, address, number * per_machine)
+        case RendezvousMachines(number=number, this=this, address=address):
+            return Layout(per_machine, number, this, address, number * per_machine)
         case HostfileMachines(file=file, port=port):
             return _of_hostfile(section, file, port)
         case SlurmMachines(port=port):

@@ -103,7 +103,7 @@ def validator():
         ),
         (
             "tuning: {kind: freeze, rank: 8}\n",
-            "7:24: tuning.rank: only kind lora has this key, not freeze; remove it",
+            "7:24: tuning.rank: only kinds lora and qlora have this key, not freeze; remove it",
         ),
         (
             "tuning: {kind: lora, adapter: ./base, rank: 4}\n",

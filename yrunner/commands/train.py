@@ -174,8 +174,7 @@ def _run(recipe: Recipe, run_dir: RunDir, order: Order) -> None:
     begun_by, micro_steps = updates_shared(recipe, run_dir, place.num_ranks, resume=order.resume)
     plan = plan_run(recipe, prepared, num_ranks=begun_by)
     dtype = training_dtype(recipe)
-    is_writer = place.rank == 0
-    if not order.resume and is_writer:
+    if (is_writer := place.rank == 0) and not order.resume:
         _open_run_folder(recipe, run_dir, prepared, place.num_ranks, overwrite=order.overwrite)
     # Not before the data is there: who waits for it would one day wait in vain.
     deepspeed = meet_ranks(recipe)
@@ -194,9 +193,9 @@ def _run(recipe: Recipe, run_dir: RunDir, order: Order) -> None:
     model = untrained_model(recipe, tokenizer, dtype)
     say_plan(recipe, model, prepared, plan)
     trainer, cadence = _make_trainer(recipe, model, tokenizer, prepared, plan, arguments, run_dir)
-    watched = prepared.validation or prepared.train
 
     def measured(when: str) -> Measured:
+        watched = prepared.validation or prepared.train
         with mixed_precision(trainer, dtype):
             return measure(model, tokenizer, recipe, tasks, watched, when)
 

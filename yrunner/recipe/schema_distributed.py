@@ -12,20 +12,20 @@ SHARED_OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd")
 
 
 class RendezvousMachines(Section):
-    """Machines that meet at an address; the command is started on each with a rank of its own."""
+    """Machines that meet at an address; the command is started on each with its own `this`."""
 
     kind: Literal["rendezvous"]
     number: int = Field(ge=2)
     """How many machines."""
-    rank: int = Field(0, ge=0)
-    """Which of them this is, from 0: give it as distributed.machines.rank=1 on the second."""
+    this: int = Field(0, ge=0)
+    """Which of them this is, from 0: give it as distributed.machines.this=1 on the second."""
     address: str = Field(pattern=r"^[^\s:]+:[0-9]+$")
-    """Host and port where they meet, such as node0:29500: a free port of the machine of rank 0."""
+    """Host and port where they meet, such as node0:29500: a free port of machine 0."""
 
     @model_validator(mode="after")
-    def rank_is_one_of_them(self) -> Self:
-        if self.rank >= self.number:
-            raise ValueError(f"rank counts from 0 and must be below number, {self.number}")
+    def this_is_one_of_them(self) -> Self:
+        if self.this >= self.number:
+            raise ValueError(f"this counts from 0 and must be below number, {self.number}")
         return self
 
 
