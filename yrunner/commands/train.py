@@ -211,7 +211,7 @@ def _run(recipe: Recipe, run_dir: RunDir, order: Order) -> None:
     weights = None if trainer.zero is None else trainer.zero.whole_weights()
     if is_writer:
         _finish(recipe, run_dir, order, trainer, tokenizer, after, weights)
-    leave_ranks()
+    leave_ranks(together=True)
 
 
 def _finish(
