@@ -117,26 +117,44 @@ def test_the_launch_is_shown_and_nothing_is_started(project, capfd):
     assert not Path("outputs").exists()
 
 
+def begun(folder: Path, processes: int) -> RunDir:
+    """A run with a checkpoint."""
+    run_dir = RunDir(folder)
+    run_dir.checkpoint(1).mkdir(parents=True)
+    write_json(run_dir.environment, {"processes": processes})
+    return run_dir
+
+
 @pytest.mark.parametrize(
     ("begun_by", "now", "expected"),
     [(1, 1, (1, 4)), (2, 1, (2, 8)), (2, 8, (2, 1)), (4, 8, (4, 2))],
 )
 def test_a_resumed_run_keeps_what_its_updates_learn_from(project, change, begun_by, now, expected):
     change("base.yaml", train__gradient_accumulation_steps=4)
-    run_dir = RunDir(project / "run")
-    run_dir.create()
-    write_json(run_dir.environment, {"processes": begun_by})
+    run_dir = begun(project / "run", begun_by)
     recipe = load_recipe(Path("base.yaml"))
     assert updates_shared(recipe, run_dir, now, resume=True) == expected
     assert updates_shared(recipe, run_dir, now, resume=False) == (now, 4)
 
 
 def test_an_update_that_cannot_be_shared_evenly_is_refused(project):
-    run_dir = RunDir(project / "run")
-    run_dir.create()
-    write_json(run_dir.environment, {"processes": 4})
+    run_dir = begun(project / "run", 4)
     with pytest.raises(RunError, match=r"4 micro-batches, which 3 processes cannot share evenly"):
         updates_shared(load_recipe(Path("base.yaml")), run_dir, 3, resume=True)
+
+
+def test_a_checkpoint_of_deepspeed_and_a_run_without_it_do_not_meet(project):
+    run_dir = begun(project / "run", 1)
+    plain = load_recipe(Path("base.yaml"))
+    shared = load_recipe(Path("base.yaml"), ["distributed.deepspeed={stage: 2}"])
+    with pytest.raises(RunError, match=r"saved without DeepSpeed. Go on without distributed"):
+        updates_shared(shared, run_dir, 1, resume=True)
+    zero = run_dir.checkpoint(1) / "zero"
+    zero.mkdir()
+    write_json(zero / "step.json", {"step": 1})
+    assert updates_shared(shared, run_dir, 1, resume=True) == (1, 1)
+    with pytest.raises(RunError, match=r"saved under DeepSpeed. Go on with distributed"):
+        updates_shared(plain, run_dir, 1, resume=True)
 
 
 @contextmanager

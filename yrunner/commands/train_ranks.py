@@ -19,6 +19,7 @@ from yrunner.ranks import join_ranks
 from yrunner.recipe.schema import Recipe
 from yrunner.run_dir import RunDir, read_json
 from yrunner.training.deepspeed_settings import check_settings, complete, deepspeed_settings
+from yrunner.training.zero import check_saved_alike
 
 
 def ranks_to_launch(recipe: Recipe) -> Layout | None:
@@ -88,11 +89,13 @@ def updates_shared(
     """How many processes the run was begun by, and the micro-steps of an update in each of these.
 
     A run keeps what its updates learn from: fewer processes than began it do more micro-steps.
-    Raises `RunError` where they cannot share an update evenly.
+    Raises `RunError` where they cannot share an update evenly, or go on from its checkpoint.
     """
     begun_by = num_ranks
-    if resume and run_dir.environment.exists():
+    if resume:
         begun_by = read_json(run_dir.environment).get("processes", 1)
+        newest = run_dir.checkpoint(run_dir.saved_steps()[-1])
+        check_saved_alike(newest, under_zero=recipe.distributed.deepspeed is not None)
     micro_batches = recipe.train.gradient_accumulation_steps * begun_by
     if micro_batches % num_ranks:
         raise RunError(
