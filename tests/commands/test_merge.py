@@ -128,7 +128,7 @@ def test_the_card_says_where_the_model_comes_from(trained, run):
         fingerprint["files"]["train.jsonl"],
         "name: tuned",
         "capitals: answered exactly",
-        "merged against base and adapter",
+        "merged model against base and adapter",
     ):
         assert expected in card
 

@@ -51,7 +51,7 @@ class Place:
         raw = torch.empty(min(STRETCH, self.size.numel()), dtype=self.size.dtype)
         with self.file.open("rb") as file:
             file.seek(self.start)
-            for part in weight.view(-1).split(STRETCH):
+            for part in torch.split(weight.view(-1), STRETCH):
                 file.readinto(_as_bytes(raw[: len(part)]))
                 part.copy_(raw[: len(part)])
         return weight
