@@ -53,11 +53,8 @@ class StepTrace:
     @property
     def peak(self) -> int:
         """All that a device holds at the busiest moment of training alone."""
-        return (
-            self.weights
-            + self.optimizer
-            + max(map(sum, self.while_computing + self.while_updating))
-        )
+        moments = map(sum, self.while_computing + self.while_updating)
+        return self.weights + self.optimizer + max(moments)
 
 
 @dataclass(frozen=True)
