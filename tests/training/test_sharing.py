@@ -7,7 +7,6 @@ import pytest
 from yrunner.models.weight_counts import WeightCounts
 from yrunner.training.memory import StepTrace
 from yrunner.training.sharing import (
-    BUCKET_NUMBERS,
     BYTES_IN_4_BITS,
     LIVE_NUMBERS,
     GpuMemory,
@@ -33,8 +32,9 @@ TRACE = StepTrace(
     while_computing=((0, 30 * MILLIARD), (4 * COUNTS.trained, 20 * MILLIARD)),
     while_updating=((4 * COUNTS.trained, 8 * MILLIARD),),
 )
-HALF = Job(TRACE, COUNTS, bytes_per_number=2)
-SENT = 2 * BUCKET_NUMBERS * 2
+BUCKET = 10**7
+HALF = Job(TRACE, COUNTS, bytes_per_number=2, bucket_numbers=BUCKET)
+SENT = 2 * BUCKET * 2
 """Bytes of two buckets in bfloat16."""
 
 
@@ -56,7 +56,7 @@ def test_between_several_gpus_the_gradients_are_there_twice():
         # Autocast's copies of 2 milliard numbers are no longer needed: 4 GB less activations.
         (1, GpuMemory(16 * MILLIARD, 0, 3 * MILLIARD, 26 * MILLIARD, SENT)),
         (2, GpuMemory(16 * MILLIARD, 0, 3 * MILLIARD, 26 * MILLIARD, SENT)),
-        (3, GpuMemory(2 * MILLIARD, 0, 3 * MILLIARD, 26 * MILLIARD, 2 * LIVE_NUMBERS)),
+        (3, GpuMemory(2 * MILLIARD, 0, 3 * MILLIARD, 26 * MILLIARD, 2 * LIVE_NUMBERS + SENT)),
     ],
 )
 def test_each_stage_shares_out_more(stage: int, expected: GpuMemory):
@@ -64,16 +64,14 @@ def test_each_stage_shares_out_more(stage: int, expected: GpuMemory):
 
 
 def test_stage_2_shares_out_the_gradients_and_stage_1_does_not():
-    late = replace(TRACE, while_computing=((4 * COUNTS.trained, 5 * MILLIARD),), while_updating=())
-    gradients = [
-        memory_per_gpu(Job(replace(late, while_updating=((0, 0),)), COUNTS, 2), Layout(8, stage))
-        for stage in (1, 2)
-    ]
-    assert [need.gradients for need in gradients] == [4 * MILLIARD, MILLIARD // 2]
+    moment = (4 * COUNTS.trained, 50 * MILLIARD)
+    late = replace(HALF, update=replace(TRACE, while_computing=(moment,)))
+    needs = [memory_per_gpu(late, Layout(8, stage)) for stage in (1, 2)]
+    assert [need.gradients for need in needs] == [4 * MILLIARD, MILLIARD // 2]
 
 
 def test_the_work_of_the_step_is_shared_out_with_the_state():
-    heavy = Job(replace(TRACE, while_updating=((0, 80 * MILLIARD),)), COUNTS, 2)
+    heavy = replace(HALF, update=replace(TRACE, while_updating=((0, 80 * MILLIARD),)))
     assert memory_per_gpu(heavy, Layout()).activations == 80 * MILLIARD
     shared = memory_per_gpu(heavy, Layout(2, stage=1))
     assert shared.activations == (80 * MILLIARD + 4 * COUNTS.trained) // 2

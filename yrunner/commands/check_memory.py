@@ -125,7 +125,8 @@ class Estimator:
             f"the largest micro-batch: {rows:,} x {length:,} tokens, {targets:,} targets; "
             f"computed in {str(self.dtype).removeprefix('torch.')}"
         )
-        return Estimate(Job(update, counts, self.dtype.itemsize), model, described)
+        bucket = self.config.get_text_config().hidden_size ** 2
+        return Estimate(Job(update, counts, self.dtype.itemsize, bucket), model, described)
 
 
 def estimate_memory(

@@ -15,8 +15,6 @@ from yrunner.models.weight_counts import WeightCounts
 
 FLOAT32 = 4
 """Bytes of a number."""
-BUCKET_NUMBERS = 5 * 10**8
-"""Gradients that ZeRO 1 and 2 collect before they send them (`reduce_bucket_size`)."""
 BUCKETS = 2
 """One is filled while the other is sent (`overlap_comm`)."""
 LIVE_NUMBERS = 10**9
@@ -49,6 +47,9 @@ class Job:
     counts: WeightCounts
     bytes_per_number: int
     """2 where it is computed in bfloat16 or float16, else 4."""
+    bucket_numbers: int
+    """Gradients that DeepSpeed collects before it sends them (`reduce_bucket_size`); transformers
+    takes the square of the hidden size."""
     in_4_bits: bool = False
     """Whether the frozen weights of linear layers are kept in 4 bits."""
 
@@ -154,11 +155,11 @@ def _zero_moments(job: Job, layout: Layout) -> Iterator[GpuMemory]:
 def _weights_and_buffers(job: Job, layout: Layout) -> tuple[int, int]:
     """Bytes of the weights that stay on a GPU, and of what is gathered or sent."""
     size, counts = job.bytes_per_number, job.counts
+    sent = BUCKETS * job.bucket_numbers * size
     if layout.stage != 3:
-        whole = size * counts.total
-        return whole - _saved_by_4_bits(job), BUCKETS * BUCKET_NUMBERS * size
+        return size * counts.total - _saved_by_4_bits(job), sent
     gathered = size * min(counts.total, max(LIVE_NUMBERS, counts.largest))
-    return 0 if layout.offload else -(-size * counts.total // layout.gpus), gathered
+    return 0 if layout.offload else -(-size * counts.total // layout.gpus), gathered + sent
 
 
 def _autocast_copies(job: Job) -> int:
