@@ -8,6 +8,7 @@ with gradient checkpointing and AdamW, LoRA of rank 16 on all linear layers.
 
 import argparse
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 
@@ -86,6 +87,8 @@ def config_of(form: str) -> PreTrainedConfig:
 @cache
 def job_of(form: str, kind: str, length: int = LENGTHS[0]) -> Job:
     """An update of one row of so many targets."""
+    if kind == "qlora":
+        return replace(job_of(form, "lora", length), in_4_bits=True)
     tuning: Tuning = FullTuning(kind="full") if kind == "full" else LoraTuning(dropout=0.0)
     build = partial(build_weightless, tuning=tuning, dtype=torch.bfloat16)
     whole = build(config_of(form))
@@ -100,7 +103,7 @@ def job_of(form: str, kind: str, length: int = LENGTHS[0]) -> Job:
     )
     assert not isinstance(update, Untraceable), update.reason
     bucket = config_of(form).hidden_size ** 2
-    return Job(update, count_weights_of(whole), 2, bucket, in_4_bits=kind == "qlora")
+    return Job(update, count_weights_of(whole), 2, bucket)
 
 
 def operations_of(form: str, kind: str, length: int) -> Operations:
@@ -157,9 +160,7 @@ def print_sequences() -> None:
         for kind in ("lora", "full")
     ]
     columns = ("model", "tuning", *(f"{length:,}" for length in LENGTHS))
-    print_table(
-        "GB of activations on each of 8 GPUs under ZeRO 3, by tokens of a row", columns, rows
-    )
+    print_table("GB of activations on each GPU under ZeRO 3, by tokens of a row", columns, rows)
 
 
 def _activations(form: str, kind: str, length: int) -> float:

@@ -14,6 +14,7 @@ from yrunner.commands.check_advice import first_row
 from yrunner.commands.check_machine import Machine, as_bytes, choose_machine
 from yrunner.data.conversation import TokenizedExample
 from yrunner.errors import Origin, YRunnerError
+from yrunner.tokens import IGNORE_INDEX
 
 
 def lines_of(facts: dict[str, Any], tuning: str) -> dict[str, dict[str, Any]]:
@@ -142,7 +143,7 @@ def test_gpus_without_a_memory_need_one_to_look_at(monkeypatch: pytest.MonkeyPat
 
 def test_one_row_holds_the_longest_examples_that_fit_together() -> None:
     batch = [
-        TokenizedExample([1] * length, [1] * length, Origin(Path("x"), number))
+        TokenizedExample([1] * length, [IGNORE_INDEX] * length, Origin(Path("x"), number))
         for number, length in enumerate((3, 9, 5, 2), start=1)
     ]
     assert [len(it.input_ids) for it in first_row(batch, 0)] == [9]
