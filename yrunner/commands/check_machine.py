@@ -7,7 +7,6 @@ import psutil
 import torch
 
 from yrunner.errors import YRunnerError
-from yrunner.models.at_hand import free_memory
 from yrunner.models.container import container_memory
 
 UNITS = {"": 1e9, "M": 1e6, "MB": 1e6, "MIB": 2**20, "G": 1e9, "GB": 1e9, "GIB": 2**30}
@@ -37,7 +36,7 @@ class Machine:
     def __str__(self) -> str:
         size = f"{self.memory / 1e9:.4g} GB"
         if self.is_cpu:
-            return f"this machine without a GPU, {size} free"
+            return f"this machine without a GPU, {size}"
         return f"{self.gpus} GPU{'s' if self.gpus > 1 else ''} of {size}"
 
 
@@ -60,12 +59,12 @@ def choose_machine(gpus: int | None, memory: str | None) -> Machine:
 
 def this_machine() -> Machine:
     """The GPUs of this machine, the smallest for all, or its CPU."""
-    num_gpus = torch.cuda.device_count()
-    if num_gpus == 0:
-        return Machine(1, free_memory(), is_cpu=True)
-    memory = min(torch.cuda.mem_get_info(number)[1] for number in range(num_gpus))
     container = container_memory()
     host = psutil.virtual_memory().total if container is None else container.limit
+    num_gpus = torch.cuda.device_count()
+    if num_gpus == 0:
+        return Machine(1, host, is_cpu=True)
+    memory = min(torch.cuda.mem_get_info(number)[1] for number in range(num_gpus))
     return Machine(num_gpus, memory, host=host)
 
 
