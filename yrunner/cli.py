@@ -88,7 +88,9 @@ def inspect(
     ] = False,
 ) -> None:
     """Print real examples as the model sees them, with what it learns in colour."""
-    changes, page = _split_page(overrides, html)
+    from yrunner.recipe.overrides import split_page
+
+    changes, page = split_page(overrides or [], html)
     _check(recipe, changes)
     with _stopping_at_once():
         from yrunner.commands.inspect import inspect as run_inspection
@@ -115,14 +117,19 @@ def check(
     html: Annotated[
         bool, typer.Option("--html", help="Write a page with the curve of the weight.")
     ] = False,
+    gpus: Annotated[int | None, typer.Option(min=1, help="Plan for so many GPUs.")] = None,
+    memory: Annotated[str | None, typer.Option(help="Memory of each, such as 80GB.")] = None,
 ) -> None:
     """Read the data and plan the run: rows, steps, memory, disk, weights. Trains nothing."""
-    changes, page = _split_page(overrides, html)
+    from yrunner.recipe.overrides import split_page
+
+    changes, page = split_page(overrides or [], html)
     _check(recipe, changes)
     with _stopping_at_once():
         from yrunner.commands.check import check as run_check
 
-    run_check(recipe, changes, as_machine=as_json, sample=sample, as_page=html, page=page)
+    planned = partial(run_check, recipe, changes, gpus=gpus, memory=memory)
+    planned(as_machine=as_json, sample=sample, as_page=html, page=page)
 
 
 @app.command("eval")
@@ -222,6 +229,16 @@ def merge(recipe: RecipePath, overrides: Overrides = None) -> None:
 
 
 @app.command()
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Say what this machine can run, and the command that adds each thing that it lacks."""
+    from yrunner.commands.doctor import doctor as examine_machine
+
+    examine_machine(as_machine=as_json)
+
+
+@app.command()
 def init(
     folder: Annotated[Path, typer.Argument(help="Where to put them.")] = Path("recipes"),
 ) -> None:
@@ -254,16 +271,6 @@ def _stopping_at_once() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, previous)
-
-
-def _split_page(overrides: list[str] | None, html: bool) -> tuple[list[str], Path | None]:
-    """The changes, and the file for --html among them: an option of its own would need a value."""
-    changes = list(overrides or [])
-    page = next((change for change in changes if html and "=" not in change), None)
-    if page is None:
-        return changes, None
-    changes.remove(page)
-    return changes, Path(page)
 
 
 def _check(recipe: Path, overrides: list[str] | None) -> None:
