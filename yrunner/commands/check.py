@@ -14,7 +14,7 @@ from yrunner.commands.check_facts import (
     largest_micro_batch,
     schedule,
 )
-from yrunner.commands.check_memory import DiskFacts, MemoryFacts, estimate_memory
+from yrunner.commands.check_memory import MemoryFacts, estimate_memory
 from yrunner.commands.check_model import check_model
 from yrunner.commands.check_sample import NotScored, score_sample
 from yrunner.commands.check_signal import Signal, describe_sample
@@ -27,6 +27,7 @@ from yrunner.commands.check_story import (
     print_steps,
     print_unread,
 )
+from yrunner.commands.disk_space import DiskFacts, lack_of_space
 from yrunner.commands.measure import read_tasks
 from yrunner.commands.tokenizer import recipe_tokenizer
 from yrunner.commands.train_data import finish_data, print_left_out, print_rows, read_data
@@ -78,6 +79,8 @@ def check(
     prepared = read_data(recipe, tokenizer)
     refusal = _refusal(recipe, prepared)
     facts = _gather(recipe, tokenizer, prepared) if len(prepared.train) else None
+    if refusal is None and facts is not None and facts.disk is not None:
+        refusal = lack_of_space(recipe, facts.disk)
     if not as_machine:
         _print(recipe, prepared, facts)
     signal = _measure_signal(recipe, tokenizer, prepared, sample, page)
