@@ -14,6 +14,7 @@ from yrunner.commands.environment import describe_environment
 from yrunner.commands.evaluate import known_faults
 from yrunner.commands.fingerprint import changes_since, fingerprint
 from yrunner.commands.measure import Measured, measure, read_tasks
+from yrunner.commands.positions import check_positions
 from yrunner.commands.resume import check_resume, find_start, take_up
 from yrunner.commands.tokenizer import recipe_tokenizer
 from yrunner.commands.train_data import check_rows, prepare_data
@@ -127,6 +128,7 @@ def _run(recipe: Recipe, run_dir: RunDir, order: Order) -> None:
     """The run itself. Nothing is written before the data and the disk are known to do."""
     tokenizer = recipe_tokenizer(recipe)
     prepared = prepare_data(recipe, tokenizer)
+    check_positions(recipe, tokenizer, prepared)
     plan = plan_run(recipe, prepared)
     dtype = training_dtype(recipe)
     # TrainingArguments come before the model: under DeepSpeed ZeRO-3 they decide how weights load.
