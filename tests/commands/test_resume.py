@@ -36,7 +36,7 @@ def stopped(trained_base, change, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(Cadence, "on_step_end", interrupted)
         with pytest.raises(
-            Interrupted, match=r"update 5 is saved.*go on with: yrun train"
+            Interrupted, match=r"update 5 is saved.*Go on with: yrun train"
         ) as caught:
             run()
     assert caught.value.exit_code == 143
@@ -91,19 +91,17 @@ def test_what_may_change_is_listed_and_goes_on_and_nothing_else_does(stopped, ca
     run("train.epochs=3", resume=True)
 
 
-def test_a_run_without_a_checkpoint_begins_anew_and_says_so(stopped, undisturbed, capfd):
+def test_killed_after_the_last_update_or_before_the_first_checkpoint(stopped, undisturbed, capfd):
+    run(resume=True)
+    for path in (stopped.after, stopped.report):
+        path.unlink()
+    shutil.rmtree(stopped.model)
+    run(resume=True)
+    assert MODEL.read_bytes() == undisturbed
+    shutil.rmtree(stopped.model)
     shutil.rmtree(stopped.checkpoints)
     run(resume=True)
     assert "has no checkpoint yet: the run begins anew" in capfd.readouterr().out
-    assert MODEL.read_bytes() == undisturbed
-
-
-def test_a_run_that_was_killed_after_its_last_update_is_finished_by_resume(stopped, undisturbed):
-    run(resume=True)
-    shutil.rmtree(stopped.model)
-    for path in (stopped.after, stopped.report):
-        path.unlink()
-    run(resume=True)
     assert MODEL.read_bytes() == undisturbed
 
 
