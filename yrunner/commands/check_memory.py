@@ -1,6 +1,5 @@
 """What a run needs of memory and disk, found without loading a weight."""
 
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -10,6 +9,7 @@ import torch
 
 from yrunner.commands.base import base_source, stale_base
 from yrunner.commands.check_machine import Machine
+from yrunner.commands.disk_space import DiskFacts, disk_facts
 from yrunner.commands.train_plan import layout_for
 from yrunner.data.collate import collate
 from yrunner.data.conversation import TokenizedExample
@@ -53,18 +53,6 @@ class MemoryFacts:
     """What it has to fit on."""
     lines: list[MemoryLine]
     notes: list[str]
-
-
-@dataclass(frozen=True)
-class DiskFacts:
-    """What the run writes, in bytes."""
-
-    checkpoint: int
-    num_checkpoints: int
-    model: int
-    needed: int
-    """At the fullest moment."""
-    free: int
 
 
 @dataclass(frozen=True)
@@ -154,7 +142,7 @@ def estimate_memory(
             lines += lines_of("qlora", in_4_bits, machine, is_own=False)
         if is_own:
             need = estimate_disk(found.model, found.job.update.optimizer, estimator.tokenizer)
-            disk = _disk(recipe, need.checkpoint, need.model)
+            disk = disk_facts(recipe, need)
             notes.insert(0, found.described)
     return MemoryFacts(str(machine), lines, notes), disk
 
@@ -194,13 +182,3 @@ def _tunings(recipe: Recipe) -> list[Tuning]:
         return [own]
     others: list[Tuning] = [LoraTuning(), FreezeTuning(kind="freeze"), FullTuning(kind="full")]
     return [own, *(other for other in others if other.kind != own.kind)]
-
-
-def _disk(recipe: Recipe, checkpoint: int, model: int) -> DiskFacts:
-    validates = bool(recipe.data.validation) or recipe.data.validation_share is not None
-    # Beside the newest there is the best one by validation; one is written before another goes.
-    number = recipe.train.checkpoint.keep + validates
-    folder = recipe.run_folder.absolute()
-    existing = next(path for path in (folder, *folder.parents) if path.exists())
-    free = shutil.disk_usage(existing).free
-    return DiskFacts(checkpoint, number, model, (number + 1) * checkpoint + model, free)
