@@ -9,8 +9,8 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "yrunner"
 RUNGS = [
-    {"tokens", "errors", "console"},
-    {"recipe"},
+    {"tokens", "errors", "console", "telemetry"},
+    {"recipe", "belongings"},
     {"launch", "run_dir", "exits"},
     {"data", "losses", "models"},
     {"scoring"},

@@ -10,10 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from yrunner.belongings import check_belongings, remove
 from yrunner.errors import RunError
 
 FULL_DISK = 2**20
 """Bytes: with less space left than this, a write that failed has failed for want of it."""
+DATA_ENDINGS = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".txt")
 STEP_FOLDER = re.compile(r"step-(\d+)")
 
 
@@ -69,15 +71,25 @@ class RunDir:
         """True where the trained model is complete: it is written last but for the report."""
         return self.model.exists()
 
+    def check(self) -> None:
+        """Raise `RunError` where writing here would fail, leave the folder, or cost somebody a file.
+
+        The recipe is written first and removed last: without it, a folder `model` is not ours.
+        """
+        also_without_a_run = (self.eval, self.eval_page)
+        places = [path for path in self._places() if path not in also_without_a_run]
+        check_belongings(self.folder, self.recipe, places)
+
     def clear(self) -> None:
-        """Remove what a run has written here, and nothing else."""
-        for path in vars(self).values():
-            if path == self.folder:
-                continue
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
+        """Remove what a run has written here, and nothing else. Raises `RunError` as `check`."""
+        self.check()
+        for path in self._places():
+            if path != self.recipe:
+                remove(path)
+        remove(self.recipe)
+
+    def _places(self) -> list[Path]:
+        return [path for path in vars(self).values() if path != self.folder]
 
     def checkpoint(self, step: int) -> Path:
         """The folder of the checkpoint after so many updates."""
@@ -110,12 +122,13 @@ class SortDir:
         self.scores = folder / "scores.jsonl"
 
     def check(self, files: Iterable[Path], *, overwrite: bool) -> None:
-        """Raise `RunError` where something would be lost: a finished sort, or `files`."""
+        """Raise `RunError` where something would be lost: a finished sort, `files`, or others."""
         if any(file.resolve().parent == self.folder.resolve() for file in files):
             raise RunError(
                 f"the data lies in {self.folder}, where the sorted rows would replace it",
                 remedy="give this recipe another output",
             )
+        check_belongings(self.folder, self.recipe, [*self._results(), self.measured])
         if self.scores.exists() and not overwrite:
             raise RunError(
                 f"{self.folder} already holds a finished sort",
@@ -126,10 +139,19 @@ class SortDir:
     def clear(self) -> None:
         """Make the folder, and remove the results of an earlier sort, but what it has measured."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        rows = (path for name in ("sorted", "dropped") for path in self.folder.glob(f"{name}.*"))
-        # What says that a sort is finished goes first.
+        for path in self._results():
+            remove(path)
+
+    def _results(self) -> Iterator[Path]:
+        """The results that are there, also of a sort whose data had another ending.
+
+        What says that a sort is finished comes first.
+        """
+        names = [f"{name}{ending}" for name in ("sorted", "dropped") for ending in DATA_ENDINGS]
+        rows = (self.folder / f"{name}{packed}" for name in names for packed in ("", ".gz"))
         for path in (self.scores, self.reasons, self.report, *rows):
-            path.unlink(missing_ok=True)
+            if path.exists():
+                yield path
 
 
 class CompareDir:
@@ -162,7 +184,7 @@ def whole_folder(final: Path) -> Iterator[Path]:
     the libraries that write weights report in many ways.
     """
     partial = final.with_name(f".{final.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    remove(partial)
     try:
         # Within: Ctrl-C can come between any two lines.
         partial.mkdir(parents=True)
@@ -197,8 +219,10 @@ def whole_file(final: Path) -> Iterator[BinaryIO]:
     A failure leaves nothing of it.
     """
     partial = final.with_name(f".{final.name}.partial")
+    remove(partial)
     try:
-        with partial.open("wb") as file:
+        # "x": never through a link that somebody has put there.
+        with partial.open("xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -9,6 +9,7 @@ from transformers import EarlyStoppingCallback
 
 from yrunner.commands.base import stale_base
 from yrunner.commands.base_record import base_record
+from yrunner.commands.data_files import recipe_sources
 from yrunner.commands.environment import describe_environment
 from yrunner.commands.evaluate import known_faults
 from yrunner.commands.fingerprint import changes_since, fingerprint
@@ -33,6 +34,7 @@ from yrunner.console import say
 from yrunner.data.plan import Plan
 from yrunner.data.prepared import Prepared
 from yrunner.data.report import as_json
+from yrunner.data.unchanged import check_unchanged, states_of
 from yrunner.errors import Interrupted, RunError
 from yrunner.models.export import save_model
 from yrunner.models.quiet import quiet_libraries
@@ -106,6 +108,7 @@ def train_base(recipe: Recipe) -> None:
 
 def _check_run_folder(run_dir: RunDir, recipe: Recipe, order: Order) -> None:
     """Refuse what could lose a run, before any time is spent."""
+    run_dir.check()
     if not order.resume:
         if run_dir.is_used() and not order.overwrite:
             run_dir.create()  # raises, with what to do
@@ -129,12 +132,15 @@ def _check_run_folder(run_dir: RunDir, recipe: Recipe, order: Order) -> None:
 def _run(recipe: Recipe, run_dir: RunDir, order: Order) -> None:
     """The run itself. Nothing is written before the data is known to be sound."""
     tasks = read_tasks(recipe)
+    states = states_of(file for source in recipe_sources(recipe) for file in source.files)
     tokenizer = recipe_tokenizer(recipe)
     prepared = prepare_data(recipe, tokenizer)
     plan = plan_run(recipe, prepared)
     dtype = training_dtype(recipe)
     if not order.resume:
         _open_run_folder(recipe, run_dir, prepared, overwrite=order.overwrite)
+    # The fingerprint is of the files as they are now.
+    check_unchanged(states)
 
     # TrainingArguments come before the model: under DeepSpeed ZeRO-3 they decide how weights load.
     arguments = make_arguments(

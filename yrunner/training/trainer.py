@@ -1,6 +1,5 @@
 """The one subclass of transformers' Trainer: weighted targets, exact sums, whole checkpoints."""
 
-import shutil
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import DefaultFlowCallback, PrinterCallback, Trainer, TrainerControl
 
+from yrunner.belongings import remove
 from yrunner.data.collate import SlicedExamples, collate
 from yrunner.data.conversation import TokenizedExample
 from yrunner.data.layouts import Layout, one_per_row
@@ -216,4 +216,4 @@ class SignalTrainer(Trainer):
         kept = {*steps[-self.keep_checkpoints :], self.state.best_global_step}
         for step in steps:
             if step not in kept:
-                shutil.rmtree(self.run_dir.checkpoint(step))
+                remove(self.run_dir.checkpoint(step))
