@@ -41,10 +41,13 @@ def strangers(folder: Path) -> Iterator[Path]:
                 yield Path(place, name)
 
 
-def check_belongings(home: Path, mark: Path, places: Sequence[Path]) -> None:
-    """Raise `RunError` where writing to `places` would fail, leave `home`, or lose what is not ours.
+def check_belongings(
+    home: Path, mark: Path, places: Sequence[Path], replaced: Sequence[Path] = ()
+) -> None:
+    """Raise `RunError` where work on `places` would fail, leave `home`, or lose what is not ours.
 
     They are ours only where there is a `mark`, which is written before them and removed after them.
+    `replaced` are the folders among them that may be removed, with all that is in them.
     """
     check_writable(home)
     check_links(places, home)
@@ -54,7 +57,7 @@ def check_belongings(home: Path, mark: Path, places: Sequence[Path]) -> None:
             f"{foreign} was not made by yrunner, and would be replaced",
             remedy="choose another output, or move that away",
         )
-    for folder in (path for path in places if path.is_dir()):
+    for folder in replaced:
         stranger = next(strangers(folder), None)
         if stranger is not None:
             raise RunError(

@@ -71,22 +71,27 @@ class RunDir:
         """True where the trained model is complete: it is written last but for the report."""
         return self.model.exists()
 
-    def check(self) -> None:
-        """Raise `RunError` where writing here would fail, leave the folder, or cost somebody a file.
+    def check(self, *replaced: Path) -> None:
+        """Raise `RunError` where work here would fail, leave the folder, or cost somebody a file.
 
-        The recipe is written first and removed last: without it, a folder `model` is not ours.
+        `replaced` are the folders that may be removed. The recipe is written first and removed
+        last: without it, a folder `model` is not ours.
         """
         also_without_a_run = (self.eval, self.eval_page)
         places = [path for path in self._places() if path not in also_without_a_run]
-        check_belongings(self.folder, self.recipe, places)
+        check_belongings(self.folder, self.recipe, places, replaced)
 
     def clear(self) -> None:
         """Remove what a run has written here, and nothing else. Raises `RunError` as `check`."""
-        self.check()
+        self.check(*self.folders())
         for path in self._places():
             if path != self.recipe:
                 remove(path)
         remove(self.recipe)
+
+    def folders(self) -> list[Path]:
+        """The folders of a run, which hold files that libraries write."""
+        return [self.checkpoints, self.trackers, self.model, self.merged, self.gguf]
 
     def _places(self) -> list[Path]:
         return [path for path in vars(self).values() if path != self.folder]

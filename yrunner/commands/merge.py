@@ -41,7 +41,7 @@ def merge(path: Path, overrides: list[str]) -> None:
             f"tuning.kind {recipe.tuning.kind} leaves whole weights", remedy="nothing needs merging"
         )
     run_dir = finished_run(recipe)
-    run_dir.check()
+    run_dir.check(run_dir.merged, run_dir.gguf)
     key = check_base(recipe, run_dir)
     base = open_checkpoint(base_source(recipe))
     check_exports(recipe, base)

@@ -108,7 +108,7 @@ def train_base(recipe: Recipe) -> None:
 
 def _check_run_folder(run_dir: RunDir, recipe: Recipe, order: Order) -> None:
     """Refuse what could lose a run, before any time is spent."""
-    run_dir.check()
+    run_dir.check(*run_dir.folders() if order.overwrite else [run_dir.checkpoints])
     if not order.resume:
         if run_dir.is_used() and not order.overwrite:
             run_dir.create()  # raises, with what to do
