@@ -14,8 +14,8 @@ WRITTEN = (
     *("*.model", "merges.txt", "vocab.txt", "events.out.tfevents.*", "*.scores"),
 )
 """Names of the files that we, or the libraries that save for us, write into a run's folders."""
-UNFINISHED = (".*.partial", ".*.previous", ".*.removed")
-"""Names that files and folders of ours have before they are complete, and while they go."""
+UNFINISHED = (".*.partial", ".*.previous", ".*.removed", ".*.damaged")
+"""Names that files and folders of ours have before they are complete, and when they must go."""
 
 
 def remove(path: Path) -> None:

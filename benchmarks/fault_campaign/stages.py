@@ -38,6 +38,7 @@ def _trained(name: str) -> tuple[str, ...]:
     return (
         *(f"{folder}/model/*", f"{folder}/before.json", f"{folder}/after.json"),
         *(f"{folder}/metrics.jsonl", f"{folder}/checkpoints/*/*.safetensors"),
+        f"{folder}/report.html",
     )
 
 
@@ -67,14 +68,14 @@ STAGES = (
         (BASE,),
         ("sort", "tuned.yaml"),
         (("sort", "tuned.yaml"), ("sort", "tuned.yaml", "--overwrite")),
-        ("outputs/tuned/sort/*.jsonl",),
+        ("outputs/tuned/sort/*.jsonl", "outputs/tuned/sort/report.html"),
     ),
     Stage(
         "evaluating",
         (BASE, TUNED),
         ("eval", "tuned.yaml"),
         (("eval", "tuned.yaml"),),
-        ("outputs/tuned/eval.json",),
+        ("outputs/tuned/eval.json", "outputs/tuned/eval.html"),
     ),
     Stage(
         "merging",
@@ -211,6 +212,8 @@ CHECKS: dict[str, Callable[[Path], Any]] = {
 
 
 def _hash(path: Path) -> str:
+    if path.suffix == ".html":
+        return "a page"  # it may say how long something took; that it is whole is checked
     content = path.read_bytes()
     if path.suffix in (".json", ".jsonl"):
         lines = content.decode().splitlines() if path.suffix == ".jsonl" else [content.decode()]

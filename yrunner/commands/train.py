@@ -80,6 +80,10 @@ def train_recipe(recipe: Recipe, order: Order) -> None:
     run_dir = RunDir(recipe.run_folder)
     _check_run_folder(run_dir, recipe, order)
     if order.resume and run_dir.is_finished():
+        if not run_dir.report.exists():
+            # A kill can come between the model and its report.
+            measured = [Measured.load(path) for path in (run_dir.before, run_dir.after)]
+            write_run_report(recipe, run_dir, *measured)
         say(f"{recipe.name} is finished: {run_dir.model}")
         return
     check_trackers(recipe.train.trackers)
