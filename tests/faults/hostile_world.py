@@ -61,7 +61,9 @@ def main() -> None:
     from huggingface_hub import constants
 
     telemetry = not constants.HF_HUB_DISABLE_TELEMETRY
-    print(json.dumps({"attempts": attempts, "endings": endings, "telemetry": telemetry}))
+    sys.stdout.write(
+        json.dumps({"attempts": attempts, "endings": endings, "telemetry": telemetry}) + "\n"
+    )
 
 
 def _run(command: tuple[str, ...]) -> int:
