@@ -34,14 +34,13 @@ def main() -> None:
     _get_own_namespace()
     started = time.monotonic()
     cases: list[Case] = []
-    with TemporaryDirectory() as folder:
+    with TemporaryDirectory() as folder, (options.record or Path(os.devnull)).open("w") as record:
         os.chmod(folder, 0o755)
         for case in _all_cases(Workshop(Path(folder).resolve()), options):
             cases.append(case)
+            record.write(json.dumps(case.as_json()) + "\n")
+            record.flush()
             _tell(case)
-    if options.record is not None:
-        lines = (json.dumps(case.as_json(), ensure_ascii=False) for case in cases)
-        options.record.write_text("".join(f"{line}\n" for line in lines), "utf-8")
     _print_table(cases)
     print(f"{time.monotonic() - started:.0f} seconds")
     sys.exit(1 if any(case.lost for case in cases) else 0)
@@ -138,6 +137,7 @@ def _get_own_namespace() -> None:
 
 
 def _tell(case: Case) -> None:
+    print(f"{case.campaign}: {case.what}, {case.fault}", file=sys.stderr, flush=True)
     for lost in case.lost:
         print(f"LOST  {case.campaign}, {case.what}, {case.fault}: {lost}", flush=True)
 
