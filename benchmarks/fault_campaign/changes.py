@@ -55,8 +55,7 @@ def changing_file_cases(workshop: Workshop, number: int, chance: random.Random) 
 def _change(workshop: Workshop, stage: Stage, what: str, chance: random.Random) -> Case:
     reference = workshop.reference(stage)
     workshop.set_up(stage)
-    name = "wide.jsonl" if stage.name == "preparing data" else "train.jsonl"
-    file = workshop.project / name
+    file = workshop.project / stage.data
     whole = file.read_bytes()
     operation = chance.randint(1, reference.ending.operations)
     disturbance = Disturbance(operation, partial(ACTS[what], file))

@@ -68,9 +68,7 @@ def permission_cases(workshop: Workshop, number: int) -> Iterator[Case]:
     """Another user owns the folder, or a file that is read may not be."""
     for stage in STAGES[:number]:
         workshop.reference(stage)
-        closed = ["train.jsonl", *(["outputs/base/model"] if stage.after else [])]
-        if stage.name == "preparing data":
-            closed[0] = "wide.jsonl"
+        closed = [stage.data, *(["outputs/base/model"] if stage.after else [])]
         for place in ("outputs", *closed):
             workshop.set_up(stage)
             path = workshop.project / place

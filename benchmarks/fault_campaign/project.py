@@ -28,6 +28,7 @@ SCRATCH = {
 def write_project(folder: Path) -> None:
     """Write four recipes and their data: base, tuned, saving (at every update) and wide (data)."""
     folder.mkdir(parents=True)
+    _write_rows(folder / "base.jsonl", range(32))
     _write_rows(folder / "train.jsonl", range(32))
     _write_rows(folder / "validation.jsonl", range(32, 36))
     _write_rows(folder / "test.jsonl", range(36, 40))
@@ -36,7 +37,7 @@ def write_project(folder: Path) -> None:
         "name": "base",
         "model": {"scratch": SCRATCH},
         "tuning": {"kind": "full"},
-        "data": {"train": [{"file": "train.jsonl"}]},
+        "data": {"train": [{"file": "base.jsonl"}]},
         "train": {"stage": "pretrain", "epochs": 2, "batch_size": 8, "learning_rate": 1e-2},
     }
     tuned: dict[str, Any] = {

@@ -31,6 +31,8 @@ class Stage:
     """How a person goes on after a fault: the first of these that works."""
     results: tuple[str, ...]
     """Globs of the files that have to be what they are after an undisturbed run."""
+    data: str = "train.jsonl"
+    """The file that is learned from."""
 
 
 def _trained(name: str) -> tuple[str, ...]:
@@ -49,7 +51,8 @@ TUNED: Command = ("train", "tuned.yaml")
 def _training(name: str, after: tuple[Command, ...], what: str) -> Stage:
     command: Command = ("train", f"{name}.yaml")
     again = ((*command, "--resume"), (*command, "--overwrite"))
-    return Stage(what, after, command, again, _trained(name))
+    data = "train.jsonl" if after else "base.jsonl"
+    return Stage(what, after, command, again, _trained(name), data)
 
 
 STAGES = (
@@ -62,6 +65,7 @@ STAGES = (
         ("check", "wide.yaml", "--sample", "0"),
         (("check", "wide.yaml", "--sample", "0"),),
         ("outputs/.prepared/*/*",),
+        "wide.jsonl",
     ),
     Stage(
         "sorting",
