@@ -8,7 +8,8 @@ import pytest
 
 from yrunner.belongings import remove
 from yrunner.errors import RunError
-from yrunner.run_dir import RunDir, SortDir, whole_file, whole_folder, write_text
+from yrunner.run_dir import RunDir, whole_file, whole_folder, write_text
+from yrunner.sort_dir import SortDir
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "yrunner"
 RUNGS = [
     {"tokens", "errors", "console", "telemetry"},
     {"recipe", "belongings"},
-    {"launch", "run_dir", "exits"},
+    {"launch", "run_dir", "sort_dir", "exits"},
     {"data", "losses", "models"},
     {"scoring"},
     {"training", "evaluation", "reports"},

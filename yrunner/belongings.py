@@ -14,7 +14,7 @@ WRITTEN = (
     *("*.model", "merges.txt", "vocab.txt", "events.out.tfevents.*", "*.scores"),
 )
 """Names of the files that we, or the libraries that save for us, write into a run's folders."""
-UNFINISHED = (".*.partial", ".*.previous", ".*.removed", ".*.damaged")
+UNFINISHED = (".*.partial", ".*.previous", ".*.removed", ".*.damaged", ".rehearsal")
 """Names that files and folders of ours have before they are complete, and when they must go."""
 
 

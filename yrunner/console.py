@@ -147,6 +147,13 @@ def format_duration(seconds: float) -> str:
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
 
 
+def as_gigabytes(number: int) -> str:
+    """`1.23 GB`, `45.6 MB`: decimal units, as disks and GPUs are sold."""
+    if number >= 10**9:
+        return f"{number / 1e9:.2f} GB"
+    return f"{number / 1e6:.1f} MB"
+
+
 def reads_as_number(text: str) -> bool:
     """Whether a cell belongs to a column of numbers: `12,345`, `91 %`, `0.4 ± 0.1`, a dash."""
     return text.lower() in _NO_NUMBER or _NUMBER.fullmatch(text) is not None

@@ -19,7 +19,7 @@ WHAT_TO_DO = {
     errno.EROFS: "Choose a place that can be written, such as output=/another/folder",
     errno.ENOTDIR: "A file stands where a folder is needed; move it, or choose another place",
     errno.ENAMETOOLONG: "Choose a shorter name or another place",
-    errno.ELOOP: "The link leads to itself; remove it, or choose another place",
+    errno.ELOOP: "A link stands where a file is needed; remove it, or choose another place",
     errno.EIO: "The disk or its connection fails; look at it before you run the command again",
 }
 """Faults of the disk that a person can mend, wherever they happen."""

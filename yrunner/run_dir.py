@@ -1,5 +1,6 @@
 """The run folder: where a run leaves everything, and the only place that knows the names in it."""
 
+import errno
 import hashlib
 import json
 import os
@@ -11,11 +12,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from yrunner.belongings import check_belongings, remove
+from yrunner.console import as_gigabytes
 from yrunner.errors import RunError
 
 FULL_DISK = 2**20
 """Bytes: with less space left than this, a write that failed has failed for want of it."""
-DATA_ENDINGS = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".txt")
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Full is the disk, or a user's share of it, or the size that a file may have."""
 STEP_FOLDER = re.compile(r"step-(\d+)")
 
 
@@ -31,6 +34,7 @@ class RunDir:
         self.metrics = self.folder / "metrics.jsonl"
         self.before = self.folder / "before.json"
         self.after = self.folder / "after.json"
+        self.explosion = self.folder / "explosion.json"
         self.checkpoints = self.folder / "checkpoints"
         self.trackers = self.folder / "trackers"
         self.model = self.folder / "model"
@@ -102,61 +106,8 @@ class RunDir:
 
     def saved_steps(self) -> list[int]:
         """Updates after which there is a whole checkpoint, in order."""
-        if not self.checkpoints.is_dir():
-            return []
-        names = (STEP_FOLDER.fullmatch(path.name) for path in self.checkpoints.iterdir())
+        names = (STEP_FOLDER.fullmatch(path.name) for path in self.checkpoints.glob("step-*"))
         return sorted(int(match[1]) for match in names if match)
-
-
-class SortDir:
-    """`outputs/<name>/sort`; `ending` is that of the data, such as `.jsonl`."""
-
-    def __init__(self, folder: Path, ending: str) -> None:
-        self.folder = folder
-        self.recipe = folder / "recipe.resolved.yaml"
-        self.environment = folder / "environment.json"
-        self.data_report = folder / "data_report.json"
-        self.measured = folder / "measured"
-        """Losses and entropies of all tokens, see scoring/score_file.py."""
-        self.cross_fit = folder / "cross_fit"
-        """The same by models that were trained for it, a folder for each fold."""
-        self.sorted = folder / f"sorted{ending}"
-        self.dropped = folder / f"dropped{ending}"
-        self.reasons = folder / "dropped_reasons.jsonl"
-        self.report = folder / "report.html"
-        self.scores = folder / "scores.jsonl"
-
-    def check(self, files: Iterable[Path], *, overwrite: bool) -> None:
-        """Raise `RunError` where something would be lost: a finished sort, `files`, or others."""
-        if any(file.resolve().parent == self.folder.resolve() for file in files):
-            raise RunError(
-                f"the data lies in {self.folder}, where the sorted rows would replace it",
-                remedy="give this recipe another output",
-            )
-        check_belongings(self.folder, self.recipe, [*self._results(), self.measured])
-        if self.scores.exists() and not overwrite:
-            raise RunError(
-                f"{self.folder} already holds a finished sort",
-                remedy="replace it by --overwrite, which measures no row again that it has "
-                "measured, or give this one another output",
-            )
-
-    def clear(self) -> None:
-        """Make the folder, and remove the results of an earlier sort, but what it has measured."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for path in self._results():
-            remove(path)
-
-    def _results(self) -> Iterator[Path]:
-        """The results that are there, also of a sort whose data had another ending.
-
-        What says that a sort is finished comes first.
-        """
-        names = [f"{name}{ending}" for name in ("sorted", "dropped") for ending in DATA_ENDINGS]
-        rows = (self.folder / f"{name}{packed}" for name in names for packed in ("", ".gz"))
-        for path in (self.scores, self.reasons, self.report, *rows):
-            if path.exists():
-                yield path
 
 
 class CompareDir:
@@ -182,28 +133,55 @@ class CompareDir:
 
 
 @contextmanager
-def whole_folder(final: Path) -> Iterator[Path]:
-    """Give a folder to write into that gets the name `final` when everything is written.
+def whole_folder(final: Path, needed: int | None = None) -> Iterator[Path]:
+    """Give a folder to write into that gets the name `final` when everything is on the disk.
 
     Where the writing fails nothing is left of it; raises `RunError` where the disk was full, which
-    the libraries that write weights report in many ways.
+    the libraries that write weights report in many ways. `needed`: bytes that will be written.
     """
     partial = final.with_name(f".{final.name}.partial")
     remove(partial)
     try:
         # Within: Ctrl-C can come between any two lines.
         partial.mkdir(parents=True)
+        check_room(final, needed)
         yield partial
+        _flush(partial, *partial.rglob("*"))
     except BaseException as error:
-        free = shutil.disk_usage(final.parent if final.parent.exists() else Path()).free
+        is_full = _wants_room(error, free_bytes(final))
         shutil.rmtree(partial, ignore_errors=True)
-        if free < FULL_DISK:
-            raise RunError(
-                f"the disk is full: {final} could not be written",
-                remedy="free some space; the last checkpoint is whole, go on from it by --resume",
-            ) from error
+        if is_full:
+            raise _full_disk(final, needed) from error
         raise
     _replace_folder(final, partial)
+
+
+def free_bytes(place: Path) -> int:
+    """What is free on the disk of a place that may not exist yet."""
+    existing = next(path for path in (place.absolute(), *place.absolute().parents) if path.exists())
+    return shutil.disk_usage(existing).free
+
+
+def check_room(place: Path, needed: int | None) -> None:
+    """Raise `RunError` where fewer than `needed` bytes are free for `place`."""
+    if needed is not None and needed > free_bytes(place):
+        raise _full_disk(place, needed)
+
+
+def _full_disk(place: Path, needed: int | None) -> RunError:
+    need = "" if needed is None else f"it needs {as_gigabytes(needed)}, and "
+    free = as_gigabytes(free_bytes(place))
+    return RunError(
+        f"the disk is full: {place} could not be written; {need}{free} are free",
+        remedy="free some space; the last checkpoint is whole, go on from it by --resume",
+    )
+
+
+def _wants_room(error: BaseException, free: int) -> bool:
+    """Whether a failure is one of room; libraries in Rust pass the number on in words only."""
+    if free < FULL_DISK or (isinstance(error, OSError) and error.errno in NO_ROOM):
+        return True
+    return any(f"(os error {number})" in str(error) for number in NO_ROOM)
 
 
 def _replace_folder(final: Path, partial: Path) -> None:
@@ -214,7 +192,18 @@ def _replace_folder(final: Path, partial: Path) -> None:
         shutil.rmtree(previous, ignore_errors=True)
         final.rename(previous)
     partial.rename(final)
+    _flush(final.parent)
     shutil.rmtree(previous, ignore_errors=True)
+
+
+def _flush(*paths: Path) -> None:
+    """Wait until files, and the names in folders, are on the disk."""
+    for path in paths:
+        place = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(place)
+        finally:
+            os.close(place)
 
 
 @contextmanager
@@ -232,6 +221,7 @@ def whole_file(final: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, final)
+        _flush(final.parent)
     finally:
         partial.unlink(missing_ok=True)
 

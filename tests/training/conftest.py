@@ -103,7 +103,8 @@ def make_trainer(tmp_path: Path, capitals_tokenizer: Any) -> Callable[..., Signa
             run_dir=run_dir,
             keep_checkpoints=section.checkpoint.keep,
             torch_compile=section.torch_compile,
-            watchers=[tracker.histograms.add for tracker in trackers],
+            spikes=section.spikes,
+            watchers=[tracker.histograms for tracker in trackers],
         )
         trainer.use_layout(layout)
         return trainer

@@ -14,7 +14,7 @@ from yrunner.commands.check_facts import (
     largest_micro_batch,
     schedule,
 )
-from yrunner.commands.check_memory import DiskFacts, MemoryFacts, estimate_memory
+from yrunner.commands.check_memory import MemoryFacts, estimate_memory
 from yrunner.commands.check_model import check_model
 from yrunner.commands.check_sample import NotScored, score_sample
 from yrunner.commands.check_signal import Signal, describe_sample
@@ -27,7 +27,9 @@ from yrunner.commands.check_story import (
     print_steps,
     print_unread,
 )
+from yrunner.commands.disk_space import DiskFacts, lack_of_space
 from yrunner.commands.measure import read_tasks
+from yrunner.commands.positions import check_positions
 from yrunner.commands.tokenizer import recipe_tokenizer
 from yrunner.commands.train_data import finish_data, print_left_out, print_rows, read_data
 from yrunner.commands.train_plan import plan_run
@@ -76,8 +78,10 @@ def check(
     tokenizer = recipe_tokenizer(recipe)
     open_question = check_model(recipe, tokenizer)
     prepared = read_data(recipe, tokenizer)
-    refusal = _refusal(recipe, prepared)
+    refusal = _refusal(recipe, tokenizer, prepared)
     facts = _gather(recipe, tokenizer, prepared) if len(prepared.train) else None
+    if refusal is None and facts is not None and facts.disk is not None:
+        refusal = lack_of_space(recipe, facts.disk)
     if not as_machine:
         _print(recipe, prepared, facts)
     signal = _measure_signal(recipe, tokenizer, prepared, sample, page)
@@ -94,10 +98,11 @@ def check(
         _say_verdict(recipe, open_question)
 
 
-def _refusal(recipe: Recipe, prepared: Prepared) -> YRunnerError | None:
+def _refusal(recipe: Recipe, tokenizer: Any, prepared: Prepared) -> YRunnerError | None:
     """Why training would refuse the data; the validation rows are set aside where it would not."""
     try:
         finish_data(recipe, prepared)
+        check_positions(recipe, tokenizer, prepared)
     except YRunnerError as error:
         return error
     return None

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice, pairwise
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,6 @@ from yrunner.data.packing import fill_rate
 from yrunner.data.plan import Plan
 from yrunner.data.prepared import Prepared
 from yrunner.data.report import FileReport
-from yrunner.data.token_batches import Row
 from yrunner.recipe.schema import Recipe, TrainSection
 from yrunner.training.arguments import count_warmup, learning_rates
 
@@ -110,14 +109,9 @@ def count_steps(recipe: Recipe, prepared: Prepared, plan: Plan) -> Steps:
 
 def largest_micro_batch(recipe: Recipe, prepared: Prepared, plan: Plan) -> list[TokenizedExample]:
     """The examples of the micro-batch of the first epoch that has the most tokens."""
-    lengths = prepared.train.lengths.tolist()
-
-    def count_tokens(rows: list[Row]) -> int:
-        return sum(lengths[example] for row in rows for example, _ in row)
-
-    micro_batches = islice(plan, plan.epoch_ends[0] * plan.num_micro_batches)
-    largest = max(micro_batches, key=count_tokens)
-    return SlicedExamples(prepared.train, recipe.train.token_batch).__getitems__(largest)
+    return SlicedExamples(prepared.train, recipe.train.token_batch).__getitems__(
+        plan.largest_micro_batch()
+    )
 
 
 def schedule(train: TrainSection, num_updates: int) -> Schedule:

@@ -1,6 +1,5 @@
 """What a run needs of memory and disk, found without loading a weight."""
 
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor
 
 from yrunner.commands.base import base_source, stale_base
+from yrunner.commands.disk_space import DiskFacts, disk_facts
 from yrunner.commands.train_plan import layout_for
 from yrunner.data.collate import collate
 from yrunner.data.conversation import TokenizedExample
@@ -52,18 +52,6 @@ class MemoryFacts:
     notes: list[str]
 
 
-@dataclass(frozen=True)
-class DiskFacts:
-    """What the run writes, in bytes."""
-
-    checkpoint: int
-    num_checkpoints: int
-    model: int
-    needed: int
-    """At the fullest moment."""
-    free: int
-
-
 def estimate_memory(
     recipe: Recipe, tokenizer: Any, micro_batch: Sequence[TokenizedExample]
 ) -> tuple[MemoryFacts, DiskFacts | None]:
@@ -105,8 +93,7 @@ def estimate_memory(
         is_own = number == 0
         lines += _lines(f"{tuning.kind} (this recipe)" if is_own else tuning.kind, trace)
         if is_own:
-            need = estimate_disk(model, trace.optimizer, tokenizer)
-            disk = _disk(recipe, need.checkpoint, need.model)
+            disk = disk_facts(recipe, estimate_disk(model, trace.optimizer, tokenizer))
             notes.insert(0, _describe(batch, dtype))
     return MemoryFacts(lines, notes), disk
 
@@ -149,13 +136,3 @@ def _lines(tuning: str, trace: StepTrace) -> Iterator[MemoryLine]:
     for layout, stage, devices in layouts:
         step = trace.per_device(stage, devices)
         yield MemoryLine(tuning, layout, **asdict(step), peak=step.peak)
-
-
-def _disk(recipe: Recipe, checkpoint: int, model: int) -> DiskFacts:
-    validates = bool(recipe.data.validation) or recipe.data.validation_share is not None
-    # Beside the newest there is the best one by validation; one is written before another goes.
-    number = recipe.train.checkpoint.keep + validates
-    folder = recipe.run_folder.absolute()
-    existing = next(path for path in (folder, *folder.parents) if path.exists())
-    free = shutil.disk_usage(existing).free
-    return DiskFacts(checkpoint, number, model, (number + 1) * checkpoint + model, free)

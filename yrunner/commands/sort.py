@@ -32,11 +32,12 @@ from yrunner.errors import DataError, RunError, YRunnerError
 from yrunner.recipe.load import load_recipe, recipe_to_yaml
 from yrunner.recipe.schema import Recipe
 from yrunner.reports.token_text import TokenText
-from yrunner.run_dir import RunDir, SortDir, write_json, write_text
+from yrunner.run_dir import RunDir, write_json, write_text
 from yrunner.scoring.folds import group_copies
 from yrunner.scoring.neighbours import look_up
 from yrunner.scoring.rank import KNN_LOSS
 from yrunner.scoring.score_file import row_hashes
+from yrunner.sort_dir import SortDir
 
 DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
 

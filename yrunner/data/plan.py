@@ -111,6 +111,15 @@ class Plan:
             for number in range(self.num_micro_batches):
                 yield update[number * size : (number + 1) * size]
 
+    def largest_micro_batch(self) -> list[Row]:
+        """The micro-batch of the first epoch that has the most tokens."""
+        first_epoch = islice(self, self.epoch_ends[0] * self.num_micro_batches)
+        return max(first_epoch, key=lambda rows: sum(map(self._count_tokens, rows)))
+
+    def rows_of(self, update: int) -> list[Row]:
+        """What one update learns from, counted from 0."""
+        return next(islice(self.updates(), update, None))
+
     def _updates_of(self, epoch: int) -> Iterator[list[Row]]:
         if self.packs is None:
             for slices in walk_lanes(self._queues(epoch), self.num_groups):

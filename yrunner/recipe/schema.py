@@ -17,6 +17,7 @@ from yrunner.recipe.schema_eval import EvalSection
 from yrunner.recipe.schema_merge import MergeSection
 from yrunner.recipe.schema_model import LoraTuning, ModelSection, Tuning
 from yrunner.recipe.schema_sort import SortSection
+from yrunner.recipe.schema_spikes import Spikes
 from yrunner.recipe.section import Section
 
 
@@ -154,6 +155,7 @@ class TrainSection(Section):
     """Compile the layers at the first step, which takes minutes: for long runs."""
     checkpoint: Checkpoint = Checkpoint()
     early_stopping: EarlyStopping | None = None
+    spikes: Spikes = Spikes()
     log_every: int = Field(10, ge=1)
     """Updates between two records of metrics.jsonl."""
     trackers: list[Literal["tensorboard", "wandb", "swanlab", "mlflow"]] = Field([])

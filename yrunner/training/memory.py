@@ -1,6 +1,6 @@
 """How much memory one update of a training takes, found by running it without any values."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,10 +8,12 @@ import torch
 from accelerate.utils import convert_outputs_to_fp32
 from peft import PeftModel
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
 from transformers import PreTrainedModel
 from transformers.optimization import Adafactor
 
 from yrunner.losses.fused import attach, measure_targets
+from yrunner.models.disk import state_bytes
 from yrunner.models.live_bytes import VALUES_NEEDED, LiveBytes, quiet_failures
 from yrunner.models.quiet import quiet_libraries
 from yrunner.models.scratch import BUILD_ERRORS
@@ -153,6 +155,17 @@ def make_optimizer(
         case "adafactor":
             return Adafactor(parameters, lr=1e-3, scale_parameter=False, relative_step=False)
     raise AssertionError(f"no such optimizer in the recipe's schema: {name}")
+
+
+def optimizer_bytes(name: str, trained: Iterable[nn.Parameter]) -> int:
+    """What the optimizer of these weights will remember, found by a step without any values."""
+    with FakeTensorMode():
+        twins = [nn.Parameter(torch.empty(each.shape, dtype=each.dtype)) for each in trained]
+        for twin in twins:
+            twin.grad = torch.zeros_like(twin)
+        optimizer = make_optimizer(name, twins, foreach=False)
+        optimizer.step()
+    return state_bytes(optimizer)
 
 
 def mixed_precision(model: nn.Module, dtype: torch.dtype) -> Any:
