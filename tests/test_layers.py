@@ -9,9 +9,9 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "yrunner"
 RUNGS = [
-    {"tokens", "errors", "console"},
-    {"recipe"},
-    {"launch", "run_dir", "exits"},
+    {"tokens", "errors", "console", "telemetry"},
+    {"recipe", "belongings"},
+    {"launch", "run_dir", "sort_dir", "exits"},
     {"data", "losses", "models"},
     {"scoring"},
     {"training", "evaluation", "reports"},

@@ -14,6 +14,7 @@ import typer
 from yrunner.console import fail, say
 from yrunner.errors import YRunnerError
 from yrunner.exits import STOPPED, run_to_exit
+from yrunner.telemetry import switch_off_telemetry
 
 NO_NEWS = {
     "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward",
@@ -170,8 +171,10 @@ def compare(
 ) -> None:
     """Train a recipe in several versions, measure each, and set them side by side."""
     from yrunner.recipe.arms import choose_arms, read_seeds
+    from yrunner.recipe.trust import alert_of_code
 
-    choose_arms(recipe, overrides or [], vary=vary or [], only=arms)
+    chosen = choose_arms(recipe, overrides or [], vary=vary or [], only=arms)
+    alert_of_code(next(iter(chosen.values())))
     if seeds is not None:
         read_seeds(seeds)
     with _stopping_at_once():
@@ -276,8 +279,9 @@ def _stopping_at_once() -> Iterator[None]:
 def _check(recipe: Path, overrides: list[str] | None) -> None:
     """Answer a faulty recipe at once, before torch is imported."""
     from yrunner.recipe.load import load_recipe
+    from yrunner.recipe.trust import alert_of_code
 
-    load_recipe(recipe, overrides or [])
+    alert_of_code(load_recipe(recipe, overrides or []))
 
 
 def _is_news(known: str, record: logging.LogRecord) -> bool:
@@ -286,6 +290,7 @@ def _is_news(known: str, record: logging.LogRecord) -> bool:
 
 def main() -> None:
     """Run the command that was typed, and end with the exit code that says how it went."""
+    switch_off_telemetry()
     for name, message in NO_NEWS.items():
         logging.getLogger(name).addFilter(partial(_is_news, message))
     run_to_exit(app)
