@@ -198,6 +198,16 @@ def measure(
 
 
 @app.command()
+def replay(recipe: RecipePath, overrides: Overrides = None) -> None:
+    """Let the base write rows of its own: for keep.kind self_replay and for the drift gauge."""
+    _check(recipe, overrides)
+    with _stopping_at_once():
+        from yrunner.commands.replay import replay as run_replay
+
+    run_replay(recipe, overrides or [])
+
+
+@app.command()
 def chat(
     recipe: RecipePath,
     overrides: Overrides = None,

@@ -12,6 +12,8 @@ from yrunner.commands.base_record import base_record
 from yrunner.commands.environment import describe_environment
 from yrunner.commands.evaluate import known_faults
 from yrunner.commands.fingerprint import changes_since, fingerprint
+from yrunner.commands.keep import hold_back
+from yrunner.commands.keep_data import check_keep_file, prepare_keep
 from yrunner.commands.measure import Measured, measure, read_tasks
 from yrunner.commands.tokenizer import recipe_tokenizer
 from yrunner.commands.train_data import check_rows, prepare_data
@@ -42,6 +44,7 @@ from yrunner.run_dir import RunDir, write_json, write_text
 from yrunner.training.arguments import make_arguments, token_weight
 from yrunner.training.cadence import Cadence
 from yrunner.training.compilation import check_compiler
+from yrunner.training.drift import StopOnDrift
 from yrunner.training.metrics_file import MetricsFile
 from yrunner.training.progress import LiveProgress
 from yrunner.training.trackers import check_trackers, tracker_callbacks
@@ -131,8 +134,10 @@ def _run(recipe: Recipe, run_dir: RunDir, order: Order) -> None:
     tasks = read_tasks(recipe)
     tokenizer = recipe_tokenizer(recipe)
     prepared = prepare_data(recipe, tokenizer)
+    check_keep_file(recipe, tokenizer)
     plan = plan_run(recipe, prepared)
     dtype = training_dtype(recipe)
+    kept = prepare_keep(recipe, tokenizer, dtype)
     if not order.resume:
         _open_run_folder(recipe, run_dir, prepared, overwrite=order.overwrite)
 
@@ -149,6 +154,8 @@ def _run(recipe: Recipe, run_dir: RunDir, order: Order) -> None:
     model = untrained_model(recipe, tokenizer, dtype)
     say_plan(recipe, model, prepared, plan)
     trainer, cadence = _make_trainer(recipe, model, tokenizer, prepared, plan, arguments, run_dir)
+    with mixed_precision(trainer, dtype):
+        hold_back(trainer, recipe, kept)
     watched = prepared.validation or prepared.train
     if order.resume:
         before = Measured.load(run_dir.before)
@@ -202,8 +209,10 @@ def _make_trainer(
     weight, _ = token_weight(recipe.loss)
     trackers = tracker_callbacks(recipe.train.trackers, run_dir.trackers, weight)
     callbacks: list[Any] = [cadence, MetricsFile(run_dir.metrics), *trackers]
-    if recipe.train.early_stopping is not None:
-        callbacks.append(EarlyStoppingCallback(recipe.train.early_stopping.patience))
+    stopping = recipe.train.early_stopping
+    if stopping is not None:
+        stop = StopOnDrift if stopping.metric == "drift" else EarlyStoppingCallback
+        callbacks.append(stop(stopping.patience))
     trainer = make_trainer(
         recipe,
         model,

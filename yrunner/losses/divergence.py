@@ -126,8 +126,16 @@ def top_of(log_NV: Tensor, number: int) -> TopBase:
     return TopBase(ids_NK, log_NK, log_rest_N)
 
 
-class LogitDivergence(torch.autograd.Function):
-    """The divergences of final logits that autograd watches; the base's side gets no gradient."""
+def diverge_logits(final_NV: Tensor, side: BaseSide, places: slice, head: BaseHead) -> Tensor:
+    """The divergences of logits that autograd watches; the base's side gets no gradient."""
+    divergence_N: Tensor = _LogitDivergence.apply(  # type: ignore[no-untyped-call]
+        final_NV, side, places, head
+    )
+    return divergence_N
+
+
+class _LogitDivergence(torch.autograd.Function):
+    """The pull is computed with the divergence, and kept for the backward pass."""
 
     @staticmethod
     def forward(
@@ -138,7 +146,7 @@ class LogitDivergence(torch.autograd.Function):
         return divergence_N
 
     @staticmethod
-    def backward(ctx: Any, gradient_N: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient_N: Tensor) -> tuple[Tensor | None, ...]:
         (pull_NV,) = ctx.saved_tensors
         return gradient_N[:, None] * pull_NV, None, None, None
 

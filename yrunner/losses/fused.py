@@ -68,8 +68,9 @@ def attach(model: Any, rows: int | None = None) -> None:
         if token_weight is None and held is None:
             return original(*args, **kwargs)
         assert not args, "targets are asked for by measure_targets, divergences by held.py"
-        if token_weight is None:
+        if held is not None:
             return fused.hold(held, kwargs)
+        assert token_weight is not None, "one of the two was asked for"
         # As a dictionary: DeepSpeed looks for tensors in these alone.
         return vars(fused.targets(token_weight, wants_top, kwargs))
 

@@ -21,9 +21,9 @@ from yrunner.losses.divergence import (
     BaseSide,
     HiddenBase,
     LogitBase,
-    LogitDivergence,
     TopBase,
     diverge,
+    diverge_logits,
     log_probs_of,
     top_of,
 )
@@ -84,7 +84,8 @@ def answer_hidden(
         side = HiddenBase(hidden_ND)
         parts = [top_of(log_probs_of(side, chunk, base), top) for chunk in _chunks(side, rows)]
         return tuple(
-            torch.cat(tensors) for tensors in zip(*(vars(part).values() for part in parts))
+            torch.cat(tensors)
+            for tensors in zip(*(vars(part).values() for part in parts), strict=True)
         )
 
     return vars(TopBase(*call_head(head, run, hidden_ND)))
@@ -94,7 +95,7 @@ def answer_logits(logits_NV: Tensor, base: BaseHead, held: Held) -> dict[str, Te
     """The answer of a model whose logits exist already, final and in float32 at the least."""
     every = slice(0, len(logits_NV))
     if not isinstance(held, WantsBase):
-        divergence_N = LogitDivergence.apply(logits_NV, held, every, base)
+        divergence_N = diverge_logits(logits_NV, held, every, base)
         return vars(Divergence(divergence_N.sum(), divergence_N.detach()))
     side = LogitBase(logits_NV)
     return vars(side if held.top is None else top_of(log_probs_of(side, every, base), held.top))
@@ -125,7 +126,7 @@ def _module_divergence(
 
     def run_chunk(chunk_ND: Tensor, places: slice) -> Tensor:
         final_NV = base.form.apply(at_least_float32(logits_of(chunk_ND)))
-        return LogitDivergence.apply(final_NV, side, places, base)
+        return diverge_logits(final_NV, side, places, base)
 
     def run(hidden_ND: Tensor) -> tuple[Tensor, ...]:
         parts = [

@@ -21,6 +21,8 @@ from yrunner.models.quiet import quiet_libraries
 from yrunner.run_dir import RunDir, whole_folder
 from yrunner.tokens import IGNORE_INDEX
 from yrunner.training.compilation import compiled_layers
+from yrunner.training.drift import DriftGauge
+from yrunner.training.keeping import Keeping, Micro
 from yrunner.training.meter import SignalMeter
 
 
@@ -74,9 +76,13 @@ class SignalTrainer(Trainer):
         self.torch_compile = torch_compile
         self.watchers = watchers
         self.meter = SignalMeter()
+        self.keeping: Keeping | None = None
+        """What holds the model to its base, see keeping.py."""
+        self.gauge: DriftGauge | None = None
 
     def use_layout(self, layout: Layout) -> None:
         """Lay out micro-batches so. Without a call, every example has a row of its own."""
+        self.layout = layout
         self.data_collator = partial(collate, pad_token_id=self.pad_token_id, layout=layout)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
@@ -143,7 +149,17 @@ class SignalTrainer(Trainer):
             watch(targets)
         self.meter.add(sum_targets(targets, self.loss_deadline))
         self.weights_of_update.append(targets.weight_N.sum())
-        return targets.weighted / num_items_in_batch
+        loss = targets.weighted / num_items_in_batch
+        held = self._held_back(model)
+        return loss if held is None else loss + held
+
+    def _held_back(self, model: nn.Module) -> Tensor | None:
+        """What keeping adds to the loss of the micro-batch whose targets were seen last."""
+        if self.keeping is None:
+            return None
+        number = len(self.weights_of_update) - 1
+        micro = Micro(self.state.global_step, number, self.plan.micro_batch_size)
+        return self.keeping.loss(self.model, model, micro)
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
@@ -171,6 +187,8 @@ class SignalTrainer(Trainer):
         record = meter.drain()
         metrics = {f"{metric_key_prefix}_loss": record["loss"]}
         metrics[f"{metric_key_prefix}_targets"] = record["targets"]
+        if self.gauge is not None:
+            metrics[f"{metric_key_prefix}_drift"] = self.gauge.measure(self.model)
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
@@ -183,6 +201,7 @@ class SignalTrainer(Trainer):
             return  # Trainer's summary of the run: its mean of means is none of our figures
         if "loss" in logs:
             logs |= self.meter.drain()
+            logs |= {} if self.keeping is None else self.keeping.drain()
         super().log(logs)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
