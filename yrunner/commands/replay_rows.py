@@ -241,8 +241,11 @@ def _line(draft: Draft, fault: Fault | None) -> str:
 
 
 def _text_of(line: str) -> str:
+    """All that a row says; a person may have written it in another form."""
     row = json.loads(line)
-    return row["text"] if "text" in row else "\n".join(one["content"] for one in row["messages"])
+    if "messages" in row:
+        return "\n".join(message["content"] for message in row["messages"])
+    return "\n".join(value for value in row.values() if isinstance(value, str))
 
 
 def _lines(path: Path) -> list[str]:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from yrunner.commands.data_files import data_name
+from yrunner.commands.drift_story import drift_figures, drift_plots
 from yrunner.commands.measure import Measured
 from yrunner.commands.weight_curves import weight_plot
 from yrunner.console import print_table, say
@@ -90,6 +91,7 @@ def write_run_report(recipe: Recipe, run_dir: RunDir, before: Measured, after: M
     blocks: list[Block] = [
         Figures(_key_figures(recipe, run_dir, before, after, records)),
         Plot("Loss", plots.loss_curves(records), "Plain loss chooses the checkpoint."),
+        *drift_plots(records),
         Plot(
             "Zones",
             plots.zones_over_time(records),
@@ -158,6 +160,7 @@ def _key_figures(
     best = _best_validation(run_dir)
     if best is not None:
         figures.append(("validation loss", f"{best:.4f}", "nats per target, best checkpoint"))
+    figures += drift_figures(records)
     steps = [record["step"] for record in records if "loss" in record]
     figures.append(("updates", f"{max(steps, default=0):,}", f"loss: {recipe.loss.kind}"))
     return figures

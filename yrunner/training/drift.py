@@ -9,6 +9,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from yrunner.data.collate import collate
 from yrunner.data.conversation import TokenizedExample
+from yrunner.losses.fused import attach
 from yrunner.losses.held import measure_divergence
 from yrunner.scoring.base_answers import KeptTops, side_of_base, to_device
 from yrunner.scoring.measure import batches_by_length
@@ -27,6 +28,7 @@ class DriftGauge:
 
     def measure(self, model: Any) -> float:
         """The divergence in nats per token, over all rows."""
+        attach(model)
         total = torch.zeros((), dtype=torch.float64)
         num_targets = 0
         was_training = model.training

@@ -185,9 +185,9 @@ def draw(history: History, terminal_width: int) -> RenderableType:
     if "zone_easy" in record:
         parts += ["", zone_bar(record, width), _zone_legend(record)]
     parts += [Text(line, style="yellow") for line in drift_warning(history.drifts)]
-    facts = ("learning_rate", "mean_weight", "grad_norm", *KEPT, "targets_per_second", "memory_gib")
-    if described := described(record, *facts):
-        parts += ["", Text(" · ".join(described), style="dim")]
+    facts = described(record, "learning_rate", "mean_weight", "grad_norm", *KEPT)
+    if facts := facts + described(record, "targets_per_second", "memory_gib"):
+        parts += ["", Text(" · ".join(facts), style="dim")]
     return Panel(
         Group(*parts),
         title=Text(f" {history.title} ", style="bold"),
