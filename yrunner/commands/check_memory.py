@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from yrunner.commands.base import base_source, stale_base
+from yrunner.commands.check_keep import keep_notes
 from yrunner.commands.train_plan import layout_for
 from yrunner.data.collate import collate
 from yrunner.data.conversation import TokenizedExample
 from yrunner.models.disk import estimate_disk
 from yrunner.models.load import check_vocabulary, choose_dtype
 from yrunner.models.scratch import make_config
+from yrunner.models.tuning import count_parameters
 from yrunner.models.weightless import build_weightless, read_config
 from yrunner.recipe.schema import Recipe
 from yrunner.recipe.schema_model import FullTuning, LoraTuning, Tuning
@@ -108,6 +110,7 @@ def estimate_memory(
             need = estimate_disk(model, trace.optimizer, tokenizer)
             disk = _disk(recipe, need.checkpoint, need.model)
             notes.insert(0, _describe(batch, dtype))
+            notes += keep_notes(recipe, count_parameters(model)[0])
     return MemoryFacts(lines, notes), disk
 
 

@@ -30,6 +30,7 @@ def say_plan(recipe: Recipe, model: Any, prepared: Prepared, plan: Plan) -> None
         ("trained", f"{trained:,} of them ({trained / total:.2%}), tuning {recipe.tuning.kind}"),
         ("rows", f"{len(prepared.train):,} to learn, {len(prepared.validation):,} to validate"),
         ("updates", f"{plan.num_updates:,} ({_epochs(plan)}, {plan.lanes} {_unit(plan)} each)"),
+        ("keep", _keep(recipe, plan)),
         ("loss", f"{recipe.loss.kind}, {_targets_of_update(train.token_batch)} per update"),
         ("learning rate", f"{train.learning_rate:g}, {train.lr_scheduler}, {train.optimizer}"),
         ("folder", str(recipe.run_folder)),
@@ -118,6 +119,10 @@ _WEIGHT_CAPTION = (
 def _epochs(plan: Plan) -> str:
     epochs = epoch_after(plan.num_updates, plan.epoch_ends)
     return "1 epoch" if epochs == 1 else f"{epochs:.4g} epochs"
+
+
+def _keep(recipe: Recipe, plan: Plan) -> str:
+    return f"{recipe.keep.kind}, {plan.kept} rows more each" if plan.kept else recipe.keep.kind
 
 
 def _unit(plan: Plan) -> str:
