@@ -33,6 +33,7 @@ class RunDir:
         self.trackers = self.folder / "trackers"
         self.model = self.folder / "model"
         self.base = self.folder / "base.json"
+        self.keep = self.folder / "keep.json"
         self.merged = self.folder / "merged"
         self.gguf = self.folder / "gguf"
         self.merge_figures = self.folder / "merge.json"

@@ -124,7 +124,10 @@ def test_a_faulty_file_of_kept_rows_is_found_before_the_base_is_trained(project)
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        (["model={scratch: {config: {}, vocab_size: 300}}", SELF_REPLAY], "know nothing to keep"),
+        (
+            ["model={scratch: {config: {model_type: qwen3}, vocab_size: 300}}", SELF_REPLAY],
+            "know nothing to keep",
+        ),
         (["train.batch_size=1", SELF_REPLAY], "two examples or more"),
         (["loss.normalize=weights", SELF_REPLAY], "cannot be combined"),
         (["drift.rows=0", "train.early_stopping={metric: drift}"], "drift.rows of 1 or more"),

@@ -27,6 +27,7 @@ from yrunner.commands.check_story import (
     print_steps,
     print_unread,
 )
+from yrunner.commands.keep_data import check_keep_file
 from yrunner.commands.measure import read_tasks
 from yrunner.commands.tokenizer import recipe_tokenizer
 from yrunner.commands.train_data import finish_data, print_left_out, print_rows, read_data
@@ -76,6 +77,7 @@ def check(
     tokenizer = recipe_tokenizer(recipe)
     open_question = check_model(recipe, tokenizer)
     prepared = read_data(recipe, tokenizer)
+    check_keep_file(recipe, tokenizer)
     refusal = _refusal(recipe, prepared)
     facts = _gather(recipe, tokenizer, prepared) if len(prepared.train) else None
     if not as_machine:

@@ -1,5 +1,6 @@
 """What holds a run to its base, and the gauge of it, made of the recipe and of its kept rows."""
 
+from hashlib import sha256
 from typing import Any, assert_never
 
 from filelock import FileLock
@@ -11,6 +12,8 @@ from yrunner.data.keep_plan import make_keep_plan
 from yrunner.errors import RunError
 from yrunner.recipe.schema import Recipe
 from yrunner.recipe.schema_keep import Ewc, KeepRows, NoKeep, SelfReplay
+from yrunner.run_dir import RunDir, read_json, write_json
+from yrunner.scoring.score_file import row_hashes
 from yrunner.training.drift import DriftGauge
 from yrunner.training.fisher import Springs, estimate_fisher, load_fisher, save_fisher
 from yrunner.training.keeping import HeldRows, Keeping
@@ -30,6 +33,21 @@ def hold_back(trainer: SignalTrainer, recipe: Recipe, kept: KeptData) -> None:
             trainer.pad_token_id,
             max_tokens=recipe.train.batch_size * recipe.data.max_length,
         )
+
+
+def record_kept(run_dir: RunDir, kept: KeptData, *, resume: bool) -> None:
+    """Note in the run folder which rows it is held to.
+
+    Raises `RunError` for a run that is taken up with others: they may be edited by hand.
+    """
+    text = "".join(row_hashes(kept.rows))
+    content = {"rows": len(kept.rows), "hash": sha256(text.encode()).hexdigest()}
+    if resume and run_dir.keep.exists() and read_json(run_dir.keep) != content:
+        raise RunError(
+            f"the rows that {run_dir.folder} is held to have changed since it was begun",
+            remedy="bring them back, or start anew with --overwrite",
+        )
+    write_json(run_dir.keep, content)
 
 
 def _make_keeping(trainer: SignalTrainer, recipe: Recipe, kept: KeptData) -> Keeping | None:

@@ -12,7 +12,7 @@ import torch
 from filelock import FileLock
 
 from yrunner.commands.base import base_source
-from yrunner.commands.data_files import recipe_rules
+from yrunner.commands.data_files import keep_sources, recipe_rules
 from yrunner.commands.model_key import model_key
 from yrunner.commands.replay_rows import Wanted, replay_folder, written_rows
 from yrunner.commands.train_model import untrained_model
@@ -20,7 +20,6 @@ from yrunner.console import progress, say
 from yrunner.data.cache import Cache
 from yrunner.data.conversation import TokenizedExample
 from yrunner.data.pipeline import Rules, Source, prepare
-from yrunner.data.places import find_files
 from yrunner.data.refusals import num_rows
 from yrunner.errors import DataError
 from yrunner.recipe.schema import Recipe
@@ -70,8 +69,8 @@ def has_base_beneath(recipe: Recipe) -> bool:
 
 def check_keep_file(recipe: Recipe, tokenizer: Any) -> None:
     """Raise what is wrong with the recipe's file of kept rows, before anything is loaded."""
-    if getattr(recipe.keep, "file", None) is not None:
-        _read_file(recipe, tokenizer)
+    for source in keep_sources(recipe):
+        _examples(recipe, tokenizer, source, recipe_rules(recipe))
 
 
 def prepare_keep(recipe: Recipe, tokenizer: Any, dtype: torch.dtype) -> KeptData:
@@ -81,8 +80,8 @@ def prepare_keep(recipe: Recipe, tokenizer: Any, dtype: torch.dtype) -> KeptData
     the base is needed whole. Raises `YRunnerError` for rows that are of no use.
     """
     wanted = wanted_rows(recipe)
-    from_file = getattr(recipe.keep, "file", None) is not None
-    if not (wanted.rows or wanted.held_out or from_file):
+    sources = keep_sources(recipe)
+    if not (wanted.rows or wanted.held_out or sources):
         return KeptData()
     folder = replay_folder(recipe, writing_of(recipe))
     rows: list[TokenizedExample] = []
@@ -94,8 +93,8 @@ def prepare_keep(recipe: Recipe, tokenizer: Any, dtype: torch.dtype) -> KeptData
             rows = _tokenized(recipe, tokenizer, folder.rows)[: wanted.rows]
         if written.held_out:
             held_out = _tokenized(recipe, tokenizer, folder.held_out)[: wanted.held_out]
-    if from_file:
-        rows = _read_file(recipe, tokenizer)
+    for source in sources:
+        rows = _examples(recipe, tokenizer, source, recipe_rules(recipe))
     if isinstance(recipe.keep, HeldToRows):
         say(f"held to {num_rows(len(rows))}, {recipe.keep.share:.0%} of each update")
     return _with_tops(recipe, tokenizer, dtype, KeptData(folder, rows, held_out))
@@ -168,28 +167,22 @@ def _tokenized(recipe: Recipe, tokenizer: Any, file: Path) -> list[TokenizedExam
         system=recipe.data.system,
         targets="all",
     )
-    return without_opening(_examples(recipe, tokenizer, [file], rules))
-
-
-def _read_file(recipe: Recipe, tokenizer: Any) -> list[TokenizedExample]:
-    file = recipe.keep.file if isinstance(recipe.keep, KeepRows | Ewc) else None
-    assert file is not None, "asked for only where there is one"
-    return _examples(recipe, tokenizer, find_files(file), recipe_rules(recipe))
+    return without_opening(_examples(recipe, tokenizer, Source((file,)), rules))
 
 
 def _examples(
-    recipe: Recipe, tokenizer: Any, files: Sequence[Path], rules: Rules
+    recipe: Recipe, tokenizer: Any, source: Source, rules: Rules
 ) -> list[TokenizedExample]:
     cache = Cache(RunDir(recipe.run_folder).prepared)
-    prepared = prepare([Source(tuple(files))], tokenizer, rules, cache, seed=recipe.seed)
+    prepared = prepare([source], tokenizer, rules, cache, seed=recipe.seed)
     left_out = sum(len(report.refusals) for report in prepared.reports)
     if left_out and rules.too_long == "drop":
-        say(f"{files[0].name}: {num_rows(left_out)} left out, longer than data.max_length")
+        say(f"{source.files[0].name}: {num_rows(left_out)} left out, longer than data.max_length")
     else:
         prepared.check(too_long=rules.too_long, invalid=rules.invalid)
     examples = list(prepared.train)
     if not examples:
-        raise DataError(files[0], "no row is left to hold on to", remedy="raise data.max_length")
+        raise DataError(source.files[0], "no row is left to hold", remedy="raise data.max_length")
     return examples
 
 

@@ -12,7 +12,7 @@ from yrunner.commands.base_record import base_record
 from yrunner.commands.environment import describe_environment
 from yrunner.commands.evaluate import known_faults
 from yrunner.commands.fingerprint import changes_since, fingerprint
-from yrunner.commands.keep import hold_back
+from yrunner.commands.keep import hold_back, record_kept
 from yrunner.commands.keep_data import check_keep_file, prepare_keep
 from yrunner.commands.measure import Measured, measure, read_tasks
 from yrunner.commands.tokenizer import recipe_tokenizer
@@ -140,6 +140,7 @@ def _run(recipe: Recipe, run_dir: RunDir, order: Order) -> None:
     kept = prepare_keep(recipe, tokenizer, dtype)
     if not order.resume:
         _open_run_folder(recipe, run_dir, prepared, overwrite=order.overwrite)
+    record_kept(run_dir, kept, resume=order.resume)
 
     # TrainingArguments come before the model: under DeepSpeed ZeRO-3 they decide how weights load.
     arguments = make_arguments(
