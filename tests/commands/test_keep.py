@@ -55,18 +55,18 @@ def run(*changes, resume=False, overwrite=False):
 
 
 @pytest.mark.parametrize(
-    ("keep", "logged"),
+    ("keep", "tuning", "logged"),
     [
-        (SELF_REPLAY, "keep_divergence"),
-        ("keep={kind: rows, file: test.jsonl, by: text}", "keep_text_loss"),
-        ("keep={kind: ewc, rows: 4}", "keep_penalty"),
-        ("keep={kind: none}", None),
+        (SELF_REPLAY, "lora", "keep_divergence"),
+        (SELF_REPLAY, "full", "keep_divergence"),
+        ("keep={kind: rows, file: test.jsonl, by: text}", "lora", "keep_text_loss"),
+        ("keep={kind: ewc, rows: 4}", "full", "keep_penalty"),
+        ("keep={kind: none}", "lora", None),
     ],
-    ids=["self_replay", "rows", "ewc", "none"],
+    ids=["self_replay", "self_replay_full", "rows", "ewc", "none"],
 )
-@pytest.mark.parametrize("tuning", ["lora", "full"])
 def test_every_way_to_keep_trains_and_is_logged_beside_the_drift(
-    trained_base, pen, keep, logged, tuning
+    trained_base, pen, keep, tuning, logged
 ):
     changes = [] if tuning == "lora" else ["tuning={kind: full}"]
     run_dir = run(keep, *changes)
