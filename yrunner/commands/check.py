@@ -30,6 +30,7 @@ from yrunner.commands.check_story import (
     print_unread,
 )
 from yrunner.commands.disk_space import DiskFacts, lack_of_space
+from yrunner.commands.keep_data import check_keep_file
 from yrunner.commands.measure import read_tasks
 from yrunner.commands.positions import check_positions
 from yrunner.commands.tokenizer import recipe_tokenizer
@@ -86,6 +87,7 @@ def check(
     tokenizer = recipe_tokenizer(recipe)
     open_question = check_model(recipe, tokenizer)
     prepared = read_data(recipe, tokenizer)
+    check_keep_file(recipe, tokenizer)
     refusal = _refusal(recipe, tokenizer, prepared) or missing_weights(recipe)
     facts = _gather(recipe, tokenizer, prepared, machine) if len(prepared.train) else None
     if refusal is None and facts is not None and facts.disk is not None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from yrunner.commands.base import base_source, stale_base
+from yrunner.commands.check_keep import keep_notes
 from yrunner.commands.check_machine import Machine
 from yrunner.commands.disk_space import DiskFacts, disk_facts
 from yrunner.commands.train_plan import layout_for
@@ -16,6 +17,7 @@ from yrunner.data.conversation import TokenizedExample
 from yrunner.models.disk import estimate_disk
 from yrunner.models.load import check_vocabulary, choose_dtype
 from yrunner.models.scratch import make_config
+from yrunner.models.tuning import count_parameters
 from yrunner.models.weight_counts import count_weights_of
 from yrunner.models.weightless import build_weightless, read_config
 from yrunner.recipe.schema import Recipe
@@ -144,6 +146,7 @@ def estimate_memory(
             need = estimate_disk(found.model, found.job.update.optimizer, estimator.tokenizer)
             disk = disk_facts(recipe, need)
             notes.insert(0, found.described)
+            notes += keep_notes(recipe, count_parameters(found.model)[0])
     return MemoryFacts(str(machine), lines, notes), disk
 
 

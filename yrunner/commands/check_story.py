@@ -41,6 +41,8 @@ def print_steps(steps: Steps, unit: str) -> None:
     each = " or ".join(f"{number:,}" for number in different)
     say("")
     size = f"{steps.rows_per_update:,} {unit} each"
+    if steps.kept_rows_per_update:
+        size += f", and {steps.kept_rows_per_update:,} that are held to the base"
     say(f"updates: {steps.updates:,} in all, {each} per epoch, {size}")
     if steps.packing_fill is not None:
         say(f"packing: {steps.packed_rows:,} rows, {steps.packing_fill:.1%} of their tokens in use")
