@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from yrunner.commands.base import stale_base
+from yrunner.commands.keep_data import prepare_keep
 from yrunner.commands.tokenizer import recipe_tokenizer
 from yrunner.commands.train_data import finish_data, read_data
 from yrunner.commands.train_model import training_dtype
@@ -70,7 +71,9 @@ def check_sharing(recipe: Recipe, run_dir: RunDir, layout: Layout, *, resume: bo
 
 def launch(recipe: Recipe, layout: Layout, arguments: str, options: list[str]) -> None:
     """Prepare the data and let the processes train; they find it prepared."""
-    finish_data(recipe, read_data(recipe, recipe_tokenizer(recipe)))
+    tokenizer = recipe_tokenizer(recipe)
+    finish_data(recipe, read_data(recipe, tokenizer))
+    prepare_keep(recipe, tokenizer, training_dtype(recipe))
     say(f"training in {layout.num_ranks:,} processes{_where(layout)}")
     run_ranks(_command(layout, arguments, options), _environment(layout))
 
