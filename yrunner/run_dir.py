@@ -138,6 +138,11 @@ class CompareDir:
         return self.arms / f"{name}.json"
 
 
+def partial_folder(final: Path) -> Path:
+    """Where a folder is written before it gets its name."""
+    return final.with_name(f".{final.name}.partial")
+
+
 @contextmanager
 def whole_folder(final: Path, needed: int | None = None) -> Iterator[Path]:
     """Give a folder to write into that gets the name `final` when everything is on the disk.
@@ -145,7 +150,7 @@ def whole_folder(final: Path, needed: int | None = None) -> Iterator[Path]:
     Where the writing fails nothing is left of it; raises `RunError` where the disk was full, which
     the libraries that write weights report in many ways. `needed`: bytes that will be written.
     """
-    partial = final.with_name(f".{final.name}.partial")
+    partial = partial_folder(final)
     remove(partial)
     try:
         # Within: Ctrl-C can come between any two lines.

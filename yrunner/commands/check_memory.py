@@ -21,11 +21,20 @@ from yrunner.models.tuning import count_parameters
 from yrunner.models.weight_counts import count_weights_of
 from yrunner.models.weightless import build_weightless, read_config
 from yrunner.recipe.schema import Recipe
-from yrunner.recipe.schema_model import FreezeTuning, FullTuning, LoraTuning, Tuning
+from yrunner.recipe.schema_model import (
+    AdapterTuning,
+    FreezeTuning,
+    FullTuning,
+    LoraTuning,
+    QloraTuning,
+    Tuning,
+)
 from yrunner.tokens import IGNORE_INDEX
 from yrunner.training.layer_trace import trace_update
 from yrunner.training.memory import METHOD, NOT_COUNTED, Untraceable
 from yrunner.training.sharing import Job, Layout, layouts_for, memory_per_gpu
+
+IN_8_BITS = "qlora is shown in 4 bits; in int8 the frozen linear layers take twice as much"
 
 
 @dataclass(frozen=True)
@@ -116,7 +125,10 @@ class Estimator:
             f"computed in {str(self.dtype).removeprefix('torch.')}"
         )
         bucket = self.config.get_text_config().hidden_size ** 2
-        return Estimate(Job(update, counts, self.dtype.itemsize, bucket), model, described)
+        job = Job(update, counts, self.dtype.itemsize, bucket)
+        if isinstance(tuning, QloraTuning):
+            job = replace(job, in_4_bits=True)
+        return Estimate(job, model, described)
 
 
 def estimate_memory(
@@ -138,10 +150,13 @@ def estimate_memory(
             notes.insert(0, f"{tuning.kind}: could not be estimated: {found.reason}")
             continue
         is_own = tuning is recipe.tuning
-        lines += lines_of(tuning.kind, found.job, machine, is_own=is_own)
-        if tuning.kind == "lora":
+        own = own_layout(recipe, machine) if is_own else None
+        lines += lines_of(tuning.kind, found.job, machine, own=own)
+        if tuning.kind == "lora" and recipe.tuning.kind != "qlora":
             in_4_bits = replace(found.job, in_4_bits=True)
-            lines += lines_of("qlora", in_4_bits, machine, is_own=False)
+            lines += lines_of("qlora", in_4_bits, machine, own=None)
+        if isinstance(tuning, QloraTuning) and tuning.quant_type == "int8":
+            notes.append(IN_8_BITS)
         if is_own:
             need = estimate_disk(found.model, found.job.update.optimizer, estimator.tokenizer)
             disk = disk_facts(recipe, need)
@@ -150,18 +165,30 @@ def estimate_memory(
     return MemoryFacts(str(machine), lines, notes), disk
 
 
-def lines_of(kind: str, job: Job, machine: Machine, *, is_own: bool) -> Iterator[MemoryLine]:
-    """One line for each layout that makes sense on the machine."""
-    layouts = [Layout()] if machine.is_cpu else layouts_for(machine.gpus)
-    for layout in layouts:
+def own_layout(recipe: Recipe, machine: Machine) -> Layout:
+    """How the recipe shares memory out; where its way makes no sense on the machine, not at all."""
+    layouts = _layouts(machine)
+    section = recipe.distributed.deepspeed
+    if section is None:
+        return layouts[0]
+    wanted = Layout(machine.gpus, section.stage, offload=section.offload != "none")
+    return wanted if wanted in layouts else layouts[0]
+
+
+def lines_of(kind: str, job: Job, machine: Machine, *, own: Layout | None) -> Iterator[MemoryLine]:
+    """One line for each layout that makes sense on the machine; `own` is the recipe's."""
+    for layout in _layouts(machine):
         if job.in_4_bits and layout.stage == 3:
             continue  # ZeRO-3 cannot gather weights of which several numbers share a byte
         need = memory_per_gpu(job, layout)
         no_room = machine.host is not None and need.host * machine.gpus > machine.host
         fits = need.peak <= machine.room and not no_room
-        # Where the recipe says nothing, every GPU holds everything.
-        own = is_own and layout.stage is None
-        yield MemoryLine(kind, str(layout), **asdict(need), peak=need.peak, fits=fits, is_own=own)
+        facts = asdict(need) | {"peak": need.peak, "fits": fits, "is_own": layout == own}
+        yield MemoryLine(kind, str(layout), **facts)
+
+
+def _layouts(machine: Machine) -> list[Layout]:
+    return [Layout()] if machine.is_cpu else layouts_for(machine.gpus)
 
 
 def recipe_config(recipe: Recipe, tokenizer: Any) -> Any:
@@ -180,7 +207,7 @@ def _tunings(recipe: Recipe) -> list[Tuning]:
     own = recipe.tuning
     if recipe.model.scratch is not None:
         return [own]
-    if isinstance(own, LoraTuning) and own.adapter is not None:
+    if isinstance(own, AdapterTuning) and own.adapter is not None:
         # The adapter's own shape counts; it is read when it is attached.
         return [own]
     others: list[Tuning] = [LoraTuning(), FreezeTuning(kind="freeze"), FullTuning(kind="full")]

@@ -14,6 +14,7 @@ WITHOUT_EFFECT: dict[str, Any] = {
     "sort": True,
     "merge": True,
     "compare": True,
+    "distributed": True,
     "drift": True,
     "train": {"checkpoint": {"keep"}, "log_every": True, "spikes": True, "trackers": True},
 }

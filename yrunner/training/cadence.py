@@ -8,6 +8,7 @@ from typing import Any, Literal
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from yrunner.data.plan import epoch_after
+from yrunner.ranks import highest_of_ranks
 from yrunner.training.signals import on_stop_signals
 
 
@@ -63,6 +64,7 @@ class Cadence(TrainerCallback):
     ) -> TrainerControl:
         """Set the switches for what Trainer does after this update."""
         step = state.global_step
+        self._agree()
         state.epoch = epoch_after(step, self.epoch_ends)
         interrupted = self.interrupted_by is not None
         last = step >= state.max_steps
@@ -84,8 +86,13 @@ class Cadence(TrainerCallback):
     ) -> TrainerControl:
         """Stop after a checkpoint during which, or during whose validation, a signal has come."""
         self._saved_step = state.global_step
+        self._agree()
         control.should_training_stop |= self.interrupted_by is not None
         return control
+
+    def _agree(self) -> None:
+        """Stop together: a signal reaches one process sooner than another. All of them call it."""
+        self.interrupted_by = int(highest_of_ranks(self.interrupted_by or 0)) or None
 
     @contextmanager
     def stopping_on_signals(self) -> Iterator[None]:

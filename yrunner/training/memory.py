@@ -28,6 +28,9 @@ NOT_COUNTED = (
     "allocator keeps unused (on a CPU sometimes twice the estimate)."
 )
 
+OF_BITSANDBYTES = frozenset({"adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit"})
+"""Optimizers that compute on real values only."""
+
 
 @dataclass(frozen=True)
 class StepTrace:
@@ -120,7 +123,8 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """The optimizer that Trainer makes for `train.optimizer`."""
     match name:
-        case "adamw_torch":
+        case "adamw_torch" | "adamw_8bit" | "paged_adamw_8bit" | "paged_adamw_32bit":
+            # For those of bitsandbytes: no less than they need.
             return torch.optim.AdamW(parameters, foreach=foreach)
         case "adamw_torch_fused":
             return torch.optim.AdamW(parameters, fused=True)

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers.trainer_callback import ExportableState
 
 from yrunner.losses.nlirg import ZONES
+from yrunner.ranks import highest_of_ranks, sum_over_ranks
 
 GIB = 2**30
 
@@ -37,17 +38,18 @@ class SignalMeter(ExportableState):
     def drain(self) -> dict[str, float]:
         """The figures of everything added since the last call, under their names in metrics.jsonl.
 
-        See `figures_of`; besides, the speed and the memory.
+        See `figures_of`; besides, the speed and the memory. All of it is of all processes, which
+        have to call this together.
         """
         assert self._sums_R is not None, "nothing was added"
-        figures = figures_of(self._sums_R.tolist())
+        figures = figures_of(sum_over_ranks(self._sums_R).tolist())
         # tolist() waited for the device, so the clock now covers all the work.
         seconds = self._so_far()
         self._sums_R, self._seconds, self._started = None, 0.0, None
         return {
             **figures,
             "targets_per_second": figures["targets"] / seconds if seconds else 0.0,
-            "memory_gib": peak_memory() / GIB,
+            "memory_gib": highest_of_ranks(peak_memory()) / GIB,
         }
 
     def state(self) -> dict[str, Any]:

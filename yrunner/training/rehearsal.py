@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from yrunner.losses.fused import measure_targets
-from yrunner.run_dir import whole_folder
+from yrunner.ranks import wait_for_ranks
 from yrunner.tokens import IGNORE_INDEX
+from yrunner.training.shared_folder import shared_folder
 from yrunner.training.standing import Standing
 
 if TYPE_CHECKING:
@@ -87,6 +88,8 @@ def _try_a_validation(trainer: "SignalTrainer", model: nn.Module) -> None:
 
 def _try_a_save(trainer: "SignalTrainer") -> None:
     place = trainer.run_dir.checkpoints / ".rehearsal"
-    with whole_folder(place) as folder:
+    with shared_folder(place) as folder:
         trainer.write_state(folder)
-    shutil.rmtree(place)
+        wait_for_ranks()
+    if trainer.args.should_save:
+        shutil.rmtree(place)

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import Trainer
 from transformers.trainer_callback import ExportableState
@@ -10,9 +11,15 @@ from transformers.trainer_callback import ExportableState
 from yrunner.console import warn
 from yrunner.models.disk import SMALL_FILES, saved_weight_bytes, state_bytes
 from yrunner.models.quiet import quiet_libraries
-from yrunner.run_dir import RunDir, whole_folder
+from yrunner.ranks import wait_for_ranks
+from yrunner.run_dir import RunDir
 from yrunner.training.checkpoints import find_damage, remove_old, write_manifest
+from yrunner.training.shared_folder import shared_folder
 from yrunner.training.standing import Standing
+from yrunner.training.zero import ZeroRun
+
+SCHEDULER = "scheduler.pt"
+"""Trainer's name of the file that says where the learning rate stands."""
 
 
 class SavingTrainer(Trainer):
@@ -25,6 +32,8 @@ class SavingTrainer(Trainer):
     keep_checkpoints: int
     sums: list[Any]
     """What adds up from update to update; see standing.py."""
+    zero: ZeroRun | None = None
+    """Where DeepSpeed shares memory out; None without it."""
     before_update: Standing | None = None
     """What an update that is under way has to be taken back to; None between two updates."""
 
@@ -52,11 +61,14 @@ class SavingTrainer(Trainer):
         for each in self._stateful():
             self.state.stateful_callbacks[type(each).__name__] = each.state()
         place = self.run_dir.checkpoint(self.state.global_step)
-        with whole_folder(place, self._checkpoint_bytes()) as folder:
+        with shared_folder(place, self._checkpoint_bytes()) as folder:
             self.write_state(folder)
-            write_manifest(folder)
-        keep, best_step = self.keep_checkpoints, self.state.best_global_step
-        remove_old(self.run_dir, keep=keep, best=best_step)
+            wait_for_ranks()
+            if self.args.should_save:
+                write_manifest(folder)
+        if self.args.should_save:
+            keep, best_step = self.keep_checkpoints, self.state.best_global_step
+            remove_old(self.run_dir, keep=keep, best=best_step)
 
     def write_state(self, folder: Path) -> None:
         """Write everything that a resumed run needs."""
@@ -65,7 +77,43 @@ class SavingTrainer(Trainer):
         self._save_optimizer_and_scheduler(str(folder))
         self._save_scaler(str(folder))
         self._save_rng_state(str(folder))
-        self.state.save_to_json(str(folder / "trainer_state.json"))
+        if self.args.should_save:
+            self.state.save_to_json(str(folder / "trainer_state.json"))
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Trainer's; under DeepSpeed with the optimizer's own weights, which are not rounded."""
+        if self.zero is None:
+            super().save_model(output_dir, _internal_call)
+        else:
+            self._save(output_dir, state_dict=self.zero.whole_weights())
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self.zero is None:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        self.zero.save(Path(output_dir))
+        if self.args.should_save:
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER)
+
+    def _prepare_for_training(
+        self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None
+    ) -> Any:
+        if self.zero is None or resume_from_checkpoint is None:
+            return super()._prepare_for_training(
+                max_steps, train_dataloader, resume_from_checkpoint
+            )
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        self.zero.load(Path(resume_from_checkpoint))
+        scheduler = torch.load(Path(resume_from_checkpoint) / SCHEDULER, weights_only=True)
+        self.lr_scheduler.load_state_dict(scheduler)
+        return prepared
+
+    def _load_best_model(self) -> None:
+        if self.zero is None:
+            super()._load_best_model()
+        else:
+            best = Path(self.state.best_model_checkpoint or "")
+            self.zero.load(best, with_moments=False)
 
     def _checkpoint_bytes(self) -> int | None:
         """What a checkpoint will take; None where each process writes a part of it."""

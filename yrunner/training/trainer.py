@@ -1,6 +1,6 @@
 """Our Trainer: weighted targets and exact sums; saving.py has its checkpoints."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import Any, Literal, Protocol
@@ -17,6 +17,7 @@ from yrunner.data.plan import Plan
 from yrunner.data.token_batches import Row
 from yrunner.losses.fused import attach, measure_targets
 from yrunner.losses.per_token import Targets, TokenWeight, sum_targets
+from yrunner.ranks import num_ranks, sum_over_ranks, this_rank
 from yrunner.recipe.schema_spikes import Spikes
 from yrunner.run_dir import RunDir
 from yrunner.tokens import IGNORE_INDEX
@@ -28,6 +29,7 @@ from yrunner.training.meter import SignalMeter
 from yrunner.training.rehearsal import is_worth_it, rehearse
 from yrunner.training.saving import SavingTrainer
 from yrunner.training.standing import Standing
+from yrunner.training.zero import AtBegin, ZeroRun
 
 
 class Watcher(Protocol):
@@ -41,7 +43,7 @@ class SignalTrainer(SavingTrainer):
     """Trains along a `Plan`; every target's gradient is weighed by its loss and entropy.
 
     The loss of an update is the sum of weight times loss over its targets, divided once by their
-    number, or by their weights, over all micro-steps: accumulation cannot change a result.
+    number, or by their weights, over all micro-steps and processes: neither can change a result.
     `watchers` are shown the targets of every micro-batch.
     """
 
@@ -73,6 +75,7 @@ class SignalTrainer(SavingTrainer):
             **kwargs,
         )
         attach(self.model)
+        self.zero = ZeroRun(self) if self.is_deepspeed_enabled else None
         self.pad_token_id = pad_token_id
         self.use_layout(one_per_row)
         # cadence.py and progress.py take their places.
@@ -99,28 +102,41 @@ class SignalTrainer(SavingTrainer):
         self.layout = layout
         self.data_collator = partial(collate, pad_token_id=self.pad_token_id, layout=layout)
 
+    def when_model_runs(self, action: Callable[[], None]) -> None:
+        """Do it now; under ZeRO-3 when training begins, for before that no weight is whole."""
+        if self.zero is not None and self.zero.is_partitioned:
+            self.add_callback(AtBegin(action))
+        else:
+            action()
+
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Trainer's, with the layers compiled where that is wanted."""
         with compiled_layers(self.model) if self.torch_compile else nullcontext():
             return super().train(*args, **kwargs)
 
     def get_train_dataloader(self) -> DataLoader[TokenizedExample]:
-        """Micro-batches in the order of the plan, all epochs in one sequence."""
-        loader = DataLoader(
+        """This process's micro-batches in the order of the plan, all epochs in one sequence.
+
+        Not prepared by accelerate, which would share out once more what is shared out here.
+        """
+        return DataLoader(
             self.train_dataset,
-            batch_sampler=self.plan,
-            collate_fn=self.data_collator,
+            batch_sampler=self.plan.share(this_rank(), num_ranks()),
+            collate_fn=self._collate,
             pin_memory=self.args.device.type == "cuda",
         )
-        return self.accelerator.prepare(loader)
+
+    def _collate(self, examples: Sequence[TokenizedExample]) -> dict[str, Tensor]:
+        """By the layout of this moment: under ZeRO-3 it is chosen when training has begun."""
+        return self.data_collator(examples)
 
     def get_batch_samples(
         self, epoch_iterator: Any, num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Tensor]], Tensor]:
-        """The micro-batches of one update, and its number of targets."""
+        """This process's micro-batches of one update, and the targets of all processes in it."""
         batches = [next(epoch_iterator) for _ in range(num_batches)]
         counts = [(batch["labels"] != IGNORE_INDEX).sum() for batch in batches]
-        return batches, torch.stack(counts).sum().to(device)
+        return batches, sum_over_ranks(torch.stack(counts).sum().to(device))
 
     def training_step(
         self,
@@ -134,19 +150,21 @@ class SignalTrainer(SavingTrainer):
         self.meter.start()
         loss = super().training_step(model, inputs, num_items_in_batch)
         if self.accelerator.sync_gradients:
-            weights = torch.stack(self.weights_of_update).sum()
-            self.weights_of_update.clear()
-            if self.normalize == "weights":
+            if self.normalize == "weights" and self.zero is None:
                 assert num_items_in_batch is not None
-                self._divide_by(weights, num_items_in_batch)
+                self._multiply_gradients(self._weight_factor(num_items_in_batch))
+            self.weights_of_update.clear()
         return loss
 
-    def _divide_by(self, weights: Tensor, num_targets: Tensor | int) -> None:
-        """Make gradients that were divided by targets those of a division by weights.
+    def _weight_factor(self, num_targets: Tensor | int) -> Tensor:
+        """What makes of gradients divided by the targets of an update those divided by its weights.
 
         The weights of an update are known when its last micro-batch has been seen, not before.
         """
-        factor = torch.where(weights > 0, num_targets / weights, torch.ones_like(weights))
+        weights = sum_over_ranks(torch.stack(self.weights_of_update).sum())
+        return torch.where(weights > 0, num_targets / weights, torch.ones_like(weights))
+
+    def _multiply_gradients(self, factor: Tensor) -> None:
         for parameter in self.model.parameters():
             if parameter.grad is not None:
                 parameter.grad.mul_(factor)
@@ -169,13 +187,19 @@ class SignalTrainer(SavingTrainer):
         self.weights_of_update.append(targets.weight_N.sum())
         loss = targets.weighted / num_items_in_batch
         held = self._held_back(model)
-        return loss if held is None else loss + held
+        # DDP and DeepSpeed take the mean of the gradients over the processes; the sum is wanted.
+        loss = (loss if held is None else loss + held) * num_ranks()
+        if self.zero is not None and self.normalize == "weights":
+            is_last = self.accelerator.sync_gradients
+            factor = self._weight_factor(num_items_in_batch).item() if is_last else 1.0
+            return self.zero.multiplied_when_stepping(loss, factor)
+        return loss
 
     def _held_back(self, model: nn.Module) -> Tensor | None:
         """What keeping adds to the loss of the micro-batch whose targets were seen last."""
         if self.keeping is None:
             return None
-        number = len(self.weights_of_update) - 1
+        number = (len(self.weights_of_update) - 1) * num_ranks() + this_rank()
         micro = Micro(self.state.global_step, number, self.plan.micro_batch_size)
         return self.keeping.loss(self.model, model, micro)
 
@@ -183,7 +207,7 @@ class SignalTrainer(SavingTrainer):
         """Trainer's, and the last look at the update before the optimizer moves."""
         norm = super()._get_grad_norm(model, grad_norm)
         # Of all processes: they have to stop together. float() waits for the device, once.
-        sums_R = self.accelerator.reduce(self.guard.take())
+        sums_R = sum_over_ranks(self.guard.take())
         is_scaled = self.accelerator.scaler is not None
         seen_norm = None if is_scaled or norm is None else float(norm)
         self.guard.judge(self.state.global_step + 1, sums_R.tolist(), seen_norm)
@@ -204,12 +228,17 @@ class SignalTrainer(SavingTrainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Plain loss per target over all validation examples, whatever the batches."""
+        """Plain loss per target over all validation examples, whatever the batches.
+
+        The processes share the batches; one that has none left takes part with an empty one.
+        """
         examples = self.eval_dataset if eval_dataset is None else eval_dataset
+        batches = self.validation_batches(examples)
+        batches += [[]] * (-len(batches) % num_ranks())
         loader = DataLoader(
             examples,
-            batch_sampler=self.validation_batches(examples),
-            collate_fn=self.data_collator,
+            batch_sampler=batches[this_rank() :: num_ranks()],
+            collate_fn=self._collate,
         )
         was_training = self.model.training
         self.model.eval()
