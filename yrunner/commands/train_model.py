@@ -1,6 +1,6 @@
 """The model that a recipe trains and the trainer that trains it; `train` and `sort` share them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,15 +12,16 @@ from yrunner.data.layouts import Layout
 from yrunner.data.plan import Plan
 from yrunner.data.prepared import Prepared
 from yrunner.errors import MissingError
-from yrunner.losses.per_token import Targets
 from yrunner.models.isolation import check_isolation, isolates_examples
 from yrunner.models.load import check_vocabulary, choose_dtype, load_model
+from yrunner.models.quantized import quantization_config
 from yrunner.models.scratch import build_model
 from yrunner.models.tuning import apply_tuning
 from yrunner.recipe.schema import Recipe
+from yrunner.recipe.schema_model import QloraTuning
 from yrunner.run_dir import RunDir
 from yrunner.training.arguments import token_weight
-from yrunner.training.trainer import SignalTrainer
+from yrunner.training.trainer import SignalTrainer, Watcher
 
 
 def training_dtype(recipe: Recipe) -> torch.dtype:
@@ -44,10 +45,18 @@ def untrained_model(recipe: Recipe, tokenizer: Any, dtype: torch.dtype) -> Any:
             dtype=dtype,
             attention=recipe.model.attention,
             trust_remote_code=recipe.model.trust_remote_code,
+            quantization=_quantization(recipe, dtype),
         )
     check_vocabulary(model, tokenizer)
     set_seed(recipe.seed)
     return apply_tuning(model, recipe.tuning)
+
+
+def _quantization(recipe: Recipe, dtype: torch.dtype) -> Any:
+    tuning = recipe.tuning
+    if not isinstance(tuning, QloraTuning):
+        return None
+    return quantization_config(tuning.quant_type, double_quant=tuning.double_quant, dtype=dtype)
 
 
 def make_trainer(
@@ -60,7 +69,7 @@ def make_trainer(
     run_dir: RunDir,
     *,
     callbacks: Sequence[TrainerCallback],
-    watchers: Sequence[Callable[[Targets], None]] = (),
+    watchers: Sequence[Watcher] = (),
 ) -> SignalTrainer:
     """A trainer by the recipe's tuning and loss; `callbacks` decide what is logged and saved."""
     weight, loss_deadline = token_weight(recipe.loss)
@@ -79,9 +88,10 @@ def make_trainer(
         run_dir=run_dir,
         keep_checkpoints=recipe.train.checkpoint.keep,
         torch_compile=recipe.train.torch_compile,
+        spikes=recipe.train.spikes,
         watchers=watchers,
     )
-    trainer.use_layout(_choose_layout(recipe, trainer))
+    trainer.when_model_runs(lambda: trainer.use_layout(_choose_layout(recipe, trainer)))
     return trainer
 
 

@@ -2,26 +2,46 @@
 
 from typing import Any
 
+import torch
+
+from yrunner.data.keep_plan import count_kept
 from yrunner.data.layouts import Layout, choose_layout
 from yrunner.data.plan import Plan, make_plan
 from yrunner.data.prepared import Prepared
+from yrunner.machines import lay_out
 from yrunner.recipe.schema import Recipe
+from yrunner.recipe.schema_keep import HeldToRows
 
 
-def plan_run(recipe: Recipe, prepared: Prepared) -> Plan:
-    """What the run learns from at which update, exactly."""
+def plan_run(recipe: Recipe, prepared: Prepared, *, num_ranks: int | None = None) -> Plan:
+    """What the run learns from at which update, exactly.
+
+    `num_ranks` processes begin it; None: as many as the recipe asks for.
+    """
+    if num_ranks is None:
+        num_ranks = lay_out(recipe.distributed, torch.cuda.device_count()).num_ranks
     return make_plan(
         prepared.train.num_targets,
         lengths=prepared.train.lengths,
         pack_to=recipe.data.max_length if recipe.data.packing else None,
         token_batch=recipe.train.token_batch,
         batch_size=recipe.train.batch_size,
-        accumulation=recipe.train.gradient_accumulation_steps,
+        accumulation=recipe.train.gradient_accumulation_steps * num_ranks,
         epochs=recipe.train.num_epochs,
         max_updates=recipe.train.max_steps,
         order=recipe.train.order,
         seed=recipe.seed,
+        kept=kept_per_update(recipe, num_ranks),
     )
+
+
+def kept_per_update(recipe: Recipe, num_ranks: int = 1) -> int:
+    """Rows of each update that are kept ones, of all its rows."""
+    if not isinstance(recipe.keep, HeldToRows):
+        return 0
+    train = recipe.train
+    lanes = train.batch_size * train.gradient_accumulation_steps * num_ranks
+    return count_kept(recipe.keep.share, lanes)
 
 
 def layout_for(config: Any, *, isolates: bool) -> Layout:
