@@ -55,7 +55,7 @@ def hold(make_model, capitals_tokenizer):
             per_update=trainer.plan.kept,
             seed=0,
         )
-        trainer.keeping = HeldRows(
+        keeping = HeldRows(
             rows,
             plan,
             lanes=trainer.plan.lanes,
@@ -65,6 +65,7 @@ def hold(make_model, capitals_tokenizer):
             pad_token_id=pad,
             layout=trainer.layout,
         )
+        trainer.hold_back(keeping)
         return trainer
 
     return hold_trainer
@@ -141,7 +142,7 @@ def test_accumulation_changes_nothing_where_rows_are_kept(
 def test_the_kept_rows_of_an_update_lie_in_its_micro_batches_once(
     make_tuned, examples, make_trainer, hold
 ):
-    for batch_size, accumulation in ((16, 1), (4, 4), (3, 5), (1, 16)):
+    for batch_size, accumulation in ((16, 1), (4, 4), (2, 8), (1, 16)):
         trainer = make_trainer(
             make_tuned(),
             examples,
@@ -158,6 +159,20 @@ def test_the_kept_rows_of_an_update_lie_in_its_micro_batches_once(
                 for example in keeping.examples_of(Micro(update, number, batch_size))
             ]
             assert found == [row[0] for row in keeping.plan.rows(update)]
+
+
+def test_a_process_without_kept_rows_takes_part_where_another_has_some(
+    make_tuned, examples, make_trainer, hold
+):
+    model = make_tuned()
+    trainer = make_trainer(model, examples, batch_size=4, gradient_accumulation_steps=4, kept=5)
+    keeping = hold(trainer, examples[20:33]).keeping
+    assert keeping.loss(model, model, Micro(0, 1, 4, at_once=2)) is None, "nor has the other"
+    assert keeping.loss(model, model, Micro(0, 2, 4, at_once=2)).item() > 0
+    empty = keeping.loss(model, model, Micro(0, 0, 4, at_once=4))
+    assert empty.item() == 0
+    empty.backward()
+    assert keeping.mean.take(lambda sums: sums) > 0
 
 
 def test_dropout_of_the_adapter_does_not_reach_the_base(

@@ -91,8 +91,12 @@ class SignalTrainer(SavingTrainer):
         self.sums = [self.meter, self.guard, *watchers]
         self.weights_of_update: list[Tensor] = []
         self.keeping: Keeping | None = None
-        """What holds the model to its base, see keeping.py."""
         self.gauge: DriftGauge | None = None
+
+    def hold_back(self, keeping: Keeping) -> None:
+        """Add what holds the model to its base to the loss, and to the figures that are logged."""
+        self.keeping = keeping
+        self.sums.append(keeping.mean)
 
     def use_layout(self, layout: Layout) -> None:
         """Lay out micro-batches so. Without a call, every example has a row of its own."""
@@ -175,9 +179,12 @@ class SignalTrainer(SavingTrainer):
         """What keeping adds to the loss of the micro-batch whose targets were seen last."""
         if self.keeping is None:
             return None
-        number = len(self.weights_of_update) - 1
-        micro = Micro(self.state.global_step, number, self.plan.micro_batch_size)
-        return self.keeping.loss(self.model, model, micro)
+        processes = self.accelerator.num_processes
+        number = (len(self.weights_of_update) - 1) * processes + self.accelerator.process_index
+        micro = Micro(self.state.global_step, number, self.plan.micro_batch_size, processes)
+        held = self.keeping.loss(self.model, model, micro)
+        # The mean of the gradients over the processes is taken; the sum is wanted.
+        return None if held is None else held * processes
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """Trainer's, and the last look at the update before the optimizer moves."""
@@ -239,7 +246,8 @@ class SignalTrainer(SavingTrainer):
             return  # Trainer's summary of the run: its mean of means is none of our figures
         if "loss" in logs:
             logs |= self.meter.drain()
-            logs |= {} if self.keeping is None else self.keeping.drain()
+            if self.keeping is not None:
+                logs[self.keeping.logged_as] = self.keeping.mean.take(self.accelerator.reduce)
         super().log(logs)
 
     def _prepare_for_training(self, *args: Any) -> Any:
