@@ -1,5 +1,6 @@
 """Kept rows beside the field's: the loss of an update, whatever its micro-batches."""
 
+import json
 import math
 
 import pytest
@@ -11,8 +12,9 @@ from yrunner.data.keep_plan import make_keep_plan
 from yrunner.data.layouts import fit_rows, one_per_row
 from yrunner.losses.nlirg import nlirg_weight
 from yrunner.scoring.base_answers import keep_tops
-from yrunner.training.keeping import HeldRows, Micro
+from yrunner.training.keeping import HeldRows, KeptMean, Micro
 from yrunner.training.metrics_file import read_metrics
+from yrunner.training.standing import Standing
 
 ONE_STEP = dict(optimizer="sgd", learning_rate=1.0, max_grad_norm=0.0, max_steps=1)
 STRENGTH = 2.0
@@ -189,6 +191,19 @@ def test_dropout_of_the_adapter_does_not_reach_the_base(
     assert before == {name: weight.requires_grad for name, weight in model.named_parameters()}
     # A new adapter changes nothing yet, whatever dropout leaves of it.
     assert loss.item() == pytest.approx(0, abs=1e-5)
+
+
+def test_an_update_that_is_taken_back_or_resumed_is_in_the_mean_once():
+    mean, resumed = KeptMean(), KeptMean()
+    mean.add(torch.tensor(6.0), 4)
+    standing = Standing([mean])
+    mean.add(torch.tensor(100.0), 1)
+    standing.restore()
+    resumed.pending = json.loads(json.dumps(mean.state()["attributes"]["pending"]))
+    for each in (mean, resumed):
+        each.add(torch.tensor(2.0), 4)
+        assert each.take(lambda sums: sums) == pytest.approx(1.0)
+        assert each.pending is None
 
 
 def test_strength_beside_the_mean_of_the_field_does_not_depend_on_the_share(
