@@ -94,8 +94,12 @@ class SignalTrainer(SavingTrainer):
         self.sums = [self.meter, self.guard, *watchers]
         self.weights_of_update: list[Tensor] = []
         self.keeping: Keeping | None = None
-        """What holds the model to its base, see keeping.py."""
         self.gauge: DriftGauge | None = None
+
+    def hold_back(self, keeping: Keeping) -> None:
+        """Add what holds the model to its base to the loss, and to the figures that are logged."""
+        self.keeping = keeping
+        self.sums.append(keeping.mean)
 
     def use_layout(self, layout: Layout) -> None:
         """Lay out micro-batches so. Without a call, every example has a row of its own."""
@@ -200,7 +204,7 @@ class SignalTrainer(SavingTrainer):
         if self.keeping is None:
             return None
         number = (len(self.weights_of_update) - 1) * num_ranks() + this_rank()
-        micro = Micro(self.state.global_step, number, self.plan.micro_batch_size)
+        micro = Micro(self.state.global_step, number, self.plan.micro_batch_size, num_ranks())
         return self.keeping.loss(self.model, model, micro)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
@@ -268,7 +272,8 @@ class SignalTrainer(SavingTrainer):
             return  # Trainer's summary of the run: its mean of means is none of our figures
         if "loss" in logs:
             logs |= self.meter.drain()
-            logs |= {} if self.keeping is None else self.keeping.drain()
+            if self.keeping is not None:
+                logs[self.keeping.logged_as] = self.keeping.mean.take(self.accelerator.reduce)
         super().log(logs)
 
     def _prepare_for_training(self, *args: Any) -> Any:
