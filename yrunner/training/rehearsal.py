@@ -48,7 +48,8 @@ def _try_an_update(trainer: "SignalTrainer", model: nn.Module) -> None:
     num_targets = (inputs["labels"] != IGNORE_INDEX).sum().to(trainer.args.device)
     trainer.accelerator.gradient_state._set_sync_gradients(True)
     trainer.training_step(model, inputs, num_targets)
-    _step_without_moving(getattr(trainer.optimizer, "optimizer", trainer.optimizer))
+    wrapped: Any = trainer.optimizer
+    _step_without_moving(getattr(wrapped, "optimizer", wrapped))
     model.zero_grad()
 
 

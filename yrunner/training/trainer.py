@@ -182,7 +182,7 @@ class SignalTrainer(SavingTrainer):
     def validation_batches(self, examples: Any) -> list[list[Row]]:
         """The rows of each batch of a validation."""
         size = self.args.per_device_train_batch_size
-        rows = [((index, 0),) for index in range(len(examples))]
+        rows: list[Row] = [((index, 0),) for index in range(len(examples))]
         return [rows[start : start + size] for start in range(0, len(rows), size)]
 
     def evaluate(
