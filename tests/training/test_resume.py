@@ -207,6 +207,8 @@ def test_a_signal_at_any_moment_changes_nothing(
     undisturbed = run("undisturbed")
     undisturbed.train()
     assert stop_by_signal(run("stopped"), SignalAfter(stopped_at, event)) == stopped_at
+    validated = [row["step"] for row in records(undisturbed) if "eval_loss" in row]
+    assert validated == [3, 6, 9]
     again = run("stopped")
     again.train(resume_from_checkpoint=str(again.run_dir.checkpoint(stopped_at)))
     assert torch.equal(weights_of(undisturbed.model), weights_of(again.model))
