@@ -51,6 +51,11 @@ def warn(message: str) -> None:
     _write(sys.stderr, _coloured(f"warning: {printable(message)}", "yellow"))
 
 
+def alert(message: str) -> None:
+    """Print what the user must not overlook, in red, to standard error; the work goes on."""
+    _write(sys.stderr, _coloured(f"warning: {printable(message)}", "bold red"))
+
+
 def fail(message: str) -> None:
     """Print why the command stops to standard error.
 

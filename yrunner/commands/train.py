@@ -9,10 +9,13 @@ from transformers import EarlyStoppingCallback
 
 from yrunner.commands.base import stale_base
 from yrunner.commands.base_record import base_record, check_base
+from yrunner.commands.data_files import recipe_sources
 from yrunner.commands.disk_space import check_disk
 from yrunner.commands.environment import describe_environment
 from yrunner.commands.evaluate import known_faults
 from yrunner.commands.fingerprint import changes_since, fingerprint
+from yrunner.commands.keep import hold_back, record_kept
+from yrunner.commands.keep_data import check_keep_file, prepare_keep
 from yrunner.commands.measure import Measured, measure, read_tasks
 from yrunner.commands.positions import check_positions
 from yrunner.commands.resume import check_resume, find_start, take_up
@@ -37,6 +40,7 @@ from yrunner.console import say
 from yrunner.data.plan import Plan
 from yrunner.data.prepared import Prepared
 from yrunner.data.report import as_json
+from yrunner.data.unchanged import check_unchanged, states_of
 from yrunner.errors import Interrupted
 from yrunner.models.export import save_model
 from yrunner.models.quiet import quiet_libraries
@@ -46,6 +50,7 @@ from yrunner.run_dir import RunDir, write_json, write_text
 from yrunner.training.arguments import make_arguments, token_weight
 from yrunner.training.cadence import Cadence
 from yrunner.training.compilation import check_compiler
+from yrunner.training.drift import StopOnDrift
 from yrunner.training.metrics_file import MetricsFile
 from yrunner.training.progress import LiveProgress
 from yrunner.training.run_lock import run_lock
@@ -87,7 +92,7 @@ def train_recipe(recipe: Recipe, order: Order) -> None:
     with run_lock(run_dir.folder):
         _check_run_folder(run_dir, recipe, order)
         if order.resume and run_dir.is_finished():
-            say(f"{recipe.name} is finished: {run_dir.model}")
+            _say_finished(recipe, run_dir)
             return
         check_trackers(recipe.train.trackers)
         if recipe.train.torch_compile:
@@ -99,6 +104,14 @@ def train_recipe(recipe: Recipe, order: Order) -> None:
             order = replace(order, resume=step is not None, overwrite=step is None, from_step=step)
         train_base(recipe)
         _run(recipe, run_dir, order)
+
+
+def _say_finished(recipe: Recipe, run_dir: RunDir) -> None:
+    """A kill can have come between the model and its report, which is written now."""
+    if not run_dir.report.exists():
+        measured = [Measured.load(path) for path in (run_dir.before, run_dir.after)]
+        write_run_report(recipe, run_dir, *measured)
+    say(f"{recipe.name} is finished: {run_dir.model}")
 
 
 def train_base(recipe: Recipe) -> None:
@@ -118,6 +131,7 @@ def train_base(recipe: Recipe) -> None:
 
 def _check_run_folder(run_dir: RunDir, recipe: Recipe, order: Order) -> None:
     """Refuse what could lose a run, before any time is spent."""
+    run_dir.check(*run_dir.folders() if order.overwrite else [run_dir.checkpoints])
     if order.resume:
         check_resume(run_dir, recipe)
     elif run_dir.is_used() and not order.overwrite:
@@ -126,11 +140,14 @@ def _check_run_folder(run_dir: RunDir, recipe: Recipe, order: Order) -> None:
 
 def _run(recipe: Recipe, run_dir: RunDir, order: Order) -> None:
     """The run itself. Nothing is written before the data and the disk are known to do."""
+    states = states_of(file for source in recipe_sources(recipe) for file in source.files)
     tokenizer = recipe_tokenizer(recipe)
     prepared = prepare_data(recipe, tokenizer)
     check_positions(recipe, tokenizer, prepared)
+    check_keep_file(recipe, tokenizer)
     plan = plan_run(recipe, prepared)
     dtype = training_dtype(recipe)
+    kept = prepare_keep(recipe, tokenizer, dtype)
     # TrainingArguments come before the model: under DeepSpeed ZeRO-3 they decide how weights load.
     arguments = make_arguments(
         recipe.train,
@@ -149,12 +166,17 @@ def _run(recipe: Recipe, run_dir: RunDir, order: Order) -> None:
         if recipe.model.base is not None:
             check_base(recipe, run_dir)
         take_up(run_dir, recipe, order.from_step, plan.num_updates)
+    # The fingerprint is of the files as they were then.
+    check_unchanged(states)
     say_plan(recipe, model, prepared, plan)
+    record_kept(run_dir, kept, resume=order.from_step is not None)
     with telling_how_to_go_on(order.to_go_on):
         trainer, cadence = _make_trainer(
             recipe, model, tokenizer, prepared, plan, arguments, run_dir
         )
         with explaining_stops(trainer, recipe, tokenizer, run_dir):
+            with mixed_precision(trainer, dtype):
+                hold_back(trainer, recipe, kept)
             _measure_and_train(trainer, cadence, recipe, tokenizer, prepared, run_dir, order)
 
 
@@ -222,8 +244,10 @@ def _make_trainer(
     weight, _ = token_weight(recipe.loss)
     trackers = tracker_callbacks(recipe.train.trackers, run_dir.trackers, weight)
     callbacks: list[Any] = [cadence, MetricsFile(run_dir.metrics), *trackers]
-    if recipe.train.early_stopping is not None:
-        callbacks.append(EarlyStoppingCallback(recipe.train.early_stopping.patience))
+    stopping = recipe.train.early_stopping
+    if stopping is not None:
+        stop = StopOnDrift if stopping.metric == "drift" else EarlyStoppingCallback
+        callbacks.append(stop(stopping.patience))
     trainer = make_trainer(
         recipe,
         model,

@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from yrunner.belongings import remove
 from yrunner.console import warn
 from yrunner.errors import RunError
 from yrunner.run_dir import RunDir, read_json, write_json
@@ -83,7 +84,7 @@ def remove_old(run_dir: RunDir, *, keep: int, best: int | None) -> None:
     whole = [step for step in steps if not find_damage(run_dir.checkpoint(step), read_all=False)]
     for step in set(steps) - {*whole[-keep:], best}:
         if whole:
-            shutil.rmtree(run_dir.checkpoint(step))
+            remove(run_dir.checkpoint(step))
 
 
 def remove_unfinished(run_dir: RunDir) -> None:

@@ -39,7 +39,7 @@ def run_lock(folder: Path) -> Iterator[None]:
 
 def _open_locked(path: Path) -> TextIO:
     while True:
-        file = path.open("a+", encoding="utf-8")
+        file = open(path, "a+", encoding="utf-8", opener=_without_links)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -50,6 +50,11 @@ def _open_locked(path: Path) -> TextIO:
             if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 return file
         file.close()
+
+
+def _without_links(path: str, flags: int) -> int:
+    """A run folder may come from somebody else: what its `.lock` links to must not be emptied."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 def _look_at_the_last(path: Path, file: TextIO) -> None:
