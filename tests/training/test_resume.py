@@ -178,7 +178,12 @@ def test_early_stopping_waits_for_its_patience(make_model, examples, make_traine
 
 @pytest.mark.parametrize(
     ("event", "stopped_at"),
-    [("on_substep_end", 7), ("on_step_end", 7), ("on_prediction_step", 6)],
+    [
+        ("on_substep_end", 0),
+        ("on_substep_end", 7),
+        ("on_step_end", 7),
+        ("on_prediction_step", 6),
+    ],
 )
 def test_a_signal_at_any_moment_changes_nothing(
     make_model, examples, make_trainer, event, stopped_at

@@ -37,7 +37,9 @@ def rehearse(trainer: "SignalTrainer", model: nn.Module) -> None:
     try:
         _try_an_update(trainer, model)
         _try_a_validation(trainer, model)
-        _try_a_save(trainer)
+        if trainer.args.world_size == 1:
+            # Several processes would meet in one folder; what they save they hold already.
+            _try_a_save(trainer)
     finally:
         trainer.take_back_update()
 
