@@ -71,7 +71,7 @@ def _explain_explosion(
         },
     )
     kept = ""
-    if broken is None:
+    if broken is None and trainer.state.global_step:
         trainer.save_before_update()
         kept = f"; update {exploded.update - 1:,} is kept in {run_dir.checkpoints}"
     shown = guilty or rows

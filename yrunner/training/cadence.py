@@ -51,9 +51,10 @@ class Cadence(TrainerCallback):
     ) -> TrainerControl:
         """Cut an update off where a signal has come, and save what stood before it.
 
-        With several processes it is finished: they would not all stop after the same micro-step.
+        The very first is finished, for nothing stands before it, and so it is with several
+        processes, which would not all stop after the same micro-step.
         """
-        if self.interrupted_by is not None and args.world_size == 1:
+        if self.interrupted_by is not None and state.global_step and args.world_size == 1:
             control.should_save = state.global_step != self._saved_step
             control.should_training_stop = True
         return control

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainerControl
 from transformers.trainer_callback import ExportableState
 
 from yrunner.console import warn
@@ -22,6 +22,7 @@ class SavingTrainer(Trainer):
     A subclass sets these attributes, and `before_update` when an update begins and ends.
     """
 
+    control: TrainerControl
     run_dir: RunDir
     keep_checkpoints: int
     sums: list[Any]

@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import DefaultFlowCallback, PrinterCallback, TrainerControl
+from transformers import DefaultFlowCallback, PrinterCallback
 
 from yrunner.data.collate import SlicedExamples, collate
 from yrunner.data.conversation import TokenizedExample
@@ -47,7 +47,6 @@ class SignalTrainer(SavingTrainer):
 
     # compute_loss divides by the targets of the whole update; Trainer must not divide again.
     loss_is_scaled_for_ga = True
-    control: TrainerControl
 
     def __init__(
         self,
