@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import DefaultFlowCallback, PrinterCallback, TrainerControl
+from transformers import DefaultFlowCallback, PrinterCallback
 
 from yrunner.data.collate import SlicedExamples, collate
 from yrunner.data.conversation import TokenizedExample
@@ -49,7 +49,6 @@ class SignalTrainer(SavingTrainer):
 
     # compute_loss divides by the targets of the whole update; Trainer must not divide again.
     loss_is_scaled_for_ga = True
-    control: TrainerControl
 
     def __init__(
         self,
@@ -226,7 +225,7 @@ class SignalTrainer(SavingTrainer):
     def validation_batches(self, examples: Any) -> list[list[Row]]:
         """The rows of each batch of a validation."""
         size = self.args.per_device_train_batch_size
-        rows = [((index, 0),) for index in range(len(examples))]
+        rows: list[Row] = [((index, 0),) for index in range(len(examples))]
         return [rows[start : start + size] for start in range(0, len(rows), size)]
 
     def evaluate(
@@ -273,7 +272,7 @@ class SignalTrainer(SavingTrainer):
         if "loss" in logs:
             logs |= self.meter.drain()
             if self.keeping is not None:
-                logs[self.keeping.logged_as] = self.keeping.mean.take(self.accelerator.reduce)
+                logs[self.keeping.logged_as] = self.keeping.mean.take(sum_over_ranks)
         super().log(logs)
 
     def _prepare_for_training(self, *args: Any) -> Any:
