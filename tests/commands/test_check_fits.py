@@ -78,7 +78,7 @@ def test_the_tables_show_what_fits_and_what_to_change(
 ) -> None:
     check(Path("tuned.yaml"), [], as_machine=False, sample=0, gpus=2, memory="0.52GB")
     out = capsys.readouterr().out
-    assert "What fits on 2 GPUs of 0.52 GB" in out
+    assert "planned for 2 GPUs of 0.52 GB" in out
     assert "lora (this recipe)" in out
     assert "this recipe does not fit there. What would:" in out
     assert "GPUs of 16 GB" in out
