@@ -27,7 +27,7 @@ from yrunner.losses.fused import attach, measure_targets
 from yrunner.models.tuning import apply_tuning
 from yrunner.models.weight_counts import count_weights_of
 from yrunner.training.memory import StepTrace
-from yrunner.training.sharing import Job, Layout
+from yrunner.training.sharing import Job, Sharing
 from yrunner.training.traffic import traffic_per_gpu
 
 RANKS = 2
@@ -66,7 +66,7 @@ def main() -> None:
 def compare(kind: str, stage: int, micro_steps: int) -> None:
     """Print one line."""
     sent = measured_bytes(kind, stage, micro_steps)
-    layout = Layout(RANKS, stage or None)
+    layout = Sharing(RANKS, stage or None)
     job = Job(NO_TRACE, count_weights_of(make_model(kind)), 4, FORM["hidden_size"] ** 2)
     estimated = traffic_per_gpu(job, layout, micro_steps=micro_steps).total
     print(

@@ -1,6 +1,5 @@
 """The command line; nothing heavy is imported at the top."""
 
-import logging
 import os
 import signal
 from collections.abc import Iterator
@@ -13,13 +12,8 @@ import typer
 
 from yrunner.console import fail, say
 from yrunner.errors import YRunnerError
-from yrunner.exits import STOPPED, run_to_exit
-
-NO_NEWS = {
-    "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward",
-    "DeepSpeed": "Setting accelerator to CPU",
-}
-"""What libraries say at import on a machine where nothing is wrong, by the name of the logger."""
+from yrunner.exits import STOPPED, run_to_exit, say_ending
+from yrunner.news import hide_what_is_no_news
 
 app = typer.Typer(
     name="yrun",
@@ -45,6 +39,10 @@ def train(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the run in its folder.")
     ] = False,
+    print_launch: Annotated[
+        bool, typer.Option("--print-launch", help="Only print how its processes are started.")
+    ] = False,
+    is_base: Annotated[bool, typer.Option("--is-base", hidden=True)] = False,
 ) -> None:
     """Train a model; its base is trained first when it is a recipe without a result."""
     if resume and overwrite:
@@ -53,7 +51,14 @@ def train(
     with _stopping_at_once():
         from yrunner.commands.train import train as run_training
 
-    run_training(recipe, overrides or [], resume=resume, overwrite=overwrite)
+    run_training(
+        recipe,
+        overrides or [],
+        resume=resume,
+        overwrite=overwrite,
+        print_launch=print_launch,
+        is_base=is_base,
+    )
 
 
 @app.command()
@@ -280,15 +285,14 @@ def _check(recipe: Path, overrides: list[str] | None) -> None:
     load_recipe(recipe, overrides or [])
 
 
-def _is_news(known: str, record: logging.LogRecord) -> bool:
-    return known not in str(record.msg)
-
-
 def main() -> None:
     """Run the command that was typed, and end with the exit code that says how it went."""
-    for name, message in NO_NEWS.items():
-        logging.getLogger(name).addFilter(partial(_is_news, message))
-    run_to_exit(app)
+    hide_what_is_no_news()
+    if "RANK" not in os.environ:
+        run_to_exit(app)
+    from yrunner.launch import take_place
+
+    run_to_exit(app, take_place() or say_ending)
 
 
 if __name__ == "__main__":

@@ -20,24 +20,40 @@ WHAT_TO_DO = {
 """Faults of the disk that a person can mend, wherever they happen."""
 
 
-def run_to_exit(command: Callable[[], object]) -> None:
-    """Run it; exit with 2 for what the user can mend, 3 for what is missing, 1 for a bug."""
+def say_ending(_code: int, message: str) -> None:
+    """Print why a command stops."""
+    if message:
+        fail(message)
+
+
+def run_to_exit(
+    command: Callable[[], object], tell: Callable[[int, str], object] = say_ending
+) -> None:
+    """Run it; exit with 2 for what the user can mend, 3 for what is missing, 1 for a bug.
+
+    `tell` is given the exit code, and why it is not 0.
+    """
     try:
         command()
     except YRunnerError as error:
-        fail(str(error))
+        tell(error.exit_code, str(error))
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        fail(STOPPED)
+        tell(128 + signal.SIGINT, STOPPED)
         sys.exit(128 + signal.SIGINT)
+    except SystemExit as error:
+        # What typer makes of a command that has come to its end.
+        tell(error.code if isinstance(error.code, int) else 1, "")
+        raise
     except BrokenPipeError:
         # The reader went away (`yrun schema | head`); that is no fault of anybody.
         sys.stderr.close()
         sys.exit(0)
     except Exception as error:  # noqa: BLE001  the last place
         if isinstance(error, OSError) and error.errno in WHAT_TO_DO:
-            fail(f"{error.filename or 'writing'}: {error.strerror}. {WHAT_TO_DO[error.errno]}")
+            why = f"{error.filename or 'writing'}: {error.strerror}. {WHAT_TO_DO[error.errno]}"
+            tell(2, why)
             sys.exit(2)
-        traceback.print_exc()
-        fail(REPORT_A_BUG)
+        tell(1, f"{traceback.format_exc()}{REPORT_A_BUG}")
         sys.exit(1)
+    tell(0, "")

@@ -154,6 +154,11 @@ class CompareDir:
         return self.arms / f"{name}.json"
 
 
+def partial_folder(final: Path) -> Path:
+    """Where a folder is written before it gets its name."""
+    return final.with_name(f".{final.name}.partial")
+
+
 @contextmanager
 def whole_folder(final: Path) -> Iterator[Path]:
     """Give a folder to write into that gets the name `final` when everything is written.
@@ -161,7 +166,7 @@ def whole_folder(final: Path) -> Iterator[Path]:
     Where the writing fails nothing is left of it; raises `RunError` where the disk was full, which
     the libraries that write weights report in many ways.
     """
-    partial = final.with_name(f".{final.name}.partial")
+    partial = partial_folder(final)
     shutil.rmtree(partial, ignore_errors=True)
     try:
         # Within: Ctrl-C can come between any two lines.

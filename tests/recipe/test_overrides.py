@@ -67,7 +67,7 @@ def test_an_aliased_section_is_changed_in_one_place_only(folder, valid):
         ),
         (
             "tuning={rank: 3}",
-            'tuning.kind: this key is missing; it must be one of "freeze", "full", "lora"',
+            'tuning.kind: this key is missing; it must be one of "freeze", "full", "lora", "qlora"',
         ),
         ("foo", "not an override; write key=value, for example train.learning_rate=1e-5"),
         ("=3", "not an override; write key=value, for example train.learning_rate=1e-5"),
@@ -105,7 +105,8 @@ def test_a_conflict_with_the_file_is_named_by_the_override_that_brought_it(valid
 def test_another_kind_tells_which_keys_no_longer_fit(valid, problems):
     text = valid + "tuning:\n  kind: lora\n  rank: 8\n"
     assert problems(text, "tuning.kind=full") == [
-        "recipe.yaml:9:3: tuning.rank: only kind lora has this key, not full; remove it, "
+        "recipe.yaml:9:3: tuning.rank: only kinds lora and qlora have this key, not full; "
+        "remove it, "
         'or override the whole section: "tuning={kind: full}"'
     ]
     assert problems(text, "tuning={kind: full}") == []

@@ -6,7 +6,7 @@ import yaml
 
 from yrunner.recipe.json_schema import recipe_json_schema
 
-KINDS = '"freeze", "full", "lora"'
+KINDS = '"freeze", "full", "lora", "qlora"'
 TUNING = f"must be a section with a kind ({KINDS.replace(chr(34), '')})"
 SEED = "must be a whole number of at least 0 and below 4294967296"
 
@@ -103,7 +103,7 @@ def validator():
         ),
         (
             "tuning: {kind: freeze, rank: 8}\n",
-            "7:24: tuning.rank: only kind lora has this key, not freeze; remove it",
+            "7:24: tuning.rank: only kinds lora and qlora have this key, not freeze; remove it",
         ),
         (
             "tuning: {kind: lora, adapter: ./base, rank: 4}\n",

@@ -15,7 +15,7 @@ from yrunner.commands.check_facts import (
     largest_micro_batch,
     schedule,
 )
-from yrunner.commands.check_machine import Machine, choose_machine
+from yrunner.commands.check_machine import choose_machine, count_ranks
 from yrunner.commands.check_memory import DiskFacts, Estimator, MemoryFacts, estimate_memory
 from yrunner.commands.check_model import check_model, missing_weights
 from yrunner.commands.check_sample import NotScored, score_sample
@@ -35,6 +35,7 @@ from yrunner.commands.train_data import finish_data, print_left_out, print_rows,
 from yrunner.commands.train_plan import plan_run
 from yrunner.commands.weight_curves import zone_edges
 from yrunner.console import say
+from yrunner.data.plan import Plan
 from yrunner.data.prepared import Prepared
 from yrunner.data.report import as_json
 from yrunner.errors import YRunnerError
@@ -77,7 +78,8 @@ def check(
     rows and missing weights, after everything else was said.
     """
     recipe = load_recipe(path, overrides)
-    machine = choose_machine(gpus, memory)
+    num_ranks = count_ranks(recipe.distributed, gpus)
+    machine = choose_machine(gpus, memory, num_ranks)
     page = page_beside(recipe.run_folder, "check", page) if as_page else None
     check_trackers(recipe.train.trackers)
     read_tasks(recipe)
@@ -85,7 +87,10 @@ def check(
     open_question = check_model(recipe, tokenizer)
     prepared = read_data(recipe, tokenizer)
     refusal = _refusal(recipe, prepared) or missing_weights(recipe)
-    facts = _gather(recipe, tokenizer, prepared, machine) if len(prepared.train) else None
+    facts = None
+    if len(prepared.train):
+        estimator = Estimator(recipe, tokenizer, machine)
+        facts = _gather(estimator, prepared, plan_run(recipe, prepared, num_ranks=num_ranks))
     if not as_machine:
         _print(recipe, prepared, facts)
     signal = _measure_signal(recipe, tokenizer, prepared, sample, page)
@@ -111,10 +116,9 @@ def _refusal(recipe: Recipe, prepared: Prepared) -> YRunnerError | None:
     return None
 
 
-def _gather(recipe: Recipe, tokenizer: Any, prepared: Prepared, machine: Machine) -> Facts:
-    plan = plan_run(recipe, prepared)
+def _gather(estimator: Estimator, prepared: Prepared, plan: Plan) -> Facts:
+    recipe = estimator.recipe
     batch = largest_micro_batch(recipe, prepared, plan)
-    estimator = Estimator(recipe, tokenizer, machine)
     memory, disk = estimate_memory(estimator, batch)
     return Facts(
         data_facts(prepared),

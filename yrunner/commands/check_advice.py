@@ -89,7 +89,7 @@ def _other_machines(
 
 
 def _first_that_fits(recipe: Recipe, job: Job, machine: Machine) -> MemoryLine | None:
-    lines = lines_of(recipe.tuning.kind, job, machine, is_own=True)
+    lines = lines_of(recipe.tuning.kind, job, machine)
     return next((line for line in lines if line.fits), None)
 
 

@@ -18,7 +18,7 @@ from yrunner.models.at_hand import count_weights, free_memory, local_folder, wei
 from yrunner.models.load import choose_dtype, load_model
 from yrunner.recipe.load import base_recipe_path
 from yrunner.recipe.schema import Recipe
-from yrunner.recipe.schema_model import LoraTuning
+from yrunner.recipe.schema_model import AdapterTuning
 
 SAMPLE_ROWS = 64
 MOST_TARGETS = 20_000
@@ -143,6 +143,6 @@ def _load(recipe: Recipe, folder: Path) -> Any:
         attention="sdpa" if needs_gpu and not has_gpu else recipe.model.attention,
         trust_remote_code=recipe.model.trust_remote_code,
     )
-    if isinstance(recipe.tuning, LoraTuning) and recipe.tuning.adapter is not None:
+    if isinstance(recipe.tuning, AdapterTuning) and recipe.tuning.adapter is not None:
         model = attach_adapter(model, Path(recipe.tuning.adapter), trainable=False)
     return model.to("cuda" if has_gpu else "cpu")

@@ -116,7 +116,7 @@ def _cut_into_folds(recipe: Recipe, folder: Path, rows: Examples) -> list[_Fold]
                 learned=learned,
                 held_out=rows.select(places),
                 places=places,
-                plan=plan_run(training, learned),
+                plan=plan_run(training, learned, num_ranks=1),
                 file=ScoreFile.open(
                     folder / f"fold-{index + 1}", key, [hashes[place] for place in places]
                 ),

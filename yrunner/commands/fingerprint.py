@@ -14,6 +14,7 @@ WITHOUT_EFFECT: dict[str, Any] = {
     "sort": True,
     "merge": True,
     "compare": True,
+    "distributed": True,
     "train": {"checkpoint": {"keep"}, "log_every": True, "trackers": True},
 }
 """Keys of a recipe that may change without changing the trained model."""

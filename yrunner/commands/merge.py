@@ -36,7 +36,7 @@ def merge(path: Path, overrides: list[str]) -> None:
     known to fail is looked for before the first weight is read.
     """
     recipe = load_recipe(path, overrides)
-    if recipe.tuning.kind != "lora":
+    if recipe.tuning.kind not in ("lora", "qlora"):
         raise YRunnerError(
             f"tuning.kind {recipe.tuning.kind} leaves whole weights", remedy="nothing needs merging"
         )

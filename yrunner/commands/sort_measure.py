@@ -16,7 +16,7 @@ from yrunner.data.store import Examples
 from yrunner.models.adapters import attach_adapter
 from yrunner.models.load import check_vocabulary, choose_dtype
 from yrunner.recipe.schema import Recipe
-from yrunner.recipe.schema_model import LoraTuning
+from yrunner.recipe.schema_model import AdapterTuning
 from yrunner.scoring.measure import TokenScores, score_by_length
 from yrunner.scoring.rank import KNN_LOSS
 from yrunner.scoring.score_file import ScoreFile, row_hashes
@@ -84,7 +84,7 @@ def _load_base(recipe: Recipe, tokenizer: Any) -> Any:
 def _adapter(recipe: Recipe) -> Path | None:
     """The adapter that training would go on with."""
     tuning = recipe.tuning
-    if isinstance(tuning, LoraTuning) and tuning.adapter is not None:
+    if isinstance(tuning, AdapterTuning) and tuning.adapter is not None:
         return Path(tuning.adapter)
     return None
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from transformers import EarlyStoppingCallback
 
 from yrunner.commands.base import stale_base
@@ -21,7 +22,17 @@ from yrunner.commands.train_model import (
     training_dtype,
     untrained_model,
 )
+from yrunner.commands.train_needs import check_needs
 from yrunner.commands.train_plan import plan_run
+from yrunner.commands.train_ranks import (
+    check_sharing,
+    keeps_run_folder,
+    launch,
+    meet_ranks,
+    ranks_to_launch,
+    say_launch,
+    updates_shared,
+)
 from yrunner.commands.train_story import (
     model_card,
     say_next,
@@ -34,24 +45,40 @@ from yrunner.data.plan import Plan
 from yrunner.data.prepared import Prepared
 from yrunner.data.report import as_json
 from yrunner.errors import Interrupted, RunError
+from yrunner.launch import Place, current_place
 from yrunner.models.export import save_model
 from yrunner.models.quiet import quiet_libraries
+from yrunner.ranks import leave_ranks
 from yrunner.recipe.load import base_recipe_path, load_recipe, recipe_to_yaml
 from yrunner.recipe.schema import Recipe
 from yrunner.run_dir import RunDir, write_json, write_text
 from yrunner.training.arguments import make_arguments, token_weight
 from yrunner.training.cadence import Cadence
-from yrunner.training.compilation import check_compiler
 from yrunner.training.metrics_file import MetricsFile
 from yrunner.training.progress import LiveProgress
-from yrunner.training.trackers import check_trackers, tracker_callbacks
+from yrunner.training.trackers import tracker_callbacks
 from yrunner.training.trainer import SignalTrainer
 
 
-def train(path: Path, overrides: list[str], *, resume: bool, overwrite: bool) -> None:
-    """Train the recipe at `path`, and its base before it where that is missing or has changed."""
-    order = Order(shlex.join([str(path), *overrides]), resume=resume, overwrite=overwrite)
-    train_recipe(load_recipe(path, overrides), order)
+def train(
+    path: Path,
+    overrides: list[str],
+    *,
+    resume: bool,
+    overwrite: bool,
+    print_launch: bool = False,
+    is_base: bool = False,
+) -> None:
+    """Train the recipe at `path`, and before it a base that is missing or has changed.
+
+    `print_launch`: only print the command that starts its processes.
+    """
+    order = Order(shlex.join([str(path), *overrides]), resume, overwrite, is_base)
+    recipe = load_recipe(path, overrides)
+    if print_launch:
+        say_launch(recipe, order.arguments, order.options)
+    else:
+        train_recipe(recipe, order)
 
 
 @dataclass(frozen=True)
@@ -66,6 +93,12 @@ class Order:
     """Trained only because another recipe starts from it."""
 
     @property
+    def options(self) -> list[str]:
+        """As options of the command."""
+        said = {"--resume": self.resume, "--overwrite": self.overwrite, "--is-base": self.is_base}
+        return [option for option, is_set in said.items() if is_set]
+
+    @property
     def to_go_on(self) -> str:
         """How an interrupted run is taken up again."""
         if self.is_base:
@@ -76,17 +109,23 @@ class Order:
 def train_recipe(recipe: Recipe, order: Order) -> None:
     """Train one recipe; see `train`."""
     run_dir = RunDir(recipe.run_folder)
-    _check_run_folder(run_dir, recipe, order)
+    layout = ranks_to_launch(recipe)
+    if keeps_run_folder(layout):
+        _check_run_folder(run_dir, recipe, order)
     if order.resume and run_dir.is_finished():
         say(f"{recipe.name} is finished: {run_dir.model}")
         return
-    check_trackers(recipe.train.trackers)
-    if recipe.train.torch_compile:
-        check_compiler()
+    check_needs(recipe)
     read_tasks(recipe)
     known_faults(recipe)
-    train_base(recipe)
-    _run(recipe, run_dir, order)
+    if layout is not None:
+        check_sharing(recipe, run_dir, layout, resume=order.resume)
+    if current_place() is None:
+        train_base(recipe)
+    if layout is None:
+        _run(recipe, run_dir, order)
+    else:
+        launch(recipe, layout, order.arguments, order.options)
 
 
 def train_base(recipe: Recipe) -> None:
@@ -131,11 +170,14 @@ def _run(recipe: Recipe, run_dir: RunDir, order: Order) -> None:
     tasks = read_tasks(recipe)
     tokenizer = recipe_tokenizer(recipe)
     prepared = prepare_data(recipe, tokenizer)
-    plan = plan_run(recipe, prepared)
+    place = current_place() or Place(0, 1)
+    begun_by, micro_steps = updates_shared(recipe, run_dir, place.num_ranks, resume=order.resume)
+    plan = plan_run(recipe, prepared, num_ranks=begun_by)
     dtype = training_dtype(recipe)
-    if not order.resume:
-        _open_run_folder(recipe, run_dir, prepared, overwrite=order.overwrite)
-
+    if (is_writer := place.rank == 0) and not order.resume:
+        _open_run_folder(recipe, run_dir, prepared, place.num_ranks, overwrite=order.overwrite)
+    # Not before the data is there: who waits for it would one day wait in vain.
+    deepspeed = meet_ranks(recipe)
     # TrainingArguments come before the model: under DeepSpeed ZeRO-3 they decide how weights load.
     arguments = make_arguments(
         recipe.train,
@@ -145,25 +187,49 @@ def _run(recipe: Recipe, run_dir: RunDir, order: Order) -> None:
         seed=recipe.seed,
         dtype=dtype,
         validates=bool(prepared.validation),
+        micro_steps=micro_steps,
+        deepspeed=deepspeed,
     )
     model = untrained_model(recipe, tokenizer, dtype)
     say_plan(recipe, model, prepared, plan)
     trainer, cadence = _make_trainer(recipe, model, tokenizer, prepared, plan, arguments, run_dir)
-    watched = prepared.validation or prepared.train
-    if order.resume:
-        before = Measured.load(run_dir.before)
-    else:
+
+    def measured(when: str) -> Measured:
+        watched = prepared.validation or prepared.train
         with mixed_precision(trainer, dtype):
-            before = measure(model, tokenizer, recipe, tasks, watched, "before")
-        before.save(run_dir.before)
+            return measure(model, tokenizer, recipe, tasks, watched, when)
 
+    def measure_before() -> None:
+        before = measured("before")
+        if is_writer:
+            before.save(run_dir.before)
+
+    if not order.resume:
+        trainer.when_model_runs(measure_before)
     _train(trainer, cadence, recipe, run_dir, order)
+    after = measured("after")
+    weights = None if trainer.zero is None else trainer.zero.whole_weights()
+    if is_writer:
+        _finish(recipe, run_dir, order, trainer, tokenizer, after, weights)
+    leave_ranks()
 
-    with mixed_precision(trainer, dtype):
-        after = measure(model, tokenizer, recipe, tasks, watched, "after")
+
+def _finish(
+    recipe: Recipe,
+    run_dir: RunDir,
+    order: Order,
+    trainer: SignalTrainer,
+    tokenizer: Any,
+    after: Measured,
+    weights: dict[str, Tensor] | None,
+) -> None:
+    """Write and show the result. `weights` are those of the model where it does not hold them."""
+    before = Measured.load(run_dir.before)
     after.save(run_dir.after)
     card = model_card(recipe, run_dir, before, after)
-    save_model(trainer.accelerator.unwrap_model(trainer.model), tokenizer, run_dir.model, card)
+    with quiet_libraries():
+        model = trainer.accelerator.unwrap_model(trainer.model)
+    save_model(model, tokenizer, run_dir.model, card, weights=weights)
     write_run_report(recipe, run_dir, before, after)
     say_result(recipe, run_dir, before, after)
     if not order.is_base:
@@ -171,7 +237,7 @@ def _run(recipe: Recipe, run_dir: RunDir, order: Order) -> None:
 
 
 def _open_run_folder(
-    recipe: Recipe, run_dir: RunDir, prepared: Prepared, *, overwrite: bool
+    recipe: Recipe, run_dir: RunDir, prepared: Prepared, num_ranks: int, *, overwrite: bool
 ) -> None:
     if overwrite:
         run_dir.clear()
@@ -180,7 +246,7 @@ def _open_run_folder(
     write_json(run_dir.fingerprint, fingerprint(recipe))
     if recipe.model.base is not None:
         write_json(run_dir.base, base_record(recipe))
-    write_json(run_dir.environment, describe_environment())
+    write_json(run_dir.environment, {**describe_environment(), "processes": num_ranks})
     write_json(run_dir.data_report, as_json(prepared.reports, prepared.findings))
 
 

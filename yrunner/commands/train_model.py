@@ -15,9 +15,11 @@ from yrunner.errors import MissingError
 from yrunner.losses.per_token import Targets
 from yrunner.models.isolation import check_isolation, isolates_examples
 from yrunner.models.load import check_vocabulary, choose_dtype, load_model
+from yrunner.models.quantized import quantization_config
 from yrunner.models.scratch import build_model
 from yrunner.models.tuning import apply_tuning
 from yrunner.recipe.schema import Recipe
+from yrunner.recipe.schema_model import QloraTuning
 from yrunner.run_dir import RunDir
 from yrunner.training.arguments import token_weight
 from yrunner.training.trainer import SignalTrainer
@@ -44,10 +46,18 @@ def untrained_model(recipe: Recipe, tokenizer: Any, dtype: torch.dtype) -> Any:
             dtype=dtype,
             attention=recipe.model.attention,
             trust_remote_code=recipe.model.trust_remote_code,
+            quantization=_quantization(recipe, dtype),
         )
     check_vocabulary(model, tokenizer)
     set_seed(recipe.seed)
     return apply_tuning(model, recipe.tuning)
+
+
+def _quantization(recipe: Recipe, dtype: torch.dtype) -> Any:
+    tuning = recipe.tuning
+    if not isinstance(tuning, QloraTuning):
+        return None
+    return quantization_config(tuning.quant_type, double_quant=tuning.double_quant, dtype=dtype)
 
 
 def make_trainer(
@@ -81,7 +91,7 @@ def make_trainer(
         torch_compile=recipe.train.torch_compile,
         watchers=watchers,
     )
-    trainer.use_layout(_choose_layout(recipe, trainer))
+    trainer.when_model_runs(lambda: trainer.use_layout(_choose_layout(recipe, trainer)))
     return trainer
 
 

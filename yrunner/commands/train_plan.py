@@ -2,21 +2,29 @@
 
 from typing import Any
 
+import torch
+
 from yrunner.data.layouts import Layout, choose_layout
 from yrunner.data.plan import Plan, make_plan
 from yrunner.data.prepared import Prepared
+from yrunner.machines import lay_out
 from yrunner.recipe.schema import Recipe
 
 
-def plan_run(recipe: Recipe, prepared: Prepared) -> Plan:
-    """What the run learns from at which update, exactly."""
+def plan_run(recipe: Recipe, prepared: Prepared, *, num_ranks: int | None = None) -> Plan:
+    """What the run learns from at which update, exactly.
+
+    `num_ranks` processes begin it; None: as many as the recipe asks for.
+    """
+    if num_ranks is None:
+        num_ranks = lay_out(recipe.distributed, torch.cuda.device_count()).num_ranks
     return make_plan(
         prepared.train.num_targets,
         lengths=prepared.train.lengths,
         pack_to=recipe.data.max_length if recipe.data.packing else None,
         token_batch=recipe.train.token_batch,
         batch_size=recipe.train.batch_size,
-        accumulation=recipe.train.gradient_accumulation_steps,
+        accumulation=recipe.train.gradient_accumulation_steps * num_ranks,
         epochs=recipe.train.num_epochs,
         max_updates=recipe.train.max_steps,
         order=recipe.train.order,

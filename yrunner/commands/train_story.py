@@ -49,7 +49,7 @@ def say_next(recipe: Recipe, arguments: str) -> None:
     say(f"yrun chat {arguments}    # talk to it")
     if recipe.eval.tasks:
         say(f"yrun eval {arguments}    # its tasks again, with the base beside it")
-    if recipe.tuning.kind == "lora":
+    if recipe.tuning.kind in ("lora", "qlora"):
         say(f"yrun merge {arguments}   # one model of base and adapter")
 
 

@@ -111,6 +111,11 @@ class Plan:
             for number in range(self.num_micro_batches):
                 yield update[number * size : (number + 1) * size]
 
+    def share(self, rank: int, num_ranks: int) -> "PlanShare":
+        """The micro-batches of one of several processes; together they are all of them."""
+        assert self.num_micro_batches % num_ranks == 0, "every process does as many micro-steps"
+        return PlanShare(self, rank, num_ranks)
+
     def _updates_of(self, epoch: int) -> Iterator[list[Row]]:
         if self.packs is None:
             for slices in walk_lanes(self._queues(epoch), self.num_groups):
@@ -134,6 +139,21 @@ class Plan:
             int(self.lengths[example]) - self.token_batch * (self.num_groups[example] - 1 - group)
             for example, group in row
         )
+
+
+@dataclass(frozen=True, eq=False)
+class PlanShare:
+    """The micro-batches of one process. Those that are computed at once are of like length."""
+
+    plan: Plan
+    rank: int
+    num_ranks: int
+
+    def __len__(self) -> int:
+        return len(self.plan) // self.num_ranks
+
+    def __iter__(self) -> Iterator[list[Row]]:
+        return islice(self.plan, self.rank, None, self.num_ranks)
 
 
 def make_plan(

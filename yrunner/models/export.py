@@ -5,9 +5,11 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import yaml
 from peft import PeftModel
+from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from yrunner.errors import ModelError
@@ -43,8 +45,12 @@ def save_model(
     tokenizer: PreTrainedTokenizerBase,
     folder: Path,
     card: ModelCard,
+    *,
+    weights: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write weights, tokenizer, chat template, generation config and model card to `folder`.
+
+    `weights`: all of them by their names, where the model does not hold them itself.
 
     Of a peft model only the adapter is written, of any other all weights, as safetensors and in
     the dtype that they have. `folder` appears under its name when it is complete; one that exists
@@ -61,9 +67,9 @@ def save_model(
                 whole_model.generation_config, tokenizer
             )
             if isinstance(model, PeftModel):
-                _save_adapter(model, partial, base=str(base))
+                _save_adapter(model, partial, base=str(base), weights=weights)
             else:
-                model.save_pretrained(partial)
+                model.save_pretrained(partial, state_dict=_own_dict(weights))
         generation_config = whole_model.generation_config  # peft leaves it out
         _save_beside(partial, generation_config, tokenizer, card, isinstance(model, PeftModel))
 
@@ -170,11 +176,18 @@ def _adapter_base(model: PeftModel, folder: Path) -> str:
     return str(path.resolve())
 
 
-def _save_adapter(model: PeftModel, folder: Path, *, base: str) -> None:
+def _own_dict(weights: Mapping[str, Tensor] | None) -> dict[str, Tensor] | None:
+    return None if weights is None else dict(weights)
+
+
+def _save_adapter(
+    model: PeftModel, folder: Path, *, base: str, weights: Mapping[str, Tensor] | None
+) -> None:
     for config in model.peft_config.values():
         config.base_model_name_or_path = base
     # Never the embeddings: they are not trained, and peft would ask the Hub whether they are.
-    model.save_pretrained(str(folder), save_embedding_layers=False)
+    options: dict[str, Any] = {} if weights is None else {"state_dict": dict(weights)}
+    model.save_pretrained(str(folder), save_embedding_layers=False, **options)
 
 
 def _generation_config(

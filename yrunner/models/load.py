@@ -76,17 +76,28 @@ def load_tokenizer(
 
 
 def load_model(
-    source: str, *, dtype: torch.dtype, attention: str = "auto", trust_remote_code: bool = False
+    source: str,
+    *,
+    dtype: torch.dtype,
+    attention: str = "auto",
+    trust_remote_code: bool = False,
+    quantization: Any = None,
 ) -> PreTrainedModel:
     """Load a causal language model in evaluation mode, every weight from a safetensors file.
 
     A folder or Hub id that holds an adapter is loaded as its base with the adapter merged, in
-    memory. Raises ModelError for everything that is wrong with the source, and MissingError when
-    a package is missing.
+    memory. `quantization`: a config of transformers, by which linear layers are stored; such a
+    source has to be a whole model. Raises ModelError for everything that is wrong with the source,
+    and MissingError when a package is missing.
     """
     _check_source(source)
     with quiet_libraries(keep_progress=True), explain_failure(source):
         adapter = find_adapter(source)
+    if adapter is not None and quantization is not None:
+        raise ModelError(
+            f"the base {source} is an adapter, which cannot be quantized with its own base",
+            remedy="merge it first with yrun merge, or go on training it with tuning.adapter",
+        )
     if adapter is not None:
         model = load_model(
             read_base(adapter),
@@ -102,6 +113,8 @@ def load_model(
         return model
     check_folder(Path(source))
     options: dict[str, Any] = {} if attention == "auto" else {"attn_implementation": attention}
+    if quantization is not None:
+        options["quantization_config"] = quantization
     # A download is worth a bar; reading a folder is not.
     with quiet_libraries(keep_progress=not Path(source).is_dir()), explain_failure(source):
         model, report = AutoModelForCausalLM.from_pretrained(

@@ -11,7 +11,7 @@ Trainer calls, makes the embeddings' output require gradients, also beneath an a
 import math
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TypeVar, assert_never
+from typing import Any, TypeVar, assert_never
 
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
@@ -20,8 +20,16 @@ from transformers.pytorch_utils import Conv1D
 
 from yrunner.errors import ModelError
 from yrunner.models.adapters import CONFIG_FILE, attach_adapter
+from yrunner.models.quantized import keep_trainable
 from yrunner.models.quiet import quiet_libraries
-from yrunner.recipe.schema_model import FreezeTuning, FullTuning, LoraTuning, Tuning
+from yrunner.recipe.schema_model import (
+    AdapterTuning,
+    FreezeTuning,
+    FullTuning,
+    LoraTuning,
+    QloraTuning,
+    Tuning,
+)
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -37,8 +45,9 @@ def apply_tuning(model: PreTrainedModel, tuning: Tuning) -> PreTrainedModel | Pe
             model.requires_grad_(True)
         case FreezeTuning():
             _train_top_layers(model, share=tuning.train_top, embeddings=tuning.embeddings)
-        case LoraTuning():
+        case LoraTuning() | QloraTuning():
             _check_base_is_whole(model)
+            keep_trainable(model)
             if tuning.adapter is not None:
                 return _float32_where_trained(_continue_adapter(model, Path(tuning.adapter)))
             return _float32_where_trained(_add_lora(model, tuning))
@@ -49,9 +58,13 @@ def apply_tuning(model: PreTrainedModel, tuning: Tuning) -> PreTrainedModel | Pe
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
     """Parameters that are trained, and all of them. Weights that are tied count once."""
-    parameters = list(model.parameters())
-    trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
-    return trained, sum(parameter.numel() for parameter in parameters)
+    sizes = [(_count(parameter), parameter.requires_grad) for parameter in model.parameters()]
+    return sum(size for size, is_trained in sizes if is_trained), sum(size for size, _ in sizes)
+
+
+def _count(parameter: Any) -> int:
+    """Numbers of a weight, also where ZeRO-3 has left only a piece of it here."""
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
 def _float32_where_trained(model: Model) -> Model:
@@ -97,7 +110,7 @@ def _find_layers(model: PreTrainedModel) -> tuple[nn.Module, nn.ModuleList]:
     )
 
 
-def _add_lora(model: PreTrainedModel, tuning: LoraTuning) -> PeftModel:
+def _add_lora(model: PreTrainedModel, tuning: AdapterTuning) -> PeftModel:
     if not isinstance(tuning.targets, str):
         _check_targets(model, tuning.targets)
     config = LoraConfig(

@@ -123,7 +123,8 @@ def _explain_unknown_key(location: Sequence[str | int], spot: _Spot, root: Node)
     node, _ = find(root, spot.path)
     place = _key_place(node)
     if owners:
-        message = f"only kind {' and '.join(owners)} has this key, not {location[-2]}; remove it"
+        have = f"kind {owners[0]} has" if len(owners) == 1 else f"kinds {' and '.join(owners)} have"
+        message = f"only {have} this key, not {location[-2]}; remove it"
         message += _whole_section_hint(spot.path[:-1], place, root)
     else:
         message = f"unknown key{_meant_key(key, section)}"

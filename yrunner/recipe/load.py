@@ -24,7 +24,7 @@ from yrunner.recipe.explain import explain_errors
 from yrunner.recipe.overrides import apply_overrides, parse_overrides
 from yrunner.recipe.plain_words import FLOAT
 from yrunner.recipe.schema import Recipe
-from yrunner.recipe.schema_model import ADAPTER_SHAPE, LoraTuning
+from yrunner.recipe.schema_model import ADAPTER_SHAPE, AdapterTuning
 from yrunner.recipe.section import is_recipe_path
 
 MAX_BYTES = 1_000_000
@@ -48,7 +48,7 @@ def base_recipe_path(recipe: Recipe) -> Path | None:
 def recipe_to_yaml(recipe: Recipe) -> str:
     """The recipe with every default filled in; loading this text gives an equal recipe."""
     exclude: dict[str, set[str]] = {}
-    if isinstance(recipe.tuning, LoraTuning) and recipe.tuning.adapter is not None:
+    if isinstance(recipe.tuning, AdapterTuning) and recipe.tuning.adapter is not None:
         exclude["tuning"] = set(ADAPTER_SHAPE)  # an adapter brings these; they may not be given
     values = recipe.model_dump(mode="json", exclude=exclude)
     return yaml.dump(values, Dumper=_Dumper, allow_unicode=True, sort_keys=False, width=100)

@@ -1,7 +1,8 @@
 """The recipe: every key, its meaning, its limits and its default.
 
 `schema_model.py` and `schema_data.py` hold the sections that say what is trained and on what,
-`schema_sort.py` how its rows are judged, `schema_eval.py` how the result is measured,
+`schema_distributed.py` how it is spread over
+processes, `schema_sort.py` how its rows are judged, `schema_eval.py` how the result is measured,
 `schema_compare.py` how versions of it are set against each other and `schema_merge.py` what becomes
 of it; this file holds how it is learned, and the whole.
 """
@@ -13,9 +14,10 @@ from pydantic import Field, model_validator
 
 from yrunner.recipe.schema_compare import CompareSection
 from yrunner.recipe.schema_data import DataSection
+from yrunner.recipe.schema_distributed import DistributedSection
 from yrunner.recipe.schema_eval import EvalSection
 from yrunner.recipe.schema_merge import MergeSection
-from yrunner.recipe.schema_model import LoraTuning, ModelSection, Tuning
+from yrunner.recipe.schema_model import LoraTuning, ModelSection, QloraTuning, Tuning
 from yrunner.recipe.schema_sort import SortSection
 from yrunner.recipe.section import Section
 
@@ -127,7 +129,7 @@ class TrainSection(Section):
     max_steps: int | None = Field(None, ge=1)
     """Optimizer updates after which the run ends. With epochs too, whichever comes first."""
     batch_size: int = Field(4, ge=1)
-    """Examples, or packed rows, per device and micro-step."""
+    """Examples, or packed rows, per process and micro-step."""
     gradient_accumulation_steps: int = Field(1, ge=1)
     """Micro-steps per optimizer update. It saves memory and cannot change a result."""
     learning_rate: float = Field(1.0e-4, gt=0)
@@ -142,8 +144,17 @@ class TrainSection(Section):
     """Decoupled weight decay."""
     max_grad_norm: float = Field(1.0, ge=0)
     """Longest gradient; longer ones are shortened to it. 0 switches clipping off."""
-    optimizer: Literal["adamw_torch", "adamw_torch_fused", "adafactor", "sgd"] = "adamw_torch"
-    """Optimizer, by transformers' names."""
+    optimizer: Literal[
+        "adamw_torch",
+        "adamw_torch_fused",
+        "adafactor",
+        "sgd",
+        "adamw_8bit",
+        "paged_adamw_8bit",
+        "paged_adamw_32bit",
+    ] = "adamw_torch"
+    """Optimizer, by transformers' names. 8bit: remembers in 8 bits, a quarter of the memory. paged:
+    its memory moves to the machine's where the GPU's is full. Both need bitsandbytes."""
     token_batch: int = Field(0, ge=0)
     """Targets of one response per update, in order; 0 = all targets of the step's examples."""
     order: Literal["shuffle", "as_written"] = "shuffle"
@@ -179,6 +190,7 @@ class Recipe(Section):
     data: DataSection
     loss: Loss = PlainLoss()
     train: TrainSection = TrainSection()
+    distributed: DistributedSection = DistributedSection()
     sort: SortSection = SortSection()
     eval: EvalSection = EvalSection()
     merge: MergeSection = MergeSection()
@@ -202,6 +214,30 @@ class Recipe(Section):
             raise ValueError(
                 "data.packing and train.token_batch cannot be combined; remove one: "
                 "a token batch walks through one example at a time"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def memory_can_be_shared_out(self) -> Self:
+        conflict = self.distributed.conflict(
+            tuning=self.tuning.kind,
+            optimizer=self.train.optimizer,
+            torch_compile=self.train.torch_compile,
+        )
+        if conflict is not None:
+            raise ValueError(conflict)
+        return self
+
+    @model_validator(mode="after")
+    def it_is_merged_as_it_was_trained(self) -> Self:
+        tuning, stored = self.tuning, self.merge.as_trained
+        if not isinstance(tuning, QloraTuning) or stored is None:
+            return self
+        if (stored.quant_type, stored.double_quant) != (tuning.quant_type, tuning.double_quant):
+            raise ValueError(
+                f"merge.as_trained says {stored.quant_type}, double_quant {stored.double_quant}, "
+                f"but tuning {tuning.quant_type}, double_quant {tuning.double_quant}; "
+                "make them equal"
             )
         return self
 

@@ -67,10 +67,9 @@ class FreezeTuning(Section):
     """Train the embeddings and the output head too."""
 
 
-class LoraTuning(Section):
-    """Train small matrices beside the frozen weights (Hu et al., 2021, arXiv:2106.09685)."""
+class AdapterTuning(Section):
+    """What tunings share that train an adapter: small matrices beside the frozen weights."""
 
-    kind: Literal["lora"] = "lora"
     rank: int = Field(16, ge=1)
     """Size of the added matrices. Higher learns more and costs more memory."""
     alpha: float = Field(32, gt=0)
@@ -92,4 +91,23 @@ class LoraTuning(Section):
         return self
 
 
-Tuning = Annotated[FullTuning | FreezeTuning | LoraTuning, Field(discriminator="kind")]
+class LoraTuning(AdapterTuning):
+    """Train small matrices beside the frozen weights (Hu et al., 2021, arXiv:2106.09685)."""
+
+    kind: Literal["lora"] = "lora"
+
+
+class QloraTuning(AdapterTuning):
+    """LoRA on a base that is stored in 4 or 8 bits (Dettmers et al., 2023, arXiv:2305.14314)."""
+
+    kind: Literal["qlora"]
+    quant_type: Literal["nf4", "fp4", "int8"] = "nf4"
+    """The values that a stored weight can have: sixteen, spread as weights are (nf4) or as
+    floating point is (fp4), or 256 (int8, with columns of outliers in half precision)."""
+    double_quant: bool = True
+    """Store the scales of the blocks in 8 bits too: 0.4 bits less a weight. Not for int8."""
+
+
+Tuning = Annotated[
+    FullTuning | FreezeTuning | LoraTuning | QloraTuning, Field(discriminator="kind")
+]

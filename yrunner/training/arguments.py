@@ -1,10 +1,10 @@
 """What the recipe says, in the words of transformers."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import assert_never
+from typing import Any, assert_never
 
 import torch
 from transformers import TrainingArguments, get_scheduler
@@ -13,6 +13,7 @@ from yrunner.losses.nlirg import HARD_UP_TO, nlirg_weight
 from yrunner.losses.nlirg_entropy import nlirg_entropy_weight
 from yrunner.losses.per_token import PLAIN, TokenWeight
 from yrunner.losses.weights import EAFT_TOP, dft_weight, eaft_weight
+from yrunner.ranks import is_joined
 from yrunner.recipe.schema import (
     DftLoss,
     EaftLoss,
@@ -36,15 +37,21 @@ def make_arguments(
     seed: int,
     dtype: torch.dtype,
     validates: bool,
+    micro_steps: int | None = None,
+    deepspeed: Mapping[str, Any] | None = None,
 ) -> TrainingArguments:
-    """Arguments of a run of `num_updates` that leaves its checkpoints in `folder`."""
+    """Arguments of a run of `num_updates` that leaves its checkpoints in `folder`.
+
+    `micro_steps`: those of an update in each process, if they are not the recipe's. `deepspeed`:
+    its configuration; see `join_ranks`, which comes before.
+    """
     strategy = "steps" if validates else "no"
     arguments = TrainingArguments(
         output_dir=str(folder),
         run_name=name,
         max_steps=num_updates,
         per_device_train_batch_size=train.batch_size,
-        gradient_accumulation_steps=train.gradient_accumulation_steps,
+        gradient_accumulation_steps=micro_steps or train.gradient_accumulation_steps,
         learning_rate=train.learning_rate,
         lr_scheduler_type=train.lr_scheduler,
         warmup_steps=count_warmup(train, num_updates),
@@ -68,6 +75,13 @@ def make_arguments(
         report_to=[tracker for tracker in train.trackers if tracker != "tensorboard"],
         disable_tqdm=True,
         remove_unused_columns=False,
+        deepspeed=None if deepspeed is None else dict(deepspeed),
+        # Every trained weight gets a gradient from every micro-batch, the empty ones too; looking
+        # for others, and copying what never changes, would only cost time.
+        ddp_find_unused_parameters=False,
+        ddp_broadcast_buffers=False,
+        # Where the processes have met already Trainer must not let them meet once more.
+        accelerator_config={"use_configured_state": is_joined()},
         # Trainer would put the average of the earlier losses in place of one that is not a number.
         logging_nan_inf_filter=False,
     )

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from yrunner.data.plan import epoch_after
+from yrunner.ranks import highest_of_ranks
 
 
 def checkpoint_is_due(step: int, every: Literal["epoch"] | int, epoch_ends: Sequence[int]) -> bool:
@@ -44,6 +45,8 @@ class Cadence(TrainerCallback):
     ) -> TrainerControl:
         """Set the switches for what Trainer does after this update."""
         step = state.global_step
+        # A signal reaches one process sooner than another; all have to stop after the same update.
+        self.interrupted_by = int(highest_of_ranks(self.interrupted_by or 0)) or None
         state.epoch = epoch_after(step, self.epoch_ends)
         last = step >= state.max_steps
         due = last or checkpoint_is_due(step, self.checkpoint_every, self.epoch_ends)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from yrunner.losses.per_token import Targets, TokenWeight
+from yrunner.ranks import least_and_highest, sum_over_ranks
 
 BINS = 64
 """Bins of a histogram; one more takes what lies above them."""
@@ -49,8 +50,6 @@ class TargetHistograms:
 
     def add(self, targets: Targets) -> None:
         """Count the targets of one micro-batch."""
-        if not len(targets.loss_N):
-            return
         figures = (targets.loss_N, targets.entropy_N, targets.weight_N, targets.gradient_N)
         in_bins = zip(figures, self.widths, strict=True)
         counts = _count(torch.stack([figure_N.double() / width for figure_N, width in in_bins]))
@@ -59,11 +58,13 @@ class TargetHistograms:
     def drain(self) -> dict[str, Histogram]:
         """The histograms of everything added since the last call, by the names of `FIGURES`.
 
-        A figure of which no target has a number is left out.
+        A figure of which no target has a number is left out. All of it is of all processes, which
+        have to call this together.
         """
         if self._counts is None:
             return {}
-        by_figure = zip(FIGURES, self.widths, *self._counts.as_lists(), strict=True)
+        counts = self._counts.of_all_ranks()
+        by_figure = zip(FIGURES, self.widths, *counts.as_lists(), strict=True)
         self._counts = None
         return {
             name: Histogram(
@@ -107,13 +108,26 @@ class _Counts:
             self.squares_F + other.squares_F,
         )
 
+    def of_all_ranks(self) -> "_Counts":
+        """What all processes have counted together."""
+        lowest_F, highest_F = least_and_highest(self.lowest_F, self.highest_F)
+        return _Counts(
+            sum_over_ranks(self.counts_FB),
+            lowest_F,
+            highest_F,
+            sum_over_ranks(self.sum_F),
+            sum_over_ranks(self.squares_F),
+        )
+
     def as_lists(self) -> list[list[Any]]:
         """The figures one after the other. Waits for the device."""
         return [part.tolist() for part in vars(self).values()]
 
 
 def _count(values_FN: Tensor) -> _Counts:
-    """Count values of at least one target, in widths of a bin."""
+    """Count values, in widths of a bin."""
+    # A column that is no number: the least of no values at all would be an error.
+    values_FN = torch.cat([values_FN, values_FN.new_full((len(values_FN), 1), math.nan)], dim=1)
     no_number_FN = ~values_FN.isfinite()
     number_FN = values_FN.masked_fill(no_number_FN, 0)
     # Ones and zeros are added up, for bincount would wait for the device.

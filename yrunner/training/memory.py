@@ -26,6 +26,9 @@ NOT_COUNTED = (
     "allocator keeps unused (on a CPU sometimes twice the estimate)."
 )
 
+REAL_VALUES_ONLY = frozenset({"adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit"})
+"""Optimizers of bitsandbytes."""
+
 
 @dataclass(frozen=True)
 class StepTrace:
@@ -80,6 +83,8 @@ def trace_step(
     micro-steps per update. `foreach`: the optimizer updates all weights at once and not one after
     the other, which is torch's way on a GPU and needs working memory for all of them.
     """
+    if optimizer in REAL_VALUES_ONLY:
+        return Untraceable(f"{optimizer} computes on real values only")
     model.train()
     if gradient_checkpointing:
         model.activation_checkpointing_enable(

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from yrunner.losses.nlirg import ZONES
+from yrunner.ranks import highest_of_ranks, sum_over_ranks
 
 GIB = 2**30
 
@@ -32,10 +33,11 @@ class SignalMeter:
 
         Losses, weight, entropy and accuracy (top-1) are per target; `refused` (weight 0) and the
         zones are shares of the targets; `gradient_` is each zone's share of what the targets pull
-        at their logits.
+        at their logits. All of it is of all processes, which have to call this together.
         """
         assert self._sums_R is not None, "nothing was added"
-        loss, weighted, weights, entropy, hits, refused, *by_zone, targets = self._sums_R.tolist()
+        sums = sum_over_ranks(self._sums_R).tolist()
+        loss, weighted, weights, entropy, hits, refused, *by_zone, targets = sums
         # tolist() waited for the device, so the clock now covers all the work.
         seconds = time.perf_counter() - self._started if self._started else 0.0
         self._sums_R, self._started = None, None
@@ -52,7 +54,7 @@ class SignalMeter:
             **{f"gradient_{name}": n / all_pulls for name, n in zip(ZONES, pulls, strict=True)},
             "targets": int(targets),
             "targets_per_second": targets / seconds if seconds else 0.0,
-            "memory_gib": peak_memory() / GIB,
+            "memory_gib": highest_of_ranks(peak_memory()) / GIB,
         }
 
 

@@ -25,6 +25,8 @@ class MetricsFile(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Forget the records after the checkpoint that a resumed run starts from."""
+        if not state.is_world_process_zero:
+            return
         kept = [record for record in read_metrics(self.path) if record["step"] <= state.global_step]
         write_text(self.path, "".join(_line(record) for record in kept))
 
@@ -37,6 +39,8 @@ class MetricsFile(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Append one record."""
+        if not state.is_world_process_zero:
+            return
         with self.path.open("a", encoding="utf-8") as file:
             file.write(_line({"step": state.global_step, **(logs or {})}))
 

@@ -64,9 +64,10 @@ class TensorBoard(TensorBoardCallback):
         **kwargs: Any,
     ) -> None:
         """Write one record, and the histograms beside it."""
+        histograms = self.histograms.drain()
         if self.tb_writer is None:
             return  # nothing is trained now, or another process writes
-        for name, histogram in self.histograms.drain().items():
+        for name, histogram in histograms.items():
             tag = f"train/{name}_histogram"
             self.tb_writer.add_histogram_raw(tag, **vars(histogram), global_step=state.global_step)
         super().on_log(args, state, control, logs=logs, **kwargs)

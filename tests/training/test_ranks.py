@@ -1,0 +1,104 @@
+"""Two real processes learn what one does, plainly and under DeepSpeed; `benchmarks.ranks` has all.
+
+The model, the rows and the settings are those of the benchmark, which compares every combination.
+"""
+
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from benchmarks.ranks import (
+    Case,
+    Found,
+    found_together,
+    make_examples,
+    start_processes,
+    train_case,
+    write_base,
+)
+from yrunner.data.plan import make_plan
+
+CASES = [
+    Case("ddp", "nlirg", "packed", "full"),
+    Case("ddp", "nlirg_by_weights", "token_batches", "lora"),
+    Case("zero1", "plain", "packed", "lora"),
+    Case("zero2", "nlirg_by_weights", "token_batches", "full"),
+    Case("zero3", "nlirg", "alone", "full"),
+    Case("zero3", "nlirg_by_weights", "token_batches", "lora"),
+    Case("zero3_offload", "plain", "packed", "full"),
+]
+RESUMED = [CASES[0], CASES[3], CASES[4], CASES[5]]
+UPDATE = 3
+"""After it there is a checkpoint, and all cases go on."""
+
+
+def alone(case: Case, folder: Path) -> Found:
+    """The same in one process, without sharing anything."""
+    return train_case(Case("one", case.loss, case.rows, case.tuning), folder)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where all cases were trained by two processes."""
+    path = tmp_path_factory.mktemp("ranks")
+    write_base(path / "base")
+    start_processes(CASES, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def resumed_by_one(folder: Path) -> dict[str, Found]:
+    """What one process came to that went on where two had saved."""
+    # What the two have found is written over: it may not be taken for the result.
+    shutil.copytree(folder, copy := folder.with_name("resumed"))
+    for result in copy.glob("*.pt"):
+        result.unlink()
+    start_processes(RESUMED, copy, number=1, resume_at=UPDATE)
+    return {case.name: found_together(case, copy) for case in RESUMED}
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_two_processes_come_to_the_losses_and_weights_of_one(case: Case, folder: Path):
+    reference = alone(case, folder)
+    found = found_together(case, folder)
+    assert len(reference.losses) > 2 * UPDATE
+    assert reference.loss_gap(found) < 1e-5
+    assert reference.weight_gap(found) < 1e-4
+
+
+@pytest.mark.parametrize("case", RESUMED, ids=lambda case: case.name)
+def test_another_number_of_processes_goes_on_to_the_same_weights(
+    case: Case, folder: Path, resumed_by_one: dict[str, Found]
+):
+    assert alone(case, folder).weight_gap(resumed_by_one[case.name]) < 1e-4
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 3])
+@pytest.mark.parametrize("order", ["shuffle", "as_written"])
+@pytest.mark.parametrize("token_batch", [0, 4])
+def test_every_group_is_in_exactly_one_process_and_all_do_as_many_steps(
+    num_ranks, order, token_batch
+):
+    learned = make_examples(19, seed=1)
+    plan = make_plan(
+        [len(example.target_positions) for example in learned],
+        token_batch=token_batch,
+        batch_size=2,
+        accumulation=2 * num_ranks,
+        epochs=2,
+        max_updates=None,
+        order=order,
+        seed=0,
+        lengths=[len(example.input_ids) for example in learned],
+    )
+    shares = [list(plan.share(rank, num_ranks)) for rank in range(num_ranks)]
+    assert {len(share) for share in shares} == {len(plan.share(0, num_ranks))}
+    seen = Counter(slice_ for share in shares for rows in share for row in rows for slice_ in row)
+    assert seen == Counter(slice_ for rows in plan for row in rows for slice_ in row)
+    # An update of all processes is one of the plan, not parts of two.
+    for update, rows in enumerate(plan.updates()):
+        at = slice(2 * update, 2 * update + 2)
+        together = [row for share in shares for batch in share[at] for row in batch]
+        assert sorted(together) == sorted(rows)

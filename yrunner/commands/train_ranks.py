@@ -1,0 +1,121 @@
+"""A training in several processes: what is done once before they start, and how they share it."""
+
+import os
+import shlex
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+
+from yrunner.commands.base import stale_base
+from yrunner.commands.tokenizer import recipe_tokenizer
+from yrunner.commands.train_data import finish_data, read_data
+from yrunner.commands.train_model import training_dtype
+from yrunner.console import say
+from yrunner.errors import MissingError, RunError
+from yrunner.launch import current_place, launch_command, run_ranks
+from yrunner.machines import Layout, lay_out
+from yrunner.ranks import join_ranks
+from yrunner.recipe.schema import Recipe
+from yrunner.run_dir import RunDir, read_json
+from yrunner.training.deepspeed_settings import check_settings, complete, deepspeed_settings
+
+
+def ranks_to_launch(recipe: Recipe) -> Layout | None:
+    """The processes that a run needs beside this one; None where this one is to train."""
+    if current_place() is not None or not recipe.distributed.is_launched:
+        return None
+    layout = lay_out(recipe.distributed, torch.cuda.device_count())
+    return layout if layout.num_ranks > 1 or recipe.distributed.deepspeed is not None else None
+
+
+def keeps_run_folder(layout: Layout | None) -> bool:
+    """Whether the run folder is this process's to check and to fill, and not another one's."""
+    place = current_place()
+    is_first_machine = layout is None or layout.machine == 0
+    return is_first_machine and (place is None or place.rank == 0)
+
+
+def say_launch(recipe: Recipe, arguments: str, options: list[str]) -> None:
+    """Print the command that starts the processes of this machine."""
+    layout = lay_out(recipe.distributed, torch.cuda.device_count())
+    say(shlex.join(_command(layout, arguments, options)))
+
+
+def check_sharing(recipe: Recipe, run_dir: RunDir, layout: Layout, *, resume: bool) -> None:
+    """Raise what stands against sharing this run out, before any time is spent."""
+    _, micro_steps = updates_shared(recipe, run_dir, layout.num_ranks, resume=resume)
+    if layout.num_machines > 1 and stale_base(recipe) is not None:
+        raise RunError(
+            "the base has to be trained before several machines start from it",
+            remedy=f"run yrun train {recipe.model.base} on one of them",
+        )
+    section = recipe.distributed.deepspeed
+    if section is None:
+        return
+    if find_spec("deepspeed") is None:
+        raise MissingError(
+            "distributed.deepspeed needs DeepSpeed", remedy="run pip install 'yrunner[deepspeed]'"
+        )
+    if section.config is not None:
+        check_settings(
+            section.config,
+            recipe.train,
+            dtype=str(training_dtype(recipe)).removeprefix("torch."),
+            micro_steps=micro_steps,
+            num_ranks=layout.num_ranks,
+        )
+
+
+def launch(recipe: Recipe, layout: Layout, arguments: str, options: list[str]) -> None:
+    """Prepare the data and let the processes train; they find it prepared."""
+    finish_data(recipe, read_data(recipe, recipe_tokenizer(recipe)))
+    say(f"training in {layout.num_ranks:,} processes{_where(layout)}")
+    run_ranks(_command(layout, arguments, options), _environment(layout))
+
+
+def meet_ranks(recipe: Recipe) -> dict[str, Any] | None:
+    """Meet the other processes, where there are any; gives back DeepSpeed's configuration."""
+    section = recipe.distributed.deepspeed
+    if current_place() is not None:
+        join_ranks(deepspeed=section is not None)
+    return None if section is None else complete(deepspeed_settings(section))
+
+
+def updates_shared(
+    recipe: Recipe, run_dir: RunDir, num_ranks: int, *, resume: bool
+) -> tuple[int, int]:
+    """How many processes the run was begun by, and the micro-steps of an update in each of these.
+
+    A run keeps what its updates learn from: fewer processes than began it do more micro-steps.
+    Raises `RunError` where they cannot share an update evenly.
+    """
+    begun_by = num_ranks
+    if resume and run_dir.environment.exists():
+        begun_by = read_json(run_dir.environment).get("processes", 1)
+    micro_batches = recipe.train.gradient_accumulation_steps * begun_by
+    if micro_batches % num_ranks:
+        raise RunError(
+            f"{run_dir.folder} was begun by {begun_by} processes, and an update has "
+            f"{micro_batches} micro-batches, which {num_ranks} processes cannot share evenly",
+            remedy=f"set distributed.processes to a number that divides {micro_batches}",
+        )
+    return begun_by, micro_batches // num_ranks
+
+
+def _command(layout: Layout, arguments: str, options: list[str]) -> list[str]:
+    """`arguments`: recipe and overrides as they were typed."""
+    return launch_command(layout, ["train", *shlex.split(arguments), *options])
+
+
+def _where(layout: Layout) -> str:
+    if layout.num_machines == 1:
+        return ""
+    return f" on {layout.num_machines:,} machines, of which this is number {layout.machine}"
+
+
+def _environment(layout: Layout) -> dict[str, str]:
+    """On processors alone the processes share the cores."""
+    if torch.cuda.is_available() or "OMP_NUM_THREADS" in os.environ:
+        return {}
+    return {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // layout.processes))}
