@@ -32,6 +32,12 @@ from yrunner.training.traffic import traffic_per_gpu
 
 RANKS = 2
 UPDATES = 4
+CASES = [
+    *(("full", stage, 1) for stage in range(4)),
+    *(("full", stage, 3) for stage in range(4)),
+    *(("lora", stage, 1) for stage in (0, 3)),
+]
+"""Kind of tuning, ZeRO stage (0: without DeepSpeed), micro-batches of an update."""
 NO_TRACE = StepTrace(0, 0, ((0, 0),), ((0, 0),))
 """Traffic does not depend on what is held."""
 FORM = {
@@ -57,10 +63,8 @@ def main() -> None:
         work(options.kind, int(options.stage), int(options.micro_steps))
         return
     print("tuning  stage  micro-steps  sent MB  estimated MB  ratio")
-    for kind in ("full", "lora"):
-        for stage in range(4):
-            for micro_steps in (1, 3):
-                compare(kind, stage, micro_steps)
+    for case in CASES:
+        compare(*case)
 
 
 def compare(kind: str, stage: int, micro_steps: int) -> None:
