@@ -202,6 +202,7 @@ def make_trainer(case: Case, folder: Path, *, max_steps: int | None = None) -> S
         pad_token_id=0,
         run_dir=run_dir,
         keep_checkpoints=train.checkpoint.keep,
+        spikes=train.spikes,
     )
     trainer.use_layout(layout)
     # The last weights are compared, not the best.

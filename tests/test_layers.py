@@ -9,14 +9,15 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "yrunner"
 RUNGS = [
-    {"tokens", "errors", "console", "news"},
-    {"recipe"},
+    {"tokens", "errors", "console", "news", "telemetry"},
+    {"recipe", "belongings"},
     {"machines"},
-    {"launch", "run_dir", "exits"},
+    {"launch", "run_dir", "sort_dir", "replay_dir", "exits"},
     {"data", "losses", "models", "ranks"},
     {"scoring"},
     {"training", "evaluation", "reports"},
     {"commands"},
+    {"cli_start"},
     {"cli"},
 ]
 HEAVY = {"torch", "transformers", "datasets", "deepspeed", "peft", "accelerate", "bitsandbytes"}

@@ -1,19 +1,18 @@
 """The command line; nothing heavy is imported at the top."""
 
 import os
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from yrunner.console import fail, say
+from yrunner.cli_start import check_recipe, stopping_at_once
+from yrunner.console import say
 from yrunner.errors import YRunnerError
-from yrunner.exits import STOPPED, run_to_exit, say_ending
+from yrunner.exits import run_to_exit, say_ending
 from yrunner.news import hide_what_is_no_news
+from yrunner.telemetry import switch_off_telemetry
 
 app = typer.Typer(
     name="yrun",
@@ -47,8 +46,8 @@ def train(
     """Train a model; its base is trained first when it is a recipe without a result."""
     if resume and overwrite:
         raise YRunnerError("--resume and --overwrite cannot be combined", remedy="choose one")
-    _check(recipe, overrides)
-    with _stopping_at_once():
+    check_recipe(recipe, overrides)
+    with stopping_at_once():
         from yrunner.commands.train import train as run_training
 
     run_training(
@@ -70,8 +69,8 @@ def sort(
     ] = False,
 ) -> None:
     """Score every row with the base; write the corpus in a new order, and a report."""
-    _check(recipe, overrides)
-    with _stopping_at_once():
+    check_recipe(recipe, overrides)
+    with stopping_at_once():
         from yrunner.commands.sort import sort as run_sort
 
     run_sort(recipe, overrides or [], overwrite=overwrite)
@@ -96,8 +95,8 @@ def inspect(
     from yrunner.recipe.overrides import split_page
 
     changes, page = split_page(overrides or [], html)
-    _check(recipe, changes)
-    with _stopping_at_once():
+    check_recipe(recipe, changes)
+    with stopping_at_once():
         from yrunner.commands.inspect import inspect as run_inspection
         from yrunner.commands.inspect_html import inspect_html
 
@@ -129,8 +128,8 @@ def check(
     from yrunner.recipe.overrides import split_page
 
     changes, page = split_page(overrides or [], html)
-    _check(recipe, changes)
-    with _stopping_at_once():
+    check_recipe(recipe, changes)
+    with stopping_at_once():
         from yrunner.commands.check import check as run_check
 
     planned = partial(run_check, recipe, changes, gpus=gpus, memory=memory)
@@ -147,8 +146,8 @@ def evaluate(
     ] = None,
 ) -> None:
     """Examine base and result in the recipe's tasks: figures, differences, answers side by side."""
-    _check(recipe, overrides)
-    with _stopping_at_once():
+    check_recipe(recipe, overrides)
+    with stopping_at_once():
         from yrunner.commands.eval import eval_recipe
 
     eval_recipe(recipe, overrides or [], model or [])
@@ -175,11 +174,13 @@ def compare(
 ) -> None:
     """Train a recipe in several versions, measure each, and set them side by side."""
     from yrunner.recipe.arms import choose_arms, read_seeds
+    from yrunner.recipe.trust import alert_of_code
 
-    choose_arms(recipe, overrides or [], vary=vary or [], only=arms)
+    chosen = choose_arms(recipe, overrides or [], vary=vary or [], only=arms)
+    alert_of_code(next(iter(chosen.values())))
     if seeds is not None:
         read_seeds(seeds)
-    with _stopping_at_once():
+    with stopping_at_once():
         from yrunner.commands.compare import compare as run_comparison
 
     run_comparison(
@@ -202,11 +203,21 @@ def measure(
     ] = None,
 ) -> None:
     """Answer the recipe's tasks with every checkpoint of its run; `yrun compare` asks for it."""
-    _check(recipe, overrides)
-    with _stopping_at_once():
+    check_recipe(recipe, overrides)
+    with stopping_at_once():
         from yrunner.commands.compare_points import measure as run_measurement
 
     run_measurement(recipe, overrides or [], base=base)
+
+
+@app.command()
+def replay(recipe: RecipePath, overrides: Overrides = None) -> None:
+    """Let the base write rows of its own: for keep.kind self_replay and for the drift gauge."""
+    check_recipe(recipe, overrides)
+    with stopping_at_once():
+        from yrunner.commands.replay import replay as run_replay
+
+    run_replay(recipe, overrides or [])
 
 
 @app.command()
@@ -216,8 +227,8 @@ def chat(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 256,
 ) -> None:
     """Talk to the result; /help lists what can be done. It also answers the lines of a pipe."""
-    _check(recipe, overrides)
-    with _stopping_at_once():
+    check_recipe(recipe, overrides)
+    with stopping_at_once():
         from yrunner.commands.chat import chat as run_chat
 
     run_chat(recipe, overrides or [], max_new_tokens=max_new_tokens)
@@ -226,8 +237,8 @@ def chat(
 @app.command()
 def merge(recipe: RecipePath, overrides: Overrides = None) -> None:
     """Merge the adapter into its base, prove that both answer alike, and export the result."""
-    _check(recipe, overrides)
-    with _stopping_at_once():
+    check_recipe(recipe, overrides)
+    with stopping_at_once():
         from yrunner.commands.merge import merge as run_merge
 
     run_merge(recipe, overrides or [])
@@ -263,30 +274,9 @@ def schema() -> None:
     say(json.dumps(recipe_json_schema(), ensure_ascii=False, indent=2))
 
 
-@contextmanager
-def _stopping_at_once() -> Iterator[None]:
-    """For heavy imports: inside a C++ module, KeyboardInterrupt would abort the process."""
-
-    def stop(_number: int, _frame: object) -> None:
-        fail(STOPPED)
-        os._exit(128 + signal.SIGINT)
-
-    previous = signal.signal(signal.SIGINT, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
-
-
-def _check(recipe: Path, overrides: list[str] | None) -> None:
-    """Answer a faulty recipe at once, before torch is imported."""
-    from yrunner.recipe.load import load_recipe
-
-    load_recipe(recipe, overrides or [])
-
-
 def main() -> None:
     """Run the command that was typed, and end with the exit code that says how it went."""
+    switch_off_telemetry()
     hide_what_is_no_news()
     if "RANK" not in os.environ:
         run_to_exit(app)

@@ -32,7 +32,8 @@ SECONDS_BETWEEN_LOOKS = 0.1
 SECONDS_BETWEEN_WATCHES = 2.0
 SECONDS_TO_END = 20
 """How long a process that failed waits to be ended, and the launcher for the last to stop."""
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+"""Those that ask a run to stop; SLURM warns by the last."""
 
 
 @dataclass(frozen=True)
@@ -182,7 +183,8 @@ class _Ranks:
         """Why the run failed; None where it did not."""
         killed = self.killed()
         if killed and signals:
-            return RanksFailed("stopped", 128 + signals[0])
+            asked = signal.SIGINT if signals[0] == signal.SIGINT else signal.SIGTERM
+            return RanksFailed("stopped", 128 + asked)
         if killed:
             return RunError(
                 f"process {killed[0]} of the run was killed, perhaps for want of memory",

@@ -1,6 +1,7 @@
 """What libraries say where nothing is wrong, and nobody has to hear."""
 
 import logging
+import warnings
 from functools import partial
 
 NO_NEWS = {
@@ -15,6 +16,8 @@ def hide_what_is_no_news() -> None:
     """Let these messages, and no others, be dropped."""
     for name, message in NO_NEWS.items():
         logging.getLogger(name).addFilter(partial(_is_news, message))
+    # DeepSpeed calls what torch will rename one day.
+    warnings.filterwarnings("ignore", "`torch.distributed.", FutureWarning)
 
 
 def _is_news(known: str, record: logging.LogRecord) -> bool:

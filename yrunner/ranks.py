@@ -83,10 +83,11 @@ def wait_for_ranks() -> None:
         distributed.barrier()
 
 
-def leave_ranks() -> None:
-    """Part from the other processes, when all are done."""
+def leave_ranks(*, together: bool = False) -> None:
+    """Part from the other processes. `together`: when all are done, as one that failed is never."""
     if is_joined():
-        wait_for_ranks()
+        if together:
+            wait_for_ranks()
         PartialState().destroy_process_group()
 
 

@@ -27,15 +27,16 @@ def test_every_process_gets_all_results_in_order(monkeypatch, num_items, size):
         worked.extend(own)
         return double(own)
 
-    def gather(parts, own):
-        parts[:] = [double(items[rank::size]) for rank in range(size)]
+    def gather(own):
+        parts = [double(items[rank::size]) for rank in range(size)]
         assert own in parts
+        return parts
 
-    monkeypatch.setattr(sharing.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(sharing.distributed, "get_world_size", lambda: size)
-    monkeypatch.setattr(sharing.distributed, "all_gather_object", gather)
+    monkeypatch.setattr(sharing, "is_joined", lambda: True)
+    monkeypatch.setattr(sharing, "num_ranks", lambda: size)
+    monkeypatch.setattr(sharing, "from_all_ranks", gather)
     for rank in range(size):
-        monkeypatch.setattr(sharing.distributed, "get_rank", lambda rank=rank: rank)
+        monkeypatch.setattr(sharing, "this_rank", lambda rank=rank: rank)
         assert sharing.share_out(items, work) == double(items)
         assert sharing.is_first() == (rank == 0)
     assert sorted(worked) == items, "and no question is asked twice"

@@ -115,11 +115,13 @@ def test_a_section_that_means_two_things_is_refused(keys, message):
         ({"optimizer": "paged_adamw_8bit"}, "paged_adamw_8bit looks at whole weights"),
         ({"tuning": "qlora"}, "quantized weights cannot be cut"),
         ({"torch_compile": True}, "torch_compile and distributed.deepspeed"),
+        ({"keep": "self_replay"}, "keep.kind self_replay and distributed.deepspeed"),
         ({}, None),
     ],
 )
 def test_what_cannot_be_shared_out_is_said(keys, message):
     section = DistributedSection(deepspeed=DeepSpeedSection(stage=3))
-    rest = {"tuning": "lora", "optimizer": "adamw_torch", "torch_compile": False} | keys
+    rest = {"tuning": "lora", "optimizer": "adamw_torch", "torch_compile": False, "keep": "none"}
+    rest |= keys
     found = section.conflict(**rest)
     assert found is None if message is None else message in found

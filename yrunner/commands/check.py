@@ -16,7 +16,7 @@ from yrunner.commands.check_facts import (
     schedule,
 )
 from yrunner.commands.check_machine import choose_machine, count_ranks
-from yrunner.commands.check_memory import DiskFacts, Estimator, MemoryFacts, estimate_memory
+from yrunner.commands.check_memory import Estimator, MemoryFacts, estimate_memory
 from yrunner.commands.check_model import check_model, missing_weights
 from yrunner.commands.check_sample import NotScored, score_sample
 from yrunner.commands.check_signal import Signal, describe_sample
@@ -29,7 +29,10 @@ from yrunner.commands.check_story import (
     print_steps,
     print_unread,
 )
+from yrunner.commands.disk_space import DiskFacts, lack_of_space
+from yrunner.commands.keep_data import check_keep_file
 from yrunner.commands.measure import read_tasks
+from yrunner.commands.positions import check_positions
 from yrunner.commands.tokenizer import recipe_tokenizer
 from yrunner.commands.train_data import finish_data, print_left_out, print_rows, read_data
 from yrunner.commands.train_plan import plan_run
@@ -86,11 +89,14 @@ def check(
     tokenizer = recipe_tokenizer(recipe)
     open_question = check_model(recipe, tokenizer)
     prepared = read_data(recipe, tokenizer)
-    refusal = _refusal(recipe, prepared) or missing_weights(recipe)
+    check_keep_file(recipe, tokenizer)
+    refusal = _refusal(recipe, tokenizer, prepared) or missing_weights(recipe)
     facts = None
     if len(prepared.train):
         estimator = Estimator(recipe, tokenizer, machine)
         facts = _gather(estimator, prepared, plan_run(recipe, prepared, num_ranks=num_ranks))
+    if refusal is None and facts is not None and facts.disk is not None:
+        refusal = lack_of_space(recipe, facts.disk)
     if not as_machine:
         _print(recipe, prepared, facts)
     signal = _measure_signal(recipe, tokenizer, prepared, sample, page)
@@ -107,10 +113,11 @@ def check(
         _say_verdict(recipe, open_question)
 
 
-def _refusal(recipe: Recipe, prepared: Prepared) -> YRunnerError | None:
+def _refusal(recipe: Recipe, tokenizer: Any, prepared: Prepared) -> YRunnerError | None:
     """Why training would refuse the data; the validation rows are set aside where it would not."""
     try:
         finish_data(recipe, prepared)
+        check_positions(recipe, tokenizer, prepared)
     except YRunnerError as error:
         return error
     return None
@@ -125,7 +132,7 @@ def _gather(estimator: Estimator, prepared: Prepared, plan: Plan) -> Facts:
         count_steps(recipe, prepared, plan),
         schedule(recipe.train, plan.num_updates),
         memory,
-        advise(recipe, estimator, batch, memory.lines),
+        advise(estimator, batch, memory.lines),
         disk,
     )
 

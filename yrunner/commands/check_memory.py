@@ -1,6 +1,5 @@
 """What a run needs of memory and disk, found without loading a weight."""
 
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -9,7 +8,9 @@ from typing import Any
 import torch
 
 from yrunner.commands.base import base_source, stale_base
+from yrunner.commands.check_keep import keep_notes
 from yrunner.commands.check_machine import Machine
+from yrunner.commands.disk_space import DiskFacts, disk_facts
 from yrunner.commands.train_plan import layout_for
 from yrunner.data.collate import collate
 from yrunner.data.conversation import TokenizedExample
@@ -17,6 +18,7 @@ from yrunner.models.disk import estimate_disk
 from yrunner.models.load import check_vocabulary, choose_dtype
 from yrunner.models.quantized import bytes_of_stored
 from yrunner.models.scratch import make_config
+from yrunner.models.tuning import count_parameters
 from yrunner.models.weight_counts import count_weights_of
 from yrunner.models.weightless import build_weightless, read_config
 from yrunner.recipe.schema import Recipe
@@ -70,18 +72,6 @@ class MemoryFacts:
     """What it has to fit on."""
     lines: list[MemoryLine]
     notes: list[str]
-
-
-@dataclass(frozen=True)
-class DiskFacts:
-    """What the run writes, in bytes."""
-
-    checkpoint: int
-    num_checkpoints: int
-    model: int
-    needed: int
-    """At the fullest moment."""
-    free: int
 
 
 @dataclass(frozen=True)
@@ -184,8 +174,9 @@ def estimate_memory(
         lines += lines_of(tuning.kind, found.job, machine, own)
         if is_own:
             need = estimate_disk(found.model, found.job.optimizer, estimator.tokenizer)
-            disk = _disk(recipe, need.checkpoint, need.model)
+            disk = disk_facts(recipe, need)
             notes.insert(0, found.described)
+            notes += keep_notes(recipe, count_parameters(found.model)[0])
     return MemoryFacts(str(machine), lines, notes), disk
 
 
@@ -243,13 +234,3 @@ def _tunings(recipe: Recipe) -> list[Tuning]:
     others: list[Tuning] = [LoraTuning(), QloraTuning(kind="qlora")]
     others += [FreezeTuning(kind="freeze"), FullTuning(kind="full")]
     return [own, *(other for other in others if other.kind != own.kind)]
-
-
-def _disk(recipe: Recipe, checkpoint: int, model: int) -> DiskFacts:
-    validates = bool(recipe.data.validation) or recipe.data.validation_share is not None
-    # Beside the newest there is the best one by validation; one is written before another goes.
-    number = recipe.train.checkpoint.keep + validates
-    folder = recipe.run_folder.absolute()
-    existing = next(path for path in (folder, *folder.parents) if path.exists())
-    free = shutil.disk_usage(existing).free
-    return DiskFacts(checkpoint, number, model, (number + 1) * checkpoint + model, free)

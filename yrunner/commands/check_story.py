@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 
 from yrunner.commands.check_facts import DataFacts, Schedule, Steps
-from yrunner.commands.check_memory import DiskFacts, MemoryFacts, MemoryLine
-from yrunner.console import print_table, say
+from yrunner.commands.check_memory import MemoryFacts, MemoryLine
+from yrunner.commands.disk_space import DiskFacts
+from yrunner.console import as_gigabytes, print_table, say
 from yrunner.data.report import FileReport
 
 BAR_WIDTH = 40
@@ -40,6 +41,8 @@ def print_steps(steps: Steps, unit: str) -> None:
     each = " or ".join(f"{number:,}" for number in different)
     say("")
     size = f"{steps.rows_per_update:,} {unit} each"
+    if steps.kept_rows_per_update:
+        size += f", and {steps.kept_rows_per_update:,} that are held to the base"
     say(f"updates: {steps.updates:,} in all, {each} per epoch, {size}")
     if steps.packing_fill is not None:
         say(f"packing: {steps.packed_rows:,} rows, {steps.packing_fill:.1%} of their tokens in use")
@@ -122,10 +125,3 @@ def print_disk(facts: DiskFacts) -> None:
         f"most and one being written; the model {as_gigabytes(facts.model)}; "
         f"{as_gigabytes(facts.needed)} in all, {as_gigabytes(facts.free)} are free"
     )
-
-
-def as_gigabytes(number: int) -> str:
-    """`1.23 GB`, `45.6 MB`: decimal units, as disks and GPUs are sold."""
-    if number >= 10**9:
-        return f"{number / 1e9:.2f} GB"
-    return f"{number / 1e6:.1f} MB"

@@ -1,6 +1,6 @@
 """The model that a recipe trains and the trainer that trains it; `train` and `sort` share them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,6 @@ from yrunner.data.layouts import Layout
 from yrunner.data.plan import Plan
 from yrunner.data.prepared import Prepared
 from yrunner.errors import MissingError
-from yrunner.losses.per_token import Targets
 from yrunner.models.isolation import check_isolation, isolates_examples
 from yrunner.models.load import check_vocabulary, choose_dtype, load_model
 from yrunner.models.quantized import quantization_config
@@ -22,7 +21,7 @@ from yrunner.recipe.schema import Recipe
 from yrunner.recipe.schema_model import QloraTuning
 from yrunner.run_dir import RunDir
 from yrunner.training.arguments import token_weight
-from yrunner.training.trainer import SignalTrainer
+from yrunner.training.trainer import SignalTrainer, Watcher
 
 
 def training_dtype(recipe: Recipe) -> torch.dtype:
@@ -70,7 +69,7 @@ def make_trainer(
     run_dir: RunDir,
     *,
     callbacks: Sequence[TrainerCallback],
-    watchers: Sequence[Callable[[Targets], None]] = (),
+    watchers: Sequence[Watcher] = (),
 ) -> SignalTrainer:
     """A trainer by the recipe's tuning and loss; `callbacks` decide what is logged and saved."""
     weight, loss_deadline = token_weight(recipe.loss)
@@ -89,6 +88,7 @@ def make_trainer(
         run_dir=run_dir,
         keep_checkpoints=recipe.train.checkpoint.keep,
         torch_compile=recipe.train.torch_compile,
+        spikes=recipe.train.spikes,
         watchers=watchers,
     )
     trainer.when_model_runs(lambda: trainer.use_layout(_choose_layout(recipe, trainer)))

@@ -4,7 +4,7 @@ from yrunner.models.quantized import need_bitsandbytes
 from yrunner.recipe.schema import Recipe
 from yrunner.recipe.schema_model import QloraTuning
 from yrunner.training.compilation import check_compiler
-from yrunner.training.memory import REAL_VALUES_ONLY
+from yrunner.training.memory import OF_BITSANDBYTES
 from yrunner.training.trackers import check_trackers
 
 
@@ -13,7 +13,7 @@ def check_needs(recipe: Recipe) -> None:
     check_trackers(recipe.train.trackers)
     if recipe.train.torch_compile:
         check_compiler()
-    if recipe.train.optimizer in REAL_VALUES_ONLY:
+    if recipe.train.optimizer in OF_BITSANDBYTES:
         need_bitsandbytes(f"train.optimizer {recipe.train.optimizer}")
     if isinstance(recipe.tuning, QloraTuning):
         need_bitsandbytes("tuning.kind qlora")

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from yrunner.commands.base import stale_base
+from yrunner.commands.keep_data import prepare_keep
 from yrunner.commands.tokenizer import recipe_tokenizer
 from yrunner.commands.train_data import finish_data, read_data
 from yrunner.commands.train_model import training_dtype
@@ -19,6 +20,7 @@ from yrunner.ranks import join_ranks
 from yrunner.recipe.schema import Recipe
 from yrunner.run_dir import RunDir, read_json
 from yrunner.training.deepspeed_settings import check_settings, complete, deepspeed_settings
+from yrunner.training.zero import check_saved_alike
 
 
 def ranks_to_launch(recipe: Recipe) -> Layout | None:
@@ -69,7 +71,9 @@ def check_sharing(recipe: Recipe, run_dir: RunDir, layout: Layout, *, resume: bo
 
 def launch(recipe: Recipe, layout: Layout, arguments: str, options: list[str]) -> None:
     """Prepare the data and let the processes train; they find it prepared."""
-    finish_data(recipe, read_data(recipe, recipe_tokenizer(recipe)))
+    tokenizer = recipe_tokenizer(recipe)
+    finish_data(recipe, read_data(recipe, tokenizer))
+    prepare_keep(recipe, tokenizer, training_dtype(recipe))
     say(f"training in {layout.num_ranks:,} processes{_where(layout)}")
     run_ranks(_command(layout, arguments, options), _environment(layout))
 
@@ -88,11 +92,13 @@ def updates_shared(
     """How many processes the run was begun by, and the micro-steps of an update in each of these.
 
     A run keeps what its updates learn from: fewer processes than began it do more micro-steps.
-    Raises `RunError` where they cannot share an update evenly.
+    Raises `RunError` where they cannot share an update evenly, or go on from its checkpoint.
     """
     begun_by = num_ranks
-    if resume and run_dir.environment.exists():
+    if resume:
         begun_by = read_json(run_dir.environment).get("processes", 1)
+        newest = run_dir.checkpoint(run_dir.saved_steps()[-1])
+        check_saved_alike(newest, under_zero=recipe.distributed.deepspeed is not None)
     micro_batches = recipe.train.gradient_accumulation_steps * begun_by
     if micro_batches % num_ranks:
         raise RunError(

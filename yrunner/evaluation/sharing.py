@@ -7,11 +7,11 @@ and tells each its place. Without one, a process is alone and does all of the wo
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import torch
-from accelerate import PartialState
-from torch import distributed
+from transformers.integrations import is_deepspeed_zero3_enabled
+
+from yrunner.ranks import from_all_ranks, is_joined, join_ranks, leave_ranks, num_ranks, this_rank
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -23,17 +23,16 @@ def joined() -> Iterator[bool]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield True
         return
-    # accelerate joins no processes without GPUs unless it is told that there are none.
-    state = PartialState(cpu=not torch.cuda.is_available())
+    join_ranks()
     try:
-        yield state.is_main_process
+        yield this_rank() == 0
     finally:
-        state.destroy_process_group()
+        leave_ranks()
 
 
 def is_first() -> bool:
     """True for the process that shows how far the work is."""
-    return not _is_shared() or distributed.get_rank() == 0
+    return this_rank() == 0
 
 
 def share_out(
@@ -41,15 +40,11 @@ def share_out(
 ) -> list[Result]:
     """The result of every item, in order; each process works on every n-th of them.
 
-    `work` gives one result for each item, which must not hang on the others.
+    `work` gives one result for each item, which must not hang on the others. Under ZeRO-3 every
+    process works on all items: no one has the weights, and all have to run each layer together.
     """
-    if not _is_shared():
+    if not is_joined() or is_deepspeed_zero3_enabled():
         return work(items)
-    size = distributed.get_world_size()
-    parts: list[Any] = [None] * size
-    distributed.all_gather_object(parts, work(items[distributed.get_rank() :: size]))
+    size = num_ranks()
+    parts = from_all_ranks(work(items[this_rank() :: size]))
     return [parts[number % size][number // size] for number in range(len(items))]
-
-
-def _is_shared() -> bool:
-    return distributed.is_available() and distributed.is_initialized()

@@ -24,6 +24,7 @@ from yrunner.models.adapters import attach_adapter, find_adapter, merge_adapter,
 from yrunner.models.failures import explain_failure
 from yrunner.models.hub import only_cached
 from yrunner.models.quiet import quiet_libraries
+from yrunner.models.whole import whole_weights
 
 DTYPES = {
     "float32": torch.float32,
@@ -99,13 +100,14 @@ def load_model(
             remedy="merge it first with yrun merge, or go on training it with tuning.adapter",
         )
     if adapter is not None:
-        model = load_model(
-            read_base(adapter),
-            dtype=dtype,
-            attention=attention,
-            trust_remote_code=trust_remote_code,
-        )
-        model = merge_adapter(attach_adapter(model, adapter, trainable=False))
+        with whole_weights():
+            model = load_model(
+                read_base(adapter),
+                dtype=dtype,
+                attention=attention,
+                trust_remote_code=trust_remote_code,
+            )
+            model = merge_adapter(attach_adapter(model, adapter, trainable=False))
         if (adapter / "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(adapter)
         # The adapter's folder, also for one of the Hub: tuning.py looks for its config there.

@@ -28,6 +28,7 @@ from transformers.models.auto.modeling_auto import (
 
 from yrunner.errors import ModelError
 from yrunner.models.quiet import quiet_libraries
+from yrunner.models.whole import whole_weights
 
 PAD_TOKEN = "<|endoftext|>"
 TURN_START_TOKEN = "<|im_start|>"
@@ -114,7 +115,7 @@ def build_model(
     """
     full_config = make_config(config, tokenizer)
     model_type, sizes = _split(config)
-    with quiet_libraries(), _own_random_state(seed), torch.device("cpu"):
+    with quiet_libraries(), _own_random_state(seed), torch.device("cpu"), whole_weights():
         try:
             model = AutoModelForCausalLM.from_config(full_config, dtype=torch.float32).eval()
         except BUILD_ERRORS as error:

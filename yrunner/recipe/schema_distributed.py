@@ -97,7 +97,9 @@ class DistributedSection(Section):
         """Whether the run needs processes of its own, which a launcher starts."""
         return self.processes != 1 or self.machines is not None or self.deepspeed is not None
 
-    def conflict(self, *, tuning: str, optimizer: str, torch_compile: bool) -> str | None:
+    def conflict(
+        self, *, tuning: str, optimizer: str, torch_compile: bool, keep: str
+    ) -> str | None:
         """What of the rest of the recipe cannot be shared out so; None where all can."""
         if self.deepspeed is None:
             return None
@@ -108,6 +110,8 @@ class DistributedSection(Section):
             )
         if tuning == "qlora" and self.deepspeed.stage == 3:
             return "quantized weights cannot be cut into pieces; use deepspeed.stage 2 or 1"
+        if keep != "none":
+            return f"keep.kind {keep} and distributed.deepspeed cannot be combined; remove one"
         if torch_compile:
             return "train.torch_compile and distributed.deepspeed cannot be combined; remove one"
         return None

@@ -1,6 +1,6 @@
 """How much memory one update of a training takes, found by running it without any values."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,10 +8,12 @@ import torch
 from accelerate.utils import convert_outputs_to_fp32
 from peft import PeftModel
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
 from transformers import PreTrainedModel
 from transformers.optimization import Adafactor
 
 from yrunner.losses.fused import attach, measure_targets
+from yrunner.models.disk import state_bytes
 from yrunner.models.live_bytes import VALUES_NEEDED, LiveBytes, quiet_failures
 from yrunner.models.quiet import quiet_libraries
 from yrunner.models.scratch import BUILD_ERRORS
@@ -26,8 +28,8 @@ NOT_COUNTED = (
     "allocator keeps unused (on a CPU sometimes twice the estimate)."
 )
 
-REAL_VALUES_ONLY = frozenset({"adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit"})
-"""Optimizers of bitsandbytes."""
+OF_BITSANDBYTES = frozenset({"adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit"})
+"""Optimizers that compute on real values only."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +85,6 @@ def trace_step(
     micro-steps per update. `foreach`: the optimizer updates all weights at once and not one after
     the other, which is torch's way on a GPU and needs working memory for all of them.
     """
-    if optimizer in REAL_VALUES_ONLY:
-        return Untraceable(f"{optimizer} computes on real values only")
     model.train()
     if gradient_checkpointing:
         model.activation_checkpointing_enable(
@@ -123,7 +123,8 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """The optimizer that Trainer makes for `train.optimizer`."""
     match name:
-        case "adamw_torch":
+        case "adamw_torch" | "adamw_8bit" | "paged_adamw_8bit" | "paged_adamw_32bit":
+            # For those of bitsandbytes: no less than they need.
             return torch.optim.AdamW(parameters, foreach=foreach)
         case "adamw_torch_fused":
             return torch.optim.AdamW(parameters, fused=True)
@@ -132,6 +133,17 @@ def make_optimizer(
         case "adafactor":
             return Adafactor(parameters, lr=1e-3, scale_parameter=False, relative_step=False)
     raise AssertionError(f"no such optimizer in the recipe's schema: {name}")
+
+
+def optimizer_bytes(name: str, trained: Iterable[nn.Parameter]) -> int:
+    """What the optimizer of these weights will remember, found by a step without any values."""
+    with FakeTensorMode():
+        twins = [nn.Parameter(torch.empty(each.shape, dtype=each.dtype)) for each in trained]
+        for twin in twins:
+            twin.grad = torch.zeros_like(twin)
+        optimizer = make_optimizer(name, twins, foreach=False)
+        optimizer.step()
+    return state_bytes(optimizer)
 
 
 def mixed_precision(model: nn.Module, dtype: torch.dtype) -> Any:

@@ -9,13 +9,13 @@ from yrunner.run_dir import partial_folder, whole_folder
 
 
 @contextmanager
-def shared_folder(final: Path) -> Iterator[Path]:
+def shared_folder(final: Path, needed: int | None = None) -> Iterator[Path]:
     """As `whole_folder`, made and named by rank 0, when every process has written its part.
 
     On several machines it has to lie on a disk that they share.
     """
     if this_rank() == 0:
-        with whole_folder(final) as folder:
+        with whole_folder(final, needed) as folder:
             wait_for_ranks()
             yield folder
             wait_for_ranks()

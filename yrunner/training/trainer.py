@@ -1,37 +1,45 @@
-"""The one subclass of transformers' Trainer: weighted targets, exact sums, whole checkpoints."""
+"""Our Trainer: weighted targets and exact sums; saving.py has its checkpoints."""
 
-import shutil
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import DefaultFlowCallback, PrinterCallback, Trainer, TrainerControl
+from transformers import DefaultFlowCallback, PrinterCallback, TrainerControl
 
 from yrunner.data.collate import SlicedExamples, collate
 from yrunner.data.conversation import TokenizedExample
 from yrunner.data.layouts import Layout, one_per_row
 from yrunner.data.plan import Plan
+from yrunner.data.token_batches import Row
 from yrunner.losses.fused import attach, measure_targets
 from yrunner.losses.per_token import Targets, TokenWeight, sum_targets
-from yrunner.models.quiet import quiet_libraries
 from yrunner.ranks import num_ranks, sum_over_ranks, this_rank
+from yrunner.recipe.schema_spikes import Spikes
 from yrunner.run_dir import RunDir
 from yrunner.tokens import IGNORE_INDEX
 from yrunner.training.compilation import compiled_layers
+from yrunner.training.drift import DriftGauge
+from yrunner.training.guard import Guard
+from yrunner.training.keeping import Keeping, Micro
 from yrunner.training.meter import SignalMeter
-from yrunner.training.shared_folder import shared_folder
+from yrunner.training.rehearsal import is_worth_it, rehearse
+from yrunner.training.saving import SavingTrainer
+from yrunner.training.standing import Standing
 from yrunner.training.zero import AtBegin, ZeroRun
 
-SCHEDULER = "scheduler.pt"
-"""Trainer's name of the file that says where the learning rate stands."""
+
+class Watcher(Protocol):
+    """Whoever wants to see the targets; see standing.py for what its attributes may do."""
+
+    def add(self, targets: Targets) -> None:
+        """Take in the targets of one micro-batch."""
 
 
-class SignalTrainer(Trainer):
+class SignalTrainer(SavingTrainer):
     """Trains along a `Plan`; every target's gradient is weighed by its loss and entropy.
 
     The loss of an update is the sum of weight times loss over its targets, divided once by their
@@ -57,7 +65,8 @@ class SignalTrainer(Trainer):
         run_dir: RunDir,
         keep_checkpoints: int,
         torch_compile: bool = False,
-        watchers: Sequence[Callable[[Targets], None]] = (),
+        spikes: Spikes,
+        watchers: Sequence[Watcher] = (),
         **kwargs: Any,
     ) -> None:
         super().__init__(
@@ -66,7 +75,6 @@ class SignalTrainer(Trainer):
             **kwargs,
         )
         attach(self.model)
-        # Where DeepSpeed shares memory out; None without it.
         self.zero = ZeroRun(self) if self.is_deepspeed_enabled else None
         self.pad_token_id = pad_token_id
         self.use_layout(one_per_row)
@@ -77,15 +85,21 @@ class SignalTrainer(Trainer):
         self.weight = weight
         self.loss_deadline = loss_deadline
         self.normalize = normalize
-        self.weights_of_update: list[Tensor] = []
         self.run_dir = run_dir
         self.keep_checkpoints = keep_checkpoints
         self.torch_compile = torch_compile
-        self.watchers = watchers
         self.meter = SignalMeter()
+        self.guard = Guard(spikes)
+        self.watchers = watchers
+        self.sums = [self.meter, self.guard, *watchers]
+        self.weights_of_update: list[Tensor] = []
+        self.keeping: Keeping | None = None
+        """What holds the model to its base, see keeping.py."""
+        self.gauge: DriftGauge | None = None
 
     def use_layout(self, layout: Layout) -> None:
         """Lay out micro-batches so. Without a call, every example has a row of its own."""
+        self.layout = layout
         self.data_collator = partial(collate, pad_token_id=self.pad_token_id, layout=layout)
 
     def when_model_runs(self, action: Callable[[], None]) -> None:
@@ -131,6 +145,8 @@ class SignalTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
         """Trainer's, with the clock running and, at the end of an update, the division."""
+        if self.before_update is None:
+            self.before_update = Standing(self.sums)
         self.meter.start()
         loss = super().training_step(model, inputs, num_items_in_batch)
         if self.accelerator.sync_gradients:
@@ -163,17 +179,51 @@ class SignalTrainer(Trainer):
         """The micro-batch's part of the update's loss. `num_items_in_batch`: targets of it all."""
         assert num_items_in_batch is not None, "get_batch_samples counts the targets"
         targets = measure_targets(model, inputs, self.weight)
-        for watch in self.watchers:
-            watch(targets)
-        self.meter.add(sum_targets(targets, self.loss_deadline))
+        for watcher in self.watchers:
+            watcher.add(targets)
+        record_R = sum_targets(targets, self.loss_deadline)
+        self.meter.add(record_R)
+        self.guard.add(record_R)
         self.weights_of_update.append(targets.weight_N.sum())
+        loss = targets.weighted / num_items_in_batch
+        held = self._held_back(model)
         # DDP and DeepSpeed take the mean of the gradients over the processes; the sum is wanted.
-        loss = targets.weighted / num_items_in_batch * num_ranks()
+        loss = (loss if held is None else loss + held) * num_ranks()
         if self.zero is not None and self.normalize == "weights":
             is_last = self.accelerator.sync_gradients
             factor = self._weight_factor(num_items_in_batch).item() if is_last else 1.0
             return self.zero.multiplied_when_stepping(loss, factor)
         return loss
+
+    def _held_back(self, model: nn.Module) -> Tensor | None:
+        """What keeping adds to the loss of the micro-batch whose targets were seen last."""
+        if self.keeping is None:
+            return None
+        number = (len(self.weights_of_update) - 1) * num_ranks() + this_rank()
+        micro = Micro(self.state.global_step, number, self.plan.micro_batch_size)
+        return self.keeping.loss(self.model, model, micro)
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """Trainer's, and the last look at the update before the optimizer moves."""
+        norm = super()._get_grad_norm(model, grad_norm)
+        # Of all processes: they have to stop together. float() waits for the device, once.
+        sums_R = sum_over_ranks(self.guard.take())
+        is_scaled = self.accelerator.scaler is not None
+        seen_norm = None if is_scaled or norm is None else float(norm)
+        self.guard.judge(self.state.global_step + 1, sums_R.tolist(), seen_norm)
+        self.before_update = None
+        return norm
+
+    def take_back_update(self) -> None:
+        """Forget the update that is under way; weights and optimizer have not moved yet."""
+        super().take_back_update()
+        self.weights_of_update.clear()
+
+    def validation_batches(self, examples: Any) -> list[list[Row]]:
+        """The rows of each batch of a validation."""
+        size = self.args.per_device_train_batch_size
+        rows = [((index, 0),) for index in range(len(examples))]
+        return [rows[start : start + size] for start in range(0, len(rows), size)]
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
@@ -183,9 +233,7 @@ class SignalTrainer(Trainer):
         The processes share the batches; one that has none left takes part with an empty one.
         """
         examples = self.eval_dataset if eval_dataset is None else eval_dataset
-        size = self.args.per_device_train_batch_size
-        rows = [((index, 0),) for index in range(len(examples))]
-        batches = [rows[start : start + size] for start in range(0, len(rows), size)]
+        batches = self.validation_batches(examples)
         batches += [[]] * (-len(batches) % num_ranks())
         loader = DataLoader(
             examples,
@@ -206,6 +254,8 @@ class SignalTrainer(Trainer):
         record = meter.drain()
         metrics = {f"{metric_key_prefix}_loss": record["loss"]}
         metrics[f"{metric_key_prefix}_targets"] = record["targets"]
+        if self.gauge is not None:
+            metrics[f"{metric_key_prefix}_drift"] = self.gauge.measure(self.model)
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
@@ -218,74 +268,12 @@ class SignalTrainer(Trainer):
             return  # Trainer's summary of the run: its mean of means is none of our figures
         if "loss" in logs:
             logs |= self.meter.drain()
+            logs |= {} if self.keeping is None else self.keeping.drain()
         super().log(logs)
 
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Write a checkpoint beside its final place and rename it: it is there whole or not at all.
-
-        Replaces Trainer's method of the same name, whose files it writes, for another name of the
-        folder and for that order.
-        """
-        if self.state.best_global_step:
-            best = self.run_dir.checkpoint(self.state.best_global_step)
-            self.state.best_model_checkpoint = str(best)
-        self._export_callback_states()
-        with shared_folder(self.run_dir.checkpoint(self.state.global_step)) as folder:
-            with quiet_libraries():
-                self.save_model(str(folder), _internal_call=True)
-            self._save_optimizer_and_scheduler(str(folder))
-            self._save_scaler(str(folder))
-            self._save_rng_state(str(folder))
-            if self.args.should_save:
-                self.state.save_to_json(str(folder / "trainer_state.json"))
-        if self.args.should_save:
-            self._remove_old_checkpoints()
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Trainer's; under DeepSpeed with the optimizer's own weights, which are not rounded."""
-        if self.zero is None:
-            super().save_model(output_dir, _internal_call)
-        else:
-            self._save(output_dir, state_dict=self.zero.whole_weights())
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        if self.zero is None:
-            super()._save_optimizer_and_scheduler(output_dir)
-            return
-        self.zero.save(Path(output_dir))
-        if self.args.should_save:
-            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER)
-
-    def _prepare_for_training(
-        self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None
-    ) -> Any:
-        if self.zero is None or resume_from_checkpoint is None:
-            return super()._prepare_for_training(
-                max_steps, train_dataloader, resume_from_checkpoint
-            )
-        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
-        self.zero.load(Path(resume_from_checkpoint))
-        scheduler = torch.load(Path(resume_from_checkpoint) / SCHEDULER, weights_only=True)
-        self.lr_scheduler.load_state_dict(scheduler)
-        return prepared
-
-    def _load_best_model(self) -> None:
-        if self.zero is None:
-            super()._load_best_model()
-        else:
-            best = Path(self.state.best_model_checkpoint or "")
-            self.zero.load(best, with_moments=False)
-
-    def _export_callback_states(self) -> None:
-        from transformers.trainer_callback import ExportableState
-
-        for callback in [*self.callback_handler.callbacks, self.control]:
-            if isinstance(callback, ExportableState):
-                self.state.stateful_callbacks[type(callback).__name__] = callback.state()
-
-    def _remove_old_checkpoints(self) -> None:
-        steps = self.run_dir.saved_steps()
-        kept = {*steps[-self.keep_checkpoints :], self.state.best_global_step}
-        for step in steps:
-            if step not in kept:
-                shutil.rmtree(self.run_dir.checkpoint(step))
+    def _prepare_for_training(self, *args: Any) -> Any:
+        """Trainer's, and a try whether everything fits into the memory."""
+        model, loader = super()._prepare_for_training(*args)
+        if is_worth_it(self):
+            rehearse(self, model)
+        return model, loader

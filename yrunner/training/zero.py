@@ -84,7 +84,6 @@ class ZeroRun:
         """Go on from what `save` wrote; `with_moments`: also the optimizer."""
         from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
 
-        check_saved_under_zero(checkpoint)
         if with_moments:
             self._make_room_for_moments(read_json(checkpoint / FOLDER / STEP)["step"])
             self._link_moments()
@@ -186,13 +185,15 @@ class AtBegin(TrainerCallback):
         self.action()
 
 
-def check_saved_under_zero(checkpoint: Path) -> None:
-    """Raise `RunError` for a checkpoint that was written without DeepSpeed."""
-    if not (checkpoint / FOLDER / STEP).exists():
-        raise RunError(
-            f"{checkpoint} was saved without DeepSpeed",
-            remedy="go on without distributed.deepspeed, or start anew with --overwrite",
-        )
+def check_saved_alike(checkpoint: Path, *, under_zero: bool) -> None:
+    """Raise `RunError` where one of run and checkpoint is DeepSpeed's, and the other is not."""
+    if (checkpoint / FOLDER / STEP).exists() == under_zero:
+        return
+    saved, go_on = ("without", "without") if under_zero else ("under", "with")
+    raise RunError(
+        f"{checkpoint} was saved {saved} DeepSpeed",
+        remedy=f"go on {go_on} distributed.deepspeed, or start anew with --overwrite",
+    )
 
 
 class _Saved:

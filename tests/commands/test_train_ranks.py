@@ -1,0 +1,204 @@
+"""`yrun train` in several processes: started, stopped, killed, gone on with; two machines."""
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from yrunner.commands.train import train
+from yrunner.commands.train_ranks import updates_shared
+from yrunner.errors import RunError
+from yrunner.recipe.load import load_recipe
+from yrunner.run_dir import RunDir, write_json
+
+YRUN = [sys.executable, "-m", "yrunner.cli"]
+LONG = {"train__epochs": 30, "train__batch_size": 4, "train__log_every": 1}
+"""60 updates of two micro-batches, of one in each of two processes."""
+TOGETHER = ["distributed.processes=2"]
+
+
+def started(*arguments: str, before: tuple[str, ...] = (), **environment: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [*before, *YRUN, "train", "base.yaml", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+    )
+
+
+def wait_for_updates(process: subprocess.Popen, number: int, name: str = "base") -> None:
+    """Wait until so many updates are logged."""
+    metrics = Path("outputs", name, "metrics.jsonl")
+    while not metrics.exists() or f'"step": {number},' not in metrics.read_text():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+
+
+def rank(process: subprocess.Popen, number: int) -> psutil.Process:
+    """One of its processes."""
+    found = [
+        child
+        for child in psutil.Process(process.pid).children(recursive=True)
+        if child.environ().get("RANK") == str(number)
+    ]
+    assert len(found) == 1
+    return found[0]
+
+
+def weights(name: str) -> torch.Tensor:
+    found = load_file(f"outputs/{name}/model/model.safetensors")
+    return torch.cat([found[key].double().flatten() for key in sorted(found)])
+
+
+def gap(one: str, other: str) -> float:
+    mine, theirs = weights(one), weights(other)
+    return float((mine - theirs).norm() / mine.norm())
+
+
+def test_two_processes_are_stopped_killed_and_gone_on_with_by_one_and_nothing_is_lost(
+    project, change
+):
+    """The weights are those of one process that nobody disturbed."""
+    change("base.yaml", **LONG, train__checkpoint={"every": 2})
+    alone = ["train.gradient_accumulation_steps=2", "name=alone", "output=outputs/alone"]
+    train(Path("base.yaml"), alone, resume=False, overwrite=False)
+
+    running = started(*TOGETHER)
+    wait_for_updates(running, 3)
+    running.send_signal(signal.SIGTERM)
+    said, errors = running.communicate(timeout=60)
+    assert running.returncode == 143
+    stopped = r"stopped; update (\d+) is saved in .*outputs/base\. Go on with: yrun train base.yaml"
+    assert re.fullmatch(rf"{stopped} distributed.processes=2 --resume", errors.splitlines()[-1])
+    assert "Traceback" not in errors
+    assert said.count("step 1/60 ") == 1, "only one process speaks"
+
+    running = started(*TOGETHER, "--resume")
+    last = max(RunDir(Path("outputs/base")).saved_steps())
+    wait_for_updates(running, last + 3)
+    rank(running, 1).kill()
+    killed_at = time.monotonic()
+    _, errors = running.communicate(timeout=60)
+    assert time.monotonic() - killed_at < 30
+    assert running.returncode == 2
+    assert "process 1 of the run was killed" in errors
+    assert "Traceback" not in errors
+    assert not psutil.Process().children(recursive=True)
+
+    train(Path("base.yaml"), [], resume=True, overwrite=False)
+    assert gap("alone", "base") < 1e-4
+    assert {path.name for path in Path("outputs/base").iterdir()} == {
+        path.name for path in Path("outputs/alone").iterdir()
+    }
+
+
+def test_the_launch_is_shown_and_nothing_is_started(project, capfd):
+    machines = "distributed.machines={kind: rendezvous, number: 2, this: 1, address: node0:29500}"
+    train(Path("base.yaml"), [*TOGETHER, machines], resume=False, overwrite=True, print_launch=True)
+    (line,) = capfd.readouterr().out.splitlines()
+    command = shlex.split(line)
+    assert command[:3] == [sys.executable, "-m", "torch.distributed.run"]
+    assert "--node-rank=1" in command and "--nproc-per-node=2" in command
+    expected = ["-m", "yrunner.cli", "train", "base.yaml", *TOGETHER, machines, "--overwrite"]
+    assert command[-len(expected) :] == expected
+    assert not Path("outputs").exists()
+
+
+def begun(folder: Path, processes: int) -> RunDir:
+    """A run with a checkpoint."""
+    run_dir = RunDir(folder)
+    run_dir.checkpoint(1).mkdir(parents=True)
+    write_json(run_dir.environment, {"processes": processes})
+    return run_dir
+
+
+@pytest.mark.parametrize(
+    ("begun_by", "now", "expected"),
+    [(1, 1, (1, 4)), (2, 1, (2, 8)), (2, 8, (2, 1)), (4, 8, (4, 2))],
+)
+def test_a_resumed_run_keeps_what_its_updates_learn_from(project, change, begun_by, now, expected):
+    change("base.yaml", train__gradient_accumulation_steps=4)
+    run_dir = begun(project / "run", begun_by)
+    recipe = load_recipe(Path("base.yaml"))
+    assert updates_shared(recipe, run_dir, now, resume=True) == expected
+    assert updates_shared(recipe, run_dir, now, resume=False) == (now, 4)
+
+
+def test_an_update_that_cannot_be_shared_evenly_is_refused(project):
+    run_dir = begun(project / "run", 4)
+    with pytest.raises(RunError, match=r"4 micro-batches, which 3 processes cannot share evenly"):
+        updates_shared(load_recipe(Path("base.yaml")), run_dir, 3, resume=True)
+
+
+def test_a_checkpoint_of_deepspeed_and_a_run_without_it_do_not_meet(project):
+    run_dir = begun(project / "run", 1)
+    plain = load_recipe(Path("base.yaml"))
+    shared = load_recipe(Path("base.yaml"), ["distributed.deepspeed={stage: 2}"])
+    with pytest.raises(RunError, match=r"saved without DeepSpeed. Go on without distributed"):
+        updates_shared(shared, run_dir, 1, resume=True)
+    zero = run_dir.checkpoint(1) / "zero"
+    zero.mkdir()
+    write_json(zero / "step.json", {"step": 1})
+    assert updates_shared(shared, run_dir, 1, resume=True) == (1, 1)
+    with pytest.raises(RunError, match=r"saved under DeepSpeed. Go on with distributed"):
+        updates_shared(plain, run_dir, 1, resume=True)
+
+
+@contextmanager
+def two_machines() -> Iterator[list[tuple[str, ...]]]:
+    """Two network namespaces joined by a cable: how to start something in each."""
+    names = [f"yrun-{os.getpid()}-{number}" for number in (0, 1)]
+    script = [
+        *(f"ip netns add {name}" for name in names),
+        f"ip link add eth1 netns {names[0]} type veth peer name eth1 netns {names[1]}",
+        *(f"ip -n {name} link set lo up" for name in names),
+        *(f"ip -n {name} addr add 10.73.0.{n}/24 dev eth1" for n, name in enumerate(names, 1)),
+        *(f"ip -n {name} link set eth1 up" for name in names),
+    ]
+    try:
+        for line in script:
+            try:
+                done = subprocess.run(line.split(), capture_output=True, text=True, check=False)
+            except FileNotFoundError:
+                pytest.skip("there is no ip command, which makes network namespaces")
+            if done.returncode:
+                pytest.skip(f"this machine allows no network namespaces: {done.stderr.strip()}")
+        yield [("ip", "netns", "exec", name) for name in names]
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
+
+
+def test_two_machines_learn_what_one_does(project, change):
+    """They share a disk and a cable, and nothing else of the network."""
+    change("base.yaml", train__epochs=2, train__batch_size=4, train__log_every=1)
+    with two_machines() as machines:
+        running = [
+            started(
+                "distributed.machines={kind: rendezvous, number: 2, "
+                f"this: {number}, address: 10.73.0.1:29500}}",
+                before=machine,
+                GLOO_SOCKET_IFNAME="eth1",
+            )
+            for number, machine in enumerate(machines)
+        ]
+        ended = [process.communicate(timeout=150) for process in running]
+        assert [process.returncode for process in running] == [0, 0], ended
+    alone = ["train.gradient_accumulation_steps=2", "name=alone", "output=outputs/alone"]
+    train(Path("base.yaml"), alone, resume=False, overwrite=False)
+    assert gap("alone", "base") < 1e-4
+    environment = json.loads(Path("outputs/base/environment.json").read_text())
+    assert environment["processes"] == 2
