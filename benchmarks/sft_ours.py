@@ -85,6 +85,7 @@ def ours(folder: Path, loss: Loss) -> None:
         pad_token_id=0,
         run_dir=run_dir,
         keep_checkpoints=1,
+        spikes=train.spikes,
     )
     trainer.use_layout(layout_for(model.config, isolates=isolates_examples(trainer.model)))
     say_seconds(trainer.train)

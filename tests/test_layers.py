@@ -9,13 +9,14 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "yrunner"
 RUNGS = [
-    {"tokens", "errors", "console"},
-    {"recipe"},
-    {"launch", "run_dir", "exits"},
+    {"tokens", "errors", "console", "telemetry"},
+    {"recipe", "belongings"},
+    {"launch", "run_dir", "sort_dir", "replay_dir", "exits"},
     {"data", "losses", "models"},
     {"scoring"},
     {"training", "evaluation", "reports"},
     {"commands"},
+    {"cli_start"},
     {"cli"},
 ]
 HEAVY = {"torch", "transformers", "datasets", "deepspeed", "peft", "accelerate", "bitsandbytes"}

@@ -51,6 +51,11 @@ def warn(message: str) -> None:
     _write(sys.stderr, _coloured(f"warning: {printable(message)}", "yellow"))
 
 
+def alert(message: str) -> None:
+    """Print what the user must not overlook, in red, to standard error; the work goes on."""
+    _write(sys.stderr, _coloured(f"warning: {printable(message)}", "bold red"))
+
+
 def fail(message: str) -> None:
     """Print why the command stops to standard error.
 
@@ -140,6 +145,13 @@ def format_duration(seconds: float) -> str:
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
+def as_gigabytes(number: int) -> str:
+    """`1.23 GB`, `45.6 MB`: decimal units, as disks and GPUs are sold."""
+    if number >= 10**9:
+        return f"{number / 1e9:.2f} GB"
+    return f"{number / 1e6:.1f} MB"
 
 
 def reads_as_number(text: str) -> bool:

@@ -88,10 +88,12 @@ class Interrupted(YRunnerError):
 
 
 class Stopped(YRunnerError):
-    """A signal stopped work that goes on when the same command is run again."""
+    """A signal stopped work that goes on when the same command, or that of `remedy`, is run."""
 
-    def __init__(self, signal_number: int) -> None:
-        super().__init__("stopped", remedy="run the same command again to go on")
+    def __init__(
+        self, signal_number: int, *, remedy: str = "run the same command again to go on"
+    ) -> None:
+        super().__init__("stopped", remedy=remedy)
         self.exit_code = 128 + signal_number
 
 

@@ -15,7 +15,12 @@ WHAT_TO_DO = {
     errno.ENOSPC: "Free some space on the disk; a run goes on from its last checkpoint by --resume",
     errno.EDQUOT: "Free some of your quota; a run goes on from its last checkpoint by --resume",
     errno.EACCES: "Set the permissions so that it can be read and written, or choose another place",
+    errno.EPERM: "Set the permissions so that it can be written, or choose another place",
     errno.EROFS: "Choose a place that can be written, such as output=/another/folder",
+    errno.ENOTDIR: "A file stands where a folder is needed; move it, or choose another place",
+    errno.ENAMETOOLONG: "Choose a shorter name or another place",
+    errno.ELOOP: "A link stands where a file is needed; remove it, or choose another place",
+    errno.EIO: "The disk or its connection fails; look at it before you run the command again",
 }
 """Faults of the disk that a person can mend, wherever they happen."""
 

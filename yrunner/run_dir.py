@@ -1,5 +1,6 @@
 """The run folder: where a run leaves everything, and the only place that knows the names in it."""
 
+import errno
 import hashlib
 import json
 import os
@@ -10,10 +11,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from yrunner.belongings import check_belongings, remove
+from yrunner.console import as_gigabytes
 from yrunner.errors import RunError
 
 FULL_DISK = 2**20
 """Bytes: with less space left than this, a write that failed has failed for want of it."""
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Full is the disk, or a user's share of it, or the size that a file may have."""
 STEP_FOLDER = re.compile(r"step-(\d+)")
 
 
@@ -29,10 +34,12 @@ class RunDir:
         self.metrics = self.folder / "metrics.jsonl"
         self.before = self.folder / "before.json"
         self.after = self.folder / "after.json"
+        self.explosion = self.folder / "explosion.json"
         self.checkpoints = self.folder / "checkpoints"
         self.trackers = self.folder / "trackers"
         self.model = self.folder / "model"
         self.base = self.folder / "base.json"
+        self.keep = self.folder / "keep.json"
         self.merged = self.folder / "merged"
         self.gguf = self.folder / "gguf"
         self.merge_figures = self.folder / "merge.json"
@@ -45,6 +52,11 @@ class RunDir:
     def prepared(self) -> Path:
         """Tokenized data, shared by the runs that stand beside each other; see data/cache.py."""
         return self.folder.parent / ".prepared"
+
+    @property
+    def replay(self) -> Path:
+        """Rows that bases wrote, shared by the runs that stand beside each other; see ReplayDir."""
+        return self.folder.parent / "replay"
 
     @property
     def sort(self) -> Path:
@@ -69,15 +81,30 @@ class RunDir:
         """True where the trained model is complete: it is written last but for the report."""
         return self.model.exists()
 
+    def check(self, *replaced: Path) -> None:
+        """Raise `RunError` where work here would fail, leave the folder, or cost somebody a file.
+
+        `replaced` are the folders that may be removed. The recipe is written first and removed
+        last: without it, a folder `model` is not ours.
+        """
+        also_without_a_run = (self.eval, self.eval_page)
+        places = [path for path in self._places() if path not in also_without_a_run]
+        check_belongings(self.folder, self.recipe, places, replaced)
+
     def clear(self) -> None:
-        """Remove what a run has written here, and nothing else."""
-        for path in vars(self).values():
-            if path == self.folder:
-                continue
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
+        """Remove what a run has written here, and nothing else. Raises `RunError` as `check`."""
+        self.check(*self.folders())
+        for path in self._places():
+            if path != self.recipe:
+                remove(path)
+        remove(self.recipe)
+
+    def folders(self) -> list[Path]:
+        """The folders of a run, which hold files that libraries write."""
+        return [self.checkpoints, self.trackers, self.model, self.merged, self.gguf]
+
+    def _places(self) -> list[Path]:
+        return [path for path in vars(self).values() if path != self.folder]
 
     def checkpoint(self, step: int) -> Path:
         """The folder of the checkpoint after so many updates."""
@@ -85,51 +112,8 @@ class RunDir:
 
     def saved_steps(self) -> list[int]:
         """Updates after which there is a whole checkpoint, in order."""
-        if not self.checkpoints.is_dir():
-            return []
-        names = (STEP_FOLDER.fullmatch(path.name) for path in self.checkpoints.iterdir())
+        names = (STEP_FOLDER.fullmatch(path.name) for path in self.checkpoints.glob("step-*"))
         return sorted(int(match[1]) for match in names if match)
-
-
-class SortDir:
-    """`outputs/<name>/sort`; `ending` is that of the data, such as `.jsonl`."""
-
-    def __init__(self, folder: Path, ending: str) -> None:
-        self.folder = folder
-        self.recipe = folder / "recipe.resolved.yaml"
-        self.environment = folder / "environment.json"
-        self.data_report = folder / "data_report.json"
-        self.measured = folder / "measured"
-        """Losses and entropies of all tokens, see scoring/score_file.py."""
-        self.cross_fit = folder / "cross_fit"
-        """The same by models that were trained for it, a folder for each fold."""
-        self.sorted = folder / f"sorted{ending}"
-        self.dropped = folder / f"dropped{ending}"
-        self.reasons = folder / "dropped_reasons.jsonl"
-        self.report = folder / "report.html"
-        self.scores = folder / "scores.jsonl"
-
-    def check(self, files: Iterable[Path], *, overwrite: bool) -> None:
-        """Raise `RunError` where something would be lost: a finished sort, or `files`."""
-        if any(file.resolve().parent == self.folder.resolve() for file in files):
-            raise RunError(
-                f"the data lies in {self.folder}, where the sorted rows would replace it",
-                remedy="give this recipe another output",
-            )
-        if self.scores.exists() and not overwrite:
-            raise RunError(
-                f"{self.folder} already holds a finished sort",
-                remedy="replace it by --overwrite, which measures no row again that it has "
-                "measured, or give this one another output",
-            )
-
-    def clear(self) -> None:
-        """Make the folder, and remove the results of an earlier sort, but what it has measured."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        rows = (path for name in ("sorted", "dropped") for path in self.folder.glob(f"{name}.*"))
-        # What says that a sort is finished goes first.
-        for path in (self.scores, self.reasons, self.report, *rows):
-            path.unlink(missing_ok=True)
 
 
 class CompareDir:
@@ -155,28 +139,55 @@ class CompareDir:
 
 
 @contextmanager
-def whole_folder(final: Path) -> Iterator[Path]:
-    """Give a folder to write into that gets the name `final` when everything is written.
+def whole_folder(final: Path, needed: int | None = None) -> Iterator[Path]:
+    """Give a folder to write into that gets the name `final` when everything is on the disk.
 
     Where the writing fails nothing is left of it; raises `RunError` where the disk was full, which
-    the libraries that write weights report in many ways.
+    the libraries that write weights report in many ways. `needed`: bytes that will be written.
     """
     partial = final.with_name(f".{final.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    remove(partial)
     try:
         # Within: Ctrl-C can come between any two lines.
         partial.mkdir(parents=True)
+        check_room(final, needed)
         yield partial
+        _flush(partial, *partial.rglob("*"))
     except BaseException as error:
-        free = shutil.disk_usage(final.parent if final.parent.exists() else Path()).free
+        is_full = _wants_room(error, free_bytes(final))
         shutil.rmtree(partial, ignore_errors=True)
-        if free < FULL_DISK:
-            raise RunError(
-                f"the disk is full: {final} could not be written",
-                remedy="free some space; the last checkpoint is whole, go on from it by --resume",
-            ) from error
+        if is_full:
+            raise _full_disk(final, needed) from error
         raise
     _replace_folder(final, partial)
+
+
+def free_bytes(place: Path) -> int:
+    """What is free on the disk of a place that may not exist yet."""
+    existing = next(path for path in (place.absolute(), *place.absolute().parents) if path.exists())
+    return shutil.disk_usage(existing).free
+
+
+def check_room(place: Path, needed: int | None) -> None:
+    """Raise `RunError` where fewer than `needed` bytes are free for `place`."""
+    if needed is not None and needed > free_bytes(place):
+        raise _full_disk(place, needed)
+
+
+def _full_disk(place: Path, needed: int | None) -> RunError:
+    need = "" if needed is None else f"it needs {as_gigabytes(needed)}, and "
+    free = as_gigabytes(free_bytes(place))
+    return RunError(
+        f"the disk is full: {place} could not be written; {need}{free} are free",
+        remedy="free some space; the last checkpoint is whole, go on from it by --resume",
+    )
+
+
+def _wants_room(error: BaseException, free: int) -> bool:
+    """Whether a failure is one of room; libraries in Rust pass the number on in words only."""
+    if free < FULL_DISK or (isinstance(error, OSError) and error.errno in NO_ROOM):
+        return True
+    return any(f"(os error {number})" in str(error) for number in NO_ROOM)
 
 
 def _replace_folder(final: Path, partial: Path) -> None:
@@ -187,7 +198,18 @@ def _replace_folder(final: Path, partial: Path) -> None:
         shutil.rmtree(previous, ignore_errors=True)
         final.rename(previous)
     partial.rename(final)
+    _flush(final.parent)
     shutil.rmtree(previous, ignore_errors=True)
+
+
+def _flush(*paths: Path) -> None:
+    """Wait until files, and the names in folders, are on the disk."""
+    for path in paths:
+        place = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(place)
+        finally:
+            os.close(place)
 
 
 @contextmanager
@@ -197,12 +219,15 @@ def whole_file(final: Path) -> Iterator[BinaryIO]:
     A failure leaves nothing of it.
     """
     partial = final.with_name(f".{final.name}.partial")
+    remove(partial)
     try:
-        with partial.open("wb") as file:
+        # "x": never through a link that somebody has put there.
+        with partial.open("xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, final)
+        _flush(final.parent)
     finally:
         partial.unlink(missing_ok=True)
 

@@ -6,9 +6,11 @@ import signal
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from transformers import TrainerCallback
 
 from tests.training.conftest import checkpoint_every, weights_of
 from yrunner.data.layouts import all_in_one_row
+from yrunner.errors import RunError
 from yrunner.training.metrics_file import read_metrics
 
 SETTINGS = dict(batch_size=3, gradient_accumulation_steps=2, epochs=2, learning_rate=1e-2)
@@ -50,38 +52,39 @@ def test_resume_changes_nothing(make_model, examples, make_trainer, lora, rows):
     undisturbed, trainer = run("undisturbed")
     trainer.train()
     _, stopped = run("stopped")
-    stopped.callback_handler.callbacks.insert(1, SignalAfter(5))
-    with stopped.callback_handler.callbacks[0].stopping_on_signals():
-        stopped.train()
-    assert stopped.state.global_step == 5
+    assert stop_by_signal(stopped, SignalAfter(4)) == 4, "the update that was begun is cut off"
     resumed, again = run("stopped")
-    again.train(resume_from_checkpoint=str(again.run_dir.checkpoint(5)))
+    again.train(resume_from_checkpoint=str(again.run_dir.checkpoint(4)))
     assert torch.equal(weights_of(undisturbed), weights_of(resumed))
+    assert records(trainer) == records(again), "no gaps, no doubles, the same sums"
+
+
+def records(trainer):
+    """What was logged, but for what the clock and the machine decide."""
     measured = ("targets_per_second", "memory_gib")
-    records = [
-        [{key: value for key, value in row.items() if key not in measured} for row in rows]
-        for rows in map(read_metrics, (trainer.run_dir.metrics, again.run_dir.metrics))
-    ]
-    # The stop itself was logged too; everything after it is the same, and nothing is doubled.
-    assert records[0][-4:] == records[1][-4:]
-    steps = [row["step"] for row in records[1] if "loss" in row]
-    assert steps == sorted(set(steps))
+    rows = read_metrics(trainer.run_dir.metrics)
+    return [{key: row[key] for key in row if key not in measured} for row in rows]
 
 
-class SignalAfter:
-    """Sends SIGTERM to this process after some updates; every other event passes by."""
+def stop_by_signal(trainer, signalling):
+    """Train until the signal; the update that is saved then."""
+    cadence = trainer.callback_handler.callbacks[0]
+    trainer.callback_handler.callbacks.insert(0, signalling)
+    with cadence.stopping_on_signals():
+        trainer.train()
+    assert trainer.run_dir.saved_steps()[-1] == trainer.state.global_step
+    return trainer.state.global_step
 
-    def __init__(self, step):
-        self.step = step
 
-    def on_step_begin(self, args, state, control, **kwargs):
-        if state.global_step == self.step - 1:
-            signal.raise_signal(signal.SIGTERM)
+class SignalAfter(TrainerCallback):
+    """Sends a signal to this process in the update, or the validation, after some updates."""
 
-    def __getattr__(self, name):
-        if name.startswith("on_"):
-            return lambda *args, **kwargs: None
-        raise AttributeError(name)
+    def __init__(self, step, event="on_step_begin", number=signal.SIGTERM):
+        def send(args, state, control, **kwargs):
+            if state.global_step == step:
+                signal.raise_signal(number)
+
+        setattr(self, event, send)
 
 
 def test_a_second_interrupt_stops_at_once(make_model, examples, make_trainer):
@@ -145,7 +148,7 @@ def test_the_model_after_training_is_the_one_with_the_best_validation_loss(
     assert trainer.evaluate()["eval_loss"] == pytest.approx(min(losses), rel=1e-6)
 
 
-class JumpingLearningRate:
+class JumpingLearningRate(TrainerCallback):
     def __init__(self, at_step):
         self.at_step = at_step
 
@@ -153,11 +156,6 @@ class JumpingLearningRate:
         if state.global_step == self.at_step:
             for group in optimizer.param_groups:
                 group["lr"] = 1.0
-
-    def __getattr__(self, name):
-        if name.startswith("on_"):
-            return lambda *args, **kwargs: None
-        raise AttributeError(name)
 
 
 def test_early_stopping_waits_for_its_patience(make_model, examples, make_trainer):
@@ -176,6 +174,44 @@ def test_early_stopping_waits_for_its_patience(make_model, examples, make_traine
     trainer.train()
     assert trainer.state.global_step == 10
     assert trainer.state.best_global_step == 4
+
+
+@pytest.mark.parametrize(
+    ("event", "stopped_at"),
+    [("on_substep_end", 7), ("on_step_end", 7), ("on_prediction_step", 6)],
+)
+def test_a_signal_at_any_moment_changes_nothing(
+    make_model, examples, make_trainer, event, stopped_at
+):
+    """Also the waiting of early stopping, and histograms that are half counted, are taken up."""
+
+    def run(folder):
+        trainer = make_trainer(
+            with_lora(make_model()),
+            examples[8:20],
+            examples[:4],
+            loss="nlirg",
+            folder=folder,
+            checkpoint=checkpoint_every(3, keep=3),
+            early_stopping={"patience": 2},
+            trackers=["tensorboard"],
+            **SETTINGS | {"epochs": 8, "log_every": 2},
+        )
+        # To early stopping, no validation is better than the first.
+        on_evaluate = trainer.callback_handler.on_evaluate
+        trainer.callback_handler.on_evaluate = lambda *parts: on_evaluate(
+            *parts[:3], parts[3] | {"eval_loss": 99.0}
+        )
+        return trainer
+
+    undisturbed = run("undisturbed")
+    undisturbed.train()
+    assert stop_by_signal(run("stopped"), SignalAfter(stopped_at, event)) == stopped_at
+    again = run("stopped")
+    again.train(resume_from_checkpoint=str(again.run_dir.checkpoint(stopped_at)))
+    assert torch.equal(weights_of(undisturbed.model), weights_of(again.model))
+    assert records(undisturbed) == records(again)
+    assert undisturbed.state.global_step == again.state.global_step == 9
 
 
 def report(trainer, log, loss):
@@ -211,9 +247,9 @@ def test_a_checkpoint_that_is_being_written_has_no_final_name(make_model, exampl
         raise OSError(28, "No space left on device")
 
     trainer._save_optimizer_and_scheduler = fail
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(RunError, match=r"the disk is full: .* it needs .* and .* are free\. Free"):
         trainer.train()
-    assert trainer.run_dir.saved_steps() == []
+    assert list(trainer.run_dir.checkpoints.iterdir()) == []
 
 
 def test_a_record_cut_off_by_a_kill_is_passed_over(make_model, examples, make_trainer):

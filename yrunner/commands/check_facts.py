@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice, pairwise
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,6 @@ from yrunner.data.packing import fill_rate
 from yrunner.data.plan import Plan
 from yrunner.data.prepared import Prepared
 from yrunner.data.report import FileReport
-from yrunner.data.token_batches import Row
 from yrunner.recipe.schema import Recipe, TrainSection
 from yrunner.training.arguments import count_warmup, learning_rates
 
@@ -30,7 +29,9 @@ class Steps:
     updates_of_epochs: list[int]
     """Of each epoch, as far as the run comes."""
     rows_per_update: int
-    """Examples, or packed rows."""
+    """Examples, or packed rows, of the field."""
+    kept_rows_per_update: int
+    """Rows beside them that are held to the base, see keep in the recipe."""
     packed_rows: int | None
     """Rows that the examples of an epoch are packed into; None without packing."""
     packing_fill: float | None
@@ -101,6 +102,7 @@ def count_steps(recipe: Recipe, prepared: Prepared, plan: Plan) -> Steps:
         updates=plan.num_updates,
         updates_of_epochs=[after - before for before, after in pairwise([0, *ends])],
         rows_per_update=plan.lanes,
+        kept_rows_per_update=plan.kept,
         packed_rows=None if plan.packs is None else len(plan.packs),
         packing_fill=None
         if plan.packs is None
@@ -110,14 +112,9 @@ def count_steps(recipe: Recipe, prepared: Prepared, plan: Plan) -> Steps:
 
 def largest_micro_batch(recipe: Recipe, prepared: Prepared, plan: Plan) -> list[TokenizedExample]:
     """The examples of the micro-batch of the first epoch that has the most tokens."""
-    lengths = prepared.train.lengths.tolist()
-
-    def count_tokens(rows: list[Row]) -> int:
-        return sum(lengths[example] for row in rows for example, _ in row)
-
-    micro_batches = islice(plan, plan.epoch_ends[0] * plan.num_micro_batches)
-    largest = max(micro_batches, key=count_tokens)
-    return SlicedExamples(prepared.train, recipe.train.token_batch).__getitems__(largest)
+    return SlicedExamples(prepared.train, recipe.train.token_batch).__getitems__(
+        plan.largest_micro_batch()
+    )
 
 
 def schedule(train: TrainSection, num_updates: int) -> Schedule:

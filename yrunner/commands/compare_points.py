@@ -5,11 +5,11 @@ measured is kept after each checkpoint, so that work that was interrupted goes o
 """
 
 import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from yrunner.belongings import remove
 from yrunner.commands.compare_measure import (
     figures_of,
     measure_key,
@@ -99,7 +99,7 @@ def measure_run(recipe: Recipe) -> None:
         say(_line(measurement.points[-1]))
     if recipe.compare.checkpoints == "last":
         for step in steps[:-1]:
-            shutil.rmtree(run_dir.checkpoint(step))
+            remove(run_dir.checkpoint(step))
     replace(measurement, is_complete=True).save(run_dir.measured)
 
 

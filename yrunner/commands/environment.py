@@ -15,7 +15,7 @@ PACKAGES = ("yrunner", "torch", "transformers", "peft", "accelerate", "tokenizer
 def describe_environment() -> dict[str, Any]:
     """Versions, the commit of a source checkout, and the device. Nothing secret is in it."""
     return {
-        "versions": {"python": platform.python_version(), **_versions()},
+        "versions": package_versions(),
         "commit": _commit(),
         "device": describe_device(),
         "platform": platform.platform(),
@@ -30,8 +30,9 @@ def describe_device() -> str:
     return f"CPU, {torch.get_num_threads()} threads"
 
 
-def _versions() -> dict[str, str]:
-    found = {}
+def package_versions() -> dict[str, str]:
+    """The versions of Python and of the packages that a result depends on."""
+    found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
             found[package] = version(package)

@@ -33,6 +33,7 @@ def eval_recipe(path: Path, overrides: list[str], models: Sequence[str]) -> None
     be wrong with the tasks is found before a model is loaded.
     """
     recipe = load_recipe(path, overrides)
+    RunDir(recipe.run_folder).check()
     if not recipe.eval.tasks and recipe.eval.faults is None:
         raise YRunnerError(f"{path} has no eval.tasks", remedy="add one, with name, side and data")
     tasks = read_tasks(recipe) if recipe.eval.tasks else []

@@ -5,13 +5,16 @@ from pathlib import Path
 
 from yrunner.console import say
 from yrunner.errors import YRunnerError
+from yrunner.run_dir import whole_folder
 
 
 def init(folder: Path) -> None:
     """Copy the shipped recipes and their data to `folder`, which must not exist yet."""
     if folder.exists():
         raise YRunnerError(f"{folder} exists already", remedy="name a folder that does not")
-    shutil.copytree(shipped("recipes"), folder, ignore=shutil.ignore_patterns("__pycache__"))
+    ignore = shutil.ignore_patterns("__pycache__")
+    with whole_folder(folder.absolute()) as partial:
+        shutil.copytree(shipped("recipes"), partial, ignore=ignore, dirs_exist_ok=True)
     say(f"recipes are in {folder}")
     say(f"try: yrun train {folder / 'legal_sft.yaml'}")
 

@@ -33,6 +33,7 @@ def merge(path: Path, overrides: list[str]) -> None:
     """
     recipe = load_recipe(path, overrides)
     run_dir = finished_run(recipe)
+    run_dir.check(run_dir.merged, run_dir.gguf)
     source = merge_source(recipe, run_dir)
     check_exports(recipe, source.base)
     give_back_freed_memory()

@@ -27,15 +27,17 @@ from yrunner.data.files import kind_of
 from yrunner.data.pipeline import Source
 from yrunner.data.prepared import Prepared
 from yrunner.data.report import FileReport, as_json
+from yrunner.data.unchanged import states_of, unchanged
 from yrunner.errors import DataError, RunError, YRunnerError
 from yrunner.recipe.load import load_recipe, recipe_to_yaml
 from yrunner.recipe.schema import Recipe
 from yrunner.reports.token_text import TokenText
-from yrunner.run_dir import RunDir, SortDir, write_json, write_text
+from yrunner.run_dir import RunDir, write_json, write_text
 from yrunner.scoring.folds import group_copies
 from yrunner.scoring.neighbours import look_up
 from yrunner.scoring.rank import KNN_LOSS
 from yrunner.scoring.score_file import row_hashes
+from yrunner.sort_dir import SortDir
 
 DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -57,6 +59,7 @@ def sort(path: Path, overrides: list[str], *, overwrite: bool) -> None:
     folder = _check(recipe, sources, overwrite=overwrite)
     train_base(recipe)
     tokenizer = recipe_tokenizer(recipe)
+    states = states_of(file for source in sources for file in source.files)
     prepared = _read_corpus(recipe, tokenizer)
     reports = _check_formats(sources, prepared)
     with _saying_how_to_go_on(folder.folder):
@@ -64,7 +67,8 @@ def sort(path: Path, overrides: list[str], *, overwrite: bool) -> None:
         seen = _look(recipe, folder, prepared, tokenizer)
         corpus = _judge(recipe, tokenizer, prepared, seen)
         _write_report(recipe, tokenizer, prepared, corpus, seen, folder)
-        write_results(corpus, folder)
+        with unchanged(states, undo=folder.clear):
+            write_results(corpus, folder)
     say_sorted(corpus, folder)
     say_next(arguments, folder, reports[0].format, sources[0].reading)
 

@@ -10,7 +10,8 @@ from yrunner.commands.sort_corpus import CorpusRow, Decision, Verdict
 from yrunner.commands.sort_rows import RowPlace, write_rows
 from yrunner.commands.sort_worst import MarkedSpan
 from yrunner.data.refusals import Refusal
-from yrunner.run_dir import SortDir, write_text
+from yrunner.run_dir import write_text
+from yrunner.sort_dir import SortDir
 
 
 @dataclass(frozen=True)

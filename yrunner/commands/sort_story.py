@@ -12,8 +12,8 @@ from yrunner.console import Cell, print_table, say
 from yrunner.data.reading import Reading
 from yrunner.data.refusals import num_rows
 from yrunner.reports.terminal_plot import block_bar
-from yrunner.run_dir import SortDir
 from yrunner.scoring.rank import suspicion
+from yrunner.sort_dir import SortDir
 
 SHOWN_ROWS = 10
 BINS = 12

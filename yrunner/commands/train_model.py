@@ -1,6 +1,6 @@
 """The model that a recipe trains and the trainer that trains it; `train` and `sort` share them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,6 @@ from yrunner.data.layouts import Layout
 from yrunner.data.plan import Plan
 from yrunner.data.prepared import Prepared
 from yrunner.errors import MissingError
-from yrunner.losses.per_token import Targets
 from yrunner.models.isolation import check_isolation, isolates_examples
 from yrunner.models.load import check_vocabulary, choose_dtype, load_model
 from yrunner.models.scratch import build_model
@@ -20,7 +19,7 @@ from yrunner.models.tuning import apply_tuning
 from yrunner.recipe.schema import Recipe
 from yrunner.run_dir import RunDir
 from yrunner.training.arguments import token_weight
-from yrunner.training.trainer import SignalTrainer
+from yrunner.training.trainer import SignalTrainer, Watcher
 
 
 def training_dtype(recipe: Recipe) -> torch.dtype:
@@ -60,7 +59,7 @@ def make_trainer(
     run_dir: RunDir,
     *,
     callbacks: Sequence[TrainerCallback],
-    watchers: Sequence[Callable[[Targets], None]] = (),
+    watchers: Sequence[Watcher] = (),
 ) -> SignalTrainer:
     """A trainer by the recipe's tuning and loss; `callbacks` decide what is logged and saved."""
     weight, loss_deadline = token_weight(recipe.loss)
@@ -79,6 +78,7 @@ def make_trainer(
         run_dir=run_dir,
         keep_checkpoints=recipe.train.checkpoint.keep,
         torch_compile=recipe.train.torch_compile,
+        spikes=recipe.train.spikes,
         watchers=watchers,
     )
     trainer.use_layout(_choose_layout(recipe, trainer))

@@ -20,6 +20,7 @@ from yrunner.data.render import Targets, tokenize_chunks
 from yrunner.data.report import FileReport
 from yrunner.data.rows import Advance
 from yrunner.data.store import Examples, ExampleWriter, StoredFile
+from yrunner.data.unchanged import states_of, unchanged
 from yrunner.errors import DataError
 
 ROWS_AT_ONCE = 2048
@@ -115,13 +116,16 @@ def _prepare_file(
     options: Mapping[str, Any],
     advance: Advance | None,
 ) -> tuple[FileReport, StoredFile]:
+    states = states_of([file])
     key = content_key(file, **options, reading=asdict(source.reading))
     entry = cache.find(key)
     if entry is None:
         with cache.writing() as partial:
-            opened = _read_allowed(file, source.reading, rules, advance)
-            report = FileReport(file, source.purpose, opened.format, list(opened.unread))
-            _write_examples(opened.rows, tokenizer, rules, partial, report)
+            # Else rows of one content would be kept under the hash of another.
+            with unchanged(states):
+                opened = _read_allowed(file, source.reading, rules, advance)
+                report = FileReport(file, source.purpose, opened.format, list(opened.unread))
+                _write_examples(opened.rows, tokenizer, rules, partial, report)
             entry = cache.complete(key, partial, report.as_json())
     else:
         report = FileReport.from_json(cache.read_report(entry), file, source.purpose)

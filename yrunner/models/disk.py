@@ -7,6 +7,7 @@ from tempfile import TemporaryDirectory
 
 from peft import PeftModel, get_peft_model_state_dict
 from torch import Tensor
+from torch.optim import Optimizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 SMALL_FILES = 2**15
@@ -40,6 +41,12 @@ def saved_weight_bytes(model: PreTrainedModel | PeftModel) -> int:
     if isinstance(model, PeftModel):
         return _bytes_of(get_peft_model_state_dict(model, save_embedding_layers=False).values())
     return _bytes_of(model.state_dict().values())
+
+
+def state_bytes(optimizer: Optimizer) -> int:
+    """Bytes of what an optimizer remembers from update to update."""
+    states = optimizer.state.values()
+    return _bytes_of(it for state in states for it in state.values() if isinstance(it, Tensor))
 
 
 def _bytes_of(tensors: Iterable[Tensor]) -> int:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from yrunner.data.plan import epoch_after
+from yrunner.training.signals import on_stop_signals
 
 
 def checkpoint_is_due(step: int, every: Literal["epoch"] | int, epoch_ends: Sequence[int]) -> bool:
@@ -18,7 +19,8 @@ def checkpoint_is_due(step: int, every: Literal["epoch"] | int, epoch_ends: Sequ
 class Cadence(TrainerCallback):
     """Takes the place of transformers' DefaultFlowCallback, which knows one epoch only: the plan.
 
-    A checkpoint is always preceded by a log, so that no sums are pending when a run is resumed.
+    A run that is asked to stop does so after the micro-step, and goes on as if it had not: what
+    was summed up for the next record is saved with the checkpoint, not logged.
     """
 
     def __init__(
@@ -34,6 +36,23 @@ class Cadence(TrainerCallback):
         self.checkpoint_every = checkpoint_every
         self.validates = validates
         self.interrupted_by: int | None = None
+        self._saved_step: int | None = None
+
+    def on_substep_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> TrainerControl:
+        """Cut an update off where a signal has come, and save what stood before it.
+
+        With several processes it is finished: they would not all stop after the same micro-step.
+        """
+        if self.interrupted_by is not None and args.world_size == 1:
+            control.should_save = state.global_step != self._saved_step
+            control.should_training_stop = True
+        return control
 
     def on_step_end(
         self,
@@ -45,28 +64,37 @@ class Cadence(TrainerCallback):
         """Set the switches for what Trainer does after this update."""
         step = state.global_step
         state.epoch = epoch_after(step, self.epoch_ends)
+        interrupted = self.interrupted_by is not None
         last = step >= state.max_steps
         due = last or checkpoint_is_due(step, self.checkpoint_every, self.epoch_ends)
         control.should_evaluate = due and self.validates
-        control.should_save = due or self.interrupted_by is not None
-        control.should_log = step % self.log_every == 0 or control.should_save
-        control.should_training_stop = last or self.interrupted_by is not None
+        control.should_save = due or interrupted
+        # The sums of several processes are not saved with a checkpoint: log them now.
+        adrift = interrupted and args.world_size > 1
+        control.should_log = due or adrift or step % self.log_every == 0
+        control.should_training_stop = last or interrupted
+        return control
+
+    def on_save(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> TrainerControl:
+        """Stop after a checkpoint during which, or during whose validation, a signal has come."""
+        self._saved_step = state.global_step
+        control.should_training_stop |= self.interrupted_by is not None
         return control
 
     @contextmanager
     def stopping_on_signals(self) -> Iterator[None]:
-        """On SIGINT or SIGTERM finish the update, save and stop; a second SIGINT stops at once."""
+        """On a signal that asks to stop save and stop; a second SIGINT stops at once."""
 
-        def stop(number: int, _frame: object) -> None:
+        def stop(number: int) -> None:
             if self.interrupted_by is not None and number == signal.SIGINT:
                 raise KeyboardInterrupt
             self.interrupted_by = number
 
-        previous = {
-            number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)
-        }
-        try:
+        with on_stop_signals(stop):
             yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)

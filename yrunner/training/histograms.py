@@ -56,6 +56,17 @@ class TargetHistograms:
         counts = _count(torch.stack([figure_N.double() / width for figure_N, width in in_bins]))
         self._counts = counts if self._counts is None else self._counts.plus(counts)
 
+    @property
+    def pending(self) -> list[Any] | None:
+        """What was counted since the last `drain`, for a checkpoint; None when nothing was."""
+        return None if self._counts is None else self._counts.as_lists()
+
+    @pending.setter
+    def pending(self, pending: list[Any] | None) -> None:
+        if pending is not None:
+            parts = (torch.tensor(part, dtype=torch.float64) for part in pending)
+            self._counts = _Counts(*parts)
+
     def drain(self) -> dict[str, Histogram]:
         """The histograms of everything added since the last call, by the names of `FIGURES`.
 
@@ -99,6 +110,9 @@ class _Counts:
 
     def plus(self, other: "_Counts") -> "_Counts":
         """Both together."""
+        device = other.sum_F.device
+        if self.sum_F.device != device:
+            return _Counts(*(part.to(device) for part in vars(self).values())).plus(other)
         return _Counts(
             self.counts_FB + other.counts_FB,
             torch.minimum(self.lowest_F, other.lowest_F),

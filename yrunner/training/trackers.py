@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import TensorBoardCallback
+from transformers.trainer_callback import ExportableState
 
 from yrunner.errors import MissingError
 from yrunner.losses.per_token import TokenWeight
@@ -30,7 +31,7 @@ def tracker_callbacks(
     return [TensorBoard(folder, TargetHistograms(weight))] if "tensorboard" in trackers else []
 
 
-class TensorBoard(TensorBoardCallback):
+class TensorBoard(TensorBoardCallback, ExportableState):
     """Writes records as scalars and the targets since the last record as histograms.
 
     Trainer would let an environment variable, or the date, decide where TensorBoard writes.
@@ -40,6 +41,19 @@ class TensorBoard(TensorBoardCallback):
         super().__init__()
         self.folder = folder
         self.histograms = histograms
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint between two logs keeps."""
+        return {"args": {}, "attributes": {"pending": self.histograms.pending}}
+
+    @property
+    def pending(self) -> list[Any] | None:
+        """What was counted for the next histograms."""
+        return self.histograms.pending
+
+    @pending.setter
+    def pending(self, pending: list[Any] | None) -> None:
+        self.histograms.pending = pending
 
     def on_train_begin(
         self,

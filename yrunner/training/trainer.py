@@ -1,30 +1,43 @@
-"""The one subclass of transformers' Trainer: weighted targets, exact sums, whole checkpoints."""
+"""Our Trainer: weighted targets and exact sums; saving.py has its checkpoints."""
 
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import DefaultFlowCallback, PrinterCallback, Trainer, TrainerControl
+from transformers import DefaultFlowCallback, PrinterCallback, TrainerControl
 
 from yrunner.data.collate import SlicedExamples, collate
 from yrunner.data.conversation import TokenizedExample
 from yrunner.data.layouts import Layout, one_per_row
 from yrunner.data.plan import Plan
+from yrunner.data.token_batches import Row
 from yrunner.losses.fused import attach, measure_targets
 from yrunner.losses.per_token import Targets, TokenWeight, sum_targets
-from yrunner.models.quiet import quiet_libraries
-from yrunner.run_dir import RunDir, whole_folder
+from yrunner.recipe.schema_spikes import Spikes
+from yrunner.run_dir import RunDir
 from yrunner.tokens import IGNORE_INDEX
 from yrunner.training.compilation import compiled_layers
+from yrunner.training.drift import DriftGauge
+from yrunner.training.guard import Guard
+from yrunner.training.keeping import Keeping, Micro
 from yrunner.training.meter import SignalMeter
+from yrunner.training.rehearsal import is_worth_it, rehearse
+from yrunner.training.saving import SavingTrainer
+from yrunner.training.standing import Standing
 
 
-class SignalTrainer(Trainer):
+class Watcher(Protocol):
+    """Whoever wants to see the targets; see standing.py for what its attributes may do."""
+
+    def add(self, targets: Targets) -> None:
+        """Take in the targets of one micro-batch."""
+
+
+class SignalTrainer(SavingTrainer):
     """Trains along a `Plan`; every target's gradient is weighed by its loss and entropy.
 
     The loss of an update is the sum of weight times loss over its targets, divided once by their
@@ -50,7 +63,8 @@ class SignalTrainer(Trainer):
         run_dir: RunDir,
         keep_checkpoints: int,
         torch_compile: bool = False,
-        watchers: Sequence[Callable[[Targets], None]] = (),
+        spikes: Spikes,
+        watchers: Sequence[Watcher] = (),
         **kwargs: Any,
     ) -> None:
         super().__init__(
@@ -68,15 +82,21 @@ class SignalTrainer(Trainer):
         self.weight = weight
         self.loss_deadline = loss_deadline
         self.normalize = normalize
-        self.weights_of_update: list[Tensor] = []
         self.run_dir = run_dir
         self.keep_checkpoints = keep_checkpoints
         self.torch_compile = torch_compile
-        self.watchers = watchers
         self.meter = SignalMeter()
+        self.guard = Guard(spikes)
+        self.watchers = watchers
+        self.sums = [self.meter, self.guard, *watchers]
+        self.weights_of_update: list[Tensor] = []
+        self.keeping: Keeping | None = None
+        """What holds the model to its base, see keeping.py."""
+        self.gauge: DriftGauge | None = None
 
     def use_layout(self, layout: Layout) -> None:
         """Lay out micro-batches so. Without a call, every example has a row of its own."""
+        self.layout = layout
         self.data_collator = partial(collate, pad_token_id=self.pad_token_id, layout=layout)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
@@ -109,6 +129,8 @@ class SignalTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
         """Trainer's, with the clock running and, at the end of an update, the division."""
+        if self.before_update is None:
+            self.before_update = Standing(self.sums)
         self.meter.start()
         loss = super().training_step(model, inputs, num_items_in_batch)
         if self.accelerator.sync_gradients:
@@ -139,22 +161,54 @@ class SignalTrainer(Trainer):
         """The micro-batch's part of the update's loss. `num_items_in_batch`: targets of it all."""
         assert num_items_in_batch is not None, "get_batch_samples counts the targets"
         targets = measure_targets(model, inputs, self.weight)
-        for watch in self.watchers:
-            watch(targets)
-        self.meter.add(sum_targets(targets, self.loss_deadline))
+        for watcher in self.watchers:
+            watcher.add(targets)
+        record_R = sum_targets(targets, self.loss_deadline)
+        self.meter.add(record_R)
+        self.guard.add(record_R)
         self.weights_of_update.append(targets.weight_N.sum())
-        return targets.weighted / num_items_in_batch
+        loss = targets.weighted / num_items_in_batch
+        held = self._held_back(model)
+        return loss if held is None else loss + held
+
+    def _held_back(self, model: nn.Module) -> Tensor | None:
+        """What keeping adds to the loss of the micro-batch whose targets were seen last."""
+        if self.keeping is None:
+            return None
+        number = len(self.weights_of_update) - 1
+        micro = Micro(self.state.global_step, number, self.plan.micro_batch_size)
+        return self.keeping.loss(self.model, model, micro)
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """Trainer's, and the last look at the update before the optimizer moves."""
+        norm = super()._get_grad_norm(model, grad_norm)
+        # Of all processes: they have to stop together. float() waits for the device, once.
+        sums_R = self.accelerator.reduce(self.guard.take())
+        is_scaled = self.accelerator.scaler is not None
+        seen_norm = None if is_scaled or norm is None else float(norm)
+        self.guard.judge(self.state.global_step + 1, sums_R.tolist(), seen_norm)
+        self.before_update = None
+        return norm
+
+    def take_back_update(self) -> None:
+        """Forget the update that is under way; weights and optimizer have not moved yet."""
+        super().take_back_update()
+        self.weights_of_update.clear()
+
+    def validation_batches(self, examples: Any) -> list[list[Row]]:
+        """The rows of each batch of a validation."""
+        size = self.args.per_device_train_batch_size
+        rows = [((index, 0),) for index in range(len(examples))]
+        return [rows[start : start + size] for start in range(0, len(rows), size)]
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Plain loss per target over all validation examples, whatever the batches."""
         examples = self.eval_dataset if eval_dataset is None else eval_dataset
-        size = self.args.per_device_train_batch_size
-        rows = [((index, 0),) for index in range(len(examples))]
         loader = DataLoader(
             examples,
-            batch_sampler=[rows[start : start + size] for start in range(0, len(rows), size)],
+            batch_sampler=self.validation_batches(examples),
             collate_fn=self.data_collator,
         )
         was_training = self.model.training
@@ -171,6 +225,8 @@ class SignalTrainer(Trainer):
         record = meter.drain()
         metrics = {f"{metric_key_prefix}_loss": record["loss"]}
         metrics[f"{metric_key_prefix}_targets"] = record["targets"]
+        if self.gauge is not None:
+            metrics[f"{metric_key_prefix}_drift"] = self.gauge.measure(self.model)
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
@@ -183,37 +239,12 @@ class SignalTrainer(Trainer):
             return  # Trainer's summary of the run: its mean of means is none of our figures
         if "loss" in logs:
             logs |= self.meter.drain()
+            logs |= {} if self.keeping is None else self.keeping.drain()
         super().log(logs)
 
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Write a checkpoint beside its final place and rename it: it is there whole or not at all.
-
-        Replaces Trainer's method of the same name, whose files it writes, for another name of the
-        folder and for that order.
-        """
-        if self.state.best_global_step:
-            best = self.run_dir.checkpoint(self.state.best_global_step)
-            self.state.best_model_checkpoint = str(best)
-        self._export_callback_states()
-        with whole_folder(self.run_dir.checkpoint(self.state.global_step)) as folder:
-            with quiet_libraries():
-                self.save_model(str(folder), _internal_call=True)
-            self._save_optimizer_and_scheduler(str(folder))
-            self._save_scaler(str(folder))
-            self._save_rng_state(str(folder))
-            self.state.save_to_json(str(folder / "trainer_state.json"))
-        self._remove_old_checkpoints()
-
-    def _export_callback_states(self) -> None:
-        from transformers.trainer_callback import ExportableState
-
-        for callback in [*self.callback_handler.callbacks, self.control]:
-            if isinstance(callback, ExportableState):
-                self.state.stateful_callbacks[type(callback).__name__] = callback.state()
-
-    def _remove_old_checkpoints(self) -> None:
-        steps = self.run_dir.saved_steps()
-        kept = {*steps[-self.keep_checkpoints :], self.state.best_global_step}
-        for step in steps:
-            if step not in kept:
-                shutil.rmtree(self.run_dir.checkpoint(step))
+    def _prepare_for_training(self, *args: Any) -> Any:
+        """Trainer's, and a try whether everything fits into the memory."""
+        model, loader = super()._prepare_for_training(*args)
+        if is_worth_it(self):
+            rehearse(self, model)
+        return model, loader
