@@ -116,7 +116,7 @@ def estimated_bytes(case: Case) -> int:
         gradient_checkpointing=case.gradient_checkpointing,
     )
     assert isinstance(trace, StepTrace), trace.reason
-    return trace.per_device().peak
+    return trace.peak
 
 
 def measured_bytes(case: Case) -> int:

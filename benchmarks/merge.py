@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from yrunner.models.checkpoint import open_checkpoint
 from yrunner.models.folder_logits import folder_logits, merge_logits
+from yrunner.models.freed_memory import give_back_freed_memory
 from yrunner.models.merged_weights import write_merged
 from yrunner.models.merging import Weighted, prepare_merge
 from yrunner.models.proof import Probes, compare
@@ -87,6 +88,7 @@ def peak_bytes() -> int:
 
 def ours(folder: Path, shard_size: str, *, proves: bool = False) -> str:
     """Merge as `yrun merge` does, with or without its proof."""
+    give_back_freed_memory()
     merged = folder / "merged by us"
     merged.mkdir(exist_ok=True)
     adapters = [Weighted(folder / "adapter")]

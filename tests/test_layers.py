@@ -11,11 +11,12 @@ PACKAGE = Path(__file__).parents[1] / "yrunner"
 RUNGS = [
     {"tokens", "errors", "console", "telemetry"},
     {"recipe", "belongings"},
-    {"launch", "run_dir", "sort_dir", "exits"},
+    {"launch", "run_dir", "sort_dir", "replay_dir", "exits"},
     {"data", "losses", "models"},
     {"scoring"},
     {"training", "evaluation", "reports"},
     {"commands"},
+    {"cli_start"},
     {"cli"},
 ]
 HEAVY = {"torch", "transformers", "datasets", "deepspeed", "peft", "accelerate", "bitsandbytes"}

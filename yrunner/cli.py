@@ -1,19 +1,16 @@
 """The command line; nothing heavy is imported at the top."""
 
 import logging
-import os
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from yrunner.console import fail, say
+from yrunner.cli_start import check_recipe, stopping_at_once
+from yrunner.console import say
 from yrunner.errors import YRunnerError
-from yrunner.exits import STOPPED, run_to_exit
+from yrunner.exits import run_to_exit
 from yrunner.telemetry import switch_off_telemetry
 
 NO_NEWS = {
@@ -50,8 +47,8 @@ def train(
     """Train a model; its base is trained first when it is a recipe without a result."""
     if resume and overwrite:
         raise YRunnerError("--resume and --overwrite cannot be combined", remedy="choose one")
-    _check(recipe, overrides)
-    with _stopping_at_once():
+    check_recipe(recipe, overrides)
+    with stopping_at_once():
         from yrunner.commands.train import train as run_training
 
     run_training(recipe, overrides or [], resume=resume, overwrite=overwrite)
@@ -66,8 +63,8 @@ def sort(
     ] = False,
 ) -> None:
     """Score every row with the base; write the corpus in a new order, and a report."""
-    _check(recipe, overrides)
-    with _stopping_at_once():
+    check_recipe(recipe, overrides)
+    with stopping_at_once():
         from yrunner.commands.sort import sort as run_sort
 
     run_sort(recipe, overrides or [], overwrite=overwrite)
@@ -89,9 +86,11 @@ def inspect(
     ] = False,
 ) -> None:
     """Print real examples as the model sees them, with what it learns in colour."""
-    changes, page = _split_page(overrides, html)
-    _check(recipe, changes)
-    with _stopping_at_once():
+    from yrunner.recipe.overrides import split_page
+
+    changes, page = split_page(overrides or [], html)
+    check_recipe(recipe, changes)
+    with stopping_at_once():
         from yrunner.commands.inspect import inspect as run_inspection
         from yrunner.commands.inspect_html import inspect_html
 
@@ -116,14 +115,19 @@ def check(
     html: Annotated[
         bool, typer.Option("--html", help="Write a page with the curve of the weight.")
     ] = False,
+    gpus: Annotated[int | None, typer.Option(min=1, help="Plan for so many GPUs.")] = None,
+    memory: Annotated[str | None, typer.Option(help="Memory of each, such as 80GB.")] = None,
 ) -> None:
     """Read the data and plan the run: rows, steps, memory, disk, weights. Trains nothing."""
-    changes, page = _split_page(overrides, html)
-    _check(recipe, changes)
-    with _stopping_at_once():
+    from yrunner.recipe.overrides import split_page
+
+    changes, page = split_page(overrides or [], html)
+    check_recipe(recipe, changes)
+    with stopping_at_once():
         from yrunner.commands.check import check as run_check
 
-    run_check(recipe, changes, as_machine=as_json, sample=sample, as_page=html, page=page)
+    planned = partial(run_check, recipe, changes, gpus=gpus, memory=memory)
+    planned(as_machine=as_json, sample=sample, as_page=html, page=page)
 
 
 @app.command("eval")
@@ -136,8 +140,8 @@ def evaluate(
     ] = None,
 ) -> None:
     """Examine base and result in the recipe's tasks: figures, differences, answers side by side."""
-    _check(recipe, overrides)
-    with _stopping_at_once():
+    check_recipe(recipe, overrides)
+    with stopping_at_once():
         from yrunner.commands.eval import eval_recipe
 
     eval_recipe(recipe, overrides or [], model or [])
@@ -170,7 +174,7 @@ def compare(
     alert_of_code(next(iter(chosen.values())))
     if seeds is not None:
         read_seeds(seeds)
-    with _stopping_at_once():
+    with stopping_at_once():
         from yrunner.commands.compare import compare as run_comparison
 
     run_comparison(
@@ -193,11 +197,21 @@ def measure(
     ] = None,
 ) -> None:
     """Answer the recipe's tasks with every checkpoint of its run; `yrun compare` asks for it."""
-    _check(recipe, overrides)
-    with _stopping_at_once():
+    check_recipe(recipe, overrides)
+    with stopping_at_once():
         from yrunner.commands.compare_points import measure as run_measurement
 
     run_measurement(recipe, overrides or [], base=base)
+
+
+@app.command()
+def replay(recipe: RecipePath, overrides: Overrides = None) -> None:
+    """Let the base write rows of its own: for keep.kind self_replay and for the drift gauge."""
+    check_recipe(recipe, overrides)
+    with stopping_at_once():
+        from yrunner.commands.replay import replay as run_replay
+
+    run_replay(recipe, overrides or [])
 
 
 @app.command()
@@ -207,8 +221,8 @@ def chat(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 256,
 ) -> None:
     """Talk to the result; /help lists what can be done. It also answers the lines of a pipe."""
-    _check(recipe, overrides)
-    with _stopping_at_once():
+    check_recipe(recipe, overrides)
+    with stopping_at_once():
         from yrunner.commands.chat import chat as run_chat
 
     run_chat(recipe, overrides or [], max_new_tokens=max_new_tokens)
@@ -217,11 +231,21 @@ def chat(
 @app.command()
 def merge(recipe: RecipePath, overrides: Overrides = None) -> None:
     """Merge the adapter into its base, prove that both answer alike, and export the result."""
-    _check(recipe, overrides)
-    with _stopping_at_once():
+    check_recipe(recipe, overrides)
+    with stopping_at_once():
         from yrunner.commands.merge import merge as run_merge
 
     run_merge(recipe, overrides or [])
+
+
+@app.command()
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Say what this machine can run, and the command that adds each thing that it lacks."""
+    from yrunner.commands.doctor import doctor as examine_machine
+
+    examine_machine(as_machine=as_json)
 
 
 @app.command()
@@ -242,39 +266,6 @@ def schema() -> None:
     from yrunner.recipe.json_schema import recipe_json_schema
 
     say(json.dumps(recipe_json_schema(), ensure_ascii=False, indent=2))
-
-
-@contextmanager
-def _stopping_at_once() -> Iterator[None]:
-    """For heavy imports: inside a C++ module, KeyboardInterrupt would abort the process."""
-
-    def stop(_number: int, _frame: object) -> None:
-        fail(STOPPED)
-        os._exit(128 + signal.SIGINT)
-
-    previous = signal.signal(signal.SIGINT, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
-
-
-def _split_page(overrides: list[str] | None, html: bool) -> tuple[list[str], Path | None]:
-    """The changes, and the file for --html among them: an option of its own would need a value."""
-    changes = list(overrides or [])
-    page = next((change for change in changes if html and "=" not in change), None)
-    if page is None:
-        return changes, None
-    changes.remove(page)
-    return changes, Path(page)
-
-
-def _check(recipe: Path, overrides: list[str] | None) -> None:
-    """Answer a faulty recipe at once, before torch is imported."""
-    from yrunner.recipe.load import load_recipe
-    from yrunner.recipe.trust import alert_of_code
-
-    alert_of_code(load_recipe(recipe, overrides or []))
 
 
 def _is_news(known: str, record: logging.LogRecord) -> bool:

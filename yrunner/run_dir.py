@@ -39,6 +39,7 @@ class RunDir:
         self.trackers = self.folder / "trackers"
         self.model = self.folder / "model"
         self.base = self.folder / "base.json"
+        self.keep = self.folder / "keep.json"
         self.merged = self.folder / "merged"
         self.gguf = self.folder / "gguf"
         self.merge_figures = self.folder / "merge.json"
@@ -51,6 +52,11 @@ class RunDir:
     def prepared(self) -> Path:
         """Tokenized data, shared by the runs that stand beside each other; see data/cache.py."""
         return self.folder.parent / ".prepared"
+
+    @property
+    def replay(self) -> Path:
+        """Rows that bases wrote, shared by the runs that stand beside each other; see ReplayDir."""
+        return self.folder.parent / "replay"
 
     @property
     def sort(self) -> Path:

@@ -8,12 +8,13 @@ import pytest
 
 from tests.commands.conftest import answers_of
 from tests.reports import conftest as pages
-from yrunner.commands.compare_figures import domain_threshold
+from yrunner.commands import compare_report
+from yrunner.commands.compare_figures import at_domain_accuracy, domain_threshold
 from yrunner.commands.compare_jobs import Failure
 from yrunner.commands.compare_json import as_json
 from yrunner.commands.compare_plan import PlanFacts
 from yrunner.commands.compare_points import Point
-from yrunner.commands.compare_report import tables, write_experiment
+from yrunner.commands.compare_report import details, tables, write_experiment
 from yrunner.commands.compare_tables import Experiment
 from yrunner.evaluation.results import Faults, ModelResults
 from yrunner.recipe.arms import Arm
@@ -41,7 +42,8 @@ def point(step, *, memorised=None, seed=0, **shares):
     faults = None
     if memorised is not None:
         rows = some(NUM_FAULTS, memorised)
-        faults = Faults(fmean(rows), rows, {}, [""] * NUM_FAULTS)
+        halves = {"cut": fmean(rows[:17]), "typos": fmean(rows[17:])}
+        faults = Faults(fmean(rows), rows, halves, [""] * NUM_FAULTS)
     return Point(step, ModelResults("it", tasks, faults=faults))
 
 
@@ -73,7 +75,7 @@ def make_experiment(num_arms=2, *, faults=True, seeds=(0, 1, 2), **more):
         "bases": dict.fromkeys(curves, base),
         "domain_accuracy": domain_threshold(curves),
         "losses": {
-            name: [[{"step": 215, "eval_loss": 1.5}, {"step": 10, "loss": 2.0}]] for name in curves
+            name: [[{"step": 10, "loss": 2.0}, {"step": 215, "eval_loss": 1.5}]] for name in curves
         },
     }
     return Experiment(**{**values, **more})
@@ -151,6 +153,51 @@ def test_an_arm_that_never_gets_there_says_so(page):
     assert "0 of 1" in page(nobody).read_text("utf-8")
 
 
+def test_details_hold_each_task_and_each_kind_of_fault():
+    experiment = make_experiment(domain_accuracy=0.5)
+    by_task, by_kind, *equal = details(experiment)
+    assert by_task.title == "At equal steps: by task"
+    assert by_task.columns == ["arm", "legal", "near", "far"]
+    assert by_task.rows[0] == ["(base)", "0.0", "100.0", "100.0"]
+    assert by_task.rows[1][2:] == ["36.7 ± 0.0", "35.8 ± 0.0"], "22 of 60 and 43 of 120"
+    assert by_kind.columns == ["arm", "cut", "typos"]
+    assert by_kind.rows[0] == ["(base)", "0.0", "0.0"]
+    assert [table.title for table in equal] == [
+        "At equal domain accuracy (50.0%): by task",
+        "At equal domain accuracy (50.0%): memorised, by kind",
+    ]
+    points = at_domain_accuracy(experiment.curves, 0.5)["nlirg"].values()
+    for place, kind in enumerate(["cut", "typos"]):
+        mean = fmean(point.results.faults.by_kind[kind] for point in points)
+        assert 0 < mean < 1
+        assert equal[1].rows[2][1 + place].startswith(f"{100 * mean:.1f} ")
+        found = as_json(experiment)["at_domain_accuracy"]["nlirg"]["memorised_by_kind"][kind]
+        assert found["mean"] == pytest.approx(mean)
+
+
+def test_a_run_that_never_got_there_has_no_details():
+    *_, by_kind = details(make_experiment(domain_accuracy=1.0))
+    assert by_kind.rows[-1] == ["nlirg", None, None]
+
+
+def test_the_training_loss_of_a_checkpoint_is_the_mean_since_the_one_before(monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(
+        compare_report,
+        "curves_of_arms",
+        lambda curves, words, **_: drawn.setdefault(words, curves) and "",
+    )
+    steps_and_losses = [(10, 5.0), (215, 3.0), (225, 2.0), (430, 1.0)]
+    records = [{"step": step, "loss": loss} for step, loss in steps_and_losses]
+    seed_1 = [{**record, "loss": record["loss"] / 2} for record in records]
+    losses = {"plain": [records, seed_1], "nlirg": [[]]}
+    compare_report._curve_blocks(make_experiment(losses=losses))
+    first, second = drawn["training loss (nats per target)"]["plain"]
+    assert (first.step, first.mean, first.low, first.high) == (215, 3.0, 2.0, 4.0)
+    assert (second.step, second.mean, second.low, second.high) == (430, 1.125, 0.75, 1.5)
+    assert drawn["training loss (nats per target)"]["nlirg"] == []
+
+
 def test_json_and_tables_hold_the_same_figures():
     found = as_json(make_experiment())
     assert found["arms"]["plain"]["seeds"]["0"][-1]["memorised"] == 1.0
@@ -178,6 +225,7 @@ def test_a_browser_shows_pictures_tables_notes_and_failures_and_runs_nothing(
         assert words in shown
     script = """return [...page.querySelectorAll("svg")].map((svg) =>
       [svg.getBoundingClientRect().width > 500, svg.querySelectorAll("path, use").length > 20]);"""
-    assert pages.ask_page(browser, path, script, tmp_path) == [[True, True]] * 5
+    assert pages.ask_page(browser, path, script, tmp_path) == [[True, True]] * 6
     script = "return page.documentElement.scrollWidth;"
     assert pages.ask_page(browser, path, script, tmp_path, width=375) == 375
+    assert pages.console_of(browser, path, tmp_path) == []

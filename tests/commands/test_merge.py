@@ -1,11 +1,15 @@
 """`yrun merge`: proven, onto the right base, whole or not at all, and loaded by others."""
 
 import json
+import multiprocessing
+import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
-import time
+from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -14,9 +18,12 @@ from safetensors.torch import load_file, save_file
 
 from tests.commands.conftest import write_project
 from yrunner.commands import merge as command
+from yrunner.commands import merge_export
+from yrunner.commands.eval import eval_recipe
 from yrunner.commands.merge import merge
 from yrunner.commands.train import train
 from yrunner.errors import ModelError, ProofError, RunError, YRunnerError
+from yrunner.models import folder_logits
 from yrunner.models.load import load_model
 
 TUNED = Path("tuned.yaml")
@@ -121,9 +128,19 @@ def test_the_card_says_where_the_model_comes_from(trained, run):
         fingerprint["files"]["train.jsonl"],
         "name: tuned",
         "capitals: answered exactly",
-        "merged against base and adapter",
+        "merged model against base and adapter",
     ):
         assert expected in card
+
+
+def test_the_card_has_the_figures_of_an_evaluation(run):
+    eval_recipe(TUNED, [], [])
+    merge(TUNED, ["merge.verify=false"])
+    card = (run / "merged" / "README.md").read_text("utf-8")
+    assert re.search(r"\| capitals: exact \| \d+\.\d% \(base: \d+\.\d%\) \|", card)
+    assert "| all tasks: domain: mean of its tasks |" in card
+    assert "validation loss" in card
+    assert "answered exactly" not in card, "the same was measured again, and with more figures"
 
 
 def test_a_merge_that_answers_differently_is_removed(run, monkeypatch):
@@ -195,23 +212,59 @@ def test_an_adapter_of_another_base_is_refused_by_its_name(run):
         merge(TUNED, [])
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_interrupted_it_leaves_no_half_model_and_completes_when_started_again(number, run):
+def test_interrupted_it_leaves_nothing_behind(run):
     process = subprocess.Popen(RUN, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
-    while not list(run.glob(".merged.partial")) and time.monotonic() < deadline:
-        if process.poll() is not None:
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("merging"):
+            process.send_signal(signal.SIGINT)
             break
-        time.sleep(0.002)
-    process.send_signal(number)
     process.communicate(timeout=60)
-    if (run / "merged").exists():
-        assert (run / "merged" / "README.md").exists(), "what has its name is whole"
-    elif number == signal.SIGINT:
-        assert not list(run.glob(".merged.*")), "nothing is left behind"
-    merge(TUNED, [])
-    torch.testing.assert_close(logits(run / "merged"), logits(run / "model"), rtol=0, atol=1e-4)
+    if process.returncode == 130:  # else it was faster
+        assert not (run / "merged").exists()
     assert not list(run.glob(".merged.*"))
+
+
+def killed_while(stage, at):
+    """Run the command in a process that kills itself at some moment of a stage."""
+
+    @contextmanager
+    def watched(description, total):
+        done = count(1)
+
+        def advance(_):
+            if description.startswith(stage) and next(done) == min(at, total):
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        yield advance
+
+    def work():
+        for module in (command, merge_export, folder_logits):
+            module.progress = watched
+        merge(TUNED, ["merge.gguf=f16"])
+
+    process = multiprocessing.get_context("fork").Process(target=work)
+    process.start()
+    process.join(timeout=60)
+    return process.exitcode
+
+
+@pytest.mark.parametrize("at", [1, 1000], ids=["first", "last"])
+@pytest.mark.parametrize("stage", ["merging", "proof, base", "proof, merged", "GGUF"])
+def test_killed_at_any_moment_it_leaves_no_half_model_and_completes_afterwards(stage, at, run):
+    assert killed_while(stage, at) == -signal.SIGKILL
+    assert (run / "merged").exists() == (stage == "GGUF"), "the merged model is whole by then"
+    assert not (run / "gguf").exists()
+    merge(TUNED, ["merge.gguf=f16"])
+    torch.testing.assert_close(logits(run / "merged"), logits(run / "model"), rtol=0, atol=1e-4)
+    assert (run / "gguf" / "tuned-f16.gguf").exists()
+    assert not list(run.glob(".*"))
+
+
+def test_figures_never_stand_beside_another_model(run):
+    merge(TUNED, [])
+    assert killed_while("merging", 1) == -signal.SIGKILL
+    assert not (run / "merge.json").exists()
 
 
 def test_gguf_and_modelfile_are_written_and_proven(run, capfd):
@@ -243,6 +296,20 @@ def test_a_gguf_file_that_answers_differently_is_removed(run, monkeypatch):
     assert not (run / "gguf").exists()
 
 
-def test_a_model_without_an_adapter_needs_no_merging(project):
+def test_a_model_without_an_adapter_needs_no_merging(trained):
     with pytest.raises(YRunnerError, match=r"full leaves whole weights\. Nothing needs merging"):
         merge(Path("base.yaml"), [])
+    with pytest.raises(YRunnerError, match=r"merge\.weight is for an adapter.*Leave out"):
+        merge(Path("base.yaml"), ["merge.weight=0.5"])
+
+
+def test_a_model_without_an_adapter_is_written_in_the_form_that_is_asked_for(trained, capfd):
+    merge(Path("base.yaml"), ["merge.dtype=bfloat16", "merge.gguf=q8_0"])
+    assert "written model against the trained one" in capfd.readouterr().out
+    base = trained / "outputs" / "base"
+    written = load_file(base / "merged" / "model.safetensors")
+    for name, weight in load_file(base / "model" / "model.safetensors").items():
+        assert torch.equal(written[name], weight.bfloat16())
+    figures = json.loads((base / "merge.json").read_text())
+    assert figures["adapters"] == {}
+    assert (base / "gguf" / "base-q8_0.gguf").exists()

@@ -9,12 +9,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from llama_cpp import Llama
+from llama_cpp import Llama, llama_cpp
 from transformers import AutoTokenizer
 
+from tests.commands.conftest import write_project
 from tests.models.conftest import logits_of, tiny_config
 from tests.models.test_gguf_file import LLAMA3_ROPE, write
+from yrunner.commands.finished import tuned_tokenizer
+from yrunner.commands.merge import merge
+from yrunner.commands.merge_export import GGUF_BARS
+from yrunner.commands.merge_proof import probes_of
+from yrunner.commands.train import train
+from yrunner.models.folder_logits import folder_logits
 from yrunner.models.load import load_model
+from yrunner.models.proof import Probes, compare
+from yrunner.recipe.load import load_recipe
+from yrunner.run_dir import RunDir
 
 FORMS = {
     "qwen3": tiny_config("qwen3", head_dim=16),
@@ -37,6 +47,19 @@ CHATS = (
         {"role": "user", "content": "Since when?"},
     ],
 )
+
+
+@pytest.fixture(autouse=True)
+def weights_as_in_the_file(monkeypatch) -> None:
+    """Without what llama.cpp makes of them for AMX, which crashes in some virtual machines."""
+    defaults = llama_cpp.llama_model_default_params
+
+    def plain() -> Any:
+        parameters = defaults()
+        parameters.use_extra_bufts = False
+        return parameters
+
+    monkeypatch.setattr(llama_cpp, "llama_model_default_params", plain)
 
 
 @pytest.fixture(params=FORMS.values(), ids=FORMS.keys())
@@ -84,3 +107,41 @@ def test_llama_cpp_renders_the_chat_template_alike(both):
     for chat in CHATS:
         expected = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
         assert formatter(messages=chat).prompt == expected
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory) -> Path:
+    """The recipe of a finished run."""
+    folder = write_project(tmp_path_factory.mktemp("project"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        train(Path("tuned.yaml"), [], resume=False, overwrite=False)
+    return folder / "tuned.yaml"
+
+
+@pytest.mark.parametrize("kind", ["f16", "bf16", "q8_0", "q4_0"])
+def test_llama_cpp_answers_as_the_merged_model_does(kind, tuned, monkeypatch):
+    """On the texts of the proof; llama.cpp rounds what it computes, besides the weights."""
+    monkeypatch.chdir(tuned.parent)
+    merge(tuned, [f"merge.gguf={kind}"])
+    recipe = load_recipe(tuned)
+    run_dir = RunDir(recipe.run_folder)
+    probes = probes_of(recipe, tuned_tokenizer(run_dir))
+    expected_NV = folder_logits(run_dir.merged, probes, trust_remote_code=False)
+    llama = Llama(
+        str(run_dir.gguf / f"tuned-{kind}.gguf"), n_ctx=256, logits_all=True, verbose=False
+    )
+    likeness = compare(expected_NV, llama_logits(llama, probes, expected_NV.shape[1]))
+    assert GGUF_BARS[kind].faults(likeness) == [], likeness
+
+
+def llama_logits(llama: Any, probes: Probes, vocabulary: int) -> torch.Tensor:
+    """What llama.cpp answers at the places to compare, shape [N, V]."""
+    scores = []
+    for ids in probes.rows:
+        llama.reset()
+        llama.eval(ids)
+        scores.append(torch.tensor(np.array(llama.scores[: len(ids)])))
+    rows_N, columns_N = probes.places(vocabulary)
+    places = zip(rows_N.tolist(), columns_N.tolist(), strict=True)
+    return torch.stack([scores[row][column] for row, column in places])

@@ -10,7 +10,7 @@ from huggingface_hub import constants
 from safetensors.torch import save_file
 
 from yrunner.errors import ModelError
-from yrunner.models import at_hand
+from yrunner.models import at_hand, container
 from yrunner.models.at_hand import count_weights, free_memory, local_folder, weight_files
 
 
@@ -81,7 +81,7 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
 def test_the_limit_of_a_container_counts_as_the_machines(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(at_hand, "CGROUP", tmp_path)
+    monkeypatch.setattr(container, "CGROUP", tmp_path)
     unlimited = free_memory()
     assert unlimited > 0
     (tmp_path / "memory.max").write_text("max\n")

@@ -82,6 +82,16 @@ def browser():
 
 def dump_page(browser, address, user_folder, *more_options):
     """The page after the browser has read it and run what it would run."""
+    return _open(browser, address, user_folder, *more_options).stdout.decode("utf-8")
+
+
+def console_of(browser, page, user_folder):
+    """What the page has written on the console: errors, and what its policy has blocked."""
+    opened = _open(browser, page.as_uri(), user_folder, "--enable-logging=stderr")
+    return re.findall(r":CONSOLE\W.*?\] (.*)", opened.stderr.decode("utf-8"))
+
+
+def _open(browser, address, user_folder, *more_options):
     options = [
         *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
         *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
@@ -89,11 +99,10 @@ def dump_page(browser, address, user_folder, *more_options):
         *(f"--user-data-dir={user_folder}", "--allow-file-access-from-files"),
     ]
     environment = {**os.environ, "LANG": "C.UTF-8"}
-    finished = subprocess.run(
+    return subprocess.run(
         [browser, *options, *more_options, address],
         **{"capture_output": True, "timeout": 120, "check": True, "env": environment},
     )
-    return finished.stdout.decode("utf-8")
 
 
 def ask_page(browser, page, script, user_folder, *more_options, width=1000):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.reports.conftest import ATTACK, ask_page, dump_page
+from tests.reports.conftest import ATTACK, ask_page, console_of, dump_page
 from tests.reports.test_exam import make_exam
 from yrunner.reports.exam import AnswerRow, AnswerTask, write_exam
 
@@ -129,6 +129,14 @@ def test_no_script_of_an_answer_runs_and_nothing_breaks_the_policy_of_the_page(
       for (const task of ["1", "0"]) choose("task", task);
       return [faults, page.title, page.querySelectorAll("img").length];"""
     assert ask_page(browser, path, script, tmp_path) == [[], "the exam", 0]
+
+
+def test_nothing_is_written_on_the_console(browser, path, tmp_path):
+    assert console_of(browser, path, tmp_path) == []
+    broken = tmp_path / "broken.html"
+    broken.write_text(path.read_text("utf-8").replace("find();", "lose();"), "utf-8")
+    (said,) = console_of(browser, broken, tmp_path)
+    assert "Refused" in said or "violates" in said, "another script is not the one that was hashed"
 
 
 def test_a_phone_never_scrolls_the_page_sideways(browser, path, tmp_path):

@@ -50,6 +50,7 @@ def make_trainer(tmp_path: Path, capitals_tokenizer: Any) -> Callable[..., Signa
         num_updates: int | None = None,
         pack_to: int | None = None,
         layout: Layout = one_per_row,
+        kept: int = 0,
         **keys: Any,
     ) -> SignalTrainer:
         """`keys` are keys of the recipe's `train`; a constant learning rate unless they say."""
@@ -68,6 +69,7 @@ def make_trainer(tmp_path: Path, capitals_tokenizer: Any) -> Callable[..., Signa
             seed=seed,
             lengths=[len(example.input_ids) for example in train],
             pack_to=pack_to,
+            kept=kept,
         )
         weight, loss_deadline = token_weight(LOSSES[loss])
         cadence = Cadence(

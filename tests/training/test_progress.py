@@ -232,3 +232,12 @@ def test_a_bar_without_shares_is_blank(shares):
 )
 def test_durations_read_like_a_clock(seconds, text):
     assert format_duration(seconds) == text
+
+
+def test_drift_is_shown_and_a_run_that_only_forgets_is_told():
+    history = History("run", max_steps=9, step=6)
+    for step, (loss, drift) in enumerate([(1.0, 0.1), (0.9, 0.2), (0.95, 0.3)], start=1):
+        history.add({"eval_loss": loss, "eval_drift": drift}, step)
+        line = log_line({"eval_loss": loss, "eval_drift": drift}, history)
+        assert f"drift {drift:.4f}" in line
+        assert ("forgetting without learning" in line) == (step == 3)

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from yrunner.commands.check_advice import advise
 from yrunner.commands.check_facts import (
     DataFacts,
     Schedule,
@@ -14,8 +15,9 @@ from yrunner.commands.check_facts import (
     largest_micro_batch,
     schedule,
 )
-from yrunner.commands.check_memory import MemoryFacts, estimate_memory
-from yrunner.commands.check_model import check_model
+from yrunner.commands.check_machine import Machine, choose_machine
+from yrunner.commands.check_memory import Estimator, MemoryFacts, estimate_memory
+from yrunner.commands.check_model import check_model, missing_weights
 from yrunner.commands.check_sample import NotScored, score_sample
 from yrunner.commands.check_signal import Signal, describe_sample
 from yrunner.commands.check_signal_story import print_signal, write_signal_page
@@ -28,6 +30,7 @@ from yrunner.commands.check_story import (
     print_unread,
 )
 from yrunner.commands.disk_space import DiskFacts, lack_of_space
+from yrunner.commands.keep_data import check_keep_file
 from yrunner.commands.measure import read_tasks
 from yrunner.commands.positions import check_positions
 from yrunner.commands.tokenizer import recipe_tokenizer
@@ -52,6 +55,8 @@ class Facts:
     steps: Steps
     schedule: Schedule
     memory: MemoryFacts
+    advice: list[str]
+    """What to change where the recipe's tuning does not fit."""
     disk: DiskFacts | None
 
 
@@ -63,23 +68,28 @@ def check(
     sample: int | None = None,
     as_page: bool = False,
     page: Path | None = None,
+    gpus: int | None = None,
+    memory: str | None = None,
 ) -> None:
     """Check the recipe at `path`, print what its run would be, and refuse what that would refuse.
 
     `as_machine`: print one JSON object instead of tables. `sample`: rows to score with the base,
     0 for none, None for as many as make sense. `as_page`: write the curve of the weight to `page`;
-    None puts it beside the run folder. Raises what `yrun train` would raise for the recipe, its
-    files and its rows, after everything else was said.
+    None puts it beside the run folder. `gpus`, `memory`: the machine to plan for, such as 8 of
+    "80GB"; default this one. Raises what `yrun train` would raise for the recipe, its files, its
+    rows and missing weights, after everything else was said.
     """
     recipe = load_recipe(path, overrides)
+    machine = choose_machine(gpus, memory)
     page = page_beside(recipe.run_folder, "check", page) if as_page else None
     check_trackers(recipe.train.trackers)
     read_tasks(recipe)
     tokenizer = recipe_tokenizer(recipe)
     open_question = check_model(recipe, tokenizer)
     prepared = read_data(recipe, tokenizer)
-    refusal = _refusal(recipe, tokenizer, prepared)
-    facts = _gather(recipe, tokenizer, prepared) if len(prepared.train) else None
+    check_keep_file(recipe, tokenizer)
+    refusal = _refusal(recipe, tokenizer, prepared) or missing_weights(recipe)
+    facts = _gather(recipe, tokenizer, prepared, machine) if len(prepared.train) else None
     if refusal is None and facts is not None and facts.disk is not None:
         refusal = lack_of_space(recipe, facts.disk)
     if not as_machine:
@@ -108,15 +118,17 @@ def _refusal(recipe: Recipe, tokenizer: Any, prepared: Prepared) -> YRunnerError
     return None
 
 
-def _gather(recipe: Recipe, tokenizer: Any, prepared: Prepared) -> Facts:
+def _gather(recipe: Recipe, tokenizer: Any, prepared: Prepared, machine: Machine) -> Facts:
     plan = plan_run(recipe, prepared)
     batch = largest_micro_batch(recipe, prepared, plan)
-    memory, disk = estimate_memory(recipe, tokenizer, batch)
+    estimator = Estimator(recipe, tokenizer, machine)
+    memory, disk = estimate_memory(estimator, batch)
     return Facts(
         data_facts(prepared),
         count_steps(recipe, prepared, plan),
         schedule(recipe.train, plan.num_updates),
         memory,
+        advise(recipe, estimator, batch, memory.lines),
         disk,
     )
 
@@ -142,7 +154,7 @@ def _print(recipe: Recipe, prepared: Prepared, facts: Facts | None) -> None:
     print_data(facts.data)
     print_steps(facts.steps, "packed rows" if recipe.data.packing else "examples")
     print_schedule(facts.schedule)
-    print_memory(facts.memory)
+    print_memory(facts.memory, facts.advice)
     if facts.disk is not None:
         print_disk(facts.disk)
 

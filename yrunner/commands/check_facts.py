@@ -29,7 +29,9 @@ class Steps:
     updates_of_epochs: list[int]
     """Of each epoch, as far as the run comes."""
     rows_per_update: int
-    """Examples, or packed rows."""
+    """Examples, or packed rows, of the field."""
+    kept_rows_per_update: int
+    """Rows beside them that are held to the base, see keep in the recipe."""
     packed_rows: int | None
     """Rows that the examples of an epoch are packed into; None without packing."""
     packing_fill: float | None
@@ -100,6 +102,7 @@ def count_steps(recipe: Recipe, prepared: Prepared, plan: Plan) -> Steps:
         updates=plan.num_updates,
         updates_of_epochs=[after - before for before, after in pairwise([0, *ends])],
         rows_per_update=plan.lanes,
+        kept_rows_per_update=plan.kept,
         packed_rows=None if plan.packs is None else len(plan.packs),
         packing_fill=None
         if plan.packs is None

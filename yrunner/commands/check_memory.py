@@ -1,13 +1,15 @@
 """What a run needs of memory and disk, found without loading a weight."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from yrunner.commands.base import base_source, stale_base
+from yrunner.commands.check_keep import keep_notes
+from yrunner.commands.check_machine import Machine
 from yrunner.commands.disk_space import DiskFacts, disk_facts
 from yrunner.commands.train_plan import layout_for
 from yrunner.data.collate import collate
@@ -15,20 +17,15 @@ from yrunner.data.conversation import TokenizedExample
 from yrunner.models.disk import estimate_disk
 from yrunner.models.load import check_vocabulary, choose_dtype
 from yrunner.models.scratch import make_config
+from yrunner.models.tuning import count_parameters
+from yrunner.models.weight_counts import count_weights_of
 from yrunner.models.weightless import build_weightless, read_config
 from yrunner.recipe.schema import Recipe
-from yrunner.recipe.schema_model import FullTuning, LoraTuning, Tuning
+from yrunner.recipe.schema_model import FreezeTuning, FullTuning, LoraTuning, Tuning
 from yrunner.tokens import IGNORE_INDEX
-from yrunner.training.memory import (
-    METHOD,
-    NOT_COUNTED,
-    StepTrace,
-    Untraceable,
-    trace_step,
-)
-
-MANY_DEVICES = 8
-"""Devices in the lines for ZeRO: those of one common machine."""
+from yrunner.training.layer_trace import trace_update
+from yrunner.training.memory import METHOD, NOT_COUNTED, Untraceable
+from yrunner.training.sharing import Job, Layout, layouts_for, memory_per_gpu
 
 
 @dataclass(frozen=True)
@@ -41,61 +38,130 @@ class MemoryLine:
     gradients: int
     optimizer: int
     activations: int
+    buffers: int
+    host: int
+    """Of the machine's own memory, for each device."""
     peak: int
+    fits: bool
+    is_own: bool
+    """Whether the recipe trains like this, as far as it says."""
 
 
 @dataclass(frozen=True)
 class MemoryFacts:
-    """What one device needs, under the recipe's tuning and others."""
+    """What each device needs, under the recipe's tuning and others."""
 
+    machine: str
+    """What it has to fit on."""
     lines: list[MemoryLine]
     notes: list[str]
 
 
-def estimate_memory(
-    recipe: Recipe, tokenizer: Any, micro_batch: Sequence[TokenizedExample]
-) -> tuple[MemoryFacts, DiskFacts | None]:
-    """The memory of one device for the recipe's tuning, for LoRA and for full; and the disk.
+@dataclass(frozen=True)
+class Estimate:
+    """One kind of tuning of the recipe's model, ready to be shared out."""
 
-    `micro_batch` is the largest of the run. The disk is not known of a model that cannot be traced.
-    """
-    config = recipe_config(recipe, tokenizer)
-    dtype = choose_dtype(recipe.model.dtype)
-    # Weights from scratch are made in float32, loaded ones come in the dtype of the computation.
-    weights_dtype = dtype if recipe.model.scratch is None else torch.float32
-    lines: list[MemoryLine] = []
-    notes = [METHOD, NOT_COUNTED]
-    disk = None
-    for number, tuning in enumerate(_tunings(recipe)):
-        model = build_weightless(
-            config,
-            tuning,
-            dtype=weights_dtype,
+    job: Job
+    model: Any
+    """Weightless."""
+    described: str
+    """The micro-batch that it was found with."""
+
+
+class Estimator:
+    """Runs updates of a recipe's model that have no values."""
+
+    def __init__(self, recipe: Recipe, tokenizer: Any, machine: Machine) -> None:
+        self.recipe, self.tokenizer, self.machine = recipe, tokenizer, machine
+        self.config = recipe_config(recipe, tokenizer)
+        is_planned = recipe.model.dtype == "auto" and not machine.is_cpu
+        # A machine to rent may have a GPU where this one has none.
+        self.dtype = torch.bfloat16 if is_planned else choose_dtype(recipe.model.dtype)
+
+    def estimate(
+        self, tuning: Tuning, micro_batch: Sequence[TokenizedExample], *, recomputes: bool
+    ) -> Estimate | Untraceable:
+        """An update that learns from `micro_batch`; `recomputes`: by gradient checkpointing."""
+        recipe = self.recipe
+        # Weights from scratch are made in float32, loaded ones in the dtype of the computation.
+        build = partial(
+            build_weightless,
+            tuning=tuning,
+            dtype=self.dtype if recipe.model.scratch is None else torch.float32,
             attention=recipe.model.attention,
             trust_remote_code=recipe.model.trust_remote_code,
         )
-        check_vocabulary(model, tokenizer)
+        model = build(self.config)
+        check_vocabulary(model, self.tokenizer)
+        counts = count_weights_of(model)
         # As if the model kept examples apart, which the run tries out on its weights.
         layout = layout_for(model.config, isolates=True)
-        batch = collate(micro_batch, tokenizer.pad_token_id, layout)
-        trace = trace_step(
+        batch = collate(micro_batch, self.tokenizer.pad_token_id, layout)
+        update = trace_update(
             model,
+            build,
             batch,
-            dtype=dtype,
+            dtype=self.dtype,
             optimizer=recipe.train.optimizer,
             accumulation=recipe.train.gradient_accumulation_steps,
-            gradient_checkpointing=recipe.train.gradient_checkpointing,
-            foreach=torch.cuda.is_available(),
+            gradient_checkpointing=recomputes,
+            foreach=not self.machine.is_cpu,
         )
-        if isinstance(trace, Untraceable):
-            notes.insert(0, f"{tuning.kind}: could not be estimated: {trace.reason}")
+        if isinstance(update, Untraceable):
+            return update
+        rows, length = batch["input_ids"].shape
+        targets = int((batch["labels"] != IGNORE_INDEX).sum())
+        described = (
+            f"the largest micro-batch: {rows:,} x {length:,} tokens, {targets:,} targets; "
+            f"computed in {str(self.dtype).removeprefix('torch.')}"
+        )
+        bucket = self.config.get_text_config().hidden_size ** 2
+        return Estimate(Job(update, counts, self.dtype.itemsize, bucket), model, described)
+
+
+def estimate_memory(
+    estimator: Estimator, micro_batch: Sequence[TokenizedExample]
+) -> tuple[MemoryFacts, DiskFacts | None]:
+    """The memory of each device for the recipe's tuning and for the others; and the disk.
+
+    `micro_batch` is the largest of the run. The disk is not known of a model that cannot be traced.
+    """
+    recipe, machine = estimator.recipe, estimator.machine
+    lines: list[MemoryLine] = []
+    notes = [METHOD, NOT_COUNTED]
+    disk = None
+    for tuning in _tunings(recipe):
+        found = estimator.estimate(
+            tuning, micro_batch, recomputes=recipe.train.gradient_checkpointing
+        )
+        if isinstance(found, Untraceable):
+            notes.insert(0, f"{tuning.kind}: could not be estimated: {found.reason}")
             continue
-        is_own = number == 0
-        lines += _lines(f"{tuning.kind} (this recipe)" if is_own else tuning.kind, trace)
+        is_own = tuning is recipe.tuning
+        lines += lines_of(tuning.kind, found.job, machine, is_own=is_own)
+        if tuning.kind == "lora":
+            in_4_bits = replace(found.job, in_4_bits=True)
+            lines += lines_of("qlora", in_4_bits, machine, is_own=False)
         if is_own:
-            disk = disk_facts(recipe, estimate_disk(model, trace.optimizer, tokenizer))
-            notes.insert(0, _describe(batch, dtype))
-    return MemoryFacts(lines, notes), disk
+            need = estimate_disk(found.model, found.job.update.optimizer, estimator.tokenizer)
+            disk = disk_facts(recipe, need)
+            notes.insert(0, found.described)
+            notes += keep_notes(recipe, count_parameters(found.model)[0])
+    return MemoryFacts(str(machine), lines, notes), disk
+
+
+def lines_of(kind: str, job: Job, machine: Machine, *, is_own: bool) -> Iterator[MemoryLine]:
+    """One line for each layout that makes sense on the machine."""
+    layouts = [Layout()] if machine.is_cpu else layouts_for(machine.gpus)
+    for layout in layouts:
+        if job.in_4_bits and layout.stage == 3:
+            continue  # ZeRO-3 cannot gather weights of which several numbers share a byte
+        need = memory_per_gpu(job, layout)
+        no_room = machine.host is not None and need.host * machine.gpus > machine.host
+        fits = need.peak <= machine.room and not no_room
+        # Where the recipe says nothing, every GPU holds everything.
+        own = is_own and layout.stage is None
+        yield MemoryLine(kind, str(layout), **asdict(need), peak=need.peak, fits=fits, is_own=own)
 
 
 def recipe_config(recipe: Recipe, tokenizer: Any) -> Any:
@@ -109,30 +175,13 @@ def recipe_config(recipe: Recipe, tokenizer: Any) -> Any:
     return read_config(source, trust_remote_code=recipe.model.trust_remote_code)
 
 
-def _describe(batch: dict[str, Tensor], dtype: torch.dtype) -> str:
-    rows, length = batch["input_ids"].shape
-    targets = int((batch["labels"] != IGNORE_INDEX).sum())
-    return (
-        f"the largest micro-batch: {rows:,} x {length:,} tokens, {targets:,} targets; computed in "
-        f"{str(dtype).removeprefix('torch.')}"
-    )
-
-
 def _tunings(recipe: Recipe) -> list[Tuning]:
     """The recipe's own, and those that people ask about."""
-    others: list[Tuning] = [LoraTuning(), FullTuning(kind="full")]
-    if recipe.model.scratch is not None:
-        others = []
     own = recipe.tuning
+    if recipe.model.scratch is not None:
+        return [own]
     if isinstance(own, LoraTuning) and own.adapter is not None:
         # The adapter's own shape counts; it is read when it is attached.
         return [own]
+    others: list[Tuning] = [LoraTuning(), FreezeTuning(kind="freeze"), FullTuning(kind="full")]
     return [own, *(other for other in others if other.kind != own.kind)]
-
-
-def _lines(tuning: str, trace: StepTrace) -> Iterator[MemoryLine]:
-    layouts = [("1", 0, 1)]
-    layouts += [(f"{MANY_DEVICES}, ZeRO {stage}", stage, MANY_DEVICES) for stage in (1, 2, 3)]
-    for layout, stage, devices in layouts:
-        step = trace.per_device(stage, devices)
-        yield MemoryLine(tuning, layout, **asdict(step), peak=step.peak)

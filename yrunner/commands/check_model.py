@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from yrunner.commands.base import base_source, stale_base
+from yrunner.errors import ModelError
 from yrunner.models.adapters import find_adapter, read_base
 from yrunner.models.isolation import check_isolation
 from yrunner.models.load import check_folder, choose_dtype, load_model
@@ -15,11 +16,10 @@ BYTES_WORTH_LOADING = 4 * 10**9
 
 
 def check_model(recipe: Recipe, tokenizer: Any) -> str | None:
-    """Look for missing weights, and whether packed examples are kept apart.
+    """Look whether packed examples are kept apart.
 
     Returns what only the run itself can find out. Raises `ModelError` where the run would.
     """
-    _check_weights(recipe)
     if not recipe.data.packing:
         return None
     model = _small_model(recipe, tokenizer)
@@ -29,9 +29,14 @@ def check_model(recipe: Recipe, tokenizer: Any) -> str | None:
     return None
 
 
-def _check_weights(recipe: Recipe) -> None:
+def missing_weights(recipe: Recipe) -> ModelError | None:
+    """Why the run could not load its base. All but that is known from a config and a tokenizer."""
     if recipe.model.scratch is None and stale_base(recipe) is None:
-        check_folder(_whole_base(recipe))
+        try:
+            check_folder(_whole_base(recipe))
+        except ModelError as error:
+            return error
+    return None
 
 
 def _whole_base(recipe: Recipe) -> Path:

@@ -13,7 +13,7 @@ from yrunner.commands.base import base_source, stale_base
 from yrunner.commands.score_rows import score_rows
 from yrunner.data.conversation import TokenizedExample
 from yrunner.data.store import Examples
-from yrunner.models.adapters import attach_adapter, read_base
+from yrunner.models.adapters import CONFIG_FILE, attach_adapter, read_base
 from yrunner.models.at_hand import count_weights, free_memory, local_folder, weight_files
 from yrunner.models.load import choose_dtype, load_model
 from yrunner.recipe.load import base_recipe_path
@@ -94,7 +94,11 @@ def find_base(recipe: Recipe) -> tuple[Path, int] | NotScored:
     folder = local_folder(source)
     files = [] if folder is None else weight_files(folder)
     if folder is None or not files:
-        missing = source if folder is None else read_base(folder)
+        missing = source
+        if folder is not None and (folder / CONFIG_FILE).is_file():
+            missing = read_base(folder)
+        if Path(missing).is_dir():
+            return NotScored(f"{missing} has no weights")
         return NotScored(
             f"the weights of {missing} are not on this machine, and check downloads none; "
             f"get them with: hf download {missing}"

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from yrunner.commands.check_facts import DataFacts, Schedule, Steps
-from yrunner.commands.check_memory import MemoryFacts
+from yrunner.commands.check_memory import MemoryFacts, MemoryLine
 from yrunner.commands.disk_space import DiskFacts
 from yrunner.console import as_gigabytes, print_table, say
 from yrunner.data.report import FileReport
@@ -41,6 +41,8 @@ def print_steps(steps: Steps, unit: str) -> None:
     each = " or ".join(f"{number:,}" for number in different)
     say("")
     size = f"{steps.rows_per_update:,} {unit} each"
+    if steps.kept_rows_per_update:
+        size += f", and {steps.kept_rows_per_update:,} that are held to the base"
     say(f"updates: {steps.updates:,} in all, {each} per epoch, {size}")
     if steps.packing_fill is not None:
         say(f"packing: {steps.packed_rows:,} rows, {steps.packing_fill:.1%} of their tokens in use")
@@ -65,24 +67,53 @@ def curve(values: Sequence[float]) -> str:
     return "".join(HEIGHTS[round((len(HEIGHTS) - 1) * value / top)] for value in values)
 
 
-def print_memory(facts: MemoryFacts) -> None:
-    """Print what one device holds at the peak, for the recipe's tuning and for the others."""
+def print_memory(facts: MemoryFacts, advice: Sequence[str]) -> None:
+    """Print which kinds of tuning fit on the machine, what the recipe's own needs, and advice."""
+    own = next((line.tuning for line in facts.lines if line.is_own), None)
+    layouts = list(dict.fromkeys(line.layout for line in facts.lines))
+    lines = {(line.tuning, line.layout): line for line in facts.lines}
     rows = [
         (
-            line.tuning,
-            line.layout,
-            as_gigabytes(line.weights),
-            as_gigabytes(line.gradients),
-            as_gigabytes(line.optimizer),
-            as_gigabytes(line.activations),
-            as_gigabytes(line.peak),
+            f"{tuning} (this recipe)" if tuning == own else tuning,
+            *(_fit(lines.get((tuning, layout))) for layout in layouts),
         )
-        for line in facts.lines
+        for tuning in dict.fromkeys(line.tuning for line in facts.lines)
     ]
-    columns = ("tuning", "devices", "weights", "gradients", "optimizer", "activations", "peak")
     say("")
-    print_table("Memory per device", columns, rows)
+    print_table(f"What fits on {facts.machine}", ("tuning", *layouts), rows)
+    _print_parts([line for line in facts.lines if line.tuning == own])
     say("\n".join(facts.notes))
+    if advice:
+        say("\n  ".join(["this recipe does not fit there. What would:", *advice]))
+
+
+def _fit(line: MemoryLine | None) -> str | None:
+    if line is None:
+        return None
+    return f"{'fits' if line.fits else 'no'}, {as_gigabytes(line.peak)}"
+
+
+def _print_parts(lines: Sequence[MemoryLine]) -> None:
+    rows = [
+        (
+            line.layout,
+            *map(
+                as_gigabytes,
+                (
+                    line.weights,
+                    line.gradients,
+                    line.optimizer,
+                    line.activations,
+                    line.buffers,
+                    line.peak,
+                    line.host,
+                ),
+            ),
+        )
+        for line in lines
+    ]
+    parts = ("weights", "gradients", "optimizer", "activations", "buffers", "peak", "host memory")
+    print_table("Memory per device of this recipe", ("", *parts), rows)
 
 
 def print_disk(facts: DiskFacts) -> None:

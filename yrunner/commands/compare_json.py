@@ -1,7 +1,14 @@
 """compare.json: every figure of an experiment, for programs."""
 
+from collections.abc import Mapping
 from typing import Any
 
+from yrunner.commands.compare_details import (
+    Details,
+    detail_spreads,
+    fault_shares,
+    task_shares,
+)
 from yrunner.commands.compare_figures import (
     Chosen,
     at_domain_accuracy,
@@ -64,6 +71,8 @@ def _chosen_json(experiment: Experiment, chosen: Chosen) -> dict[str, Any]:
         found[arm] = {
             "steps": {str(seed): point.step for seed, point in points.items()},
             "figures": {name: vars(each) for name, each in spreads.items() if each},
+            "tasks": _details_json(points, task_shares),
+            "memorised_by_kind": _details_json(points, fault_shares),
             "minus_the_first": {
                 measure: difference.as_json()
                 for measure, by_arm in apart.items()
@@ -71,3 +80,7 @@ def _chosen_json(experiment: Experiment, chosen: Chosen) -> dict[str, Any]:
             },
         }
     return found
+
+
+def _details_json(points: Mapping[int, Point], details: Details) -> dict[str, Any]:
+    return {name: vars(each) for name, each in detail_spreads(points, details).items()}

@@ -3,7 +3,9 @@
 from collections.abc import Iterable
 from statistics import fmean
 
+from yrunner.commands.compare_details import detail_tables
 from yrunner.commands.compare_figures import (
+    Chosen,
     at_domain_accuracy,
     at_the_end,
     forgetting,
@@ -43,32 +45,56 @@ PLANE_CAPTION = (
     "one at every moment. The dashed line is where arms are compared as equals."
 )
 CURVES = ("domain", "general", "memorised")
+LOSS_CAPTIONS = {
+    "validation loss": "",
+    "training loss": "Plain cross-entropy under every loss, mean since the checkpoint before. Low "
+    "is no praise: where rows are faulty, it is low once these are known by heart.",
+}
+
+
+def views(experiment: Experiment) -> list[tuple[str, str, Chosen]]:
+    """Title, caption and points of each way in which arms are set against each other."""
+    threshold = experiment.domain_accuracy
+    updates = {plan.updates for plan in experiment.plans.values()}
+    equal_caption = (
+        f"The first checkpoint of each run that reaches {threshold:.1%} of the domain; "
+        "runs that never do are left out."
+    )
+    return [
+        (
+            "At equal steps" if len(updates) == 1 else "After the last update",
+            END_CAPTION,
+            at_the_end(experiment.curves),
+        ),
+        (
+            f"At equal domain accuracy ({threshold:.1%})",
+            equal_caption,
+            at_domain_accuracy(experiment.curves, threshold),
+        ),
+    ]
 
 
 def tables(experiment: Experiment) -> list[Table]:
     """The tables of the results, in the order in which they are read."""
-    chosen_end = at_the_end(experiment.curves)
-    threshold = experiment.domain_accuracy
-    chosen_equal = at_domain_accuracy(experiment.curves, threshold)
-    updates = {plan.updates for plan in experiment.plans.values()}
-    end = "At equal steps" if len(updates) == 1 else "After the last update"
-    equal = f"At equal domain accuracy ({threshold:.1%})"
-    caption = (
-        f"The first checkpoint of each run that reaches {threshold:.1%} of the domain; "
-        "runs that never do are left out."
-    )
-    found = [
-        result_table(experiment, end, chosen_end, END_CAPTION),
-        difference_table(experiment, end, chosen_end),
-        result_table(experiment, equal, chosen_equal, caption),
-        difference_table(experiment, equal, chosen_equal),
-    ]
+    found = []
+    for title, caption, chosen in views(experiment):
+        found.append(result_table(experiment, title, chosen, caption))
+        found.append(difference_table(experiment, title, chosen))
     return [table for table in found if table.rows]
+
+
+def details(experiment: Experiment) -> list[Table]:
+    """The tables of each task and of each kind of fault, as far as there are several."""
+    return [
+        table
+        for title, _, chosen in views(experiment)
+        for table in detail_tables(experiment, title, chosen)
+    ]
 
 
 def print_experiment(experiment: Experiment, folder: CompareDir) -> None:
     """Print the tables, what was not alike, and where everything is."""
-    shown = tables(experiment)
+    shown = [*tables(experiment), *details(experiment)]
     if experiment.failures:
         shown.append(failure_table(experiment.failures))
     for table in shown:
@@ -94,6 +120,7 @@ def write_experiment(experiment: Experiment, recipe: Recipe, folder: CompareDir)
             PLANE_CAPTION,
         ),
         *tables(experiment),
+        *details(experiment),
         *_curve_blocks(experiment),
         arms_table(experiment.arms, experiment.plans),
         *([Text("\n\n".join(experiment.notes), "What was not alike")] if experiment.notes else []),
@@ -159,10 +186,11 @@ def _curve_blocks(experiment: Experiment) -> list[Plot]:
             curves = {arm: _curve(experiment, arm, measure) for arm in experiment.curves}
             words = MEASURE_WORDS[measure]
             blocks.append(Plot(f"Over the updates: {words}", curves_of_arms(curves, words)))
-    losses = {arm: _validation(experiment, arm) for arm in experiment.curves}
-    if any(losses.values()):
-        drawn = curves_of_arms(losses, "validation loss (nats per target)", is_share=False)
-        blocks.append(Plot("Over the updates: validation loss", drawn))
+    for words, find in (("validation loss", _validation), ("training loss", _training)):
+        losses = {arm: find(experiment, arm) for arm in experiment.curves}
+        if any(losses.values()):
+            drawn = curves_of_arms(losses, f"{words} (nats per target)", is_share=False)
+            blocks.append(Plot(f"Over the updates: {words}", drawn, LOSS_CAPTIONS[words]))
     return blocks
 
 
@@ -183,6 +211,20 @@ def _validation(experiment: Experiment, arm: str) -> list[CurvePoint]:
             if "eval_loss" in record:
                 losses.setdefault(record["step"], []).append(record["eval_loss"])
     return [_curve_point(step, values) for step, values in sorted(losses.items())]
+
+
+def _training(experiment: Experiment, arm: str) -> list[CurvePoint]:
+    """The mean of what was logged since the checkpoint before: single updates are noise."""
+    curve, earlier = [], 0
+    for step in _by_step(experiment, arm):
+        stretches = [
+            [each["loss"] for each in run if "loss" in each and earlier < each["step"] <= step]
+            for run in experiment.losses[arm]
+        ]
+        earlier = step
+        if means := [fmean(stretch) for stretch in stretches if stretch]:
+            curve.append(_curve_point(step, means))
+    return curve
 
 
 def _curve_point(step: int, values: Iterable[float]) -> CurvePoint:

@@ -29,6 +29,7 @@ from yrunner.data.prepared import Prepared
 from yrunner.data.store import Examples
 from yrunner.models.quiet import quiet_libraries
 from yrunner.recipe.schema import Recipe
+from yrunner.recipe.schema_keep import DriftSection, NoKeep
 from yrunner.recipe.schema_sort import SortSection
 from yrunner.run_dir import RunDir
 from yrunner.scoring.folds import group_copies, make_folds
@@ -138,7 +139,8 @@ def _training_of_a_fold(recipe: Recipe) -> Recipe:
             "torch_compile": False,
         }
     )
-    return recipe.model_copy(update={"train": train, "sort": SortSection()})
+    others = {"sort": SortSection(), "keep": NoKeep(), "drift": DriftSection()}
+    return recipe.model_copy(update={"train": train, **others})
 
 
 def _key(training: Recipe, hashes: list[str], fold_of_row: list[int]) -> str:

@@ -22,6 +22,12 @@ def recipe_sources(recipe: Recipe) -> list[Source]:
     ]
 
 
+def keep_sources(recipe: Recipe) -> list[Source]:
+    """The file of kept rows, where the recipe names one. Raises as `recipe_sources`."""
+    file = getattr(recipe.keep, "file", None)
+    return [] if file is None else [Source(tuple(find_files(file)))]
+
+
 def recipe_rules(recipe: Recipe) -> Rules:
     """What the recipe makes of a row."""
     data = recipe.data

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from yrunner.commands.data_files import recipe_sources
+from yrunner.commands.data_files import keep_sources, recipe_sources
 from yrunner.recipe.load import base_recipe_path, load_recipe
 from yrunner.recipe.schema import Recipe
 from yrunner.run_dir import RunDir, differences, hash_files, read_json
@@ -14,6 +14,7 @@ WITHOUT_EFFECT: dict[str, Any] = {
     "sort": True,
     "merge": True,
     "compare": True,
+    "drift": True,
     "train": {"checkpoint": {"keep"}, "log_every": True, "spikes": True, "trackers": True},
 }
 """Keys of a recipe that may change without changing the trained model."""
@@ -28,6 +29,7 @@ def fingerprint(recipe: Recipe) -> dict[str, Any]:
     """
     files = [file for source in recipe_sources(recipe) for file in source.files]
     extra = [recipe.model.chat_template] if recipe.model.chat_template else []
+    extra += [file for source in keep_sources(recipe) for file in source.files]
     return {
         "recipe": _keys_that_matter(recipe),
         "files": _by_name(hash_files([*files, *extra])),

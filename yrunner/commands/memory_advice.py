@@ -6,16 +6,15 @@ from typing import Any
 
 import torch
 
-from yrunner.commands.check_memory import recipe_config
-from yrunner.commands.train_plan import layout_for
-from yrunner.data.collate import collate
+from yrunner.commands.check_machine import this_machine
+from yrunner.commands.check_memory import Estimator
 from yrunner.data.conversation import TokenizedExample
 from yrunner.models.load import choose_dtype
-from yrunner.models.weightless import build_weightless
 from yrunner.recipe.schema import Recipe
 from yrunner.recipe.schema_model import LoraTuning
 from yrunner.tokens import IGNORE_INDEX
-from yrunner.training.memory import Untraceable, trace_step
+from yrunner.training.memory import Untraceable
+from yrunner.training.sharing import Layout, memory_per_gpu
 
 MOST = 3
 """Keys that are named."""
@@ -57,24 +56,10 @@ def find_savings(
 
 
 def _peak(recipe: Recipe, tokenizer: Any, micro_batch: Sequence[TokenizedExample]) -> int | None:
-    dtype = choose_dtype(recipe.model.dtype)
-    model = build_weightless(
-        recipe_config(recipe, tokenizer),
-        recipe.tuning,
-        dtype=dtype if recipe.model.scratch is None else torch.float32,
-        attention=recipe.model.attention,
-        trust_remote_code=recipe.model.trust_remote_code,
+    found = Estimator(recipe, tokenizer, this_machine()).estimate(
+        recipe.tuning, micro_batch, recomputes=recipe.train.gradient_checkpointing
     )
-    trace = trace_step(
-        model,
-        collate(micro_batch, tokenizer.pad_token_id, layout_for(model.config, isolates=True)),
-        dtype=dtype,
-        optimizer=recipe.train.optimizer,
-        accumulation=recipe.train.gradient_accumulation_steps,
-        gradient_checkpointing=recipe.train.gradient_checkpointing,
-        foreach=torch.cuda.is_available(),
-    )
-    return None if isinstance(trace, Untraceable) else trace.per_device().peak
+    return None if isinstance(found, Untraceable) else memory_per_gpu(found.job, Layout()).peak
 
 
 def _variants(recipe: Recipe, micro_batch: Sequence[TokenizedExample]) -> Iterator[_Variant]:

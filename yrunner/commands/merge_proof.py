@@ -54,9 +54,9 @@ def say_likeness(what: str, likeness: Likeness) -> None:
     say(f"{what}, {likeness.tokens:,} tokens: {_in_words(likeness)}")
 
 
-def figures_of(likeness: Likeness) -> list[tuple[str, str]]:
-    """The figures for a model card."""
-    return [(f"merged against base and adapter, {likeness.tokens:,} tokens", _in_words(likeness))]
+def figure_of(what: str, likeness: Likeness) -> tuple[str, str]:
+    """The same for a model card."""
+    return f"{what}, {likeness.tokens:,} tokens", _in_words(likeness)
 
 
 def _in_words(likeness: Likeness) -> str:

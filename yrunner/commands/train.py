@@ -14,6 +14,8 @@ from yrunner.commands.disk_space import check_disk
 from yrunner.commands.environment import describe_environment
 from yrunner.commands.evaluate import known_faults
 from yrunner.commands.fingerprint import changes_since, fingerprint
+from yrunner.commands.keep import hold_back, record_kept
+from yrunner.commands.keep_data import check_keep_file, prepare_keep
 from yrunner.commands.measure import Measured, measure, read_tasks
 from yrunner.commands.positions import check_positions
 from yrunner.commands.resume import check_resume, find_start, take_up
@@ -48,6 +50,7 @@ from yrunner.run_dir import RunDir, write_json, write_text
 from yrunner.training.arguments import make_arguments, token_weight
 from yrunner.training.cadence import Cadence
 from yrunner.training.compilation import check_compiler
+from yrunner.training.drift import StopOnDrift
 from yrunner.training.metrics_file import MetricsFile
 from yrunner.training.progress import LiveProgress
 from yrunner.training.run_lock import run_lock
@@ -141,8 +144,10 @@ def _run(recipe: Recipe, run_dir: RunDir, order: Order) -> None:
     tokenizer = recipe_tokenizer(recipe)
     prepared = prepare_data(recipe, tokenizer)
     check_positions(recipe, tokenizer, prepared)
+    check_keep_file(recipe, tokenizer)
     plan = plan_run(recipe, prepared)
     dtype = training_dtype(recipe)
+    kept = prepare_keep(recipe, tokenizer, dtype)
     # TrainingArguments come before the model: under DeepSpeed ZeRO-3 they decide how weights load.
     arguments = make_arguments(
         recipe.train,
@@ -164,11 +169,14 @@ def _run(recipe: Recipe, run_dir: RunDir, order: Order) -> None:
     # The fingerprint is of the files as they were then.
     check_unchanged(states)
     say_plan(recipe, model, prepared, plan)
+    record_kept(run_dir, kept, resume=order.from_step is not None)
     with telling_how_to_go_on(order.to_go_on):
         trainer, cadence = _make_trainer(
             recipe, model, tokenizer, prepared, plan, arguments, run_dir
         )
         with explaining_stops(trainer, recipe, tokenizer, run_dir):
+            with mixed_precision(trainer, dtype):
+                hold_back(trainer, recipe, kept)
             _measure_and_train(trainer, cadence, recipe, tokenizer, prepared, run_dir, order)
 
 
@@ -236,8 +244,10 @@ def _make_trainer(
     weight, _ = token_weight(recipe.loss)
     trackers = tracker_callbacks(recipe.train.trackers, run_dir.trackers, weight)
     callbacks: list[Any] = [cadence, MetricsFile(run_dir.metrics), *trackers]
-    if recipe.train.early_stopping is not None:
-        callbacks.append(EarlyStoppingCallback(recipe.train.early_stopping.patience))
+    stopping = recipe.train.early_stopping
+    if stopping is not None:
+        stop = StopOnDrift if stopping.metric == "drift" else EarlyStoppingCallback
+        callbacks.append(stop(stopping.patience))
     trainer = make_trainer(
         recipe,
         model,

@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from typing import Any
 
-from yrunner.commands.data_files import recipe_rules, recipe_sources
+from yrunner.commands.data_files import keep_sources, recipe_rules, recipe_sources
 from yrunner.console import print_table, progress, say
 from yrunner.data.cache import Cache
 from yrunner.data.conversation import Conversation, FaultKind, TokenizedExample
@@ -117,7 +117,8 @@ def first_examples(recipe: Recipe, tokenizer: Any, number: int) -> list[Tokenize
 
 def check_rows(recipe: Recipe) -> None:
     """Refuse faulty rows as `prepare_data` does, as far as they are seen without a tokenizer."""
-    check_conversations(recipe_sources(recipe), recipe_rules(recipe))
+    sources = [*recipe_sources(recipe), *keep_sources(recipe)]
+    check_conversations(sources, recipe_rules(recipe))
 
 
 def _short(refusal: Refusal) -> str:

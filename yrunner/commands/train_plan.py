@@ -2,10 +2,12 @@
 
 from typing import Any
 
+from yrunner.data.keep_plan import count_kept
 from yrunner.data.layouts import Layout, choose_layout
 from yrunner.data.plan import Plan, make_plan
 from yrunner.data.prepared import Prepared
 from yrunner.recipe.schema import Recipe
+from yrunner.recipe.schema_keep import HeldToRows
 
 
 def plan_run(recipe: Recipe, prepared: Prepared) -> Plan:
@@ -21,7 +23,16 @@ def plan_run(recipe: Recipe, prepared: Prepared) -> Plan:
         max_updates=recipe.train.max_steps,
         order=recipe.train.order,
         seed=recipe.seed,
+        kept=kept_per_update(recipe),
     )
+
+
+def kept_per_update(recipe: Recipe) -> int:
+    """Rows of each update that are kept ones, of all its rows."""
+    if not isinstance(recipe.keep, HeldToRows):
+        return 0
+    train = recipe.train
+    return count_kept(recipe.keep.share, train.batch_size * train.gradient_accumulation_steps)
 
 
 def layout_for(config: Any, *, isolates: bool) -> Layout:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from yrunner.commands.data_files import data_name
+from yrunner.commands.drift_story import drift_figures, drift_plots
 from yrunner.commands.measure import Measured
 from yrunner.commands.weight_curves import weight_plot
 from yrunner.console import print_table, say
@@ -29,6 +30,7 @@ def say_plan(recipe: Recipe, model: Any, prepared: Prepared, plan: Plan) -> None
         ("trained", f"{trained:,} of them ({trained / total:.2%}), tuning {recipe.tuning.kind}"),
         ("rows", f"{len(prepared.train):,} to learn, {len(prepared.validation):,} to validate"),
         ("updates", f"{plan.num_updates:,} ({_epochs(plan)}, {plan.lanes} {_unit(plan)} each)"),
+        ("keep", _keep(recipe, plan)),
         ("loss", f"{recipe.loss.kind}, {_targets_of_update(train.token_batch)} per update"),
         ("learning rate", f"{train.learning_rate:g}, {train.lr_scheduler}, {train.optimizer}"),
         ("folder", str(recipe.run_folder)),
@@ -90,6 +92,7 @@ def write_run_report(recipe: Recipe, run_dir: RunDir, before: Measured, after: M
     blocks: list[Block] = [
         Figures(_key_figures(recipe, run_dir, before, after, records)),
         Plot("Loss", plots.loss_curves(records), "Plain loss chooses the checkpoint."),
+        *drift_plots(records),
         Plot(
             "Zones",
             plots.zones_over_time(records),
@@ -116,6 +119,10 @@ _WEIGHT_CAPTION = (
 def _epochs(plan: Plan) -> str:
     epochs = epoch_after(plan.num_updates, plan.epoch_ends)
     return "1 epoch" if epochs == 1 else f"{epochs:.4g} epochs"
+
+
+def _keep(recipe: Recipe, plan: Plan) -> str:
+    return f"{recipe.keep.kind}, {plan.kept} rows more each" if plan.kept else recipe.keep.kind
 
 
 def _unit(plan: Plan) -> str:
@@ -158,6 +165,7 @@ def _key_figures(
     best = _best_validation(run_dir)
     if best is not None:
         figures.append(("validation loss", f"{best:.4f}", "nats per target, best checkpoint"))
+    figures += drift_figures(records)
     steps = [record["step"] for record in records if "loss" in record]
     figures.append(("updates", f"{max(steps, default=0):,}", f"loss: {recipe.loss.kind}"))
     return figures

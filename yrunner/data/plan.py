@@ -48,11 +48,13 @@ class Plan:
     length, which saves padding and cannot change the update."""
     packs: Packs | None = None
     """The examples that share a row; None: each has a row of its own."""
+    kept: int = 0
+    """Rows of each update that are left to others, its last ones; see keep_plan.py."""
 
     @property
     def lanes(self) -> int:
-        """Rows that one update learns from."""
-        return self.micro_batch_size * self.num_micro_batches
+        """Rows of this plan that one update learns from."""
+        return self.micro_batch_size * self.num_micro_batches - self.kept
 
     @cached_property
     def updates_per_epoch(self) -> int:
@@ -157,11 +159,13 @@ def make_plan(
     seed: int,
     lengths: Sequence[int] | Integers | None = None,
     pack_to: int | None = None,
+    kept: int = 0,
 ) -> Plan:
     """Plan a run over examples with so many targets each, one at the least.
 
     `pack_to`: examples share rows of so many tokens, which needs `lengths`. The order of the files
-    is kept where it is asked for, then only neighbours share a row.
+    is kept where it is asked for, then only neighbours share a row. `kept`: so many rows of each
+    update are none of these examples.
     """
     targets = np.asarray(num_targets)
     assert len(targets) and targets.min() > 0, "an example without targets has no update"
@@ -183,6 +187,7 @@ def make_plan(
         max_updates=max_updates,
         lengths=lengths_E,
         packs=packs,
+        kept=kept,
     )
 
 

@@ -32,6 +32,8 @@ class Generated:
     """False where it was cut off before it came to an end."""
     refused: bool = False
     """True where the prompt left too little room in the model's positions, and was not asked."""
+    began_with_blank: bool = False
+    """Whether a blank stood before the text."""
 
 
 GREEDY = GreedyWriting()
@@ -48,16 +50,17 @@ def generate_answers(
     generation: Generation = GREEDY,
     seed: int = 0,
     numbers: Sequence[int] | None = None,
+    also_stop_at: Sequence[int] = (),
     advance: Advance = lambda _: None,
 ) -> list[Generated]:
-    """The answer to each prompt, in order.
+    """The answer to each prompt, in order. `also_stop_at`: ids that end it, beside the usual ones.
 
     Prompts are texts as the chat template renders them. They are answered longest first, so that
     a batch holds prompts of like length, and padded on the left, where padding changes nothing.
     With `seed`, the number of a prompt decides what is drawn for it: its place, or that in
     `numbers` for a part of a longer list.
     """
-    writer = _Writer(model, tokenizer, max_new_tokens, generation)
+    writer = _Writer(model, tokenizer, max_new_tokens, generation, tuple(also_stop_at))
     encoded = [writer.encode(prompt) for prompt in prompts]
     order = sorted(range(len(prompts)), key=lambda index: -len(encoded[index]))
     asked = [index for index in order if writer.has_room_for(encoded[index])]
@@ -128,6 +131,7 @@ class _Writer:
     tokenizer: Any
     max_new_tokens: int
     generation: Generation
+    also_stop_at: tuple[int, ...] = ()
 
     def encode(self, prompt: str) -> list[int]:
         return list(self.tokenizer(prompt, add_special_tokens=False)["input_ids"])
@@ -169,11 +173,16 @@ class _Writer:
     def _read(self, ids: list[int]) -> Generated:
         end = next((place for place, token in enumerate(ids) if token in self._stop_ids), None)
         text = self.tokenizer.decode(ids[:end], skip_special_tokens=True)
-        return Generated(text.strip(), len(ids[:end]), stopped=end is not None)
+        return Generated(
+            text.strip(),
+            len(ids[:end]),
+            stopped=end is not None,
+            began_with_blank=text[:1].isspace(),
+        )
 
     @cached_property
     def _stop_ids(self) -> list[int]:
         """The ids that end an answer: those the model was made with, and its template's."""
         known = self.model.generation_config.eos_token_id
         ids = [known] if isinstance(known, int) else list(known or [])
-        return sorted({*ids, *find_stop_ids(self.tokenizer)})
+        return sorted({*ids, *find_stop_ids(self.tokenizer), *self.also_stop_at})

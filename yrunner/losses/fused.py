@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 from torch._subclasses import FakeTensor
@@ -26,7 +27,9 @@ from yrunner.losses.chunks import (
     logit_targets,
     module_targets,
 )
+from yrunner.losses.divergence import BaseHead
 from yrunner.losses.head_call import gather_as_one
+from yrunner.losses.held import Held, answer_hidden, answer_logits
 from yrunner.losses.per_token import (
     PLAIN,
     Targets,
@@ -59,11 +62,15 @@ def attach(model: Any, rows: int | None = None) -> None:
         *args: Any,
         token_weight: TokenWeight | None = None,
         wants_top: bool = False,
+        held: Held | None = None,
         **kwargs: Any,
     ) -> Any:
-        if token_weight is None:
+        if token_weight is None and held is None:
             return original(*args, **kwargs)
-        assert not args, "targets are asked for by measure_targets"
+        assert not args, "targets are asked for by measure_targets, divergences by held.py"
+        if held is not None:
+            return fused.hold(held, kwargs)
+        assert token_weight is not None, "one of the two was asked for"
         # As a dictionary: DeepSpeed looks for tensors in these alone.
         return vars(fused.targets(token_weight, wants_top, kwargs))
 
@@ -107,16 +114,47 @@ class _FusedHead:
     def targets(self, weight: TokenWeight, wants_top: bool, kwargs: dict[str, Any]) -> Targets:
         """The targets of `kwargs`, a batch with labels."""
         labels_BT = kwargs["labels"]
+        inputs = self._settle(kwargs)
+        if not self.fits:
+            return self._from_full_logits(inputs, labels_BT, weight, wants_top)
+        hidden_BTD = self.model.base_model(**inputs).last_hidden_state
+        return self._from_hidden(hidden_BTD, labels_BT, weight, wants_top)
+
+    def hold(self, held: Held, kwargs: dict[str, Any]) -> dict[str, Tensor]:
+        """The model's side of the targets of `kwargs`, or how far they are from another side."""
+        labels_BT = kwargs["labels"]
+        inputs = self._settle(kwargs)
+        if self.fits:
+            hidden_BTD = self.model.base_model(**inputs).last_hidden_state
+            return self._hold_hidden(hidden_BTD, labels_BT, held)
+        columns_K = predicting_columns(labels_BT)
+        logits_BKV = self.original(**inputs, logits_to_keep=columns_K).logits
+        is_target_BK, _ = target_places(labels_BT, columns_K)
+        return answer_logits(at_least_float32(logits_BKV[is_target_BK]), self._base_head(), held)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _hold_hidden(self, hidden_BTD: Tensor, labels_BT: Tensor, held: Held) -> dict[str, Tensor]:
+        hidden_ND = hidden_BTD[:, :-1][target_places(labels_BT)[0]]
+        head = active_head(self.model)
+        rows = self._rows(hidden_ND.device.type)
+        return answer_hidden(hidden_ND, head, self._base_head(), held, rows, is_plain(head))
+
+    def _base_head(self) -> BaseHead:
+        return BaseHead.of(untrained_head(self.model), self.form)
+
+    def _rows(self, device_type: str) -> int:
+        vocabulary_size = self.model.config.get_text_config().vocab_size
+        return self.rows or chunk_rows(vocabulary_size, device_type)
+
+    def _settle(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """What the model itself is given; at the first batch, whether its logits are ours."""
         # PEFT passes on every argument of its own forward, given or not.
         inputs = {
             name: value for name, value in kwargs.items() if name != "labels" and value is not None
         }
         if self.fits is None:
             self.fits = self._try_out(inputs)
-        if not self.fits:
-            return self._from_full_logits(inputs, labels_BT, weight, wants_top)
-        hidden_BTD = self.model.base_model(**inputs).last_hidden_state
-        return self._from_hidden(hidden_BTD, labels_BT, weight, wants_top)
+        return inputs
 
     # torch.compile leaves alone what is written by hand, or depends on the number of targets.
     @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -126,8 +164,7 @@ class _FusedHead:
         is_target_BT, labels_N = target_places(labels_BT)
         hidden_ND = hidden_BTD[:, :-1][is_target_BT]
         head = active_head(self.model)
-        vocabulary_size = self.model.config.get_text_config().vocab_size
-        rows = self.rows or chunk_rows(vocabulary_size, hidden_ND.device.type)
+        rows = self._rows(hidden_ND.device.type)
         call = (hidden_ND, head, labels_N, weight, self.form, rows, wants_top)
         return linear_targets(*call, self.space) if is_plain(head) else module_targets(*call)
 
@@ -184,6 +221,14 @@ def active_head(model: Any) -> Any:
     if head.disable_adapters or not active or active[0] not in head.modules_to_save:
         return head.original_module
     return head.modules_to_save[active[0]]
+
+
+def untrained_head(model: Any) -> Any:
+    """The module that computed logits before anything was trained: beneath adapters and copies."""
+    head = model.get_output_embeddings()
+    if isinstance(head, ModulesToSaveWrapper):
+        return head.original_module
+    return head.get_base_layer() if isinstance(head, BaseTunerLayer) else head
 
 
 def is_plain(head: Any) -> bool:

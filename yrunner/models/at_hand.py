@@ -11,10 +11,10 @@ from huggingface_hub import try_to_load_from_cache
 from safetensors import safe_open
 
 from yrunner.models.adapters import CONFIG_FILE, read_base
+from yrunner.models.container import container_memory
 from yrunner.models.failures import explain_failure
 
 INDEX_FILE = "model.safetensors.index.json"
-CGROUP = Path("/sys/fs/cgroup")
 
 
 def local_folder(source: str) -> Path | None:
@@ -60,7 +60,10 @@ def free_memory() -> int:
 
     A container's limit counts as the machine's.
     """
-    free = [psutil.virtual_memory().available, *_free_in_container()]
+    free = [psutil.virtual_memory().available]
+    container = container_memory()
+    if container is not None:
+        free.append(container.free)
     if torch.cuda.is_available():
         free.append(torch.cuda.mem_get_info()[0])
     return min(free)
@@ -73,14 +76,3 @@ def _has_all_weights(folder: Path) -> bool:
         return any(folder.glob("*.safetensors"))
     names = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
     return all((folder / name).is_file() for name in names)
-
-
-def _free_in_container() -> list[int]:
-    """What the limit of the control group (version 2) leaves; nothing where there is no limit."""
-    limit, used = CGROUP / "memory.max", CGROUP / "memory.current"
-    if not limit.is_file() or limit.read_text().strip() == "max":
-        return []
-    # Pages of files that were read count as used, but make room when something needs it.
-    lines = (line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
-    cached = next((int(number) for name, number in lines if name == "inactive_file"), 0)
-    return [int(limit.read_text()) - int(used.read_text()) + cached]

@@ -15,7 +15,7 @@ from yrunner.models.checkpoint import open_checkpoint
 from yrunner.models.load import load_model
 from yrunner.models.merging import Merge, Weighted, attach_all
 from yrunner.models.proof import Probes, logits_at
-from yrunner.models.skeleton import Read, Skeleton, build_skeleton
+from yrunner.models.streamed_model import Read, StreamedModel, build_streamed_model
 from yrunner.models.weightless import read_config
 
 
@@ -25,7 +25,7 @@ def merge_logits(
     """What base and adapters answer, shape [N, V]."""
     what = "proof, base and adapter"
     if merge.can_stream:
-        return _streamed(merge.skeleton, merge.read, probes, what)
+        return _streamed(merge.streamed, merge.read, probes, what)
     base = load_model(
         str(merge.base.folder), dtype=torch.float32, trust_remote_code=trust_remote_code
     )
@@ -36,14 +36,14 @@ def folder_logits(folder: Path, probes: Probes, *, trust_remote_code: bool) -> T
     """What the model in a folder answers, shape [N, V]."""
     checkpoint = open_checkpoint(str(folder))
     config = read_config(str(folder), trust_remote_code=trust_remote_code)
-    skeleton = build_skeleton(config, trust_remote_code=trust_remote_code)
-    if set(skeleton.names.values()) <= checkpoint.sizes.keys():
-        return _streamed(skeleton, checkpoint.read, probes, "proof, merged model")
+    streamed = build_streamed_model(config, trust_remote_code=trust_remote_code)
+    if set(streamed.names.values()) <= checkpoint.sizes.keys():
+        return _streamed(streamed, checkpoint.read, probes, "proof, merged model")
     model = load_model(str(folder), dtype=torch.float32, trust_remote_code=trust_remote_code)
     return logits_at(model, probes)
 
 
-def _streamed(skeleton: Skeleton, read: Read, probes: Probes, what: str) -> Tensor:
-    with progress(what, len(skeleton.owners())) as advance:
-        with skeleton.streaming(read, advance):
-            return logits_at(skeleton.model, probes)
+def _streamed(streamed: StreamedModel, read: Read, probes: Probes, what: str) -> Tensor:
+    with progress(what, len(streamed.owners())) as advance:
+        with streamed.streaming(read, advance):
+            return logits_at(streamed.model, probes)

@@ -54,7 +54,7 @@ def write_gguf(
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     for target, size, read in weights:
-        numbers = read().float().contiguous().numpy()
+        numbers = read().contiguous().numpy()
         writer.write_tensor_data(gguf.quantize(numbers, _type_of(target, tuple(size.shape), kind)))
         advance(1)
     writer.close()
@@ -83,7 +83,7 @@ def read_gguf_tokenizer(file: Path) -> Any:
 def _named(
     checkpoint: Checkpoint, config: Any
 ) -> Iterator[tuple[str, Tensor, Callable[[], Tensor]]]:
-    """Name in the file, size, and what reads it, for every weight."""
+    """Name in the file, size, and what reads it in float32, for every weight."""
     architecture = ARCHITECTURES[config.model_type]
     names = gguf.get_tensor_name_map(architecture, config.num_hidden_layers)
     for source, size in checkpoint.sizes.items():
@@ -106,8 +106,8 @@ def _reader(checkpoint: Checkpoint, config: Any, source: str) -> Callable[[], Te
     module = source.split(".")[-2]
     is_llama = ARCHITECTURES[config.model_type] == gguf.MODEL_ARCH.LLAMA
     if not is_llama or module not in heads:
-        return lambda: checkpoint.read(source)
-    return lambda: _interleaved(checkpoint.read(source), heads[module])
+        return lambda: checkpoint.read(source, torch.float32)
+    return lambda: _interleaved(checkpoint.read(source, torch.float32), heads[module])
 
 
 def _interleaved(weight: Tensor, num_heads: int) -> Tensor:

@@ -1,7 +1,7 @@
-"""Write base and adapters as one model, file by file; peft merges one module at a time.
+"""Write base and adapters as one model, weight by weight; peft merges one module at a time.
 
-The base is never in memory as a whole: a weight that no adapter changes goes from file to file.
-What is needed at once is one file of the result, the adapters, and the largest module in float32.
+Neither the base nor a file of the result is ever in memory as a whole. What is needed at once is
+the adapters and the largest module in float32, with its change.
 """
 
 import copy
@@ -16,13 +16,13 @@ import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from yrunner.errors import ModelError
 from yrunner.models.at_hand import INDEX_FILE
 from yrunner.models.merging import Merge
 from yrunner.models.quiet import quiet_libraries
+from yrunner.models.weights_file import write_weights
 
 
 @dataclass(frozen=True)
@@ -49,13 +49,15 @@ def write_merged(
     changes = changed_weights(merge)
     sizes = merged_sizes(merge, changes, dtype)
     plan = split_torch_state_dict_into_shards(sizes, max_shard_size=shard_size)
+
+    def make(name: str) -> Tensor:
+        own = sizes[name].dtype
+        weight = changes[name].make().to(own) if name in changes else merge.read(name, own)
+        advance(1)
+        return _finite(name, weight)
+
     for file, names in plan.filename_to_tensors.items():
-        shard = {}
-        for name in names:
-            make = changes[name].make if name in changes else partial(merge.read, name)
-            shard[name] = _finite(name, make().to(sizes[name].dtype).contiguous())
-            advance(1)
-        save_file(shard, folder / file, metadata={"format": "pt"})
+        write_weights(folder / file, {name: sizes[name] for name in names}, make)
     if plan.is_sharded:
         index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
         (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", "utf-8")
@@ -70,7 +72,7 @@ def changed_weights(merge: Merge) -> dict[str, Change]:
     A head that is the embeddings in the base is among them where the adapters part the two.
     """
     changes: dict[str, Change] = {}
-    for module in merge.skeleton.model.modules():
+    for module in merge.streamed.model.modules():
         if isinstance(module, ModulesToSaveWrapper):
             changes |= _saved_module(merge, module)
         elif isinstance(module, BaseTunerLayer):
@@ -124,7 +126,7 @@ def _with_head(merge: Merge, changes: dict[str, Change]) -> dict[str, Change]:
         return changes
     if head is not None:
         return changes
-    shared = merge.skeleton.model.get_output_embeddings().weight
+    shared = merge.streamed.model.get_output_embeddings().weight
     return changes | {merge.head: Change(shared.shape, partial(_base_weight, merge))}
 
 
@@ -136,7 +138,7 @@ def _base_weight(merge: Merge) -> Tensor:
 
 def _saved_module(merge: Merge, wrapper: ModulesToSaveWrapper) -> dict[str, Change]:
     """The weights of a module that was trained as a whole."""
-    name = merge.skeleton.modules[id(wrapper.original_module)]
+    name = merge.streamed.modules[id(wrapper.original_module)]
     chosen = wrapper.modules_to_save[wrapper.active_adapters[0]]
     return {
         f"{name}.{inner}": Change(weight.shape, partial(torch.clone, weight.data))
@@ -147,7 +149,7 @@ def _saved_module(merge: Merge, wrapper: ModulesToSaveWrapper) -> dict[str, Chan
 def _merged_module(merge: Merge, module: Any) -> dict[str, Change]:
     """The weights of a module that has small matrices beside it."""
     base_layer = module.get_base_layer()
-    name = merge.skeleton.modules[id(base_layer)]
+    name = merge.streamed.modules[id(base_layer)]
     has_bias = any(getattr(module, "lora_bias", {}).values())
     return {
         f"{name}.{inner}": Change(
@@ -158,7 +160,7 @@ def _merged_module(merge: Merge, module: Any) -> dict[str, Change]:
 
 
 def _merge_one(merge: Merge, module: Any, base_layer: nn.Module, inner: str) -> Tensor:
-    with merge.skeleton.filled(base_layer, merge.read), quiet_libraries():
+    with merge.streamed.filled(base_layer, merge.read), quiet_libraries():
         # Not peft's safe way: it holds a copy of each weight, and `_finite` looks at the result.
         module.merge(safe_merge=False)
         merged: Tensor = getattr(base_layer, inner).data
@@ -180,7 +182,7 @@ def _finite(name: str, weight: Tensor) -> Tensor:
 
 
 def _write_config(merge: Merge, folder: Path, *, tied: bool, dtype: torch.dtype | None) -> None:
-    config = copy.deepcopy(merge.skeleton.model.get_base_model().config)
+    config = copy.deepcopy(merge.config)
     config.dtype = dtype or merge.base.main_dtype()
     if merge.tied and not tied:
         config.get_text_config().tie_word_embeddings = False

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import PeftConfig, PeftType
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from yrunner.models.adapters import attach_adapter, base_name, fit_vocabulary, w
 from yrunner.models.checkpoint import Checkpoint
 from yrunner.models.failures import explain_failure
 from yrunner.models.four_bits import four_bit_names, through_four_bits
-from yrunner.models.skeleton import Read, Skeleton, build_skeleton
+from yrunner.models.streamed_model import Read, StreamedModel, build_streamed_model
 from yrunner.models.weightless import read_config
 
 NOT_MERGED = (
@@ -54,8 +55,10 @@ class Merge:
     """A base with its adapters, ready to run or to be written as one model."""
 
     base: Checkpoint
-    skeleton: Skeleton
+    streamed: StreamedModel
     """With the adapters attached."""
+    config: Any
+    """Of the model without them, in the size that they need."""
     read: Read
     """Reads a weight of the base by its name in the model."""
     brought: Mapping[str, Tensor]
@@ -73,7 +76,7 @@ class Merge:
 
         Those of a mixture of experts do not: transformers packs them while it loads them.
         """
-        return set(self.skeleton.names.values()) <= self.base.sizes.keys() | self.brought.keys()
+        return set(self.streamed.names.values()) <= self.base.sizes.keys() | self.brought.keys()
 
 
 def prepare_merge(
@@ -96,7 +99,7 @@ def prepare_merge(
         for adapter in adapters:
             fit_vocabulary(model, adapter.folder)
 
-    plain = build_skeleton(
+    plain = build_streamed_model(
         read_config(str(base.folder), trust_remote_code=trust_remote_code),
         prepare=prepare,
         kept=frozenset(name for adapter in adapters for name in _whole_weights(adapter.folder)),
@@ -105,15 +108,16 @@ def prepare_merge(
     embeddings, head = plain.model.get_input_embeddings(), plain.model.get_output_embeddings()
     tied = embeddings.weight is head.weight
     read = _reader(base, plain.model, as_trained)
-    skeleton = Skeleton(attach_all(plain.model, adapters), plain.names, plain.modules)
+    streamed = StreamedModel(attach_all(plain.model, adapters), plain.names, plain.modules)
     return Merge(
         base,
-        skeleton,
+        streamed,
+        plain.model.config,
         read,
         brought={
             plain.names[id(weight)]: weight.data
-            for weight in skeleton.model.parameters()
-            if id(weight) in plain.names and not skeleton.absent(weight)
+            for weight in streamed.model.parameters()
+            if id(weight) in plain.names and not streamed.absent(weight)
         },
         embeddings=f"{plain.modules[id(embeddings)]}.weight",
         head=f"{plain.modules[id(head)]}.weight",
@@ -123,6 +127,8 @@ def prepare_merge(
 
 def attach_all(model: Any, adapters: Sequence[Weighted]) -> Any:
     """The model with all adapters at work, each multiplied by its weight."""
+    if not adapters:
+        return model.eval()
     names = [f"adapter_{number}" for number in range(len(adapters))]
     for name, adapter in zip(names, adapters, strict=True):
         model = attach_adapter(model, adapter.folder, trainable=False, name=name)
@@ -200,11 +206,11 @@ def _reader(base: Checkpoint, model: nn.Module, as_trained: FourBits | None) -> 
         return base.read
     coarse = four_bit_names(model)
 
-    def read(name: str) -> Tensor:
+    def read(name: str, dtype: torch.dtype | None = None) -> Tensor:
         if name not in coarse:
-            return base.read(name)
+            return base.read(name, dtype)
         return through_four_bits(
             base.read(name), as_trained.quant_type, double_quant=as_trained.double_quant
-        )
+        ).to(dtype)
 
     return read

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from yrunner.recipe.document import (
     MAX_DEPTH,
@@ -25,6 +26,13 @@ class Override:
 
 class NoPlace(Exception):
     """The recipe has no room for an override; the message says why."""
+
+
+def split_page(texts: Sequence[str], wanted: bool) -> tuple[list[str], Path | None]:
+    """The overrides, and the file of a page among them, where one is wanted: it has no `=`."""
+    page = next((text for text in texts if wanted and "=" not in text), None)
+    changes = [text for text in texts if text is not page]
+    return changes, None if page is None else Path(page)
 
 
 def parse_overrides(texts: Sequence[str]) -> tuple[list[Override], list[Fault]]:

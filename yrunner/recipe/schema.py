@@ -1,9 +1,10 @@
 """The recipe: every key, its meaning, its limits and its default.
 
 `schema_model.py` and `schema_data.py` hold the sections that say what is trained and on what,
-`schema_sort.py` how its rows are judged, `schema_eval.py` how the result is measured,
-`schema_compare.py` how versions of it are set against each other and `schema_merge.py` what becomes
-of it; this file holds how it is learned, and the whole.
+`schema_keep.py` how it is held to what its base knew, `schema_sort.py` how its rows are judged,
+`schema_eval.py` how the result is measured, `schema_compare.py` how versions of it are set against
+each other and `schema_merge.py` what becomes of it; this file holds how it is learned, and the
+whole.
 """
 
 from pathlib import Path
@@ -14,6 +15,7 @@ from pydantic import Field, model_validator
 from yrunner.recipe.schema_compare import CompareSection
 from yrunner.recipe.schema_data import DataSection
 from yrunner.recipe.schema_eval import EvalSection
+from yrunner.recipe.schema_keep import DriftSection, HeldToRows, Keep, NoKeep
 from yrunner.recipe.schema_merge import MergeSection
 from yrunner.recipe.schema_model import LoraTuning, ModelSection, Tuning
 from yrunner.recipe.schema_sort import SortSection
@@ -116,6 +118,8 @@ class EarlyStopping(Section):
 
     patience: int = Field(3, ge=1)
     """Validations in a row without a better loss before the run stops."""
+    metric: Literal["eval_loss", "drift"] = "eval_loss"
+    """drift: only those count in which the model also moved further from its base."""
 
 
 class TrainSection(Section):
@@ -180,6 +184,8 @@ class Recipe(Section):
     tuning: Tuning = LoraTuning()
     data: DataSection
     loss: Loss = PlainLoss()
+    keep: Keep = NoKeep()
+    drift: DriftSection = DriftSection()
     train: TrainSection = TrainSection()
     sort: SortSection = SortSection()
     eval: EvalSection = EvalSection()
@@ -205,6 +211,37 @@ class Recipe(Section):
                 "data.packing and train.token_batch cannot be combined; remove one: "
                 "a token batch walks through one example at a time"
             )
+        return self
+
+    @model_validator(mode="after")
+    def only_a_base_can_be_kept(self) -> Self:
+        if self.model.scratch is not None and self.keep.kind != "none":
+            raise ValueError("random weights know nothing to keep; set keep.kind to none")
+        return self
+
+    @model_validator(mode="after")
+    def kept_rows_leave_room_for_the_field(self) -> Self:
+        if isinstance(self.keep, HeldToRows):
+            if self.loss.normalize == "weights":
+                raise ValueError(
+                    f"loss.normalize: weights and keep.kind: {self.keep.kind} cannot be combined: "
+                    "the strength of keep is beside a mean over targets"
+                )
+            if self.train.batch_size * self.train.gradient_accumulation_steps < 2:
+                raise ValueError(
+                    f"keep.kind: {self.keep.kind} needs two examples or more in an update; "
+                    "raise train.batch_size or train.gradient_accumulation_steps"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def a_gauge_that_stops_the_run_is_on(self) -> Self:
+        stopping = self.train.early_stopping
+        if stopping is not None and stopping.metric == "drift":
+            if self.model.scratch is not None:
+                raise ValueError("early_stopping.metric: drift needs a base to drift from")
+            if not self.drift.rows:
+                raise ValueError("early_stopping.metric: drift needs drift.rows of 1 or more")
         return self
 
     @property

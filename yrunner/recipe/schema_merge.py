@@ -32,12 +32,12 @@ class FourBitBase(Section):
 
 
 class MergeSection(Section):
-    """How the adapter is merged into its base, proven and exported."""
+    """How the adapter is merged into its base, or a whole model written anew, and exported."""
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Precision of the merged weights. auto: that of each weight in the base."""
     shard_size: str = Field("5GB", pattern=r"^[1-9]\d*(\.\d+)?(KB|MB|GB)$")
-    """Largest file of weights, such as 200MB. A merge needs about as much memory."""
+    """Largest file of weights, such as 200MB."""
     verify: bool = True
     """Prove on texts that the merged model answers as base and adapter do."""
     weight: float = 1.0

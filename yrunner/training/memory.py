@@ -21,31 +21,12 @@ from yrunner.models.weightless import fake_mode_of
 
 METHOD = (
     "Estimated by running one update on tensors that have shapes and no values, adding up after "
-    "every operation what is alive; ZeRO divides the parts that it shares out by the devices."
+    "every operation what is alive; several GPUs share it out as docs/scaling.md says."
 )
 NOT_COUNTED = (
-    "Not in it: the CUDA context (about 0.5 GB), scratch memory inside kernels, what the allocator "
-    "keeps unused (on a CPU sometimes twice the estimate), DeepSpeed's buffers and gathered layers."
+    "Not in it: the CUDA context (about 0.5 GB), scratch memory inside kernels, and what the "
+    "allocator keeps unused (on a CPU sometimes twice the estimate)."
 )
-
-
-@dataclass(frozen=True)
-class StepMemory:
-    """What a device holds at the busiest moment of an update, in bytes."""
-
-    weights: int
-    """Parameters and buffers, trained and frozen."""
-    gradients: int
-    """Gradients of weights: none when the busiest moment is the forward pass."""
-    optimizer: int
-    """What the optimizer remembers from update to update."""
-    activations: int
-    """Everything else: what backward needs, logits, the optimizer's working memory."""
-
-    @property
-    def peak(self) -> int:
-        """All of it."""
-        return self.weights + self.gradients + self.optimizer + self.activations
 
 
 @dataclass(frozen=True)
@@ -53,36 +34,29 @@ class StepTrace:
     """One update, moment by moment, in bytes on a single device."""
 
     weights: int
+    """Parameters and buffers, trained and frozen."""
     optimizer: int
+    """What the optimizer remembers from update to update."""
     while_computing: tuple[tuple[int, int], ...]
-    """Gradients and activations at the busiest moments of forward and backward."""
+    """Gradients and activations at the busiest moments of forward and backward. Activations are
+    everything that is not listed here: what backward needs, logits, working memory."""
     while_updating: tuple[tuple[int, int], ...]
     """The same of the optimizer's step."""
 
-    def per_device(self, zero_stage: int = 0, num_devices: int = 1) -> StepMemory:
-        """The busiest moment on each of `num_devices` that train together.
+    def busiest_compute(self, gradient_share: float = 1.0) -> tuple[int, int]:
+        """Gradients and activations where most is held, of the gradients only that share."""
+        return max(self.while_computing, key=lambda it: gradient_share * it[0] + it[1])
 
-        ZeRO 1 shares out the optimizer's state and with it the work of its step, 2 the gradients
-        too, 3 the weights too. Activations belong to each device's own micro-batch.
-        """
-        assert zero_stage in (0, 1, 2, 3), zero_stage
-        optimizer_parts = num_devices if zero_stage >= 1 else 1
-        gradient_parts = num_devices if zero_stage >= 2 else 1
-        weight_parts = num_devices if zero_stage >= 3 else 1
-        moments = [
-            StepMemory(
-                weights=-(-self.weights // weight_parts),
-                gradients=-(-gradients // gradient_parts),
-                optimizer=-(-self.optimizer // optimizer_parts),
-                activations=-(-activations // activation_parts),
-            )
-            for activation_parts, peaks in (
-                (1, self.while_computing),
-                (optimizer_parts, self.while_updating),
-            )
-            for gradients, activations in peaks
-        ]
-        return max(moments, key=lambda moment: moment.peak)
+    @property
+    def updating(self) -> int:
+        """The optimizer's working memory at most."""
+        return max(activations for _, activations in self.while_updating)
+
+    @property
+    def peak(self) -> int:
+        """All that a device holds at the busiest moment of training alone."""
+        moments = map(sum, self.while_computing + self.while_updating)
+        return self.weights + self.optimizer + max(moments)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,8 @@ from transformers import TrainerCallback, TrainerState
 
 from yrunner.console import format_duration, is_terminal, printable, say, terminal
 from yrunner.losses.nlirg import ZONES
+from yrunner.training.drift import drift_points, drift_warning
+from yrunner.training.sentences import KEPT, described
 
 Record = Mapping[str, Any]
 """One line of the metrics: what the trainer hands to `on_log`."""
@@ -41,6 +43,8 @@ class History:
     seconds_left: float | None = None
     records: list[Record] = field(default_factory=list)
     validations: list[tuple[int, float]] = field(default_factory=list)
+    drifts: list[tuple[float, float]] = field(default_factory=list)
+    """Loss and drift of every validation that measured both."""
     validation_batches: int = 0
     """Batches of a validation that is under way; 0 when none is."""
 
@@ -50,6 +54,7 @@ class History:
             self.records.append(record)
         if "eval_loss" in record:
             self.validations.append((step, record["eval_loss"]))
+            self.drifts += drift_points([record])
             self.validation_batches = 0
 
     @property
@@ -160,14 +165,15 @@ class LiveProgress(TrainerCallback):
 
 def log_line(record: Record, history: History) -> str:
     """One record as one plain line, for a log file."""
-    parts = [f"step {history.step}/{history.max_steps}", *_described(record, "epoch")]
+    parts = [f"step {history.step}/{history.max_steps}", *described(record, "epoch")]
     if "eval_loss" in record:
-        parts += _described(record, "eval_loss") + _best(history)
+        parts += described(record, "eval_loss", "eval_drift") + _best(history)
+        parts += drift_warning(history.drifts)
         return "  ".join(parts)
-    parts += _described(record, "loss", "weighted_loss", "mean_weight")
+    parts += described(record, "loss", "weighted_loss", "mean_weight")
     shares = [f"{zone} {record[f'zone_{zone}']:.0%}" for zone in ZONES if f"zone_{zone}" in record]
     parts += [" ".join(shares)] if shares else []
-    parts += _described(record, "learning_rate", "targets_per_second", "memory_gib")
+    parts += described(record, *KEPT, "learning_rate", "targets_per_second", "memory_gib")
     return "  ".join([*parts, *_time_left(history)])
 
 
@@ -178,9 +184,10 @@ def draw(history: History, terminal_width: int) -> RenderableType:
     parts: list[RenderableType] = [_draw_bar(history, record), "", _draw_curves(history, width)]
     if "zone_easy" in record:
         parts += ["", zone_bar(record, width), _zone_legend(record)]
-    facts = ("learning_rate", "mean_weight", "grad_norm", "targets_per_second", "memory_gib")
-    if described := _described(record, *facts):
-        parts += ["", Text(" · ".join(described), style="dim")]
+    parts += [Text(line, style="yellow") for line in drift_warning(history.drifts)]
+    facts = described(record, "learning_rate", "mean_weight", "grad_norm", *KEPT)
+    if facts := facts + described(record, "targets_per_second", "memory_gib"):
+        parts += ["", Text(" · ".join(facts), style="dim")]
     return Panel(
         Group(*parts),
         title=Text(f" {history.title} ", style="bold"),
@@ -226,7 +233,7 @@ def zone_bar(shares: Record, width: int) -> Text:
 
 def _draw_bar(history: History, record: Record) -> Table:
     batch = history.validation_batches
-    left = [f"step {history.step}/{history.max_steps}", *_described(record, "epoch")]
+    left = [f"step {history.step}/{history.max_steps}", *described(record, "epoch")]
     right = [f"validating, batch {batch}"] if batch else _time_left(history)
     total = max(1, history.max_steps)
     row = Table.grid(padding=(0, 2), expand=True)
@@ -244,8 +251,9 @@ def _draw_curves(history: History, width: int) -> Table:
         "loss": [each["loss"] for each in history.records],
         "weighted loss": [value for value in weighted if value is not None],
         "validation": [loss for _, loss in history.validations],
+        "drift": [drift for _, drift in history.drifts],
     }
-    styles = {"loss": "cyan", "weighted loss": "magenta", "validation": "green"}
+    styles = {"loss": "cyan", "weighted loss": "magenta", "validation": "green", "drift": "yellow"}
     rows = Table.grid(padding=(0, 2))
     for label, values in curves.items():
         note = "  ".join(_best(history)) if label == "validation" else ""
@@ -262,24 +270,6 @@ def _zone_legend(record: Record) -> Text:
         legend.append(f"{glyph} ", style=colour)
         legend.append(f"{zone} {record.get(f'zone_{zone}') or 0.0:.0%}   ")
     return legend
-
-
-_SENTENCES = {
-    "epoch": "epoch {:.2f}",
-    "loss": "loss {:.4f}",
-    "weighted_loss": "weighted {:.4f}",
-    "eval_loss": "validation loss {:.4f}",
-    "mean_weight": "mean weight {:.2f}",
-    "learning_rate": "lr {:.1e}",
-    "grad_norm": "gradient norm {:.2f}",
-    "targets_per_second": "{:,.0f} targets/s",
-    "memory_gib": "{:.1f} GiB",
-}
-
-
-def _described(record: Record, *keys: str) -> list[str]:
-    """The values of these keys in words; a key that was not logged is left out."""
-    return [_SENTENCES[key].format(record[key]) for key in keys if record.get(key) is not None]
 
 
 def _best(history: History) -> list[str]:

@@ -21,7 +21,9 @@ from yrunner.recipe.schema_spikes import Spikes
 from yrunner.run_dir import RunDir
 from yrunner.tokens import IGNORE_INDEX
 from yrunner.training.compilation import compiled_layers
+from yrunner.training.drift import DriftGauge
 from yrunner.training.guard import Guard
+from yrunner.training.keeping import Keeping, Micro
 from yrunner.training.meter import SignalMeter
 from yrunner.training.rehearsal import is_worth_it, rehearse
 from yrunner.training.saving import SavingTrainer
@@ -88,9 +90,13 @@ class SignalTrainer(SavingTrainer):
         self.watchers = watchers
         self.sums = [self.meter, self.guard, *watchers]
         self.weights_of_update: list[Tensor] = []
+        self.keeping: Keeping | None = None
+        """What holds the model to its base, see keeping.py."""
+        self.gauge: DriftGauge | None = None
 
     def use_layout(self, layout: Layout) -> None:
         """Lay out micro-batches so. Without a call, every example has a row of its own."""
+        self.layout = layout
         self.data_collator = partial(collate, pad_token_id=self.pad_token_id, layout=layout)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
@@ -161,7 +167,17 @@ class SignalTrainer(SavingTrainer):
         self.meter.add(record_R)
         self.guard.add(record_R)
         self.weights_of_update.append(targets.weight_N.sum())
-        return targets.weighted / num_items_in_batch
+        loss = targets.weighted / num_items_in_batch
+        held = self._held_back(model)
+        return loss if held is None else loss + held
+
+    def _held_back(self, model: nn.Module) -> Tensor | None:
+        """What keeping adds to the loss of the micro-batch whose targets were seen last."""
+        if self.keeping is None:
+            return None
+        number = len(self.weights_of_update) - 1
+        micro = Micro(self.state.global_step, number, self.plan.micro_batch_size)
+        return self.keeping.loss(self.model, model, micro)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """Trainer's, and the last look at the update before the optimizer moves."""
@@ -209,6 +225,8 @@ class SignalTrainer(SavingTrainer):
         record = meter.drain()
         metrics = {f"{metric_key_prefix}_loss": record["loss"]}
         metrics[f"{metric_key_prefix}_targets"] = record["targets"]
+        if self.gauge is not None:
+            metrics[f"{metric_key_prefix}_drift"] = self.gauge.measure(self.model)
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
@@ -221,6 +239,7 @@ class SignalTrainer(SavingTrainer):
             return  # Trainer's summary of the run: its mean of means is none of our figures
         if "loss" in logs:
             logs |= self.meter.drain()
+            logs |= {} if self.keeping is None else self.keeping.drain()
         super().log(logs)
 
     def _prepare_for_training(self, *args: Any) -> Any:

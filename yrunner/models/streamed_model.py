@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from accelerate import init_empty_weights
@@ -19,12 +19,15 @@ from yrunner.errors import ModelError
 from yrunner.models.failures import explain_failure
 from yrunner.models.quiet import quiet_libraries
 
-Read = Callable[[str], Tensor]
-"""Gives a weight by its name in the model."""
+
+class Read(Protocol):
+    """What gives a weight by its name in the model, in its own dtype or another."""
+
+    def __call__(self, name: str, dtype: torch.dtype | None = None) -> Tensor: ...
 
 
 @dataclass(frozen=True)
-class Skeleton:
+class StreamedModel:
     """A model whose weights stand for themselves by one number each, which is NaN.
 
     Whatever is computed without the weights is NaN too, and seen.
@@ -50,8 +53,11 @@ class Skeleton:
         before = [(weight, weight.data) for weight in module.parameters(recurse=False)]
         try:
             for weight, data in before:
-                absent = self.absent(weight)
-                weight.data = read(self.names[id(weight)]).float() if absent else data.clone()
+                weight.data = (
+                    read(self.names[id(weight)], torch.float32)
+                    if self.absent(weight)
+                    else data.clone()
+                )
             yield
         finally:
             for weight, data in before:
@@ -91,14 +97,14 @@ class Skeleton:
         return pairs
 
 
-def build_skeleton(
+def build_streamed_model(
     config: PreTrainedConfig,
     *,
     prepare: Callable[[Any], None] = lambda _model: None,
     kept: frozenset[str] = frozenset(),
     trust_remote_code: bool = False,
-) -> Skeleton:
-    """The skeleton of a causal language model.
+) -> StreamedModel:
+    """The streamed form of a causal language model.
 
     `prepare` may change the model before its weights are named. The weights `kept` get their full
     memory: an adapter that is attached afterwards brings them. Raises `ModelError` for a config of
@@ -121,7 +127,7 @@ def build_skeleton(
     _replace_weights(model, kept)
     names = {id(weight): name for name, weight in model.named_parameters()}
     modules = {id(module): name for name, module in model.named_modules()}
-    return Skeleton(model.eval(), names, modules)
+    return StreamedModel(model.eval(), names, modules)
 
 
 def is_placeholder(weight: Tensor) -> bool:

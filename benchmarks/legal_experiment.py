@@ -1,0 +1,210 @@
+"""The tables and the picture of docs/does-nlirg-help.md, from the runs that are finished.
+
+    yrun compare recipes/legal_compare.yaml
+    python -m benchmarks.legal_experiment [--domain-accuracy 0.8] [--picture plain,nlirg FILE]
+
+Reads what `yrun compare` has measured, trains nothing, and prints Markdown: all arms after the last
+update and at equal domain accuracy, how much of what plain loss forgets and memorises each arm
+does, what is forgotten at each distance from the field, and which kinds of fault come back.
+"""
+
+import argparse
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+
+from benchmarks.sort_quality import ROOT
+from yrunner.commands.compare_figures import (
+    Chosen,
+    Curves,
+    Spread,
+    at_domain_accuracy,
+    at_the_end,
+    differences,
+    domain_threshold,
+    forgetting,
+    measure_spread,
+    spread,
+)
+from yrunner.commands.compare_points import Measurement, Point
+from yrunner.commands.compare_runs import base_name, plan_runs
+from yrunner.commands.compare_tables import percent
+from yrunner.evaluation.results import Difference
+from yrunner.recipe.arms import choose_arms
+from yrunner.recipe.load import load_recipe
+from yrunner.reports.comparison_plots import PlanePoint, forgetting_plane
+from yrunner.run_dir import CompareDir
+
+RECIPE = ROOT / "recipes/legal_compare.yaml"
+GENERAL_TEST = ROOT / "recipes/data/general_test.jsonl"
+DISTANCES = ("near", "middle", "far")
+KINDS = ("wrong_article", "swapped_answer", "cut", "typos", "garbled")
+MEASURES = ("domain", "general", "memorised", "repetition_3")
+MINUS = re.compile(r"-(?=\d)")
+
+
+@dataclass(frozen=True)
+class Found:
+    """What is there of the experiment."""
+
+    curves: Curves
+    base: Point
+    num_seeds: int
+
+
+def main() -> None:
+    """Print the tables, and draw the picture where one is asked for."""
+    arguments = _parse()
+    found = find_runs(arguments.overrides)
+    threshold = arguments.domain_accuracy or domain_threshold(found.curves)
+    views = {
+        "After the last update": at_the_end(found.curves),
+        f"At equal domain accuracy, {threshold:.1%}": at_domain_accuracy(found.curves, threshold),
+    }
+    for title, chosen in views.items():
+        _print_figures(title, found, chosen)
+        _print_differences(title, chosen)
+        _print_shares(f"{title}: general side by distance", found, chosen, by_distance())
+        _print_shares(f"{title}: memorised by kind of fault", found, chosen, _by_kind)
+    if arguments.picture:
+        arms, file = arguments.picture
+        Path(file).write_text(_picture(found, arms.split(","), threshold) + "\n", "utf-8")
+        print(file)
+
+
+def find_runs(overrides: Sequence[str]) -> Found:
+    """The finished runs of every arm that has one, and their base."""
+    recipe = load_recipe(RECIPE, overrides)
+    arms = choose_arms(RECIPE, overrides, vary=(), only=None)
+    curves: dict[str, dict[int, tuple[Point, ...]]] = {}
+    runs = plan_runs(RECIPE, overrides, arms, recipe.compare.seeds)
+    for run in runs:
+        if measurement := run.measurement:
+            curves.setdefault(run.arm, {})[run.seed] = measurement.points
+    base = Measurement.load(CompareDir(recipe.run_folder).base(base_name(runs[0].recipe)))
+    if base is None or not curves:
+        raise SystemExit(f"nothing is measured yet: yrun compare {RECIPE}")
+    in_order = {arm.name: curves[arm.name] for arm in arms if arm.name in curves}
+    return Found(in_order, base.points[0], len(recipe.compare.seeds))
+
+
+def by_distance() -> Callable[[Point], dict[str, float]]:
+    """Tells of a point which share of the general questions of each distance is right."""
+    rows = map(json.loads, GENERAL_TEST.read_text("utf-8").splitlines())
+    distances = [row["field"] for row in rows]
+
+    def shares(point: Point) -> dict[str, float]:
+        right = point.results.tasks["general"].per_question["exact"]
+        pairs = list(zip(distances, right, strict=True))
+        return {
+            name: fmean(each for distance, each in pairs if distance == name) for name in DISTANCES
+        }
+
+    return shares
+
+
+def _by_kind(point: Point) -> dict[str, float]:
+    assert point.results.faults is not None, "the recipe lists faults"
+    return {kind: point.results.faults.by_kind[kind] for kind in KINDS}
+
+
+def _print_figures(title: str, found: Found, chosen: Chosen) -> None:
+    base = found.base.figures
+    shown = [f"{100 * base[measure]:.1f}" for measure in MEASURES]
+    rows = [["(base)", "", "0", *shown, "", "", ""]]
+    first = next(iter(chosen.values()))
+    for arm, points in chosen.items():
+        row = [arm, f"{len(points)} of {found.num_seeds}"]
+        if points:
+            row.append(f"{fmean(point.step for point in points.values()):,.0f}")
+            row += [percent(measure_spread(points, measure)) or "" for measure in MEASURES]
+            row.append(percent(forgetting(points, found.base), signed=True) or "")
+            same_seeds = {seed: first[seed] for seed in points if seed in first}
+            row += _beside(_prices(points, found.base), _prices(same_seeds, found.base))
+        rows.append(row)
+    columns = ["arm", "runs", "update", "domain", "general", "memorised faults"]
+    columns += ["3-gram repetition", "forgetting", "share of plain's", "of its memorised faults"]
+    _print_table(title, columns, rows)
+
+
+def _prices(points: Mapping[int, Point], base: Point) -> list[Spread | None]:
+    """What an arm has forgotten and memorised."""
+    return [forgetting(points, base), measure_spread(points, "memorised")]
+
+
+def _beside(own: Sequence[Spread | None], first: Sequence[Spread | None]) -> list[str]:
+    """Each mean as a share of that of the first arm, where that is not 0."""
+    pairs = zip(own, first, strict=True)
+    return [f"{one.mean / other.mean:.2f}" if one and other else "" for one, other in pairs]
+
+
+def _print_differences(title: str, chosen: Chosen) -> None:
+    measures = ("domain", "general", "memorised")
+    apart = {measure: differences(chosen, measure) for measure in measures}
+    rows = []
+    for arm in list(chosen)[1:]:
+        rows.append([arm, *(_told(apart[measure][arm]) for measure in measures)])
+    first = next(iter(chosen))
+    _print_table(f"{title}: beside {first}, points and 95 % interval", ["arm", *measures], rows)
+
+
+def _told(difference: Difference | None) -> str:
+    """In points of a hundred, with its interval; a star where that leaves out 0."""
+    if difference is None or difference.low is None or difference.high is None:
+        return ""
+    ends = f"{100 * difference.low:+.1f} to {100 * difference.high:+.1f}"
+    return f"{100 * difference.value:+.1f} ({ends})" + ("" if difference.is_noise else r" \*")
+
+
+def _print_shares(
+    title: str, found: Found, chosen: Chosen, shares_of: Callable[[Point], Mapping[str, float]]
+) -> None:
+    names = list(shares_of(found.base))
+    rows = [["(base)", *(f"{100 * share:.1f}" for share in shares_of(found.base).values())]]
+    for arm, points in chosen.items():
+        shares = [shares_of(point) for point in points.values()]
+        means = [percent(spread(share[name] for share in shares)) or "" for name in names]
+        rows.append([arm, *means])
+    _print_table(title, ["arm", *names], rows)
+
+
+def _print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    print(f"\n**{title}**\n")
+    for row in (columns, ["---"] * len(columns), *rows):
+        filled = [*row, *[""] * (len(columns) - len(row))]
+        print(MINUS.sub("\N{MINUS SIGN}", f"| {' | '.join(filled)} |"))
+
+
+def _picture(found: Found, arms: Sequence[str], threshold: float) -> str:
+    general = found.base.figures["general"]
+    paths = {}
+    for arm in arms:
+        by_step: dict[int, list[Point]] = {}
+        for points in found.curves[arm].values():
+            for point in points:
+                by_step.setdefault(point.step, []).append(point)
+        paths[arm] = [
+            PlanePoint(
+                fmean(point.figures["general"] - general for point in points),
+                fmean(point.figures["domain"] for point in points),
+            )
+            for _, points in sorted(by_step.items())
+        ]
+    return forgetting_plane(paths, PlanePoint(0.0, found.base.figures["domain"]), threshold)
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("overrides", nargs="*", help="as yrun compare was given them")
+    parser.add_argument("--domain-accuracy", type=float, help="default: as yrun compare has it")
+    parser.add_argument("--picture", nargs=2, metavar=("ARMS", "FILE"), help="draw these arms")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,189 @@
+"""Kept rows beside the field's: the loss of an update, whatever its micro-batches."""
+
+import math
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+from tests.training.conftest import relative_difference, slow_losses, weights_of
+from yrunner.data.keep_plan import make_keep_plan
+from yrunner.data.layouts import fit_rows, one_per_row
+from yrunner.losses.nlirg import nlirg_weight
+from yrunner.scoring.base_answers import keep_tops
+from yrunner.training.keeping import HeldRows, Micro
+from yrunner.training.metrics_file import read_metrics
+
+ONE_STEP = dict(optimizer="sgd", learning_rate=1.0, max_grad_norm=0.0, max_steps=1)
+STRENGTH = 2.0
+
+
+def fitted(lengths):
+    return fit_rows(lengths, hidden_size=32)
+
+
+@pytest.fixture
+def make_tuned(make_model):
+    """A model that has moved from its base a little: with an adapter, or in all its weights."""
+
+    def make(kind="lora"):
+        torch.manual_seed(1)
+        if kind == "full":
+            return make_model(seed=1)
+        config = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+        model = get_peft_model(make_model(), config)
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.data.normal_(std=0.2)
+        return model
+
+    return make
+
+
+@pytest.fixture
+def hold(make_model, capitals_tokenizer):
+    """Let a trainer hold its model to the base on some rows."""
+    pad = capitals_tokenizer.pad_token_id
+
+    def hold_trainer(trainer, rows, kind="lora", *, by_text=False):
+        tops = None
+        if kind == "full":
+            tops = keep_tops(make_model(), rows, top=10_000, pad_token_id=pad, max_tokens=500)
+        plan = make_keep_plan(
+            [len(row.target_positions) for row in rows],
+            [len(row.input_ids) for row in rows],
+            per_update=trainer.plan.kept,
+            seed=0,
+        )
+        trainer.keeping = HeldRows(
+            rows,
+            plan,
+            lanes=trainer.plan.lanes,
+            strength=STRENGTH,
+            by_text=by_text,
+            tops=tops,
+            pad_token_id=pad,
+            layout=trainer.layout,
+        )
+        return trainer
+
+    return hold_trainer
+
+
+def slow_divergences(model, base, example):
+    """KL(base || model) at each target, from all logits of one example alone."""
+    places = [place - 1 for place in example.target_positions]
+    ids = torch.tensor([example.input_ids])
+    with torch.no_grad():
+        log_base = base(ids).logits[0, places].log_softmax(-1)
+    return (log_base.exp() * (log_base - model(ids).logits[0, places].log_softmax(-1))).sum(-1)
+
+
+@pytest.mark.parametrize("kind", ["lora", "full", "text"])
+@pytest.mark.parametrize("layout", [one_per_row, fitted], ids=["alone", "together"])
+def test_an_update_learns_the_field_and_is_held_at_the_kept_rows(
+    make_model, make_tuned, examples, make_trainer, hold, kind, layout
+):
+    model, slow = make_tuned(kind), make_tuned(kind)
+    trainer = make_trainer(
+        model, examples[:5], loss="nlirg", batch_size=8, kept=3, layout=layout, **ONE_STEP
+    )
+    hold(trainer, examples[20:26], kind, by_text=kind == "text")
+    kept = [examples[20 + example] for (example,) in trainer.keeping.plan.rows(0)]
+    before = weights_of(slow)
+    trainer.train()
+    loss_N = torch.cat([slow_losses(slow, example) for example in examples[:5]])
+    loss = (nlirg_weight(loss_N.detach()) * loss_N).mean()
+    base = make_model()
+    if kind == "text":
+        held_N = torch.cat([slow_losses(slow, example) for example in kept])
+    else:
+        held_N = torch.cat([slow_divergences(slow, base, example) for example in kept])
+    (loss + STRENGTH * held_N.mean()).backward()
+    with torch.no_grad():
+        for weight in slow.parameters():
+            if weight.grad is not None:
+                weight -= weight.grad
+    moved = (weights_of(slow) - before).norm()
+    assert (weights_of(slow) - weights_of(model)).norm() < 1e-4 * moved
+    (record,) = read_metrics(trainer.run_dir.metrics)
+    name = "keep_text_loss" if kind == "text" else "keep_divergence"
+    assert record[name] == pytest.approx(held_N.mean().item(), rel=1e-4)
+    assert record["targets"] == len(loss_N), "kept targets are no targets of the field"
+
+
+@pytest.mark.parametrize(("kind", "token_batch"), [("lora", 7), ("full", 0)])
+def test_accumulation_changes_nothing_where_rows_are_kept(
+    make_tuned, examples, make_trainer, hold, kind, token_batch
+):
+    reached = []
+    for batch_size, accumulation in ((16, 1), (4, 4), (1, 16)):
+        model = make_tuned(kind)
+        trainer = make_trainer(
+            model,
+            examples,
+            loss="nlirg",
+            folder=f"run-{batch_size}",
+            batch_size=batch_size,
+            gradient_accumulation_steps=accumulation,
+            token_batch=token_batch,
+            learning_rate=1e-3,
+            kept=5,
+            max_steps=2,
+        )
+        hold(trainer, examples[20:33], kind).train()
+        reached.append(model)
+    assert relative_difference(make_tuned(kind), reached[0]) > 5e-5
+    assert relative_difference(reached[0], reached[1]) < 1e-5
+    assert relative_difference(reached[0], reached[2]) < 1e-5
+
+
+def test_the_kept_rows_of_an_update_lie_in_its_micro_batches_once(
+    make_tuned, examples, make_trainer, hold
+):
+    for batch_size, accumulation in ((16, 1), (4, 4), (3, 5), (1, 16)):
+        trainer = make_trainer(
+            make_tuned(),
+            examples,
+            folder=f"run-{batch_size}",
+            batch_size=batch_size,
+            gradient_accumulation_steps=accumulation,
+            kept=5,
+        )
+        keeping = hold(trainer, examples[20:33]).keeping
+        for update in (0, 1, 7):
+            found = [
+                example
+                for number in range(accumulation)
+                for example in keeping.examples_of(Micro(update, number, batch_size))
+            ]
+            assert found == [row[0] for row in keeping.plan.rows(update)]
+
+
+def test_dropout_of_the_adapter_does_not_reach_the_base(
+    make_model, capitals_tokenizer, examples, make_trainer, hold
+):
+    config = LoraConfig(r=4, lora_dropout=0.5, target_modules="all-linear", task_type="CAUSAL_LM")
+    model = get_peft_model(make_model(), config)
+    trainer = make_trainer(model, examples[:8], batch_size=4, kept=2, max_steps=2)
+    hold(trainer, examples[20:24])
+    model.train()
+    before = {name: weight.requires_grad for name, weight in model.named_parameters()}
+    loss = trainer.keeping.loss(model, model, Micro(0, 0, 4))
+    assert model.training
+    assert before == {name: weight.requires_grad for name, weight in model.named_parameters()}
+    # A new adapter changes nothing yet, whatever dropout leaves of it.
+    assert loss.item() == pytest.approx(0, abs=1e-5)
+
+
+def test_strength_beside_the_mean_of_the_field_does_not_depend_on_the_share(
+    make_tuned, examples, make_trainer, hold
+):
+    sizes = []
+    for kept in (2, 6):
+        model = make_tuned()
+        trainer = make_trainer(model, examples[:8], batch_size=8, kept=kept, folder=f"{kept}")
+        hold(trainer, [examples[20]] * 6)
+        sizes.append(trainer.keeping.loss(model, model, Micro(0, 0, 8)).item())
+    assert sizes[0] == pytest.approx(sizes[1], rel=1e-4)
+    assert math.isfinite(sizes[0]) and sizes[0] > 0
