@@ -135,13 +135,15 @@ def test_a_table_with_little_in_it_is_printed(capsys, rows):
 
 
 @pytest.mark.parametrize(
-    "text", ["12,345", "91 %", "-0.5", "1.2 GiB", "0.4 ± 0.1", "1e-4", "–", ""]
+    "text", ["12,345", "91 %", "-0.5", "1.2 GiB", "0.4 ± 0.1", "1e-4", "-1.2 to +3.4 *", "–", ""]
 )
 def test_numbers_are_recognised(text):
     assert console.reads_as_number(text)
 
 
-@pytest.mark.parametrize("text", ["legal", "v2.yaml", "2026-01-01", "1.2.3.4", "第1条"])
+@pytest.mark.parametrize(
+    "text", ["legal", "1 to many", "v2.yaml", "2026-01-01", "1.2.3.4", "第1条"]
+)
 def test_text_is_not_taken_for_a_number(text):
     assert not console.reads_as_number(text)
 

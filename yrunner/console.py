@@ -25,7 +25,8 @@ _HARMFUL = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
 )
 _FIGURE = r"[+\-−]?\d[\d,]*(\.\d+)?(e[+-]?\d+)?"
-_NUMBER = re.compile(rf"{_FIGURE}( ?± ?{_FIGURE})?( ?[%\w/]{{1,10}})?", re.IGNORECASE)
+_SPREAD = rf" ?± ?{_FIGURE}|\sto\s{_FIGURE}(\s\*)?"
+_NUMBER = re.compile(rf"{_FIGURE}({_SPREAD})?( ?[%\w/]{{1,10}})?", re.IGNORECASE)
 _NO_NUMBER = {"", "–", "nan", "inf", "-inf"}
 
 # A log without a terminal is as wide as its tables: a cut number would be worse than a long line.
@@ -155,7 +156,7 @@ def as_gigabytes(number: int) -> str:
 
 
 def reads_as_number(text: str) -> bool:
-    """Whether a cell belongs to a column of numbers: `12,345`, `91 %`, `0.4 ± 0.1`, a dash."""
+    """Whether a cell belongs to a column of numbers: `12,345`, `91 %`, `0.4 ± 0.1`, `-1 to 2 *`."""
     return text.lower() in _NO_NUMBER or _NUMBER.fullmatch(text) is not None
 
 

@@ -26,13 +26,17 @@ class MergeSource:
     adapters: list[Weighted]
     """None at all where whole weights are only written in another form."""
     as_trained: FourBits | None
+    trained_coarsely: bool = False
+    """Whether the base was quantized while the adapter was trained."""
 
     @property
     def described(self) -> str:
         """How the weights of the base are taken."""
-        if self.as_trained is None:
-            return "exact weights"
-        return f"as trained: {self.as_trained.quant_type} made exact again"
+        if self.as_trained is not None:
+            return f"as trained: {self.as_trained.quant_type} made exact again"
+        if self.trained_coarsely:
+            return "exact weights, not the quantized ones that the adapter was trained on"
+        return "exact weights"
 
     @property
     def result(self) -> str:
@@ -63,7 +67,13 @@ def merge_source(recipe: Recipe, run_dir: RunDir) -> MergeSource:
         key = read_json(run_dir.base)["key"] if run_dir.base.exists() else None
         return MergeSource(open_checkpoint(str(run_dir.model)), key, adapters, None)
     key = check_base(recipe, run_dir)
-    return MergeSource(open_checkpoint(base_source(recipe)), key, adapters, _four_bits(recipe))
+    return MergeSource(
+        open_checkpoint(base_source(recipe)),
+        key,
+        adapters,
+        _four_bits(recipe),
+        trained_coarsely=recipe.tuning.kind == "qlora",
+    )
 
 
 def _check_there_is_work(recipe: Recipe, *, own: bool) -> None:

@@ -78,7 +78,7 @@ def _explain_explosion(
     if this_rank() == 0:
         write_json(run_dir.explosion, content)
     kept = ""
-    if broken is None:
+    if broken is None and trainer.state.global_step:
         trainer.save_before_update()
         kept = f"; update {exploded.update - 1:,} is kept in {run_dir.checkpoints}"
     shown = guilty or rows
@@ -113,7 +113,7 @@ def _rows_alone(trainer: SignalTrainer) -> list[UpdateRow]:
         model.zero_grad()
         with trainer.compute_loss_context_manager():
             targets = measure_targets(model, inputs, trainer.weight)
-        targets.weighted.backward()
+        targets.weighted.backward()  # type: ignore[no-untyped-call]
         loss = float(targets.loss_N.double().mean())
         norm = _gradient_norm(model)
         finite = math.isfinite(loss) and math.isfinite(norm)
