@@ -37,7 +37,8 @@ def qwen3(tmp_path_factory: pytest.TempPathFactory, capitals_tokenizer: Any) -> 
 
 
 def test_the_recipes_are_there():
-    assert {"qwen3_lora.yaml", "qwen3_cpt.yaml"} <= set(RECIPES)
+    names = ("lora", "qlora", "full_zero3", "cpt")
+    assert {f"qwen3_{name}.yaml" for name in names} <= set(RECIPES)
 
 
 @pytest.mark.parametrize("name", RECIPES)

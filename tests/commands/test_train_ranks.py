@@ -79,7 +79,7 @@ def test_two_processes_are_stopped_killed_and_gone_on_with_by_one_and_nothing_is
     running = started(*TOGETHER)
     wait_for_updates(running, 3)
     running.send_signal(signal.SIGTERM)
-    said, errors = running.communicate(timeout=60)
+    said, errors = running.communicate(timeout=240)
     assert running.returncode == 143
     stopped = r"stopped; update (\d+) is saved in .*outputs/base\. Go on with: yrun train base.yaml"
     assert re.fullmatch(rf"{stopped} distributed.processes=2 --resume", errors.splitlines()[-1])
@@ -91,7 +91,7 @@ def test_two_processes_are_stopped_killed_and_gone_on_with_by_one_and_nothing_is
     wait_for_updates(running, last + 3)
     rank(running, 1).kill()
     killed_at = time.monotonic()
-    _, errors = running.communicate(timeout=60)
+    _, errors = running.communicate(timeout=240)
     assert time.monotonic() - killed_at < 30
     assert running.returncode == 2
     assert "process 1 of the run was killed" in errors
@@ -195,7 +195,7 @@ def test_two_machines_learn_what_one_does(project, change):
             )
             for number, machine in enumerate(machines)
         ]
-        ended = [process.communicate(timeout=150) for process in running]
+        ended = [process.communicate(timeout=300) for process in running]
         assert [process.returncode for process in running] == [0, 0], ended
     alone = ["train.gradient_accumulation_steps=2", "name=alone", "output=outputs/alone"]
     train(Path("base.yaml"), alone, resume=False, overwrite=False)
