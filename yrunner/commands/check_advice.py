@@ -7,7 +7,6 @@ from yrunner.commands.check_machine import Machine
 from yrunner.commands.check_memory import Estimator, MemoryLine, lines_of
 from yrunner.commands.memory_advice import variants
 from yrunner.data.conversation import TokenizedExample
-from yrunner.recipe.schema import Recipe
 from yrunner.training.memory import Untraceable
 
 MOST_GPUS = 512
@@ -72,7 +71,7 @@ def _other_machines(estimator: Estimator, micro_batch: Sequence[TokenizedExample
 def _first_that_fits(
     estimator: Estimator, micro_batch: Sequence[TokenizedExample], machine: Machine
 ) -> MemoryLine | None:
-    recipe: Recipe = estimator.recipe
+    recipe = estimator.recipe
     found = estimator.estimate(
         recipe.tuning, micro_batch, recomputes=recipe.train.gradient_checkpointing
     )
