@@ -14,6 +14,9 @@ from yrunner.run_dir import RunDir, read_json
 WITH_ADAPTER = ("lora", "qlora")
 """Kinds of tuning whose result is an adapter; that of the others is a whole model."""
 
+ON_QUANTIZED_BASE = ("qlora",)
+"""Those of them that store their base in fewer bits while they train."""
+
 
 @dataclass(frozen=True)
 class MergeSource:
@@ -72,7 +75,7 @@ def merge_source(recipe: Recipe, run_dir: RunDir) -> MergeSource:
         key,
         adapters,
         _four_bits(recipe),
-        trained_coarsely=recipe.tuning.kind == "qlora",
+        trained_coarsely=recipe.tuning.kind in ON_QUANTIZED_BASE,
     )
 
 
