@@ -126,7 +126,7 @@ def _print_figures(title: str, found: Found, chosen: Chosen) -> None:
             row += _beside(_prices(points, found.base), _prices(same_seeds, found.base))
         rows.append(row)
     columns = ["arm", "runs", "update", "domain", "general", "memorised faults"]
-    columns += ["3-gram repetition", "forgetting", "share of plain's", "of its memorised faults"]
+    columns += ["3-gram repetition", "forgetting", "forgetting / plain", "memorised / plain"]
     _print_table(title, columns, rows)
 
 
