@@ -48,7 +48,7 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cases", type=int, default=50, help="kills; of others about as many")
+    parser.add_argument("--cases", type=int, default=50, help="kills; half of it disks and files")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", action="append", choices=[*CAMPAIGNS], help="repeatable")
     parser.add_argument("--record", type=Path, help="a file for every case, a line each")
@@ -93,7 +93,7 @@ def _disk(workshop: Workshop, cases: int, seed: int) -> Iterator[Case]:
         print("disk: left out, this user cannot mount a file system")
         return
     import_everything()
-    yield from full_disk_cases(workshop, cases, random.Random(seed))
+    yield from full_disk_cases(workshop, -(-cases // 2), random.Random(seed))
 
 
 def _closed(workshop: Workshop, cases: int, seed: int) -> Iterator[Case]:
@@ -104,8 +104,8 @@ def _closed(workshop: Workshop, cases: int, seed: int) -> Iterator[Case]:
         print("closed: left out, this user cannot mount a file system")
         return
     import_everything()
-    yield from read_only_cases(workshop, cases)
-    yield from permission_cases(workshop, cases)
+    yield from read_only_cases(workshop, -(-cases // 4))
+    yield from permission_cases(workshop, -(-cases // 4))
 
 
 def _changing(workshop: Workshop, cases: int, seed: int) -> Iterator[Case]:
@@ -113,7 +113,7 @@ def _changing(workshop: Workshop, cases: int, seed: int) -> Iterator[Case]:
     from benchmarks.fault_campaign.child import import_everything
 
     import_everything()
-    yield from changing_file_cases(workshop, cases, random.Random(seed))
+    yield from changing_file_cases(workshop, -(-cases // 2), random.Random(seed))
 
 
 CAMPAIGNS: dict[str, Callable[[Workshop, int, int], Iterator[Case]]] = {

@@ -17,13 +17,14 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from benchmarks.memory import full_batch
 from yrunner.console import print_table, progress
+from yrunner.models.quantized import bytes_of_stored
 from yrunner.models.weight_counts import count_weights_of
 from yrunner.models.weightless import build_weightless
 from yrunner.recipe.schema_model import FullTuning, LoraTuning, Tuning
 from yrunner.training.layer_trace import trace_update
 from yrunner.training.memory import Untraceable
 from yrunner.training.operations import Attention, Operations, count_operations
-from yrunner.training.sharing import Job, Layout, memory_per_gpu
+from yrunner.training.sharing import Job, Sharing, memory_per_gpu
 from yrunner.training.traffic import Traffic, traffic_per_gpu
 
 QWEN3 = {"model_type": "qwen3", "vocab_size": 151_936, "head_dim": 128, "num_key_value_heads": 8}
@@ -88,7 +89,9 @@ def config_of(form: str) -> PreTrainedConfig:
 def job_of(form: str, kind: str, length: int = LENGTHS[0]) -> Job:
     """An update of one row of so many targets."""
     if kind == "qlora":
-        return replace(job_of(form, "lora", length), in_4_bits=True)
+        return replace(
+            job_of(form, "lora", length), stored=bytes_of_stored("nf4", double_quant=True)
+        )
     tuning: Tuning = FullTuning(kind="full") if kind == "full" else LoraTuning(dropout=0.0)
     build = partial(build_weightless, tuning=tuning, dtype=torch.bfloat16)
     whole = build(config_of(form))
@@ -120,19 +123,19 @@ def operations_of(form: str, kind: str, length: int) -> Operations:
     )
 
 
-def layouts(gpus: int) -> list[Layout]:
+def layouts(gpus: int) -> list[Sharing]:
     """All that can be compared."""
-    return [Layout(gpus), *(Layout(gpus, stage) for stage in (1, 2, 3))]
+    return [Sharing(gpus), *(Sharing(gpus, stage) for stage in (1, 2, 3))]
 
 
-def possible(kind: str, layout: Layout) -> bool:
+def possible(kind: str, layout: Sharing) -> bool:
     """Whether weights of that kind can be shared out so."""
     return not (kind == "qlora" and layout.stage == 3)
 
 
 def print_memory() -> None:
     """Gigabytes per GPU for every model and kind, on one GPU and on eight."""
-    columns = [Layout(), *layouts(8), Layout(8, 3, offload=True)]
+    columns = [Sharing(), *layouts(8), Sharing(8, 3, offload=True)]
     rows = [
         (form, kind, *(gigabytes(form, kind, layout) for layout in columns))
         for form in FORMS
@@ -145,7 +148,7 @@ def print_memory() -> None:
     )
 
 
-def gigabytes(form: str, kind: str, layout: Layout, length: int = LENGTHS[0]) -> float | None:
+def gigabytes(form: str, kind: str, layout: Sharing, length: int = LENGTHS[0]) -> float | None:
     """The peak of each GPU."""
     if not possible(kind, layout):
         return None
@@ -196,13 +199,13 @@ def print_traffic() -> None:
     print_table("GB that each of 8 GPUs sends per update of one micro-batch", columns, rows)
 
 
-def _sent(form: str, kind: str, layout: Layout) -> float | None:
+def _sent(form: str, kind: str, layout: Sharing) -> float | None:
     if not possible(kind, layout):
         return None
     return float(f"{_traffic(form, kind, layout).total / 1e9:.3g}")
 
 
-def _traffic(form: str, kind: str, layout: Layout) -> Traffic:
+def _traffic(form: str, kind: str, layout: Sharing) -> Traffic:
     return traffic_per_gpu(job_of(form, kind), layout)
 
 
@@ -212,13 +215,13 @@ def print_time() -> None:
         (form, kind, str(layout), *_seconds(form, kind, layout))
         for form in ("Qwen3 0.6B", "Qwen3 8B", "Llama 70B")
         for kind in ("lora", "full")
-        for layout in (Layout(8, 2), Layout(8, 3), Layout(64, 3), Layout(512, 3))
+        for layout in (Sharing(8, 2), Sharing(8, 3), Sharing(64, 3), Sharing(512, 3))
     ]
     columns = ("model", "tuning", "", "GPUs", "computing", "sending", "tokens per second")
     print_table("Seconds per update of one row of 8,192 tokens per GPU, simulated", columns, rows)
 
 
-def _seconds(form: str, kind: str, layout: Layout) -> Iterator[float | str]:
+def _seconds(form: str, kind: str, layout: Sharing) -> Iterator[float | str]:
     computing = operations_of(form, kind, 8192).total / (PEAK * REACHED)
     speed = LINK if layout.gpus <= GPUS_OF_MACHINE else NETWORK
     sending = _traffic(form, kind, layout).total / speed

@@ -7,7 +7,7 @@ the machine allows it (`unshare --net`, as root), they have a network of their o
 else is counted.
 """
 
-import argparse
+import json
 import os
 import shlex
 import shutil
@@ -27,11 +27,17 @@ from yrunner.losses.fused import attach, measure_targets
 from yrunner.models.tuning import apply_tuning
 from yrunner.models.weight_counts import count_weights_of
 from yrunner.training.memory import StepTrace
-from yrunner.training.sharing import Job, Layout
+from yrunner.training.sharing import Job, Sharing
 from yrunner.training.traffic import traffic_per_gpu
 
 RANKS = 2
 UPDATES = 4
+CASES = [
+    *(("full", stage, 1) for stage in range(4)),
+    *(("full", stage, 3) for stage in range(4)),
+    *(("lora", stage, 1) for stage in (0, 3)),
+]
+"""Kind of tuning, ZeRO stage (0: without DeepSpeed), micro-batches of an update."""
 NO_TRACE = StepTrace(0, 0, ((0, 0),), ((0, 0),))
 """Traffic does not depend on what is held."""
 FORM = {
@@ -48,45 +54,29 @@ FORM = {
 
 
 def main() -> None:
-    """Print sent and estimated megabytes for every stage, or be one of the processes."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for hidden in ("--kind", "--stage", "--micro-steps"):
-        parser.add_argument(hidden, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.kind is not None:
-        work(options.kind, int(options.stage), int(options.micro_steps))
+    """Print sent and estimated megabytes for every case, or be one of the processes."""
+    if "RESULT" in os.environ:
+        work(Path(os.environ["RESULT"]))
         return
-    print("tuning  stage  micro-steps  sent MB  estimated MB  ratio")
-    for kind in ("full", "lora"):
-        for stage in range(4):
-            for micro_steps in (1, 3):
-                compare(kind, stage, micro_steps)
+    print("tuning  stage  micro-batches  sent MB  estimated MB  ratio")
+    for (kind, stage, micro_steps), sent in zip(CASES, measured_bytes(), strict=True):
+        job = Job(NO_TRACE, count_weights_of(make_model(kind)), 4, FORM["hidden_size"] ** 2)
+        sharing = Sharing(RANKS, stage or None)
+        estimated = traffic_per_gpu(job, sharing, micro_steps=micro_steps).total
+        print(
+            f"{kind:6}  {stage or 'none':5}  {micro_steps:13}  {sent / 1e6:7.2f}  "
+            f"{estimated / 1e6:12.2f}  {sent / estimated:5.2f}"
+        )
 
 
-def compare(kind: str, stage: int, micro_steps: int) -> None:
-    """Print one line."""
-    sent = measured_bytes(kind, stage, micro_steps)
-    layout = Layout(RANKS, stage or None)
-    job = Job(NO_TRACE, count_weights_of(make_model(kind)), 4, FORM["hidden_size"] ** 2)
-    estimated = traffic_per_gpu(job, layout, micro_steps=micro_steps).total
-    print(
-        f"{kind:6}  {stage or 'none':5}  {micro_steps:11}  {sent / 1e6:7.2f}  "
-        f"{estimated / 1e6:12.2f}  {sent / estimated:5.2f}",
-        flush=True,
-    )
-
-
-def measured_bytes(kind: str, stage: int, micro_steps: int) -> float:
-    """Bytes that each of two real processes sent for an update."""
+def measured_bytes() -> list[float]:
+    """Bytes that each of two real processes sent for an update, for every case."""
+    line = shlex.join([sys.executable, "-m", "benchmarks.traffic"])
+    both = " & ".join(f"RANK={rank} LOCAL_RANK={rank} {line}" for rank in range(RANKS))
+    shell = ["sh", "-c", f"{both} & wait"]
+    if shutil.which("unshare") and os.geteuid() == 0:
+        shell = ["unshare", "--net", "sh", "-c", f"ip link set lo up; {both} & wait"]
     with TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "benchmarks.traffic", "--kind", kind]
-        command += ["--stage", str(stage), "--micro-steps", str(micro_steps)]
-        line = shlex.join(command)
-        both = " & ".join(f"RANK={rank} LOCAL_RANK={rank} {line}" for rank in range(RANKS))
-        script = f"{both} & wait"
-        shell = ["sh", "-c", script]
-        if shutil.which("unshare") and os.geteuid() == 0:
-            shell = ["unshare", "--net", "sh", "-c", f"ip link set lo up; {script}"]
         here = {
             "WORLD_SIZE": str(RANKS),
             "MASTER_ADDR": "127.0.0.1",
@@ -94,31 +84,33 @@ def measured_bytes(kind: str, stage: int, micro_steps: int) -> float:
             "GLOO_SOCKET_IFNAME": "lo",
             "DS_ACCELERATOR": "cpu",
             "OMP_NUM_THREADS": "1",
-            "RESULT": str(Path(folder) / "bytes"),
+            "RESULT": str(Path(folder) / "bytes.json"),
         }
         done = subprocess.run(
             shell, env=os.environ | here, capture_output=True, text=True, check=False
         )
-        result = Path(folder) / "bytes"
+        result = Path(here["RESULT"])
         assert result.exists(), done.stderr
-        return float(result.read_text())
+        return list(json.loads(result.read_text()))
 
 
-def work(kind: str, stage: int, micro_steps: int) -> None:
-    """Train as one of the processes; the first writes how much each has sent for an update."""
+def work(result: Path) -> None:
+    """Train every case as one of the processes; the first writes what each of them has sent."""
     torch.set_num_threads(1)
-    rank = int(os.environ["RANK"])
-    model = make_model(kind)
-    update = (make_updater if stage == 0 else make_zero_updater)(model, stage, micro_steps)
-    update()  # the first update also tells all which weights there are
-    distributed.barrier()
-    before = sent_bytes()
-    for _ in range(UPDATES):
-        update()
-    distributed.barrier()
-    if rank == 0:
-        each = (sent_bytes() - before) / RANKS / UPDATES
-        Path(os.environ["RESULT"]).write_text(str(each))
+    distributed.init_process_group("gloo")
+    sent = []
+    for kind, stage, micro_steps in CASES:
+        model = make_model(kind)
+        update = (make_updater if stage == 0 else make_zero_updater)(model, stage, micro_steps)
+        update()  # the first update also tells all which weights there are
+        distributed.barrier()
+        before = sent_bytes()
+        for _ in range(UPDATES):
+            update()
+        distributed.barrier()
+        sent.append((sent_bytes() - before) / RANKS / UPDATES)
+    if os.environ["RANK"] == "0":
+        result.write_text(json.dumps(sent))
     distributed.barrier()
     distributed.destroy_process_group()
 
@@ -134,7 +126,6 @@ def make_model(kind: str) -> Any:
 
 def make_updater(model: Any, _stage: int, micro_steps: int) -> Callable[[], None]:
     """Plain data parallel, as accelerate makes it."""
-    distributed.init_process_group("gloo")
     wrapped = nn.parallel.DistributedDataParallel(model)
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(trained)

@@ -56,9 +56,14 @@ def _training(name: str, after: tuple[Command, ...], what: str) -> Stage:
 
 
 STAGES = (
-    _training("base", (), "training a base"),
     _training("tuned", (BASE,), "training"),
-    _training("saving", (BASE,), "saving"),
+    Stage(
+        "sorting",
+        (BASE,),
+        ("sort", "tuned.yaml"),
+        (("sort", "tuned.yaml"), ("sort", "tuned.yaml", "--overwrite")),
+        ("outputs/tuned/sort/*.jsonl", "outputs/tuned/sort/report.html"),
+    ),
     Stage(
         "preparing data",
         (BASE,),
@@ -68,12 +73,13 @@ STAGES = (
         "wide.jsonl",
     ),
     Stage(
-        "sorting",
-        (BASE,),
-        ("sort", "tuned.yaml"),
-        (("sort", "tuned.yaml"), ("sort", "tuned.yaml", "--overwrite")),
-        ("outputs/tuned/sort/*.jsonl", "outputs/tuned/sort/report.html"),
+        "merging",
+        (BASE, TUNED),
+        ("merge", "tuned.yaml"),
+        (("merge", "tuned.yaml"),),
+        ("outputs/tuned/merged/*", "outputs/tuned/merge.json"),
     ),
+    _training("saving", (BASE,), "saving"),
     Stage(
         "evaluating",
         (BASE, TUNED),
@@ -81,14 +87,9 @@ STAGES = (
         (("eval", "tuned.yaml"),),
         ("outputs/tuned/eval.json", "outputs/tuned/eval.html"),
     ),
-    Stage(
-        "merging",
-        (BASE, TUNED),
-        ("merge", "tuned.yaml"),
-        (("merge", "tuned.yaml"),),
-        ("outputs/tuned/merged/*", "outputs/tuned/merge.json"),
-    ),
+    _training("base", (), "training a base"),
 )
+"""Those that differ most come first: a short campaign takes the first ones only."""
 
 
 @dataclass(frozen=True)

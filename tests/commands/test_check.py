@@ -81,7 +81,7 @@ def test_the_tables_show_rows_lengths_steps_memory_and_disk(
         "learning rate: ",
         "Memory per device",
         "lora (this recipe)",
-        "What fits on this machine without a GPU",
+        "planned for this machine without a GPU",
         "disk: ",
         "nothing stands in the way of training",
     ):

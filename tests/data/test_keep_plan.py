@@ -52,7 +52,7 @@ def test_the_field_keeps_exact_updates_and_leaves_the_last_places(batch_size, ac
         max_updates=None,
         order="shuffle",
         seed=0,
-        kept=3,
+        kept_share=3 / 8,
     )
     assert plan.lanes == 5
     assert plan.num_updates == 6

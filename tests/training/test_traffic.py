@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from tests.training.test_sharing import COUNTS, HALF
-from yrunner.training.sharing import FLOAT32, Layout
+from yrunner.training.sharing import FLOAT32, Sharing
 from yrunner.training.traffic import traffic_per_gpu
 
 TRAINED = 2 * COUNTS.trained
@@ -13,11 +13,11 @@ TRAINED = 2 * COUNTS.trained
 
 
 def test_alone_nothing_is_sent():
-    assert traffic_per_gpu(HALF, Layout()).total == 0
+    assert traffic_per_gpu(HALF, Sharing()).total == 0
 
 
 def test_two_gpus_send_half_as_much_as_very_many():
-    two, many = (traffic_per_gpu(HALF, Layout(gpus)).total for gpus in (2, 10**6))
+    two, many = (traffic_per_gpu(HALF, Sharing(gpus)).total for gpus in (2, 10**6))
     assert two == FLOAT32 * COUNTS.trained
     assert many == pytest.approx(2 * two, rel=1e-5)
 
@@ -32,10 +32,10 @@ def test_two_gpus_send_half_as_much_as_very_many():
     ],
 )
 def test_every_stage_sends_what_it_shares_out(stage: int, micro_steps: int, expected: int):
-    sent = traffic_per_gpu(HALF, Layout(10**9, stage), micro_steps=micro_steps)
+    sent = traffic_per_gpu(HALF, Sharing(10**9, stage), micro_steps=micro_steps)
     assert sent.total == pytest.approx(expected, rel=1e-6)
 
 
 def test_stage_3_gathers_the_weights_of_a_small_model_once():
     small = replace(HALF, counts=replace(COUNTS, trained=10**8, frozen=0))
-    assert traffic_per_gpu(small, Layout(2, 3)).weights == 2 * 10**8 // 2
+    assert traffic_per_gpu(small, Sharing(2, 3)).weights == 2 * 10**8 // 2

@@ -15,7 +15,7 @@ from yrunner.commands.check_facts import (
     largest_micro_batch,
     schedule,
 )
-from yrunner.commands.check_machine import Machine, choose_machine
+from yrunner.commands.check_machine import choose_machine, count_ranks
 from yrunner.commands.check_memory import Estimator, MemoryFacts, estimate_memory
 from yrunner.commands.check_model import check_model, missing_weights
 from yrunner.commands.check_sample import NotScored, score_sample
@@ -38,6 +38,7 @@ from yrunner.commands.train_data import finish_data, print_left_out, print_rows,
 from yrunner.commands.train_plan import plan_run
 from yrunner.commands.weight_curves import zone_edges
 from yrunner.console import say
+from yrunner.data.plan import Plan
 from yrunner.data.prepared import Prepared
 from yrunner.data.report import as_json
 from yrunner.errors import YRunnerError
@@ -80,7 +81,8 @@ def check(
     rows and missing weights, after everything else was said.
     """
     recipe = load_recipe(path, overrides)
-    machine = choose_machine(gpus, memory)
+    num_ranks = count_ranks(recipe.distributed, gpus)
+    machine = choose_machine(gpus, memory, num_ranks)
     page = page_beside(recipe.run_folder, "check", page) if as_page else None
     check_trackers(recipe.train.trackers)
     read_tasks(recipe)
@@ -89,7 +91,10 @@ def check(
     prepared = read_data(recipe, tokenizer)
     check_keep_file(recipe, tokenizer)
     refusal = _refusal(recipe, tokenizer, prepared) or missing_weights(recipe)
-    facts = _gather(recipe, tokenizer, prepared, machine) if len(prepared.train) else None
+    facts = None
+    if len(prepared.train):
+        estimator = Estimator(recipe, tokenizer, machine)
+        facts = _gather(estimator, prepared, plan_run(recipe, prepared, num_ranks=num_ranks))
     if refusal is None and facts is not None and facts.disk is not None:
         refusal = lack_of_space(recipe, facts.disk)
     if not as_machine:
@@ -118,17 +123,16 @@ def _refusal(recipe: Recipe, tokenizer: Any, prepared: Prepared) -> YRunnerError
     return None
 
 
-def _gather(recipe: Recipe, tokenizer: Any, prepared: Prepared, machine: Machine) -> Facts:
-    plan = plan_run(recipe, prepared)
+def _gather(estimator: Estimator, prepared: Prepared, plan: Plan) -> Facts:
+    recipe = estimator.recipe
     batch = largest_micro_batch(recipe, prepared, plan)
-    estimator = Estimator(recipe, tokenizer, machine)
     memory, disk = estimate_memory(estimator, batch)
     return Facts(
         data_facts(prepared),
         count_steps(recipe, prepared, plan),
         schedule(recipe.train, plan.num_updates),
         memory,
-        advise(recipe, estimator, batch, memory.lines),
+        advise(estimator, batch, memory.lines),
         disk,
     )
 

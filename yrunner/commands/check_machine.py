@@ -1,13 +1,15 @@
 """The machine that a run is planned for: this one, or one that somebody thinks of renting."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import psutil
 import torch
 
 from yrunner.errors import YRunnerError
+from yrunner.machines import lay_out
 from yrunner.models.container import container_memory
+from yrunner.recipe.schema_distributed import DistributedSection
 
 UNITS = {"": 1e9, "M": 1e6, "MB": 1e6, "MIB": 2**20, "G": 1e9, "GB": 1e9, "GIB": 2**30}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Z]*)")
@@ -40,21 +42,30 @@ class Machine:
         return f"{self.gpus} GPU{'s' if self.gpus > 1 else ''} of {size}"
 
 
-def choose_machine(gpus: int | None, memory: str | None) -> Machine:
+def choose_machine(gpus: int | None, memory: str | None, processes: int = 1) -> Machine:
     """The machine with so many GPUs of so much memory; what is not given is that of this one.
 
-    Raises `YRunnerError` where the memory is no size, or is not given and there is no GPU here.
+    A recipe with several `processes` takes a GPU for each. Raises `YRunnerError` where the memory
+    is no size, or is not given and there is no GPU here.
     """
     here = this_machine()
-    if gpus is None and memory is None:
-        return here
-    if memory is None and here.is_cpu:
+    if gpus is not None and memory is None and here.is_cpu:
         raise YRunnerError(
             f"--gpus {gpus} says nothing of their memory, and this machine has none to look at",
             remedy=f"add it: --gpus {gpus} --memory 80GB",
         )
-    size = here.memory if memory is None else as_bytes(memory)
-    return Machine(gpus or (1 if here.is_cpu else here.gpus), size)
+    number = gpus or (processes if processes > 1 else here.gpus)
+    if memory is not None:
+        return Machine(number, as_bytes(memory))
+    if here.is_cpu:
+        # All processes share the one memory.
+        return replace(here, gpus=number, memory=here.memory // number)
+    return here if number == here.gpus else Machine(number, here.memory)
+
+
+def count_ranks(distributed: DistributedSection, gpus: int | None) -> int:
+    """Processes of a run on this machine, or on one with so many GPUs."""
+    return lay_out(distributed, gpus or torch.cuda.device_count()).num_ranks
 
 
 def this_machine() -> Machine:

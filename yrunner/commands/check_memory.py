@@ -16,6 +16,7 @@ from yrunner.data.collate import collate
 from yrunner.data.conversation import TokenizedExample
 from yrunner.models.disk import estimate_disk
 from yrunner.models.load import check_vocabulary, choose_dtype
+from yrunner.models.quantized import bytes_of_stored
 from yrunner.models.scratch import make_config
 from yrunner.models.tuning import count_parameters
 from yrunner.models.weight_counts import count_weights_of
@@ -30,11 +31,18 @@ from yrunner.recipe.schema_model import (
     Tuning,
 )
 from yrunner.tokens import IGNORE_INDEX
+from yrunner.training.deepspeed_settings import deepspeed_settings
 from yrunner.training.layer_trace import trace_update
 from yrunner.training.memory import METHOD, NOT_COUNTED, Untraceable
-from yrunner.training.sharing import Job, Layout, layouts_for, memory_per_gpu
+from yrunner.training.sharing import Job, Sharing, memory_per_gpu, sharings_for
 
-IN_8_BITS = "qlora is shown in 4 bits; in int8 the frozen linear layers take twice as much"
+LIKE_OTHERS = {
+    "adamw_8bit": ("adamw_torch", 0.25),
+    "paged_adamw_8bit": ("adamw_torch", 0.25),
+    "paged_adamw_32bit": ("adamw_torch", 1.0),
+}
+"""Optimizers that compute on real values only: which other one they are like, and what share of its
+memory they take. The paged ones are counted as if nothing had been moved to the machine."""
 
 
 @dataclass(frozen=True)
@@ -78,10 +86,11 @@ class Estimate:
 
 
 class Estimator:
-    """Runs updates of a recipe's model that have no values."""
+    """Runs updates of a recipe's model that have no values, each of them once."""
 
     def __init__(self, recipe: Recipe, tokenizer: Any, machine: Machine) -> None:
         self.recipe, self.tokenizer, self.machine = recipe, tokenizer, machine
+        self._kept: dict[tuple[str, int, bool], Estimate | Untraceable] = {}
         self.config = recipe_config(recipe, tokenizer)
         is_planned = recipe.model.dtype == "auto" and not machine.is_cpu
         # A machine to rent may have a GPU where this one has none.
@@ -91,6 +100,18 @@ class Estimator:
         self, tuning: Tuning, micro_batch: Sequence[TokenizedExample], *, recomputes: bool
     ) -> Estimate | Untraceable:
         """An update that learns from `micro_batch`; `recomputes`: by gradient checkpointing."""
+        key = (_form(tuning), id(micro_batch), recomputes)
+        if key not in self._kept:
+            self._kept[key] = self._run(tuning, micro_batch, recomputes)
+        found = self._kept[key]
+        if isinstance(found, Untraceable) or not isinstance(tuning, QloraTuning):
+            return found
+        stored = bytes_of_stored(tuning.quant_type, double_quant=tuning.double_quant)
+        return replace(found, job=replace(found.job, stored=stored))
+
+    def _run(
+        self, tuning: Tuning, micro_batch: Sequence[TokenizedExample], recomputes: bool
+    ) -> Estimate | Untraceable:
         recipe = self.recipe
         # Weights from scratch are made in float32, loaded ones in the dtype of the computation.
         build = partial(
@@ -106,12 +127,13 @@ class Estimator:
         # As if the model kept examples apart, which the run tries out on its weights.
         layout = layout_for(model.config, isolates=True)
         batch = collate(micro_batch, self.tokenizer.pad_token_id, layout)
+        optimizer, remembered = LIKE_OTHERS.get(recipe.train.optimizer, (recipe.train.optimizer, 1))
         update = trace_update(
             model,
             build,
             batch,
             dtype=self.dtype,
-            optimizer=recipe.train.optimizer,
+            optimizer=optimizer,
             accumulation=recipe.train.gradient_accumulation_steps,
             gradient_checkpointing=recomputes,
             foreach=not self.machine.is_cpu,
@@ -125,9 +147,7 @@ class Estimator:
             f"computed in {str(self.dtype).removeprefix('torch.')}"
         )
         bucket = self.config.get_text_config().hidden_size ** 2
-        job = Job(update, counts, self.dtype.itemsize, bucket)
-        if isinstance(tuning, QloraTuning):
-            job = replace(job, in_4_bits=True)
+        job = Job(update, counts, self.dtype.itemsize, bucket, remembered=remembered)
         return Estimate(job, model, described)
 
 
@@ -150,45 +170,46 @@ def estimate_memory(
             notes.insert(0, f"{tuning.kind}: could not be estimated: {found.reason}")
             continue
         is_own = tuning is recipe.tuning
-        own = own_layout(recipe, machine) if is_own else None
-        lines += lines_of(tuning.kind, found.job, machine, own=own)
-        if tuning.kind == "lora" and recipe.tuning.kind != "qlora":
-            in_4_bits = replace(found.job, in_4_bits=True)
-            lines += lines_of("qlora", in_4_bits, machine, own=None)
-        if isinstance(tuning, QloraTuning) and tuning.quant_type == "int8":
-            notes.append(IN_8_BITS)
+        own = own_sharing(recipe, machine.gpus) if is_own else None
+        lines += lines_of(tuning.kind, found.job, machine, own)
         if is_own:
-            need = estimate_disk(found.model, found.job.update.optimizer, estimator.tokenizer)
+            need = estimate_disk(found.model, found.job.optimizer, estimator.tokenizer)
             disk = disk_facts(recipe, need)
             notes.insert(0, found.described)
             notes += keep_notes(recipe, count_parameters(found.model)[0])
     return MemoryFacts(str(machine), lines, notes), disk
 
 
-def own_layout(recipe: Recipe, machine: Machine) -> Layout:
-    """How the recipe shares memory out; where its way makes no sense on the machine, not at all."""
-    layouts = _layouts(machine)
+def own_sharing(recipe: Recipe, gpus: int) -> Sharing:
+    """How the recipe shares out on so many GPUs."""
     section = recipe.distributed.deepspeed
     if section is None:
-        return layouts[0]
-    wanted = Layout(machine.gpus, section.stage, offload=section.offload != "none")
-    return wanted if wanted in layouts else layouts[0]
+        return Sharing(gpus)
+    zero = deepspeed_settings(section)["zero_optimization"]
+    place = zero.get("offload_optimizer", {}).get("device", "none")
+    return Sharing(gpus, zero["stage"], offload=place != "none")
 
 
-def lines_of(kind: str, job: Job, machine: Machine, *, own: Layout | None) -> Iterator[MemoryLine]:
-    """One line for each layout that makes sense on the machine; `own` is the recipe's."""
-    for layout in _layouts(machine):
-        if job.in_4_bits and layout.stage == 3:
+def lines_of(
+    kind: str, job: Job, machine: Machine, own: Sharing | None = None
+) -> Iterator[MemoryLine]:
+    """One line for each way to share out that makes sense on the machine, and for the recipe's."""
+    layouts = [Sharing(machine.gpus)] if machine.is_cpu else sharings_for(machine.gpus)
+    if own is not None and own not in layouts:
+        layouts.append(own)
+    for layout in layouts:
+        if job.stored is not None and layout.stage == 3:
             continue  # ZeRO-3 cannot gather weights of which several numbers share a byte
         need = memory_per_gpu(job, layout)
         no_room = machine.host is not None and need.host * machine.gpus > machine.host
         fits = need.peak <= machine.room and not no_room
-        facts = asdict(need) | {"peak": need.peak, "fits": fits, "is_own": layout == own}
-        yield MemoryLine(kind, str(layout), **facts)
+        parts = asdict(need) | {"peak": need.peak}
+        yield MemoryLine(kind, str(layout), **parts, fits=fits, is_own=layout == own)
 
 
-def _layouts(machine: Machine) -> list[Layout]:
-    return [Layout()] if machine.is_cpu else layouts_for(machine.gpus)
+def _form(tuning: Tuning) -> str:
+    """What of a tuning an update depends on: quantized or not, an adapter is trained alike."""
+    return tuning.model_dump_json(exclude={"quant_type", "double_quant"}).replace("qlora", "lora")
 
 
 def recipe_config(recipe: Recipe, tokenizer: Any) -> Any:
@@ -210,5 +231,6 @@ def _tunings(recipe: Recipe) -> list[Tuning]:
     if isinstance(own, AdapterTuning) and own.adapter is not None:
         # The adapter's own shape counts; it is read when it is attached.
         return [own]
-    others: list[Tuning] = [LoraTuning(), FreezeTuning(kind="freeze"), FullTuning(kind="full")]
+    others: list[Tuning] = [LoraTuning(), QloraTuning(kind="qlora")]
+    others += [FreezeTuning(kind="freeze"), FullTuning(kind="full")]
     return [own, *(other for other in others if other.kind != own.kind)]

@@ -80,7 +80,8 @@ def print_memory(facts: MemoryFacts, advice: Sequence[str]) -> None:
         for tuning in dict.fromkeys(line.tuning for line in facts.lines)
     ]
     say("")
-    print_table(f"What fits on {facts.machine}", ("tuning", *layouts), rows)
+    say(f"planned for {facts.machine}; for another: --gpus 8 --memory 80GB")
+    print_table("What fits", ("tuning", *layouts), rows)
     _print_parts([line for line in facts.lines if line.tuning == own])
     say("\n".join(facts.notes))
     if advice:

@@ -25,7 +25,9 @@ def hold_back(trainer: SignalTrainer, recipe: Recipe, kept: KeptData) -> None:
 
     And let it measure how far it moves from its base, where that wrote rows for it.
     """
-    trainer.keeping = _make_keeping(trainer, recipe, kept)
+    keeping = _make_keeping(trainer, recipe, kept)
+    if keeping is not None:
+        trainer.hold_back(keeping)
     if kept.held_out:
         trainer.gauge = DriftGauge(
             kept.held_out,

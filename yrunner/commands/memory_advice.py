@@ -14,7 +14,7 @@ from yrunner.recipe.schema import Recipe
 from yrunner.recipe.schema_model import LoraTuning
 from yrunner.tokens import IGNORE_INDEX
 from yrunner.training.memory import Untraceable
-from yrunner.training.sharing import Layout, memory_per_gpu
+from yrunner.training.sharing import Sharing, memory_per_gpu
 
 MOST = 3
 """Keys that are named."""
@@ -31,8 +31,11 @@ class Saving:
 
 
 @dataclass(frozen=True)
-class _Variant:
+class Variant:
+    """The recipe with one key changed, and what its largest micro-batch is then."""
+
     change: str
+    """As it is typed."""
     recipe: Recipe
     micro_batch: Sequence[TokenizedExample]
 
@@ -48,7 +51,7 @@ def find_savings(
     if own is None:
         return []
     savings = []
-    for variant in _variants(recipe, micro_batch):
+    for variant in variants(recipe, micro_batch):
         peak = _peak(variant.recipe, tokenizer, variant.micro_batch)
         if peak is not None and own - peak > SMALLEST_SAVING * own:
             savings.append(Saving(variant.change, own - peak))
@@ -59,14 +62,15 @@ def _peak(recipe: Recipe, tokenizer: Any, micro_batch: Sequence[TokenizedExample
     found = Estimator(recipe, tokenizer, this_machine()).estimate(
         recipe.tuning, micro_batch, recomputes=recipe.train.gradient_checkpointing
     )
-    return None if isinstance(found, Untraceable) else memory_per_gpu(found.job, Layout()).peak
+    return None if isinstance(found, Untraceable) else memory_per_gpu(found.job, Sharing()).peak
 
 
-def _variants(recipe: Recipe, micro_batch: Sequence[TokenizedExample]) -> Iterator[_Variant]:
+def variants(recipe: Recipe, micro_batch: Sequence[TokenizedExample]) -> Iterator[Variant]:
+    """Every change of one key that could save memory."""
     train, model = recipe.train, recipe.model
 
-    def with_train(change: str, **keys: Any) -> _Variant:
-        return _Variant(change, _with(recipe, train=_with(train, **keys)), micro_batch)
+    def with_train(change: str, **keys: Any) -> Variant:
+        return Variant(change, _with(recipe, train=_with(train, **keys)), micro_batch)
 
     if not train.gradient_checkpointing:
         yield with_train("train.gradient_checkpointing=true", gradient_checkpointing=True)
@@ -78,18 +82,18 @@ def _variants(recipe: Recipe, micro_batch: Sequence[TokenizedExample]) -> Iterat
             gradient_accumulation_steps=steps,
         )
         yield replace(halved, micro_batch=micro_batch[: -(-len(micro_batch) // 2)])
-    if train.optimizer != "adafactor":
+    if train.optimizer != "adafactor" and recipe.distributed.deepspeed is None:
         yield with_train("train.optimizer=adafactor", optimizer="adafactor")
     if recipe.tuning.kind in ("full", "freeze") and model.scratch is None:
         lora = _with(recipe, tuning=LoraTuning())
-        yield _Variant("tuning.kind=lora", lora, micro_batch)
+        yield Variant("tuning.kind=lora", lora, micro_batch)
     if choose_dtype(model.dtype) == torch.float32:
         half = _with(recipe, model=_with(model, dtype="bfloat16"))
-        yield _Variant("model.dtype=bfloat16", half, micro_batch)
+        yield Variant("model.dtype=bfloat16", half, micro_batch)
     length = max(len(example.input_ids) for example in micro_batch) // 2
     cut = [_cut(example, length) for example in micro_batch]
     if all(any(label != IGNORE_INDEX for label in example.labels) for example in cut):
-        yield _Variant(f"data.max_length={length} with data.too_long=cut", recipe, cut)
+        yield Variant(f"data.max_length={length} with data.too_long=cut", recipe, cut)
 
 
 def _with(section: Any, **keys: Any) -> Any:

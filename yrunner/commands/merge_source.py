@@ -14,6 +14,9 @@ from yrunner.run_dir import RunDir, read_json
 WITH_ADAPTER = ("lora", "qlora")
 """Kinds of tuning whose result is an adapter; that of the others is a whole model."""
 
+ON_QUANTIZED_BASE = ("qlora",)
+"""Those of them that store their base in fewer bits while they train."""
+
 
 @dataclass(frozen=True)
 class MergeSource:
@@ -26,13 +29,17 @@ class MergeSource:
     adapters: list[Weighted]
     """None at all where whole weights are only written in another form."""
     as_trained: FourBits | None
+    trained_coarsely: bool = False
+    """Whether the base was quantized while the adapter was trained."""
 
     @property
     def described(self) -> str:
         """How the weights of the base are taken."""
-        if self.as_trained is None:
-            return "exact weights"
-        return f"as trained: {self.as_trained.quant_type} made exact again"
+        if self.as_trained is not None:
+            return f"as trained: {self.as_trained.quant_type} made exact again"
+        if self.trained_coarsely:
+            return "exact weights, not the quantized ones that the adapter was trained on"
+        return "exact weights"
 
     @property
     def result(self) -> str:
@@ -63,7 +70,13 @@ def merge_source(recipe: Recipe, run_dir: RunDir) -> MergeSource:
         key = read_json(run_dir.base)["key"] if run_dir.base.exists() else None
         return MergeSource(open_checkpoint(str(run_dir.model)), key, adapters, None)
     key = check_base(recipe, run_dir)
-    return MergeSource(open_checkpoint(base_source(recipe)), key, adapters, _four_bits(recipe))
+    return MergeSource(
+        open_checkpoint(base_source(recipe)),
+        key,
+        adapters,
+        _four_bits(recipe),
+        trained_coarsely=recipe.tuning.kind in ON_QUANTIZED_BASE,
+    )
 
 
 def _check_there_is_work(recipe: Recipe, *, own: bool) -> None:

@@ -90,8 +90,8 @@ def _free_keys() -> Iterator[str]:
 
 
 def _dotted(keys: Mapping[str, Any] | set[str]) -> Iterator[str]:
-    for key in keys:
-        below = keys[key] if isinstance(keys, Mapping) else True
+    for key in sorted(keys):
+        below: Any = keys[key] if isinstance(keys, Mapping) else True
         if below is True:
             yield key
         else:

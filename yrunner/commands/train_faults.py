@@ -12,6 +12,7 @@ from yrunner.commands.memory_advice import find_savings
 from yrunner.console import as_gigabytes
 from yrunner.errors import RunError
 from yrunner.losses.fused import measure_targets
+from yrunner.ranks import this_rank
 from yrunner.recipe.schema import Recipe
 from yrunner.run_dir import RunDir, write_json
 from yrunner.training.guard import Exploded
@@ -44,6 +45,13 @@ def explaining_stops(
     try:
         yield
     except Exploded as exploded:
+        if trainer.zero is not None:
+            # DeepSpeed has made the update by now, and can look at no row alone.
+            raise RunError(
+                f"update {exploded.update:,}: {exploded.what}",
+                remedy="start anew with a lower train.learning_rate; the checkpoints are from "
+                "before it",
+            ) from exploded
         raise _explain_explosion(exploded, trainer, recipe, run_dir) from exploded
     except (MemoryError, RuntimeError) as error:
         if not _is_lack_of_memory(error):
@@ -60,18 +68,17 @@ def _explain_explosion(
     rows = _rows_alone(trainer)
     guilty = [row for row in rows if not row.is_finite]
     causes = _causes(recipe, broken, guilty, rows)
-    write_json(
-        run_dir.explosion,
-        {
-            "update": exploded.update,
-            "what": exploded.what,
-            "causes": causes,
-            "figures": exploded.figures,
-            "rows": [asdict(row) for row in rows],
-        },
-    )
+    content = {
+        "update": exploded.update,
+        "what": exploded.what,
+        "causes": causes,
+        "figures": exploded.figures,
+        "rows": [asdict(row) for row in rows],
+    }
+    if this_rank() == 0:
+        write_json(run_dir.explosion, content)
     kept = ""
-    if broken is None:
+    if broken is None and trainer.state.global_step:
         trainer.save_before_update()
         kept = f"; update {exploded.update - 1:,} is kept in {run_dir.checkpoints}"
     shown = guilty or rows
@@ -106,7 +113,7 @@ def _rows_alone(trainer: SignalTrainer) -> list[UpdateRow]:
         model.zero_grad()
         with trainer.compute_loss_context_manager():
             targets = measure_targets(model, inputs, trainer.weight)
-        targets.weighted.backward()
+        targets.weighted.backward()  # type: ignore[no-untyped-call]
         loss = float(targets.loss_N.double().mean())
         norm = _gradient_norm(model)
         finite = math.isfinite(loss) and math.isfinite(norm)

@@ -4,7 +4,6 @@ from typing import Any
 
 import torch
 
-from yrunner.data.keep_plan import count_kept
 from yrunner.data.layouts import Layout, choose_layout
 from yrunner.data.plan import Plan, make_plan
 from yrunner.data.prepared import Prepared
@@ -31,17 +30,8 @@ def plan_run(recipe: Recipe, prepared: Prepared, *, num_ranks: int | None = None
         max_updates=recipe.train.max_steps,
         order=recipe.train.order,
         seed=recipe.seed,
-        kept=kept_per_update(recipe, num_ranks),
+        kept_share=recipe.keep.share if isinstance(recipe.keep, HeldToRows) else 0.0,
     )
-
-
-def kept_per_update(recipe: Recipe, num_ranks: int = 1) -> int:
-    """Rows of each update that are kept ones, of all its rows."""
-    if not isinstance(recipe.keep, HeldToRows):
-        return 0
-    train = recipe.train
-    lanes = train.batch_size * train.gradient_accumulation_steps * num_ranks
-    return count_kept(recipe.keep.share, lanes)
 
 
 def layout_for(config: Any, *, isolates: bool) -> Layout:

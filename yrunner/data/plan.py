@@ -14,6 +14,7 @@ from typing import Literal
 
 import numpy as np
 
+from yrunner.data.keep_plan import count_kept
 from yrunner.data.packing import Integers, Packs, pack, pack_in_order
 from yrunner.data.token_batches import (
     Row,
@@ -179,13 +180,13 @@ def make_plan(
     seed: int,
     lengths: Sequence[int] | Integers | None = None,
     pack_to: int | None = None,
-    kept: int = 0,
+    kept_share: float = 0.0,
 ) -> Plan:
     """Plan a run over examples with so many targets each, one at the least.
 
     `pack_to`: examples share rows of so many tokens, which needs `lengths`. The order of the files
-    is kept where it is asked for, then only neighbours share a row. `kept`: so many rows of each
-    update are none of these examples.
+    is kept where it is asked for, then only neighbours share a row. `kept_share`: such a share of
+    the rows of each update are none of these examples.
     """
     targets = np.asarray(num_targets)
     assert len(targets) and targets.min() > 0, "an example without targets has no update"
@@ -207,7 +208,7 @@ def make_plan(
         max_updates=max_updates,
         lengths=lengths_E,
         packs=packs,
-        kept=kept,
+        kept=count_kept(kept_share, batch_size * accumulation) if kept_share else 0,
     )
 
 

@@ -11,9 +11,14 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from yrunner.errors import ModelError
-from yrunner.models.adapters import attach_adapter, base_name, fit_vocabulary, weight_shapes
+from yrunner.models.adapters import (
+    CONFIG_FILE,
+    attach_adapter,
+    base_name,
+    fit_vocabulary,
+    weight_shapes,
+)
 from yrunner.models.checkpoint import Checkpoint
-from yrunner.models.failures import explain_failure
 from yrunner.models.four_bits import four_bit_names, through_four_bits
 from yrunner.models.streamed_model import Read, StreamedModel, build_streamed_model
 from yrunner.models.weightless import read_config
@@ -143,8 +148,13 @@ def attach_all(model: Any, adapters: Sequence[Weighted]) -> Any:
 
 def _check_mergeable(adapter: Weighted, *, alone: bool) -> None:
     """Raise `ModelError` for an adapter that cannot be merged, or not with others."""
-    with explain_failure(str(adapter.folder)):
+    try:
         config = PeftConfig.from_pretrained(str(adapter.folder))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(
+            f"{adapter.folder / CONFIG_FILE} is damaged ({str(error).splitlines()[0]})",
+            remedy="save or download the adapter again",
+        ) from error
     if config.peft_type != PeftType.LORA:
         raise ModelError(
             f"the adapter {adapter.folder} is of the kind {config.peft_type.value}",

@@ -27,6 +27,14 @@ def quantization_config(
     )
 
 
+def bytes_of_stored(quant_type: Literal["nf4", "fp4", "int8"], *, double_quant: bool) -> float:
+    """Bytes that a stored number takes with its share of the scales: one for each block of 64, in
+    float32, or in 8 bits with a scale of its own for each 256 (arXiv:2305.14314)."""
+    if quant_type == "int8":
+        return 1.0
+    return 0.5 + (1 / 64 + 4 / (64 * 256) if double_quant else 4 / 64)
+
+
 def need_bitsandbytes(what: str) -> None:
     """Raise `MissingError` where bitsandbytes is not installed. `what` is the key that needs it."""
     if find_spec("bitsandbytes") is None:

@@ -17,6 +17,10 @@ def checkpoint_is_due(step: int, every: Literal["epoch"] | int, epoch_ends: Sequ
     return step in epoch_ends if every == "epoch" else step % every == 0
 
 
+class ValidationCut(Exception):
+    """A signal has come during a validation, which the resumed run makes up for."""
+
+
 class Cadence(TrainerCallback):
     """Takes the place of transformers' DefaultFlowCallback, which knows one epoch only: the plan.
 
@@ -48,9 +52,10 @@ class Cadence(TrainerCallback):
     ) -> TrainerControl:
         """Cut an update off where a signal has come, and save what stood before it.
 
-        With several processes it is finished: they would not all stop after the same micro-step.
+        The very first is finished, for nothing stands before it, and so it is with several
+        processes, which would not all stop after the same micro-step.
         """
-        if self.interrupted_by is not None and args.world_size == 1:
+        if self.interrupted_by is not None and state.global_step and args.world_size == 1:
             control.should_save = state.global_step != self._saved_step
             control.should_training_stop = True
         return control
@@ -77,6 +82,26 @@ class Cadence(TrainerCallback):
         control.should_training_stop = last or interrupted
         return control
 
+    def on_prediction_step(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Cut a validation off where a signal has come. Raises `ValidationCut`."""
+        if self.interrupted_by is not None and args.world_size == 1:
+            raise ValidationCut
+
+    def misses_validation(self, state: TrainerState) -> bool:
+        """Whether the run was stopped before it had validated after this update."""
+        step = state.global_step
+        due = checkpoint_is_due(step, self.checkpoint_every, self.epoch_ends)
+        if not self.validates or not step or not (due or step >= state.max_steps):
+            return False
+        known = (record["step"] for record in state.log_history if "eval_loss" in record)
+        return step not in known
+
     def on_save(
         self,
         args: TrainingArguments,
@@ -84,7 +109,7 @@ class Cadence(TrainerCallback):
         control: TrainerControl,
         **kwargs: Any,
     ) -> TrainerControl:
-        """Stop after a checkpoint during which, or during whose validation, a signal has come."""
+        """Stop after a checkpoint during which a signal has come."""
         self._saved_step = state.global_step
         self._agree()
         control.should_training_stop |= self.interrupted_by is not None

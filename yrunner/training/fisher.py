@@ -17,7 +17,7 @@ from yrunner.data.collate import collate
 from yrunner.data.conversation import TokenizedExample
 from yrunner.losses.fused import attach, measure_targets
 from yrunner.scoring.base_answers import to_device
-from yrunner.training.keeping import Micro
+from yrunner.training.keeping import KeptMean, Micro
 
 Weights = dict[str, Tensor]
 """A tensor for each trained weight, by its name."""
@@ -82,24 +82,22 @@ class Springs:
         self.start = {name: weight.detach().clone() for name, weight in self.weights.items()}
         self.fisher = fisher
         self.strength = strength
-        self.penalties: list[Tensor] = []
+        self.mean = KeptMean()
 
     def loss(self, model: Any, called: Any, micro: Micro) -> Tensor | None:
         """See `Keeping`."""
-        if micro.number:
+        if micro.number >= micro.at_once:
             return None
         parts = [
             (self.fisher[name] * (weight - self.start[name]).square()).sum()
             for name, weight in self.weights.items()
         ]
         penalty = torch.stack(parts).sum() / 2
-        self.penalties.append(penalty.detach())
-        return self.strength * penalty
+        self.mean.add(penalty, 1)
+        # Each process has a part of it: the sum over all is taken.
+        return self.strength * penalty / micro.at_once
 
-    def drain(self) -> dict[str, float]:
+    @property
+    def logged_as(self) -> str:
         """The mean penalty of an update, without its strength."""
-        if not self.penalties:
-            return {}
-        mean = float(torch.stack(self.penalties).double().mean())
-        self.penalties = []
-        return {"keep_penalty": mean}
+        return "keep_penalty"

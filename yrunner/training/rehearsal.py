@@ -38,7 +38,9 @@ def rehearse(trainer: "SignalTrainer", model: nn.Module) -> None:
     try:
         _try_an_update(trainer, model)
         _try_a_validation(trainer, model)
-        _try_a_save(trainer)
+        if trainer.args.world_size == 1:
+            # Several processes would meet in one folder; what they save they hold already.
+            _try_a_save(trainer)
     finally:
         trainer.take_back_update()
 
@@ -49,7 +51,8 @@ def _try_an_update(trainer: "SignalTrainer", model: nn.Module) -> None:
     num_targets = (inputs["labels"] != IGNORE_INDEX).sum().to(trainer.args.device)
     trainer.accelerator.gradient_state._set_sync_gradients(True)
     trainer.training_step(model, inputs, num_targets)
-    _step_without_moving(getattr(trainer.optimizer, "optimizer", trainer.optimizer))
+    wrapped: Any = trainer.optimizer
+    _step_without_moving(getattr(wrapped, "optimizer", wrapped))
     model.zero_grad()
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback, TrainerControl
 from transformers.trainer_callback import ExportableState
 
 from yrunner.console import warn
@@ -13,6 +13,7 @@ from yrunner.models.disk import SMALL_FILES, saved_weight_bytes, state_bytes
 from yrunner.models.quiet import quiet_libraries
 from yrunner.ranks import wait_for_ranks
 from yrunner.run_dir import RunDir
+from yrunner.training.cadence import Cadence, ValidationCut
 from yrunner.training.checkpoints import find_damage, remove_old, write_manifest
 from yrunner.training.shared_folder import shared_folder
 from yrunner.training.standing import Standing
@@ -28,6 +29,7 @@ class SavingTrainer(Trainer):
     A subclass sets these attributes, and `before_update` when an update begins and ends.
     """
 
+    control: TrainerControl
     run_dir: RunDir
     keep_checkpoints: int
     sums: list[Any]
@@ -36,6 +38,38 @@ class SavingTrainer(Trainer):
     """Where DeepSpeed shares memory out; None without it."""
     before_update: Standing | None = None
     """What an update that is under way has to be taken back to; None between two updates."""
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Trainer's, and first the validation that a stopped run has missed."""
+        self.add_callback(MissedValidation(self))
+        return super().train(*args, **kwargs)
+
+    def make_up_validation(self) -> None:
+        """Validate, and save what it says, where the run was stopped before it could."""
+        cadences = [it for it in self.callback_handler.callbacks if isinstance(it, Cadence)]
+        if not any(cadence.misses_validation(self.state) for cadence in cadences):
+            return
+        # The checkpoint is written anew, with the generators that it has.
+        self._load_rng_state(str(self.run_dir.checkpoint(self.state.global_step)))
+        self.control.should_evaluate = self.control.should_save = True
+        self._maybe_log_save_evaluate(self._tr_loss, None, self.model, None, 0.0, None, 0.0)
+
+    def _run_epoch(self, **kwargs: Any) -> None:
+        """Trainer's, unless the validation that was made up for has ended the run."""
+        if not self.control.should_training_stop:
+            super()._run_epoch(**kwargs)
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        """Trainer's; a validation that a signal cuts off leaves a checkpoint without one."""
+        # A data loader draws a number when it begins.
+        before = Standing([])
+        try:
+            super()._maybe_log_save_evaluate(*args, **kwargs)
+        except ValidationCut:
+            before.restore()
+            self.control.should_evaluate = False
+            self._save_checkpoint(self.model, None)
+            self.control = self.callback_handler.on_save(self.args, self.state, self.control)
 
     def take_back_update(self) -> None:
         """Forget the update that is under way; weights and optimizer have not moved yet."""
@@ -148,3 +182,14 @@ class SavingTrainer(Trainer):
                     "the model is that of the last update instead"
                 )
         return super()._finalize_training(*args)
+
+
+class MissedValidation(TrainerCallback):
+    """Comes after all other callbacks, which have to be ready for its records."""
+
+    def __init__(self, trainer: SavingTrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        """Validate before the first update."""
+        self.trainer.make_up_validation()

@@ -19,9 +19,6 @@ BUCKETS = 2
 """One is filled while the other is sent (`overlap_comm`)."""
 LIVE_NUMBERS = 10**9
 """Weights that ZeRO-3 keeps gathered at most (`stage3_max_live_parameters`)."""
-BYTES_IN_4_BITS = 0.5 + 1 / 64 + 4 / (64 * 256)
-"""Bytes of a number in blocks of 64, whose scales take 8 bits each, in blocks of 256 of their own
-(Dettmers et al., 2023, https://arxiv.org/abs/2305.14314)."""
 
 
 class Update(Protocol):
@@ -50,12 +47,19 @@ class Job:
     bucket_numbers: int
     """Gradients that DeepSpeed collects before it sends them (`reduce_bucket_size`); transformers
     takes the square of the hidden size."""
-    in_4_bits: bool = False
-    """Whether the frozen weights of linear layers are kept in 4 bits."""
+    stored: float | None = None
+    """Bytes of a number in the frozen weights of linear layers, where they are quantized."""
+    remembered: float = 1.0
+    """What the optimizer remembers, as a share of what `update` says."""
+
+    @property
+    def optimizer(self) -> int:
+        """Bytes that the optimizer remembers on a single device."""
+        return round(self.remembered * self.update.optimizer)
 
 
 @dataclass(frozen=True)
-class Layout:
+class Sharing:
     """How many train together, and what they share out."""
 
     gpus: int = 1
@@ -92,42 +96,42 @@ class GpuMemory:
         return sum(parts)
 
 
-def layouts_for(gpus: int) -> list[Layout]:
+def sharings_for(gpus: int) -> list[Sharing]:
     """The layouts that make sense on so many GPUs."""
-    offloaded = [Layout(gpus, stage, offload=True) for stage in (2, 3)]
+    offloaded = [Sharing(gpus, stage, offload=True) for stage in (2, 3)]
     if gpus == 1:
-        return [Layout(), *offloaded]
-    return [Layout(gpus), *(Layout(gpus, stage) for stage in (1, 2, 3)), *offloaded]
+        return [Sharing(), *offloaded]
+    return [Sharing(gpus), *(Sharing(gpus, stage) for stage in (1, 2, 3)), *offloaded]
 
 
-def memory_per_gpu(job: Job, layout: Layout) -> GpuMemory:
+def memory_per_gpu(job: Job, layout: Sharing) -> GpuMemory:
     """The busiest moment on each GPU."""
     moments = _plain_moments(job, layout) if layout.stage is None else _zero_moments(job, layout)
     return max(moments, key=lambda moment: moment.peak)
 
 
-def _plain_moments(job: Job, layout: Layout) -> Iterator[GpuMemory]:
+def _plain_moments(job: Job, layout: Sharing) -> Iterator[GpuMemory]:
     """Every GPU holds all; between several, DDP sends the gradients from buckets of their size."""
     update, counts = job.update, job.counts
     everything = FLOAT32 * counts.trained
     gradients, activations = update.busiest_compute(1.0)
     computing = GpuMemory(
-        weights=update.weights - _saved_by_4_bits(job),
+        weights=update.weights - _saved_by_quantizing(job),
         gradients=gradients,
-        optimizer=update.optimizer,
-        activations=activations + _restored_from_4_bits(job),
+        optimizer=job.optimizer,
+        activations=activations + _restored(job),
         buffers=everything if layout.gpus > 1 else 0,
     )
     yield computing
     yield replace(computing, gradients=everything, activations=update.updating)
 
 
-def _zero_moments(job: Job, layout: Layout) -> Iterator[GpuMemory]:
+def _zero_moments(job: Job, layout: Sharing) -> Iterator[GpuMemory]:
     assert layout.stage is not None
     size, counts, parts = job.bytes_per_number, job.counts, layout.gpus
     gradient_parts = parts if layout.stage >= 2 else 1
     part = -(-counts.trained // parts)
-    state = FLOAT32 * part + job.update.optimizer // parts
+    state = FLOAT32 * part + job.optimizer // parts
     weights, buffers = _weights_and_buffers(job, layout)
     share = size / FLOAT32 / gradient_parts
     gradients, activations = job.update.busiest_compute(share)
@@ -140,7 +144,7 @@ def _zero_moments(job: Job, layout: Layout) -> Iterator[GpuMemory]:
         weights=weights,
         gradients=round(gradients * share),
         optimizer=state,
-        activations=activations - _autocast_copies(job) + _restored_from_4_bits(job),
+        activations=activations - _autocast_copies(job) + _restored(job),
         buffers=buffers,
         host=host,
     )
@@ -152,12 +156,12 @@ def _zero_moments(job: Job, layout: Layout) -> Iterator[GpuMemory]:
         yield replace(computing, gradients=held, activations=working, buffers=0)
 
 
-def _weights_and_buffers(job: Job, layout: Layout) -> tuple[int, int]:
+def _weights_and_buffers(job: Job, layout: Sharing) -> tuple[int, int]:
     """Bytes of the weights that stay on a GPU, and of what is gathered or sent."""
     size, counts = job.bytes_per_number, job.counts
     sent = BUCKETS * job.bucket_numbers * size
     if layout.stage != 3:
-        return size * counts.total - _saved_by_4_bits(job), sent
+        return size * counts.total - _saved_by_quantizing(job), sent
     gathered = size * min(counts.total, max(LIVE_NUMBERS, counts.largest))
     return 0 if layout.offload else -(-size * counts.total // layout.gpus), gathered + sent
 
@@ -169,12 +173,12 @@ def _autocast_copies(job: Job) -> int:
     return job.bytes_per_number * job.counts.trained_in_layers
 
 
-def _saved_by_4_bits(job: Job) -> int:
-    if not job.in_4_bits:
+def _saved_by_quantizing(job: Job) -> int:
+    if job.stored is None:
         return 0
-    return round((job.bytes_per_number - BYTES_IN_4_BITS) * job.counts.frozen_in_layers)
+    return round((job.bytes_per_number - job.stored) * job.counts.frozen_in_layers)
 
 
-def _restored_from_4_bits(job: Job) -> int:
-    """A weight in 4 bits is multiplied with in the dtype of the computation, one at a time."""
-    return job.bytes_per_number * job.counts.largest_in_layers if job.in_4_bits else 0
+def _restored(job: Job) -> int:
+    """A quantized weight is multiplied with in the dtype of the computation, one at a time."""
+    return 0 if job.stored is None else job.bytes_per_number * job.counts.largest_in_layers

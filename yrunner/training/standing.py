@@ -19,7 +19,7 @@ class Standing:
         self._sums = [(each, dict(vars(each))) for each in sums]
         self._python, self._numpy = random.getstate(), np.random.get_state()
         self._torch = torch.get_rng_state()
-        self._gpu = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
+        self._gpu = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
 
     def restore(self) -> None:
         """Bring everything back to how it was."""

@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import DefaultFlowCallback, PrinterCallback, TrainerControl
+from transformers import DefaultFlowCallback, PrinterCallback
 
 from yrunner.data.collate import SlicedExamples, collate
 from yrunner.data.conversation import TokenizedExample
@@ -49,7 +49,6 @@ class SignalTrainer(SavingTrainer):
 
     # compute_loss divides by the targets of the whole update; Trainer must not divide again.
     loss_is_scaled_for_ga = True
-    control: TrainerControl
 
     def __init__(
         self,
@@ -94,8 +93,12 @@ class SignalTrainer(SavingTrainer):
         self.sums = [self.meter, self.guard, *watchers]
         self.weights_of_update: list[Tensor] = []
         self.keeping: Keeping | None = None
-        """What holds the model to its base, see keeping.py."""
         self.gauge: DriftGauge | None = None
+
+    def hold_back(self, keeping: Keeping) -> None:
+        """Add what holds the model to its base to the loss, and to the figures that are logged."""
+        self.keeping = keeping
+        self.sums.append(keeping.mean)
 
     def use_layout(self, layout: Layout) -> None:
         """Lay out micro-batches so. Without a call, every example has a row of its own."""
@@ -200,7 +203,7 @@ class SignalTrainer(SavingTrainer):
         if self.keeping is None:
             return None
         number = (len(self.weights_of_update) - 1) * num_ranks() + this_rank()
-        micro = Micro(self.state.global_step, number, self.plan.micro_batch_size)
+        micro = Micro(self.state.global_step, number, self.plan.micro_batch_size, num_ranks())
         return self.keeping.loss(self.model, model, micro)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
@@ -222,7 +225,7 @@ class SignalTrainer(SavingTrainer):
     def validation_batches(self, examples: Any) -> list[list[Row]]:
         """The rows of each batch of a validation."""
         size = self.args.per_device_train_batch_size
-        rows = [((index, 0),) for index in range(len(examples))]
+        rows: list[Row] = [((index, 0),) for index in range(len(examples))]
         return [rows[start : start + size] for start in range(0, len(rows), size)]
 
     def evaluate(
@@ -268,7 +271,8 @@ class SignalTrainer(SavingTrainer):
             return  # Trainer's summary of the run: its mean of means is none of our figures
         if "loss" in logs:
             logs |= self.meter.drain()
-            logs |= {} if self.keeping is None else self.keeping.drain()
+            if self.keeping is not None:
+                logs[self.keeping.logged_as] = self.keeping.mean.take(sum_over_ranks)
         super().log(logs)
 
     def _prepare_for_training(self, *args: Any) -> Any:
