@@ -1,7 +1,7 @@
 """The tables and the picture of docs/does-nlirg-help.md, from the runs that are finished.
 
     yrun compare recipes/legal_compare.yaml
-    python -m benchmarks.legal_experiment [--domain-accuracy 0.8] [--picture plain,nlirg FILE]
+    python -m benchmarks.legal_experiment [KEY=VALUE ...] [--picture plain,nlirg FILE]
 
 Reads what `yrun compare` has measured, trains nothing, and prints Markdown: all arms after the last
 update and at equal domain accuracy, how much of what plain loss forgets and memorises each arm
@@ -53,13 +53,15 @@ class Found:
     curves: Curves
     base: Point
     num_seeds: int
+    domain_accuracy: float
+    """At which arms are compared as equals."""
 
 
 def main() -> None:
     """Print the tables, and draw the picture where one is asked for."""
     arguments = _parse()
     found = find_runs(arguments.overrides)
-    threshold = arguments.domain_accuracy or domain_threshold(found.curves)
+    threshold = found.domain_accuracy
     views = {
         "After the last update": at_the_end(found.curves),
         f"At equal domain accuracy, {threshold:.1%}": at_domain_accuracy(found.curves, threshold),
@@ -71,7 +73,7 @@ def main() -> None:
         _print_shares(f"{title}: memorised by kind of fault", found, chosen, _by_kind)
     if arguments.picture:
         arms, file = arguments.picture
-        Path(file).write_text(_picture(found, arms.split(","), threshold) + "\n", "utf-8")
+        Path(file).write_text(_picture(found, arms.split(",")) + "\n", "utf-8")
         print(file)
 
 
@@ -88,7 +90,8 @@ def find_runs(overrides: Sequence[str]) -> Found:
     if base is None or not curves:
         raise SystemExit(f"nothing is measured yet: yrun compare {RECIPE}")
     in_order = {arm.name: curves[arm.name] for arm in arms if arm.name in curves}
-    return Found(in_order, base.points[0], len(recipe.compare.seeds))
+    threshold = recipe.compare.domain_accuracy or domain_threshold(in_order)
+    return Found(in_order, base.points[0], len(recipe.compare.seeds), threshold)
 
 
 def by_distance() -> Callable[[Point], dict[str, float]]:
@@ -178,7 +181,7 @@ def _print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str
         print(MINUS.sub("\N{MINUS SIGN}", f"| {' | '.join(filled)} |"))
 
 
-def _picture(found: Found, arms: Sequence[str], threshold: float) -> str:
+def _picture(found: Found, arms: Sequence[str]) -> str:
     general = found.base.figures["general"]
     paths = {}
     for arm in arms:
@@ -193,7 +196,8 @@ def _picture(found: Found, arms: Sequence[str], threshold: float) -> str:
             )
             for _, points in sorted(by_step.items())
         ]
-    return forgetting_plane(paths, PlanePoint(0.0, found.base.figures["domain"]), threshold)
+    base = PlanePoint(0.0, found.base.figures["domain"])
+    return forgetting_plane(paths, base, found.domain_accuracy)
 
 
 def _parse() -> argparse.Namespace:
@@ -201,7 +205,6 @@ def _parse() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("overrides", nargs="*", help="as yrun compare was given them")
-    parser.add_argument("--domain-accuracy", type=float, help="default: as yrun compare has it")
     parser.add_argument("--picture", nargs=2, metavar=("ARMS", "FILE"), help="draw these arms")
     return parser.parse_args()
 

@@ -108,7 +108,7 @@ def test_the_optimizer_takes_as_many_bytes_as_was_told(name):
 
 def test_a_disk_that_is_too_small_is_found_before_anything_is_written(project, monkeypatch):
     monkeypatch.setattr("yrunner.commands.disk_space.free_bytes", lambda _: 100_000)
-    said = r"has room for 0\.1 MB, and the run needs \d\.\d MB: 3 checkpoints of .*the model of"
+    said = r"has room for 0\.1 MB, and the run needs \d\.\d MB: 2 checkpoints of .*the model of"
     for command in (
         lambda: run("base.yaml"),
         lambda: check(Path("base.yaml"), [], as_machine=False, sample=0),

@@ -126,7 +126,7 @@ def _refusal(recipe: Recipe, tokenizer: Any, prepared: Prepared) -> YRunnerError
 def _gather(estimator: Estimator, prepared: Prepared, plan: Plan) -> Facts:
     recipe = estimator.recipe
     batch = largest_micro_batch(recipe, prepared, plan)
-    memory, disk = estimate_memory(estimator, batch)
+    memory, disk = estimate_memory(estimator, batch, plan)
     return Facts(
         data_facts(prepared),
         count_steps(recipe, prepared, plan),

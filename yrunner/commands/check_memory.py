@@ -14,6 +14,7 @@ from yrunner.commands.disk_space import DiskFacts, disk_facts
 from yrunner.commands.train_plan import layout_for
 from yrunner.data.collate import collate
 from yrunner.data.conversation import TokenizedExample
+from yrunner.data.plan import Plan
 from yrunner.models.disk import estimate_disk
 from yrunner.models.load import check_vocabulary, choose_dtype
 from yrunner.models.quantized import bytes_of_stored
@@ -152,11 +153,12 @@ class Estimator:
 
 
 def estimate_memory(
-    estimator: Estimator, micro_batch: Sequence[TokenizedExample]
+    estimator: Estimator, micro_batch: Sequence[TokenizedExample], plan: Plan
 ) -> tuple[MemoryFacts, DiskFacts | None]:
     """The memory of each device for the recipe's tuning and for the others; and the disk.
 
-    `micro_batch` is the largest of the run. The disk is not known of a model that cannot be traced.
+    `micro_batch` is the largest of the plan. The disk is not known of a model that cannot be
+    traced.
     """
     recipe, machine = estimator.recipe, estimator.machine
     lines: list[MemoryLine] = []
@@ -174,7 +176,7 @@ def estimate_memory(
         lines += lines_of(tuning.kind, found.job, machine, own)
         if is_own:
             need = estimate_disk(found.model, found.job.optimizer, estimator.tokenizer)
-            disk = disk_facts(recipe, need)
+            disk = disk_facts(recipe, need, plan)
             notes.insert(0, found.described)
             notes += keep_notes(recipe, count_parameters(found.model)[0])
     return MemoryFacts(str(machine), lines, notes), disk

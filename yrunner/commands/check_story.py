@@ -122,6 +122,6 @@ def print_disk(facts: DiskFacts) -> None:
     say("")
     say(
         f"disk: {as_gigabytes(facts.checkpoint)} per checkpoint, {facts.num_checkpoints} at the "
-        f"most and one being written; the model {as_gigabytes(facts.model)}; "
+        f"fullest moment; the model {as_gigabytes(facts.model)}; "
         f"{as_gigabytes(facts.needed)} in all, {as_gigabytes(facts.free)} are free"
     )

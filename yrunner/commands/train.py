@@ -162,7 +162,7 @@ def _run(recipe: Recipe, run_dir: RunDir, order: Order) -> None:
     )
     model = untrained_model(recipe, tokenizer, dtype)
     if place.rank == 0:
-        check_disk(recipe, model, tokenizer)
+        check_disk(recipe, model, tokenizer, plan)
         begin_or_take_up(recipe, run_dir, order, prepared, plan, place.num_ranks)
         record_kept(run_dir, kept, resume=order.from_step is not None)
     # The fingerprint is of the files as they were then.

@@ -17,6 +17,14 @@ def checkpoint_is_due(step: int, every: Literal["epoch"] | int, epoch_ends: Sequ
     return step in epoch_ends if every == "epoch" else step % every == 0
 
 
+def count_checkpoints(
+    num_updates: int, every: Literal["epoch"] | int, epoch_ends: Sequence[int]
+) -> int:
+    """How many checkpoints a run writes that nothing interrupts; one of them is at its end."""
+    is_due = (checkpoint_is_due(step, every, epoch_ends) for step in range(1, num_updates))
+    return sum(is_due) + 1
+
+
 class ValidationCut(Exception):
     """A signal has come during a validation, which the resumed run makes up for."""
 
