@@ -2,6 +2,7 @@
 
 import math
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -131,7 +132,7 @@ def test_tensorboard_shows_the_histograms_of_all_targets_since_the_last_record(
         trackers=["tensorboard"],
     )
     shown = []
-    trainer.watchers = [*trainer.watchers, shown.append]
+    trainer.watchers = [*trainer.watchers, SimpleNamespace(add=shown.append)]
     trainer.train()
     events = read_events(trainer)
     records = [row for row in read_metrics(trainer.run_dir.metrics) if "loss" in row]

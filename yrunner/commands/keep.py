@@ -38,10 +38,12 @@ def hold_back(trainer: SignalTrainer, recipe: Recipe, kept: KeptData) -> None:
 
 
 def record_kept(run_dir: RunDir, kept: KeptData, *, resume: bool) -> None:
-    """Note in the run folder which rows it is held to.
+    """Note in the run folder which rows it is held to, if any.
 
     Raises `RunError` for a run that is taken up with others: they may be edited by hand.
     """
+    if not kept.rows:
+        return
     text = "".join(row_hashes(kept.rows))
     content = {"rows": len(kept.rows), "hash": sha256(text.encode()).hexdigest()}
     if resume and run_dir.keep.exists() and read_json(run_dir.keep) != content:
