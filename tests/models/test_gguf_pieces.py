@@ -13,8 +13,9 @@ from transformers.tokenization_utils_base import generate_merges
 
 from tests.models.conftest import TEXTS, tiny_config
 from tests.models.test_gguf_file import write
+from yrunner.commands.merge_export import prove_tokens
 from yrunner.commands.merge_proof import FIXED_TEXTS
-from yrunner.errors import ModelError
+from yrunner.errors import ModelError, ProofError
 from yrunner.models.gguf_file import read_gguf_tokenizer
 from yrunner.models.gguf_metadata import check_tokenizer
 from yrunner.models.gguf_pieces import BYTES, SPACE, as_llama_cpp, piece_scores
@@ -136,6 +137,16 @@ def test_a_space_that_llama_cpp_cannot_put_is_refused():
     check_tokenizer(pieces_tokenizer(legacy=True, chat_template=ZEPHYR))
     with pytest.raises(ModelError, match=r"a space before every part of a chat or before none"):
         check_tokenizer(pieces_tokenizer(legacy=False, chat_template=ZEPHYR))
+
+
+def test_where_llama_cpp_reads_only_chats_alike_it_is_said(card, tmp_path, capfd):
+    tokenizer = pieces_tokenizer(legacy=False, chat_template=LLAMA_2)
+    read = read_gguf_tokenizer(write(tmp_path / "model", tiny_config("llama"), tokenizer, card))
+    prove_tokens(read, tokenizer)
+    assert "before a text that is no chat it does not put the space" in capfd.readouterr().err
+    other = pieces_tokenizer(legacy=True, chat_template=LLAMA_2)
+    with pytest.raises(ProofError, match=r'reads other tokens in "The harbour was quiet'):
+        prove_tokens(read, other)
 
 
 def test_merges_that_are_no_scores_are_refused():

@@ -100,7 +100,7 @@ def _prove(
 ) -> dict[str, Any] | None:
     from yrunner.models.gguf_file import read_gguf, read_gguf_tokenizer
 
-    _prove_tokens(read_gguf_tokenizer(file), tokenizer)
+    prove_tokens(read_gguf_tokenizer(file), tokenizer)
     needed = 4 * sum(size.numel() for size in open_checkpoint(str(run_dir.merged)).sizes.values())
     if needed > free_memory():
         warn(f"the GGUF file is not proven: it would have to be read back as {needed:,} bytes")
@@ -115,7 +115,7 @@ def _prove(
     return likeness.as_json()
 
 
-def _prove_tokens(read_back: Any, tokenizer: Any) -> None:
+def prove_tokens(read_back: Any, tokenizer: Any) -> None:
     """Raise `ProofError` where a GGUF file's tokenizer reads a chat, or else a text, otherwise."""
     for text in FIXED_TEXTS:
         asked = text
