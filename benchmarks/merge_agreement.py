@@ -22,6 +22,7 @@ TUNINGS = {
     "rslora": ["tuning.variant=rslora"],
     "freeze": ["tuning={kind: freeze}"],
     "full": ["tuning={kind: full}"],
+    "qlora": ["tuning={kind: qlora, rank: 64, alpha: 128}"],
 }
 
 

@@ -15,6 +15,7 @@ from transformers import AutoTokenizer
 from tests.commands.conftest import write_project
 from tests.models.conftest import logits_of, tiny_config
 from tests.models.test_gguf_file import LLAMA3_ROPE, write
+from tests.models.test_gguf_pieces import SCHEMES, pieces_tokenizer, texts_of
 from yrunner.commands.finished import tuned_tokenizer
 from yrunner.commands.merge import merge
 from yrunner.commands.merge_export import GGUF_BARS
@@ -107,6 +108,21 @@ def test_llama_cpp_renders_the_chat_template_alike(both):
     for chat in CHATS:
         expected = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
         assert formatter(messages=chat).prompt == expected
+
+
+@pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES.keys())
+def test_llama_cpp_reads_pieces_as_the_same_tokens(scheme, card, tmp_path):
+    of_pieces = pieces_tokenizer(**scheme)
+    file = write(tmp_path / "model", tiny_config("llama"), of_pieces, card)
+    llama = Llama(str(file), vocab_only=True, verbose=False)
+    texts = texts_of(of_pieces)
+    if not of_pieces.chat_template:
+        texts += TEXTS
+    for text in texts:
+        found = llama.tokenize(text.encode(), add_bos=False, special=True)
+        assert found == of_pieces(text, add_special_tokens=False).input_ids
+        if not of_pieces.chat_template:
+            assert llama.tokenize(text.encode(), add_bos=True) == of_pieces(text).input_ids
 
 
 @pytest.fixture(scope="module")

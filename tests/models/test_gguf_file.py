@@ -12,7 +12,7 @@ from yrunner.models.checkpoint import open_checkpoint
 from yrunner.models.export import save_model
 from yrunner.models.gguf_file import read_gguf, read_gguf_tokenizer, write_gguf
 from yrunner.models.gguf_metadata import check_supported, check_tokenizer
-from yrunner.models.load import load_model
+from yrunner.models.load import load_model, load_tokenizer
 from yrunner.models.proof import compare
 from yrunner.models.scratch import build_model
 
@@ -146,8 +146,8 @@ def test_what_llama_cpp_would_compute_otherwise_is_refused(config, expected):
 
 def test_an_unknown_way_to_split_texts_is_refused(tokenizer, tmp_path):
     tokenizer.save_pretrained(tmp_path)
-    check_tokenizer(tmp_path)
+    check_tokenizer(load_tokenizer(str(tmp_path)))
     path = tmp_path / "tokenizer.json"
     path.write_text(path.read_text("utf-8").replace(r"\\p{N}|", r"\\p{N}{1,2}|"), "utf-8")
     with pytest.raises(ModelError, match="no name for the way this tokenizer splits"):
-        check_tokenizer(tmp_path)
+        check_tokenizer(load_tokenizer(str(tmp_path)))

@@ -42,7 +42,7 @@ def check_exports(recipe: Recipe, base: Checkpoint) -> None:
 
         trusts = recipe.model.trust_remote_code
         check_supported(read_config(str(base.folder), trust_remote_code=trusts))
-        check_tokenizer(RunDir(recipe.run_folder).model)
+        check_tokenizer(tuned_tokenizer(RunDir(recipe.run_folder)))
     if recipe.merge.push is not None:
         check_upload(recipe.merge.push)
 
@@ -100,13 +100,7 @@ def _prove(
 ) -> dict[str, Any] | None:
     from yrunner.models.gguf_file import read_gguf, read_gguf_tokenizer
 
-    read_back = read_gguf_tokenizer(file)
-    for text in FIXED_TEXTS:
-        if read_back(text).input_ids != tokenizer(text).input_ids:
-            raise ProofError(
-                f'the GGUF file reads other tokens in "{text[:40]}..."',
-                remedy="it was not kept; please report this",
-            )
+    prove_tokens(read_gguf_tokenizer(file), tokenizer)
     needed = 4 * sum(size.numel() for size in open_checkpoint(str(run_dir.merged)).sizes.values())
     if needed > free_memory():
         warn(f"the GGUF file is not proven: it would have to be read back as {needed:,} bytes")
@@ -119,3 +113,27 @@ def _prove(
     say_likeness(f"GGUF {kind} against the merged model", likeness)
     judge(likeness, GGUF_BARS[kind], "the GGUF file")
     return likeness.as_json()
+
+
+def prove_tokens(read_back: Any, tokenizer: Any) -> None:
+    """Raise `ProofError` where a GGUF file's tokenizer reads a chat, or else a text, otherwise."""
+    for text in FIXED_TEXTS:
+        asked = text
+        if tokenizer.chat_template:
+            chat = [{"role": "user", "content": text}]
+            asked = str(tokenizer.apply_chat_template(chat, tokenize=False))
+        if not _same_tokens(read_back, tokenizer, asked):
+            raise ProofError(
+                f'the GGUF file reads other tokens in "{text[:40]}..."',
+                remedy="it was not kept; please report this",
+            )
+    if not all(_same_tokens(read_back, tokenizer, text) for text in FIXED_TEXTS):
+        warn(
+            "llama.cpp reads chats as this tokenizer does, but before a text that is no chat it "
+            "does not put the space that this tokenizer puts there"
+        )
+
+
+def _same_tokens(one: Any, other: Any, text: str) -> bool:
+    found, expected = (each(text, add_special_tokens=False).input_ids for each in (one, other))
+    return bool(found == expected)

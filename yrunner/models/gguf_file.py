@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 from yrunner.errors import ModelError
 from yrunner.models.checkpoint import Checkpoint
 from yrunner.models.gguf_metadata import ARCHITECTURES, add_form, add_tokens
+from yrunner.models.gguf_pieces import as_llama_cpp
 from yrunner.models.quiet import quiet_libraries
 
 BLOCK = 32
@@ -43,7 +44,7 @@ def write_gguf(
     writer.add_file_type(_file_type(kind))
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     add_form(writer, config)
-    add_tokens(writer, tokenizer, checkpoint.folder, config.vocab_size)
+    add_tokens(writer, tokenizer, config.vocab_size)
     weights = list(_named(checkpoint, config))
     for target, size, _ in weights:
         chosen = _type_of(target, tuple(size.shape), kind)
@@ -75,9 +76,18 @@ def read_gguf(file: Path, config: Any) -> Any:
 
 
 def read_gguf_tokenizer(file: Path) -> Any:
-    """The tokenizer of a GGUF file, as transformers reads it."""
+    """The tokenizer of a GGUF file, as transformers reads it.
+
+    It does not read where llama.cpp puts a space for SentencePiece's tokenizers; that is put right.
+    """
     with quiet_libraries():
-        return AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
+        tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
+    with_space = gguf.GGUFReader(file).get_field("tokenizer.ggml.add_space_prefix")
+    if with_space is not None:
+        backend = as_llama_cpp(tokenizer.backend_tokenizer, with_space=with_space.contents())
+        tokenizer.backend_tokenizer.normalizer = backend.normalizer
+        tokenizer.backend_tokenizer.pre_tokenizer = None
+    return tokenizer
 
 
 def _named(

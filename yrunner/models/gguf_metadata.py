@@ -2,12 +2,17 @@
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import gguf
 
 from yrunner.errors import ModelError
+from yrunner.models.gguf_pieces import (
+    begins_with_space,
+    is_of_pieces,
+    piece_scores,
+    piece_types,
+)
 from yrunner.models.load import find_stop_ids
 from yrunner.models.scratch import WORD_PATTERN
 
@@ -50,9 +55,14 @@ def check_supported(config: Any) -> None:
         )
 
 
-def check_tokenizer(folder: Path) -> None:
-    """Raise `ModelError` for a tokenizer, in this folder, that llama.cpp has no name for."""
-    _split_name(json.loads((folder / "tokenizer.json").read_text("utf-8")))
+def check_tokenizer(tokenizer: Any) -> None:
+    """Raise `ModelError` for a tokenizer that reads texts in a way unknown to llama.cpp."""
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    if is_of_pieces(content):
+        piece_scores(content, [])
+        begins_with_space(tokenizer)
+    else:
+        _split_name(content)
 
 
 def add_form(writer: gguf.GGUFWriter, config: Any) -> None:
@@ -73,18 +83,24 @@ def add_form(writer: gguf.GGUFWriter, config: Any) -> None:
     _add_rope(writer, config.rope_parameters)
 
 
-def add_tokens(writer: gguf.GGUFWriter, tokenizer: Any, folder: Path, num_embeddings: int) -> None:
-    """Vocabulary, merges, special tokens and chat template. `folder` holds the tokenizer.json.
+def add_tokens(writer: gguf.GGUFWriter, tokenizer: Any, num_embeddings: int) -> None:
+    """Vocabulary, merges or scores, special tokens and chat template.
 
     Raises `ModelError` for a tokenizer that llama.cpp has no word for.
     """
-    content = json.loads((folder / "tokenizer.json").read_text("utf-8"))
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
     tokens, types = _tokens(tokenizer, num_embeddings)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(_split_name(content))
+    if is_of_pieces(content):
+        writer.add_tokenizer_model("llama")
+        types = piece_types(tokens, types, tokenizer.unk_token)
+        writer.add_token_scores(piece_scores(content, tokens))
+        writer.add_add_space_prefix(begins_with_space(tokenizer))
+    else:
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre(_split_name(content))
+        writer.add_token_merges([_as_merge(merge) for merge in content["model"]["merges"]])
     writer.add_token_list(tokens)
     writer.add_token_types(types)
-    writer.add_token_merges([_as_merge(merge) for merge in content["model"]["merges"]])
     for kind in ("bos", "eos", "pad", "unk"):
         number = getattr(tokenizer, f"{kind}_token_id")
         if number is not None:
