@@ -18,11 +18,13 @@ LOCK = ".lock"
 
 @contextmanager
 def run_lock(folder: Path) -> Iterator[None]:
-    """Hold the lock of a run folder, which is made where it is missing and gone again if empty.
+    """Hold the lock of a run folder, which is made where it is missing and gone again if empty,
+    with the folders around it that were made for it.
 
     The kernel drops the lock when its process dies, whatever killed it; the file says who holds it.
     Raises `RunError` where another process does, or where one on another machine may.
     """
+    made = [place for place in folder.parents if not place.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     file = _open_locked(folder / LOCK)
     _look_at_the_last(folder / LOCK, file)
@@ -34,7 +36,8 @@ def run_lock(folder: Path) -> Iterator[None]:
         (folder / LOCK).unlink(missing_ok=True)
         file.close()
         with suppress(OSError):
-            folder.rmdir()
+            for place in (folder, *made):
+                place.rmdir()
 
 
 def _open_locked(path: Path) -> TextIO:

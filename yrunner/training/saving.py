@@ -140,6 +140,10 @@ class SavingTrainer(Trainer):
         self.zero.load(Path(resume_from_checkpoint))
         scheduler = torch.load(Path(resume_from_checkpoint) / SCHEDULER, weights_only=True)
         self.lr_scheduler.load_state_dict(scheduler)
+        # The scheduler sets the rate only when it steps; until then it would be that of the start.
+        rates = self.lr_scheduler.get_last_lr()
+        for group, rate in zip(self.deepspeed.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
         return prepared
 
     def _load_best_model(self) -> None:
