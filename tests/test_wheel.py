@@ -46,4 +46,5 @@ def test_every_configuration_is_one_that_names_a_zero_stage():
         path.stem: json.loads(path.read_text())["zero_optimization"]["stage"]
         for path in (ROOT / "deepspeed_configs").glob("*.json")
     }
-    assert stages == {"zero2": 2, "zero3": 3}
+    assert set(stages) >= {"zero1", "zero2", "zero3"}
+    assert stages == {name: int(name.removeprefix("zero")[0]) for name in stages}
