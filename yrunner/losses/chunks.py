@@ -16,6 +16,7 @@ from torch.nn.functional import cross_entropy, linear
 from torch.utils.checkpoint import checkpoint
 
 from yrunner.losses.head_call import call_head
+from yrunner.losses.head_work import HeadInputs, HeadWork, scale_gradients
 from yrunner.losses.per_token import Targets, TokenWeight, at_least_float32, weigh
 from yrunner.losses.space import Space
 from yrunner.losses.sweep import FINAL, LogitForm, Sweep, entropy_of_top, sweep
@@ -154,12 +155,10 @@ class _LinearHead(torch.autograd.Function):
         # As few chunks, and as even: a product with few rows is slow.
         rows = even_rows(len(labels_N), rows)
         work = _Work(inputs, needed, labels_N, weight, form, rows, space, wants_top)
-        # Cast once, by hand: autocast would cast a frozen head again for every chunk.
         with torch.autocast(hidden_ND.device.type, enabled=False):
             for start in range(0, len(labels_N), rows):
                 work.do(slice(start, start + rows))
-        ctx.gradients = work.gradients
-        ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in inputs]
+        work.hand_over(ctx)
         figures = [*work.figures, work.top_N] if wants_top else work.figures
         ctx.mark_non_differentiable(*figures)
         loss_N, _, weight_N, *_ = figures
@@ -167,21 +166,15 @@ class _LinearHead(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-        gradients, ctx.gradients = ctx.gradients, None
-        assert gradients is not None, "the gradient of a fused head can be taken once"
-        scaled = (
-            None if tensor is None else tensor.mul_(gradient).to(dtype)
-            for tensor, dtype in zip(gradients, ctx.dtypes, strict=True)
-        )
-        return (*scaled, *[None] * 7)
+        return (*scale_gradients(ctx, gradient), *[None] * 7)
 
 
-class _Work:
+class _Work(HeadWork):
     """What is found chunk by chunk: the figures, and the gradients that are wanted."""
 
     def __init__(
         self,
-        inputs: tuple[Tensor, Tensor, Tensor | None],
+        inputs: HeadInputs,
         needed: list[bool],
         labels_N: Tensor,
         weight: TokenWeight,
@@ -190,29 +183,16 @@ class _Work:
         space: Space,
         wants_top: bool,
     ) -> None:
-        self.hidden_ND, weight_VD, bias_V = inputs
+        super().__init__(inputs, needed)
         self.labels_N, self.weight, self.form, self.wants_top = labels_N, weight, form, wants_top
-        self.dtype = weight_VD.dtype
-        device = self.hidden_ND.device.type
-        if torch.is_autocast_enabled(device):
-            self.dtype = torch.get_autocast_dtype(device)
-        self.head_VD = weight_VD.to(self.dtype)
-        self.head_V = None if bias_V is None else bias_V.to(self.dtype)
-        wide = torch.promote_types(self.dtype, torch.float32)
-        self.gradients = [
-            torch.zeros_like(tensor, dtype=wide if place else None)
-            if need and tensor is not None
-            else None
-            for place, (tensor, need) in enumerate(zip(inputs, needed, strict=True))
-        ]
-        self.figures = [self.hidden_ND.new_empty(len(labels_N), dtype=wide) for _ in range(5)]
+        self.figures = [self.hidden_ND.new_empty(len(labels_N), dtype=self.wide) for _ in range(5)]
         self.top_N = torch.empty_like(labels_N)
         # The mean logit of a linear head comes with the gradient, if that is precise enough.
-        is_linear = form.softcap is None and self.dtype == wide
+        is_linear = form.softcap is None and self.dtype == self.wide
         self.mean_comes_free = is_linear and self.gradients[0] is not None
-        self.has_kernel = has_kernel(device)
-        shape = (min(rows, len(labels_N)), len(weight_VD))
-        dtype = self.dtype if self.has_kernel else wide
+        self.has_kernel = has_kernel(self.hidden_ND.device.type)
+        shape = (min(rows, len(labels_N)), len(self.head_VD))
+        dtype = self.dtype if self.has_kernel else self.wide
         self.pulls_RV = self.logits_RV = space.take("logits", self.hidden_ND, shape, dtype)
         if not (self.has_kernel or self.mean_comes_free):
             self.pulls_RV = space.take("pulls", self.hidden_ND, shape, dtype)

@@ -28,6 +28,7 @@ from yrunner.losses.divergence import (
     top_of,
 )
 from yrunner.losses.head_call import call_head
+from yrunner.losses.head_work import HeadInputs, HeadWork, scale_gradients
 from yrunner.losses.per_token import at_least_float32
 from yrunner.losses.sweep import LogitForm
 
@@ -162,45 +163,22 @@ class _HeldHead(torch.autograd.Function):
         with torch.autocast(hidden_ND.device.type, enabled=False):
             for places in _chunks(HiddenBase(hidden_ND), rows):
                 work.do(places, side, base)
-        ctx.gradients = work.gradients
-        ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in inputs]
+        work.hand_over(ctx)
         ctx.mark_non_differentiable(work.divergence_N)
         return work.divergence_N.sum(), work.divergence_N
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-        gradients, ctx.gradients = ctx.gradients, None
-        assert gradients is not None, "the gradient of a fused head can be taken once"
-        scaled = (
-            None if tensor is None else tensor.mul_(gradient).to(dtype)
-            for tensor, dtype in zip(gradients, ctx.dtypes, strict=True)
-        )
-        return (*scaled, *[None] * 4)
+        return (*scale_gradients(ctx, gradient), *[None] * 4)
 
 
-class _Work:
+class _Work(HeadWork):
     """What is found chunk by chunk: the divergences, and the gradients that are wanted."""
 
-    def __init__(
-        self, inputs: tuple[Tensor, Tensor, Tensor | None], needed: list[bool], form: LogitForm
-    ) -> None:
-        self.hidden_ND, weight_VD, bias_V = inputs
+    def __init__(self, inputs: HeadInputs, needed: list[bool], form: LogitForm) -> None:
+        super().__init__(inputs, needed)
         self.form = form
-        self.dtype = weight_VD.dtype
-        device = self.hidden_ND.device.type
-        if torch.is_autocast_enabled(device):
-            self.dtype = torch.get_autocast_dtype(device)
-        # Cast once, by hand: autocast would cast a frozen head again for every chunk.
-        self.head_VD = weight_VD.to(self.dtype)
-        self.head_V = None if bias_V is None else bias_V.to(self.dtype)
-        wide = torch.promote_types(self.dtype, torch.float32)
-        self.gradients = [
-            torch.zeros_like(tensor, dtype=wide if place else None)
-            if need and tensor is not None
-            else None
-            for place, (tensor, need) in enumerate(zip(inputs, needed, strict=True))
-        ]
-        self.divergence_N = self.hidden_ND.new_empty(len(self.hidden_ND), dtype=wide)
+        self.divergence_N = self.hidden_ND.new_empty(len(self.hidden_ND), dtype=self.wide)
 
     def do(self, places: slice, side: BaseSide, base: BaseHead) -> None:
         """Look at one chunk and add what it gives to divergences and gradients."""
