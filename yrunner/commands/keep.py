@@ -4,7 +4,6 @@ from hashlib import sha256
 from typing import Any, assert_never
 
 from filelock import FileLock
-from transformers.integrations import is_deepspeed_zero3_enabled
 
 from yrunner.commands.keep_data import KeptData, rows_key
 from yrunner.console import progress
@@ -87,11 +86,6 @@ def _make_keeping(trainer: SignalTrainer, recipe: Recipe, kept: KeptData) -> Kee
 def _make_springs(
     recipe: Recipe, keep: Ewc, kept: KeptData, model: Any, pad_token_id: int
 ) -> Springs:
-    if is_deepspeed_zero3_enabled():
-        raise RunError(
-            "keep.kind: ewc needs whole weights, and DeepSpeed ZeRO-3 splits them",
-            remedy="use ZeRO-2, or keep.kind: self_replay",
-        )
     assert kept.folder is not None, "rows were written or read"
     tuning = recipe.tuning.model_dump(mode="json")
     # The random half of a new adapter comes of the seed.
