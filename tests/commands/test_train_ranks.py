@@ -75,6 +75,7 @@ def test_two_processes_are_stopped_killed_and_gone_on_with_by_one_and_nothing_is
     change("base.yaml", **LONG, train__checkpoint={"every": 2})
     alone = ["train.gradient_accumulation_steps=2", "name=alone", "output=outputs/alone"]
     train(Path("base.yaml"), alone, resume=False, overwrite=False)
+    others = set(psutil.Process().children(recursive=True))  # a browser of another test, say
 
     running = started(*TOGETHER)
     wait_for_updates(running, 3)
@@ -96,7 +97,7 @@ def test_two_processes_are_stopped_killed_and_gone_on_with_by_one_and_nothing_is
     assert running.returncode == 2
     assert "process 1 of the run was killed" in errors
     assert "Traceback" not in errors
-    assert not psutil.Process().children(recursive=True)
+    assert set(psutil.Process().children(recursive=True)) <= others
 
     train(Path("base.yaml"), [], resume=True, overwrite=False)
     assert gap("alone", "base") < 1e-4
