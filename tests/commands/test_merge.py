@@ -31,6 +31,7 @@ TUNINGS = {
     "plain": ["tuning.variant=plain", "data.packing=true"],
     "dora": ["tuning.variant=dora", "data.packing=false"],
     "rslora": ["tuning.variant=rslora", "data.packing=true"],
+    "rslora, rows": ["tuning.variant=rslora", "data.packing=false", "train.epochs=8"],
     "freeze": ["tuning={kind: freeze}", "data.packing=false"],
     "full": ["tuning={kind: full}", "data.packing=true"],
     "qlora": ["tuning={kind: qlora, rank: 4, alpha: 8}", "data.packing=false"],
