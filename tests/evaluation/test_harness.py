@@ -62,7 +62,6 @@ def test_without_the_harness_the_command_that_adds_it_is_named(folder, monkeypat
 
 
 def test_a_task_that_nobody_knows_is_found_before_a_model_is_loaded(folder):
-    pytest.importorskip("lm_eval")
     with pytest.raises(YRunnerError, match=r'h: there is no task "capitals_chosen" in .* or '):
         read_task(make_task(folder, "capitals_chosen"))
     with pytest.raises(YRunnerError, match=r'"capitals_choice" in lm-evaluation-harness\. '):
@@ -75,7 +74,6 @@ def candidate(make_talker, capitals_tokenizer):
 
 
 def test_a_local_task_gives_the_figures_of_its_likelihoods(folder, candidate, monkeypatch):
-    pytest.importorskip("lm_eval")
     monkeypatch.setenv("HF_DATASETS_CACHE", str(folder / "cache"))
     task = make_task(folder, "capitals_choice")
     assert read_task(task) == []
@@ -93,7 +91,6 @@ def test_a_local_task_gives_the_figures_of_its_likelihoods(folder, candidate, mo
 
 
 def test_several_tasks_count_alike(folder, candidate, monkeypatch):
-    pytest.importorskip("lm_eval")
     monkeypatch.setenv("HF_DATASETS_CACHE", str(folder / "cache"))
     task = make_task(folder, "capitals_choice", "capitals_written", limit=3)
     result = examine(task, read_task(task), candidate)
