@@ -3,6 +3,8 @@
     yrun compare recipes/legal_compare.yaml
     python -m benchmarks.legal_experiment [KEY=VALUE ...] [--picture plain,nlirg FILE]
 
+and those of docs/keep-what-it-knew.md with `--recipe recipes/legal_keep_compare.yaml`.
+
 Reads what `yrun compare` has measured, trains nothing, and prints Markdown: all arms after the last
 update and at equal domain accuracy, how much of what plain loss forgets and memorises each arm
 does, what is forgotten at each distance from the field, and which kinds of fault come back.
@@ -60,7 +62,7 @@ class Found:
 def main() -> None:
     """Print the tables, and draw the picture where one is asked for."""
     arguments = _parse()
-    found = find_runs(arguments.overrides)
+    found = find_runs(arguments.recipe, arguments.overrides)
     threshold = found.domain_accuracy
     views = {
         "After the last update": at_the_end(found.curves),
@@ -77,18 +79,18 @@ def main() -> None:
         print(file)
 
 
-def find_runs(overrides: Sequence[str]) -> Found:
-    """The finished runs of every arm that has one, and their base."""
-    recipe = load_recipe(RECIPE, overrides)
-    arms = choose_arms(RECIPE, overrides, vary=(), only=None)
+def find_runs(file: Path, overrides: Sequence[str]) -> Found:
+    """The finished runs of every arm of a recipe that has one, and their base."""
+    recipe = load_recipe(file, overrides)
+    arms = choose_arms(file, overrides, vary=(), only=None)
     curves: dict[str, dict[int, tuple[Point, ...]]] = {}
-    runs = plan_runs(RECIPE, overrides, arms, recipe.compare.seeds)
+    runs = plan_runs(file, overrides, arms, recipe.compare.seeds)
     for run in runs:
         if measurement := run.measurement:
             curves.setdefault(run.arm, {})[run.seed] = measurement.points
     base = Measurement.load(CompareDir(recipe.run_folder).base(base_name(runs[0].recipe)))
     if base is None or not curves:
-        raise SystemExit(f"nothing is measured yet: yrun compare {RECIPE}")
+        raise SystemExit(f"nothing is measured yet: yrun compare {file}")
     in_order = {arm.name: curves[arm.name] for arm in arms if arm.name in curves}
     threshold = recipe.compare.domain_accuracy or domain_threshold(in_order)
     return Found(in_order, base.points[0], len(recipe.compare.seeds), threshold)
@@ -205,6 +207,7 @@ def _parse() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("overrides", nargs="*", help="as yrun compare was given them")
+    parser.add_argument("--recipe", type=Path, default=RECIPE)
     parser.add_argument("--picture", nargs=2, metavar=("ARMS", "FILE"), help="draw these arms")
     return parser.parse_args()
 

@@ -47,7 +47,7 @@ def test_the_general_side_is_told_by_distance():
 @pytest.fixture
 def printed(monkeypatch, capsys, tmp_path):
     picture = tmp_path / "plane.svg"
-    monkeypatch.setattr(legal_experiment, "find_runs", lambda overrides: FOUND)
+    monkeypatch.setattr(legal_experiment, "find_runs", lambda file, overrides: FOUND)
     monkeypatch.setattr("sys.argv", ["it", "--picture", "plain,nlirg", str(picture)])
     legal_experiment.main()
     assert picture.read_text("utf-8").startswith("<svg ")
