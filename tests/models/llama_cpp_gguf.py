@@ -21,9 +21,11 @@ from yrunner.commands.merge import merge
 from yrunner.commands.merge_export import GGUF_BARS
 from yrunner.commands.merge_proof import probes_of
 from yrunner.commands.train import train
+from yrunner.models.export import save_model
 from yrunner.models.folder_logits import folder_logits
 from yrunner.models.load import load_model
 from yrunner.models.proof import Probes, compare
+from yrunner.models.scratch import build_model
 from yrunner.recipe.load import load_recipe
 from yrunner.run_dir import RunDir
 
@@ -139,6 +141,25 @@ def tuned(tmp_path_factory) -> Path:
 def test_llama_cpp_answers_as_the_merged_model_does(kind, tuned, monkeypatch):
     """On the texts of the proof; llama.cpp rounds what it computes, besides the weights."""
     monkeypatch.chdir(tuned.parent)
+    assert_answers_alike(tuned, kind)
+
+
+def test_llama_cpp_answers_as_a_merged_model_of_pieces_does(card, tmp_path, monkeypatch):
+    """From a base with the tokenizer of Llama 2 to its file, by the commands alone."""
+    folder = write_project(tmp_path)
+    monkeypatch.chdir(folder)
+    of_pieces = pieces_tokenizer(**SCHEMES["first, with chats"])
+    of_pieces.pad_token = of_pieces.unk_token
+    model = build_model(tiny_config("llama", tie_word_embeddings=False), of_pieces, seed=1)
+    save_model(model, of_pieces, folder / "pieces", card)
+    tuned = folder / "tuned.yaml"
+    tuned.write_text(tuned.read_text("utf-8").replace("base: base.yaml", "base: pieces"), "utf-8")
+    train(tuned, [], resume=False, overwrite=False)
+    assert_answers_alike(tuned, "f16")
+
+
+def assert_answers_alike(tuned: Path, kind: str) -> None:
+    """Merge, write the file, and let llama.cpp answer beside the merged model."""
     merge(tuned, [f"merge.gguf={kind}"])
     recipe = load_recipe(tuned)
     run_dir = RunDir(recipe.run_folder)
