@@ -25,6 +25,7 @@ from accelerate.state import AcceleratorState, PartialState
 from torch import Tensor, distributed
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from benchmarks.ranks_keep import FIGURES, KEPT_SHARE, hold
 from yrunner.data.conversation import TokenizedExample
 from yrunner.data.layouts import all_in_one_row, one_per_row
 from yrunner.data.plan import make_plan
@@ -35,7 +36,7 @@ from yrunner.models.tuning import apply_tuning
 from yrunner.ranks import join_ranks, num_ranks, this_rank
 from yrunner.recipe.schema import Checkpoint, NlirgLoss, PlainLoss, TrainSection
 from yrunner.recipe.schema_distributed import DeepSpeedSection
-from yrunner.recipe.schema_model import FullTuning, LoraTuning
+from yrunner.recipe.schema_model import FullTuning, LoraTuning, Tuning
 from yrunner.run_dir import RunDir
 from yrunner.tokens import IGNORE_INDEX
 from yrunner.training.arguments import make_arguments, token_weight
@@ -64,7 +65,7 @@ ROWS = {
     "packed": {"pack_to": 40, "layout": all_in_one_row},
     "token_batches": {"token_batch": 4},
 }
-TUNINGS = {"full": FullTuning(kind="full"), "lora": LoraTuning(rank=4, alpha=8, dropout=0.0)}
+TUNINGS: dict[str, Tuning] = {"full": FullTuning(kind="full"), "lora": LoraTuning(rank=4, alpha=8, dropout=0.0)}
 SETTINGS: dict[str, Any] = {
     "epochs": 2,
     "batch_size": 2,
@@ -86,6 +87,7 @@ class Case:
     loss: str
     rows: str
     tuning: str
+    keep: str = "none"
 
     @property
     def name(self) -> str:
@@ -100,6 +102,8 @@ class Found:
     losses: list[float]
     """Of training, plain and weighted, and of validation, as they were logged."""
     weights: dict[str, Tensor]
+    kept: list[float]
+    """What was measured of what the model is held to; it begins at zero."""
 
     def loss_gap(self, other: "Found") -> float:
         """The largest difference of two losses, relative."""
@@ -164,6 +168,7 @@ def make_trainer(case: Case, folder: Path, *, max_steps: int | None = None) -> S
         seed=0,
         lengths=[len(example.input_ids) for example in learned],
         pack_to=pack_to,
+        kept_share=KEPT_SHARE[case.keep],
     )
     run_dir = RunDir(folder / case.name)
     section = SHARINGS.get(case.sharing)
@@ -205,6 +210,14 @@ def make_trainer(case: Case, folder: Path, *, max_steps: int | None = None) -> S
         spikes=train.spikes,
     )
     trainer.use_layout(layout)
+    hold(
+        trainer,
+        case.keep,
+        folder / "base",
+        TUNINGS[case.tuning],
+        make_examples(13, seed=3),
+        pack_to,
+    )
     # The last weights are compared, not the best.
     trainer.args.load_best_model_at_end = False
     return trainer
@@ -222,8 +235,9 @@ def train_case(case: Case, folder: Path, *, resume_at: int | None = None) -> Fou
     records = read_metrics(trainer.run_dir.metrics) if this_rank() == 0 else []
     keys = ("loss", "weighted_loss", "eval_loss")
     losses = [record[key] for record in records for key in keys if key in record]
+    kept = [record[key] for record in records for key in FIGURES if key in record]
     weights = {name: value for name, value in weights.items() if name != "lm_head.weight"}
-    return Found(losses, {name: value.detach().clone() for name, value in weights.items()})
+    return Found(losses, {name: value.detach().clone() for name, value in weights.items()}, kept)
 
 
 def start_processes(
@@ -246,7 +260,7 @@ def start_processes(
 def found_together(case: Case, folder: Path) -> Found:
     """What the processes came to."""
     content = torch.load(folder / f"{case.name}.pt")
-    return Found(content["losses"], content["weights"])
+    return Found(**content)
 
 
 def _work(

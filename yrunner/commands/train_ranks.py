@@ -3,6 +3,7 @@
 import os
 import shlex
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,8 +19,14 @@ from yrunner.launch import current_place, launch_command, run_ranks
 from yrunner.machines import Layout, lay_out
 from yrunner.ranks import join_ranks
 from yrunner.recipe.schema import Recipe
+from yrunner.recipe.schema_distributed import needs_whole_weights
 from yrunner.run_dir import RunDir, read_json
-from yrunner.training.deepspeed_settings import check_settings, complete, deepspeed_settings
+from yrunner.training.deepspeed_settings import (
+    check_settings,
+    complete,
+    deepspeed_settings,
+    read_settings,
+)
 from yrunner.training.zero import check_saved_alike
 
 
@@ -67,6 +74,7 @@ def check_sharing(recipe: Recipe, run_dir: RunDir, layout: Layout, *, resume: bo
             micro_steps=micro_steps,
             num_ranks=layout.num_ranks,
         )
+        _check_pieces(recipe, section.config)
 
 
 def launch(recipe: Recipe, layout: Layout, arguments: str, options: list[str]) -> None:
@@ -107,6 +115,14 @@ def updates_shared(
             remedy=f"set distributed.processes to a number that divides {micro_batches}",
         )
     return begun_by, micro_batches // num_ranks
+
+
+def _check_pieces(recipe: Recipe, config: Path) -> None:
+    """The recipe knows its own stage; that of a file is found here."""
+    found = needs_whole_weights(tuning=recipe.tuning.kind, keep=recipe.keep.kind)
+    if found is not None and read_settings(config)["zero_optimization"]["stage"] == 3:
+        problem, remedy = found
+        raise RunError(f"{config}: {problem}", remedy=remedy)
 
 
 def _command(layout: Layout, arguments: str, options: list[str]) -> list[str]:

@@ -75,6 +75,8 @@ def load_fisher(path: Path, model: Any) -> Weights:
 class Springs:
     """Half the strength times the sum of Fisher times (weight - start)^2, once in each update."""
 
+    runs_model = False
+
     def __init__(self, model: Any, fisher: Weights, strength: float) -> None:
         """`model` is as it starts to be trained: what it has now is what it is drawn back to."""
         self.weights = trained_weights(model)

@@ -58,6 +58,16 @@ class ZeroRun:
         self._optimizer.override_loss_scale(scale)
         return loss / scale
 
+    def run_backward(self, loss: Tensor) -> None:
+        """Add the gradients of a loss to those of the update, before those of its micro-batch.
+
+        DeepSpeed counts on a backward pass after each forward pass. After two of them ZeRO-3 would
+        not let go of the weights that it gathers, until all were on every device.
+        """
+        engine = self.trainer.deepspeed
+        engine.set_gradient_accumulation_boundary(False)
+        engine.backward(loss, scale_wrt_gas=False)
+
     def save(self, folder: Path) -> None:
         """Write weights and what the optimizer remembers of them. All processes call it."""
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
