@@ -130,6 +130,8 @@ def test_a_faulty_file_of_kept_rows_is_found_before_the_base_is_trained(project)
         ),
         (["train.batch_size=1", SELF_REPLAY], "two examples or more"),
         (["loss.normalize=weights", SELF_REPLAY], "cannot be combined"),
+        (["loss.normalize=weights", "keep={kind: ewc}"], "cannot be combined"),
+        (["distributed.deepspeed={stage: 3}", "keep={kind: ewc}"], "use deepspeed.stage 2 or 1"),
         (["drift.rows=0", "train.early_stopping={metric: drift}"], "drift.rows of 1 or more"),
     ],
 )

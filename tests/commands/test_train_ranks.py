@@ -18,8 +18,9 @@ import torch
 from safetensors.torch import load_file
 
 from yrunner.commands.train import train
-from yrunner.commands.train_ranks import updates_shared
+from yrunner.commands.train_ranks import check_sharing, updates_shared
 from yrunner.errors import RunError
+from yrunner.machines import lay_out
 from yrunner.recipe.load import load_recipe
 from yrunner.run_dir import RunDir, write_json
 
@@ -156,6 +157,15 @@ def test_a_checkpoint_of_deepspeed_and_a_run_without_it_do_not_meet(project):
     assert updates_shared(shared, run_dir, 1, resume=True) == (1, 1)
     with pytest.raises(RunError, match=r"saved under DeepSpeed. Go on with distributed"):
         updates_shared(plain, run_dir, 1, resume=True)
+
+
+@pytest.mark.parametrize("keys", ["keep={kind: ewc}", "tuning.kind=qlora"])
+def test_what_needs_whole_weights_is_refused_where_a_file_says_stage_3(project, keys):
+    (project / "zero3.json").write_text('{"zero_optimization": {"stage": 3}}')
+    shared = load_recipe(Path("tuned.yaml"), ["distributed.deepspeed={config: zero3.json}", keys])
+    layout = lay_out(shared.distributed, 0)
+    with pytest.raises(RunError, match=r"zero3.json: .*pieces. Use deepspeed.stage 2 or 1"):
+        check_sharing(shared, RunDir(project / "run"), layout, resume=False)
 
 
 @contextmanager
