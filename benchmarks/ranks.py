@@ -65,7 +65,10 @@ ROWS = {
     "packed": {"pack_to": 40, "layout": all_in_one_row},
     "token_batches": {"token_batch": 4},
 }
-TUNINGS: dict[str, Tuning] = {"full": FullTuning(kind="full"), "lora": LoraTuning(rank=4, alpha=8, dropout=0.0)}
+TUNINGS: dict[str, Tuning] = {
+    "full": FullTuning(kind="full"),
+    "lora": LoraTuning(rank=4, alpha=8, dropout=0.0),
+}
 SETTINGS: dict[str, Any] = {
     "epochs": 2,
     "batch_size": 2,

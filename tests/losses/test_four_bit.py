@@ -68,6 +68,4 @@ def test_the_base_in_four_bits_is_held_to_with_the_adapter_off(
     divergence_N = slow_divergence(tuned, batch, log_base_NV)
     found = measure_divergence(tuned, batch, side)
     torch.testing.assert_close(found.divergence_N, divergence_N, rtol=1e-4, atol=2e-5)
-    check_gradients(
-        tuned, gradients(tuned, divergence_N.sum()), gradients(tuned, found.total)
-    )
+    check_gradients(tuned, gradients(tuned, divergence_N.sum()), gradients(tuned, found.total))
