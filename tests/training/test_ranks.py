@@ -34,7 +34,7 @@ KEPT = [
     Case("ddp", "nlirg", "packed", "full", "one_row"),
     Case("ddp", "nlirg", "token_batches", "lora", "replay"),
     Case("zero1", "plain", "packed", "lora", "ewc"),
-    Case("zero2", "nlirg", "token_batches", "full", "replay"),
+    Case("zero2", "nlirg", "alone", "full", "replay"),
     Case("zero3", "nlirg", "packed", "lora", "one_row"),
     Case("zero3", "plain", "alone", "full", "text"),
 ]

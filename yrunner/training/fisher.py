@@ -90,10 +90,12 @@ class Springs:
         """See `Keeping`."""
         if micro.number >= micro.at_once:
             return None
-        parts = [
-            (self.fisher[name] * (weight - self.start[name]).square()).sum()
+        # DeepSpeed rounds the weights that it computes with; their start is rounded alike.
+        moved = {
+            name: (weight - self.start[name].to(weight.dtype)).float()
             for name, weight in self.weights.items()
-        ]
+        }
+        parts = [(self.fisher[name] * distance.square()).sum() for name, distance in moved.items()]
         penalty = torch.stack(parts).sum() / 2
         self.mean.add(penalty, 1)
         # Each process has a part of it: the sum over all is taken.
