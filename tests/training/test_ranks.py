@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.ranks import (
+from benchmarks.ranks_training import (
     Case,
     Found,
     found_together,
