@@ -38,7 +38,7 @@ CASES = [
     *(("lora", stage, 1) for stage in (0, 3)),
 ]
 """Kind of tuning, ZeRO stage (0: without DeepSpeed), micro-batches of an update."""
-NO_TRACE = StepTrace(0, 0, ((0, 0),), ((0, 0),))
+NO_TRACE = StepTrace(0, 0, ((0, 0),), ((0, 0),), ((0, 0),))
 """Traffic does not depend on what is held."""
 FORM = {
     "model_type": "qwen3",
