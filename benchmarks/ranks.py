@@ -15,19 +15,8 @@ from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 
-from benchmarks.ranks_training import (
-    ALONE,
-    LOSSES,
-    ROWS,
-    SHARINGS,
-    TUNINGS,
-    Case,
-    found_together,
-    save_found,
-    start_processes,
-    train_case,
-    write_base,
-)
+from benchmarks.ranks_cases import ALONE, LOSSES, ROWS, SHARINGS, TUNINGS, Case, write_base
+from benchmarks.ranks_training import found_together, save_found, start_processes, train_case
 
 
 def matrix(sharings: Sequence[str]) -> list[Case]:

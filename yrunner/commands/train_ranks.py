@@ -2,12 +2,14 @@
 
 import os
 import shlex
+from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Any
 
 import torch
 
 from yrunner.commands.base import stale_base
+from yrunner.commands.doctor import ask
 from yrunner.commands.keep_data import prepare_keep
 from yrunner.commands.tokenizer import recipe_tokenizer
 from yrunner.commands.train_data import finish_data, read_data
@@ -59,6 +61,7 @@ def check_sharing(recipe: Recipe, run_dir: RunDir, layout: Layout, *, resume: bo
         raise MissingError(
             "distributed.deepspeed needs DeepSpeed", remedy="run pip install 'yrunner[deepspeed]'"
         )
+    _check_way_to_disk(deepspeed_settings(section))
     if section.config is not None:
         check_settings(
             section.config,
@@ -107,6 +110,23 @@ def updates_shared(
             remedy=f"set distributed.processes to a number that divides {micro_batches}",
         )
     return begun_by, micro_batches // num_ranks
+
+
+def _check_way_to_disk(settings: Mapping[str, Any]) -> None:
+    """Raise `MissingError` where memory is to go to a disk and DeepSpeed cannot bring it there.
+
+    It would notice only when the model is loaded and shared out.
+    """
+    zero = settings["zero_optimization"]
+    places = [zero.get(part) or {} for part in ("offload_optimizer", "offload_param")]
+    if all(place.get("device") != "nvme" for place in places):
+        return
+    for finding in ask("deepspeed"):
+        if finding.part in ("async_io", "deepspeed") and finding.state == "missing":
+            raise MissingError(
+                f"offloading to a disk needs DeepSpeed's async_io: {finding.found}",
+                remedy=f"run {finding.remedy}",
+            )
 
 
 def _command(layout: Layout, arguments: str, options: list[str]) -> list[str]:
