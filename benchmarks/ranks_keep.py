@@ -1,4 +1,4 @@
-"""What the cases of `benchmarks.ranks` hold on to: the ways of `keep`, and the gauge beside each.
+"""What the cases of `benchmarks.ranks` hold on to: the ways of `keep`.
 
 The base is the model of the benchmark. Its rows are random, like those that are learned: what they
 say does not matter to the question whether processes change anything.
@@ -8,69 +8,56 @@ from pathlib import Path
 
 import torch
 
-from yrunner.data.conversation import TokenizedExample
+from benchmarks.ranks_cases import PAD, TUNINGS, Case, make_examples
 from yrunner.data.keep_plan import make_keep_plan
 from yrunner.models.load import load_model
 from yrunner.models.whole import whole_weights
-from yrunner.recipe.schema_model import Tuning
 from yrunner.scoring.base_answers import KeptTops, keep_tops
-from yrunner.training.drift import DriftGauge
 from yrunner.training.fisher import Springs, estimate_fisher
 from yrunner.training.keeping import HeldRows
 from yrunner.training.trainer import SignalTrainer
 
 KEPT_SHARE = {"none": 0.0, "replay": 3 / 8, "one_row": 1 / 8, "text": 3 / 8, "ewc": 0.0}
 """Share of the rows of an update. Of one row, only one process has anything to learn from."""
-STRENGTH, TOP, MAX_TOKENS = 2.0, 16, 200
-FIGURES = ("keep_divergence", "keep_text_loss", "keep_penalty", "eval_drift")
+STRENGTH, TOP = 2.0, 16
+PENALTY = 2000.0
+"""The base is random: its predictions depend on no weight much."""
+FIGURES = ("keep_divergence", "keep_text_loss", "keep_penalty")
+ROWS = make_examples(9, seed=4)
 
 
-def hold(
-    trainer: SignalTrainer,
-    keep: str,
-    base: Path,
-    tuning: Tuning,
-    rows: list[TokenizedExample],
-    pack_to: int | None,
-) -> None:
+def hold(trainer: SignalTrainer, case: Case, base: Path, pack_to: int | None) -> None:
     """Hold a trainer, whose model is as the run starts, to the model in the folder `base`."""
-    if keep == "none":
+    if case.keep == "none":
         return
-    held_out, rows = rows[:4], rows[4:]
-    has_base_beneath = tuning.kind == "lora"
-    trainer.gauge = DriftGauge(
-        held_out,
-        None if has_base_beneath else tops_of(base, held_out),
-        trainer.pad_token_id,
-        MAX_TOKENS,
-    )
-    if keep == "ewc":
-        fisher = estimate_fisher(trainer.model, rows, pad_token_id=trainer.pad_token_id)
-        trainer.hold_back(Springs(trainer.model, fisher, 1000 * STRENGTH))
+    if case.keep == "ewc":
+        fisher = estimate_fisher(trainer.model, ROWS, pad_token_id=PAD)
+        trainer.hold_back(Springs(trainer.model, fisher, PENALTY))
         return
     plan = make_keep_plan(
-        [len(row.target_positions) for row in rows],
-        [len(row.input_ids) for row in rows],
+        [len(row.target_positions) for row in ROWS],
+        [len(row.input_ids) for row in ROWS],
         per_update=trainer.plan.kept,
         seed=0,
         pack_to=pack_to,
     )
     trainer.hold_back(
         HeldRows(
-            rows,
+            ROWS,
             plan,
             lanes=trainer.plan.lanes,
             strength=STRENGTH,
-            by_text=keep == "text",
-            tops=None if has_base_beneath else tops_of(base, rows),
-            pad_token_id=trainer.pad_token_id,
+            by_text=case.keep == "text",
+            # An adapter can be switched off; what another base predicted has to be kept.
+            tops=None if TUNINGS[case.tuning].kind == "lora" else tops_of(base),
+            pad_token_id=PAD,
             layout=trainer.layout,
         )
     )
 
 
-def tops_of(base: Path, rows: list[TokenizedExample]) -> KeptTops:
-    """What the base predicts for the rows, as it is before anything is shared out."""
+def tops_of(base: Path) -> KeptTops:
+    """What the base predicts for the rows, looked up before anything is shared out."""
     with whole_weights():
         model = load_model(str(base), dtype=torch.float32)
-        return keep_tops(model, rows, top=TOP, pad_token_id=0, max_tokens=MAX_TOKENS)
+        return keep_tops(model, ROWS, top=TOP, pad_token_id=PAD, max_tokens=200)

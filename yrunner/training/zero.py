@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -108,14 +109,14 @@ class ZeroRun:
                     safe_set_full_optimizer_state(parameter, value, key)
 
     def whole_weights(self) -> dict[str, Tensor]:
-        """Every weight by its name, trained ones in float32; empty but for rank 0.
+        """Every weight that is saved by its name, trained ones in float32; empty but for rank 0.
 
-        All processes call it. Rank 0 holds the whole model in its memory then.
+        All processes call it. Rank 0 holds these in its memory then.
         """
         from deepspeed.utils import safe_get_full_fp32_param
 
         weights = {}
-        for name, parameter in self.trainer.model.named_parameters():
+        for name, parameter in self._saved():
             with self._gathered(parameter):
                 whole = (
                     safe_get_full_fp32_param(parameter) if parameter.requires_grad else parameter
@@ -131,6 +132,13 @@ class ZeroRun:
     def _trained(self) -> Iterator[tuple[str, nn.Parameter]]:
         for name, parameter in self.trainer.model.named_parameters():
             if parameter.requires_grad:
+                yield name, parameter
+
+    def _saved(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """All of a model; of an adapter no weight of its base, which is not written either."""
+        is_adapter = isinstance(self.trainer.model, PeftModel)
+        for name, parameter in self.trainer.model.named_parameters():
+            if parameter.requires_grad or not is_adapter:
                 yield name, parameter
 
     def _gathered(self, parameter: nn.Parameter) -> AbstractContextManager[Any]:
