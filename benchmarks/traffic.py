@@ -26,6 +26,7 @@ from benchmarks.memory import TUNINGS, full_batch
 from yrunner.losses.fused import attach, measure_targets
 from yrunner.models.tuning import apply_tuning
 from yrunner.models.weight_counts import count_weights_of
+from yrunner.ranks import join_ranks
 from yrunner.training.memory import StepTrace
 from yrunner.training.sharing import Job, Sharing
 from yrunner.training.traffic import traffic_per_gpu
@@ -98,6 +99,7 @@ def work(result: Path) -> None:
     """Train every case as one of the processes; the first writes what each of them has sent."""
     torch.set_num_threads(1)
     distributed.init_process_group("gloo")
+    join_ranks(deepspeed=True)
     sent = []
     for kind, stage, micro_steps in CASES:
         model = make_model(kind)

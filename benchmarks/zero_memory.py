@@ -17,6 +17,7 @@ from benchmarks.memory import GIVE_MEMORY_BACK, TUNINGS, forget_peak, full_batch
 from benchmarks.traffic import FORM, RANKS, make_model, make_updater, make_zero_updater
 from yrunner.models.weight_counts import count_weights_of
 from yrunner.models.weightless import build_weightless
+from yrunner.ranks import join_ranks
 from yrunner.training.memory import StepTrace, trace_step
 from yrunner.training.sharing import Job, Sharing, memory_per_gpu
 
@@ -79,8 +80,8 @@ def _work(rank: int, stage: int, port: int, result: str) -> None:
     }
     torch.set_num_threads(1)
     distributed.init_process_group("gloo")
-    if stage:
-        import deepspeed  # noqa: F401  its code is no part of what a training holds
+    # Before memory is looked at: DeepSpeed's code is no part of what a training holds.
+    join_ranks(deepspeed=stage > 0)
     with peak_above_now() as peak:
         model = make_model("full", LARGER)
         update = (make_zero_updater if stage else make_updater)(model, stage, 1)

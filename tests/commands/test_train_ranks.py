@@ -127,10 +127,12 @@ def test_two_processes_are_stopped_killed_and_gone_on_with_by_one_and_nothing_is
     watched.press(CTRL_C)
     shown = watched.ended(timeout=240)
     assert watched.process.returncode == 130, shown
-    assert (shown.count(HIDE_CURSOR), shown.count(SHOW_CURSOR)) == (1, 1), "one view, put away"
-    assert re.search(r"─ base ─.*step 2/60 .*weighted loss", shown, re.DOTALL)
+    drawn = (shown.count(HIDE_CURSOR), shown.count(SHOW_CURSOR))
+    assert drawn == (3, 3), "two bars of measuring, and one view, of one process; all put away"
+    assert re.search(r"step 2/60 .*weighted loss", shown, re.DOTALL)
     stopped = r"stopped; update \d+ is saved in .*outputs/base\. Go on with: yrun train base.yaml"
-    assert re.search(rf"{stopped} distributed.processes=2 --resume\s*\Z", shown)
+    in_red = r"distributed.processes=2 --resume\x1b\[0m\s*\Z"
+    assert re.search(rf"{stopped} {in_red}", shown)
     assert "Traceback" not in shown
 
     last = max(RunDir(Path("outputs/base")).saved_steps())
