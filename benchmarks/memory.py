@@ -168,6 +168,11 @@ def peak_above_now() -> Iterator[list[int]]:
     peak.append(_peak_bytes() - before)
 
 
+def forget_peak() -> None:
+    """Let the peak of this process begin anew, with what it holds now."""
+    Path("/proc/self/clear_refs").write_text("5", "ascii")
+
+
 def _peak_bytes() -> int:
     """Most that this process has held; `getrusage` would begin with what its parent held."""
     status = Path("/proc/self/status").read_text("ascii")

@@ -1,310 +1,78 @@
 """Do processes change what is learned? One process against two, every way of sharing memory out.
 
-    python -m benchmarks.ranks                # the whole matrix
-    python -m benchmarks.ranks ddp zero3      # some of its rows
+    python -m benchmarks.ranks                        # the whole matrix
+    python -m benchmarks.ranks ddp zero3              # some of its rows
+    python -m benchmarks.ranks --pairs                # half of it, where all pairs still meet
+    python -m benchmarks.ranks --folder outputs/ranks # goes on where it was interrupted
 
 Two real processes train a tiny model by gloo, plainly and under DeepSpeed ZeRO 1, 2 and 3, with the
 optimizer's memory offloaded too. The updates are those of one process with twice the micro-steps:
 losses must be the same step by step, and so must the weights in the end.
 """
 
-import json
-import os
-import random
-import socket
-import sys
+import argparse
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
 
-import torch
-from accelerate.state import AcceleratorState, PartialState
-from torch import Tensor, distributed
-from transformers import Qwen3Config, Qwen3ForCausalLM
-
-from yrunner.data.conversation import TokenizedExample
-from yrunner.data.layouts import all_in_one_row, one_per_row
-from yrunner.data.plan import make_plan
-from yrunner.errors import Origin
-from yrunner.models.load import load_model
-from yrunner.models.quiet import quiet_libraries
-from yrunner.models.tuning import apply_tuning
-from yrunner.ranks import join_ranks, num_ranks, this_rank
-from yrunner.recipe.schema import Checkpoint, NlirgLoss, PlainLoss, TrainSection
-from yrunner.recipe.schema_distributed import DeepSpeedSection
-from yrunner.recipe.schema_model import FullTuning, LoraTuning
-from yrunner.run_dir import RunDir
-from yrunner.tokens import IGNORE_INDEX
-from yrunner.training.arguments import make_arguments, token_weight
-from yrunner.training.cadence import Cadence
-from yrunner.training.deepspeed_settings import complete, deepspeed_settings
-from yrunner.training.metrics_file import MetricsFile, read_metrics
-from yrunner.training.trainer import SignalTrainer
-
-NUM_PROCESSES = 2
-VOCABULARY = 97
-SHARINGS: dict[str, DeepSpeedSection | None] = {
-    "ddp": None,
-    "zero1": DeepSpeedSection(stage=1),
-    "zero2": DeepSpeedSection(stage=2),
-    "zero3": DeepSpeedSection(stage=3),
-    "zero2_offload": DeepSpeedSection(stage=2, offload="cpu"),
-    "zero3_offload": DeepSpeedSection(stage=3, offload="cpu"),
-}
-LOSSES = {
-    "plain": PlainLoss(),
-    "nlirg": NlirgLoss(kind="nlirg"),
-    "nlirg_by_weights": NlirgLoss(kind="nlirg", normalize="weights"),
-}
-ROWS = {
-    "alone": {},
-    "packed": {"pack_to": 40, "layout": all_in_one_row},
-    "token_batches": {"token_batch": 4},
-}
-TUNINGS = {"full": FullTuning(kind="full"), "lora": LoraTuning(rank=4, alpha=8, dropout=0.0)}
-SETTINGS: dict[str, Any] = {
-    "epochs": 2,
-    "batch_size": 2,
-    "learning_rate": 1e-2,
-    "weight_decay": 0.01,
-    "warmup_ratio": 0.0,
-    "log_every": 1,
-    "checkpoint": Checkpoint(every=3, keep=9),
-}
-MICRO_BATCHES = 4
-"""Of an update, over all processes."""
+from benchmarks.ranks_cases import LOSSES, ROWS, SHARINGS, TUNINGS, Case, write_base
+from benchmarks.ranks_training import found_together, save_found, start_processes, train_case
 
 
-@dataclass(frozen=True)
-class Case:
-    """One training."""
-
-    sharing: str
-    loss: str
-    rows: str
-    tuning: str
-
-    @property
-    def name(self) -> str:
-        """As it is printed, and called on the disk."""
-        return "-".join(asdict(self).values())
+def matrix(sharings: Sequence[str], *, pairs: bool = False) -> list[Case]:
+    """Every combination; with `pairs` half of them, in which any two values still meet."""
+    cases = [Case(*parts) for parts in product(sharings, LOSSES, ROWS, TUNINGS)]
+    return [case for case in cases if not pairs or _place(case) % 2 == 0]
 
 
-@dataclass(frozen=True)
-class Found:
-    """What a training came to."""
-
-    losses: list[float]
-    """Of training, plain and weighted, and of validation, as they were logged."""
-    weights: dict[str, Tensor]
-
-    def loss_gap(self, other: "Found") -> float:
-        """The largest difference of two losses, relative."""
-        assert len(self.losses) == len(other.losses), "as many records"
-        pairs = zip(self.losses, other.losses, strict=True)
-        return max(abs(mine - theirs) / abs(mine) for mine, theirs in pairs)
-
-    def weight_gap(self, other: "Found") -> float:
-        """Relative L2 distance of all weights."""
-        names = sorted(set(self.weights) & set(other.weights))
-        assert names and len(names) == len(other.weights), "the same weights"
-        mine, theirs = (
-            torch.cat([found.weights[name].double().flatten() for name in names])
-            for found in (self, other)
-        )
-        return float((mine - theirs).norm() / mine.norm())
+def _place(case: Case) -> int:
+    """Neighbours in any direction of the matrix have numbers next to each other."""
+    chosen = ((LOSSES, case.loss), (ROWS, case.rows), (TUNINGS, case.tuning))
+    return sum(list(options).index(value) for options, value in chosen)
 
 
-def make_examples(number: int, seed: int) -> list[TokenizedExample]:
-    """Random tokens in very uneven lengths, the first ones without labels."""
-    chance = random.Random(seed)
-    examples = []
-    for row in range(1, number + 1):
-        ids = [chance.randrange(3, VOCABULARY) for _ in range(chance.randrange(6, 36))]
-        start = chance.randrange(1, len(ids) - 2)
-        labels = [IGNORE_INDEX] * start + ids[start:]
-        examples.append(TokenizedExample(ids, labels, Origin(Path("random"), row)))
-    return examples
-
-
-def write_base(folder: Path) -> None:
-    """A tiny model; everything is trained from its weights."""
-    config = Qwen3Config(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        max_position_embeddings=128,
-        tie_word_embeddings=True,
-    )
-    torch.manual_seed(0)
-    Qwen3ForCausalLM(config).save_pretrained(folder)
-
-
-def make_trainer(case: Case, folder: Path, *, max_steps: int | None = None) -> SignalTrainer:
-    """The trainer of a case in this process, whose base lies in `folder`."""
-    rows = dict(ROWS[case.rows])
-    layout, pack_to = rows.pop("layout", one_per_row), rows.pop("pack_to", None)
-    train = TrainSection(**(SETTINGS | rows), max_steps=max_steps)
-    learned, validated = make_examples(19, seed=1), make_examples(5, seed=2)
-    plan = make_plan(
-        [len(example.target_positions) for example in learned],
-        token_batch=train.token_batch,
-        batch_size=train.batch_size,
-        accumulation=MICRO_BATCHES,
-        epochs=train.num_epochs,
-        max_updates=train.max_steps,
-        order=train.order,
-        seed=0,
-        lengths=[len(example.input_ids) for example in learned],
-        pack_to=pack_to,
-    )
-    run_dir = RunDir(folder / case.name)
-    section = SHARINGS.get(case.sharing)
-    arguments = make_arguments(
-        train,
-        folder=run_dir.checkpoints,
-        name=case.name,
-        num_updates=plan.num_updates,
-        seed=0,
-        dtype=torch.float32,
-        validates=True,
-        micro_steps=MICRO_BATCHES // num_ranks(),
-        deepspeed=None if section is None else complete(deepspeed_settings(section)),
-    )
-    run_dir.folder.mkdir(exist_ok=True)
-    torch.manual_seed(0)
-    base = load_model(str(folder / "base"), dtype=torch.float32)
-    weight, loss_deadline = token_weight(LOSSES[case.loss])
-    cadence = Cadence(
-        epoch_ends=plan.epoch_ends,
-        log_every=train.log_every,
-        checkpoint_every=train.checkpoint.every,
-        validates=True,
-    )
-    trainer = SignalTrainer(
-        model=apply_tuning(base, TUNINGS[case.tuning]),
-        args=arguments,
-        callbacks=[cadence, MetricsFile(run_dir.metrics)],
-        train_examples=learned,
-        validation_examples=validated,
-        plan=plan,
-        token_batch=train.token_batch,
-        weight=weight,
-        loss_deadline=loss_deadline,
-        normalize=LOSSES[case.loss].normalize,
-        pad_token_id=0,
-        run_dir=run_dir,
-        keep_checkpoints=train.checkpoint.keep,
-        spikes=train.spikes,
-    )
-    trainer.use_layout(layout)
-    # The last weights are compared, not the best.
-    trainer.args.load_best_model_at_end = False
-    return trainer
-
-
-def train_case(case: Case, folder: Path, *, resume_at: int | None = None) -> Found:
-    """Train, or go on after the checkpoint of an update; every process gets the losses."""
-    trainer = make_trainer(case, folder)
-    checkpoint = None if resume_at is None else str(trainer.run_dir.checkpoint(resume_at))
-    with quiet_libraries():
-        trainer.train(resume_from_checkpoint=checkpoint)
-    weights = trainer.model.state_dict()
-    if trainer.zero is not None:
-        weights = trainer.zero.whole_weights()
-    records = read_metrics(trainer.run_dir.metrics) if this_rank() == 0 else []
-    keys = ("loss", "weighted_loss", "eval_loss")
-    losses = [record[key] for record in records for key in keys if key in record]
-    weights = {name: value for name, value in weights.items() if name != "lm_head.weight"}
-    return Found(losses, {name: value.detach().clone() for name, value in weights.items()})
-
-
-def start_processes(
-    cases: Sequence[Case],
-    folder: Path,
-    *,
-    number: int = NUM_PROCESSES,
-    resume_at: int | None = None,
-) -> None:
-    """Train the cases in new processes, one case after the other; see `found_together`.
-
-    `resume_at`: go on after the checkpoint of this update, which is there.
-    """
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        port = unused.getsockname()[1]
-    torch.multiprocessing.spawn(_work, (cases, folder, number, resume_at, port), nprocs=number)
-
-
-def found_together(case: Case, folder: Path) -> Found:
-    """What the processes came to."""
-    content = torch.load(folder / f"{case.name}.pt")
-    return Found(content["losses"], content["weights"])
-
-
-def _work(
-    rank: int, cases: Sequence[Case], folder: Path, number: int, resume_at: int | None, port: int
-) -> None:
-    os.environ |= {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(number),
-        "LOCAL_WORLD_SIZE": str(number),
-        "OMP_NUM_THREADS": "1",
-    }
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo")
-    for case in cases:
-        _forget_the_last_case()
-        join_ranks(deepspeed=SHARINGS[case.sharing] is not None)
-        found = train_case(case, folder, resume_at=resume_at)
-        if rank == 0:
-            torch.save(asdict(found), folder / f"{case.name}.pt")
-    distributed.destroy_process_group()
-
-
-def _forget_the_last_case() -> None:
-    """accelerate keeps one way of sharing for the life of a process."""
-    os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)
-    AcceleratorState._reset_state()
-    PartialState._reset_state()
-
-
-def matrix(sharings: Sequence[str]) -> list[Case]:
-    """Every combination."""
-    return [Case(*parts) for parts in product(sharings, LOSSES, ROWS, TUNINGS)]
-
-
-def main(sharings: Sequence[str]) -> None:
-    """Print both gaps of every case."""
+def main() -> None:
+    """Print both gaps of every case as it ends, and the largest of every way of sharing."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("sharings", nargs="*", choices=[[], *SHARINGS], help="default all")
+    parser.add_argument("--folder", type=Path, help="keep results here, and do only what is not")
+    parser.add_argument("--pairs", action="store_true", help="half of the combinations")
+    options = parser.parse_args()
+    sharings = options.sharings or list(SHARINGS)
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+        compare_all(matrix(sharings, pairs=options.pairs), options.folder or Path(name))
+
+
+def compare_all(cases: Sequence[Case], folder: Path) -> None:
+    """Train what has no result in `folder` yet, and print how far all are from one process."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "base").exists():
         write_base(folder / "base")
-        cases = matrix(sharings)
-        start_processes(cases, folder)
-        alone = {case.name: train_case(case, folder) for case in matrix(["one"])}
-        print(f"{'case':50} losses   weights")
-        worst = {"losses": 0.0, "weights": 0.0}
-        for case in cases:
-            reference = alone[case.name.replace(case.sharing, "one", 1)]
-            found = found_together(case, folder)
-            losses, weights = reference.loss_gap(found), reference.weight_gap(found)
-            worst = {
-                "losses": max(worst["losses"], losses),
-                "weights": max(worst["weights"], weights),
-            }
-            print(f"{case.name:50} {losses:.1e}  {weights:.1e}")
-        print(json.dumps({"cases": len(cases), "largest relative difference": worst}))
+    for case in dict.fromkeys(case.alone for case in cases):
+        if not case.result(folder).exists():
+            save_found(train_case(case, folder), case, folder)
+    missing = [case for case in cases if not case.result(folder).exists()]
+    if missing:
+        start_processes(missing, folder, tell=print_gaps)
+    print("| | cases | losses | weights |\n|---|---|---|---|")
+    for sharing in dict.fromkeys(case.sharing for case in cases):
+        found = [gaps(case, folder) for case in cases if case.sharing == sharing]
+        losses, weights = (max(column) for column in zip(*found, strict=True))
+        print(f"| {sharing} | {len(found)} | {losses:.1e} | {weights:.1e} |")
+
+
+def gaps(case: Case, folder: Path) -> tuple[float, float]:
+    """How far losses and weights are from those of one process."""
+    reference, found = found_together(case.alone, folder), found_together(case, folder)
+    return reference.loss_gap(found), reference.weight_gap(found)
+
+
+def print_gaps(case: Case, folder: Path) -> None:
+    """Print both."""
+    losses, weights = gaps(case, folder)
+    print(f"{case.name:50} {losses:.1e}  {weights:.1e}", flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:] or list(SHARINGS))
+    main()

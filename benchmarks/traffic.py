@@ -13,7 +13,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -26,6 +26,7 @@ from benchmarks.memory import TUNINGS, full_batch
 from yrunner.losses.fused import attach, measure_targets
 from yrunner.models.tuning import apply_tuning
 from yrunner.models.weight_counts import count_weights_of
+from yrunner.ranks import join_ranks
 from yrunner.training.memory import StepTrace
 from yrunner.training.sharing import Job, Sharing
 from yrunner.training.traffic import traffic_per_gpu
@@ -38,7 +39,7 @@ CASES = [
     *(("lora", stage, 1) for stage in (0, 3)),
 ]
 """Kind of tuning, ZeRO stage (0: without DeepSpeed), micro-batches of an update."""
-NO_TRACE = StepTrace(0, 0, ((0, 0),), ((0, 0),))
+NO_TRACE = StepTrace(0, 0, ((0, 0),), ((0, 0),), ((0, 0),))
 """Traffic does not depend on what is held."""
 FORM = {
     "model_type": "qwen3",
@@ -98,6 +99,7 @@ def work(result: Path) -> None:
     """Train every case as one of the processes; the first writes what each of them has sent."""
     torch.set_num_threads(1)
     distributed.init_process_group("gloo")
+    join_ranks(deepspeed=True)
     sent = []
     for kind, stage, micro_steps in CASES:
         model = make_model(kind)
@@ -115,10 +117,10 @@ def work(result: Path) -> None:
     distributed.destroy_process_group()
 
 
-def make_model(kind: str) -> Any:
+def make_model(kind: str, form: Mapping[str, Any] = FORM) -> Any:
     """A small model, the same in every process."""
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**FORM))
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**form))
     model = apply_tuning(model, TUNINGS[kind]).train()
     attach(model)
     return model
@@ -148,7 +150,7 @@ def make_zero_updater(model: Any, stage: int, micro_steps: int) -> Callable[[], 
 
     deepspeed.init_distributed("gloo", verbose=False)
     trained = [weight for weight in model.parameters() if weight.requires_grad]
-    size = FORM["hidden_size"]
+    size = model.config.hidden_size
     settings = {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": micro_steps,

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from yrunner.commands.fingerprint import changes_since, fingerprint
+from yrunner.commands.resume import check_resume
 from yrunner.recipe.load import load_recipe
 from yrunner.run_dir import RunDir, write_json
 
@@ -38,3 +39,21 @@ def test_a_new_key_at_its_default_is_no_change(made_by_an_older_version):
 def test_a_new_key_with_a_value_of_its_own_is_a_change(made_by_an_older_version, override):
     changes = changes_since(made_by_an_older_version, load_recipe(LEGAL, [override]))
     assert any(change.startswith("recipe.loss") for change in changes)
+
+
+@pytest.mark.parametrize(
+    ("metric", "changed"), [("eval_loss", []), ("drift", ["recipe.drift.rows"])]
+)
+def test_the_rows_of_the_gauge_matter_only_where_it_may_end_the_run(tmp_path, metric, changed):
+    stopping = f"train.early_stopping={{metric: {metric}, patience: 2}}"
+    run_dir = RunDir(tmp_path)
+    write_json(run_dir.fingerprint, fingerprint(load_recipe(LEGAL, [stopping])))
+    other = load_recipe(LEGAL, [stopping, "drift.rows=8"])
+    assert changes_since(run_dir, other) == changed
+
+
+def test_a_run_may_go_on_with_a_gauge_that_may_end_it_now(tmp_path):
+    run_dir = RunDir(tmp_path)
+    write_json(run_dir.fingerprint, fingerprint(load_recipe(LEGAL, ["drift.rows=8"])))
+    stopping = "train.early_stopping={metric: drift, patience: 2}"
+    check_resume(run_dir, load_recipe(LEGAL, ["drift.rows=8", stopping]))

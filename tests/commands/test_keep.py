@@ -101,6 +101,17 @@ def test_a_run_that_is_kept_and_stopped_goes_on_to_the_same_weights(trained_base
     assert all(torch.equal(again[name], whole[name]) for name in whole)
 
 
+def test_a_run_that_only_forgets_is_ended_and_says_so(trained_base, pen, capsys):
+    stopping = "train.early_stopping={metric: drift, patience: 1}"
+    each = ["train.checkpoint.every=1", "train.epochs=8", "train.learning_rate=0.3"]
+    records = read_metrics(run("keep={kind: none}", stopping, *each).metrics)
+    out = capsys.readouterr().out
+    assert "forgetting without learning: the last validation moved from the base" in out
+    *_, before, last = [row for row in records if "eval_drift" in row]
+    assert last["eval_drift"] > before["eval_drift"] and last["eval_loss"] >= before["eval_loss"]
+    assert f"ended after update {last['step']} of 32: train.early_stopping, metric drift" in out
+
+
 def test_replay_says_where_the_rows_are_and_train_finds_them(trained_base, pen, capsys):
     replay(Path("tuned.yaml"), [*SHORT, SELF_REPLAY])
     out = capsys.readouterr().out
@@ -130,6 +141,8 @@ def test_a_faulty_file_of_kept_rows_is_found_before_the_base_is_trained(project)
         ),
         (["train.batch_size=1", SELF_REPLAY], "two examples or more"),
         (["loss.normalize=weights", SELF_REPLAY], "cannot be combined"),
+        (["loss.normalize=weights", "keep={kind: ewc}"], "cannot be combined"),
+        (["distributed.deepspeed={stage: 3}", "keep={kind: ewc}"], "use deepspeed.stage 2 or 1"),
         (["drift.rows=0", "train.early_stopping={metric: drift}"], "drift.rows of 1 or more"),
     ],
 )

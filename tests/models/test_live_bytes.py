@@ -52,6 +52,18 @@ def test_the_peak_is_kept_for_every_amount_of_gradients(fake_mode, weight):
     assert live.take_peaks() == []
 
 
+def test_a_copy_of_a_weight_in_another_dtype_is_told_apart(fake_mode, weight):
+    live = LiveBytes(fake_mode)
+    live.assign([weight], "weights")
+    with live:
+        half = weight.bfloat16()
+        copy_of_a_copy = half.float()
+    assert live.alive["copies"] == KILO // 2
+    assert live.alive["activations"] == copy_of_a_copy.nbytes
+    assert live.peaks_without_copies() == [(0, KILO)]
+    assert live.take_peaks() == [(0, KILO + KILO // 2)]
+
+
 def test_small_tensors_beside_the_model_keep_their_values(fake_mode):
     with LiveBytes(fake_mode):
         positions = torch.arange(5)

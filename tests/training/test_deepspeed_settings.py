@@ -115,7 +115,8 @@ def test_a_section_that_means_two_things_is_refused(keys, message):
         ({"optimizer": "paged_adamw_8bit"}, "paged_adamw_8bit looks at whole weights"),
         ({"tuning": "qlora"}, "quantized weights cannot be cut"),
         ({"torch_compile": True}, "torch_compile and distributed.deepspeed"),
-        ({"keep": "self_replay"}, "keep.kind self_replay and distributed.deepspeed"),
+        ({"keep": "ewc"}, "ewc looks at whole weights"),
+        ({"keep": "self_replay"}, None),
         ({}, None),
     ],
 )

@@ -43,6 +43,9 @@ def test_a_spring_is_as_strong_as_the_base_depends_on_its_weight(make_model):
     fisher = {name: torch.full_like(w, 0.5) for name, w in trained_weights(model).items()}
     springs = Springs(model, fisher, strength=3.0)
     assert springs.loss(model, model, Micro(0, 0, 4)).item() == 0
+    rounded = make_model()
+    held = Springs(rounded, fisher, strength=3.0)
+    assert held.loss(rounded.bfloat16(), rounded, Micro(0, 0, 4)).item() == 0, "as DeepSpeed does"
     with torch.no_grad():
         for weight in model.parameters():
             weight += 0.1

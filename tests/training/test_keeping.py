@@ -9,7 +9,7 @@ from peft import LoraConfig, get_peft_model
 
 from tests.training.conftest import relative_difference, slow_losses, weights_of
 from yrunner.data.keep_plan import make_keep_plan
-from yrunner.data.layouts import fit_rows, one_per_row
+from yrunner.data.layouts import all_in_one_row, fit_rows, one_per_row
 from yrunner.losses.nlirg import nlirg_weight
 from yrunner.scoring.base_answers import keep_tops
 from yrunner.training.keeping import HeldRows, KeptMean, Micro
@@ -47,7 +47,7 @@ def hold(make_model, capitals_tokenizer):
     """Let a trainer hold its model to the base on some rows."""
     pad = capitals_tokenizer.pad_token_id
 
-    def hold_trainer(trainer, rows, kind="lora", *, by_text=False):
+    def hold_trainer(trainer, rows, kind="lora", *, by_text=False, pack_to=None):
         tops = None
         if kind == "full":
             tops = keep_tops(make_model(), rows, top=10_000, pad_token_id=pad, max_tokens=500)
@@ -56,6 +56,7 @@ def hold(make_model, capitals_tokenizer):
             [len(row.input_ids) for row in rows],
             per_update=trainer.plan.kept,
             seed=0,
+            pack_to=pack_to,
         )
         keeping = HeldRows(
             rows,
@@ -83,16 +84,21 @@ def slow_divergences(model, base, example):
 
 
 @pytest.mark.parametrize("kind", ["lora", "full", "text"])
-@pytest.mark.parametrize("layout", [one_per_row, fitted], ids=["alone", "together"])
+@pytest.mark.parametrize(
+    ("layout", "pack_to"),
+    [(one_per_row, None), (fitted, None), (all_in_one_row, 100)],
+    ids=["alone", "together", "packed"],
+)
 def test_an_update_learns_the_field_and_is_held_at_the_kept_rows(
-    make_model, make_tuned, examples, make_trainer, hold, kind, layout
+    make_model, make_tuned, examples, make_trainer, hold, kind, layout, pack_to
 ):
     model, slow = make_tuned(kind), make_tuned(kind)
-    trainer = make_trainer(
-        model, examples[:5], loss="nlirg", batch_size=8, kept=3, layout=layout, **ONE_STEP
-    )
-    hold(trainer, examples[20:26], kind, by_text=kind == "text")
-    kept = [examples[20 + example] for (example,) in trainer.keeping.plan.rows(0)]
+    rows = dict(batch_size=8, kept=3, layout=layout, pack_to=pack_to)
+    trainer = make_trainer(model, examples[:5], loss="nlirg", **rows, **ONE_STEP)
+    hold(trainer, examples[20:26], kind, by_text=kind == "text", pack_to=pack_to)
+    chosen = trainer.keeping.plan.rows(0)
+    assert (max(map(len, chosen)) > 1) == (pack_to is not None)
+    kept = [examples[20 + example] for row in chosen for example in row]
     before = weights_of(slow)
     trainer.train()
     loss_N = torch.cat([slow_losses(slow, example) for example in examples[:5]])

@@ -8,16 +8,10 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 
-from benchmarks.ranks import (
-    Case,
-    Found,
-    found_together,
-    make_examples,
-    start_processes,
-    train_case,
-    write_base,
-)
+from benchmarks.ranks_cases import LEARNED, Case, Found, write_base
+from benchmarks.ranks_training import found_together, start_processes, train_case
 from yrunner.data.plan import make_plan
 
 CASES = [
@@ -29,6 +23,21 @@ CASES = [
     Case("zero3", "nlirg_by_weights", "token_batches", "lora"),
     Case("zero3_offload", "plain", "packed", "full"),
 ]
+HALF = [
+    Case("zero1", "nlirg_by_weights", "token_batches", "lora", "bfloat16"),
+    Case("zero2", "nlirg_by_weights", "packed", "full", "bfloat16"),
+    Case("zero3", "plain", "packed", "full", "bfloat16"),
+    Case("zero3", "nlirg", "alone", "lora", "bfloat16"),
+]
+KEPT = [
+    Case("ddp", "nlirg", "packed", "full", keep="one_row"),
+    Case("ddp", "nlirg", "token_batches", "lora", keep="replay"),
+    Case("zero1", "plain", "packed", "lora", keep="ewc"),
+    Case("zero2", "nlirg", "alone", "full", keep="replay"),
+    Case("zero3", "nlirg", "packed", "lora", keep="one_row"),
+    Case("zero3", "plain", "alone", "full", keep="text"),
+]
+"""What a model is held to; of one kept row in an update, one of the processes has nothing."""
 RESUMED = [CASES[0], CASES[3], CASES[4], CASES[5]]
 UPDATE = 3
 """After it there is a checkpoint, and all cases go on."""
@@ -36,7 +45,7 @@ UPDATE = 3
 
 def alone(case: Case, folder: Path) -> Found:
     """The same in one process, without sharing anything."""
-    return train_case(Case("one", case.loss, case.rows, case.tuning), folder)
+    return train_case(case.alone, folder)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +53,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where all cases were trained by two processes."""
     path = tmp_path_factory.mktemp("ranks")
     write_base(path / "base")
-    start_processes(CASES, path)
+    start_processes(CASES + HALF + KEPT, path)
     return path
 
 
@@ -59,13 +68,35 @@ def resumed_by_one(folder: Path) -> dict[str, Found]:
     return {case.name: found_together(case, copy) for case in RESUMED}
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", CASES + KEPT, ids=lambda case: case.name)
 def test_two_processes_come_to_the_losses_and_weights_of_one(case: Case, folder: Path):
     reference = alone(case, folder)
     found = found_together(case, folder)
     assert len(reference.losses) > 2 * UPDATE
     assert reference.loss_gap(found) < 1e-5
     assert reference.weight_gap(found) < 1e-4
+    # How far the model moved is a small difference of large numbers.
+    assert found.drifts == pytest.approx(reference.drifts, rel=1e-3)
+    assert 0 < found.drifts[0] and (case in KEPT or found.drifts[0] < found.drifts[-1])
+    assert found.kept == pytest.approx(reference.kept, rel=1e-3, abs=1e-6)
+    assert bool(found.kept) == (case in KEPT) and all(kept > 0 for kept in found.kept[-2:])
+
+
+@pytest.mark.parametrize("case", HALF, ids=lambda case: case.name)
+def test_in_bfloat16_deepspeed_comes_close_to_one_process_and_keeps_weights_in_float32(
+    case: Case, folder: Path
+):
+    """DeepSpeed computes with rounded weights and sums rounded gradients; torch's autocast not."""
+    reference, found = alone(case, folder), found_together(case, folder)
+    assert reference.loss_gap(found) < 5e-3
+    assert reference.weight_gap(found) < 5e-2
+    trained = [tensor for name, tensor in found.weights.items() if _is_trained(name, case)]
+    assert {tensor.dtype for tensor in trained} == {torch.float32}
+    assert any((tensor != tensor.bfloat16()).any() for tensor in trained)
+
+
+def _is_trained(name: str, case: Case) -> bool:
+    return case.tuning == "full" or "lora" in name
 
 
 @pytest.mark.parametrize("case", RESUMED, ids=lambda case: case.name)
@@ -81,9 +112,8 @@ def test_another_number_of_processes_goes_on_to_the_same_weights(
 def test_every_group_is_in_exactly_one_process_and_all_do_as_many_steps(
     num_ranks, order, token_batch
 ):
-    learned = make_examples(19, seed=1)
     plan = make_plan(
-        [len(example.target_positions) for example in learned],
+        [len(example.target_positions) for example in LEARNED],
         token_batch=token_batch,
         batch_size=2,
         accumulation=2 * num_ranks,
@@ -91,7 +121,7 @@ def test_every_group_is_in_exactly_one_process_and_all_do_as_many_steps(
         max_updates=None,
         order=order,
         seed=0,
-        lengths=[len(example.input_ids) for example in learned],
+        lengths=[len(example.input_ids) for example in LEARNED],
     )
     shares = [list(plan.share(rank, num_ranks)) for rank in range(num_ranks)]
     assert {len(share) for share in shares} == {len(plan.share(0, num_ranks))}

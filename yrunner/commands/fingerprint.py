@@ -15,7 +15,6 @@ WITHOUT_EFFECT: dict[str, Any] = {
     "merge": True,
     "compare": True,
     "distributed": True,
-    "drift": True,
     "train": {"checkpoint": {"keep"}, "log_every": True, "spikes": True, "trackers": True},
 }
 """Keys of a recipe that may change without changing the trained model."""
@@ -49,8 +48,17 @@ def changes_since(run_dir: RunDir, recipe: Recipe) -> list[str]:
 
 def _keys_that_matter(recipe: Recipe, *, only_set: bool = False) -> Any:
     """The recipe's values; `only_set`: without those that are the default."""
-    values = recipe.model_dump(mode="json", exclude=WITHOUT_EFFECT, exclude_defaults=only_set)
-    return without_folders(values)
+    exclude = _without_effect(recipe)
+    return without_folders(
+        recipe.model_dump(mode="json", exclude=exclude, exclude_defaults=only_set)
+    )
+
+
+def _without_effect(recipe: Recipe) -> dict[str, Any]:
+    """The gauge of forgetting only looks on, unless it may end the run."""
+    stopping = recipe.train.early_stopping
+    may_end_it = stopping is not None and stopping.metric == "drift"
+    return WITHOUT_EFFECT if may_end_it else WITHOUT_EFFECT | {"drift": True}
 
 
 def _with_new_keys(then: dict[str, Any], recipe: Recipe) -> dict[str, Any]:

@@ -12,7 +12,13 @@ from yrunner.recipe.schema import Recipe
 from yrunner.run_dir import RunDir, differences, read_json, write_json, write_text
 from yrunner.training.checkpoints import newest_whole_step, remove_unfinished
 
-LATER_KEYS = ("train.epochs", "train.max_steps", "train.checkpoint.every", "train.early_stopping")
+LATER_KEYS = (
+    "train.epochs",
+    "train.max_steps",
+    "train.checkpoint.every",
+    "train.early_stopping",
+    "drift",
+)
 """Keys that decide what comes after a checkpoint; the learning rate follows them from there."""
 
 

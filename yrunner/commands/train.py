@@ -283,3 +283,9 @@ def _train(
     if cadence.interrupted_by is not None:
         step = trainer.state.global_step
         raise Interrupted(cadence.interrupted_by, step, run_dir.folder, remedy=order.to_go_on)
+    stopping, state = recipe.train.early_stopping, trainer.state
+    if stopping is not None and state.global_step < state.max_steps and this_rank() == 0:
+        say(
+            f"ended after update {state.global_step:,} of {state.max_steps:,}: train.early_stopping"
+            f", metric {stopping.metric}, patience {stopping.patience}"
+        )

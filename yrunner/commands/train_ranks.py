@@ -2,12 +2,15 @@
 
 import os
 import shlex
+from collections.abc import Mapping
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from yrunner.commands.base import stale_base
+from yrunner.commands.doctor import ask
 from yrunner.commands.keep_data import prepare_keep
 from yrunner.commands.tokenizer import recipe_tokenizer
 from yrunner.commands.train_data import finish_data, read_data
@@ -18,8 +21,14 @@ from yrunner.launch import current_place, launch_command, run_ranks
 from yrunner.machines import Layout, lay_out
 from yrunner.ranks import join_ranks
 from yrunner.recipe.schema import Recipe
+from yrunner.recipe.schema_distributed import needs_whole_weights
 from yrunner.run_dir import RunDir, read_json
-from yrunner.training.deepspeed_settings import check_settings, complete, deepspeed_settings
+from yrunner.training.deepspeed_settings import (
+    check_settings,
+    complete,
+    deepspeed_settings,
+    read_settings,
+)
 from yrunner.training.zero import check_saved_alike
 
 
@@ -59,6 +68,7 @@ def check_sharing(recipe: Recipe, run_dir: RunDir, layout: Layout, *, resume: bo
         raise MissingError(
             "distributed.deepspeed needs DeepSpeed", remedy="run pip install 'yrunner[deepspeed]'"
         )
+    _check_way_to_disk(deepspeed_settings(section))
     if section.config is not None:
         check_settings(
             section.config,
@@ -67,6 +77,7 @@ def check_sharing(recipe: Recipe, run_dir: RunDir, layout: Layout, *, resume: bo
             micro_steps=micro_steps,
             num_ranks=layout.num_ranks,
         )
+        _check_pieces(recipe, section.config)
 
 
 def launch(recipe: Recipe, layout: Layout, arguments: str, options: list[str]) -> None:
@@ -107,6 +118,31 @@ def updates_shared(
             remedy=f"set distributed.processes to a number that divides {micro_batches}",
         )
     return begun_by, micro_batches // num_ranks
+
+
+def _check_pieces(recipe: Recipe, config: Path) -> None:
+    """The recipe knows its own stage; that of a file is found here."""
+    found = needs_whole_weights(tuning=recipe.tuning.kind, keep=recipe.keep.kind)
+    if found is not None and read_settings(config)["zero_optimization"]["stage"] == 3:
+        problem, remedy = found
+        raise RunError(f"{config}: {problem}", remedy=remedy)
+
+
+def _check_way_to_disk(settings: Mapping[str, Any]) -> None:
+    """Raise `MissingError` where memory is to go to a disk and DeepSpeed cannot bring it there.
+
+    It would notice only when the model is loaded and shared out.
+    """
+    zero = settings["zero_optimization"]
+    places = [zero.get(part) or {} for part in ("offload_optimizer", "offload_param")]
+    if all(place.get("device") != "nvme" for place in places):
+        return
+    for finding in ask("deepspeed"):
+        if finding.part in ("async_io", "deepspeed") and finding.state == "missing":
+            raise MissingError(
+                f"offloading to a disk needs DeepSpeed's async_io: {finding.found}",
+                remedy=f"run {finding.remedy}",
+            )
 
 
 def _command(layout: Layout, arguments: str, options: list[str]) -> list[str]:

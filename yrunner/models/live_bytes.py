@@ -22,7 +22,8 @@ from torch._subclasses.fake_tensor import (
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-Kind = Literal["weights", "gradients", "optimizer", "activations"]
+Kind = Literal["weights", "gradients", "optimizer", "activations", "copies"]
+"""Copies are those of weights in another dtype, as autocast makes them: activations of a kind."""
 
 VALUES_NEEDED = (DataDependentOutputException, DynamicOutputShapeException)
 """What an operation on fake tensors raises when its result depends on their values."""
@@ -42,6 +43,7 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.alive: Counter[Kind] = Counter()
         """Bytes of each kind right now."""
         self._most_activations: dict[int, int] = {}
+        self._most_without_copies: dict[int, int] = {}
 
     def assign(self, tensors: Iterable[Tensor], kind: Kind) -> None:
         """Count these tensors, whether known or new, as `kind`."""
@@ -57,8 +59,12 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def take_peaks(self) -> list[tuple[int, int]]:
         """Bytes of gradients, each with the most activations beside them since the last call."""
         peaks = list(self._most_activations.items())
-        self._most_activations = {}
+        self._most_activations, self._most_without_copies = {}, {}
         return peaks
+
+    def peaks_without_copies(self) -> list[tuple[int, int]]:
+        """What `take_peaks` would give, were there no copies of weights; takes nothing."""
+        return list(self._most_without_copies.items())
 
     def __torch_dispatch__(
         self, operation: Any, types: Any, args: Any = (), kwargs: Any = None
@@ -68,12 +74,21 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         tensors = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         self.assign(
             (made for made in tensors if id(made.untyped_storage()) not in self._storages),
-            "activations",
+            "copies" if self._copies_a_weight(operation, args) else "activations",
         )
-        gradients = self.alive["gradients"]
-        most = max(self.alive["activations"], self._most_activations.get(gradients, 0))
-        self._most_activations[gradients] = most
+        gradients, activations = self.alive["gradients"], self.alive["activations"]
+        for most, now in (
+            (self._most_activations, activations + self.alive["copies"]),
+            (self._most_without_copies, activations),
+        ):
+            most[gradients] = max(now, most.get(gradients, 0))
         return result
+
+    def _copies_a_weight(self, operation: Any, args: Any) -> bool:
+        if operation is not torch.ops.aten._to_copy.default:
+            return False
+        kind, _ = self._storages.get(id(args[0].untyped_storage()), (None, 0))
+        return kind == "weights"
 
     def _run(self, operation: Any, has_fakes: bool, args: Any, kwargs: Any) -> Any:
         if has_fakes:

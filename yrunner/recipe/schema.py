@@ -257,18 +257,22 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def the_strength_of_keep_stands_beside_a_mean_over_targets(self) -> Self:
+        if self.keep.kind != "none" and self.loss.normalize == "weights":
+            raise ValueError(
+                f"loss.normalize: weights and keep.kind: {self.keep.kind} cannot be combined: "
+                "the strength of keep is beside a mean over targets"
+            )
+        return self
+
+    @model_validator(mode="after")
     def kept_rows_leave_room_for_the_field(self) -> Self:
-        if isinstance(self.keep, HeldToRows):
-            if self.loss.normalize == "weights":
-                raise ValueError(
-                    f"loss.normalize: weights and keep.kind: {self.keep.kind} cannot be combined: "
-                    "the strength of keep is beside a mean over targets"
-                )
-            if self.train.batch_size * self.train.gradient_accumulation_steps < 2:
-                raise ValueError(
-                    f"keep.kind: {self.keep.kind} needs two examples or more in an update; "
-                    "raise train.batch_size or train.gradient_accumulation_steps"
-                )
+        rows = self.train.batch_size * self.train.gradient_accumulation_steps
+        if isinstance(self.keep, HeldToRows) and rows < 2:
+            raise ValueError(
+                f"keep.kind: {self.keep.kind} needs two examples or more in an update; "
+                "raise train.batch_size or train.gradient_accumulation_steps"
+            )
         return self
 
     @model_validator(mode="after")

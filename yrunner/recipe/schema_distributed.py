@@ -108,10 +108,18 @@ class DistributedSection(Section):
                 f"train.optimizer {optimizer} looks at whole weights, which DeepSpeed cuts into "
                 f"pieces; use {', '.join(SHARED_OPTIMIZERS)}"
             )
-        if tuning == "qlora" and self.deepspeed.stage == 3:
-            return "quantized weights cannot be cut into pieces; use deepspeed.stage 2 or 1"
-        if keep != "none":
-            return f"keep.kind {keep} and distributed.deepspeed cannot be combined; remove one"
+        if self.deepspeed.stage == 3 and (found := needs_whole_weights(tuning=tuning, keep=keep)):
+            return "; ".join(found)
         if torch_compile:
             return "train.torch_compile and distributed.deepspeed cannot be combined; remove one"
         return None
+
+
+def needs_whole_weights(*, tuning: str, keep: str) -> tuple[str, str] | None:
+    """What of a recipe cannot be learned where ZeRO stage 3 cuts the weights, and what can."""
+    if tuning == "qlora":
+        return "quantized weights cannot be cut into pieces", "use deepspeed.stage 2 or 1"
+    if keep == "ewc":
+        problem = "keep.kind ewc looks at whole weights, which ZeRO stage 3 cuts into pieces"
+        return problem, "use deepspeed.stage 2 or 1, or keep.kind self_replay"
+    return None

@@ -75,6 +75,8 @@ def load_fisher(path: Path, model: Any) -> Weights:
 class Springs:
     """Half the strength times the sum of Fisher times (weight - start)^2, once in each update."""
 
+    runs_model = False
+
     def __init__(self, model: Any, fisher: Weights, strength: float) -> None:
         """`model` is as it starts to be trained: what it has now is what it is drawn back to."""
         self.weights = trained_weights(model)
@@ -88,10 +90,12 @@ class Springs:
         """See `Keeping`."""
         if micro.number >= micro.at_once:
             return None
-        parts = [
-            (self.fisher[name] * (weight - self.start[name]).square()).sum()
+        # DeepSpeed rounds the weights that it computes with; their start is rounded alike.
+        moved = {
+            name: (weight - self.start[name].to(weight.dtype)).float()
             for name, weight in self.weights.items()
-        ]
+        }
+        parts = [(self.fisher[name] * distance.square()).sum() for name, distance in moved.items()]
         penalty = torch.stack(parts).sum() / 2
         self.mean.add(penalty, 1)
         # Each process has a part of it: the sum over all is taken.

@@ -71,6 +71,8 @@ class Keeping(Protocol):
     """A loss that is added to that of each micro-batch, and its mean for the log."""
 
     mean: KeptMean
+    runs_model: bool
+    """Whether its loss comes of a forward pass of its own."""
 
     def loss(self, model: Any, called: Any, micro: Micro) -> Tensor | None:
         """The part of a micro-batch in the update's loss, None where it has none.
@@ -102,6 +104,7 @@ class HeldRows:
     pad_token_id: int
     layout: Layout = one_per_row
     mean: KeptMean = field(default_factory=KeptMean)
+    runs_model = True
 
     @property
     def logged_as(self) -> str:

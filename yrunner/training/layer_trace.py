@@ -48,10 +48,12 @@ class GrownTrace:
         """The optimizer's working memory at most, in bytes."""
         return self._grown(self.short.updating, self.longer.updating)
 
-    def busiest_compute(self, gradient_share: float = 1.0) -> tuple[int, int]:
+    def busiest_compute(
+        self, gradient_share: float = 1.0, *, copies: bool = True
+    ) -> tuple[int, int]:
         """Gradients and activations where most is held, of the gradients only that share."""
-        shorts = self.short.busiest_compute(gradient_share)
-        longs = self.longer.busiest_compute(gradient_share)
+        shorts = self.short.busiest_compute(gradient_share, copies=copies)
+        longs = self.longer.busiest_compute(gradient_share, copies=copies)
         gradients, activations = map(self._grown, shorts, longs)
         return gradients, activations
 

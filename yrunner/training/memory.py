@@ -45,10 +45,19 @@ class StepTrace:
     everything that is not listed here: what backward needs, logits, working memory."""
     while_updating: tuple[tuple[int, int], ...]
     """The same of the optimizer's step."""
+    without_copies: tuple[tuple[int, int], ...]
+    """The same as `while_computing` where trained weights are kept in the dtype of the computation,
+    as DeepSpeed does, so that autocast has nothing to copy."""
 
-    def busiest_compute(self, gradient_share: float = 1.0) -> tuple[int, int]:
-        """Gradients and activations where most is held, of the gradients only that share."""
-        return max(self.while_computing, key=lambda it: gradient_share * it[0] + it[1])
+    def busiest_compute(
+        self, gradient_share: float = 1.0, *, copies: bool = True
+    ) -> tuple[int, int]:
+        """Gradients and activations where most is held, of the gradients only that share.
+
+        `copies`: with those that autocast makes of trained weights.
+        """
+        moments = self.while_computing if copies else self.without_copies
+        return max(moments, key=lambda it: gradient_share * it[0] + it[1])
 
     @property
     def updating(self) -> int:
@@ -105,6 +114,7 @@ def trace_step(
             attach(model)
             loss = measure_targets(mixed_precision(model, dtype), micro_batch).weighted
             loss.backward()  # type: ignore[no-untyped-call]
+            without_copies = live.peaks_without_copies()
             while_computing = live.take_peaks()
             updater.step()
             while_updating = live.take_peaks()
@@ -115,6 +125,7 @@ def trace_step(
         optimizer=live.alive["optimizer"],
         while_computing=tuple(while_computing),
         while_updating=tuple(while_updating),
+        without_copies=tuple(without_copies),
     )
 
 

@@ -30,7 +30,7 @@ class Update(Protocol):
     @property
     def optimizer(self) -> int: ...
 
-    def busiest_compute(self, gradient_share: float) -> tuple[int, int]: ...
+    def busiest_compute(self, gradient_share: float, *, copies: bool = True) -> tuple[int, int]: ...
 
     @property
     def updating(self) -> int: ...
@@ -134,7 +134,7 @@ def _zero_moments(job: Job, layout: Sharing) -> Iterator[GpuMemory]:
     state = FLOAT32 * part + job.optimizer // parts
     weights, buffers = _weights_and_buffers(job, layout)
     share = size / FLOAT32 / gradient_parts
-    gradients, activations = job.update.busiest_compute(share)
+    gradients, activations = job.update.busiest_compute(share, copies=False)
     host = 0
     if layout.offload:
         # Gradients arrive there in float32.
@@ -144,7 +144,7 @@ def _zero_moments(job: Job, layout: Sharing) -> Iterator[GpuMemory]:
         weights=weights,
         gradients=round(gradients * share),
         optimizer=state,
-        activations=activations - _autocast_copies(job) + _restored(job),
+        activations=activations + _restored(job),
         buffers=buffers,
         host=host,
     )
@@ -164,13 +164,6 @@ def _weights_and_buffers(job: Job, layout: Sharing) -> tuple[int, int]:
         return size * counts.total - _saved_by_quantizing(job), sent
     gathered = size * min(counts.total, max(LIVE_NUMBERS, counts.largest))
     return 0 if layout.offload else -(-size * counts.total // layout.gpus), gathered + sent
-
-
-def _autocast_copies(job: Job) -> int:
-    """Bytes of the copies that autocast makes of trained weights; DeepSpeed's need none."""
-    if job.bytes_per_number == FLOAT32:
-        return 0
-    return job.bytes_per_number * job.counts.trained_in_layers
 
 
 def _saved_by_quantizing(job: Job) -> int:

@@ -181,6 +181,7 @@ class SignalTrainer(SavingTrainer):
     ) -> Tensor:
         """The micro-batch's part of the update's loss. `num_items_in_batch`: targets of it all."""
         assert num_items_in_batch is not None, "get_batch_samples counts the targets"
+        held = self._held_back(model)
         targets = measure_targets(model, inputs, self.weight)
         for watcher in self.watchers:
             watcher.add(targets)
@@ -189,7 +190,6 @@ class SignalTrainer(SavingTrainer):
         self.guard.add(record_R)
         self.weights_of_update.append(targets.weight_N.sum())
         loss = targets.weighted / num_items_in_batch
-        held = self._held_back(model)
         # DDP and DeepSpeed take the mean of the gradients over the processes; the sum is wanted.
         loss = (loss if held is None else loss + held) * num_ranks()
         if self.zero is not None and self.normalize == "weights":
@@ -199,12 +199,16 @@ class SignalTrainer(SavingTrainer):
         return loss
 
     def _held_back(self, model: nn.Module) -> Tensor | None:
-        """What keeping adds to the loss of the micro-batch whose targets were seen last."""
+        """What keeping adds to the loss of the micro-batch that is about to be seen."""
         if self.keeping is None:
             return None
-        number = (len(self.weights_of_update) - 1) * num_ranks() + this_rank()
+        number = len(self.weights_of_update) * num_ranks() + this_rank()
         micro = Micro(self.state.global_step, number, self.plan.micro_batch_size, num_ranks())
-        return self.keeping.loss(self.model, model, micro)
+        loss = self.keeping.loss(self.model, model, micro)
+        if loss is None or self.zero is None or not self.keeping.runs_model:
+            return loss
+        self.zero.run_backward(loss * num_ranks())
+        return None
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """Trainer's, and the last look at the update before the optimizer moves."""

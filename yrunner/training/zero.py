@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -58,6 +59,16 @@ class ZeroRun:
         self._optimizer.override_loss_scale(scale)
         return loss / scale
 
+    def run_backward(self, loss: Tensor) -> None:
+        """Add the gradients of a loss to those of the update, before those of its micro-batch.
+
+        DeepSpeed counts on a backward pass after each forward pass. After two of them ZeRO-3 would
+        not let go of the weights that it gathers, until all were on every device.
+        """
+        engine = self.trainer.deepspeed
+        engine.set_gradient_accumulation_boundary(False)
+        engine.backward(loss, scale_wrt_gas=False)
+
     def save(self, folder: Path) -> None:
         """Write weights and what the optimizer remembers of them. All processes call it."""
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
@@ -98,14 +109,14 @@ class ZeroRun:
                     safe_set_full_optimizer_state(parameter, value, key)
 
     def whole_weights(self) -> dict[str, Tensor]:
-        """Every weight by its name, trained ones in float32; empty but for rank 0.
+        """Every weight that is saved by its name, trained ones in float32; empty but for rank 0.
 
-        All processes call it. Rank 0 holds the whole model in its memory then.
+        All processes call it. Rank 0 holds these in its memory then.
         """
         from deepspeed.utils import safe_get_full_fp32_param
 
         weights = {}
-        for name, parameter in self.trainer.model.named_parameters():
+        for name, parameter in self._saved():
             with self._gathered(parameter):
                 whole = (
                     safe_get_full_fp32_param(parameter) if parameter.requires_grad else parameter
@@ -121,6 +132,13 @@ class ZeroRun:
     def _trained(self) -> Iterator[tuple[str, nn.Parameter]]:
         for name, parameter in self.trainer.model.named_parameters():
             if parameter.requires_grad:
+                yield name, parameter
+
+    def _saved(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """All of a model; of an adapter no weight of its base, which is not written either."""
+        is_adapter = isinstance(self.trainer.model, PeftModel)
+        for name, parameter in self.trainer.model.named_parameters():
+            if parameter.requires_grad or not is_adapter:
                 yield name, parameter
 
     def _gathered(self, parameter: nn.Parameter) -> AbstractContextManager[Any]:
