@@ -3,7 +3,7 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -144,7 +144,9 @@ class Reference:
 class Workshop:
     """A folder in which the project is set up again for every case, always under one path."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, stages: Sequence[Stage]) -> None:
+        self.stages = stages
+        """The kinds of work that are disturbed, in turn."""
         self.project = folder / "project"
         self.kept = folder / "kept"
         self.references: dict[str, Reference] = {}
