@@ -184,7 +184,7 @@ class Workshop:
 
     def _kept(self, after: tuple[Command, ...]) -> Path:
         """The project with these commands done; made once."""
-        kept = self.kept / "+".join(["", *(recipe for _, recipe in after)])
+        kept = self.kept / "+".join(["project", *(recipe for _, recipe in after)])
         if not kept.exists():
             shutil.rmtree(self.project, ignore_errors=True)
             write_project(self.project)
