@@ -2,6 +2,7 @@
 
     python benchmarks/faults.py --cases 50 --seed 1
     python benchmarks/faults.py --only killed --cases 14
+    python benchmarks/faults.py --only disk --work merging --work sorting --cases 8
 
 Root, or a user who may make namespaces, is needed for the cases with a file system of their own.
 docs/reliability.md tells the method.
@@ -22,7 +23,7 @@ from tempfile import TemporaryDirectory
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.fault_campaign.cases import Case
-from benchmarks.fault_campaign.stages import Workshop
+from benchmarks.fault_campaign.stages import STAGES, Workshop
 
 ROWS_PER_CASE, RECIPES_PER_CASE = 400, 4
 """Fifty cases mean 20,000 rows and 200 recipes."""
@@ -34,9 +35,10 @@ def main() -> None:
     _get_own_namespace()
     started = time.monotonic()
     cases: list[Case] = []
+    stages = [stage for stage in STAGES if options.work is None or stage.name in options.work]
     with TemporaryDirectory() as folder, (options.record or Path(os.devnull)).open("w") as record:
         os.chmod(folder, 0o755)
-        for case in _all_cases(Workshop(Path(folder).resolve()), options):
+        for case in _all_cases(Workshop(Path(folder).resolve(), stages), options):
             cases.append(case)
             record.write(json.dumps(case.as_json()) + "\n")
             record.flush()
@@ -51,6 +53,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--cases", type=int, default=50, help="kills; half of it disks and files")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", action="append", choices=[*CAMPAIGNS], help="repeatable")
+    names = [stage.name for stage in STAGES]
+    parser.add_argument(
+        "--work", action="append", choices=names, help="disturb only this kind of work; repeatable"
+    )
     parser.add_argument("--record", type=Path, help="a file for every case, a line each")
     return parser.parse_args()
 

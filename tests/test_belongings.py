@@ -34,7 +34,9 @@ def refusal(act: Callable[[], object]) -> str:
     return str(refused.value)
 
 
-@pytest.mark.parametrize("place", ["model/notes.txt", "checkpoints/step-4/copy/letter.odt"])
+@pytest.mark.parametrize(
+    "place", ["model/notes.txt", "model/my_results.json", "checkpoints/step-4/copy/letter.odt"]
+)
 def test_a_strangers_file_in_a_folder_that_would_go_stops_the_removal_of_anything(
     run_dir: RunDir, place: str
 ):

@@ -30,7 +30,7 @@ import signal, sys, time
 from pathlib import Path
 from yrunner.errors import DataError, Interrupted
 from yrunner.exits import run_to_exit
-from yrunner.launch import current_place, take_place
+from yrunner.launch import current_place, end_with_command, take_place
 
 rank = current_place().rank
 folder = Path({folder!r})
@@ -41,6 +41,7 @@ def work():
     print("rank", rank, "warns", file=sys.stderr, flush=True)
 {work}
 
+end_with_command()
 run_to_exit(work, take_place())
 """
 

@@ -9,11 +9,15 @@ from pathlib import Path
 from yrunner.errors import RunError
 
 WRITTEN = (
-    *("*.json", "*.jsonl", "*.html", "*.yaml", "*.jinja", "README.md", "Modelfile"),
-    *("*.safetensors", "*.gguf", "*.pt", "*.pth", "*.bin", "*.py", "latest"),
-    *("*.model", "merges.txt", "vocab.txt", "events.out.tfevents.*", "*.scores"),
+    *("config.json", "generation_config.json", "adapter_config.json", "*.safetensors.index.json"),
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "vocab.txt", "merges.txt", "*.model", "*.tiktoken", "tekken.json"),
+    *("chat_template.json", "*.jinja", "README.md", "Modelfile", "*.py"),
+    *("*.safetensors", "*.gguf", "*.pt", "*.pth", "*.bin", "latest"),
+    *("trainer_state.json", "manifest.json", "step.json", "events.out.tfevents.*"),
 )
-"""Names of the files that we, or the libraries that save for us, write into a run's folders."""
+"""Names of the files that we, or the libraries that save for us, write into the folders of a run:
+checkpoints, trackers and models. JSON by its whole name, for that is what people leave there."""
 UNFINISHED = (".*.partial", ".*.previous", ".*.removed", ".*.damaged", ".rehearsal")
 """Names that files and folders of ours have before they are complete, and when they must go."""
 

@@ -278,10 +278,11 @@ def main() -> None:
     """Run the command that was typed, and end with the exit code that says how it went."""
     switch_off_telemetry()
     hide_what_is_no_news()
-    if "RANK" not in os.environ:
+    if not {"RANK", "YRUNNER_COMMAND"} & os.environ.keys():
         run_to_exit(app)
-    from yrunner.launch import take_place
+    from yrunner.launch import end_with_command, take_place
 
+    end_with_command()
     run_to_exit(app, take_place() or say_ending)
 
 

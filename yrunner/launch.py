@@ -27,7 +27,7 @@ from yrunner.machines import Layout
 ENDINGS = "YRUNNER_ENDINGS"
 """Names the folder for what became of each process, to the processes."""
 COMMAND = "YRUNNER_COMMAND"
-"""The process that has started all of them."""
+"""Names the process that has started this one, and all that stand beside it."""
 SECONDS_BETWEEN_LOOKS = 0.1
 SECONDS_BETWEEN_WATCHES = 2.0
 SECONDS_TO_END = 20
@@ -125,8 +125,15 @@ def run_ranks(command: Sequence[str], environment: Mapping[str, str]) -> None:
 
 
 def tell_start(place: Place) -> None:
-    """Let the launcher know this process, which ends when the command that started it is gone."""
+    """Let the launcher know this process."""
     _write(f"{place.rank}.pid", str(os.getpid()))
+
+
+def end_with_command() -> None:
+    """End this process when the command that has started it is gone, if there is one.
+
+    Whatever has killed that: nobody would wait for this process, or could stop it by the command.
+    """
     if COMMAND in os.environ:
         Thread(target=_end_with, args=(int(os.environ[COMMAND]),), daemon=True).start()
 

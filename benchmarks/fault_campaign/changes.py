@@ -9,7 +9,7 @@ from pathlib import Path
 from benchmarks.fault_campaign.cases import Case, judge, unexplained
 from benchmarks.fault_campaign.child import Disturbance, run
 from benchmarks.fault_campaign.project import row
-from benchmarks.fault_campaign.stages import STAGES, Stage, Workshop, differences
+from benchmarks.fault_campaign.stages import Stage, Workshop, differences
 
 READERS = ("training", "preparing data", "sorting")
 SENTENCES = ("has changed while it was read", "is gone", "there is no file")
@@ -45,8 +45,8 @@ ACTS: dict[str, Callable[[Path], None]] = {
 
 def changing_file_cases(workshop: Workshop, number: int, chance: random.Random) -> Iterator[Case]:
     """Either a sentence that names the change, or the result of one content: never a mixture."""
-    stages = [stage for stage in STAGES if stage.name in READERS]
-    for count in range(number):
+    stages = [stage for stage in workshop.stages if stage.name in READERS]
+    for count in range(number if stages else 0):
         stage = stages[count % len(stages)]
         what = list(ACTS)[count // len(stages) % len(ACTS)]
         yield _change(workshop, stage, what, chance)

@@ -17,7 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
-LONGEST_SECONDS = 300
+LONGEST_SECONDS = 900
 CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.link", "os.symlink"}
 """Events of Python's auditing by which a file system is changed, besides the opening of files."""
 

@@ -10,13 +10,7 @@ from pathlib import Path
 
 from benchmarks.fault_campaign.cases import Case, judge, unexplained
 from benchmarks.fault_campaign.child import run
-from benchmarks.fault_campaign.stages import (
-    STAGES,
-    Workshop,
-    differences,
-    hashes_below,
-    size_on_disk,
-)
+from benchmarks.fault_campaign.stages import Workshop, differences, hashes_below, size_on_disk
 
 ROOM_FOR_ALL = 64 * 2**20
 NOBODY = 65534
@@ -31,7 +25,7 @@ def can_mount() -> bool:
 def full_disk_cases(workshop: Workshop, number: int, chance: random.Random) -> Iterator[Case]:
     """The space ends at a random write of each kind of work in turn; later there is enough."""
     for count in range(number):
-        stage = STAGES[count % len(STAGES)]
+        stage = workshop.stages[count % len(workshop.stages)]
         size_after = workshop.reference(stage).size
         workshop.set_up(stage)
         outputs = workshop.project / "outputs"
@@ -50,7 +44,7 @@ def full_disk_cases(workshop: Workshop, number: int, chance: random.Random) -> I
 
 def read_only_cases(workshop: Workshop, number: int) -> Iterator[Case]:
     """Nothing can be written from the start: a sentence, and nothing has changed."""
-    for stage in STAGES[:number]:
+    for stage in workshop.stages[:number]:
         workshop.reference(stage)
         workshop.set_up(stage)
         outputs = workshop.project / "outputs"
@@ -66,7 +60,7 @@ def read_only_cases(workshop: Workshop, number: int) -> Iterator[Case]:
 
 def permission_cases(workshop: Workshop, number: int) -> Iterator[Case]:
     """Another user owns the folder, or a file that is read may not be."""
-    for stage in STAGES[:number]:
+    for stage in workshop.stages[:number]:
         workshop.reference(stage)
         closed = [stage.data, *(["outputs/base/model"] if stage.after else [])]
         for place in ("outputs", *closed):

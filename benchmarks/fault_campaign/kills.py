@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from benchmarks.fault_campaign.cases import Case, judge
 from benchmarks.fault_campaign.child import Disturbance, kill_oneself, run
-from benchmarks.fault_campaign.stages import STAGES, Stage, Workshop
+from benchmarks.fault_campaign.stages import Stage, Workshop
 
 CAMPAIGN = "killed"
 TOO_SHORT_FOR_THE_CLOCK = "saving"
@@ -14,8 +14,8 @@ TOO_SHORT_FOR_THE_CLOCK = "saving"
 def kill_cases(workshop: Workshop, number: int, chance: random.Random) -> Iterator[Case]:
     """So many kills, the kinds of work in turn; each command has to go on to the right end."""
     for count in range(number):
-        stage = STAGES[count % len(STAGES)]
-        by_clock = count // len(STAGES) % 2 == 1 and stage.name != TOO_SHORT_FOR_THE_CLOCK
+        stage = workshop.stages[count % len(workshop.stages)]
+        by_clock = count // len(workshop.stages) % 2 == 1 and stage.name != TOO_SHORT_FOR_THE_CLOCK
         yield _kill(workshop, stage, by_clock=by_clock, chance=chance)
 
 

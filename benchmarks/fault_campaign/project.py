@@ -8,6 +8,8 @@ import yaml
 
 CAPITALS = {"Aru": "Belo", "Coria": "Dane", "Elmo": "Fane", "Goria": "Hulm", "Isk": "Jorn"}
 NUM_WIDE_ROWS = 1_500
+EPOCHS_TO_SPEAK = 40
+"""After so many passes the base ends its sentences, so that it can write rows of its own."""
 
 SCRATCH = {
     "config": {
@@ -26,7 +28,10 @@ SCRATCH = {
 
 
 def write_project(folder: Path) -> None:
-    """Write four recipes and their data: base, tuned, saving (at every update) and wide (data)."""
+    """Write recipes and their data.
+
+    base, tuned, saving (at every update), wide (data), speaker and replaying, compared.
+    """
     folder.mkdir(parents=True)
     _write_rows(folder / "base.jsonl", range(32))
     _write_rows(folder / "train.jsonl", range(32))
@@ -68,11 +73,38 @@ def write_project(folder: Path) -> None:
             ]
         },
     }
-    saving = tuned | {"name": "saving", "train": tuned["train"] | {"checkpoint": {"every": 1}}}
-    wide = tuned | {"name": "wide", "data": {"train": [{"file": "wide.jsonl"}]}}
-    for recipe in (base, tuned, saving, wide):
+    often = {"checkpoint": {"every": 1}}
+    recipes = [
+        base,
+        tuned,
+        tuned | {"name": "saving", "train": tuned["train"] | often},
+        tuned | {"name": "wide", "data": {"train": [{"file": "wide.jsonl"}]}},
+        base | {"name": "speaker", "train": base["train"] | {"epochs": EPOCHS_TO_SPEAK}},
+        tuned
+        | {
+            "name": "replaying",
+            "model": {"base": "speaker.yaml"},
+            "keep": {"kind": "self_replay", "rows": 8, "max_new_tokens": 32},
+            "drift": {"rows": 2},
+        },
+        _compared(tuned),
+    ]
+    for recipe in recipes:
         text = yaml.safe_dump(recipe, sort_keys=False)
         (folder / f"{recipe['name']}.yaml").write_text(text, "utf-8")
+
+
+def _compared(tuned: dict[str, Any]) -> dict[str, Any]:
+    """An experiment of two arms: it needs a task of each side."""
+    (task,) = tuned["eval"]["tasks"]
+    other = {"name": "others", "side": "general", "data": "validation.jsonl"}
+    return tuned | {
+        "name": "compared",
+        "train": tuned["train"] | {"epochs": 1},
+        "drift": {"rows": 0},
+        "eval": {"tasks": [task, task | other]},
+        "compare": {"arms": {"nlirg": {}, "plain": {"loss": {"kind": "plain"}}}, "seeds": [0]},
+    }
 
 
 def row(number: int) -> dict[str, str]:

@@ -1,9 +1,9 @@
-"""What is disturbed: commands that train, save, evaluate, prepare, sort and merge, to their end."""
+"""What is disturbed: every kind of work that writes, from the data to the merged model."""
 
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,12 @@ def _trained(name: str) -> tuple[str, ...]:
 
 
 BASE: Command = ("train", "base.yaml")
+SPEAKER: Command = ("train", "speaker.yaml")
 TUNED: Command = ("train", "tuned.yaml")
+INIT: Command = ("init", "outputs/recipes")
+EXPORT: Command = ("merge", "tuned.yaml", "merge.gguf=f16")
+REPLAY: Command = ("replay", "replaying.yaml")
+COMPARE: Command = ("compare", "compared.yaml")
 
 
 def _training(name: str, after: tuple[Command, ...], what: str) -> Stage:
@@ -88,6 +93,39 @@ STAGES = (
         ("outputs/tuned/eval.json", "outputs/tuned/eval.html"),
     ),
     _training("base", (), "training a base"),
+    Stage(
+        "exporting GGUF",
+        (BASE, TUNED),
+        EXPORT,
+        (EXPORT,),
+        ("outputs/tuned/merged/*", "outputs/tuned/gguf/*", "outputs/tuned/merge.json"),
+    ),
+    Stage(
+        "replaying",
+        (SPEAKER,),
+        REPLAY,
+        (REPLAY,),
+        ("outputs/replay/*/*.jsonl",),
+        "base.jsonl",
+    ),
+    Stage(
+        "starting a project",
+        (),
+        INIT,
+        # Where they are there already, that is said; then they must be whole.
+        (INIT, ("check", "outputs/recipes/tiny_base.yaml", "--sample", "0")),
+        ("outputs/recipes/**/*",),
+    ),
+    Stage(
+        "comparing",
+        (BASE,),
+        COMPARE,
+        (COMPARE,),
+        (
+            *("outputs/compared/arms/*/model/*", "outputs/compared/arms/*/metrics.jsonl"),
+            *("outputs/compared/arms/*/measured.json", "outputs/compared/compare.*"),
+        ),
+    ),
 )
 """Those that differ most come first: a short campaign takes the first ones only."""
 
@@ -106,7 +144,9 @@ class Reference:
 class Workshop:
     """A folder in which the project is set up again for every case, always under one path."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, stages: Sequence[Stage]) -> None:
+        self.stages = stages
+        """The kinds of work that are disturbed, in turn."""
         self.project = folder / "project"
         self.kept = folder / "kept"
         self.references: dict[str, Reference] = {}
@@ -137,13 +177,14 @@ class Workshop:
 
     def results(self, stage: Stage) -> dict[str, str]:
         """A hash of each file that the stage leaves, by its path."""
-        paths = sorted(path for glob in stage.results for path in self.project.glob(glob))
+        found = (path for glob in stage.results for path in self.project.glob(glob))
+        paths = sorted(path for path in found if path.is_file())
         assert paths, f"{stage.name} has left nothing"
         return {str(path.relative_to(self.project)): _hash(path) for path in paths}
 
     def _kept(self, after: tuple[Command, ...]) -> Path:
         """The project with these commands done; made once."""
-        kept = self.kept / str(len(after))
+        kept = self.kept / "+".join(["project", *(recipe for _, recipe in after)])
         if not kept.exists():
             shutil.rmtree(self.project, ignore_errors=True)
             write_project(self.project)

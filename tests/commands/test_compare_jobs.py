@@ -10,9 +10,11 @@ import textwrap
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from yrunner.commands.compare_jobs import Failure, Job, run_jobs
+from yrunner.training.signals import MEANINGS
 
 
 def python(program: str) -> tuple[str, ...]:
@@ -105,6 +107,8 @@ from yrunner.cli import main
 from yrunner.commands import compare_jobs
 child = '''
 import signal, sys, time
+from yrunner.launch import end_with_command
+end_with_command()
 def stop(*_):
     time.sleep({seconds})
     open("saved", "w").close()
@@ -120,12 +124,12 @@ main()
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_lets_each_run_save_and_ends_with_its_code(tmp_path, number):
     process = start(tmp_path, seconds=0.2)
     process.send_signal(number)
     said, _ = process.communicate(timeout=30)
-    assert process.returncode == 128 + number
+    assert process.returncode == 128 + MEANINGS[number]
     assert "stopped. Run the same command again to go on" in said
     assert "Traceback" not in said
     assert (tmp_path / "saved").exists(), "the run was waited for"
@@ -139,6 +143,24 @@ def test_a_second_signal_ends_everything_at_once(tmp_path):
     process.communicate(timeout=10)
     assert process.returncode == 130
     assert not (tmp_path / "saved").exists()
+
+
+def test_a_second_sigterm_such_as_slurms_after_its_warning_waits_for_what_is_being_saved(tmp_path):
+    process = start(tmp_path, seconds=2)
+    process.send_signal(signal.SIGUSR1)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=30)
+    assert (tmp_path / "saved").exists()
+
+
+def test_no_run_goes_on_when_the_command_is_killed(tmp_path):
+    process = start(tmp_path, seconds=0)
+    (run,) = psutil.Process(process.pid).children()
+    process.kill()
+    process.communicate()
+    _, alive = psutil.wait_procs([run], timeout=20)
+    assert not alive
 
 
 def start(folder: Path, *, seconds: float) -> subprocess.Popen[str]:

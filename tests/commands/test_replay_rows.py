@@ -7,8 +7,9 @@ import pytest
 from yrunner.commands import replay_rows
 from yrunner.commands.replay_rows import FIRST_LOOK, HELD_OUT_EVERY, Wanted, written_rows
 from yrunner.data.conversation import Message
-from yrunner.errors import RunError
+from yrunner.errors import ModelError, RunError
 from yrunner.evaluation.drafts import Draft
+from yrunner.models.load import check_vocabulary
 from yrunner.recipe.load import load_recipe
 from yrunner.recipe.schema_keep import Writing
 
@@ -59,7 +60,7 @@ def write_recipe(monkeypatch):
 def pen(monkeypatch):
     pen = Pen()
     monkeypatch.setattr(replay_rows, "Author", lambda *_, **__: pen)
-    for name in ("base_model", "load_tokenizer"):
+    for name in ("base_model", "load_tokenizer", "check_vocabulary"):
         monkeypatch.setattr(replay_rows, name, lambda *_, **__: None)
     monkeypatch.setattr(replay_rows, "model_key", lambda source: f"key of {source}")
     return pen
@@ -146,3 +147,16 @@ def test_a_base_that_writes_nothing_of_use_ends_it_soon_and_in_one_sentence(
     assert len(pen.numbers) < FIRST_LOOK + pen.batch_size
     assert not written_rows(recipe, Writing(), Wanted(held_out=8)).held_out, "a run goes on"
     assert "the base has no more to say" in capsys.readouterr().err
+
+
+def test_a_base_with_fewer_embeddings_than_its_tokenizer_has_ids_writes_nothing(
+    recipe, pen, monkeypatch, make_model, capitals_tokenizer
+):
+    model = make_model()
+    model.resize_token_embeddings(len(capitals_tokenizer) - 1)
+    monkeypatch.setattr(replay_rows, "base_model", lambda *_: model)
+    monkeypatch.setattr(replay_rows, "load_tokenizer", lambda *_, **__: capitals_tokenizer)
+    monkeypatch.setattr(replay_rows, "check_vocabulary", check_vocabulary)
+    with pytest.raises(ModelError, match="Use the tokenizer that belongs to the model"):
+        written_rows(recipe, Writing(), Wanted(rows=5))
+    assert pen.numbers == []

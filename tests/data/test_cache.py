@@ -3,6 +3,7 @@
 import errno
 import os
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -128,12 +129,17 @@ def test_the_same_content_under_another_name_is_found_and_reported_under_that_na
     assert prepared.reports[0].refusals[0].origin.file == copy
 
 
+@pytest.mark.parametrize(
+    "damaged",
+    [lambda content: content[:-4], lambda content: b"\xff\x7f" + content[2:]],
+    ids=["shorter", "an id outside the vocabulary"],
+)
 def test_a_damaged_entry_is_prepared_anew(
-    source: Source, cache: Cache, capitals_tokenizer: Any
+    source: Source, cache: Cache, capitals_tokenizer: Any, damaged: Callable[[bytes], bytes]
 ) -> None:
     first = list(prepare([source], capitals_tokenizer, RULES, cache).train)
     tokens = next(cache.folder.glob("*/tokens.bin"))
-    tokens.write_bytes(tokens.read_bytes()[:-4])
+    tokens.write_bytes(damaged(tokens.read_bytes()))
     again = prepare([source], capitals_tokenizer, RULES, cache)
     assert not found(again)
     assert list(again.train) == first

@@ -60,7 +60,6 @@ def test_a_fault_is_corrected_where_the_right_answer_comes_in_any_writing(
     ("line", "reason"),
     [
         ({"row": 5}, r'its "row" is "5", which is no question with an answer in train\.jsonl'),
-        ({"row": 4}, 'its "row" is "4", which is no question'),
         ({"row": 0}, 'its "row" is "0", which is no question'),
         ({"row": "1"}, 'its "row" is "1", which is no question'),
         ({"row": True}, 'its "row" is "True", which is no question'),
@@ -72,6 +71,11 @@ def test_a_fault_is_corrected_where_the_right_answer_comes_in_any_writing(
 def test_a_line_that_names_no_faulty_row_is_refused(data, line, reason):
     with pytest.raises(DataError, match=rf"faults\.jsonl row 1: {reason}"):
         read(data, line)
+
+
+def test_a_row_that_cannot_be_read_is_named_itself_with_what_is_wrong_with_it(data):
+    with pytest.raises(DataError, match=r"train\.jsonl row 4: .*answer.*faults\.jsonl row 1 out"):
+        read(data, {"row": 4})
 
 
 def test_the_listed_faults_of_the_toy_world_are_wrong_answers_in_its_training_rows():

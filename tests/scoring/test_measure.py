@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.training.conftest import LOSSES
-from yrunner.errors import ModelError
+from yrunner.errors import DataError, ModelError
 from yrunner.scoring import measure
 from yrunner.scoring.measure import batches_by_length, score_by_length, score_tokens
 from yrunner.training.arguments import token_weight
@@ -35,6 +35,20 @@ def test_a_model_in_training_goes_on_in_training(make_model, examples):
     model = make_model().train()
     list(score_tokens(model, examples[:2], pad_token_id=0, batch_size=1))
     assert model.training
+
+
+@pytest.mark.parametrize("score", [score_tokens, score_by_length])
+def test_a_row_longer_than_the_models_positions_is_refused_before_any_is_scored(
+    make_model, examples, batches, score
+):
+    model = make_model()
+    longest = max(examples[:7], key=lambda example: len(example.input_ids))
+    model.config.max_position_embeddings = len(longest.input_ids) - 1
+    size = {"batch_size": 2} if score is score_tokens else {"max_tokens": 100}
+    with pytest.raises(DataError, match=r"tokens, and the model has \d+ positions") as caught:
+        list(score(model, examples[:7], pad_token_id=0, **size))
+    assert caught.value.origin == longest.origin
+    assert batches == []
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ from yrunner.commands.check_story import (
 from yrunner.commands.disk_space import DiskFacts, lack_of_space
 from yrunner.commands.keep_data import check_keep_file
 from yrunner.commands.measure import read_tasks
-from yrunner.commands.positions import check_positions
+from yrunner.commands.row_fit import check_fit
 from yrunner.commands.tokenizer import recipe_tokenizer
 from yrunner.commands.train_data import finish_data, print_left_out, print_rows, read_data
 from yrunner.commands.train_plan import plan_run
@@ -41,7 +41,7 @@ from yrunner.console import say
 from yrunner.data.plan import Plan
 from yrunner.data.prepared import Prepared
 from yrunner.data.report import as_json
-from yrunner.errors import YRunnerError
+from yrunner.errors import DataError, YRunnerError
 from yrunner.recipe.load import load_recipe
 from yrunner.recipe.schema import Recipe
 from yrunner.run_dir import RunDir, page_beside
@@ -117,7 +117,7 @@ def _refusal(recipe: Recipe, tokenizer: Any, prepared: Prepared) -> YRunnerError
     """Why training would refuse the data; the validation rows are set aside where it would not."""
     try:
         finish_data(recipe, prepared)
-        check_positions(recipe, tokenizer, prepared)
+        check_fit(recipe, tokenizer, prepared)
     except YRunnerError as error:
         return error
     return None
@@ -140,7 +140,11 @@ def _gather(estimator: Estimator, prepared: Prepared, plan: Plan) -> Facts:
 def _measure_signal(
     recipe: Recipe, tokenizer: Any, prepared: Prepared, rows: int | None, page: Path | None
 ) -> Signal | NotScored:
-    sample = score_sample(recipe, tokenizer, prepared.train, rows)
+    try:
+        sample = score_sample(recipe, tokenizer, prepared.train, rows)
+    except DataError as error:
+        # A row that the base cannot read: `_refusal` has found it, too.
+        return NotScored(error.message)
     if isinstance(sample, NotScored):
         return sample
     signal = describe_sample(sample, zone_edges(recipe.loss))

@@ -14,6 +14,8 @@ from typing import IO
 
 from yrunner.console import format_duration, progress, say
 from yrunner.errors import REPORT_A_BUG, Stopped
+from yrunner.launch import COMMAND
+from yrunner.training.signals import on_stop_signals
 
 SECONDS_BETWEEN_LOOKS = 0.2
 TAIL_BYTES = 4096
@@ -48,14 +50,17 @@ def run_jobs(
 ) -> dict[str, Failure]:
     """Run the jobs, one at a time in each environment; return the failures by the job's name.
 
-    SIGINT and SIGTERM are passed on to all processes, and `Stopped` is raised when they have ended.
+    A signal that asks to stop is passed on to all processes, and `Stopped` is raised when they have
+    ended. They end, too, where this process is killed.
     """
+    # Raised at once, a signal could leave behind what is just begun.
+    signals: list[int] = []
     waiting, free = list(jobs), list(environments)
     running: list[_Running] = []
     failures: dict[str, Failure] = {}
     total = sum(job.updates for job in jobs)
     bar = progress(what, total) if total else nullcontext(_show_nothing)
-    with _noting_signals() as signals, _ending_all(running, signals), bar as advance:
+    with on_stop_signals(signals.append), _ending_all(running, signals), bar as advance:
         shown = 0
         while waiting or running:
             while waiting and free:
@@ -100,7 +105,7 @@ class _Running:
             stdout=self.log,
             stderr=subprocess.STDOUT,
             text=True,
-            env={**os.environ, **self.environment},
+            env={**os.environ, **self.environment, COMMAND: str(os.getpid())},
             process_group=0,
         )
 
@@ -144,31 +149,17 @@ def _news(work: _Running, failure: Failure | None, num_left: int) -> str:
 
 
 @contextmanager
-def _noting_signals() -> Iterator[list[int]]:
-    """The signals that have come. Raised at once, one could leave behind what is just begun."""
-    noted: list[int] = []
-
-    def note(number: int, _frame: object) -> None:
-        noted.append(number)
-
-    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield noted
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-@contextmanager
 def _ending_all(running: Sequence[_Running], signals: Sequence[int]) -> Iterator[None]:
-    """Leave no process behind: ask each to save and end; asked a second time, end it at once."""
+    """Leave no process behind: ask each to save and end; after another Ctrl-C, end it at once."""
     try:
         yield
     except Stopped:
         say("stopping: what is being trained saves a checkpoint first; Ctrl-C again: at once")
         for work in running:
             work.process.send_signal(signal.SIGINT)
-        while len(signals) == 1 and any(work.process.poll() is None for work in running):
+        while signal.SIGINT not in signals[1:] and any(
+            work.process.poll() is None for work in running
+        ):
             time.sleep(SECONDS_BETWEEN_LOOKS)
         raise
     finally:

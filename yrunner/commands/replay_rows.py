@@ -17,7 +17,7 @@ from yrunner.console import progress, say, warn
 from yrunner.errors import RunError
 from yrunner.evaluation.draft_faults import FAULTS, Fault, Known, find_fault
 from yrunner.evaluation.drafts import Author, Draft
-from yrunner.models.load import load_tokenizer
+from yrunner.models.load import check_vocabulary, load_tokenizer
 from yrunner.recipe.load import base_recipe_path
 from yrunner.recipe.schema import Recipe
 from yrunner.recipe.schema_keep import Writing
@@ -172,9 +172,12 @@ def _write(recipe: Recipe, writing: Writing, wanted: Wanted, desk: _Desk) -> Non
     record = {"base": source, "key": model_key(source), "writing": writing.model_dump()}
     write_json(desk.folder.record, record)
     desk.save()
+    model = base_model(recipe)
+    tokenizer = load_tokenizer(source, trust_remote_code=recipe.model.trust_remote_code)
+    check_vocabulary(model, tokenizer)
     author = Author(
-        base_model(recipe),
-        load_tokenizer(source, trust_remote_code=recipe.model.trust_remote_code),
+        model,
+        tokenizer,
         system=recipe.data.system,
         temperature=writing.temperature,
         openings=writing.openings,

@@ -17,8 +17,8 @@ from yrunner.commands.fingerprint import changes_since
 from yrunner.commands.keep import hold_back, record_kept
 from yrunner.commands.keep_data import check_keep_file, prepare_keep
 from yrunner.commands.measure import Measured, measure, read_tasks
-from yrunner.commands.positions import check_positions
 from yrunner.commands.resume import find_start
+from yrunner.commands.row_fit import check_fit
 from yrunner.commands.tokenizer import recipe_tokenizer
 from yrunner.commands.train_data import check_rows, prepare_data
 from yrunner.commands.train_faults import explaining_stops
@@ -139,7 +139,7 @@ def _run(recipe: Recipe, run_dir: RunDir, order: Order) -> None:
     states = states_of(file for source in recipe_sources(recipe) for file in source.files)
     tokenizer = recipe_tokenizer(recipe)
     prepared = prepare_data(recipe, tokenizer)
-    check_positions(recipe, tokenizer, prepared)
+    check_fit(recipe, tokenizer, prepared)
     check_keep_file(recipe, tokenizer)
     place = current_place() or Place(0, 1)
     begun_by, micro_steps = updates_shared(recipe, run_dir, place.num_ranks, resume=order.resume)

@@ -20,7 +20,7 @@ from uuid import uuid4
 
 from yrunner.data.store import COLUMNS, TOKENS
 from yrunner.errors import RunError
-from yrunner.run_dir import read_json, write_json
+from yrunner.run_dir import hash_files, read_json, write_json
 
 REPORT = "report.json"
 SECONDS_UNUSED = 30 * 24 * 3600
@@ -41,8 +41,7 @@ class Cache:
         """The folder of an entry that is whole; None where there is none."""
         entry = self.folder / key
         try:
-            sizes = read_json(entry / REPORT)["sizes"]
-            whole = all((entry / name).stat().st_size == size for name, size in sizes.items())
+            whole = read_json(entry / REPORT)["hashes"] == _hashes(entry)
         except (OSError, ValueError, KeyError):
             return None
         if not whole:
@@ -78,8 +77,7 @@ class Cache:
 
     def complete(self, key: str, partial: Path, report: Mapping[str, Any]) -> Path:
         """Give a written entry its name, and return its folder."""
-        sizes = {name: (partial / name).stat().st_size for name in (TOKENS, COLUMNS)}
-        write_json(partial / REPORT, {"sizes": sizes, "report": report})
+        write_json(partial / REPORT, {"hashes": _hashes(partial), "report": report})
         final = self.folder / key
         try:
             partial.rename(final)
@@ -100,6 +98,11 @@ class Cache:
             used = entry if abandoned or not (entry / REPORT).exists() else entry / REPORT
             if now - used.stat().st_mtime > limit:
                 shutil.rmtree(entry, ignore_errors=True)
+
+
+def _hashes(entry: Path) -> list[str]:
+    """Of the files of an entry: an id that was damaged may be one that no embedding has."""
+    return [*hash_files([entry / TOKENS, entry / COLUMNS]).values()]
 
 
 def content_key(file: Path, **depends_on: Any) -> str:

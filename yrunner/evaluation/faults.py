@@ -5,12 +5,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from yrunner.data.columns import quoted
 from yrunner.data.conversation import Conversation
 from yrunner.data.files import read_rows
 from yrunner.data.reading import read_conversations
-from yrunner.errors import DataError
+from yrunner.data.refusals import Refusal
+from yrunner.errors import DataError, Origin
 from yrunner.evaluation.candidate import Candidate
 from yrunner.evaluation.questions import Question, question_of
 from yrunner.evaluation.results import Faults
@@ -32,36 +34,45 @@ def read_faults(data: Path, listed: Path) -> list[KnownFault]:
     """The rows of `data` that the list names by `row`, counted from 1, in its order.
 
     Raises `DataError` where a line of the list names no row that asks something, or one whose
-    answer is the right one. Rows that it does not name may be what they are.
+    answer is the right one, and for a row that it names and that cannot be read. Rows that it does
+    not name may be what they are.
     """
-    by_row = {
-        row.origin.row: question_of(row)
-        for row in read_conversations(data).rows
-        if isinstance(row, Conversation) and not row.is_text
-    }
+    rows = {row.origin.row: row for row in read_conversations(data).rows}
     faults = []
     for origin, line in read_rows(listed):
-        number = line.get("row") if isinstance(line, Mapping) else None
-        # Python counts true among the integers.
-        question = by_row.get(number) if type(number) is int else None
-        if not isinstance(line, Mapping) or question is None:
-            given = quoted(str(number)) if number is not None else "nothing"
-            raise DataError(
-                origin,
-                f'its "row" is {given}, which is no question with an answer in {data.name}',
-                remedy="write the number of the faulty row, counted from 1",
-            )
-        right = str(line.get("right", ""))
+        named: Mapping[str, Any] = line if isinstance(line, Mapping) else {}
+        question = _question_of(named.get("row"), origin, rows, data)
+        right = str(named.get("right", ""))
         if _is_same(right, question.reference):
             raise DataError(
                 origin,
-                f'its "right" answer is the one that row {number} of {data.name} has',
+                f'its "right" answer is the one that row {named["row"]} of {data.name} has',
                 remedy="take the line out of the list, or correct it",
             )
-        faults.append(KnownFault(question, str(line.get("kind", "")), right))
+        faults.append(KnownFault(question, str(named.get("kind", "")), right))
     if not faults:
         raise DataError(listed, "lists no row", remedy="add some, or remove eval.faults")
     return faults
+
+
+def _question_of(
+    number: Any, origin: Origin, rows: Mapping[int, Conversation | Refusal], data: Path
+) -> Question:
+    """The row of that number, which the line at `origin` names, as a question."""
+    # Python counts true among the integers.
+    row = rows.get(number) if type(number) is int else None
+    if isinstance(row, Refusal):
+        raise DataError(
+            row.origin, row.reason, remedy=f"mend it, or take {origin} out, which names it"
+        )
+    if row is None or row.is_text:
+        given = quoted(str(number)) if number is not None else "nothing"
+        raise DataError(
+            origin,
+            f'its "row" is {given}, which is no question with an answer in {data.name}',
+            remedy="write the number of the faulty row, counted from 1",
+        )
+    return question_of(row)
 
 
 def find_memorised(

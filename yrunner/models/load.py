@@ -134,15 +134,19 @@ def load_model(
 
 
 def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse a tokenizer with ids that the model has no embedding for.
+    """Refuse a tokenizer with ids that the model has no embedding for; see `check_ids`."""
+    check_ids(tokenizer, model.get_input_embeddings().num_embeddings)
+
+
+def check_ids(tokenizer: PreTrainedTokenizerBase, num_embeddings: int) -> None:
+    """Raise `ModelError` where a tokenizer has ids that a model with so many embeddings lacks.
 
     More embeddings than ids are fine: Qwen and others round their number up.
     """
-    num_rows = model.get_input_embeddings().num_embeddings
     largest_id = max(tokenizer.get_vocab().values())
-    if largest_id >= num_rows:
+    if largest_id >= num_embeddings:
         raise ModelError(
-            f"the tokenizer has ids up to {largest_id}, the model only {num_rows} embeddings",
+            f"the tokenizer has ids up to {largest_id}, the model only {num_embeddings} embeddings",
             remedy="use the tokenizer that belongs to the model",
         )
 

@@ -18,6 +18,7 @@ from yrunner.data.store import Examples
 from yrunner.errors import ModelError, Origin
 from yrunner.losses.fused import attach, measure_targets
 from yrunner.losses.per_token import PLAIN, TokenWeight, target_places
+from yrunner.models.positions import check_lengths
 
 CONTEXT_SIZE = 128
 """Numbers that are kept of a hidden state: cosines of random projections of this size are off by
@@ -50,7 +51,11 @@ def score_tokens(
     batch_size: int,
     weight: TokenWeight = PLAIN,
 ) -> Iterator[TokenScores]:
-    """The scores of each example, in their order; examples that follow each other share a batch."""
+    """The scores of each example, in their order; examples that follow each other share a batch.
+
+    Raises `DataError` where one is longer than the model's positions.
+    """
+    _check_lengths(model, examples)
     with _measuring(model):
         for start in range(0, len(examples), batch_size):
             yield from _score_batch(
@@ -74,8 +79,10 @@ def score_by_length(
     A batch is never smaller for what is done: the last digits of a score depend on the batch, and
     work that was interrupted shall end with the same ones. `done` may grow while this runs.
     `shard`: the number of this process, from 0, and how many there are to share the batches. Raises
-    `ModelError` where the context is asked for and the model does not show its hidden states.
+    `DataError` where an example is longer than the model's positions, and `ModelError` where the
+    context is asked for and the model does not show its hidden states.
     """
+    _check_lengths(model, examples)
     rank, num_ranks = shard
     with _measuring(model), ExitStack() as stack:
         contexts = stack.enter_context(_Contexts(model)) if wants_context else None
@@ -102,6 +109,10 @@ def batches_by_length(lengths: Sequence[int], max_tokens: int) -> list[list[int]
         batches.append(order[start : start + size])
         start += size
     return batches
+
+
+def _check_lengths(model: Any, examples: Sequence[TokenizedExample]) -> None:
+    check_lengths(_lengths(examples), lambda index: examples[index].origin, model.config)
 
 
 def _lengths(examples: Sequence[TokenizedExample]) -> list[int]:
