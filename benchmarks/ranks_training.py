@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from accelerate.state import AcceleratorState, PartialState
 from torch import distributed
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from benchmarks.ranks_cases import (
     LEARNED,
@@ -196,7 +197,8 @@ def _work(
 
 
 def _forget_the_last_case() -> None:
-    """accelerate keeps one way of sharing for the life of a process."""
+    """accelerate and transformers keep one way of sharing for the life of a process."""
     os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)
     AcceleratorState._reset_state()
     PartialState._reset_state()
+    unset_hf_deepspeed_config()
