@@ -49,7 +49,12 @@ def kill_oneself() -> None:
 
 
 def import_everything() -> None:
-    """Import, once for all children, what the commands import."""
+    """Import, once for all children, what the commands import.
+
+    A child that gives up its rights may not read Python's own files any more: encodings are such.
+    """
+    import encodings.utf_8_sig
+
     import transformers.models.qwen3.modeling_qwen3
 
     import yrunner.cli
@@ -60,7 +65,7 @@ def import_everything() -> None:
     import yrunner.commands.sort
     import yrunner.commands.train
 
-    assert transformers and yrunner, "imported for their sake"
+    assert encodings and transformers and yrunner, "imported for their sake"
 
 
 def run(
