@@ -44,7 +44,7 @@ ACTS: dict[str, Callable[[Path], None]] = {
 
 
 def changing_file_cases(workshop: Workshop, number: int, chance: random.Random) -> Iterator[Case]:
-    """Either a sentence that names the change, or the result of one content: never a mixture."""
+    """Either a sentence that names change or row, or the result of one content: never a mixture."""
     stages = [stage for stage in workshop.stages if stage.name in READERS]
     for count in range(number if stages else 0):
         stage = stages[count % len(stages)]
@@ -63,7 +63,7 @@ def _change(workshop: Workshop, stage: Stage, what: str, chance: random.Random) 
     wrong = unexplained(ending)
     if ending.code == 0:
         wrong += _mixture(workshop, stage, what, file, whole)
-    elif not any(sentence in ending.output for sentence in SENTENCES):
+    elif not any(sentence in ending.output for sentence in (*SENTENCES, f"{file.name} row ")):
         wrong.append(f"the change is not named: {ending.output[-500:]}")
     file.write_bytes(whole)
     fault = f"{what} at operation {operation}, exit code {ending.code}"

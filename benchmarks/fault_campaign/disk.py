@@ -14,6 +14,7 @@ from benchmarks.fault_campaign.stages import Workshop, differences, hashes_below
 
 ROOM_FOR_ALL = 64 * 2**20
 NOBODY = 65534
+READ_MODELS = ("outputs/base/model", "outputs/speaker/model")
 
 
 def can_mount() -> bool:
@@ -62,7 +63,9 @@ def permission_cases(workshop: Workshop, number: int) -> Iterator[Case]:
     """Another user owns the folder, or a file that is read may not be."""
     for stage in workshop.stages[:number]:
         workshop.reference(stage)
-        closed = [stage.data, *(["outputs/base/model"] if stage.after else [])]
+        workshop.set_up(stage)
+        models = [path for path in READ_MODELS if (workshop.project / path).exists()]
+        closed = [stage.data, *models]
         for place in ("outputs", *closed):
             workshop.set_up(stage)
             path = workshop.project / place
