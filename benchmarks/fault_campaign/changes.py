@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,12 @@ from benchmarks.fault_campaign.project import row
 from benchmarks.fault_campaign.stages import Stage, Workshop, differences
 
 READERS = ("training", "preparing data", "sorting")
-SENTENCES = ("has changed while it was read", "is gone", "there is no file")
+SENTENCES = (
+    "has changed while it was read",
+    "is gone",
+    "there is no file",
+    "there is no such file",
+)
 
 
 def _append(path: Path) -> None:
@@ -66,6 +72,8 @@ def _change(workshop: Workshop, stage: Stage, what: str, chance: random.Random) 
     elif not any(sentence in ending.output for sentence in (*SENTENCES, f"{file.name} row ")):
         wrong.append(f"the change is not named: {ending.output[-500:]}")
     file.write_bytes(whole)
+    # What was measured of a row is kept, and beside other rows its last digits were others.
+    shutil.rmtree(workshop.project / "outputs/tuned/sort/measured", ignore_errors=True)
     fault = f"{what} at operation {operation}, exit code {ending.code}"
     return judge(workshop, stage, "changing file", fault, wrong)
 
