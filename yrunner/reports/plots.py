@@ -6,7 +6,7 @@ from itertools import cycle, pairwise
 from statistics import fmean
 from typing import Any
 
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import LogFormatter, PercentFormatter
 
 from yrunner.reports.drawing import (
     HEIGHT_INCHES,
@@ -166,6 +166,13 @@ def _zone_shares(losses: Sequence[float], edges: Sequence[float]) -> list[float]
     return [zones.count(zone) / len(zones) for zone in range(len(ZONES))]
 
 
+class _LogPercent(LogFormatter):
+    """Shares on a logarithmic axis, at the places that matplotlib would label."""
+
+    def __call__(self, share: float, position: int | None = None) -> str:
+        return f"{100 * share:g}%" if super().__call__(share, position) else ""
+
+
 def _draw_histogram(axes: Any, groups: Mapping[str, Sequence[float]]) -> None:
     # Nearly all tokens are easy; on a linear scale the few hard ones could not be seen.
     axes.set_yscale("log")
@@ -177,7 +184,8 @@ def _draw_histogram(axes: Any, groups: Mapping[str, Sequence[float]]) -> None:
         weights = [1 / len(losses)] * len(losses)
         bars = {"bins": 64, "range": (0, _HIGHEST_LOSS), "weights": weights}
         axes.hist(losses, label=f"{name} training", **bars, **styles[name])
-    axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:g}%")
+    axes.yaxis.set_major_formatter(_LogPercent())
+    axes.yaxis.set_minor_formatter(_LogPercent(labelOnlyBase=False))
     axes.legend(frameon=False, labelcolor=THEME["ink"], loc="upper right")
 
 
