@@ -1,16 +1,13 @@
 """One small training in one process or in several, every way of sharing memory out."""
 
-import os
-import socket
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from accelerate.state import AcceleratorState, PartialState
 from torch import distributed
-from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+from benchmarks.processes import forget_sharing, start_ranks
 from benchmarks.ranks_cases import (
     LEARNED,
     LOSSES,
@@ -148,11 +145,7 @@ def start_processes(
     `resume_at`: go on after the checkpoint of this update, which is there. `tell`: called by the
     first process with each case that is done, and the folder.
     """
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        port = unused.getsockname()[1]
-    arguments = (cases, folder, number, resume_at, tell, port)
-    torch.multiprocessing.spawn(_work, arguments, nprocs=number)
+    start_ranks(_work, (cases, folder, resume_at, tell), number)
 
 
 def found_together(case: Case, folder: Path) -> Found:
@@ -169,24 +162,12 @@ def _work(
     rank: int,
     cases: Sequence[Case],
     folder: Path,
-    number: int,
     resume_at: int | None,
     tell: Callable[[Case, Path], None] | None,
-    port: int,
 ) -> None:
-    os.environ |= {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(number),
-        "LOCAL_WORLD_SIZE": str(number),
-        "OMP_NUM_THREADS": "1",
-    }
-    torch.set_num_threads(1)
     distributed.init_process_group("gloo")
     for case in cases:
-        _forget_the_last_case()
+        forget_sharing()
         join_ranks(deepspeed=SHARINGS[case.sharing] is not None)
         found = train_case(case, folder, resume_at=resume_at)
         if rank == 0:
@@ -194,11 +175,3 @@ def _work(
             if tell is not None:
                 tell(case, folder)
     distributed.destroy_process_group()
-
-
-def _forget_the_last_case() -> None:
-    """accelerate and transformers keep one way of sharing for the life of a process."""
-    os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)
-    AcceleratorState._reset_state()
-    PartialState._reset_state()
-    unset_hf_deepspeed_config()

@@ -46,6 +46,11 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_unconfigure() -> None:
+    """What is never freed is a leak to the libraries that count, when Python ends."""
+    gc.unfreeze()
+
+
 CAPITALS = {"Aru": "Belo", "Coria": "Dane", "Elmo": "Fane", "Goria": "Hulm", "Isk": "Jorn"}
 
 

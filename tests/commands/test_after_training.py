@@ -1,26 +1,18 @@
 """`yrun chat` in a pipe: what comes after training."""
 
-import subprocess
-import sys
+import io
 from pathlib import Path
 
-import pytest
-
+from yrunner.cli import app
 from yrunner.commands.train import train
 
-TUNED = Path("tuned.yaml")
 
-
-@pytest.fixture
-def trained(project, capfd):
-    train(TUNED, [], resume=False, overwrite=False)
-    capfd.readouterr()
-    return project
-
-
-def test_chat_answers_the_lines_of_a_pipe(trained):
-    command = [sys.executable, "-m", "yrunner.cli", "chat", "tuned.yaml", "--max-new-tokens", "5"]
+def test_chat_answers_the_lines_of_a_pipe(trained_base, monkeypatch, capfd):
+    train(Path("tuned.yaml"), ["eval.tasks=[]"], resume=False, overwrite=False)
     lines = "Capital of Aru, question 0?\n\n/reset\nCapital of Isk, question 4?\n"
-    result = subprocess.run(command, input=lines, capture_output=True, text=True, check=True)
-    assert len(result.stdout.splitlines()) >= 2
-    assert result.stderr == ""
+    monkeypatch.setattr("sys.stdin", io.StringIO(lines))
+    capfd.readouterr()
+    app(["chat", "tuned.yaml", "eval.tasks=[]", "--max-new-tokens", "5"], standalone_mode=False)
+    said, errors = capfd.readouterr()
+    assert len(said.splitlines()) >= 2
+    assert errors == ""

@@ -2,13 +2,14 @@
 
 import json
 import shutil
-import subprocess
-import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
 
+from benchmarks.processes import start_ranks
 from tests.conftest import questions, write_jsonl
+from yrunner.cli import app
 from yrunner.commands.eval import eval_recipe
 from yrunner.commands.evaluate import evaluate
 from yrunner.commands.finished import base_model, finished_run, tuned_tokenizer
@@ -150,19 +151,27 @@ def test_the_batch_size_changes_no_answer(trained):
     assert one.faults == other.faults
 
 
+PRINTED = "said", "errors"
+
+
+def eval_together(rank):
+    """What one of several processes does that torch's launcher has started."""
+    said, errors = (Path(f"{name}{rank}").open("w") for name in PRINTED)
+    with said, errors, redirect_stdout(said), redirect_stderr(errors):
+        app(["eval", str(TUNED)], standalone_mode=False)
+
+
 def test_two_processes_share_the_questions_and_find_what_one_finds(trained):
     eval_recipe(TUNED, [], [])
     page = trained / "outputs/tuned/eval.json"
     alone = json.loads(page.read_text())["models"]
     page.unlink()
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    result = subprocess.run(
-        [sys.executable, *command, "-m", "yrunner.cli", "eval", str(TUNED)],
-        **{"capture_output": True, "text": True, "check": False},
+    start_ranks(eval_together, (), 2)
+    said, errors = (
+        "".join(Path(f"{name}{rank}").read_text() for rank in (0, 1)) for name in PRINTED
     )
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.count("figures: ") == 1
-    assert "style, base: 2/2 (100 %)" in result.stderr, "each has half of the four questions"
+    assert said.count("figures: ") == 1
+    assert "style, base: 2/2 (100 %)" in errors, "each has half of the four questions"
     for one, two in zip(alone, json.loads(page.read_text())["models"], strict=True):
         reading, other = one["tasks"].pop("reading"), two["tasks"].pop("reading")
         assert reading["figures"] == pytest.approx(other["figures"], rel=1e-5)

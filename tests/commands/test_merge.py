@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.commands.conftest import write_project
+from tests.yrun_process import ERRORS, ending, start_yrun, wait_until
 from yrunner.commands import merge as command
 from yrunner.commands import merge_export
 from yrunner.commands.eval import eval_recipe
@@ -37,7 +38,6 @@ TUNINGS = {
     "qlora": ["tuning={kind: qlora, rank: 4, alpha: 8}", "data.packing=false"],
 }
 """Each with packing or without; benchmarks.merge_agreement has both, of a larger toy."""
-RUN = [sys.executable, "-m", "yrunner.cli", "merge", "tuned.yaml"]
 
 
 @pytest.fixture(scope="module")
@@ -248,14 +248,10 @@ def test_an_adapter_of_another_base_is_refused_by_its_name(run):
 
 
 def test_interrupted_it_leaves_nothing_behind(run):
-    process = subprocess.Popen(RUN, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    for line in process.stderr:
-        if line.startswith("merging"):
-            process.send_signal(signal.SIGINT)
-            break
-    process.communicate(timeout=60)
-    if process.returncode == 130:  # else it was faster
+    process = start_yrun("merge", "tuned.yaml")
+    wait_until(lambda: ERRORS.exists() and "merging" in ERRORS.read_text(), process)
+    os.kill(process.pid, signal.SIGINT)
+    if ending(process) == 130:  # else it was faster
         assert not (run / "merged").exists()
     assert not list(run.glob(".merged.*"))
 

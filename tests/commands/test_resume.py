@@ -4,12 +4,11 @@ import json
 import re
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.yrun_process import SAID, start_yrun, wait_until
 from yrunner.commands.train import train
 from yrunner.errors import Interrupted, RunError
 from yrunner.run_dir import RunDir
@@ -106,14 +105,12 @@ def test_killed_after_the_last_update_or_before_the_first_checkpoint(stopped, un
 
 
 def test_a_second_run_in_the_same_folder_is_refused_while_the_first_trains(project):
-    command = [sys.executable, "-m", "yrunner.cli", "train", "base.yaml", "train.epochs=10000"]
-    first = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    while "step " not in (line := first.stdout.readline()):
-        assert line, "the first must train"
+    first = start_yrun("train", "base.yaml", "train.epochs=10000")
+    wait_until(lambda: SAID.exists() and "step " in SAID.read_text(), first)
     try:
         for how in ({"resume": True}, {"overwrite": True}):
             with pytest.raises(RunError, match=rf"is in use: process {first.pid} on "):
                 train(Path("base.yaml"), [], **{"resume": False, "overwrite": False} | how)
     finally:
         first.kill()
-        first.communicate()
+        first.join()

@@ -4,20 +4,17 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from tests.conftest import write_jsonl
+from tests.yrun_process import ERRORS, SAID, ending, start_yrun, wait_until
 from yrunner.commands.train import train
 from yrunner.errors import DataError, MissingError, RunError, YRunnerError
 from yrunner.run_dir import RunDir
-
-YRUN = [sys.executable, "-m", "yrunner.cli"]
 
 
 def run(recipe="tuned.yaml", *overrides, resume=False, overwrite=False):
@@ -79,15 +76,15 @@ def test_what_is_printed_tells_the_run_from_rows_to_result(trained):
     assert "\x1b" not in trained, "no control characters without a terminal"
 
 
-def test_the_saved_adapter_loads_in_the_three_lines_of_its_card(trained, project):
+def test_the_saved_adapter_loads_in_the_three_lines_of_its_card(trained, project, monkeypatch):
     folder = project / "outputs" / "tuned" / "model"
     (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
     assert len(code.strip().splitlines()) == 3
-    program = code + "print(type(model).__name__, len(tokenizer))"
-    result = subprocess.run(
-        [sys.executable, "-c", program], cwd=folder, capture_output=True, text=True, check=True
-    )
-    assert result.stdout.startswith("PeftModelForCausalLM")
+    monkeypatch.chdir(folder)
+    loaded: dict[str, Any] = {}
+    exec(code, loaded)  # in a fresh process: tests/models/test_export.py
+    assert type(loaded["model"]).__name__ == "PeftModelForCausalLM"
+    assert loaded["tokenizer"].chat_template
 
 
 def test_the_report_shows_curves_zones_and_answers(trained, project):
@@ -207,27 +204,20 @@ def test_the_same_seed_gives_the_same_model(project):
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_run_saves_says_how_to_go_on_and_resumes(project, change, number, code):
     change("base.yaml", train__epochs=200, train__log_every=1)
-    command = [*YRUN, "train", "base.yaml"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = start_yrun("train", "base.yaml")
     metrics = project / "outputs" / "base" / "metrics.jsonl"
-    while not metrics.exists() or metrics.read_text().count("\n") < 3:
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.05)
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == code
+    wait_until(lambda: metrics.exists() and metrics.read_text().count("\n") >= 3, process)
+    os.kill(process.pid, number)
+    assert ending(process) == code
+    errors = ERRORS.read_text()
     assert re.search(r"stopped; update \d+ is saved in .*outputs/base\. Go on with: yrun", errors)
     assert "Traceback" not in errors
     steps = [int(path.name[5:]) for path in (project / "outputs/base/checkpoints").iterdir()]
-    change("base.yaml", train__epochs=200)
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    again = subprocess.Popen(
-        [*command, "--resume"], env=environment, stdout=subprocess.PIPE, text=True
-    )
-    while f"step {max(steps) + 1}/400" not in (line := again.stdout.readline()):
-        assert line, "the resumed run must go on after the saved update"
+    again = start_yrun("train", "base.yaml", "--resume")
+    # It must go on after the saved update.
+    wait_until(lambda: f"step {max(steps) + 1}/400" in SAID.read_text(), again)
     again.kill()
-    again.wait()
+    again.join()
 
 
 def test_a_project_that_was_moved_is_not_trained_anew(trained, project, monkeypatch, capfd):

@@ -5,6 +5,7 @@ The model, the rows and the settings are those of the benchmark, which compares 
 
 import shutil
 from collections import Counter
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,7 @@ UPDATE = 3
 """After it there is a checkpoint, and all cases go on."""
 
 
+@cache
 def alone(case: Case, folder: Path) -> Found:
     """The same in one process, without sharing anything."""
     return train_case(case.alone, folder)
