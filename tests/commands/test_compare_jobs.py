@@ -110,6 +110,7 @@ import signal, sys, time
 from yrunner.launch import end_with_command
 end_with_command()
 def stop(*_):
+    open("saving", "w").close()
     time.sleep({seconds})
     open("saved", "w").close()
     sys.exit(130)
@@ -135,23 +136,23 @@ def test_a_signal_lets_each_run_save_and_ends_with_its_code(tmp_path, number):
     assert (tmp_path / "saved").exists(), "the run was waited for"
 
 
-def test_a_second_signal_ends_everything_at_once(tmp_path):
-    process = start(tmp_path, seconds=50)
-    process.send_signal(signal.SIGINT)
-    time.sleep(1)
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=10)
-    assert process.returncode == 130
-    assert not (tmp_path / "saved").exists()
-
-
-def test_a_second_sigterm_such_as_slurms_after_its_warning_waits_for_what_is_being_saved(tmp_path):
-    process = start(tmp_path, seconds=2)
-    process.send_signal(signal.SIGUSR1)
-    time.sleep(0.5)
-    process.send_signal(signal.SIGTERM)
+@pytest.mark.parametrize(
+    ("first", "second", "saved"),
+    [
+        (signal.SIGINT, signal.SIGINT, False),
+        # As SLURM sends after its warning.
+        (signal.SIGUSR1, signal.SIGTERM, True),
+    ],
+)
+def test_only_a_person_who_asks_twice_ends_what_is_being_saved(tmp_path, first, second, saved):
+    process = start(tmp_path, seconds=2 if saved else 50)
+    process.send_signal(first)
+    # The run has been told, and has not saved yet.
+    wait_for(tmp_path / "saving", process)
+    process.send_signal(second)
     process.communicate(timeout=30)
-    assert (tmp_path / "saved").exists()
+    assert (tmp_path / "saved").exists() == saved
+    assert process.returncode == 128 + MEANINGS[first]
 
 
 def test_no_run_goes_on_when_the_command_is_killed(tmp_path):
@@ -172,8 +173,13 @@ def start(folder: Path, *, seconds: float) -> subprocess.Popen[str]:
         stderr=subprocess.STDOUT,
         text=True,
     )
+    wait_for(folder / "begun", process)
+    return process
+
+
+def wait_for(file: Path, process: subprocess.Popen[str]) -> None:
+    """Wait until the job has written a file."""
     deadline = time.monotonic() + 60
-    while not (folder / "begun").exists():
+    while not file.exists():
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.05)
-    return process

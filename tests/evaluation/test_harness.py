@@ -17,10 +17,11 @@ CHOICES = ["Belo", "Dane", "Fane is the capital"]
 ROWS = [{"question": f"Capital {number}?", "answer": number % 3} for number in range(6)]
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """Two tasks of the harness: one to choose, one to write."""
-    data = tmp_path / "rows.jsonl"
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two tasks of the harness: one to choose, one to write. To list all of its own takes long."""
+    folder = tmp_path_factory.mktemp("tasks")
+    data = folder / "rows.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     source = {
         "dataset_path": "json",
@@ -43,8 +44,8 @@ def folder(tmp_path: Path) -> Path:
         "metric_list": [{"metric": "exact_match"}],
     }
     for content in (choosing, writing):
-        (tmp_path / f"{content['task']}.yaml").write_text(yaml.safe_dump(source | content))
-    return tmp_path
+        (folder / f"{content['task']}.yaml").write_text(yaml.safe_dump(source | content))
+    return folder
 
 
 def make_task(folder, *names, **settings):
