@@ -29,8 +29,9 @@ LONGEST_FIRST = (
     "test_train.py",
     "test_merge.py",
     "test_compare.py",
-    "test_check.py",
+    "test_trainer.py",
     "test_sort.py",
+    "test_memory.py",
 )
 
 

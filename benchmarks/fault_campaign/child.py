@@ -4,6 +4,7 @@ The process is a fork of one that has imported everything: torch and its friends
 to import, a command on a tiny model takes one or two.
 """
 
+import gc
 import mmap
 import os
 import select
@@ -13,6 +14,8 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -55,6 +58,7 @@ def import_everything() -> None:
     """
     import encodings.utf_8_sig
 
+    import matplotlib.backends.backend_svg
     import transformers.models.qwen3.modeling_qwen3
 
     import yrunner.cli
@@ -65,7 +69,11 @@ def import_everything() -> None:
     import yrunner.commands.sort
     import yrunner.commands.train
 
-    assert encodings and transformers and yrunner, "imported for their sake"
+    assert encodings and matplotlib and transformers and yrunner, "imported for their sake"
+    if find_spec("deepspeed"):  # Trainer imports it wherever it is installed
+        import_module("deepspeed")
+    # The children need not look for garbage in what they share.
+    gc.freeze()
 
 
 def run(

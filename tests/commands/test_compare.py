@@ -263,10 +263,9 @@ def test_a_new_model_has_nothing_to_forget(project, commands):
 
 
 def test_the_command_runs_processes_of_its_own_whose_logs_can_be_repeated(trial, capfd):
-    arguments = ["compare", "trial.yaml", "train.max_steps=1", "output=other", "--arms", "plain"]
-    app(arguments, standalone_mode=False)
-    assert "updates of 1 runs: 1/1 (100 %)" in capfd.readouterr().err
-    assert list(read_json(Path("other/compare.json"))["arms"]) == ["plain"]
-    log = Path("other/arms/plain-seed-0.log").read_text("utf-8")
+    app(["compare", "trial.yaml", "--arms", "plain", "--seeds", "1"], standalone_mode=False)
+    assert "updates of 1 runs: 8/8 (100 %)" in capfd.readouterr().err
+    assert list(table()["arms"]["plain"]["seeds"]) == ["1"]
+    log = (ARMS / "plain-seed-1.log").read_text("utf-8")
     assert "yrunner.cli train trial.yaml" in log
     assert "yrunner.cli measure trial.yaml" in log

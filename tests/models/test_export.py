@@ -29,49 +29,49 @@ def lines_of(card_text):
     return blocks[0]
 
 
-def run_lines(lines, folder, ids_BT):
-    """Logits of the model that the lines load in a fresh process without our package."""
+def run_lines(folders, ids_BT):
+    """Logits of the models that the cards' lines load in a fresh process without our package."""
     program = (
-        f"{lines}"
-        "import sys, torch\nfrom safetensors.torch import save_file\n"
+        "import os, sys, torch\nfrom safetensors.torch import save_file\n"
         f"ids = torch.tensor({ids_BT.tolist()})\n"
-        "assert 'yrunner' not in sys.modules and not model.training\n"
-        "assert tokenizer.chat_template and tokenizer.eos_token == '<|im_end|>'\n"
-        "with torch.no_grad():\n"
-        "    logits = model(input_ids=ids).logits.contiguous()\n"
-        "save_file({'logits': logits}, sys.argv[1])\n"
+        "for folder, lines in zip(sys.argv[1::2], sys.argv[2::2]):\n"
+        "    os.chdir(folder)\n"
+        "    exec(lines)\n"
+        "    assert 'yrunner' not in sys.modules and not model.training\n"
+        "    assert tokenizer.chat_template and tokenizer.eos_token == '<|im_end|>'\n"
+        "    with torch.no_grad():\n"
+        "        logits = model(input_ids=ids).logits.contiguous()\n"
+        "    save_file({'logits': logits}, 'logits.safetensors')\n"
     )
-    result = folder.parent / "logits.safetensors"
+    cards = [(folder, lines_of((folder / "README.md").read_text("utf-8"))) for folder in folders]
     run = subprocess.run(
-        [sys.executable, "-c", program, str(result)], cwd=folder, capture_output=True, text=True
+        [sys.executable, "-c", program, *(str(word) for card in cards for word in card)],
+        capture_output=True,
+        text=True,
     )
     assert run.returncode == 0, run.stderr
-    return load_file(result)["logits"]
+    return [load_file(folder / "logits.safetensors")["logits"] for folder in folders]
 
 
 def front_matter(card_text):
     return yaml.safe_load(card_text.split("---\n")[1])
 
 
-def test_the_three_lines_of_the_card_load_full_weights(qwen3, qwen3_folder, ids_BT):
-    lines = lines_of((qwen3_folder / "README.md").read_text("utf-8"))
-    loaded = run_lines(lines, qwen3_folder, ids_BT)
-    torch.testing.assert_close(loaded, logits_of(qwen3, ids_BT))
-
-
-@pytest.mark.parametrize("variant", ["plain", "dora"])
-def test_the_three_lines_of_the_card_load_an_adapter(
-    variant, qwen3_folder, tokenizer, card, ids_BT, tmp_path, monkeypatch
+def test_the_three_lines_of_the_card_load_full_weights_and_adapters(
+    qwen3, qwen3_folder, tokenizer, card, ids_BT, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)  # a relative base must be found from elsewhere too
-    tuned = apply_tuning(
-        load_model(qwen3_folder.name, dtype=torch.float32), LoraTuning(rank=4, variant=variant)
-    )
-    train_one_step(tuned, ids_BT)
-    folder = tmp_path / "run" / "model"
-    save_model(tuned, tokenizer, folder, card)
-    lines = lines_of((folder / "README.md").read_text("utf-8"))
-    torch.testing.assert_close(run_lines(lines, folder, ids_BT), logits_of(tuned, ids_BT))
+    models, folders = [qwen3], [qwen3_folder]
+    for variant in ("plain", "dora"):
+        tuned = apply_tuning(
+            load_model(qwen3_folder.name, dtype=torch.float32), LoraTuning(rank=4, variant=variant)
+        )
+        train_one_step(tuned, ids_BT)
+        models.append(tuned)
+        folders.append(tmp_path / variant / "model")
+        save_model(tuned, tokenizer, folders[-1], card)
+    for model, loaded in zip(models, run_lines(folders, ids_BT), strict=True):
+        torch.testing.assert_close(loaded, logits_of(model, ids_BT))
 
 
 def test_lines_for_another_place_name_it_and_survive_odd_paths():
