@@ -43,7 +43,7 @@ def started(*arguments: str, before: tuple[str, ...] = (), **environment: str) -
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        env={**os.environ, **environment},
     )
 
 
@@ -57,7 +57,7 @@ class OnTerminal:
             stdin=its_end,
             stdout=its_end,
             stderr=its_end,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "TERM": "xterm", "COLUMNS": "1000"},
+            env={**os.environ, "TERM": "xterm", "COLUMNS": "1000"},
             start_new_session=True,
             preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
         )
