@@ -72,8 +72,6 @@ def import_everything() -> None:
     assert encodings and matplotlib and transformers and yrunner, "imported for their sake"
     if find_spec("deepspeed"):  # Trainer imports it wherever it is installed
         import_module("deepspeed")
-    # The children need not look for garbage in what they share.
-    gc.freeze()
 
 
 def run(
@@ -125,6 +123,7 @@ def _be_the_command(
 ) -> None:
     """Never returns: the process ends here, whatever happens."""
     code = 1
+    gc.freeze()  # garbage need not be looked for in all that was imported
     try:
         for stream in (1, 2):
             os.dup2(output.fileno(), stream)
