@@ -1,16 +1,15 @@
 """One small training in one process or in several, every way of sharing memory out."""
 
 import os
-import socket
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from accelerate.state import AcceleratorState, PartialState
-from torch import distributed
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+from benchmarks.processes import run_together
 from benchmarks.ranks_cases import (
     LEARNED,
     LOSSES,
@@ -148,11 +147,7 @@ def start_processes(
     `resume_at`: go on after the checkpoint of this update, which is there. `tell`: called by the
     first process with each case that is done, and the folder.
     """
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        port = unused.getsockname()[1]
-    arguments = (cases, folder, number, resume_at, tell, port)
-    torch.multiprocessing.spawn(_work, arguments, nprocs=number)
+    run_together(_work, cases, folder, resume_at, tell, number=number)
 
 
 def found_together(case: Case, folder: Path) -> Found:
@@ -169,22 +164,9 @@ def _work(
     rank: int,
     cases: Sequence[Case],
     folder: Path,
-    number: int,
     resume_at: int | None,
     tell: Callable[[Case, Path], None] | None,
-    port: int,
 ) -> None:
-    os.environ |= {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(number),
-        "LOCAL_WORLD_SIZE": str(number),
-        "OMP_NUM_THREADS": "1",
-    }
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo")
     for case in cases:
         _forget_the_last_case()
         join_ranks(deepspeed=SHARINGS[case.sharing] is not None)
@@ -193,7 +175,6 @@ def _work(
             save_found(found, case, folder)
             if tell is not None:
                 tell(case, folder)
-    distributed.destroy_process_group()
 
 
 def _forget_the_last_case() -> None:
