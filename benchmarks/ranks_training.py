@@ -168,13 +168,18 @@ def _work(
     tell: Callable[[Case, Path], None] | None,
 ) -> None:
     for case in cases:
-        _forget_the_last_case()
-        join_ranks(deepspeed=SHARINGS[case.sharing] is not None)
-        found = train_case(case, folder, resume_at=resume_at)
+        found = train_together(case, folder, resume_at=resume_at)
         if rank == 0:
             save_found(found, case, folder)
             if tell is not None:
                 tell(case, folder)
+
+
+def train_together(case: Case, folder: Path, *, resume_at: int | None = None) -> Found:
+    """`train_case` in one of several processes, which may have trained another case before."""
+    _forget_the_last_case()
+    join_ranks(deepspeed=SHARINGS[case.sharing] is not None)
+    return train_case(case, folder, resume_at=resume_at)
 
 
 def _forget_the_last_case() -> None:
