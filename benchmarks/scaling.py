@@ -13,13 +13,16 @@ from benchmarks.scaling_jobs import (
     KINDS,
     LENGTHS,
     SMALL_MIDDLE_LARGE,
+    counts_of,
     gigabytes,
     job_of,
     possible,
+    saved_tensors_bytes,
 )
 from benchmarks.scaling_time import print_rows, print_sending, print_time, print_traffic
 from yrunner.commands.check_machine import Machine
-from yrunner.training.sharing import Sharing, memory_per_gpu, sharings_for
+from yrunner.training.sharing import FLOAT32, Sharing, memory_per_gpu, sharings_for
+from yrunner.training.zero import SHARD_BYTES
 
 GPUS = (1, 2, 8, 64, 512)
 MACHINES = (
@@ -128,6 +131,19 @@ def print_gpus() -> None:
     print_markdown("GB per GPU by the number of GPUs, rows of 2,048 tokens:", columns, rows)
 
 
+def print_saving() -> None:
+    """Gigabytes that saving takes where all weights are trained, whatever the number of GPUs."""
+    rows = []
+    for form in FORMS:
+        counts = counts_of(form, "full")
+        gathered = saved_tensors_bytes(counts.largest)
+        shard = min(SHARD_BYTES, saved_tensors_bytes(counts.total)) + gathered
+        sizes = (gathered, shard, FLOAT32 * counts.total)
+        rows.append((form, *(size / 1e9 for size in sizes)))
+    columns = ("model", "each GPU", "first process, optimizer", "first process, model")
+    print_markdown("GB that saving takes under ZeRO, all weights trained:", columns, rows)
+
+
 def _layouts(gpus: int) -> list[Sharing]:
     """All that keep everything on the GPUs."""
     return [Sharing(gpus), *(Sharing(gpus, stage) for stage in (1, 2, 3))]
@@ -138,6 +154,7 @@ TABLES: dict[str, Callable[[], None]] = {
     "memory": print_memory,
     "sequence": print_sequences,
     "gpus": print_gpus,
+    "saving": print_saving,
     "traffic": print_traffic,
     "sending": print_sending,
     "time": print_time,

@@ -20,7 +20,8 @@ from yrunner.recipe.schema_model import FullTuning, LoraTuning, Tuning
 from yrunner.training.layer_trace import GrownTrace, trace_update
 from yrunner.training.memory import StepTrace
 from yrunner.training.operations import Attention, Operations, count_operations
-from yrunner.training.sharing import Job, Sharing, memory_per_gpu
+from yrunner.training.sharing import FLOAT32, Job, Sharing, memory_per_gpu
+from yrunner.training.zero import MOMENTS
 
 QWEN3 = {"model_type": "qwen3", "vocab_size": 151_936, "head_dim": 128, "num_key_value_heads": 8}
 LLAMA = {"model_type": "llama", "vocab_size": 128_256, "head_dim": 128, "num_key_value_heads": 8}
@@ -148,6 +149,11 @@ def gigabytes(form: str, kind: str, layout: Sharing, length: int = LENGTHS[0]) -
     if not possible(kind, layout):
         return None
     return memory_per_gpu(job_of(form, kind, length), layout).peak / 1e9
+
+
+def saved_tensors_bytes(numbers: int) -> int:
+    """So many weights in float32, and what AdamW remembers of them, as a checkpoint holds them."""
+    return FLOAT32 * (1 + len(MOMENTS["adamw_torch"])) * numbers
 
 
 def _tuning(kind: str) -> Tuning:

@@ -21,6 +21,7 @@ from transformers import AutoConfig
 from benchmarks.markdown import print_markdown
 from benchmarks.memory import GIVE_MEMORY_BACK, TUNINGS, forget_peak, full_batch, peak_above_now
 from benchmarks.processes import run_together
+from benchmarks.scaling_jobs import saved_tensors_bytes
 from benchmarks.traffic import (
     FORM,
     RANKS,
@@ -35,7 +36,7 @@ from yrunner.models.weightless import build_weightless
 from yrunner.ranks import join_ranks
 from yrunner.training.memory import StepTrace, trace_step
 from yrunner.training.sharing import FLOAT32, Job, Sharing, memory_per_gpu
-from yrunner.training.zero import MOMENTS, SHARD_BYTES, ZeroRun
+from yrunner.training.zero import SHARD_BYTES, ZeroRun
 
 LARGER = FORM | {"hidden_size": 640, "intermediate_size": 1920, "num_hidden_layers": 8}
 """40 million weights: beside them what else a process holds is small."""
@@ -75,9 +76,8 @@ def saved_at_once(job: Job) -> int:
 
     A shard of them, and the weight that is gathered next, in as many tensors.
     """
-    tensors = 1 + len(MOMENTS[OPTIMIZER])
-    shard = min(SHARD_BYTES, FLOAT32 * tensors * job.counts.total)
-    return shard + FLOAT32 * tensors * job.counts.largest
+    shard = min(SHARD_BYTES, saved_tensors_bytes(job.counts.total))
+    return shard + saved_tensors_bytes(job.counts.largest)
 
 
 def estimated_job() -> Job:

@@ -19,12 +19,11 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from yrunner.errors import RunError
 from yrunner.ranks import this_rank
 from yrunner.run_dir import read_json, write_json
-from yrunner.training.zero_pieces import Pieces, new_state
+from yrunner.training.zero_pieces import WEIGHT, Pieces, new_state
 
 FOLDER, STEP = "zero", "step.json"
 SHARD_BYTES = 2**31
 """Rank 0 holds so much of the optimizer's memory at once, and one weight, while it is written."""
-WEIGHT = "weight"
 MOMENTS = {
     "adamw_torch": ("exp_avg", "exp_avg_sq"),
     "adamw_torch_fused": ("exp_avg", "exp_avg_sq"),
@@ -142,9 +141,10 @@ class ZeroRun:
             for group in pieces.groups:
                 with pieces.at_hand(group):
                     for weight in pieces.weights(group):
-                        yield names[weight], {key: pieces.whole(weight, _of(key)) for key in keys}
+                        yield names[weight], {key: pieces.whole(weight, key) for key in keys}
             return
-        self._link_moments()
+        if keys[1:]:
+            self._link_moments()
         for name, parameter in self._trained():
             found = {WEIGHT: safe_get_full_fp32_param(parameter)}
             for key in keys[1:]:
@@ -163,7 +163,7 @@ class ZeroRun:
                 for weight in pieces.weights(group):
                     for key in (WEIGHT, *moments):
                         value = saved.read(f"{key} {names[weight]}").to(weight.device)
-                        pieces.set(weight, _of(key), value)
+                        pieces.set(weight, key, value)
 
     def _load_whole(self, saved: "_Saved", moments: Sequence[str], step: int) -> None:
         """Where only the optimizer's memory is cut: weights are whole in every process."""
@@ -229,11 +229,6 @@ class _Saved:
         """One tensor, on the processor."""
         with safe_open(self.places[name], framework="pt") as file:
             return file.get_tensor(name)
-
-
-def _of(key: str) -> str | None:
-    """How `Pieces` calls what a checkpoint calls by this name."""
-    return None if key == WEIGHT else key
 
 
 def _on_cpu(tensor: Tensor) -> Tensor:

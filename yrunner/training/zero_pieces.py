@@ -13,10 +13,12 @@ from torch import Tensor, nn
 
 from yrunner.ranks import num_ranks, this_rank
 
+WEIGHT = "weight"
+"""The key of a weight itself, in float32; the others are the optimizer's own."""
+
 
 class Pieces:
-    """The pieces of this process, by DeepSpeed's groups of weights. `key` names one of the tensors
-    that the optimizer remembers, None the weight itself in float32."""
+    """The pieces of this process, by DeepSpeed's groups of weights."""
 
     def __init__(self, optimizer: Any) -> None:
         self.optimizer = optimizer
@@ -58,27 +60,27 @@ class Pieces:
         flat, inner = self.optimizer.fp32_partitioned_groups_flat[group], self.optimizer.optimizer
         inner.state[flat] = new_state(inner, flat, keys, step)
 
-    def whole(self, weight: nn.Parameter, key: str | None) -> Tensor:
+    def whole(self, weight: nn.Parameter, key: str) -> Tensor:
         """The pieces of all processes together. All of them call it, with the group at hand."""
         piece = self._piece(weight, key).to(weight.device)
         whole: Tensor = self.optimizer._fp32_state_allgather(weight, piece)
         return whole
 
-    def set(self, weight: nn.Parameter, key: str | None, value: Tensor) -> None:
+    def set(self, weight: nn.Parameter, key: str, value: Tensor) -> None:
         """Take this process's piece of a whole tensor; the group is at hand, and changes."""
         piece = self._piece(weight, key)
         # The last ones are filled up with 0.
         missing = piece.numel() * num_ranks() - value.numel()
         flat = nn.functional.pad(value.flatten(), (0, missing))
         piece.copy_(flat[piece.numel() * this_rank() : piece.numel() * (this_rank() + 1)])
-        if key is None and weight.numel():  # small ones stay whole everywhere
+        if key == WEIGHT and weight.numel():  # small ones stay whole everywhere
             weight.data.copy_(value)
 
-    def _piece(self, weight: nn.Parameter, key: str | None) -> Tensor:
+    def _piece(self, weight: nn.Parameter, key: str) -> Tensor:
         optimizer = self.optimizer
         group, start, size = optimizer.grad_position[optimizer.get_param_id(weight)]
         flat = optimizer.fp32_partitioned_groups_flat[group]
-        held: Tensor = flat if key is None else optimizer.optimizer.state[flat][key]
+        held: Tensor = flat if key == WEIGHT else optimizer.optimizer.state[flat][key]
         return held.detach().narrow(0, start, size)
 
 
