@@ -238,6 +238,15 @@ def test_a_disk_that_deepspeed_cannot_reach_is_named_before_anything_starts(
     assert not list(Path("outputs").glob("*/metrics.jsonl"))
 
 
+def test_a_file_that_names_no_folder_on_the_disk_is_refused(project):
+    offload = '{"stage": 3, "offload_optimizer": {"device": "nvme"}}'
+    (project / "mine.json").write_text(f'{{"zero_optimization": {offload}}}')
+    recipe = load_recipe(Path("base.yaml"), ["distributed.deepspeed={config: mine.json}"])
+    layout = lay_out(recipe.distributed, 0)
+    with pytest.raises(RunError, match=r'no folder is named there\. Add "nvme_path"'):
+        check_sharing(recipe, RunDir(project / "run"), layout, resume=False)
+
+
 def test_a_disk_that_cannot_be_written_is_named_before_anything_starts(project, monkeypatch):
     (project / "disk").write_text("no folder")
     monkeypatch.setattr(train_ranks, "ask", lambda probe: [])

@@ -140,7 +140,12 @@ def _check_way_to_disk(settings: Mapping[str, Any]) -> None:
     place = settings["zero_optimization"].get("offload_optimizer") or {}
     if place.get("device") != "nvme":
         return
-    folder = Path(place.get("nvme_path") or "")
+    if not place.get("nvme_path"):
+        raise RunError(
+            "offload_optimizer goes to a disk, and no folder is named there",
+            remedy='add "nvme_path" to it',
+        )
+    folder = Path(place["nvme_path"])
     there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
     if not (there.is_dir() and os.access(there, os.W_OK)):
         raise RunError(
