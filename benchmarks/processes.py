@@ -1,4 +1,7 @@
-"""Processes that begin as forks where they can, as importing torch and its friends takes long."""
+"""Several processes of this machine that know each other: forks where they can be.
+
+Importing torch and its friends takes a new process for longer than most of its work here.
+"""
 
 import os
 import socket
@@ -7,16 +10,25 @@ from typing import Any
 
 import torch
 from accelerate.state import AcceleratorState, PartialState
+from torch import distributed
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 START_METHOD = "spawn" if torch.cuda.is_available() else "fork"
 """A GPU that was looked at cannot be used in a fork."""
 
 
-def start_ranks(work: Callable[..., None], arguments: tuple[Any, ...], number: int) -> None:
-    """Run `work(rank, *arguments)` in so many processes; raises what one of them raises.
+def run_together(work: Callable[..., None], *arguments: Any, number: int) -> None:
+    """Run `work(rank, *arguments)` in so many processes that have met over gloo.
 
-    They get from their environment what torch's launcher would tell them, and have not met yet.
+    Raises what the first of them to fail raises.
+    """
+    start_ranks(_meet, work, arguments, number=number)
+
+
+def start_ranks(work: Callable[..., None], *arguments: Any, number: int) -> None:
+    """The same in processes that have not met: they know what torch's launcher would tell them.
+
+    Each has one thread, so that as many as there are cores do not wait for each other.
     """
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
@@ -24,6 +36,14 @@ def start_ranks(work: Callable[..., None], arguments: tuple[Any, ...], number: i
     torch.multiprocessing.start_processes(
         _be_rank, (work, arguments, number, port), nprocs=number, start_method=START_METHOD
     )
+
+
+def forget_sharing() -> None:
+    """Let this process share in another way: accelerate and transformers keep the first one."""
+    os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)
+    AcceleratorState._reset_state()
+    PartialState._reset_state()
+    unset_hf_deepspeed_config()
 
 
 def _be_rank(
@@ -43,9 +63,9 @@ def _be_rank(
     work(rank, *arguments)
 
 
-def forget_sharing() -> None:
-    """accelerate and transformers keep one way of sharing for the life of a process."""
-    os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)
-    AcceleratorState._reset_state()
-    PartialState._reset_state()
-    unset_hf_deepspeed_config()
+def _meet(rank: int, work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    distributed.init_process_group("gloo")
+    try:
+        work(rank, *arguments)
+    finally:
+        distributed.destroy_process_group()

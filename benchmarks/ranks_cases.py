@@ -127,12 +127,15 @@ def make_examples(number: int, seed: int) -> list[TokenizedExample]:
     return examples
 
 
-def write_base(folder: Path) -> None:
-    """A tiny model, from whose weights everything is trained, and what it predicts of rows."""
+def write_base(folder: Path, *, times: int = 1) -> None:
+    """A tiny model, from whose weights everything is trained, and what it predicts of rows.
+
+    It is so many `times` as wide.
+    """
     config = Qwen3Config(
         vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=48,
+        hidden_size=32 * times,
+        intermediate_size=48 * times,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,

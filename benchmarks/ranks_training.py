@@ -5,9 +5,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from torch import distributed
 
-from benchmarks.processes import forget_sharing, start_ranks
+from benchmarks.processes import forget_sharing, run_together
 from benchmarks.ranks_cases import (
     LEARNED,
     LOSSES,
@@ -145,7 +144,7 @@ def start_processes(
     `resume_at`: go on after the checkpoint of this update, which is there. `tell`: called by the
     first process with each case that is done, and the folder.
     """
-    start_ranks(_work, (cases, folder, resume_at, tell), number)
+    run_together(_work, cases, folder, resume_at, tell, number=number)
 
 
 def found_together(case: Case, folder: Path) -> Found:
@@ -165,13 +164,16 @@ def _work(
     resume_at: int | None,
     tell: Callable[[Case, Path], None] | None,
 ) -> None:
-    distributed.init_process_group("gloo")
     for case in cases:
-        forget_sharing()
-        join_ranks(deepspeed=SHARINGS[case.sharing] is not None)
-        found = train_case(case, folder, resume_at=resume_at)
+        found = train_together(case, folder, resume_at=resume_at)
         if rank == 0:
             save_found(found, case, folder)
             if tell is not None:
                 tell(case, folder)
-    distributed.destroy_process_group()
+
+
+def train_together(case: Case, folder: Path, *, resume_at: int | None = None) -> Found:
+    """`train_case` in one of several processes, which may have trained another case before."""
+    forget_sharing()
+    join_ranks(deepspeed=SHARINGS[case.sharing] is not None)
+    return train_case(case, folder, resume_at=resume_at)

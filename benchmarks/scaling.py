@@ -1,244 +1,164 @@
-"""Memory, traffic and operations from 0.6B to 70B, on paper: python -m benchmarks.scaling [table]
+"""Memory, traffic and time from 0.6B to 70B, on paper: python -m benchmarks.scaling [table ...]
 
-Nothing is trained and no weight exists: the estimator that `yrun check` uses runs two short models
-of each form on tensors without values. `table` is one of memory, sequence, gpus, traffic, time;
-default all. Every figure is of rows full of targets, in bfloat16, one row at a time on each GPU,
-with gradient checkpointing and AdamW, LoRA of rank 16 on all linear layers.
+Prints the tables of docs/scaling.md; without a name all of them, in half an hour of a processor.
+What is compared is in scaling_jobs.py, speeds are in scaling_time.py.
 """
 
 import argparse
-from collections.abc import Callable, Iterator
-from dataclasses import replace
-from functools import cache, partial
-from typing import Any
+from collections.abc import Callable
 
-import torch
-from transformers import AutoConfig, PreTrainedConfig
+from benchmarks.markdown import print_markdown
+from benchmarks.scaling_jobs import (
+    FORMS,
+    KINDS,
+    LENGTHS,
+    SMALL_MIDDLE_LARGE,
+    counts_of,
+    gigabytes,
+    job_of,
+    possible,
+    saved_tensors_bytes,
+)
+from benchmarks.scaling_time import print_rows, print_sending, print_time, print_traffic
+from yrunner.commands.check_machine import Machine
+from yrunner.training.sharing import FLOAT32, Sharing, memory_per_gpu, sharings_for
+from yrunner.training.zero import SHARD_BYTES
 
-from benchmarks.memory import full_batch
-from yrunner.console import print_table, progress
-from yrunner.models.quantized import bytes_of_stored
-from yrunner.models.weight_counts import count_weights_of
-from yrunner.models.weightless import build_weightless
-from yrunner.recipe.schema_model import FullTuning, LoraTuning, Tuning
-from yrunner.training.layer_trace import trace_update
-from yrunner.training.memory import Untraceable
-from yrunner.training.operations import Attention, Operations, count_operations
-from yrunner.training.sharing import Job, Sharing, memory_per_gpu
-from yrunner.training.traffic import Traffic, traffic_per_gpu
-
-QWEN3 = {"model_type": "qwen3", "vocab_size": 151_936, "head_dim": 128, "num_key_value_heads": 8}
-LLAMA = {"model_type": "llama", "vocab_size": 128_256, "head_dim": 128, "num_key_value_heads": 8}
-
-
-def _form(family: dict[str, Any], width: int, inner: int, layers: int, heads: int) -> Any:
-    tied = family is QWEN3 and width < 4096
-    return family | {
-        "hidden_size": width,
-        "intermediate_size": inner,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "tie_word_embeddings": tied,
-        "max_position_embeddings": 40_960,
-    }
-
-
-FORMS = {
-    "Qwen3 0.6B": _form(QWEN3, 1024, 3072, 28, 16),
-    "Qwen3 1.7B": _form(QWEN3, 2048, 6144, 28, 16),
-    "Qwen3 4B": _form(QWEN3, 2560, 9728, 36, 32),
-    "Qwen3 8B": _form(QWEN3, 4096, 12_288, 36, 32),
-    "Qwen3 14B": _form(QWEN3, 5120, 17_408, 40, 40),
-    "Qwen3 32B": _form(QWEN3, 5120, 25_600, 64, 64),
-    "Llama 70B": _form(LLAMA, 8192, 28_672, 80, 64),
-}
-"""Sizes as in the `config.json` of each model."""
-KINDS = ("lora", "qlora", "full")
-LENGTHS = (2048, 4096, 8192, 16_384, 32_768)
 GPUS = (1, 2, 8, 64, 512)
-PEAK = 989e12
-"""Operations per second of an H100 in bfloat16, by its data sheet."""
-REACHED = 0.4
-"""Share of that peak which trainings of this kind reach: assumed, not measured here."""
-LINK = 450e9
-"""Bytes per second that an H100 sends to others of its machine, by its data sheet."""
-NETWORK = 50e9
-"""Bytes per second for each GPU between machines: one adapter of 400 Gbit/s."""
-GPUS_OF_MACHINE = 8
+MACHINES = (
+    Machine(1, 24 * 10**9, host=64 * 10**9),
+    Machine(1, 80 * 10**9, host=256 * 10**9),
+    Machine(8, 24 * 10**9, host=512 * 10**9),
+    Machine(8, 80 * 10**9, host=2 * 10**12),
+)
+"""A card at home, one and many in a data center."""
+COMFORTABLE = 8192
+"""Tokens of a row that a layout should hold before one that is slower is looked at."""
 
 
 def main() -> None:
     """Print the tables that were asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("tables", nargs="*", choices=[[], *TABLES], help="default all")
-    chosen = parser.parse_args().tables or list(TABLES)
-    with progress("tables", len(chosen)) as advance:
-        for name in chosen:
-            print(f"\n## {name}\n")
-            TABLES[name]()
-            advance(1)
+    for name in parser.parse_args().tables or list(TABLES):
+        TABLES[name]()
 
 
-@cache
-def config_of(form: str) -> PreTrainedConfig:
-    """The config of a model, without any weight."""
-    return AutoConfig.for_model(**FORMS[form])
+def print_fits() -> None:
+    """What to choose on the machines that people have."""
+    rows = [
+        (form, kind, *(_choice(form, kind, machine) for machine in MACHINES))
+        for form in FORMS
+        for kind in KINDS
+    ]
+    columns = ("model", "tuning", *(_name(machine) for machine in MACHINES))
+    print_markdown("The simplest way that fits, and the longest row there, tokens:", columns, rows)
 
 
-@cache
-def job_of(form: str, kind: str, length: int = LENGTHS[0]) -> Job:
-    """An update of one row of so many targets."""
-    if kind == "qlora":
-        return replace(
-            job_of(form, "lora", length), stored=bytes_of_stored("nf4", double_quant=True)
-        )
-    tuning: Tuning = FullTuning(kind="full") if kind == "full" else LoraTuning(dropout=0.0)
-    build = partial(build_weightless, tuning=tuning, dtype=torch.bfloat16)
-    whole = build(config_of(form))
-    update = trace_update(
-        whole,
-        build,
-        full_batch(1, length, num_targets=length),
-        dtype=torch.bfloat16,
-        optimizer="adamw_torch",
-        gradient_checkpointing=True,
-        foreach=True,
-    )
-    assert not isinstance(update, Untraceable), update.reason
-    bucket = config_of(form).hidden_size ** 2
-    return Job(update, count_weights_of(whole), 2, bucket)
+def _name(machine: Machine) -> str:
+    return f"{machine.gpus} x {machine.memory // 10**9} GB"
 
 
-def operations_of(form: str, kind: str, length: int) -> Operations:
-    """Of a micro-batch of one row."""
-    config = config_of(form)
-    return count_operations(
-        job_of(form, kind).counts,
-        Attention(config.num_hidden_layers, config.num_attention_heads * config.head_dim),
-        rows=1,
-        length=length,
-        targets=length,
-        trains_head=kind == "full",
-        recomputes=True,
-    )
+def _choice(form: str, kind: str, machine: Machine) -> str | None:
+    """The first layout that holds a comfortable row, or else any row at all."""
+    layouts = [each for each in sharings_for(machine.gpus) if possible(kind, each)]
+    longest = {each: _longest(form, kind, each, machine) for each in layouts}
+    for least in (COMFORTABLE, LENGTHS[0]):
+        for layout, length in longest.items():
+            if length >= least:
+                return f"{layout}: {length:,}"
+    return None
 
 
-def layouts(gpus: int) -> list[Sharing]:
-    """All that can be compared."""
-    return [Sharing(gpus), *(Sharing(gpus, stage) for stage in (1, 2, 3))]
-
-
-def possible(kind: str, layout: Sharing) -> bool:
-    """Whether weights of that kind can be shared out so."""
-    return not (kind == "qlora" and layout.stage == 3)
+def _longest(form: str, kind: str, layout: Sharing, machine: Machine) -> int:
+    """Tokens of the longest row; 0 where the shortest does not fit."""
+    assert machine.host is not None
+    for length in reversed(LENGTHS):
+        memory = memory_per_gpu(job_of(form, kind, length), layout)
+        if memory.peak <= machine.room and machine.gpus * memory.host <= machine.host:
+            return length
+    return 0
 
 
 def print_memory() -> None:
     """Gigabytes per GPU for every model and kind, on one GPU and on eight."""
-    columns = [Sharing(), *layouts(8), Sharing(8, 3, offload=True)]
+    columns = [Sharing(), *_layouts(8), Sharing(8, 3, offload=True)]
     rows = [
         (form, kind, *(gigabytes(form, kind, layout) for layout in columns))
         for form in FORMS
         for kind in KINDS
     ]
-    print_table(
-        "GB per GPU, rows of 2,048 tokens, 8 GPUs but in the first column",
+    print_markdown(
+        "GB per GPU, rows of 2,048 tokens, 8 GPUs but in the first column:",
         ("model", "tuning", *(str(layout) for layout in columns)),
         rows,
     )
 
 
-def gigabytes(form: str, kind: str, layout: Sharing, length: int = LENGTHS[0]) -> float | None:
-    """The peak of each GPU."""
-    if not possible(kind, layout):
-        return None
-    return round(memory_per_gpu(job_of(form, kind, length), layout).peak / 1e9, 1)
-
-
 def print_sequences() -> None:
-    """Gigabytes of activations by the length of the rows."""
-    rows = [
-        (form, kind, *(_activations(form, kind, length) for length in LENGTHS))
-        for form in ("Qwen3 0.6B", "Qwen3 8B", "Llama 70B")
-        for kind in ("lora", "full")
+    """Gigabytes per GPU by the length of the rows."""
+    ways = [
+        *(("lora", layout) for layout in (Sharing(), Sharing(8, 3))),
+        ("qlora", Sharing()),
+        *(
+            ("full", layout)
+            for layout in (Sharing(), Sharing(8, 2), Sharing(8, 3), Sharing(8, 3, offload=True))
+        ),
     ]
-    columns = ("model", "tuning", *(f"{length:,}" for length in LENGTHS))
-    print_table("GB of activations on each GPU under ZeRO 3, by tokens of a row", columns, rows)
-
-
-def _activations(form: str, kind: str, length: int) -> float:
-    job = job_of(form, kind, length)
-    _, activations = job.update.busiest_compute(0.0, copies=False)
-    return round(activations / 1e9, 1)
+    rows = [
+        (form, kind, str(layout), *(gigabytes(form, kind, layout, length) for length in LENGTHS))
+        for form in SMALL_MIDDLE_LARGE
+        for kind, layout in ways
+    ]
+    columns = ("model", "tuning", "", *(f"{length:,}" for length in LENGTHS))
+    print_markdown("GB per GPU by tokens of a row, 8 GPUs unless alone:", columns, rows)
 
 
 def print_gpus() -> None:
     """Gigabytes per GPU by their number."""
     rows = [
-        (form, kind, str(layouts(2)[place]), *(_of_number(form, kind, place, n) for n in GPUS))
-        for form in ("Qwen3 8B", "Llama 70B")
+        (
+            form,
+            kind,
+            str(_layouts(2)[place]),
+            *(gigabytes(form, kind, _layouts(number)[place]) for number in GPUS),
+        )
+        for form in SMALL_MIDDLE_LARGE[1:]
         for kind in ("lora", "full")
         for place in range(4)
     ]
-    columns = ("model", "tuning", "", *(f"{number} GPUs" for number in GPUS))
-    print_table("GB per GPU, rows of 2,048 tokens", columns, rows)
+    columns = ("model", "tuning", "", *(f"{number}" for number in GPUS))
+    print_markdown("GB per GPU by the number of GPUs, rows of 2,048 tokens:", columns, rows)
 
 
-def _of_number(form: str, kind: str, place: int, gpus: int) -> float | None:
-    return gigabytes(form, kind, layouts(gpus)[place])
+def print_saving() -> None:
+    """Gigabytes that saving takes where all weights are trained, whatever the number of GPUs."""
+    rows = []
+    for form in FORMS:
+        counts = counts_of(form, "full")
+        gathered = saved_tensors_bytes(counts.largest)
+        shard = min(SHARD_BYTES, saved_tensors_bytes(counts.total)) + gathered
+        sizes = (gathered, shard, FLOAT32 * counts.total)
+        rows.append((form, *(size / 1e9 for size in sizes)))
+    columns = ("model", "each GPU", "first process, optimizer", "first process, model")
+    print_markdown("GB that saving takes under ZeRO, all weights trained:", columns, rows)
 
 
-def print_traffic() -> None:
-    """Gigabytes that each GPU sends for an update of one micro-batch."""
-    rows = [
-        (form, kind, *(_sent(form, kind, layout) for layout in layouts(8)))
-        for form in FORMS
-        for kind in KINDS
-    ]
-    columns = ("model", "tuning", *(str(layout) for layout in layouts(8)))
-    print_table("GB that each of 8 GPUs sends per update of one micro-batch", columns, rows)
-
-
-def _sent(form: str, kind: str, layout: Sharing) -> float | None:
-    if not possible(kind, layout):
-        return None
-    return float(f"{_traffic(form, kind, layout).total / 1e9:.3g}")
-
-
-def _traffic(form: str, kind: str, layout: Sharing) -> Traffic:
-    return traffic_per_gpu(job_of(form, kind), layout)
-
-
-def print_time() -> None:
-    """Seconds of an update, simulated: the least if all sending hides behind computing."""
-    rows = [
-        (form, kind, str(layout), *_seconds(form, kind, layout))
-        for form in ("Qwen3 0.6B", "Qwen3 8B", "Llama 70B")
-        for kind in ("lora", "full")
-        for layout in (Sharing(8, 2), Sharing(8, 3), Sharing(64, 3), Sharing(512, 3))
-    ]
-    columns = ("model", "tuning", "", "GPUs", "computing", "sending", "tokens per second")
-    print_table("Seconds per update of one row of 8,192 tokens per GPU, simulated", columns, rows)
-
-
-def _seconds(form: str, kind: str, layout: Sharing) -> Iterator[float | str]:
-    computing = operations_of(form, kind, 8192).total / (PEAK * REACHED)
-    speed = LINK if layout.gpus <= GPUS_OF_MACHINE else NETWORK
-    sending = _traffic(form, kind, layout).total / speed
-    yield f"{layout.gpus:,}"
-    yield round(computing, 3)
-    yield round(sending, 3)
-    fastest = layout.gpus * 8192 / max(computing, sending)
-    slowest = layout.gpus * 8192 / (computing + sending)
-    yield f"{slowest:,.0f} to {fastest:,.0f}"
+def _layouts(gpus: int) -> list[Sharing]:
+    """All that keep everything on the GPUs."""
+    return [Sharing(gpus), *(Sharing(gpus, stage) for stage in (1, 2, 3))]
 
 
 TABLES: dict[str, Callable[[], None]] = {
+    "fits": print_fits,
     "memory": print_memory,
     "sequence": print_sequences,
     "gpus": print_gpus,
+    "saving": print_saving,
     "traffic": print_traffic,
+    "sending": print_sending,
     "time": print_time,
+    "rows": print_rows,
 }
 
 if __name__ == "__main__":

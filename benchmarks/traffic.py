@@ -23,6 +23,7 @@ from torch import distributed, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from benchmarks.memory import TUNINGS, full_batch
+from benchmarks.processes import run_together
 from yrunner.losses.fused import attach, measure_targets
 from yrunner.models.tuning import apply_tuning
 from yrunner.models.weight_counts import count_weights_of
@@ -55,9 +56,9 @@ FORM = {
 
 
 def main() -> None:
-    """Print sent and estimated megabytes for every case, or be one of the processes."""
+    """Print sent and estimated megabytes for every case, or start the processes that send."""
     if "RESULT" in os.environ:
-        work(Path(os.environ["RESULT"]))
+        run_together(work, Path(os.environ["RESULT"]), number=RANKS)
         return
     print("tuning  stage  micro-batches  sent MB  estimated MB  ratio")
     for (kind, stage, micro_steps), sent in zip(CASES, measured_bytes(), strict=True):
@@ -72,33 +73,22 @@ def main() -> None:
 
 def measured_bytes() -> list[float]:
     """Bytes that each of two real processes sent for an update, for every case."""
-    line = shlex.join([sys.executable, "-m", "benchmarks.traffic"])
-    both = " & ".join(f"RANK={rank} LOCAL_RANK={rank} {line}" for rank in range(RANKS))
-    shell = ["sh", "-c", f"{both} & wait"]
+    command = [sys.executable, "-m", "benchmarks.traffic"]
     if shutil.which("unshare") and os.geteuid() == 0:
-        shell = ["unshare", "--net", "sh", "-c", f"ip link set lo up; {both} & wait"]
+        line = f"ip link set lo up; {shlex.join(command)}"
+        command = ["unshare", "--net", "sh", "-c", line]
     with TemporaryDirectory() as folder:
-        here = {
-            "WORLD_SIZE": str(RANKS),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": "29611",
-            "GLOO_SOCKET_IFNAME": "lo",
-            "DS_ACCELERATOR": "cpu",
-            "OMP_NUM_THREADS": "1",
-            "RESULT": str(Path(folder) / "bytes.json"),
-        }
+        here = {"GLOO_SOCKET_IFNAME": "lo", "RESULT": str(Path(folder) / "bytes.json")}
         done = subprocess.run(
-            shell, env=os.environ | here, capture_output=True, text=True, check=False
+            command, env=os.environ | here, capture_output=True, text=True, check=False
         )
         result = Path(here["RESULT"])
         assert result.exists(), done.stderr
         return list(json.loads(result.read_text()))
 
 
-def work(result: Path) -> None:
+def work(rank: int, result: Path) -> None:
     """Train every case as one of the processes; the first writes what each of them has sent."""
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo")
     join_ranks(deepspeed=True)
     sent = []
     for kind, stage, micro_steps in CASES:
@@ -111,10 +101,9 @@ def work(result: Path) -> None:
             update()
         distributed.barrier()
         sent.append((sent_bytes() - before) / RANKS / UPDATES)
-    if os.environ["RANK"] == "0":
+    if rank == 0:
         result.write_text(json.dumps(sent))
     distributed.barrier()
-    distributed.destroy_process_group()
 
 
 def make_model(kind: str, form: Mapping[str, Any] = FORM) -> Any:
@@ -145,6 +134,11 @@ def make_updater(model: Any, _stage: int, micro_steps: int) -> Callable[[], None
 
 
 def make_zero_updater(model: Any, stage: int, micro_steps: int) -> Callable[[], None]:
+    """The same under DeepSpeed."""
+    return zero_update(make_zero_engine(model, stage, micro_steps), micro_steps)
+
+
+def make_zero_engine(model: Any, stage: int, micro_steps: int) -> Any:
     """DeepSpeed with the settings that the recipe's `distributed.deepspeed` makes."""
     import deepspeed
 
@@ -169,6 +163,11 @@ def make_zero_updater(model: Any, stage: int, micro_steps: int) -> Callable[[], 
     engine, *_ = deepspeed.initialize(
         model=model, optimizer=torch.optim.AdamW(trained), config=settings
     )
+    return engine
+
+
+def zero_update(engine: Any, micro_steps: int) -> Callable[[], None]:
+    """What does one update with the engine."""
     batch = full_batch(1, 32, num_targets=16)
 
     def update() -> None:

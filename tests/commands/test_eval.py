@@ -166,7 +166,7 @@ def test_two_processes_share_the_questions_and_find_what_one_finds(trained):
     page = trained / "outputs/tuned/eval.json"
     alone = json.loads(page.read_text())["models"]
     page.unlink()
-    start_ranks(eval_together, (), 2)
+    start_ranks(eval_together, number=2)
     said, errors = (
         "".join(Path(f"{name}{rank}").read_text() for rank in (0, 1)) for name in PRINTED
     )

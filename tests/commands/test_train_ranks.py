@@ -223,7 +223,9 @@ def test_a_disk_that_deepspeed_cannot_reach_is_named_before_anything_starts(
     project, monkeypatch, written
 ):
     """DeepSpeed itself would say so in every process, when the model is loaded."""
-    file = Path(__file__).parents[2] / "deepspeed_configs/zero3_nvme.json"
+    shipped = Path(__file__).parents[2] / "deepspeed_configs/zero3_nvme.json"
+    file = project / "mine.json"
+    file.write_text(shipped.read_text().replace("/nvme", str(project / "disk")))
     section = {
         "recipe": "{stage: 3, offload: nvme, nvme_folder: disk}",
         "file": f"{{config: {file}}}",
@@ -233,6 +235,29 @@ def test_a_disk_that_deepspeed_cannot_reach_is_named_before_anything_starts(
     overrides = [*TOGETHER, f"distributed.deepspeed={section}"]
     with pytest.raises(MissingError, match=r"needs DeepSpeed's async_io.* Run apt-get install it"):
         train(Path("base.yaml"), overrides, resume=False, overwrite=False)
+    assert not list(Path("outputs").glob("*/metrics.jsonl"))
+
+
+def test_a_file_that_names_no_folder_on_the_disk_is_refused(project):
+    offload = '{"stage": 3, "offload_optimizer": {"device": "nvme"}}'
+    (project / "mine.json").write_text(f'{{"zero_optimization": {offload}}}')
+    recipe = load_recipe(Path("base.yaml"), ["distributed.deepspeed={config: mine.json}"])
+    layout = lay_out(recipe.distributed, 0)
+    with pytest.raises(RunError, match=r'no folder is named there\. Add "nvme_path"'):
+        check_sharing(recipe, RunDir(project / "run"), layout, resume=False)
+
+
+def test_a_disk_that_cannot_be_written_is_named_before_anything_starts(project, monkeypatch):
+    (project / "disk").write_text("no folder")
+    monkeypatch.setattr(train_ranks, "ask", lambda probe: [])
+    section = "{stage: 3, offload: nvme, nvme_folder: disk/mine}"
+    with pytest.raises(RunError, match=r"in disk/mine, which cannot be written\. Name a folder"):
+        train(
+            Path("base.yaml"),
+            [*TOGETHER, f"distributed.deepspeed={section}"],
+            resume=False,
+            overwrite=False,
+        )
     assert not list(Path("outputs").glob("*/metrics.jsonl"))
 
 

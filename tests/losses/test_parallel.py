@@ -1,6 +1,5 @@
 """The fused head in two processes against one process that makes all logits."""
 
-from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import torch.distributed as dist
 from peft import LoraConfig, get_peft_model
 from torch.nn.parallel import DistributedDataParallel
 
-from benchmarks.processes import start_ranks
+from benchmarks.processes import run_together
 from tests.losses.test_fused import NLIRG, batch_of, build, slow_targets
 from yrunner.losses.fused import attach, measure_targets
 from yrunner.tokens import IGNORE_INDEX
@@ -24,19 +23,6 @@ ADAPTERS = {
     "head_only": dict(target_modules=["lm_head"]),
 }
 CASES = ["tied", "untied", "capped", *ADAPTERS]
-
-
-def start_processes(work: Callable[[int, Path], None], folder: Path) -> None:
-    """Run `work(rank, folder)` in two processes that have met; raises what they raise."""
-    start_ranks(join, (work, folder), NUM_PROCESSES)
-
-
-def join(rank: int, work: Callable[[int, Path], None], folder: Path) -> None:
-    dist.init_process_group("gloo")
-    try:
-        work(rank, folder)
-    finally:
-        dist.destroy_process_group()
 
 
 def build_case(case: str) -> Any:
@@ -92,7 +78,7 @@ def learn_in_parallel(rank: int, folder: Path) -> None:
 @pytest.fixture(scope="module")
 def found_in_parallel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("parallel")
-    start_processes(learn_in_parallel, folder)
+    run_together(learn_in_parallel, folder, number=NUM_PROCESSES)
     return folder
 
 

@@ -10,14 +10,9 @@ import torch
 import torch.distributed as dist
 from transformers.integrations import HfDeepSpeedConfig
 
+from benchmarks.processes import run_together
 from tests.losses.test_fused import NLIRG, slow_targets
-from tests.losses.test_parallel import (
-    ADAPTERS,
-    NUM_PROCESSES,
-    build_case,
-    micro_batches,
-    start_processes,
-)
+from tests.losses.test_parallel import ADAPTERS, NUM_PROCESSES, build_case, micro_batches
 from yrunner.losses.fused import attach, measure_targets
 from yrunner.tokens import IGNORE_INDEX
 
@@ -107,7 +102,7 @@ def learn_case(
 @pytest.fixture(scope="module")
 def found_under_zero(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("zero")
-    start_processes(learn_under_zero, folder)
+    run_together(learn_under_zero, folder, number=NUM_PROCESSES)
     return folder
 
 

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from yrunner.errors import RunError
 from yrunner.recipe.schema import TrainSection
 from yrunner.recipe.schema_distributed import DeepSpeedSection, DistributedSection
-from yrunner.training.deepspeed_settings import check_settings, complete, deepspeed_settings
+from yrunner.training.deepspeed_settings import apart, check_settings, complete, deepspeed_settings
 
 SHIPPED = Path(__file__).parents[2] / "deepspeed_configs"
 SECTIONS = {
@@ -61,6 +61,10 @@ def test_a_shipped_file_is_what_the_recipe_makes_and_deepspeed_reads_it(name):
             {"optimizer": {"type": "AdamW", "params": {"lr": 1e-3}}},
             r"optimizer.params.lr is 0.001, but train.learning_rate is 0.0001",
         ),
+        (
+            {"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}},
+            r'offload_param.device is "nvme", but only the optimizer .* Write "cpu" there',
+        ),
         ({"optimizer": {"type": "AdamW", "params": {"lr": 1e-4}}}, "which train.optimizer"),
         ({"scheduler": {"type": "WarmupLR"}}, "which train.lr_scheduler"),
     ],
@@ -70,6 +74,18 @@ def test_a_file_that_contradicts_the_recipe_is_refused_with_both_values(tmp_path
     file.write_text(json.dumps({"zero_optimization": {"stage": 2}} | keys))
     with pytest.raises(RunError, match=message):
         check(file)
+
+
+def test_two_runs_have_folders_of_their_own_on_a_disk():
+    settings = complete(deepspeed_settings(SECTIONS["zero3_nvme"]))
+    folders = {
+        apart(settings, Path(run))["zero_optimization"]["offload_optimizer"]["nvme_path"]
+        for run in ("outputs/mine", "outputs/yours", "elsewhere/mine", "outputs/../outputs/mine")
+    }
+    assert len(folders) == 3
+    assert {Path(folder).parent for folder in folders} == {Path("/nvme")}
+    without = complete(deepspeed_settings(SECTIONS["zero3_offload"]))
+    assert apart(without, Path("outputs/mine")) == without
 
 
 def test_a_file_may_say_the_same_as_the_recipe_and_leave_the_rest_open(tmp_path):

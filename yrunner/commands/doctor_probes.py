@@ -45,7 +45,8 @@ def look_at_deepspeed() -> Iterator[Finding]:
     from deepspeed.ops.op_builder.all_ops import ALL_OPS
     from torch.utils.cpp_extension import get_default_build_root
 
-    built_here = {file.stem for file in Path(get_default_build_root()).rglob("*.so")}
+    place = os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root()
+    built_here = {file.stem for file in Path(place).rglob("*.so")}
     for name, remedy in DEEPSPEED_OPERATIONS.items():
         if name not in ALL_OPS:
             continue

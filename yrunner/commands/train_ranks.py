@@ -24,6 +24,7 @@ from yrunner.recipe.schema import Recipe
 from yrunner.recipe.schema_distributed import needs_whole_weights
 from yrunner.run_dir import RunDir, read_json
 from yrunner.training.deepspeed_settings import (
+    apart,
     check_settings,
     complete,
     deepspeed_settings,
@@ -94,7 +95,9 @@ def meet_ranks(recipe: Recipe) -> dict[str, Any] | None:
     section = recipe.distributed.deepspeed
     if current_place() is not None:
         join_ranks(deepspeed=section is not None)
-    return None if section is None else complete(deepspeed_settings(section))
+    if section is None:
+        return None
+    return apart(complete(deepspeed_settings(section)), recipe.run_folder)
 
 
 def updates_shared(
@@ -129,14 +132,26 @@ def _check_pieces(recipe: Recipe, config: Path) -> None:
 
 
 def _check_way_to_disk(settings: Mapping[str, Any]) -> None:
-    """Raise `MissingError` where memory is to go to a disk and DeepSpeed cannot bring it there.
+    """Raise where memory is to go to a disk and cannot: `MissingError` where DeepSpeed lacks the
+    way, `RunError` where the folder cannot be written.
 
-    It would notice only when the model is loaded and shared out.
+    DeepSpeed would notice only when the model is loaded and shared out.
     """
-    zero = settings["zero_optimization"]
-    places = [zero.get(part) or {} for part in ("offload_optimizer", "offload_param")]
-    if all(place.get("device") != "nvme" for place in places):
+    place = settings["zero_optimization"].get("offload_optimizer") or {}
+    if place.get("device") != "nvme":
         return
+    if not place.get("nvme_path"):
+        raise RunError(
+            "offload_optimizer goes to a disk, and no folder is named there",
+            remedy='add "nvme_path" to it',
+        )
+    folder = Path(place["nvme_path"])
+    there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        raise RunError(
+            f"the optimizer's memory is to lie in {folder}, which cannot be written",
+            remedy="name a folder of yours on a fast disk",
+        )
     for finding in ask("deepspeed"):
         if finding.part in ("async_io", "deepspeed") and finding.state == "missing":
             raise MissingError(

@@ -58,9 +58,10 @@ class DeepSpeedSection(Section):
     stage: Literal[1, 2, 3] | None = None
     """1: the optimizer's memory. 2: the gradients too. 3: the weights too."""
     offload: Literal["none", "cpu", "nvme"] = "none"
-    """Keep what is shared out off the GPU: in the machine's memory, or on its fast disk."""
+    """Keep what is shared out off the GPU. cpu: in the machine's memory. nvme: the weights there,
+    the optimizer on a fast disk."""
     nvme_folder: Path | None = None
-    """A folder on that disk."""
+    """A folder on that disk; each run makes one of its own in it."""
     config: RecipeFile | None = None
     """DeepSpeed's own JSON instead of stage and offload; see deepspeed_configs/README.md."""
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from copy import deepcopy
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ SETTINGS_OF_ALL: dict[str, Any] = {
     "zero_force_ds_cpu_optimizer": False,
     "zero_allow_untested_optimizer": True,
 }
+NUMBERS_AT_ONCE = 10**8
+"""What is read from a disk at once, in each of four tensors; DeepSpeed would take 16 GB for it."""
 NOT_HERE = {
     "optimizer": "train.optimizer",
     "scheduler": "train.lr_scheduler",
@@ -45,12 +48,12 @@ def deepspeed_settings(section: DeepSpeedSection) -> dict[str, Any]:
             "stage3_gather_16bit_weights_on_model_save": True,
         }
     if section.offload != "none":
-        place: dict[str, Any] = {"device": section.offload, "pin_memory": True}
-        if section.nvme_folder is not None:
-            place["nvme_path"] = str(section.nvme_folder)
-        zero["offload_optimizer"] = place
+        zero["offload_optimizer"] = {"device": section.offload, "pin_memory": True}
         if section.stage == 3:
-            zero["offload_param"] = dict(place)
+            zero["offload_param"] = {"device": "cpu", "pin_memory": True}
+        if section.nvme_folder is not None:
+            zero["offload_optimizer"]["nvme_path"] = str(section.nvme_folder)
+            zero["sub_group_size"] = NUMBERS_AT_ONCE
     return {**deepcopy(SETTINGS_OF_ALL), "zero_optimization": zero}
 
 
@@ -79,6 +82,13 @@ def check_settings(
     `dtype` is the name of the precision to compute in, `micro_steps` those of an update.
     """
     settings = read_settings(file)
+    if _value(settings, "zero_optimization.offload_param.device") == "nvme":
+        # DeepSpeed's buffers for them hold no weight of more than 10**8 numbers, and it says so
+        # in the midst of loading.
+        raise RunError(
+            f'{file}: offload_param.device is "nvme", but only the optimizer may lie on a disk',
+            remedy='write "cpu" there; the optimizer is six times as large as the weights',
+        )
     of_recipe = {
         "train_micro_batch_size_per_gpu": ("train.batch_size", train.batch_size),
         "gradient_accumulation_steps": ("train.gradient_accumulation_steps", micro_steps),
@@ -113,6 +123,19 @@ def complete(settings: Mapping[str, Any]) -> dict[str, Any]:
     whole = {**deepcopy(SETTINGS_OF_ALL), **deepcopy(dict(settings))}
     if whole["zero_optimization"]["stage"] == 3:
         whole["zero_optimization"].setdefault("stage3_gather_16bit_weights_on_model_save", True)
+    return whole
+
+
+def apart(settings: Mapping[str, Any], run_folder: Path) -> dict[str, Any]:
+    """The settings with a folder on the disk for this run alone.
+
+    DeepSpeed calls its files there by the number of a process: two runs would share them.
+    """
+    whole = deepcopy(dict(settings))
+    place = _value(whole, "zero_optimization.offload_optimizer")
+    if place and "nvme_path" in place:
+        mark = sha256(str(run_folder.resolve()).encode()).hexdigest()[:8]
+        place["nvme_path"] = str(Path(place["nvme_path"]) / f"{run_folder.name}-{mark}")
     return whole
 
 

@@ -5,12 +5,11 @@ every weight and what the optimizer remembers of it is gathered, one after the o
 under its name: any number of processes, and any stage, goes on from it.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft import PeftModel
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -18,13 +17,13 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from yrunner.errors import RunError
-from yrunner.ranks import num_ranks, this_rank
+from yrunner.ranks import this_rank
 from yrunner.run_dir import read_json, write_json
+from yrunner.training.zero_pieces import WEIGHT, Pieces, new_state
 
 FOLDER, STEP = "zero", "step.json"
 SHARD_BYTES = 2**31
 """Rank 0 holds so much of the optimizer's memory at once, and one weight, while it is written."""
-WEIGHT = "weight"
 MOMENTS = {
     "adamw_torch": ("exp_avg", "exp_avg_sq"),
     "adamw_torch_fused": ("exp_avg", "exp_avg_sq"),
@@ -71,16 +70,10 @@ class ZeroRun:
 
     def save(self, folder: Path) -> None:
         """Write weights and what the optimizer remembers of them. All processes call it."""
-        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
-
-        self._link_moments()
         shard: dict[str, Tensor] = {}
         number = 0
         (folder / FOLDER).mkdir(exist_ok=True)
-        for name, parameter in self._trained():
-            found = {WEIGHT: safe_get_full_fp32_param(parameter)}
-            for key in self.moments:
-                found[key] = safe_get_full_optimizer_state(parameter, key)
+        for name, found in self._gathered_states((WEIGHT, *self.moments)):
             if this_rank() != 0:
                 continue
             shard |= {f"{key} {name}": _on_cpu(tensor) for key, tensor in found.items()}
@@ -93,36 +86,27 @@ class ZeroRun:
 
     def load(self, checkpoint: Path, *, with_moments: bool = True) -> None:
         """Go on from what `save` wrote; `with_moments`: also the optimizer."""
-        from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
-
-        if with_moments:
-            self._make_room_for_moments(read_json(checkpoint / FOLDER / STEP)["step"])
-            self._link_moments()
+        step = read_json(checkpoint / FOLDER / STEP)["step"]
+        moments = self.moments if with_moments else ()
         saved = _Saved(checkpoint / FOLDER)
-        for name, parameter in self._trained():
-            self._set_weight(parameter, saved.read(f"{WEIGHT} {name}"))
-            for key in self.moments if with_moments else ():
-                value = saved.read(f"{key} {name}").to(parameter.device)
-                if self.is_partitioned:
-                    safe_set_local_optimizer_state(parameter, _own_part(parameter, value), key)
-                else:
-                    safe_set_full_optimizer_state(parameter, value, key)
+        if self.is_partitioned:
+            self._load_pieces(saved, moments, step)
+        else:
+            self._load_whole(saved, moments, step)
 
     def whole_weights(self) -> dict[str, Tensor]:
         """Every weight that is saved by its name, trained ones in float32; empty but for rank 0.
 
         All processes call it. Rank 0 holds these in its memory then.
         """
-        from deepspeed.utils import safe_get_full_fp32_param
-
         weights = {}
-        for name, parameter in self._saved():
+        for name, found in self._gathered_states((WEIGHT,)):
+            if this_rank() == 0:
+                weights[name] = _on_cpu(found[WEIGHT])
+        for name, parameter in self._saved_frozen():
             with self._gathered(parameter):
-                whole = (
-                    safe_get_full_fp32_param(parameter) if parameter.requires_grad else parameter
-                )
                 if this_rank() == 0:
-                    weights[name] = _on_cpu(whole)
+                    weights[name] = _on_cpu(parameter)
         return weights
 
     @property
@@ -134,50 +118,69 @@ class ZeroRun:
             if parameter.requires_grad:
                 yield name, parameter
 
-    def _saved(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """All of a model; of an adapter no weight of its base, which is not written either."""
-        is_adapter = isinstance(self.trainer.model, PeftModel)
-        for name, parameter in self.trainer.model.named_parameters():
-            if parameter.requires_grad or not is_adapter:
-                yield name, parameter
+    def _saved_frozen(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """What is not trained of a model; nothing of an adapter's base, which is not written."""
+        if not isinstance(self.trainer.model, PeftModel):
+            for name, parameter in self.trainer.model.named_parameters():
+                if not parameter.requires_grad:
+                    yield name, parameter
 
     def _gathered(self, parameter: nn.Parameter) -> AbstractContextManager[Any]:
-        if not self.is_partitioned or parameter.requires_grad:
+        if not self.is_partitioned:
             return nullcontext()
         from deepspeed.runtime.zero import GatheredParameters
 
         return GatheredParameters([parameter])
 
-    def _set_weight(self, parameter: nn.Parameter, value: Tensor) -> None:
-        """Set a trained weight: the one that is computed with, and the optimizer's own."""
-        from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
+    def _gathered_states(self, keys: Sequence[str]) -> Iterator[tuple[str, dict[str, Tensor]]]:
+        """Every trained weight by its name, whole in float32, and what is remembered of it."""
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
-        value = value.to(parameter.device)
-        if not self.is_partitioned:
+        if self.is_partitioned:
+            pieces, names = Pieces(self._optimizer), self._names()
+            for group in pieces.groups:
+                with pieces.at_hand(group):
+                    for weight in pieces.weights(group):
+                        yield names[weight], {key: pieces.whole(weight, key) for key in keys}
+            return
+        if keys[1:]:
+            self._link_moments()
+        for name, parameter in self._trained():
+            found = {WEIGHT: safe_get_full_fp32_param(parameter)}
+            for key in keys[1:]:
+                found[key] = safe_get_full_optimizer_state(parameter, key)
+            yield name, found
+
+    def _names(self) -> dict[nn.Parameter, str]:
+        return {parameter: name for name, parameter in self._trained()}
+
+    def _load_pieces(self, saved: "_Saved", moments: Sequence[str], step: int) -> None:
+        pieces, names = Pieces(self._optimizer), self._names()
+        for group in pieces.groups:
+            with pieces.at_hand(group, changes=True):
+                if moments:
+                    pieces.make_room(group, moments, step)
+                for weight in pieces.weights(group):
+                    for key in (WEIGHT, *moments):
+                        value = saved.read(f"{key} {names[weight]}").to(weight.device)
+                        pieces.set(weight, key, value)
+
+    def _load_whole(self, saved: "_Saved", moments: Sequence[str], step: int) -> None:
+        """Where only the optimizer's memory is cut: weights are whole in every process."""
+        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+
+        if moments:
+            inner = self._optimizer.optimizer
+            for flat in self._optimizer.single_partition_of_fp32_groups:
+                inner.state[flat] = new_state(inner, flat, moments, step)
+            self._link_moments()
+        for name, parameter in self._trained():
+            value = saved.read(f"{WEIGHT} {name}").to(parameter.device)
             safe_set_full_fp32_param(parameter, value)
             parameter.data.copy_(value)
-            return
-        part = _own_part(parameter, value)
-        safe_set_local_fp32_param(parameter, part)
-        cut: Any = parameter
-        cut.ds_tensor.data.copy_(part)
-        if parameter.numel():  # small ones stay whole everywhere
-            parameter.data.copy_(value)
-
-    def _make_room_for_moments(self, step: int) -> None:
-        """Give the optimizer what it makes at its first step; `step` of them are done."""
-        flat = (
-            self._optimizer.fp32_partitioned_groups_flat
-            if self.is_partitioned
-            else self._optimizer.single_partition_of_fp32_groups
-        )
-        inner = self._optimizer.optimizer
-        if not self.moments:
-            return
-        for part in flat:
-            where = part.device if inner.defaults.get("fused") else "cpu"
-            inner.state[part] = {"step": torch.tensor(float(step), device=where)}
-            inner.state[part] |= {key: torch.zeros_like(part) for key in self.moments}
+            for key in moments:
+                value = saved.read(f"{key} {name}").to(parameter.device)
+                safe_set_full_optimizer_state(parameter, value, key)
 
     def _link_moments(self) -> None:
         """Let DeepSpeed find the memory of each weight.
@@ -185,9 +188,8 @@ class ZeroRun:
         It links all of them after the first step of the first group of weights, when those of the
         other groups have none yet, and then no more.
         """
-        if not self.is_partitioned:
-            self._optimizer._hp_optimizer_states_linked = False
-            self._optimizer._lazy_init_hp_params_optimizer_state()
+        self._optimizer._hp_optimizer_states_linked = False
+        self._optimizer._lazy_init_hp_params_optimizer_state()
 
 
 class AtBegin(TrainerCallback):
@@ -227,13 +229,6 @@ class _Saved:
         """One tensor, on the processor."""
         with safe_open(self.places[name], framework="pt") as file:
             return file.get_tensor(name)
-
-
-def _own_part(parameter: Any, value: Tensor) -> Tensor:
-    """The piece of a whole weight that this process keeps; the last ones are filled up with 0."""
-    size = parameter.ds_tensor.ds_numel
-    flat = nn.functional.pad(value.flatten(), (0, size * num_ranks() - value.numel()))
-    return flat[size * this_rank() : size * (this_rank() + 1)]
 
 
 def _on_cpu(tensor: Tensor) -> Tensor:

@@ -1,0 +1,28 @@
+"""Tables as Markdown, so that a page of docs/ holds what a command printed."""
+
+from collections.abc import Sequence
+
+Cell = str | float | None
+
+
+def print_markdown(title: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
+    """Print a table; a first cell that is the same as that above it is left empty."""
+    print(f"\n{title}\n")
+    print(_line(columns))
+    print("|---" * len(columns) + "|")
+    above: Cell = None
+    for first, *rest in rows:
+        shown = [None if first == above else first, *rest]
+        print(_line([_written(cell) for cell in shown]))
+        above = first
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "|" + "".join(f" {cell} |" if cell else " |" for cell in cells)
+
+
+def _written(cell: Cell) -> str:
+    """Numbers with three digits that count."""
+    if cell is None or isinstance(cell, str):
+        return cell or ""
+    return f"{cell:.3g}" if abs(cell) < 100 else f"{cell:,.0f}"

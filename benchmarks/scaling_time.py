@@ -1,0 +1,167 @@
+"""Bytes sent, seconds of an update and hours of a training, simulated for H100s."""
+
+from collections.abc import Iterator
+
+from benchmarks.markdown import Cell, print_markdown
+from benchmarks.scaling_jobs import (
+    FORMS,
+    KINDS,
+    LENGTHS,
+    SMALL_MIDDLE_LARGE,
+    counts_of,
+    job_of,
+    operations_of,
+    possible,
+)
+from yrunner.commands.check_machine import Machine
+from yrunner.training.memory import StepTrace
+from yrunner.training.sharing import Job, Sharing, memory_per_gpu
+from yrunner.training.traffic import traffic_per_gpu
+
+PEAK = 989e12
+"""Operations per second of an H100 in bfloat16, by its data sheet."""
+REACHED = 0.4
+"""Share of that peak which trainings of this kind reach: assumed, not measured here."""
+LINK = 450e9
+"""Bytes per second that an H100 sends to others of its machine, by its data sheet."""
+NETWORK = 50e9
+"""Bytes per second for each GPU between machines: one adapter of 400 Gbit/s."""
+GPUS_OF_MACHINE = 8
+CARD = Machine(1, 80 * 10**9)
+ROW = 8192
+"""Tokens of a row where the length is not what is compared."""
+SHARINGS = (Sharing(8), *(Sharing(8, stage) for stage in (1, 2, 3)))
+NO_TRACE = StepTrace(0, 0, ((0, 0),), ((0, 0),), ((0, 0),))
+"""What is sent does not depend on what is held."""
+CORPORA = tuple(10**power for power in range(4, 9))
+TOKENS_OF_ROW = 200
+STORED, COLUMNS, PLANNED, PACKED = 841, 53, 127, 74
+"""Bytes for such a row: on the disk, in memory, and for the plan without and with packing, as
+`python -m benchmarks.scaling_rows` measures them."""
+TRAININGS = (
+    ("Qwen3 0.6B", "full", Sharing(8, 2)),
+    ("Qwen3 8B", "lora", Sharing(8, 2)),
+    ("Qwen3 8B", "full", Sharing(8, 3)),
+    ("Llama 70B", "lora", Sharing(8, 3)),
+    ("Llama 70B", "full", Sharing(64, 3)),
+)
+
+
+def print_traffic() -> None:
+    """Gigabytes that each GPU sends for an update of one micro-batch."""
+    rows = [
+        (form, kind, *(_gigabytes_sent(form, kind, layout) for layout in SHARINGS))
+        for form in FORMS
+        for kind in KINDS
+    ]
+    columns = ("model", "tuning", *(str(layout) for layout in SHARINGS))
+    print_markdown("GB that each of 8 GPUs sends for an update of one micro-batch:", columns, rows)
+
+
+def print_sending() -> None:
+    """Seconds of computing and of sending by the length of the rows."""
+    rows = [
+        (
+            form,
+            kind,
+            f"{layout} on {layout.gpus}",
+            seconds_of_sending(form, kind, layout),
+            *(_seconds_if_it_fits(form, kind, layout, length) for length in LENGTHS),
+        )
+        for form in SMALL_MIDDLE_LARGE
+        for kind in ("lora", "full")
+        for layout in (Sharing(8, 2), Sharing(8, 3), Sharing(64, 3))
+    ]
+    columns = ("model", "tuning", "", "sending", *(f"{length:,}" for length in LENGTHS))
+    print_markdown(
+        "Seconds of an update: sending, and computing by tokens of the one row on each GPU:",
+        columns,
+        [row for row in rows if any(row[4:])],
+    )
+
+
+def _seconds_if_it_fits(form: str, kind: str, layout: Sharing, length: int) -> float | None:
+    if memory_per_gpu(job_of(form, kind, length), layout).peak > CARD.room:
+        return None
+    return seconds_of_computing(form, kind, length)
+
+
+def print_time() -> None:
+    """Tokens per second by the number of GPUs: the most if all sending hides behind computing."""
+    rows = [
+        (form, kind, *_speeds(form, kind, layout))
+        for form in SMALL_MIDDLE_LARGE
+        for kind in ("lora", "full")
+        for layout in (Sharing(8, 2), *(Sharing(gpus, 3) for gpus in (8, 64, 512)))
+        if memory_per_gpu(job_of(form, kind, ROW), layout).peak <= CARD.room
+    ]
+    columns = ("model", "tuning", "", "GPUs", "computing, s", "sending, s", "tokens per second")
+    print_markdown(f"An update of one row of {ROW:,} tokens on each GPU:", columns, rows)
+
+
+def _speeds(form: str, kind: str, layout: Sharing) -> Iterator[Cell]:
+    computing, sending = (
+        seconds_of_computing(form, kind, ROW),
+        seconds_of_sending(form, kind, layout),
+    )
+    tokens = layout.gpus * ROW
+    yield str(layout)
+    yield f"{layout.gpus:,}"
+    yield computing
+    yield sending
+    yield f"{tokens / (computing + sending):,.0f} to {tokens / max(computing, sending):,.0f}"
+
+
+def print_rows() -> None:
+    """Disk, memory and hours by the number of rows."""
+    sizes = [
+        (
+            f"{number:,}",
+            number * TOKENS_OF_ROW / 1e6,
+            *(number * size / 1e9 for size in (STORED, COLUMNS, PLANNED, PACKED)),
+        )
+        for number in CORPORA
+    ]
+    columns = ("rows", "million tokens", "disk", "columns", "plan", "plan with packing")
+    print_markdown(f"GB on the disk and in memory, rows of {TOKENS_OF_ROW} tokens:", columns, sizes)
+    hours = [
+        (
+            form,
+            kind,
+            str(layout),
+            f"{layout.gpus}",
+            *(_hours(form, kind, layout, n) for n in CORPORA),
+        )
+        for form, kind, layout in TRAININGS
+    ]
+    print_markdown(
+        f"Hours of an epoch of such rows, packed into {ROW:,}:",
+        ("model", "tuning", "", "GPUs", *(f"{number:,}" for number in CORPORA)),
+        hours,
+    )
+
+
+def _hours(form: str, kind: str, layout: Sharing, rows: int) -> float:
+    """With all sending in the open."""
+    seconds = seconds_of_computing(form, kind, ROW) + seconds_of_sending(form, kind, layout)
+    return rows * TOKENS_OF_ROW / ROW / layout.gpus * seconds / 3600
+
+
+def seconds_of_computing(form: str, kind: str, length: int) -> float:
+    """An update of one row on each GPU."""
+    return operations_of(form, kind, length).total / (PEAK * REACHED)
+
+
+def seconds_of_sending(form: str, kind: str, layout: Sharing) -> float:
+    """The same, over the slowest link that it takes."""
+    speed = LINK if layout.gpus <= GPUS_OF_MACHINE else NETWORK
+    return _bytes_sent(form, kind, layout) / speed
+
+
+def _gigabytes_sent(form: str, kind: str, layout: Sharing) -> float | None:
+    return _bytes_sent(form, kind, layout) / 1e9 if possible(kind, layout) else None
+
+
+def _bytes_sent(form: str, kind: str, layout: Sharing) -> int:
+    job = Job(NO_TRACE, counts_of(form, kind), bytes_per_number=2, bucket_numbers=1)
+    return traffic_per_gpu(job, layout).total
