@@ -245,7 +245,7 @@ def test_the_scores_of_a_cross_fit_decide_and_those_of_the_base_are_kept(trained
 
     measured = sort_measure.measure_rows
     monkeypatch.setattr(command, "cross_fit", turned)
-    run("sort.order=ascending", "sort.cross_fit=2")
+    run("sort.order=ascending", "sort.cross_fit=2", "sort.score=excess")
     records, alone = (
         records_of("scores.jsonl", Path(f"outputs/{name}/sort")) for name in ("tuned", "alone")
     )
@@ -254,6 +254,43 @@ def test_the_scores_of_a_cross_fit_decide_and_those_of_the_base_are_kept(trained
     scores = [record["cross_fit"]["excess"] for record in ordered]
     assert scores == sorted(scores)
     assert [record["place"] for record in records] != [record["place"] for record in alone]
+
+
+def test_what_neither_neighbours_nor_models_of_a_cross_fit_expect_decides(
+    trained_base, monkeypatch
+):
+    asked = []
+
+    def turned(recipe, folder, prepared, tokenizer):
+        """The base's scores, but each row's target that it expected least is expected."""
+        scores = sort_measure.measure_rows(recipe, tokenizer, prepared.train, folder)
+        for one in scores:
+            losses = one.loss_N.clone()
+            losses[losses.argmax()] = 0
+            asked.append(losses)
+        return [
+            type(one)(losses, one.entropy_N, one.weight_N, one.top_N, one.origin)
+            for one, losses in zip(scores, asked, strict=True)
+        ]
+
+    found = []
+    look_up = command.look_up
+    monkeypatch.setattr(command, "cross_fit", turned)
+    monkeypatch.setattr(
+        command, "look_up", lambda *given: (found.append(one) or one for one in look_up(*given))
+    )
+    run("sort.order=ascending", "sort.cross_fit=2", "sort.also=[]", "sort.drop_share=0.25")
+    expected = [
+        max(min(pair) for pair in zip(losses.tolist(), one.loss_N.tolist(), strict=True))
+        for losses, one in zip(asked, found, strict=True)
+    ]
+    records = records_of("scores.jsonl")
+    assert [set(record["scores"]) for record in records] == [set()] * 16
+    scores = [record["cross_fit"]["unexplained"] for record in records]
+    assert scores == pytest.approx(expected, rel=1e-5)
+    gone = {record["row"] for record in records if record["dropped"] is not None}
+    assert gone == {row + 1 for row in sorted(range(16), key=lambda row: -scores[row])[:4]}
+    assert "cross-fit unexplained" in records[min(gone) - 1]["dropped"]
 
 
 def test_the_story_shows_the_worst_rows_their_spans_and_the_distribution(trained_base, capfd):

@@ -115,7 +115,8 @@ def validator():
         ),
         (
             "sort: {score: exces}\n",
-            '7:15: sort.score: must be one of "knn_loss", "similarity", "correlation", "surprise", '
+            '7:15: sort.score: must be one of "knn_loss", "unexplained", "similarity", '
+            '"correlation", "surprise", '
             '"loss", "perplexity", "entropy", "excess", "divergence", got "exces", did you mean '
             '"excess"?',
         ),
@@ -126,6 +127,10 @@ def validator():
         (
             "sort: {order: blocks, cross_fit_steps: 9}\n",
             "7:23: sort: cross_fit_steps needs cross_fit; set that to 3, or remove this",
+        ),
+        (
+            "sort: {score: unexplained}\n",
+            "7:8: sort: unexplained needs cross_fit; set that to 3, or name another score",
         ),
         (
             "sort: {drop_above: 1, drop_below: 1.5}\n",

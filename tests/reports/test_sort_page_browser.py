@@ -19,6 +19,7 @@ from yrunner.reports.sort_page import (
     write_sort_page,
 )
 from yrunner.reports.sort_tokens import pack_tokens
+from yrunner.reports.token_pieces import pieces_of
 from yrunner.reports.token_text import TokenText
 from yrunner.scoring.neighbours import NOTHING, Lookup
 
@@ -213,6 +214,39 @@ def test_a_token_tells_what_other_rows_say(browser, example, capitals_tokenizer,
     assert set(nothing) == {"–"}
     assert seven == ["7"]
     assert all("4.5" in card for card in found["cards"])
+
+
+def test_a_token_is_coloured_by_what_neither_model_nor_neighbours_expected(
+    browser, example, capitals_tokenizer, tmp_path
+):
+    scores = scores_of(example, 12)
+    generator = torch.Generator().manual_seed(5)
+    knn_loss_N = 9 * torch.rand(len(scores.loss_N), generator=generator)
+    lookup = Lookup(knn_loss_N, torch.full((len(knn_loss_N),), NOTHING))
+    packed = pack_tokens(example, scores, TokenText(capitals_tokenizer), lookup)
+    name = "cross-fit unexplained"
+    row = SortedRow("chat.jsonl", 1, "Town?", {name: 4.5}, 1.0, 1.0, 12, None, packed)
+    path = tmp_path / "unexplained.html"
+    write_sort_page(SortPage("unexplained", name, [row], [], {}), path)
+    script = f"""{FIND}
+      search("chat.jsonl:1"); click("#lines button.row");
+      return {{ colour: one("input[name=figure]:checked").value,
+        heats: all("#tokens .target").map((target) => Number(target.dataset.heat)) }};"""
+    found = ask_page(browser, path, script, tmp_path, width=WIDE)
+    assert found["colour"] == "unexplained"
+    lower = [min(pair) for pair in zip(scores.loss_N.tolist(), knn_loss_N.tolist(), strict=True)]
+    expected = []
+    # The page knows hundredths of a nat.
+    losses = [
+        (loss, round(low, 2)) for loss, low in zip(scores.loss_N.tolist(), lower, strict=True)
+    ]
+    for piece in pieces_of(example, TokenText(capitals_tokenizer)):
+        if piece.num_targets:
+            # Of the tokens of one character the hardest speaks for it.
+            _, loss = max(losses[: piece.num_targets])
+            expected.append(sum(loss >= border for border in SCALES["unexplained"]))
+            del losses[: piece.num_targets]
+    assert found["heats"] == expected
 
 
 def test_a_row_without_heat_map_shows_its_text_and_says_so(browser, path, sort_page, tmp_path):

@@ -11,7 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from yrunner.recipe.schema_sort import ScoreName
-from yrunner.scoring.rank import KNN_LOSS, SCORES, SUSPICIOUS_WHEN_LOW, score_row, suspicion
+from yrunner.scoring.rank import (
+    ASKING_OTHERS,
+    SCORES,
+    SUSPICIOUS_WHEN_LOW,
+    score_row,
+    suspicion,
+)
 
 LOSSES, ENTROPIES = [0.5, 4.0, 3.5, 0.1, 2.0], [0.6, 0.2, 2.5, 0.3, 1.0]
 figures = st.one_of(
@@ -98,6 +104,21 @@ def test_rounding_of_a_constant_loss_is_no_shape():
     assert SCORES["correlation"](loss_N, torch.tensor([1.0, 0.0, 1.0, 1.0])) == 1
 
 
+def test_unexplained_is_the_worst_target_by_what_explains_each_best():
+    by_model, by_neighbours = [9.0, 0.5, 4.0, 2.0], [0.1, 7.0, 3.5, 2.5]
+    found = score_row(torch.tensor(by_model), None, ["unexplained"], torch.tensor(by_neighbours))
+    assert found == {"unexplained": max(min(0.1, 9.0), min(0.5, 7.0), min(4.0, 3.5), 2.0)}
+
+
+@given(st.lists(st.tuples(figures, figures), max_size=12))
+def test_what_asks_other_rows_is_finite_and_nothing_for_a_row_without_targets(row):
+    loss_N, knn_loss_N = torch.tensor(row, dtype=torch.float32).reshape(-1, 2).T
+    found = score_row(loss_N, loss_N, ASKING_OTHERS, knn_loss_N)
+    assert list(found) == [*ASKING_OTHERS]
+    assert all(math.isfinite(value) and value >= 0 for value in found.values())
+    assert row or set(found.values()) == {0.0}
+
+
 def test_errors_without_any_doubt_are_the_least_similar():
     assert score("similarity", [9.0, 0.1], [0.0, 0.0]) == 0
 
@@ -133,4 +154,4 @@ def test_low_is_suspicious_of_the_scores_that_measure_agreement():
 
 
 def test_a_recipe_can_name_every_score():
-    assert [KNN_LOSS, *SCORES] == list(get_args(ScoreName))
+    assert [*ASKING_OTHERS, *SCORES] == list(get_args(ScoreName))

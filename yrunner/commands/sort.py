@@ -35,7 +35,6 @@ from yrunner.reports.token_text import TokenText
 from yrunner.run_dir import RunDir, write_json, write_text
 from yrunner.scoring.folds import group_copies
 from yrunner.scoring.neighbours import look_up
-from yrunner.scoring.rank import KNN_LOSS
 from yrunner.scoring.score_file import row_hashes
 from yrunner.sort_dir import SortDir
 
@@ -133,7 +132,7 @@ def _look(recipe: Recipe, folder: SortDir, prepared: Prepared, tokenizer: Any) -
     # A model with a fused head refers to itself: it would stay in memory.
     gc.collect()
     lookups = None
-    if KNN_LOSS in recipe.sort.kinds:
+    if recipe.sort.asks_neighbours:
         places = zip(rows.file_E.tolist(), rows.column("rows").tolist(), strict=True)
         groups = group_copies(list(places), row_hashes(rows))
         with progress("asking the neighbours of each row", len(rows)) as advance:

@@ -16,11 +16,15 @@ from yrunner.recipe.schema_sort import SortSection
 from yrunner.scoring.measure import TokenScores
 from yrunner.scoring.neighbours import Lookup
 from yrunner.scoring.order import Dropped, choose_dropped, order_rows
-from yrunner.scoring.rank import KNN_LOSS, score_row, suspicion
+from yrunner.scoring.rank import (
+    CROSS_FIT,
+    KNN_LOSS,
+    UNEXPLAINED,
+    score_row,
+    suspicion,
+    unexplained_losses,
+)
 from yrunner.scoring.spans import Span, worst_span, worst_stretch
-
-CROSS_FIT = "cross-fit "
-"""Before the name of a score: by a model that has learned from other rows."""
 
 
 @dataclass(frozen=True)
@@ -102,9 +106,11 @@ def judge(row: CorpusRow, seen: Seen, section: SortSection) -> Verdict:
     cross_fit = None
     if seen.crossed is not None:
         loss_N, entropy_N = _figures(row, seen.crossed)
-        cross_fit = score_row(loss_N, entropy_N, section.kinds)
+        cross_fit = score_row(loss_N, entropy_N, section.crossed_kinds, knn_loss_N)
     if section.deciding == KNN_LOSS and knn_loss_N is not None:
         worst = worst_stretch(knn_loss_N)
+    elif section.deciding == UNEXPLAINED and knn_loss_N is not None:
+        worst = worst_stretch(unexplained_losses(loss_N, knn_loss_N))
     else:
         worst = worst_span(loss_N, entropy_N)
     return Verdict(scores, cross_fit, len(loss_N), worst)

@@ -18,7 +18,6 @@ from yrunner.models.load import check_vocabulary, choose_dtype
 from yrunner.recipe.schema import Recipe
 from yrunner.recipe.schema_model import AdapterTuning
 from yrunner.scoring.measure import TokenScores, score_by_length
-from yrunner.scoring.rank import KNN_LOSS
 from yrunner.scoring.score_file import ScoreFile, row_hashes
 from yrunner.training.arguments import token_weight
 
@@ -65,7 +64,7 @@ def measure_share(
             weight=token_weight(recipe.loss)[0],
             done=file.done,
             shard=share,
-            wants_context=KNN_LOSS in recipe.sort.kinds,
+            wants_context=recipe.sort.asks_neighbours,
         )
         for index, scored in scores:
             file.append(index, scored)
@@ -104,7 +103,7 @@ def _key(recipe: Recipe) -> str:
         "attention": recipe.model.attention,
         "device": "cuda" if torch.cuda.is_available() else "cpu",
         "max_tokens": _max_tokens(recipe),
-        "context": KNN_LOSS in recipe.sort.kinds,
+        "context": recipe.sort.asks_neighbours,
         "loss": recipe.loss.model_dump(mode="json"),
     }
     return json.dumps(facts, sort_keys=True)

@@ -8,6 +8,7 @@ from yrunner.recipe.section import Section
 
 ScoreName = Literal[
     "knn_loss",
+    "unexplained",
     "similarity",
     "correlation",
     "surprise",
@@ -25,10 +26,11 @@ class SortSection(Section):
 
     score: ScoreName | None = None
     """The score that orders and drops. Default knn_loss: the loss of the model and of its memory of
-    all other rows; with cross_fit, the excess of models that have learned from other rows."""
+    all other rows; with cross_fit, unexplained: what that memory did not expect, nor the models
+    that have learned from other rows."""
     also: list[ScoreName] = Field(list(get_args(ScoreName)))
-    """Further scores for scores.jsonl and the report. They cost next to nothing, but knn_loss a
-    quarter of a kilobyte of disk for each target."""
+    """Further scores for scores.jsonl and the report. They cost next to nothing, but knn_loss and
+    unexplained a quarter of a kilobyte of disk for each target."""
     processes: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """How many share the rows, each with a model of its own; auto: one for each GPU, or one."""
     cross_fit: int = Field(0, ge=0)
@@ -53,11 +55,25 @@ class SortSection(Section):
     @property
     def deciding(self) -> ScoreName:
         """The score that orders and drops."""
-        return self.score or ("excess" if self.cross_fit else "knn_loss")
+        return self.score or ("unexplained" if self.cross_fit else "knn_loss")
 
     @property
     def kinds(self) -> list[ScoreName]:
-        """All scores that are asked for, the deciding one first."""
+        """The scores by the base that are asked for, the deciding one first."""
+        return [kind for kind in self._named if kind != "unexplained"]
+
+    @property
+    def crossed_kinds(self) -> list[ScoreName]:
+        """Those by the models of a cross-fit."""
+        return [kind for kind in self._named if kind != "knn_loss" and self.cross_fit]
+
+    @property
+    def asks_neighbours(self) -> bool:
+        """Whether a score needs to know what stands in like places of other rows."""
+        return "knn_loss" in self.kinds or "unexplained" in self.crossed_kinds
+
+    @property
+    def _named(self) -> list[ScoreName]:
         return list(dict.fromkeys([self.deciding, *self.also]))
 
     @model_validator(mode="after")
@@ -72,6 +88,15 @@ class SortSection(Section):
     def steps_need_a_training(self) -> Self:
         if self.cross_fit_steps is not None and not self.cross_fit:
             raise ValueError("cross_fit_steps needs cross_fit; set that to 3, or remove this")
+        return self
+
+    @model_validator(mode="after")
+    def unexplained_needs_a_training(self) -> Self:
+        is_named = self.score == "unexplained" or (
+            "also" in self.model_fields_set and "unexplained" in self.also
+        )
+        if is_named and not self.cross_fit:
+            raise ValueError("unexplained needs cross_fit; set that to 3, or name another score")
         return self
 
     @model_validator(mode="after")

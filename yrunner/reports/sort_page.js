@@ -50,6 +50,7 @@ function tokensOf(map) {
   model.zone = [...map.patterns].map(Number);
   if (map.knn_loss) {
     model.knn_loss = map.knn_loss.map(nats);
+    model.unexplained = model.loss.map((loss, token) => Math.min(loss, model.knn_loss[token]));
     model.told = top.map((_, token) => map.told[token] ?? NONE);
   }
   let first = 0;

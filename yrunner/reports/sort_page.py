@@ -21,12 +21,13 @@ from yrunner.data.pairs import PairKind
 from yrunner.reports.page import render_page
 from yrunner.reports.sort_tokens import PATTERNS
 from yrunner.run_dir import write_text
-from yrunner.scoring.rank import KNN_LOSS, is_suspicious_when_low
+from yrunner.scoring.rank import ASKING_OTHERS, CROSS_FIT, is_suspicious_when_low
 
 SCRIPTS = ("heat_map.js", "sort_rows.js", "sort_plots.js", "sort_list.js", "sort_page.js")
 """They are one script on the page, in this order."""
 
 SCALES = {
+    "unexplained": (0.05, 0.3, 1.0, 3.0, 5.0, 8.0),
     "knn_loss": (0.05, 0.3, 1.0, 2.0, 4.0, 8.0),
     "excess": (0.1, 0.5, 1.0, 2.0, 4.0, 8.0),
     "loss": (0.05, 0.3, 1.0, 2.0, 4.0, 8.0),
@@ -93,14 +94,18 @@ def render_sort_page(page: SortPage) -> str:
     """The whole page as text."""
     folder = files("yrunner.reports")
     names = _score_names(page)
-    scales = {name: scale for name, scale in SCALES.items() if name != KNN_LOSS or name in names}
+    kinds = {name.removeprefix(CROSS_FIT) for name in names}
+    scales = {
+        name: scale for name, scale in SCALES.items() if name not in ASKING_OTHERS or name in kinds
+    }
+    deciding = page.score.removeprefix(CROSS_FIT)
     script = "\n".join(folder.joinpath(name).read_text("utf-8") for name in SCRIPTS)
     return render_page(
         "sort_page.html.jinja",
         page=page,
         scores=names,
-        has_knn=KNN_LOSS in scales,
-        coloured_by=KNN_LOSS if page.score == KNN_LOSS else "excess",
+        asks_others=not scales.keys().isdisjoint(ASKING_OTHERS),
+        coloured_by=deciding if deciding in ASKING_OTHERS else "excess",
         num_dropped=sum(row.dropped is not None for row in page.rows),
         num_targets=sum(row.num_targets for row in page.rows),
         num_maps=sum(row.heat_map is not None for row in page.rows),

@@ -162,7 +162,8 @@ class _Contexts(AbstractContextManager["_Contexts"]):
         causal = model.get_base_model() if isinstance(model, PeftModel) else model
         if causal.base_model is causal:
             raise ModelError(
-                f"{type(causal).__name__} does not show its hidden states, which knn_loss compares",
+                f"{type(causal).__name__} does not show its hidden states, which knn_loss and "
+                "unexplained compare",
                 remedy="name other scores in sort.score and sort.also",
             )
         self.hidden_BTD = torch.empty(0)

@@ -8,9 +8,10 @@ Each score is defined for every row: what says nothing about a row is not held a
 from collections.abc import Callable, Iterable
 from math import exp
 
+import torch
 from torch import Tensor
 
-from yrunner.scoring.spans import MOST_NATS, SURPRISING_LOSS, bounded, worst_span
+from yrunner.scoring.spans import SURPRISING_LOSS, bounded, bounded_loss, worst_span
 
 SURE_ENTROPY = 1.0
 """Entropy in nats below which the model was sure of something else."""
@@ -77,9 +78,23 @@ def excess(loss_N: Tensor, entropy_N: Tensor) -> float:
     return _mean(loss_N - entropy_N)
 
 
-def knn_loss(knn_loss_N: Tensor) -> float:
+def knn_loss(loss_N: Tensor, knn_loss_N: Tensor) -> float:
     """Mean loss in nats by the model and the neighbours of each target, see neighbours.py."""
-    return _mean(knn_loss_N.double().nan_to_num(MOST_NATS).clamp(0, MOST_NATS))
+    return _mean(bounded_loss(knn_loss_N))
+
+
+def unexplained(loss_N: Tensor, knn_loss_N: Tensor) -> float:
+    """The highest of `unexplained_losses` in nats: one wrong number is a fault in any row."""
+    return max(unexplained_losses(loss_N, knn_loss_N).tolist(), default=0.0)
+
+
+def unexplained_losses(loss_N: Tensor, knn_loss_N: Tensor) -> Tensor:
+    """The lower of two losses of each target, in nats and float64: what neither expected.
+
+    `loss_N` is by a model that has learned from other rows, `knn_loss_N` by the places of other
+    rows that begin alike. Of sound targets each misses some, but seldom the same.
+    """
+    return torch.minimum(bounded_loss(loss_N), bounded_loss(knn_loss_N))
 
 
 def divergence(loss_N: Tensor, entropy_N: Tensor) -> float:
@@ -100,8 +115,15 @@ SCORES: dict[str, Callable[[Tensor, Tensor], float]] = {
 }
 """From the losses and entropies of one row in nats, both of shape [N], to its score."""
 
-KNN_LOSS = "knn_loss"
-"""The score that looks at other rows as well."""
+KNN_LOSS, UNEXPLAINED = "knn_loss", "unexplained"
+ASKING_OTHERS: dict[str, Callable[[Tensor, Tensor], float]] = {
+    KNN_LOSS: knn_loss,
+    UNEXPLAINED: unexplained,
+}
+"""From the losses of one row in nats, by a model and by other rows as well, to its score."""
+
+CROSS_FIT = "cross-fit "
+"""Before the name of a score: by a model that has learned from other rows."""
 
 SUSPICIOUS_WHEN_LOW = {"similarity", "correlation"}
 """Scores that fall where loss and entropy part; all others rise."""
@@ -110,13 +132,16 @@ SUSPICIOUS_WHEN_LOW = {"similarity", "correlation"}
 def score_row(
     loss_N: Tensor, entropy_N: Tensor, kinds: Iterable[str], knn_loss_N: Tensor | None = None
 ) -> dict[str, float]:
-    """The scores of one row by kind, in the order of `kinds`; knn_loss if its losses are given."""
+    """The scores of one row by kind, in the order of `kinds`.
+
+    Those that ask other rows are left out where `knn_loss_N` is not given.
+    """
     scores = {}
     for kind in kinds:
-        if kind != KNN_LOSS:
+        if kind in SCORES:
             scores[kind] = SCORES[kind](loss_N, entropy_N)
         elif knn_loss_N is not None:
-            scores[kind] = knn_loss(knn_loss_N)
+            scores[kind] = ASKING_OTHERS[kind](loss_N, knn_loss_N)
     return scores
 
 

@@ -69,10 +69,12 @@ def worst_span(loss_N: Tensor, entropy_N: Tensor) -> Span | None:
     return max(errors, key=lambda span: span.strength, default=None)
 
 
-def worst_stretch(knn_loss_N: Tensor) -> Span | None:
-    """The neighbouring targets of a knn_loss above 3 whose sum is the greatest, the first of
-    equals; None where there are none."""
-    loss_N = knn_loss_N.double().nan_to_num(MOST_NATS).clamp(0, MOST_NATS)
+def worst_stretch(loss_N: Tensor) -> Span | None:
+    """The neighbouring targets of a loss above 3 whose sum is the greatest, the first of equals.
+
+    The loss is one that other rows have been asked about. None where there are none.
+    """
+    loss_N = bounded_loss(loss_N)
     stretches, start = [], 0
     for is_surprise, group in groupby((loss_N > SURPRISING_LOSS).tolist()):
         end = start + len(list(group))
@@ -88,8 +90,12 @@ def bounded(loss_N: Tensor, entropy_N: Tensor) -> tuple[Tensor, Tensor]:
     A loss counts from 0 to 100 nats; one that is not a number is the worst there is. An entropy
     that is not a number, or infinite, says nothing of doubt and counts 0.
     """
-    loss_N = loss_N.double().nan_to_num(MOST_NATS).clamp(0, MOST_NATS)
-    return loss_N, entropy_N.double().nan_to_num(0, posinf=0).clamp(0, MOST_NATS)
+    return bounded_loss(loss_N), entropy_N.double().nan_to_num(0, posinf=0).clamp(0, MOST_NATS)
+
+
+def bounded_loss(loss_N: Tensor) -> Tensor:
+    """A loss as in `bounded`."""
+    return loss_N.double().nan_to_num(MOST_NATS).clamp(0, MOST_NATS)
 
 
 def _smooth(figure_N: Tensor) -> Tensor:
