@@ -17,15 +17,19 @@ START_METHOD = "spawn" if torch.cuda.is_available() else "fork"
 """A GPU that was looked at cannot be used in a fork."""
 
 
-def run_together(work: Callable[..., None], *arguments: Any, number: int) -> None:
+def run_together(
+    work: Callable[..., None], *arguments: Any, number: int, method: str = START_METHOD
+) -> None:
     """Run `work(rank, *arguments)` in so many processes that have met over gloo.
 
     Raises what the first of them to fail raises.
     """
-    start_ranks(_meet, work, arguments, number=number)
+    start_ranks(_meet, work, arguments, number=number, method=method)
 
 
-def start_ranks(work: Callable[..., None], *arguments: Any, number: int) -> None:
+def start_ranks(
+    work: Callable[..., None], *arguments: Any, number: int, method: str = START_METHOD
+) -> None:
     """The same in processes that have not met: they know what torch's launcher would tell them.
 
     Each has one thread, so that as many as there are cores do not wait for each other.
@@ -34,7 +38,7 @@ def start_ranks(work: Callable[..., None], *arguments: Any, number: int) -> None
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
     torch.multiprocessing.start_processes(
-        _be_rank, (work, arguments, number, port), nprocs=number, start_method=START_METHOD
+        _be_rank, (work, arguments, number, port), nprocs=number, start_method=method
     )
 
 
