@@ -28,6 +28,7 @@ from yrunner.errors import MissingError, RunError
 from yrunner.machines import lay_out
 from yrunner.recipe.load import load_recipe
 from yrunner.run_dir import RunDir, write_json
+from yrunner.training.deepspeed_settings import deepspeed_settings, disk_folder
 
 YRUN = [sys.executable, "-m", "yrunner.cli"]
 LONG = {"train__epochs": 30, "train__batch_size": 4, "train__log_every": 1}
@@ -245,6 +246,23 @@ def test_a_file_that_names_no_folder_on_the_disk_is_refused(project):
     layout = lay_out(recipe.distributed, 0)
     with pytest.raises(RunError, match=r'no folder is named there\. Add "nvme_path"'):
         check_sharing(recipe, RunDir(project / "run"), layout, resume=False)
+
+
+def test_a_run_that_ends_leaves_nothing_on_the_disk_and_others_their_own(project, monkeypatch):
+    def fail(command, environment):
+        left = disk_folder(deepspeed_settings(recipe.distributed.deepspeed), recipe.run_folder)
+        (left / "rank0").mkdir(parents=True)
+        raise RunError("a process has failed")
+
+    section = "{stage: 3, offload: nvme, nvme_folder: disk}"
+    recipe = load_recipe(Path("base.yaml"), [*TOGETHER, f"distributed.deepspeed={section}"])
+    others = project / "disk/yours-0123"
+    others.mkdir(parents=True)
+    monkeypatch.setattr(train_ranks, "ask", lambda probe: [])
+    monkeypatch.setattr(train_ranks, "run_ranks", fail)
+    with pytest.raises(RunError, match="a process has failed"):
+        train_ranks.launch(recipe, lay_out(recipe.distributed, 0), "base.yaml", [])
+    assert list((project / "disk").iterdir()) == [others]
 
 
 def test_a_disk_that_cannot_be_written_is_named_before_anything_starts(project, monkeypatch):

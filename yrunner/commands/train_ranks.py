@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import shutil
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,6 +29,7 @@ from yrunner.training.deepspeed_settings import (
     check_settings,
     complete,
     deepspeed_settings,
+    disk_folder,
     read_settings,
 )
 from yrunner.training.zero import check_saved_alike
@@ -87,7 +89,19 @@ def launch(recipe: Recipe, layout: Layout, arguments: str, options: list[str]) -
     finish_data(recipe, read_data(recipe, tokenizer))
     prepare_keep(recipe, tokenizer, training_dtype(recipe))
     say(f"training in {layout.num_ranks:,} processes{_where(layout)}")
-    run_ranks(_command(layout, arguments, options), _environment(layout))
+    try:
+        run_ranks(_command(layout, arguments, options), _environment(layout))
+    finally:
+        _free_disk(recipe)
+
+
+def _free_disk(recipe: Recipe) -> None:
+    """Remove what the processes have left on a disk of this machine: checkpoints have all of it."""
+    section = recipe.distributed.deepspeed
+    if section is not None:
+        folder = disk_folder(deepspeed_settings(section), recipe.run_folder)
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def meet_ranks(recipe: Recipe) -> dict[str, Any] | None:

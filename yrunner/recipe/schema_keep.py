@@ -64,8 +64,9 @@ class Ewc(Writing):
     """Hold every trained weight where it was, the more the base depends on it (EWC)."""
 
     kind: Literal["ewc"]
-    strength: float = Field(2.0, gt=0)
-    """Weight of the penalty: the quadratic form of the divergence that `self_replay` measures."""
+    strength: float = Field(100.0, gt=0)
+    """Weight of the penalty: the quadratic form of the divergence that `self_replay` measures. It
+    has to be larger than there: far from the base the form says too little."""
     rows: int = Field(200, ge=1)
     """How many rows the base writes to find out what it depends on."""
     file: RecipePlace | None = None

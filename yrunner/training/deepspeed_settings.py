@@ -132,11 +132,19 @@ def apart(settings: Mapping[str, Any], run_folder: Path) -> dict[str, Any]:
     DeepSpeed calls its files there by the number of a process: two runs would share them.
     """
     whole = deepcopy(dict(settings))
-    place = _value(whole, "zero_optimization.offload_optimizer")
-    if place and "nvme_path" in place:
-        mark = sha256(str(run_folder.resolve()).encode()).hexdigest()[:8]
-        place["nvme_path"] = str(Path(place["nvme_path"]) / f"{run_folder.name}-{mark}")
+    folder = disk_folder(settings, run_folder)
+    if folder is not None:
+        whole["zero_optimization"]["offload_optimizer"]["nvme_path"] = str(folder)
     return whole
+
+
+def disk_folder(settings: Mapping[str, Any], run_folder: Path) -> Path | None:
+    """That folder; None where nothing goes to a disk."""
+    path = _value(settings, "zero_optimization.offload_optimizer.nvme_path")
+    if not path:
+        return None
+    mark = sha256(str(run_folder.resolve()).encode()).hexdigest()[:8]
+    return Path(path) / f"{run_folder.name}-{mark}"
 
 
 def _value(settings: Mapping[str, Any], dotted: str) -> Any:
