@@ -133,6 +133,10 @@ def validator():
             "7:8: sort: unexplained needs cross_fit; set that to 3, or name another score",
         ),
         (
+            "sort: {also: [loss, unexplained]}\n",
+            "7:1: sort: unexplained needs cross_fit; set that to 3, or name another score",
+        ),
+        (
             "sort: {drop_above: 1, drop_below: 1.5}\n",
             "7:23: sort: drop_below must be below drop_above, or every row is dropped",
         ),

@@ -28,9 +28,9 @@ class SortSection(Section):
     """The score that orders and drops. Default knn_loss: the loss of the model and of its memory of
     all other rows; with cross_fit, unexplained: what that memory did not expect, nor the models
     that have learned from other rows."""
-    also: list[ScoreName] = Field(list(get_args(ScoreName)))
-    """Further scores for scores.jsonl and the report. They cost next to nothing, but knn_loss and
-    unexplained a quarter of a kilobyte of disk for each target."""
+    also: list[ScoreName] | None = None
+    """Further scores for scores.jsonl and the report; default all. They cost next to nothing, but
+    knn_loss and unexplained a quarter of a kilobyte of disk for each target."""
     processes: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """How many share the rows, each with a model of its own; auto: one for each GPU, or one."""
     cross_fit: int = Field(0, ge=0)
@@ -74,7 +74,8 @@ class SortSection(Section):
 
     @property
     def _named(self) -> list[ScoreName]:
-        return list(dict.fromkeys([self.deciding, *self.also]))
+        also = get_args(ScoreName) if self.also is None else self.also
+        return list(dict.fromkeys([self.deciding, *also]))
 
     @model_validator(mode="after")
     def one_part_leaves_nothing_to_train_on(self) -> Self:
@@ -92,10 +93,7 @@ class SortSection(Section):
 
     @model_validator(mode="after")
     def unexplained_needs_a_training(self) -> Self:
-        is_named = self.score == "unexplained" or (
-            "also" in self.model_fields_set and "unexplained" in self.also
-        )
-        if is_named and not self.cross_fit:
+        if "unexplained" in (self.score, *(self.also or ())) and not self.cross_fit:
             raise ValueError("unexplained needs cross_fit; set that to 3, or name another score")
         return self
 
