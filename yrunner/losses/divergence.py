@@ -16,6 +16,10 @@ from torch import Tensor, nn
 from yrunner.losses.per_token import at_least_float32
 from yrunner.losses.sweep import LogitForm
 
+COMPARED_AT_ONCE = {"cpu": 2**18, "cuda": 2**24}
+"""Logits of a few targets whose probabilities are made at once: a large vocabulary needs several
+arrays of them, and on a processor these should stay in its cache."""
+
 
 @dataclass(frozen=True)
 class HiddenBase:
@@ -76,9 +80,14 @@ class BaseHead:
 
 def log_probs_of(side: HiddenBase | LogitBase, places: slice, head: BaseHead) -> Tensor:
     """What the base predicts for some targets, as logarithms, shape [N, V]; new memory."""
+    return torch.log_softmax(_base_logits(side, places, head), dim=1)
+
+
+def _base_logits(side: HiddenBase | LogitBase, places: slice, head: BaseHead) -> Tensor:
+    """The base's final logits of some targets, shape [N, V]; new memory."""
     if isinstance(side, LogitBase):
-        return torch.log_softmax(_finite(side.logits_NV[places]), dim=1)
-    return torch.log_softmax(head.logits(side.hidden_ND[places]), dim=1)
+        return _finite(side.logits_NV[places])
+    return head.logits(side.hidden_ND[places])
 
 
 def diverge_all(final_NV: Tensor, log_base_NV: Tensor) -> tuple[Tensor, Tensor]:
@@ -116,7 +125,16 @@ def diverge(
     """Divergence and pull of some targets, whatever is known of the base."""
     if isinstance(side, TopBase):
         return diverge_top(final_NV, side.chunk(places))
-    return diverge_all(final_NV, log_probs_of(side, places, head))
+    base_NV = _base_logits(side, places, head)
+    most = COMPARED_AT_ONCE.get(final_NV.device.type, COMPARED_AT_ONCE["cuda"])
+    rows = max(1, most // final_NV.shape[1])
+    divergence_N = final_NV.new_empty(len(final_NV))
+    for start in range(0, len(final_NV), rows):
+        few = slice(start, start + rows)
+        log_base_NV = torch.log_softmax(base_NV[few], dim=1)
+        # The pull takes the place of the base's logits: there are never more than two full arrays.
+        divergence_N[few], base_NV[few] = diverge_all(final_NV[few], log_base_NV)
+    return divergence_N, base_NV
 
 
 def top_of(log_NV: Tensor, number: int) -> TopBase:

@@ -73,7 +73,8 @@ def answer_hidden(
     hidden_ND: Tensor, head: nn.Module, base: BaseHead, held: Held, rows: int, is_plain: bool
 ) -> dict[str, Tensor]:
     """The answer of a fused head that has found the hidden states before the targets."""
-    rows = even_rows(len(hidden_ND), rows)
+    # Logits of the base stand beside those of the model: half as many targets need the same memory.
+    rows = even_rows(len(hidden_ND), rows if isinstance(held, TopBase) else max(1, rows // 2))
     if not isinstance(held, WantsBase):
         diverged = _linear_divergence if is_plain else _module_divergence
         return vars(diverged(hidden_ND, head, held, base, rows))
