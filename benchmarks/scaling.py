@@ -10,10 +10,10 @@ from collections.abc import Callable
 from benchmarks.markdown import print_markdown
 from benchmarks.scaling_jobs import (
     FORMS,
-    KINDS,
     LENGTHS,
     SMALL_MIDDLE_LARGE,
     counts_of,
+    every_training,
     gigabytes,
     job_of,
     possible,
@@ -46,11 +46,7 @@ def main() -> None:
 
 def print_fits() -> None:
     """What to choose on the machines that people have."""
-    rows = [
-        (form, kind, *(_choice(form, kind, machine) for machine in MACHINES))
-        for form in FORMS
-        for kind in KINDS
-    ]
+    rows = every_training(_choice, MACHINES)
     columns = ("model", "tuning", *(_name(machine) for machine in MACHINES))
     print_markdown("The simplest way that fits, and the longest row there, tokens:", columns, rows)
 
@@ -83,11 +79,7 @@ def _longest(form: str, kind: str, layout: Sharing, machine: Machine) -> int:
 def print_memory() -> None:
     """Gigabytes per GPU for every model and kind, on one GPU and on eight."""
     columns = [Sharing(), *_layouts(8), Sharing(8, 3, offload=True)]
-    rows = [
-        (form, kind, *(gigabytes(form, kind, layout) for layout in columns))
-        for form in FORMS
-        for kind in KINDS
-    ]
+    rows = every_training(gigabytes, columns)
     print_markdown(
         "GB per GPU, rows of 2,048 tokens, 8 GPUs but in the first column:",
         ("model", "tuning", *(str(layout) for layout in columns)),

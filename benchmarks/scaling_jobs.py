@@ -5,13 +5,15 @@ of each form on tensors without values. Every row is full of targets, in bfloat1
 on each GPU, with gradient checkpointing and AdamW, LoRA of rank 16 on all linear layers.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache, partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from transformers import AutoConfig, PreTrainedConfig
 
+from benchmarks.markdown import Cell
 from benchmarks.memory import full_batch
 from yrunner.models.quantized import bytes_of_stored
 from yrunner.models.weight_counts import WeightCounts, count_weights_of
@@ -55,6 +57,21 @@ LENGTHS = (2048, 4096, 8192, 16_384, 32_768)
 TRACED = (1024, 2048)
 """Tokens of the rows that are run; longer ones are carried on from these. Shorter ones would not
 fill the head's chunk."""
+
+
+Column = TypeVar("Column")
+"""What stands at the head of a column: a machine, or a way of sharing memory out."""
+
+
+def every_training(
+    figure_of: Callable[[str, str, Column], Cell], columns: Sequence[Column]
+) -> list[list[Cell]]:
+    """The rows of a table of every form and kind of tuning, with a figure for each column."""
+    return [
+        [form, kind, *(figure_of(form, kind, column) for column in columns)]
+        for form in FORMS
+        for kind in KINDS
+    ]
 
 
 @cache

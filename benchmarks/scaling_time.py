@@ -4,11 +4,10 @@ from collections.abc import Iterator
 
 from benchmarks.markdown import Cell, print_markdown
 from benchmarks.scaling_jobs import (
-    FORMS,
-    KINDS,
     LENGTHS,
     SMALL_MIDDLE_LARGE,
     counts_of,
+    every_training,
     job_of,
     operations_of,
     possible,
@@ -49,11 +48,7 @@ TRAININGS = (
 
 def print_traffic() -> None:
     """Gigabytes that each GPU sends for an update of one micro-batch."""
-    rows = [
-        (form, kind, *(_gigabytes_sent(form, kind, layout) for layout in SHARINGS))
-        for form in FORMS
-        for kind in KINDS
-    ]
+    rows = every_training(_gigabytes_sent, SHARINGS)
     columns = ("model", "tuning", *(str(layout) for layout in SHARINGS))
     print_markdown("GB that each of 8 GPUs sends for an update of one micro-batch:", columns, rows)
 
