@@ -1,0 +1,148 @@
+"""What the documentation names exists: links, pages, commands, options, benchmarks, recipes, keys."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+import yaml
+from jsonschema import Draft202012Validator
+
+from yrunner.cli import app
+from yrunner.recipe.json_schema import recipe_json_schema
+from yrunner.recipe.load import load_recipe
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted(
+    [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "recipes").rglob("*.md")]
+    + [*(ROOT / "deepspeed_configs").glob("*.md")]
+)
+INDEXES = [ROOT / "docs/guide/README.md", ROOT / "docs/results/README.md"]
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
+CODE = re.compile(r"```.*?```|`[^`]+`", re.DOTALL)
+FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+YAML = re.compile(r"^```yaml\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+COMMAND = re.compile(r"\byrun ([a-z]+)\b([^\n`#]*)")
+OPTION = re.compile(r"(?<!\S)(--?[a-z][a-z-]*)")
+BENCHMARK = re.compile(r"python -m benchmarks\.(\w+)")
+RECIPE_FILE = re.compile(r"recipes/(\w+\.yaml)")
+
+schema = recipe_json_schema()
+commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+KEY = re.compile(rf"(?<![\w/.-])({'|'.join(schema['properties'])})((?:\.[a-z_0-9]+)+)(?![\w/])")
+FILE_SUFFIXES = {"md", "py", "json", "jsonl", "yaml", "html", "txt", "csv"}
+
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+
+
+def links(page: Path) -> Iterator[tuple[Path, str]]:
+    """The files and anchors that a page links to; what is on the web is not visited."""
+    for target in LINK.findall(FENCE.sub("", page.read_text("utf-8"))):
+        if "://" not in target:
+            file, _, anchor = target.partition("#")
+            yield (page.parent / file).resolve() if file else page, anchor
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub makes of a page's headings."""
+    titles = HEADING.findall(FENCE.sub("", page.read_text("utf-8")))
+    plain = (re.sub(r"[^\w\- ]", "", title.lower()) for title in titles)
+    return {title.replace(" ", "-") for title in plain}
+
+
+def code(page: Path) -> str:
+    """Everything on a page that is set as code."""
+    return "\n".join(CODE.findall(page.read_text("utf-8")))
+
+
+def has_key(node: dict[str, Any], path: list[str]) -> bool:
+    """Whether a part of the JSON Schema has a key, in any of its variants."""
+    if "$ref" in node:
+        return has_key(schema["$defs"][node["$ref"].rpartition("/")[2]], path)
+    if not path:
+        return True
+    key, *rest = path
+    variants = [*node.get("anyOf", ()), *node.get("oneOf", ())]
+    if key in node.get("properties", {}):
+        variants.append(node["properties"][key])
+        return any(has_key(variant, rest) for variant in variants[-1:])
+    if key.isdigit() and "items" in node:
+        return has_key(node["items"], rest)
+    return any(has_key(variant, path) for variant in variants)
+
+
+@each_page
+def test_every_link_resolves(page: Path):
+    for file, anchor in links(page):
+        assert file.exists(), file
+        assert not anchor or anchor in anchors(file), f"{file.name}#{anchor}"
+
+
+@pytest.mark.parametrize("index", INDEXES, ids=lambda path: path.parent.name)
+def test_every_page_is_in_its_index(index: Path):
+    listed = {file for file, _ in links(index)}
+    assert set(index.parent.glob("*.md")) - {index} <= listed
+
+
+def test_every_page_of_the_docs_is_in_a_folder_with_an_index():
+    pages = set((ROOT / "docs").rglob("*.md"))
+    assert {page.parent for page in pages} == {index.parent for index in INDEXES}
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "README_zh.md"], ids=lambda p: p.name)
+def test_the_readmes_link_to_both_indexes(page: Path):
+    assert set(INDEXES) <= {file for file, _ in links(page)}
+
+
+@each_page
+def test_every_command_and_option_exists(page: Path):
+    for name, rest in COMMAND.findall(code(page)):
+        assert name in commands, f"yrun {name}"
+        known = {option for parameter in commands[name].params for option in parameter.opts}
+        assert set(OPTION.findall(rest)) <= known | {"--help"}, f"yrun {name}{rest}"
+
+
+@each_page
+def test_every_benchmark_exists(page: Path):
+    for name in BENCHMARK.findall(page.read_text("utf-8")):
+        module = ROOT / "benchmarks" / name
+        assert module.with_suffix(".py").is_file() or (module / "__main__.py").is_file(), name
+
+
+@each_page
+def test_every_recipe_exists(page: Path):
+    for name in RECIPE_FILE.findall(page.read_text("utf-8")):
+        assert (ROOT / "recipes" / name).is_file(), name
+
+
+@each_page
+def test_every_recipe_key_exists(page: Path):
+    for section, rest in KEY.findall(code(page)):
+        path = [section, *rest[1:].split(".")]
+        if path[-1] not in FILE_SUFFIXES:
+            assert has_key(schema, path), ".".join(path)
+
+
+@each_page
+def test_every_yaml_block_is_a_valid_part_of_a_recipe(page: Path):
+    whole = yaml.safe_load((ROOT / "recipes/legal_sft.yaml").read_text("utf-8"))
+    for block in YAML.findall(page.read_text("utf-8")):
+        part = yaml.safe_load(block)
+        if "train" not in part.get("data", {"train": []}):
+            part["data"] = {**whole["data"], **part["data"]}
+        Draft202012Validator(schema).validate({**whole, **part})
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.name)
+def test_comments_of_recipes_name_what_exists(recipe: Path):
+    load_recipe(recipe)
+    comments = "\n".join(re.findall(r"#.*", recipe.read_text("utf-8")))
+    for page in re.findall(r"docs/[\w/-]+\.md", comments):
+        assert (ROOT / page).is_file(), page
+    for name in BENCHMARK.findall(comments):
+        assert (ROOT / "benchmarks" / f"{name}.py").is_file() or (ROOT / "benchmarks" / name).is_dir()
