@@ -5,7 +5,7 @@
     python benchmarks/faults.py --only disk --work merging --work sorting --cases 8
 
 Root, or a user who may make namespaces, is needed for the cases with a file system of their own.
-docs/reliability.md tells the method.
+docs/results/reliability.md explains the method.
 """
 
 import argparse

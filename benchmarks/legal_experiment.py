@@ -1,9 +1,9 @@
-"""The tables and the picture of docs/does-nlirg-help.md, from the runs that are finished.
+"""The tables and the picture of docs/results/does-nlirg-help.md, from the runs that are finished.
 
     yrun compare recipes/legal_compare.yaml
     python -m benchmarks.legal_experiment [KEY=VALUE ...] [--picture plain,nlirg FILE]
 
-and those of docs/keep-what-it-knew.md with `--recipe recipes/legal_keep_compare.yaml`.
+and those of docs/results/keep.md with `--recipe recipes/legal_keep_compare.yaml`.
 
 Reads what `yrun compare` has measured, trains nothing, and prints Markdown: all arms after the last
 update and at equal domain accuracy, how much of what plain loss forgets and memorises each arm

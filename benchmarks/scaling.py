@@ -1,6 +1,6 @@
 """Memory, traffic and time from 0.6B to 70B, on paper: python -m benchmarks.scaling [table ...]
 
-Prints the tables of docs/scaling.md; without a name all of them, in half an hour of a processor.
+Prints the tables of docs/results/scaling.md; without a name all of them, in half an hour.
 What is compared is in scaling_jobs.py, speeds are in scaling_time.py.
 """
 

@@ -1,4 +1,4 @@
-"""The trainings that docs/scaling.md compares: models from 0.6B to 70B, on paper.
+"""The trainings that docs/results/scaling.md compares: models from 0.6B to 70B, on paper.
 
 Nothing is trained and no weight exists: the estimator that `yrun check` uses runs two short models
 of each form on tensors without values. Every row is full of targets, in bfloat16, one row at a time

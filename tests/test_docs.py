@@ -1,4 +1,4 @@
-"""What the documentation names exists: links, pages, commands, options, benchmarks, recipes, keys."""
+"""Everything that the docs name exists: links, pages, commands, benchmarks, recipes and keys."""
 
 import re
 from collections.abc import Iterator
@@ -15,16 +15,16 @@ from yrunner.recipe.json_schema import recipe_json_schema
 from yrunner.recipe.load import load_recipe
 
 ROOT = Path(__file__).parents[1]
+FOLDERS = ("docs", "recipes", "deepspeed_configs")
 PAGES = sorted(
-    [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "recipes").rglob("*.md")]
-    + [*(ROOT / "deepspeed_configs").glob("*.md")]
+    {*ROOT.glob("*.md"), *(page for name in FOLDERS for page in (ROOT / name).rglob("*.md"))}
 )
 INDEXES = [ROOT / "docs/guide/README.md", ROOT / "docs/results/README.md"]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
-CODE = re.compile(r"```.*?```|`[^`]+`", re.DOTALL)
+INLINE_CODE = re.compile(r"`[^`]+`")
 FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 YAML = re.compile(r"^```yaml\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"\byrun ([a-z]+)\b([^\n`#]*)")
@@ -56,8 +56,10 @@ def anchors(page: Path) -> set[str]:
 
 
 def code(page: Path) -> str:
-    """Everything on a page that is set as code."""
-    return "\n".join(CODE.findall(page.read_text("utf-8")))
+    """Everything on a page that is set as code, but for what commands print."""
+    text = page.read_text("utf-8")
+    blocks = [block for block in FENCE.findall(text) if not block.startswith("```\n")]
+    return "\n".join([*blocks, *INLINE_CODE.findall(FENCE.sub("", text))])
 
 
 def has_key(node: dict[str, Any], path: list[str]) -> bool:
@@ -145,4 +147,6 @@ def test_comments_of_recipes_name_what_exists(recipe: Path):
     for page in re.findall(r"docs/[\w/-]+\.md", comments):
         assert (ROOT / page).is_file(), page
     for name in BENCHMARK.findall(comments):
-        assert (ROOT / "benchmarks" / f"{name}.py").is_file() or (ROOT / "benchmarks" / name).is_dir()
+        assert (ROOT / "benchmarks" / f"{name}.py").is_file() or (
+            ROOT / "benchmarks" / name
+        ).is_dir()

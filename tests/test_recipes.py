@@ -41,6 +41,7 @@ def test_the_schema_beside_the_recipes_is_the_one_that_yrun_prints():
     assert json.loads(SCHEMA.read_text("utf-8")) == recipe_json_schema()
 
 
-def test_the_readme_shows_the_main_recipe_as_it_is():
+def test_the_guide_shows_the_main_recipe_as_it_is():
     recipe = (FOLDER / "legal_sft.yaml").read_text("utf-8").split("\n", 1)[1].strip()
-    assert f"```yaml\n{recipe}\n```" in (FOLDER.parent / "README.md").read_text("utf-8")
+    guide = FOLDER.parent / "docs/guide/recipe.md"
+    assert f"```yaml\n{recipe}\n```" in guide.read_text("utf-8")

@@ -1,4 +1,4 @@
-"""The tables of docs/scaling.md stand on updates of short rows."""
+"""The tables of docs/results/scaling.md stand on updates of short rows."""
 
 import pytest
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from yrunner.losses.nlirg import nlirg_weight
 from yrunner.losses.nlirg_entropy import nlirg_entropy_weight
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "losses.md"
+DOCUMENT = Path(__file__).parents[2] / "docs/guide/losses.md"
 TABLE_ROW = re.compile(r"^\| (\d+) \| ((?:\d\.\d{4} \| ?)+)$", re.MULTILINE)
 JUST_UNDER_15 = 14.999
 

@@ -15,7 +15,7 @@ from yrunner.losses.nlirg_entropy import nlirg_entropy_weight
 from yrunner.losses.weights import EAFT_TOP, dft_weight, eaft_weight
 from yrunner.recipe.schema import EaftLoss, NlirgEntropyLoss, NlirgLoss
 
-DOCUMENTS = Path(__file__).parents[2] / "docs"
+DOCUMENTS = Path(__file__).parents[2] / "docs/guide"
 KIND_ROW = re.compile(r"^\| [a-z][a-z, ]+ \| ([\d.]+) \| ([\d.]+) \| 1 \| (.+) \|$", re.MULTILINE)
 KEY_ROW = re.compile(r"^\| `(\w+)` \| ([\d.e-]+) \|", re.MULTILINE)
 entropies = st.floats(0, 12)

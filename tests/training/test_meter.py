@@ -14,7 +14,7 @@ from yrunner.training.arguments import token_weight
 from yrunner.training.meter import SignalMeter
 from yrunner.training.metrics_file import read_metrics
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "losses.md"
+DOCUMENT = Path(__file__).parents[2] / "docs/guide/losses.md"
 SPREAD = 16.0
 """Makes a model surer than it has reason to be, so that losses of all sizes occur."""
 LOG_TABLE = re.compile(r"^## What is logged$.*?^\|---.*?\n(.*?)\n\n", re.MULTILINE | re.DOTALL)

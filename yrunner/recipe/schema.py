@@ -40,7 +40,7 @@ class PlainLoss(WeightedLoss):
 
 
 class NlirgLoss(WeightedLoss):
-    """Cross-entropy weighed per token by how hard it is right now; see docs/nlirg.md."""
+    """Cross-entropy weighed per token by how hard it is right now; see docs/guide/nlirg.md."""
 
     kind: Literal["nlirg"]
     max_lr: float = Field(1.0, gt=0)
@@ -68,7 +68,7 @@ class NlirgLoss(WeightedLoss):
 
 
 class NlirgEntropyLoss(WeightedLoss):
-    """NLIRG that tells sure and wrong from unsure and wrong by the entropy; see docs/losses.md."""
+    """NLIRG that also uses the entropy, to spot confident errors; see docs/guide/losses.md."""
 
     kind: Literal["nlirg_entropy"]
     max_lr: float = Field(1.0, gt=0)
@@ -88,13 +88,13 @@ class NlirgEntropyLoss(WeightedLoss):
 
 
 class DftLoss(WeightedLoss):
-    """Dynamic Fine-Tuning: every target counts by its probability; see docs/losses.md."""
+    """Dynamic Fine-Tuning: every target counts by its probability; see docs/guide/losses.md."""
 
     kind: Literal["dft"]
 
 
 class EaftLoss(WeightedLoss):
-    """Entropy-Adaptive Fine-Tuning: where it is sure, nothing is learned; see docs/losses.md."""
+    """Entropy-Adaptive Fine-Tuning: learn where the model is unsure; see docs/guide/losses.md."""
 
     kind: Literal["eaft"]
     alpha: float = Field(1.0, gt=0)

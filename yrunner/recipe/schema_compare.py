@@ -20,7 +20,7 @@ def is_fixed(key: str) -> bool:
 
 
 class CompareSection(Section):
-    """The arms that `yrun compare` trains and sets against each other; see docs/comparing.md."""
+    """The arms and seeds of an experiment, for `yrun compare`; see docs/guide/compare.md."""
 
     arms: dict[str, dict[str, Any]] = Field({})
     """For each arm, by its name, the dotted keys that it changes: `slow: {train.learning_rate:

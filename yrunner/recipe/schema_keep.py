@@ -36,7 +36,7 @@ class HeldToRows(Section):
 
 
 class SelfReplay(HeldToRows, Writing):
-    """Hold the model to its base on rows that the base wrote; see docs/keep-what-it-knew.md."""
+    """Hold the model to its base on rows that the base wrote; see docs/guide/keep.md."""
 
     kind: Literal["self_replay"]
     rows: int = Field(600, ge=1)

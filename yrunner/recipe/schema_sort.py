@@ -18,7 +18,7 @@ ScoreName = Literal[
     "excess",
     "divergence",
 ]
-"""What a row is judged by; docs/sorting.md says how each is computed."""
+"""What a row is judged by; docs/guide/sort.md says how each is computed."""
 
 
 class SortSection(Section):

@@ -21,7 +21,7 @@ from yrunner.models.weightless import fake_mode_of
 
 METHOD = (
     "Estimated by running one update on tensors that have shapes and no values, adding up after "
-    "every operation what is alive; several GPUs share it out as docs/scaling.md says."
+    "every operation what is alive; several GPUs share it out as docs/results/scaling.md says."
 )
 NOT_COUNTED = (
     "Not in it: the CUDA context (about 0.5 GB), scratch memory inside kernels, and what the "
