@@ -1,8 +1,8 @@
-"""Draw the README's picture of a run from what the run has left behind.
+"""Draw the README's picture of a run from its run folder.
 
     .venv/bin/python docs/make_pictures.py outputs/legal-sft
 
-writes docs/run.svg: the live view as it stood two fifths into the run.
+writes docs/run.svg: the live view two fifths into the run.
 """
 
 import sys

@@ -15,7 +15,7 @@ from yrunner.recipe.json_schema import recipe_json_schema
 from yrunner.recipe.load import load_recipe
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("docs", "recipes", "deepspeed_configs")
+FOLDERS = ("docs", "recipes", "deepspeed_configs", "benchmarks")
 PAGES = sorted(
     {*ROOT.glob("*.md"), *(page for name in FOLDERS for page in (ROOT / name).rglob("*.md"))}
 )
@@ -29,7 +29,7 @@ FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 YAML = re.compile(r"^```yaml\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"\byrun ([a-z]+)\b([^\n`#]*)")
 OPTION = re.compile(r"(?<!\S)(--?[a-z][a-z-]*)")
-BENCHMARK = re.compile(r"python -m benchmarks\.(\w+)")
+BENCHMARK = re.compile(r"python -m (benchmarks(?:\.\w+)+)")
 RECIPE_FILE = re.compile(r"recipes/(\w+\.yaml)")
 
 schema = recipe_json_schema()
@@ -60,6 +60,12 @@ def code(page: Path) -> str:
     text = page.read_text("utf-8")
     blocks = [block for block in FENCE.findall(text) if not block.startswith("```\n")]
     return "\n".join([*blocks, *INLINE_CODE.findall(FENCE.sub("", text))])
+
+
+def can_be_run(module: str) -> bool:
+    """Whether `python -m module` finds a file."""
+    path = ROOT.joinpath(*module.split("."))
+    return path.with_suffix(".py").is_file() or (path / "__main__.py").is_file()
 
 
 def has_key(node: dict[str, Any], path: list[str]) -> bool:
@@ -112,8 +118,7 @@ def test_every_command_and_option_exists(page: Path):
 @each_page
 def test_every_benchmark_exists(page: Path):
     for name in BENCHMARK.findall(page.read_text("utf-8")):
-        module = ROOT / "benchmarks" / name
-        assert module.with_suffix(".py").is_file() or (module / "__main__.py").is_file(), name
+        assert can_be_run(name), name
 
 
 @each_page
@@ -147,6 +152,4 @@ def test_comments_of_recipes_name_what_exists(recipe: Path):
     for page in re.findall(r"docs/[\w/-]+\.md", comments):
         assert (ROOT / page).is_file(), page
     for name in BENCHMARK.findall(comments):
-        assert (ROOT / "benchmarks" / f"{name}.py").is_file() or (
-            ROOT / "benchmarks" / name
-        ).is_dir()
+        assert can_be_run(name), name
