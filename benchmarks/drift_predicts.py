@@ -10,9 +10,9 @@ accuracy is -1 where drift orders the checkpoints as the tests do.
 import argparse
 from pathlib import Path
 
-from yrunner.commands.compare_points import Measurement
-from yrunner.run_dir import CompareDir, RunDir
-from yrunner.training.metrics_file import read_metrics
+from yrunner.commands.compare.points import Measurement
+from yrunner.storage.run_dir import CompareDir, RunDir
+from yrunner.training.metrics import read_metrics
 
 Pair = tuple[float, float]
 """Drift, and the share of right general answers, of one checkpoint."""

@@ -24,15 +24,15 @@ import torch
 from torch import Tensor
 
 from benchmarks.sort_quality import ROOT
-from yrunner.commands.finished import load_finished
-from yrunner.commands.train_data import first_examples
+from yrunner.assembly.dataset import first_examples
+from yrunner.assembly.model import load_finished
 from yrunner.console import print_table
 from yrunner.data.conversation import TokenizedExample
 from yrunner.losses.nlirg import nlirg_weight
-from yrunner.losses.nlirg_entropy import nlirg_entropy_weight
+from yrunner.losses.token_weights import nlirg_entropy_weight
 from yrunner.models.load import load_tokenizer
 from yrunner.recipe.load import load_recipe
-from yrunner.recipe.schema import Recipe
+from yrunner.recipe.schema.recipe import Recipe
 from yrunner.scoring.measure import score_tokens
 
 # N = targets of all rows

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from yrunner.data.render import prompt_text
+from yrunner.data.chat.tokenize import prompt_text
 from yrunner.evaluation.generate import generate_answers
 from yrunner.evaluation.questions import read_questions
 from yrunner.models.load import choose_dtype, find_stop_ids, load_model, load_tokenizer

@@ -21,15 +21,15 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from benchmarks.memory import GIVE_MEMORY_BACK, peak_above_now
-from yrunner.data.collate import collate
+from yrunner.data.batching.collate import collate
+from yrunner.data.batching.replay_rows import make_keep_plan
 from yrunner.data.conversation import TokenizedExample
-from yrunner.data.keep_plan import make_keep_plan
 from yrunner.errors import Origin
-from yrunner.losses.fused import attach, measure_targets
+from yrunner.losses.fused_head import attach, measure_targets
 from yrunner.models.tuning import apply_tuning
-from yrunner.recipe.schema_model import LoraTuning
+from yrunner.recipe.schema.model import LoraTuning
 from yrunner.tokens import IGNORE_INDEX
-from yrunner.training.keeping import HeldRows, Micro
+from yrunner.training.replay_loss import HeldRows, MicroBatch
 
 ROWS, KEPT, LENGTH, SHARE_OF_TARGETS = 8, 3, 128, 0.5
 SIZES = {
@@ -72,7 +72,7 @@ def make_step(way: str, size: str) -> Step:
         targets = measure_targets(model, collate(field, 0))
         loss = targets.weighted / len(targets.loss_N)
         if held is not None:
-            kept = held.loss(model, model, Micro(0, 0, ROWS))
+            kept = held.loss(model, model, MicroBatch(0, 0, ROWS))
             assert kept is not None, "the update has kept rows"
             loss = loss + kept
         loss.backward()

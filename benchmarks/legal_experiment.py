@@ -19,7 +19,7 @@ from pathlib import Path
 from statistics import fmean
 
 from benchmarks.sort_quality import ROOT
-from yrunner.commands.compare_figures import (
+from yrunner.commands.compare.figures import (
     Chosen,
     Curves,
     Spread,
@@ -31,14 +31,14 @@ from yrunner.commands.compare_figures import (
     measure_spread,
     spread,
 )
-from yrunner.commands.compare_points import Measurement, Point
-from yrunner.commands.compare_runs import base_name, plan_runs
-from yrunner.commands.compare_tables import percent
+from yrunner.commands.compare.points import Measurement, Point
+from yrunner.commands.compare.runs import base_name, plan_runs
+from yrunner.commands.compare.tables import percent
 from yrunner.evaluation.results import Difference
 from yrunner.recipe.arms import choose_arms
 from yrunner.recipe.load import load_recipe
 from yrunner.reports.comparison_plots import PlanePoint, forgetting_plane
-from yrunner.run_dir import CompareDir
+from yrunner.storage.run_dir import CompareDir
 
 RECIPE = ROOT / "recipes/legal_compare.yaml"
 GENERAL_TEST = ROOT / "recipes/data/general_test.jsonl"

@@ -20,10 +20,10 @@ import torch
 
 from benchmarks.sft import BATCH, SIZES, save_model, write_rows
 from benchmarks.sft_ours import load_lora, read_examples
-from yrunner.commands.train_plan import layout_for
-from yrunner.data.collate import collate
+from yrunner.assembly.plan import layout_for
+from yrunner.data.batching.collate import collate
 from yrunner.data.conversation import TokenizedExample
-from yrunner.losses.fused import attach, measure_targets
+from yrunner.losses.fused_head import attach, measure_targets
 
 SQUARE = 2048
 MULTIPLY_AND_ADD = 2

@@ -18,11 +18,11 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from benchmarks.memory import GIVE_MEMORY_BACK, peak_above_now
-from yrunner.losses.fused import attach, measure_targets
+from yrunner.losses.fused_head import attach, measure_targets
 from yrunner.losses.nlirg import nlirg_weight
-from yrunner.losses.per_token import PLAIN, TokenWeight
+from yrunner.losses.targets import PLAIN, TokenWeight
 from yrunner.models.tuning import apply_tuning
-from yrunner.recipe.schema_model import LoraTuning
+from yrunner.recipe.schema.model import LoraTuning
 from yrunner.tokens import IGNORE_INDEX
 
 VOCABULARY = 151_936

@@ -19,18 +19,13 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
-from yrunner.losses.fused import attach, measure_targets
+from yrunner.losses.fused_head import attach, measure_targets
 from yrunner.models.load import DTYPES
+from yrunner.models.meta import build_weightless
 from yrunner.models.tuning import apply_tuning
-from yrunner.models.weightless import build_weightless
-from yrunner.recipe.schema_model import FreezeTuning, FullTuning, LoraTuning, Tuning
+from yrunner.recipe.schema.model import FreezeTuning, FullTuning, LoraTuning, Tuning
 from yrunner.tokens import IGNORE_INDEX
-from yrunner.training.memory import (
-    StepTrace,
-    make_optimizer,
-    mixed_precision,
-    trace_step,
-)
+from yrunner.training.memory.trace import StepTrace, make_optimizer, mixed_precision, trace_step
 
 TUNINGS: dict[str, Tuning] = {
     "full": FullTuning(kind="full"),

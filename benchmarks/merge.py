@@ -18,12 +18,11 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from yrunner.models.checkpoint import open_checkpoint
-from yrunner.models.folder_logits import folder_logits, merge_logits
-from yrunner.models.freed_memory import give_back_freed_memory
-from yrunner.models.merged_weights import write_merged
-from yrunner.models.merging import Weighted, prepare_merge
-from yrunner.models.proof import Probes, compare
+from yrunner.models.local import give_back_freed_memory
+from yrunner.models.merge.plan import Weighted, prepare_merge
+from yrunner.models.merge.proof import Probes, compare, folder_logits, merge_logits
+from yrunner.models.merge.safetensors_io import open_checkpoint
+from yrunner.models.merge.write import write_merged
 
 GIGABYTE = 10**9
 PROBES = Probes([[(7 * place + row) % 32_000 for place in range(64)] for row in range(8)])

@@ -12,8 +12,8 @@ from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from yrunner.commands.merge import merge
-from yrunner.commands.train import train
+from yrunner.commands.merge.command import merge
+from yrunner.commands.train.command import train
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "legal_sft.yaml"
 TUNINGS = {

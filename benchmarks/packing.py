@@ -25,12 +25,11 @@ import numpy as np
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from yrunner.data.collate import collate
+from yrunner.data.batching.collate import all_in_one_row, collate, fit_rows, one_per_row
+from yrunner.data.batching.packing import fill_rate, pack, pack_in_order
 from yrunner.data.conversation import TokenizedExample
-from yrunner.data.layouts import all_in_one_row, fit_rows, one_per_row
-from yrunner.data.packing import fill_rate, pack, pack_in_order
 from yrunner.errors import Origin
-from yrunner.losses.fused import attach, measure_targets
+from yrunner.losses.fused_head import attach, measure_targets
 from yrunner.tokens import IGNORE_INDEX
 
 MAX_LENGTH = 1024

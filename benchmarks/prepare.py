@@ -93,9 +93,9 @@ def ours(options: argparse.Namespace) -> None:
     """yrunner: prepared into a cache on disk, then packed."""
     from transformers import AutoTokenizer
 
-    from yrunner.data.cache import Cache
-    from yrunner.data.packing import pack
-    from yrunner.data.pipeline import Rules, Source, prepare
+    from yrunner.data.batching.packing import pack
+    from yrunner.data.dataset.cache import Cache
+    from yrunner.data.dataset.prepare import Rules, Source, prepare
 
     tokenizer = AutoTokenizer.from_pretrained(options.tokenizer)
     source = Source((options.data,))

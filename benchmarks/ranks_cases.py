@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from yrunner.data.batching.collate import all_in_one_row
 from yrunner.data.conversation import TokenizedExample
-from yrunner.data.layouts import all_in_one_row
 from yrunner.errors import Origin
-from yrunner.recipe.schema import Checkpoint, NlirgLoss, PlainLoss
-from yrunner.recipe.schema_distributed import DeepSpeedSection
-from yrunner.recipe.schema_model import FullTuning, LoraTuning, Tuning
-from yrunner.scoring.base_answers import keep_tops
+from yrunner.recipe.schema.distributed import DeepSpeedSection
+from yrunner.recipe.schema.model import FullTuning, LoraTuning, Tuning
+from yrunner.recipe.schema.recipe import Checkpoint, NlirgLoss, PlainLoss
+from yrunner.scoring.base_predictions import keep_tops
 from yrunner.tokens import IGNORE_INDEX
 
 TOPS = "tops.safetensors"

@@ -9,12 +9,11 @@ from pathlib import Path
 import torch
 
 from benchmarks.ranks_cases import PAD, TUNINGS, Case, make_examples
-from yrunner.data.keep_plan import make_keep_plan
-from yrunner.models.load import load_model
-from yrunner.models.whole import whole_weights
-from yrunner.scoring.base_answers import KeptTops, keep_tops
-from yrunner.training.fisher import Springs, estimate_fisher
-from yrunner.training.keeping import HeldRows
+from yrunner.data.batching.replay_rows import make_keep_plan
+from yrunner.models.load import load_model, whole_weights
+from yrunner.scoring.base_predictions import KeptTops, keep_tops
+from yrunner.training.ewc import EwcPenalty, estimate_fisher
+from yrunner.training.replay_loss import HeldRows
 from yrunner.training.trainer import SignalTrainer
 
 KEPT_SHARE = {"none": 0.0, "replay": 3 / 8, "one_row": 1 / 8, "text": 3 / 8, "ewc": 0.0}
@@ -32,7 +31,7 @@ def hold(trainer: SignalTrainer, case: Case, base: Path, pack_to: int | None) ->
         return
     if case.keep == "ewc":
         fisher = estimate_fisher(trainer.model, ROWS, pad_token_id=PAD)
-        trainer.hold_back(Springs(trainer.model, fisher, PENALTY))
+        trainer.add_regulariser(EwcPenalty(trainer.model, fisher, PENALTY))
         return
     plan = make_keep_plan(
         [len(row.target_positions) for row in ROWS],
@@ -41,7 +40,7 @@ def hold(trainer: SignalTrainer, case: Case, base: Path, pack_to: int | None) ->
         seed=0,
         pack_to=pack_to,
     )
-    trainer.hold_back(
+    trainer.add_regulariser(
         HeldRows(
             ROWS,
             plan,

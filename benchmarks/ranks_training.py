@@ -23,20 +23,20 @@ from benchmarks.ranks_cases import (
     Found,
 )
 from benchmarks.ranks_keep import FIGURES, KEPT_SHARE, hold
-from yrunner.data.layouts import one_per_row
-from yrunner.data.plan import make_plan
+from yrunner.data.batching.collate import one_per_row
+from yrunner.data.batching.plan import make_plan
+from yrunner.distributed.collectives import join_ranks, num_ranks, this_rank
+from yrunner.models.errors import quiet_libraries
 from yrunner.models.load import load_model
-from yrunner.models.quiet import quiet_libraries
 from yrunner.models.tuning import apply_tuning
-from yrunner.ranks import join_ranks, num_ranks, this_rank
-from yrunner.recipe.schema import TrainSection
-from yrunner.run_dir import RunDir
-from yrunner.scoring.base_answers import KeptTops
+from yrunner.recipe.schema.recipe import TrainSection
+from yrunner.scoring.base_predictions import KeptTops
+from yrunner.storage.run_dir import RunDir
 from yrunner.training.arguments import make_arguments, token_weight
-from yrunner.training.cadence import Cadence
-from yrunner.training.deepspeed_settings import complete, deepspeed_settings
+from yrunner.training.callbacks import Cadence
+from yrunner.training.deepspeed.config import complete, deepspeed_settings
 from yrunner.training.drift import DriftGauge
-from yrunner.training.metrics_file import MetricsFile, read_metrics
+from yrunner.training.metrics import MetricsFile, read_metrics
 from yrunner.training.trainer import SignalTrainer
 
 NUM_PROCESSES = 2

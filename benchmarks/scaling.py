@@ -20,9 +20,9 @@ from benchmarks.scaling_jobs import (
     saved_tensors_bytes,
 )
 from benchmarks.scaling_time import print_rows, print_sending, print_time, print_traffic
-from yrunner.commands.check_machine import Machine
-from yrunner.training.sharing import FLOAT32, Sharing, memory_per_gpu, sharings_for
-from yrunner.training.zero import SHARD_BYTES
+from yrunner.assembly.memory import Machine
+from yrunner.training.deepspeed.state import SHARD_BYTES
+from yrunner.training.memory.zero import FLOAT32, Sharing, memory_per_gpu, sharings_for
 
 GPUS = (1, 2, 8, 64, 512)
 MACHINES = (

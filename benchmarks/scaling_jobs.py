@@ -15,15 +15,14 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from benchmarks.markdown import Cell
 from benchmarks.memory import full_batch
-from yrunner.models.quantized import bytes_of_stored
-from yrunner.models.weight_counts import WeightCounts, count_weights_of
-from yrunner.models.weightless import build_weightless
-from yrunner.recipe.schema_model import FullTuning, LoraTuning, Tuning
-from yrunner.training.layer_trace import GrownTrace, trace_update
-from yrunner.training.memory import StepTrace
+from yrunner.models.meta import build_weightless
+from yrunner.models.quantization import bytes_of_stored
+from yrunner.models.size import WeightCounts, count_weights_of
+from yrunner.recipe.schema.model import FullTuning, LoraTuning, Tuning
+from yrunner.training.deepspeed.state import MOMENTS
+from yrunner.training.memory.trace import GrownTrace, StepTrace, trace_update
+from yrunner.training.memory.zero import FLOAT32, Sharing, Workload, memory_per_gpu
 from yrunner.training.operations import Attention, Operations, count_operations
-from yrunner.training.sharing import FLOAT32, Job, Sharing, memory_per_gpu
-from yrunner.training.zero import MOMENTS
 
 QWEN3 = {"model_type": "qwen3", "vocab_size": 151_936, "head_dim": 128, "num_key_value_heads": 8}
 LLAMA = {"model_type": "llama", "vocab_size": 128_256, "head_dim": 128, "num_key_value_heads": 8}
@@ -81,7 +80,7 @@ def config_of(form: str) -> PreTrainedConfig:
 
 
 @cache
-def job_of(form: str, kind: str, length: int = LENGTHS[0]) -> Job:
+def job_of(form: str, kind: str, length: int = LENGTHS[0]) -> Workload:
     """An update of one row of so many targets."""
     if kind == "qlora":
         return replace(
@@ -93,7 +92,7 @@ def job_of(form: str, kind: str, length: int = LENGTHS[0]) -> Job:
         longer=carried_on(first.longer, second.longer, length),
         layers=second.layers,
     )
-    return Job(update, counts_of(form, kind), 2, config_of(form).hidden_size ** 2)
+    return Workload(update, counts_of(form, kind), 2, config_of(form).hidden_size ** 2)
 
 
 @cache

@@ -16,9 +16,9 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from benchmarks.memory import peak_above_now
+from yrunner.data.batching.plan import make_plan
 from yrunner.data.conversation import TokenizedParts
-from yrunner.data.plan import make_plan
-from yrunner.data.store import ExampleWriter, Traits
+from yrunner.data.dataset.examples import ExampleWriter, Traits
 from yrunner.errors import Origin
 
 SMALLEST = 10_000

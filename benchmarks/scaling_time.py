@@ -12,9 +12,9 @@ from benchmarks.scaling_jobs import (
     operations_of,
     possible,
 )
-from yrunner.commands.check_machine import Machine
-from yrunner.training.memory import StepTrace
-from yrunner.training.sharing import Job, Sharing, memory_per_gpu
+from yrunner.assembly.memory import Machine
+from yrunner.training.memory.trace import StepTrace
+from yrunner.training.memory.zero import Sharing, Workload, memory_per_gpu
 from yrunner.training.traffic import traffic_per_gpu
 
 PEAK = 989e12
@@ -158,5 +158,5 @@ def _gigabytes_sent(form: str, kind: str, layout: Sharing) -> float | None:
 
 
 def _bytes_sent(form: str, kind: str, layout: Sharing) -> int:
-    job = Job(NO_TRACE, counts_of(form, kind), bytes_per_number=2, bucket_numbers=1)
+    job = Workload(NO_TRACE, counts_of(form, kind), bytes_per_number=2, bucket_numbers=1)
     return traffic_per_gpu(job, layout).total

@@ -11,17 +11,17 @@ import torch
 from transformers import Trainer, TrainingArguments
 
 from benchmarks.sft import BATCH
-from yrunner.commands.train_plan import layout_for
-from yrunner.data.collate import collate
+from yrunner.assembly.plan import layout_for
+from yrunner.data.batching.collate import collate
+from yrunner.data.batching.plan import make_plan
 from yrunner.data.conversation import TokenizedExample
-from yrunner.data.plan import make_plan
 from yrunner.errors import Origin
-from yrunner.models.isolation import isolates_examples
+from yrunner.models.limits import isolates_examples
 from yrunner.models.load import load_model
 from yrunner.models.tuning import apply_tuning
-from yrunner.recipe.schema import Loss, NlirgLoss, PlainLoss, TrainSection
-from yrunner.recipe.schema_model import LoraTuning
-from yrunner.run_dir import RunDir
+from yrunner.recipe.schema.model import LoraTuning
+from yrunner.recipe.schema.recipe import Loss, NlirgLoss, PlainLoss, TrainSection
+from yrunner.storage.run_dir import RunDir
 from yrunner.tokens import IGNORE_INDEX
 from yrunner.training.arguments import make_arguments, token_weight
 from yrunner.training.trainer import SignalTrainer

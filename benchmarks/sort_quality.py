@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.second_world.write import write_second_world
-from yrunner.commands.sort import sort
+from yrunner.commands.sort.command import sort
 from yrunner.console import print_table
 from yrunner.scoring.rank import suspicion
 

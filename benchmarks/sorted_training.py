@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.sort_quality import ROOT
-from yrunner.commands.measure import Measured
-from yrunner.commands.sort import sort
-from yrunner.commands.train import train
+from yrunner.assembly.measure import Measured
+from yrunner.commands.sort.command import sort
+from yrunner.commands.train.command import train
 from yrunner.console import print_table, say
-from yrunner.run_dir import RunDir
+from yrunner.storage.run_dir import RunDir
 
 RECIPE = ROOT / "recipes/legal_sft.yaml"
 DATA = ROOT / "recipes/data"

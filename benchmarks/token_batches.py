@@ -27,13 +27,13 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
-from yrunner.data.collate import collate
+from yrunner.data.batching.collate import collate
+from yrunner.data.batching.token_batches import count_groups, count_updates, cut_group
 from yrunner.data.conversation import TokenizedExample
-from yrunner.data.token_batches import count_groups, count_updates, cut_group
 from yrunner.errors import Origin
-from yrunner.losses.fused import attach, measure_targets
+from yrunner.losses.fused_head import attach, measure_targets
 from yrunner.models.tuning import apply_tuning
-from yrunner.recipe.schema_model import FullTuning, LoraTuning
+from yrunner.recipe.schema.model import FullTuning, LoraTuning
 from yrunner.tokens import IGNORE_INDEX
 
 SIZES = {

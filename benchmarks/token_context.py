@@ -30,13 +30,13 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
-from yrunner.data.collate import collate
+from yrunner.data.batching.collate import collate
+from yrunner.data.batching.token_batches import count_groups, cut_group
 from yrunner.data.conversation import TokenizedExample
-from yrunner.data.token_batches import count_groups, cut_group
 from yrunner.errors import Origin
-from yrunner.losses.fused import attach, detach, measure_targets
+from yrunner.losses.fused_head import attach, detach, measure_targets
 from yrunner.models.tuning import apply_tuning
-from yrunner.recipe.schema_model import FullTuning, LoraTuning, Tuning
+from yrunner.recipe.schema.model import FullTuning, LoraTuning, Tuning
 from yrunner.tokens import IGNORE_INDEX
 
 ROOT = Path(__file__).parents[1]

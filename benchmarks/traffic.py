@@ -24,12 +24,12 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from benchmarks.memory import TUNINGS, full_batch
 from benchmarks.processes import run_together
-from yrunner.losses.fused import attach, measure_targets
+from yrunner.distributed.collectives import join_ranks
+from yrunner.losses.fused_head import attach, measure_targets
+from yrunner.models.size import count_weights_of
 from yrunner.models.tuning import apply_tuning
-from yrunner.models.weight_counts import count_weights_of
-from yrunner.ranks import join_ranks
-from yrunner.training.memory import StepTrace
-from yrunner.training.sharing import Job, Sharing
+from yrunner.training.memory.trace import StepTrace
+from yrunner.training.memory.zero import Sharing, Workload
 from yrunner.training.traffic import traffic_per_gpu
 
 RANKS = 2
@@ -62,7 +62,7 @@ def main() -> None:
         return
     print("tuning  stage  micro-batches  sent MB  estimated MB  ratio")
     for (kind, stage, micro_steps), sent in zip(CASES, measured_bytes(), strict=True):
-        job = Job(NO_TRACE, count_weights_of(make_model(kind)), 4, FORM["hidden_size"] ** 2)
+        job = Workload(NO_TRACE, count_weights_of(make_model(kind)), 4, FORM["hidden_size"] ** 2)
         sharing = Sharing(RANKS, stage or None)
         estimated = traffic_per_gpu(job, sharing, micro_steps=micro_steps).total
         print(

@@ -30,13 +30,13 @@ from benchmarks.traffic import (
     make_zero_engine,
     zero_update,
 )
-from yrunner.models.quiet import quiet_libraries
-from yrunner.models.weight_counts import count_weights_of
-from yrunner.models.weightless import build_weightless
-from yrunner.ranks import join_ranks
-from yrunner.training.memory import StepTrace, trace_step
-from yrunner.training.sharing import FLOAT32, Job, Sharing, memory_per_gpu
-from yrunner.training.zero import SHARD_BYTES, ZeroRun
+from yrunner.distributed.collectives import join_ranks
+from yrunner.models.errors import quiet_libraries
+from yrunner.models.meta import build_weightless
+from yrunner.models.size import count_weights_of
+from yrunner.training.deepspeed.state import SHARD_BYTES, ZeroRun
+from yrunner.training.memory.trace import StepTrace, trace_step
+from yrunner.training.memory.zero import FLOAT32, Sharing, Workload, memory_per_gpu
 
 LARGER = FORM | {"hidden_size": 640, "intermediate_size": 1920, "num_hidden_layers": 8}
 """40 million weights: beside them what else a process holds is small."""
@@ -71,7 +71,7 @@ def _beside(measured: float, estimated: float) -> tuple[float, float, float]:
     return measured / 1e6, estimated / 1e6, estimated / measured
 
 
-def saved_at_once(job: Job) -> int:
+def saved_at_once(job: Workload) -> int:
     """Bytes of weights and moments in the memory of the first process, see `ZeroRun.save`.
 
     A shard of them, and the weight that is gathered next, in as many tensors.
@@ -80,7 +80,7 @@ def saved_at_once(job: Job) -> int:
     return shard + saved_tensors_bytes(job.counts.largest)
 
 
-def estimated_job() -> Job:
+def estimated_job() -> Workload:
     """The same update for the estimator. DeepSpeed's optimizer steps over all weights at once."""
     model = build_weightless(AutoConfig.for_model(**LARGER), TUNINGS["full"], dtype=torch.float32)
     counts = count_weights_of(model)
@@ -92,7 +92,7 @@ def estimated_job() -> Job:
         foreach=True,
     )
     assert isinstance(trace, StepTrace), trace.reason
-    return Job(trace, counts, bytes_per_number=4, bucket_numbers=LARGER["hidden_size"] ** 2)
+    return Workload(trace, counts, bytes_per_number=4, bucket_numbers=LARGER["hidden_size"] ** 2)
 
 
 def measured_bytes(stage: int) -> dict[str, int]:

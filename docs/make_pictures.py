@@ -10,8 +10,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from yrunner.run_dir import RunDir
-from yrunner.training.metrics_file import read_metrics
+from yrunner.storage.run_dir import RunDir
+from yrunner.training.metrics import read_metrics
 from yrunner.training.progress import History, draw
 
 WIDTH = 96

@@ -118,8 +118,8 @@ def make_talker(make_model: Callable[..., Any]) -> Callable[..., Any]:
 @pytest.fixture(scope="session")
 def examples(capitals_tokenizer: Any) -> list[Any]:
     """Forty tokenized conversations."""
+    from yrunner.data.chat.tokenize import tokenize_conversations
     from yrunner.data.conversation import Conversation, Message
-    from yrunner.data.render import tokenize_conversations
     from yrunner.errors import Origin
 
     talks = [

@@ -105,7 +105,7 @@ def test_a_full_disk_is_a_sentence_and_no_bug(
 
 def test_an_interrupt_during_heavy_imports_ends_with_code_130_and_one_word():
     program = (
-        "import signal; from yrunner.cli_start import stopping_at_once\n"
+        "import signal; from yrunner.process import stopping_at_once\n"
         "with stopping_at_once():\n    signal.raise_signal(signal.SIGINT)\n"
     )
     result = subprocess.run(

@@ -11,8 +11,8 @@ import yaml
 from jsonschema import Draft202012Validator
 
 from yrunner.cli import app
-from yrunner.recipe.json_schema import recipe_json_schema
 from yrunner.recipe.load import load_recipe
+from yrunner.recipe.messages import recipe_json_schema
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("docs", "recipes", "deepspeed_configs", "benchmarks")

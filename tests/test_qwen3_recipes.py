@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from transformers import AutoConfig
 
-from yrunner.commands import check_memory
-from yrunner.commands.check import check
+from yrunner.assembly import memory as check_memory
+from yrunner.commands.check.command import check
 from yrunner.errors import YRunnerError
 
 FOLDER = Path(__file__).parents[1] / "recipes"

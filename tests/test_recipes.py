@@ -7,8 +7,8 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
-from yrunner.recipe.json_schema import recipe_json_schema
 from yrunner.recipe.load import load_recipe
+from yrunner.recipe.messages import recipe_json_schema
 
 FOLDER = Path(__file__).parents[1] / "recipes"
 RECIPES = sorted(FOLDER.rglob("*.yaml"))

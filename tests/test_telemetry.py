@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from yrunner.telemetry import SWITCHES, switch_off_telemetry
+from yrunner.process import SWITCHES, switch_off_telemetry
 
 
 def test_what_a_person_has_set_stays(monkeypatch: pytest.MonkeyPatch):

@@ -7,12 +7,16 @@ from typing import Annotated
 
 import typer
 
-from yrunner.cli_start import check_recipe, stopping_at_once
 from yrunner.console import say
 from yrunner.errors import YRunnerError
-from yrunner.exits import run_to_exit, say_ending
-from yrunner.news import hide_what_is_no_news
-from yrunner.telemetry import switch_off_telemetry
+from yrunner.process import (
+    check_recipe,
+    hide_what_is_no_news,
+    run_to_exit,
+    say_ending,
+    stopping_at_once,
+    switch_off_telemetry,
+)
 
 app = typer.Typer(
     name="yrun",
@@ -48,7 +52,7 @@ def train(
         raise YRunnerError("--resume and --overwrite cannot be combined", remedy="choose one")
     check_recipe(recipe, overrides)
     with stopping_at_once():
-        from yrunner.commands.train import train as run_training
+        from yrunner.commands.train.command import train as run_training
 
     run_training(
         recipe,
@@ -71,7 +75,7 @@ def sort(
     """Score every row with the base; write the corpus in a new order, and a report."""
     check_recipe(recipe, overrides)
     with stopping_at_once():
-        from yrunner.commands.sort import sort as run_sort
+        from yrunner.commands.sort.command import sort as run_sort
 
     run_sort(recipe, overrides or [], overwrite=overwrite)
 
@@ -92,13 +96,13 @@ def inspect(
     ] = False,
 ) -> None:
     """Print real examples as the model sees them, with what it learns in colour."""
-    from yrunner.recipe.overrides import split_page
+    from yrunner.recipe.load import split_page
 
     changes, page = split_page(overrides or [], html)
     check_recipe(recipe, changes)
     with stopping_at_once():
-        from yrunner.commands.inspect import inspect as run_inspection
-        from yrunner.commands.inspect_html import inspect_html
+        from yrunner.commands.inspect.command import inspect as run_inspection
+        from yrunner.commands.inspect.heat_map import inspect_html
 
     if html:
         inspect_html(recipe, changes, number=number, row=row, page=page)
@@ -125,12 +129,12 @@ def check(
     memory: Annotated[str | None, typer.Option(help="Memory of each, such as 80GB.")] = None,
 ) -> None:
     """Read the data and plan the run: rows, steps, memory, disk, weights. Trains nothing."""
-    from yrunner.recipe.overrides import split_page
+    from yrunner.recipe.load import split_page
 
     changes, page = split_page(overrides or [], html)
     check_recipe(recipe, changes)
     with stopping_at_once():
-        from yrunner.commands.check import check as run_check
+        from yrunner.commands.check.command import check as run_check
 
     planned = partial(run_check, recipe, changes, gpus=gpus, memory=memory)
     planned(as_machine=as_json, sample=sample, as_page=html, page=page)
@@ -148,7 +152,7 @@ def evaluate(
     """Examine base and result in the recipe's tasks: figures, differences, answers side by side."""
     check_recipe(recipe, overrides)
     with stopping_at_once():
-        from yrunner.commands.eval import eval_recipe
+        from yrunner.commands.eval.command import eval_recipe
 
     eval_recipe(recipe, overrides or [], model or [])
 
@@ -174,14 +178,14 @@ def compare(
 ) -> None:
     """Train a recipe in several versions, measure each, and set them side by side."""
     from yrunner.recipe.arms import choose_arms, read_seeds
-    from yrunner.recipe.trust import alert_of_code
+    from yrunner.recipe.load import alert_of_code
 
     chosen = choose_arms(recipe, overrides or [], vary=vary or [], only=arms)
     alert_of_code(next(iter(chosen.values())))
     if seeds is not None:
         read_seeds(seeds)
     with stopping_at_once():
-        from yrunner.commands.compare import compare as run_comparison
+        from yrunner.commands.compare.command import compare as run_comparison
 
     run_comparison(
         recipe,
@@ -205,7 +209,7 @@ def measure(
     """Answer the recipe's tasks with every checkpoint of its run; `yrun compare` asks for it."""
     check_recipe(recipe, overrides)
     with stopping_at_once():
-        from yrunner.commands.compare_points import measure as run_measurement
+        from yrunner.commands.compare.points import measure as run_measurement
 
     run_measurement(recipe, overrides or [], base=base)
 
@@ -239,7 +243,7 @@ def merge(recipe: RecipePath, overrides: Overrides = None) -> None:
     """Merge the adapter into its base, prove that both answer alike, and export the result."""
     check_recipe(recipe, overrides)
     with stopping_at_once():
-        from yrunner.commands.merge import merge as run_merge
+        from yrunner.commands.merge.command import merge as run_merge
 
     run_merge(recipe, overrides or [])
 
@@ -249,7 +253,7 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Say what this machine can run, and the command that adds each thing that it lacks."""
-    from yrunner.commands.doctor import doctor as examine_machine
+    from yrunner.commands.doctor.command import doctor as examine_machine
 
     examine_machine(as_machine=as_json)
 
@@ -269,7 +273,7 @@ def schema() -> None:
     """Print the JSON Schema of recipes, for editors."""
     import json
 
-    from yrunner.recipe.json_schema import recipe_json_schema
+    from yrunner.recipe.messages import recipe_json_schema
 
     say(json.dumps(recipe_json_schema(), ensure_ascii=False, indent=2))
 
@@ -280,7 +284,7 @@ def main() -> None:
     hide_what_is_no_news()
     if not {"RANK", "YRUNNER_COMMAND"} & os.environ.keys():
         run_to_exit(app)
-    from yrunner.launch import end_with_command, take_place
+    from yrunner.distributed.launcher import end_with_command, take_place
 
     end_with_command()
     run_to_exit(app, take_place() or say_ending)

@@ -62,12 +62,12 @@ def import_everything() -> None:
     import transformers.models.qwen3.modeling_qwen3
 
     import yrunner.cli
-    import yrunner.commands.check
-    import yrunner.commands.eval
-    import yrunner.commands.inspect_html
-    import yrunner.commands.merge
-    import yrunner.commands.sort
-    import yrunner.commands.train
+    import yrunner.commands.check.command
+    import yrunner.commands.eval.command
+    import yrunner.commands.inspect.heat_map
+    import yrunner.commands.merge.command
+    import yrunner.commands.sort.command
+    import yrunner.commands.train.command
 
     assert encodings and matplotlib and transformers and yrunner, "imported for their sake"
     if find_spec("deepspeed"):  # Trainer imports it wherever it is installed

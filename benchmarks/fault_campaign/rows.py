@@ -7,10 +7,9 @@ from tempfile import TemporaryDirectory
 
 from benchmarks.fault_campaign.cases import Case
 from tests.data.damage import as_bytes, check_conversation, damaged, sound_rows
-from yrunner.data.files import READERS
-from yrunner.data.formats import FORMATS
-from yrunner.data.reading import Reading, read_conversations
-from yrunner.data.refusals import Refusal
+from yrunner.data.dataset.row_report import Refusal
+from yrunner.data.formats.formats import FORMATS, Reading, read_conversations
+from yrunner.data.readers.files import READERS
 
 
 def row_cases(number: int, chance: random.Random) -> Iterator[Case]:

@@ -10,7 +10,7 @@ import yaml
 
 from tests.conftest import questions, write_jsonl
 from yrunner.evaluation.results import TaskResult, mean_figures
-from yrunner.recipe.schema_eval import Side
+from yrunner.recipe.schema.eval import Side
 
 SCRATCH = {
     "config": {
@@ -91,7 +91,7 @@ def kept_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def trained_base(project: Path, kept_base: Path) -> Path:
     """The folder of the recipes, where base.yaml has a result and tuned.yaml has none."""
-    from yrunner.commands.train import train
+    from yrunner.commands.train.command import train
 
     result = project / "outputs/base"
     if kept_base.exists():
@@ -113,7 +113,7 @@ def each_update_is_traced_once(
     known_updates: dict[tuple[str, ...], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Most tests of `yrun check` are not about memory, and it takes nearly all of their time."""
-    from yrunner.training.layer_trace import trace_update
+    from yrunner.training.memory.trace import trace_update
 
     def trace(whole: Any, build: Any, micro_batch: dict[str, Any], **options: Any) -> Any:
         rows = {name: tensor.tolist() for name, tensor in micro_batch.items()}
@@ -122,7 +122,7 @@ def each_update_is_traced_once(
             known_updates[key] = trace_update(whole, build, micro_batch, **options)
         return known_updates[key]
 
-    monkeypatch.setattr("yrunner.commands.check_memory.trace_update", trace)
+    monkeypatch.setattr("yrunner.assembly.memory.trace_update", trace)
 
 
 def write_recipe(path: Path, content: dict[str, Any]) -> Path:

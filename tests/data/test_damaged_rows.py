@@ -6,12 +6,11 @@ from typing import get_args
 import pytest
 
 from tests.data.damage import as_bytes, check_conversation, damaged, sound_rows
+from yrunner.data.chat.tokenize import tokenize_conversations
 from yrunner.data.conversation import Conversation, FaultKind, FaultyRow
-from yrunner.data.files import READERS
-from yrunner.data.formats import FORMATS, known_columns
-from yrunner.data.reading import Reading, read_conversations
-from yrunner.data.refusals import Refusal
-from yrunner.data.render import tokenize_conversations
+from yrunner.data.dataset.row_report import Refusal
+from yrunner.data.formats.formats import FORMATS, Reading, known_columns, read_conversations
+from yrunner.data.readers.files import READERS
 from yrunner.errors import DataError
 
 NUM_ROWS = 10_000

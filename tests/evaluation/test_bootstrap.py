@@ -6,7 +6,7 @@ from statistics import fmean
 import numpy as np
 import pytest
 
-from yrunner.evaluation.bootstrap import interval_of_means
+from yrunner.evaluation.results import interval_of_means
 
 
 def random_scores(generator, num_seeds, num_questions, chance):

@@ -6,7 +6,7 @@ import pytest
 
 from tests.conftest import write_jsonl
 from yrunner.errors import DataError
-from yrunner.evaluation.choices import read_choices
+from yrunner.evaluation.questions import read_choices
 
 COLUMNS = {"question": "question", "choices": "choices", "answer": "answer"}
 LIST = ["九年", "5", "0", "B"]

@@ -6,7 +6,8 @@ import pytest
 
 from tests.conftest import write_jsonl
 from yrunner.errors import DataError
-from yrunner.evaluation.classification import (
+from yrunner.evaluation.questions import read_questions
+from yrunner.evaluation.tasks import (
     NO_LABEL,
     check_labels,
     confusion,
@@ -14,7 +15,6 @@ from yrunner.evaluation.classification import (
     labels_of,
     macro_f1,
 )
-from yrunner.evaluation.questions import read_questions
 
 LABELS = ["legal", "not legal", "合同"]
 

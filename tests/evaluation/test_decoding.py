@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from yrunner.evaluation.decoding import DrawnToken, FreedomByEntropy, choosers
-from yrunner.recipe.schema_eval import BeamWriting, DynamicWriting, GreedyWriting, SampleWriting
+from yrunner.evaluation.generate import DrawnToken, FreedomByEntropy, choosers
+from yrunner.recipe.schema.eval import BeamWriting, DynamicWriting, GreedyWriting, SampleWriting
 
 NO_IDS = torch.empty(0)
 

@@ -3,8 +3,7 @@
 import pytest
 
 from yrunner.data.conversation import Message
-from yrunner.evaluation.draft_faults import ALIKE, Known, find_fault, shingles_of
-from yrunner.evaluation.drafts import Draft
+from yrunner.evaluation.self_replay import ALIKE, Draft, SeenTexts, find_fault, shingles_of
 
 GOOD = "What is the third letter of the word harbour, and which ones come behind it?"
 
@@ -29,11 +28,11 @@ def draft(*contents, finished=True):
     ],
 )
 def test_a_draft_is_dropped_for_what_is_wrong_with_it(found, fault):
-    assert find_fault(found, Known()) == fault
+    assert find_fault(found, SeenTexts()) == fault
 
 
 def test_what_was_said_before_is_a_duplicate_even_with_another_word():
-    known = Known()
+    known = SeenTexts()
     known.add("What is the capital of the land of Aru? " * 3)
     known.add(GOOD + "\nIt is r.")
     assert find_fault(draft(GOOD, "It is r."), known) == "duplicate"
@@ -46,7 +45,7 @@ def test_what_was_said_before_is_a_duplicate_even_with_another_word():
 def test_likeness_is_the_share_of_the_3_grams_that_both_have():
     texts = ["a b c d e f", "a b c d e g", "b c d e f", "c a", "一二三四五", "一二三四六"]
     for first in texts:
-        known = Known()
+        known = SeenTexts()
         known.add(first)
         for second in texts:
             mine, theirs = shingles_of(first), shingles_of(second)

@@ -3,15 +3,15 @@
 import pytest
 import torch
 
-from yrunner.evaluation.drafts import Author
 from yrunner.evaluation.generate import Generated
+from yrunner.evaluation.self_replay import ReplayWriter
 
 
 @pytest.fixture
 def make_author(make_talker, capitals_tokenizer):
     def make(model=None, tokenizer=capitals_tokenizer, **changes):
         options = dict(system=None, temperature=1.0, openings=[], max_new_tokens=6, batch_size=4)
-        return Author(model or make_talker(), tokenizer, **(options | changes))
+        return ReplayWriter(model or make_talker(), tokenizer, **(options | changes))
 
     return make
 
@@ -24,7 +24,7 @@ def answering(monkeypatch, *turns):
         prompts.append((list(given), options))
         return [turns[len(prompts) - 1]] * len(given)
 
-    monkeypatch.setattr("yrunner.evaluation.drafts.generate_answers", generate)
+    monkeypatch.setattr("yrunner.evaluation.self_replay.generate_answers", generate)
     return prompts
 
 

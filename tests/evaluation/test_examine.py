@@ -11,8 +11,8 @@ from tests.conftest import questions, write_jsonl
 from tests.evaluation.test_generate import always
 from yrunner.errors import DataError
 from yrunner.evaluation.candidate import Candidate
-from yrunner.evaluation.examine import examine, read_task
-from yrunner.recipe.schema_eval import (
+from yrunner.evaluation.tasks import examine, read_task
+from yrunner.recipe.schema.eval import (
     AnswerTask,
     ChoiceTask,
     ClassifyTask,

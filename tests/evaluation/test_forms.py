@@ -5,8 +5,8 @@ import json
 import pytest
 
 from yrunner.errors import DataError
-from yrunner.evaluation.forms import ALL_RULES, form_check, kept_rules
-from yrunner.recipe.schema_eval import JsonForm, RegexForm, Rule
+from yrunner.evaluation.tasks import ALL_RULES, form_check, kept_rules
+from yrunner.recipe.schema.eval import JsonForm, RegexForm, Rule
 
 SCHEMA = {"type": "object", "required": ["years"], "properties": {"years": {"type": "integer"}}}
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from tests.conftest import questions
+from yrunner.data.chat.tokenize import prompt_text
 from yrunner.data.conversation import Message
-from yrunner.data.render import prompt_text
 from yrunner.evaluation.generate import REFUSED, generate_answers, stream_answer
-from yrunner.recipe.schema_eval import BeamWriting, DynamicWriting, GreedyWriting, SampleWriting
+from yrunner.recipe.schema.eval import BeamWriting, DynamicWriting, GreedyWriting, SampleWriting
 
 WAYS = {
     "greedy": GreedyWriting(),

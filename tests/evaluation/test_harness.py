@@ -10,8 +10,8 @@ from tests.evaluation.test_examine import reply_loss
 from yrunner.errors import MissingError, YRunnerError
 from yrunner.evaluation import harness
 from yrunner.evaluation.candidate import Candidate
-from yrunner.evaluation.examine import examine, read_task
-from yrunner.recipe.schema_eval import HarnessTask
+from yrunner.evaluation.tasks import examine, read_task
+from yrunner.recipe.schema.eval import HarnessTask
 
 CHOICES = ["Belo", "Dane", "Fane is the capital"]
 ROWS = [{"question": f"Capital {number}?", "answer": number % 3} for number in range(6)]

@@ -4,7 +4,6 @@ import json
 
 import pytest
 
-from yrunner.evaluation.bootstrap import interval_of_means
 from yrunner.evaluation.results import (
     Difference,
     Faults,
@@ -12,6 +11,7 @@ from yrunner.evaluation.results import (
     TaskResult,
     differences,
     faults_difference,
+    interval_of_means,
     mean_figures,
     side_difference,
     side_score,

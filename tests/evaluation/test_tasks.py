@@ -2,7 +2,7 @@
 
 import pytest
 
-from yrunner.evaluation.tasks import Answered, share_right
+from yrunner.evaluation.text_metrics import Answered, share_right
 
 
 @pytest.mark.parametrize(

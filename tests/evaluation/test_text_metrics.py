@@ -11,8 +11,8 @@ from yrunner.evaluation.text_metrics import (
     f1,
     is_exact,
     rouge_l,
+    units_of,
 )
-from yrunner.evaluation.words import units_of
 
 PAIRS = [
     ("the cat sat on the mat", "the cat is on the mat"),

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from yrunner.evaluation.text_quality import (
+from yrunner.evaluation.text_metrics import (
     density,
     distinct,
     repetition,

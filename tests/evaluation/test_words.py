@@ -2,7 +2,7 @@
 
 import pytest
 
-from yrunner.evaluation.words import pieces_of, units_of
+from yrunner.evaluation.text_metrics import pieces_of, units_of
 
 
 @pytest.mark.parametrize(

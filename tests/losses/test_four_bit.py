@@ -9,12 +9,12 @@ from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from tests.losses.test_fused import batch_of, build, check_equal, gradients
-from tests.losses.test_held import check_gradients, slow_divergence, slow_log_probs
-from yrunner.losses.fused import attach
-from yrunner.losses.held import measure_divergence
-from yrunner.models.quantized import keep_trainable
-from yrunner.scoring.base_answers import side_of_base
+from tests.losses.test_fused_head import batch_of, build, check_equal, gradients
+from tests.losses.test_kl import check_gradients, slow_divergence, slow_log_probs
+from yrunner.losses.fused_head import attach
+from yrunner.losses.kl import measure_divergence
+from yrunner.models.quantization import keep_trainable
+from yrunner.scoring.base_predictions import side_of_base
 
 
 def load_in_four_bits(folder: Path, form: str, quantizes_head: bool) -> Any:

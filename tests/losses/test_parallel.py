@@ -11,8 +11,8 @@ from peft import LoraConfig, get_peft_model
 from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.processes import run_together
-from tests.losses.test_fused import NLIRG, batch_of, build, slow_targets
-from yrunner.losses.fused import attach, measure_targets
+from tests.losses.test_fused_head import NLIRG, batch_of, build, slow_targets
+from yrunner.losses.fused_head import attach, measure_targets
 from yrunner.tokens import IGNORE_INDEX
 
 NUM_PROCESSES = 2

@@ -11,9 +11,9 @@ import torch.distributed as dist
 from transformers.integrations import HfDeepSpeedConfig
 
 from benchmarks.processes import run_together
-from tests.losses.test_fused import NLIRG, slow_targets
+from tests.losses.test_fused_head import NLIRG, slow_targets
 from tests.losses.test_parallel import ADAPTERS, NUM_PROCESSES, build_case, micro_batches
-from yrunner.losses.fused import attach, measure_targets
+from yrunner.losses.fused_head import attach, measure_targets
 from yrunner.tokens import IGNORE_INDEX
 
 CASES = [(3, case) for case in ["tied", "untied", "odd", *ADAPTERS]]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from yrunner.models.export import ModelCard, save_model
+from yrunner.models.save import ModelCard, save_model
 from yrunner.models.scratch import build_model, train_tokenizer
 
 SIZES = {

@@ -14,20 +14,18 @@ from transformers import AutoTokenizer
 
 from tests.commands.conftest import write_project
 from tests.models.conftest import logits_of, tiny_config
-from tests.models.test_gguf_file import LLAMA3_ROPE, write
-from tests.models.test_gguf_pieces import SCHEMES, pieces_tokenizer, texts_of
-from yrunner.commands.finished import tuned_tokenizer
-from yrunner.commands.merge import merge
-from yrunner.commands.merge_export import GGUF_BARS
-from yrunner.commands.merge_proof import probes_of
-from yrunner.commands.train import train
-from yrunner.models.export import save_model
-from yrunner.models.folder_logits import folder_logits
+from tests.models.export.test_gguf_file import LLAMA3_ROPE, write
+from tests.models.export.test_gguf_pieces import SCHEMES, pieces_tokenizer, texts_of
+from yrunner.assembly.model import tuned_tokenizer
+from yrunner.commands.merge.command import merge
+from yrunner.commands.merge.export import GGUF_BARS, probes_of
+from yrunner.commands.train.command import train
 from yrunner.models.load import load_model
-from yrunner.models.proof import Probes, compare
+from yrunner.models.merge.proof import Probes, compare, folder_logits
+from yrunner.models.save import save_model
 from yrunner.models.scratch import build_model
 from yrunner.recipe.load import load_recipe
-from yrunner.run_dir import RunDir
+from yrunner.storage.run_dir import RunDir
 
 FORMS = {
     "qwen3": tiny_config("qwen3", head_dim=16),

@@ -10,8 +10,9 @@ from huggingface_hub import constants
 from safetensors.torch import save_file
 
 from yrunner.errors import ModelError
-from yrunner.models import at_hand, container
-from yrunner.models.at_hand import count_weights, free_memory, local_folder, weight_files
+from yrunner.models import local as at_hand
+from yrunner.models import local as container
+from yrunner.models.local import count_weights, free_memory, local_folder, weight_files
 
 
 def write_model(folder: Path, *files: str) -> Path:

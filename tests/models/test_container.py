@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from yrunner.models import container
-from yrunner.models.container import ContainerMemory, container_memory
+from yrunner.models import local as container
+from yrunner.models.local import ContainerMemory, container_memory
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 
 PROGRAM = """
 import os, sys
-from yrunner.models.freed_memory import give_back_freed_memory
+from yrunner.models.local import give_back_freed_memory
 
 if sys.argv[1] == "gives back":
     give_back_freed_memory()

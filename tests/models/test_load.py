@@ -9,7 +9,6 @@ from transformers import AutoTokenizer
 
 from tests.models.conftest import logits_of, tiny_config, train_one_step
 from yrunner.errors import MissingError, ModelError
-from yrunner.models.export import save_model
 from yrunner.models.load import (
     check_vocabulary,
     choose_dtype,
@@ -17,9 +16,10 @@ from yrunner.models.load import (
     load_model,
     load_tokenizer,
 )
+from yrunner.models.save import save_model
 from yrunner.models.scratch import build_model, train_tokenizer
 from yrunner.models.tuning import apply_tuning
-from yrunner.recipe.schema_model import LoraTuning
+from yrunner.recipe.schema.model import LoraTuning
 
 
 def load(source, **options):

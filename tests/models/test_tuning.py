@@ -6,11 +6,11 @@ from peft import PeftModel
 
 from tests.models.conftest import logits_of, tiny_config, train_one_step
 from yrunner.errors import ModelError
-from yrunner.models.export import save_model
 from yrunner.models.load import load_model
+from yrunner.models.save import save_model
 from yrunner.models.scratch import build_model
 from yrunner.models.tuning import apply_tuning, count_parameters
-from yrunner.recipe.schema_model import FreezeTuning, FullTuning, LoraTuning
+from yrunner.recipe.schema.model import FreezeTuning, FullTuning, LoraTuning
 
 
 def trained_names(model):

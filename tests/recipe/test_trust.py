@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from yrunner.recipe.load import load_recipe
-from yrunner.recipe.trust import alert_of_code
+from yrunner.recipe.load import alert_of_code, load_recipe
 
 LINE = "model.trust_remote_code: Python code that comes with"
 

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.reports.conftest import ask_page, dump_page
-from yrunner.reports.html import Answer, Answers, Figures, Plot, Report, Table, write_report
+from yrunner.reports.html import Answer, Answers, KeyFigures, Plot, Report, Table, write_report
 from yrunner.reports.plots import loss_curves
 
 ATTACK = (
@@ -16,7 +16,7 @@ def report_path(tmp_path_factory):
     path = tmp_path_factory.mktemp("report") / "report.html"
     wide = Plot("Loss", loss_curves([{"step": step, "loss": 1 / step} for step in range(1, 9)]))
     answers = [Answer("问题？", "九年", ATTACK, "word" * 200, False, True)]
-    figures = Figures([("legal answers", "91 %", "before 4 %")])
+    figures = KeyFigures([("legal answers", "91 %", "before 4 %")])
     table = Table("Wide", [f"a long name of column {index}" for index in range(9)], [[1] * 9])
     blocks = [figures, wide, table, Answers("Answers", answers)]
     write_report(Report("the report", blocks), path)

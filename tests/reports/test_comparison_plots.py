@@ -10,7 +10,7 @@ from yrunner.reports.comparison_plots import (
     curves_of_arms,
     forgetting_plane,
 )
-from yrunner.reports.drawing import THEME
+from yrunner.reports.plots import THEME
 
 CURVE = [CurvePoint(step, step / 40, step / 50, step / 30) for step in (0, 10, 20)]
 PATH = [PlanePoint(-0.1 * n, 0.2 * n) for n in range(4)]

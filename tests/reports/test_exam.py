@@ -8,11 +8,11 @@ import pytest
 from tests.reports.conftest import ATTACK
 from yrunner.reports.exam import (
     AnswerRow,
-    AnswerTask,
     Confusion,
     Exam,
+    FigureRow,
     Reached,
-    Row,
+    TaskAnswers,
     render_exam,
     write_exam,
 )
@@ -24,15 +24,17 @@ def make_exam(**changes):
         "subtitle": "greedy",
         "models": ["base", "tuned"],
         "judged": 1,
-        "summary": [Row("all tasks", "domain", [Reached("1.0%"), None])],
+        "summary": [FigureRow("all tasks", "domain", [Reached("1.0%"), None])],
         "figures": [
-            Row("law", "exact", [Reached("4.0%"), Reached("91.0%", "+87.0 [80, 94]", "better")]),
-            Row("law", "f1", [Reached("50.0%"), Reached("51.0%", "+1.0 [-2, 4]")]),
+            FigureRow(
+                "law", "exact", [Reached("4.0%"), Reached("91.0%", "+87.0 [80, 94]", "better")]
+            ),
+            FigureRow("law", "f1", [Reached("50.0%"), Reached("51.0%", "+1.0 [-2, 4]")]),
         ],
         "confusions": [
             Confusion("Labels: law", ["a", "b"], ["a", "b", "none"], [[3, 1, 0], [0, 0, 0]])
         ],
-        "tasks": [AnswerTask("law", "exact", [AnswerRow("问题？", "九年", [ATTACK, ""], [0, 1])])],
+        "tasks": [TaskAnswers("law", "exact", [AnswerRow("问题？", "九年", [ATTACK, ""], [0, 1])])],
         "notes": ["what the colours mean"],
     }
     return Exam(**{**settings, **changes})
@@ -84,7 +86,7 @@ def test_the_script_gets_every_answer_and_no_answer_becomes_markup():
     ("scores", "graded"), [([0, 1.0], True), ([0.5, 1], False), ([None, 1], False)]
 )
 def test_right_and_wrong_are_said_where_there_is_nothing_else(scores, graded):
-    assert AnswerTask("t", "s", [AnswerRow("q", "r", ["a", "b"], scores)]).is_graded is graded
+    assert TaskAnswers("t", "s", [AnswerRow("q", "r", ["a", "b"], scores)]).is_graded is graded
 
 
 def test_a_page_without_answers_needs_no_script(tmp_path):

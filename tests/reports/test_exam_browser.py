@@ -4,7 +4,7 @@ import pytest
 
 from tests.reports.conftest import ATTACK, ask_page, console_of, dump_page
 from tests.reports.test_exam import make_exam
-from yrunner.reports.exam import AnswerRow, AnswerTask, write_exam
+from yrunner.reports.exam import AnswerRow, TaskAnswers, write_exam
 
 MODELS = ["base", "tuned", "third", "fourth"]
 NUM_ROWS = 2_000
@@ -38,7 +38,7 @@ def path(tmp_path_factory):
         for number in range(NUM_ROWS)
     ]
     attacked = [AnswerRow(ATTACK, ATTACK, [ATTACK] * 4, [0.25, 0.5, 1, 0])]
-    tasks = [AnswerTask("law", "exact", rows), AnswerTask("style", "unrepeated", attacked)]
+    tasks = [TaskAnswers("law", "exact", rows), TaskAnswers("style", "unrepeated", attacked)]
     write_exam(
         make_exam(title="the exam", models=MODELS, summary=[], figures=[], tasks=tasks), path
     )

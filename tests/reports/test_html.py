@@ -9,7 +9,7 @@ from yrunner.reports.html import (
     Answer,
     Answers,
     Code,
-    Figures,
+    KeyFigures,
     Plot,
     Report,
     Table,
@@ -68,7 +68,7 @@ def full_report() -> Report:
     return Report(
         f"run {ATTACK}",
         (
-            Figures([("legal", "91 %", "before 4 %"), (ATTACK, 1234, ATTACK)]),
+            KeyFigures([("legal", "91 %", "before 4 %"), (ATTACK, 1234, ATTACK)]),
             Text(f"First.\n\nSecond {ATTACK}", title="About"),
             *plots,
             Table("Data", ["file", "rows"], [[ATTACK, 1520], ["港口法.jsonl", None]], ATTACK),
@@ -163,7 +163,7 @@ def test_only_the_first_answers_lie_open():
 
 
 def test_a_report_without_blocks_or_with_empty_ones_is_written(tmp_path):
-    empty = [Text(""), Figures([]), Table("t", [], []), Table("u", ["a"], []), Answers("v", [])]
+    empty = [Text(""), KeyFigures([]), Table("t", [], []), Table("u", ["a"], []), Answers("v", [])]
     for blocks in ([], empty):
         write_report(Report("nothing", blocks), tmp_path / "report.html")
         assert "nothing" in (tmp_path / "report.html").read_text(encoding="utf-8")
@@ -176,7 +176,7 @@ def test_a_failed_write_keeps_the_old_report_and_leaves_no_rest(tmp_path, monkey
     def refuse(*_: object) -> None:
         raise OSError("no space")
 
-    monkeypatch.setattr("yrunner.run_dir.os.replace", refuse)
+    monkeypatch.setattr("yrunner.storage.run_dir.os.replace", refuse)
     with pytest.raises(OSError, match="no space"):
         write_report(Report("new", []), path)
     assert "old" in path.read_text(encoding="utf-8")

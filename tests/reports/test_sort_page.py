@@ -13,15 +13,16 @@ import pytest
 from tests.reports.conftest import ATTACK, scores_of
 from tests.reports.test_html import Page
 from yrunner.reports.sort_page import (
+    PATTERNS,
     SideBySide,
     SortedRow,
     SortPage,
+    pack_tokens,
     render_sort_page,
     write_sort_page,
 )
-from yrunner.reports.sort_tokens import PATTERNS, pack_tokens
 from yrunner.reports.token_text import TokenText
-from yrunner.scoring.spans import find_spans
+from yrunner.scoring.suspicious_spans import find_spans
 
 
 @pytest.fixture(scope="module")

@@ -16,12 +16,11 @@ from yrunner.reports.sort_page import (
     SideBySide,
     SortedRow,
     SortPage,
+    pack_tokens,
     write_sort_page,
 )
-from yrunner.reports.sort_tokens import pack_tokens
-from yrunner.reports.token_pieces import pieces_of
-from yrunner.reports.token_text import TokenText
-from yrunner.scoring.neighbours import NOTHING, Lookup
+from yrunner.reports.token_text import TokenText, pieces_of
+from yrunner.scoring.knn import NOTHING, Lookup
 
 WIDE = 1400
 FIND = """const one = (selector) => page.querySelector(selector);

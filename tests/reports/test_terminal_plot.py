@@ -7,17 +7,17 @@ from yrunner.reports.terminal_plot import (
     NARROWEST,
     WIDEST,
     ZONE_STYLES,
-    Bar,
+    ShareBar,
     block_bar,
     rounded_weight,
     weight_bars,
 )
 
 BARS = [
-    Bar("easy", "0 to 1", 0.999, 0.2),
-    Bar("easy", "1 to 2", 0.001, 0.6),
-    Bar("learning", "2 to 3", 0.0, None),
-    Bar("refused", "16 and above", 0.0, 0.0),
+    ShareBar("easy", "0 to 1", 0.999, 0.2),
+    ShareBar("easy", "1 to 2", 0.001, 0.6),
+    ShareBar("learning", "2 to 3", 0.0, None),
+    ShareBar("refused", "16 and above", 0.0, 0.0),
 ]
 
 

@@ -1,8 +1,7 @@
 """Pieces show every token once, and what a model would have said in the place of each target."""
 
 from yrunner.data.conversation import TokenizedExample
-from yrunner.reports.token_pieces import Piece, pieces_of, top_texts
-from yrunner.reports.token_text import TokenText
+from yrunner.reports.token_text import Piece, TokenText, pieces_of, top_texts
 from yrunner.tokens import IGNORE_INDEX
 
 CHAT = "<|im_start|>user\nCapital?<|im_end|>\n<|im_start|>assistant\n"

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from yrunner.scoring.order import choose_dropped, order_rows
+from yrunner.scoring.rank import choose_dropped, order_rows
 
 SCORES = [0.5, 3.0, -1.0, 3.0, 0.5, 2.0]
 some_scores = st.lists(st.floats(-5, 5), max_size=40)

@@ -10,14 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from yrunner.recipe.schema_sort import ScoreName
-from yrunner.scoring.rank import (
-    ASKING_OTHERS,
-    SCORES,
-    SUSPICIOUS_WHEN_LOW,
-    score_row,
-    suspicion,
-)
+from yrunner.recipe.schema.sort import ScoreName
+from yrunner.scoring.rank import ASKING_OTHERS, SCORES, SUSPICIOUS_WHEN_LOW, score_row, suspicion
 
 LOSSES, ENTROPIES = [0.5, 4.0, 3.5, 0.1, 2.0], [0.6, 0.2, 2.5, 0.3, 1.0]
 figures = st.one_of(

@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers import EarlyStoppingCallback
 
-from yrunner.data.layouts import Layout, one_per_row
-from yrunner.data.plan import make_plan
-from yrunner.recipe.schema import (
+from yrunner.data.batching.collate import BatchLayout, one_per_row
+from yrunner.data.batching.plan import make_plan
+from yrunner.recipe.schema.recipe import (
     Checkpoint,
     DftLoss,
     EaftLoss,
@@ -19,10 +19,10 @@ from yrunner.recipe.schema import (
     PlainLoss,
     TrainSection,
 )
-from yrunner.run_dir import RunDir
+from yrunner.storage.run_dir import RunDir
 from yrunner.training.arguments import make_arguments, token_weight
-from yrunner.training.cadence import Cadence
-from yrunner.training.metrics_file import MetricsFile
+from yrunner.training.callbacks import Cadence
+from yrunner.training.metrics import MetricsFile
 from yrunner.training.trackers import tracker_callbacks
 from yrunner.training.trainer import SignalTrainer
 
@@ -49,7 +49,7 @@ def make_trainer(tmp_path: Path, capitals_tokenizer: Any) -> Callable[..., Signa
         dtype: torch.dtype = torch.float32,
         num_updates: int | None = None,
         pack_to: int | None = None,
-        layout: Layout = one_per_row,
+        layout: BatchLayout = one_per_row,
         kept: int = 0,
         **keys: Any,
     ) -> SignalTrainer:

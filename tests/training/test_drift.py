@@ -5,10 +5,10 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import TrainerControl, TrainerState
 
-from tests.training.test_keeping import slow_divergences
-from yrunner.scoring.base_answers import KeptTops, keep_tops
+from tests.training.test_replay_loss import slow_divergences
+from yrunner.scoring.base_predictions import KeptTops, keep_tops
 from yrunner.training.drift import DriftGauge, StopOnDrift, count_stalled, drift_warning
-from yrunner.training.metrics_file import read_metrics
+from yrunner.training.metrics import read_metrics
 
 STILL = [(1.0, 0.1), (0.9, 0.2), (0.95, 0.3), (0.9, 0.4)]
 """Loss and drift of validations: from the second on, nothing is gained."""

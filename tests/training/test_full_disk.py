@@ -7,7 +7,7 @@ import torch
 
 from tests.training.conftest import checkpoint_every, weights_of
 from yrunner.errors import RunError
-from yrunner.training.checkpoints import find_damage
+from yrunner.training.checkpointing import find_damage
 
 ONE_AND_A_HALF = 600_000
 """Bytes of a disk: the first checkpoint fits, the second does not beside it."""

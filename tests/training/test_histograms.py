@@ -13,10 +13,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import TrainerCallback
 
 from tests.training.conftest import LOSSES, checkpoint_every
-from yrunner.losses.per_token import PLAIN, Targets, TokenWeight
+from yrunner.losses.targets import PLAIN, Targets, TokenWeight
 from yrunner.training.arguments import token_weight
 from yrunner.training.histograms import BINS, FIGURES, TargetHistograms, highest_weight
-from yrunner.training.metrics_file import read_metrics
+from yrunner.training.metrics import read_metrics
 from yrunner.training.trackers import tracker_callbacks
 
 

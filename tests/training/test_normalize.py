@@ -5,8 +5,8 @@ import torch
 
 from tests.training.conftest import relative_difference, slow_losses, weights_of
 from yrunner.losses.nlirg import nlirg_weight
-from yrunner.losses.per_token import TokenWeight
-from yrunner.training.metrics_file import read_metrics
+from yrunner.losses.targets import TokenWeight
+from yrunner.training.metrics import read_metrics
 
 PLAIN_STEPS = dict(optimizer="sgd", learning_rate=0.3, max_grad_norm=0.0, weight_decay=0.0)
 CUTS = [(6, 1), (1, 6), (3, 2)]

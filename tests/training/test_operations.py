@@ -6,10 +6,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from benchmarks.memory import TUNINGS, full_batch
 from tests.models.conftest import tiny_config
-from tests.training.test_sharing import COUNTS
-from yrunner.losses.fused import attach, measure_targets
+from tests.training.memory.test_zero import COUNTS
+from yrunner.losses.fused_head import attach, measure_targets
+from yrunner.models.size import count_weights_of
 from yrunner.models.tuning import apply_tuning
-from yrunner.models.weight_counts import count_weights_of
 from yrunner.training.operations import Attention, count_operations
 
 ROWS, LENGTH, TARGETS = 2, 64, 16

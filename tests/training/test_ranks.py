@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.ranks_cases import LEARNED, Case, Found, write_base
 from benchmarks.ranks_training import found_together, start_processes, train_case
-from yrunner.data.plan import make_plan
+from yrunner.data.batching.plan import make_plan
 
 CASES = [
     Case("ddp", "nlirg", "packed", "full"),

@@ -9,9 +9,9 @@ from peft import LoraConfig, get_peft_model
 from transformers import TrainerCallback
 
 from tests.training.conftest import checkpoint_every, weights_of
-from yrunner.data.layouts import all_in_one_row
+from yrunner.data.batching.collate import all_in_one_row
 from yrunner.errors import RunError
-from yrunner.training.metrics_file import read_metrics
+from yrunner.training.metrics import read_metrics
 
 SETTINGS = dict(batch_size=3, gradient_accumulation_steps=2, epochs=2, learning_rate=1e-2)
 

@@ -5,7 +5,7 @@ import signal
 import pytest
 
 from yrunner.errors import Stopped
-from yrunner.training.signals import on_stop_signals, telling_how_to_go_on
+from yrunner.training.callbacks import on_stop_signals, telling_how_to_go_on
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from tests.training.test_sharing import COUNTS, HALF
-from yrunner.training.sharing import FLOAT32, Sharing
+from tests.training.memory.test_zero import COUNTS, HALF
+from yrunner.training.memory.zero import FLOAT32, Sharing
 from yrunner.training.traffic import traffic_per_gpu
 
 TRAINED = 2 * COUNTS.trained

@@ -7,11 +7,11 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from tests.training.conftest import LOSSES, relative_difference, slow_losses, weights_of
-from yrunner.data.layouts import all_in_one_row, fit_rows, one_per_row
+from yrunner.data.batching.collate import all_in_one_row, fit_rows, one_per_row
 from yrunner.losses.nlirg import nlirg_weight
-from yrunner.losses.per_token import TokenWeight
+from yrunner.losses.targets import TokenWeight
 from yrunner.tokens import IGNORE_INDEX
-from yrunner.training.metrics_file import read_metrics
+from yrunner.training.metrics import read_metrics
 
 ONE_PLAIN_STEP = dict(optimizer="sgd", learning_rate=1.0, max_grad_norm=0.0)
 """The weights move by the gradient itself."""

@@ -1,14 +1,146 @@
-"""`yrun chat`: talk to the result of a recipe."""
+"""`yrun chat`: talk to the result of a recipe.
 
+A conversation with a model: questions, answers, and the commands that begin with a slash.
+"""
+
+import json
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
-from yrunner.commands.finished import finished_run, tuned_model, tuned_tokenizer
-from yrunner.commands.talk import COMMANDS, Talk
-from yrunner.console import is_terminal, say
+from pydantic import TypeAdapter, ValidationError
+from rich.text import Text
+
+from yrunner.assembly.model import base_model, finished_run, tuned_model, tuned_tokenizer
+from yrunner.console import is_terminal, say, show
+from yrunner.data.chat.tokenize import prompt_text, with_system
+from yrunner.data.conversation import Message
+from yrunner.evaluation.generate import Generated, stream_answer
 from yrunner.recipe.load import load_recipe
+from yrunner.recipe.schema.eval import Generation
+from yrunner.recipe.schema.recipe import Recipe
+
+COMMANDS = {
+    "/base": "the base answers the last question too",
+    "/reset": "forget what was said",
+    "/save [FILE]": "keep what was said as a training row",
+    "/params [KEY=VALUE ...]": "show or change how answers are written",
+    "/help": "this list",
+}
+
+
+class Talk:
+    """What was said so far, and how the next answer is written."""
+
+    def __init__(self, recipe: Recipe, tokenizer: Any, model: Any, max_new_tokens: int) -> None:
+        self._recipe, self._tokenizer, self._model = recipe, tokenizer, model
+        self._base: Any = None
+        self._max_new_tokens = max_new_tokens
+        self._generation: Generation = recipe.eval.generation
+        self._num_asked = 0
+        self._messages: tuple[Message, ...] = ()
+
+    def ask(self, question: str) -> None:
+        """Answer, and remember both; an answer that was stopped is forgotten with its question."""
+        asked = (*self._messages, Message("user", question))
+        self._num_asked += 1
+        answer = self._answer(self._model, asked)
+        if answer is not None:
+            self._messages = (*asked, Message("assistant", answer.text))
+
+    def obey(self, line: str) -> None:
+        """Do what a line says that begins with a slash."""
+        command, _, rest = line.partition(" ")
+        match command:
+            case "/base":
+                self._ask_base()
+            case "/reset":
+                self._messages = ()
+            case "/save":
+                self._save(rest.strip())
+            case "/params":
+                self._set(rest.split())
+            case "/help":
+                for name, meaning in COMMANDS.items():
+                    say(f"{name}: {meaning}")
+            case _:
+                say(f"there is no command {command}; there are {', '.join(COMMANDS)}")
+
+    def _answer(self, model: Any, asked: tuple[Message, ...]) -> Generated | None:
+        """The answer, shown as it is written where a person looks on."""
+        prompt = prompt_text(asked, self._tokenizer, self._recipe.data.system)
+        streams = is_terminal()
+        try:
+            answer = stream_answer(
+                model,
+                self._tokenizer,
+                prompt,
+                (lambda piece: show(Text(piece), end="")) if streams else (lambda _: None),
+                max_new_tokens=self._max_new_tokens,
+                generation=self._generation,
+                # Another one for each question: asked again, it may be answered another way.
+                seed=self._recipe.seed + self._num_asked,
+            )
+        except KeyboardInterrupt:
+            # The one who types wants the next question, not the end of the program.
+            say("")
+            return None
+        if answer.refused:
+            say("this no longer fits into the model; /reset begins anew")
+            return None
+        say("" if streams else answer.text)
+        return answer
+
+    def _ask_base(self) -> None:
+        if not self._messages:
+            say("ask something first")
+        elif self._recipe.model.base is None:
+            say(f"{self._recipe.name} was trained from random weights, it has no base")
+        else:
+            if self._base is None:
+                self._base = base_model(self._recipe)
+            self._answer(self._base, self._messages[:-1])
+
+    def _save(self, name: str) -> None:
+        if not self._messages:
+            say("there is nothing to save; ask something first")
+            return
+        folder = self._recipe.run_folder
+        path = Path(name) if name else folder.with_name(f"{folder.name}-saved.jsonl")
+        if path.suffix != ".jsonl" or not path.parent.is_dir():
+            say(f"{path} cannot be written to; name a file that ends in .jsonl")
+            return
+        messages = with_system(self._messages, self._recipe.data.system)
+        row = {"messages": [{"role": turn.role, "content": turn.content} for turn in messages]}
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        with path.open(encoding="utf-8") as file:
+            say(f"saved as row {sum(1 for _ in file)} of {path}")
+
+    def _set(self, changes: list[str]) -> None:
+        """Change how answers are written, or say why that cannot be; show how it is now."""
+        given = dict(change.partition("=")[::2] for change in changes)
+        length = given.pop("max_new_tokens", str(self._max_new_tokens))
+        if not length.isdecimal() or int(length) < 1:
+            say(f'max_new_tokens must be a whole number of at least 1, got "{length}"')
+            return
+        kept = {} if "kind" in given else self._generation.model_dump()
+        if kept.get("kind") == "greedy" and given.keys() - {"repetition_penalty"}:
+            kept["kind"] = "sample"  # whoever sets a temperature wants it to be used
+        try:
+            self._generation = _ANY_KIND.validate_python({**kept, **given})
+        except ValidationError as error:
+            for fault in error.errors():
+                say(f"{fault['loc'][-1] if fault['loc'] else 'kind'}: {fault['msg']}")
+            return
+        self._max_new_tokens = int(length)
+        values = {**self._generation.model_dump(), "max_new_tokens": self._max_new_tokens}
+        say(" ".join(f"{key}={value}" for key, value in values.items()))
+
+
+_ANY_KIND: TypeAdapter[Generation] = TypeAdapter(Generation)
 
 
 def chat(path: Path, overrides: list[str], *, max_new_tokens: int) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from yrunner.console import say
 from yrunner.errors import YRunnerError
-from yrunner.run_dir import whole_folder
+from yrunner.storage.run_dir import whole_folder
 
 
 def init(folder: Path) -> None:

@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-from yrunner.commands.keep_data import wanted_rows, writing_of
-from yrunner.commands.replay_rows import written_rows
-from yrunner.commands.train import train_base
+from yrunner.assembly.replay import wanted_rows, writing_of, written_rows
+from yrunner.commands.train.command import train_base
 from yrunner.console import say
 from yrunner.errors import YRunnerError
 from yrunner.recipe.load import load_recipe

@@ -11,19 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from yrunner.data.chat.tokenize import prompt_text, tokenize_conversations
 from yrunner.data.conversation import Conversation, FaultyRow, Message, TokenizedExample
-from yrunner.data.render import prompt_text, tokenize_conversations
 from yrunner.errors import DataError
-from yrunner.evaluation.generate import (
-    GREEDY,
-    Advance,
-    Generated,
-    generate_answers,
-    num_positions,
-)
+from yrunner.evaluation.generate import GREEDY, Advance, Generated, generate_answers, num_positions
+from yrunner.evaluation.parallel import share_out
 from yrunner.evaluation.questions import EVERY_QUESTION_COUNTS, Question
-from yrunner.evaluation.sharing import share_out
-from yrunner.recipe.schema_eval import Generation
+from yrunner.recipe.schema.eval import Generation
 from yrunner.scoring.measure import score_tokens
 from yrunner.tokens import IGNORE_INDEX
 

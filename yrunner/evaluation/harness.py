@@ -13,8 +13,8 @@ from typing import Any
 from yrunner.errors import MissingError, YRunnerError
 from yrunner.evaluation.candidate import Candidate
 from yrunner.evaluation.results import TaskResult
-from yrunner.models.quiet import quiet_libraries
-from yrunner.recipe.schema_eval import HarnessTask
+from yrunner.models.errors import quiet_libraries
+from yrunner.recipe.schema.eval import HarnessTask
 
 PREFERRED = ("acc_norm", "exact_match", "acc", "f1")
 """The main figure of a task: the first of these that it has, else its own first one."""

@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from yrunner.errors import ModelError
+from yrunner.models.errors import quiet_libraries
 from yrunner.models.hub import only_cached
-from yrunner.models.quiet import quiet_libraries
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"

@@ -1,4 +1,7 @@
-"""Whether the Hub is within reach; without it, only what is in the cache is looked for."""
+"""Whether the Hub is within reach; without it, only what is in the cache is looked for.
+
+Under which licence a model was published, as its model card says.
+"""
 
 import socket
 from functools import cache
@@ -6,7 +9,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
-from huggingface_hub import constants
+import yaml
+from huggingface_hub import constants, metadata_load
 
 
 def only_cached(source: str) -> bool:
@@ -26,3 +30,16 @@ def _hub_has_an_address() -> bool:
     except OSError:
         return False
     return True
+
+
+def read_license(folder: Path) -> str | None:
+    """The licence id in the front matter of a model's README.md; None where it names none."""
+    card = folder / "README.md"
+    if not card.is_file():
+        return None
+    try:
+        content = metadata_load(card)
+    except yaml.YAMLError:
+        return None  # a card that cannot be read names no licence
+    named = content.get("license") if isinstance(content, dict) else None
+    return named if isinstance(named, str) else None

@@ -2,8 +2,12 @@
 
 transformers fills gaps with random weights, an empty vocabulary or a log line. Nobody sees that in
 a run of hours, so here every gap is a ModelError.
+
+Build or merge a model with every weight whole, also where ZeRO-3 would cut each one at once.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +21,29 @@ from transformers import (
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
+from transformers.integrations import deepspeed
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from yrunner.errors import ModelError
 from yrunner.models.adapters import attach_adapter, find_adapter, merge_adapter, read_base
-from yrunner.models.failures import explain_failure
+from yrunner.models.errors import explain_failure, quiet_libraries
 from yrunner.models.hub import only_cached
-from yrunner.models.quiet import quiet_libraries
-from yrunner.models.whole import whole_weights
+
+
+@contextmanager
+def whole_weights() -> Iterator[None]:
+    """DeepSpeed cuts them when training begins; until then each process has all of them.
+
+    For models that are built anew and looked at, and for adapters that are merged. A plain base is
+    cut while it is loaded, which no process could hold whole.
+    """
+    reference = deepspeed._hf_deepspeed_config_weak_ref
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = reference
+
 
 DTYPES = {
     "float32": torch.float32,

@@ -27,8 +27,8 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from yrunner.errors import ModelError
-from yrunner.models.quiet import quiet_libraries
-from yrunner.models.whole import whole_weights
+from yrunner.models.errors import quiet_libraries
+from yrunner.models.load import whole_weights
 
 PAD_TOKEN = "<|endoftext|>"
 TURN_START_TOKEN = "<|im_start|>"

@@ -20,9 +20,9 @@ from transformers.pytorch_utils import Conv1D
 
 from yrunner.errors import ModelError
 from yrunner.models.adapters import CONFIG_FILE, attach_adapter
-from yrunner.models.quantized import keep_trainable
-from yrunner.models.quiet import quiet_libraries
-from yrunner.recipe.schema_model import (
+from yrunner.models.errors import quiet_libraries
+from yrunner.models.quantization import keep_trainable
+from yrunner.recipe.schema.model import (
     AdapterTuning,
     FreezeTuning,
     FullTuning,

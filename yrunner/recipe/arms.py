@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from yrunner.errors import Problem, RecipeError, YRunnerError
-from yrunner.recipe.document import Node, Place, Unreadable, plain, read_document, shown
 from yrunner.recipe.load import load_recipe
-from yrunner.recipe.schema import Recipe
-from yrunner.recipe.schema_compare import is_fixed
-from yrunner.recipe.wording import did_you_mean
+from yrunner.recipe.messages import did_you_mean
+from yrunner.recipe.schema.compare import is_fixed
+from yrunner.recipe.schema.recipe import Recipe
+from yrunner.recipe.yaml_tree import Node, SourceLocation, Unreadable, plain, read_document, shown
 
 VARY_EXAMPLE = "write --vary key=value,value, for example --vary loss.kind=plain,nlirg"
 
@@ -79,7 +79,7 @@ def read_seeds(text: str) -> list[int]:
 
 def _read_vary(text: str) -> tuple[str, list[Node]]:
     key, equals, values = text.partition("=")
-    place = Place(1, 0, 0, f"--vary {shown(text)}")
+    place = SourceLocation(1, 0, 0, f"--vary {shown(text)}")
     if not key.strip() or not equals or not values.strip():
         raise YRunnerError(f"{place}: no key with values", remedy=VARY_EXAMPLE)
     if is_fixed(key.strip()):

@@ -1,31 +1,125 @@
-"""Load a recipe: read it, check everything, and name every fault with its line and column."""
+"""Load a recipe: read it, check everything, and name every fault with its line and column.
+
+`train.learning_rate=1e-5`: changes of a recipe that are given on the command line.
+
+Say aloud when code that comes with a model is going to run: nobody should do that unawares.
+"""
 
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 
 import yaml
 from pydantic import ValidationError
 
+from yrunner.console import alert
 from yrunner.errors import Problem, RecipeError
-from yrunner.recipe.document import (
-    Fault,
+from yrunner.recipe.messages import explain_errors
+from yrunner.recipe.schema.model import ADAPTER_SHAPE, AdapterTuning
+from yrunner.recipe.schema.recipe import Recipe
+from yrunner.recipe.schema.section import is_recipe_path
+from yrunner.recipe.yaml_tree import (
+    FLOAT,
+    MAX_DEPTH,
+    KeyPath,
     Node,
-    Place,
+    RecipeFault,
+    SourceLocation,
     Unreadable,
     find,
     plain,
     read_document,
     shown,
 )
-from yrunner.recipe.explain import explain_errors
-from yrunner.recipe.overrides import apply_overrides, parse_overrides
-from yrunner.recipe.plain_words import FLOAT
-from yrunner.recipe.schema import Recipe
-from yrunner.recipe.schema_model import ADAPTER_SHAPE, AdapterTuning
-from yrunner.recipe.section import is_recipe_path
+
+
+@dataclass(frozen=True)
+class Override:
+    """One change: the value that is put at a path. In the path, digits number list items."""
+
+    path: tuple[str, ...]
+    value: Node
+
+
+class NoPlace(Exception):
+    """The recipe has no room for an override; the message says why."""
+
+
+def split_page(texts: Sequence[str], wanted: bool) -> tuple[list[str], Path | None]:
+    """The overrides, and the file of a page among them, where one is wanted: it has no `=`."""
+    page = next((text for text in texts if wanted and "=" not in text), None)
+    changes = [text for text in texts if text is not page]
+    return changes, None if page is None else Path(page)
+
+
+def parse_overrides(texts: Sequence[str]) -> tuple[list[Override], list[RecipeFault]]:
+    """The overrides that can be read, and the faults of the others."""
+    overrides: list[Override] = []
+    faults: list[RecipeFault] = []
+    for turn, text in enumerate(texts, start=1):
+        place = SourceLocation(turn, 0, 0, f"override {shown(text)}")
+        key, equals, value_text = text.partition("=")
+        path = tuple(key.strip().split("."))
+        if not equals or not all(path) or len(path) > MAX_DEPTH:
+            message = "not an override; write key=value, for example train.learning_rate=1e-5"
+            faults.append(RecipeFault(place, (), message))
+            continue
+        try:
+            value, value_faults = read_document(value_text, place)
+        except Unreadable as error:
+            faults.append(error.fault)
+            continue
+        overrides.append(Override(path, replace(value, key_place=place)))
+        faults.extend(replace(fault, path=(*path, *fault.path)) for fault in value_faults)
+    return overrides, faults
+
+
+def apply_overrides(root: Node, overrides: Sequence[Override]) -> tuple[Node, list[RecipeFault]]:
+    """The recipe with each override in turn; one that fits nowhere becomes a fault."""
+    faults = []
+    for override in overrides:
+        try:
+            root = _put(root, override.path, override.value, ())
+        except NoPlace as error:
+            faults.append(RecipeFault(override.value.place, override.path, str(error)))
+    return root, faults
+
+
+def _put(node: Node, path: tuple[str, ...], value: Node, above: KeyPath) -> Node:
+    """A copy of `node` with `value` at `path`; sections and lists on the way are made if missing.
+
+    Copies, because an alias lets one node stand at several places of the recipe.
+    """
+    if not path:
+        return replace(value, key_place=value.place)
+    part, rest = path[0], path[1:]
+    content = node.content
+    if content is None:
+        content = [] if part == "0" else {}
+    missing = Node(None, value.place, key_place=value.place)
+    if isinstance(content, dict):
+        child = _put(content.get(part, missing), rest, value, (*above, part))
+        return replace(node, content={**content, part: child})
+    if isinstance(content, list):
+        index = _list_index(part, len(content), above)
+        child = _put(content[index] if index < len(content) else missing, rest, value, above)
+        return replace(node, content=[*content[:index], child, *content[index + 1 :]])
+    owner = ".".join(str(key) for key in above)
+    raise NoPlace(f'"{owner}" is a single value and has no "{part}"; set "{owner}" as a whole')
+
+
+def _list_index(part: str, length: int, above: KeyPath) -> int:
+    owner = ".".join(str(key) for key in above)
+    if not (part.isascii() and part.isdigit() and len(part) < 6 and int(part) <= length):
+        raise NoPlace(
+            f'"{owner}" is a list of {length}; number its items from 0, '
+            f"{owner}.{length} adds one at its end"
+        )
+    return int(part)
+
 
 MAX_BYTES = 1_000_000
 
@@ -85,12 +179,12 @@ def _load(path: Path, overrides: Sequence[str], chain: tuple[Path, ...]) -> Reci
     return recipe
 
 
-def _problem(fault: Fault) -> Problem:
+def _problem(fault: RecipeFault) -> Problem:
     return Problem(str(fault.place), shown(".".join(map(str, fault.path))), fault.message)
 
 
-def _read_tree(path: Path) -> tuple[Node, list[Fault]]:
-    start = Place(0, 1, 1, str(path))
+def _read_tree(path: Path) -> tuple[Node, list[RecipeFault]]:
+    start = SourceLocation(0, 1, 1, str(path))
     root, faults = read_document(_read_text(path), start)
     if root.content is None:
         message = "the recipe is empty; `yrun init` writes one to start from"
@@ -99,26 +193,28 @@ def _read_tree(path: Path) -> tuple[Node, list[Fault]]:
         message = f"the recipe is {shape}; write keys and values, such as name: my-run"
     else:
         return root, faults
-    raise Unreadable(Fault(root.place, (), message))
+    raise Unreadable(RecipeFault(root.place, (), message))
 
 
 def _read_text(path: Path) -> str:
-    whole_file = Place(0, 0, 0, str(path))
+    whole_file = SourceLocation(0, 0, 0, str(path))
     if os.path.isdir(path):
-        raise Unreadable(Fault(whole_file, (), "this is a folder; name the recipe file in it"))
+        raise Unreadable(
+            RecipeFault(whole_file, (), "this is a folder; name the recipe file in it")
+        )
     try:
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
     except FileNotFoundError as error:
         message = f"there is no such file{_similar_file(path)}"
-        raise Unreadable(Fault(whole_file, (), message)) from error
+        raise Unreadable(RecipeFault(whole_file, (), message)) from error
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         message = f"the file cannot be read ({reason}); check its path and permissions"
-        raise Unreadable(Fault(whole_file, (), message)) from error
+        raise Unreadable(RecipeFault(whole_file, (), message)) from error
     if len(content) > MAX_BYTES:
         message = f"larger than {MAX_BYTES:,} bytes, this is no recipe; name the YAML file"
-        raise Unreadable(Fault(whole_file, (), message))
+        raise Unreadable(RecipeFault(whole_file, (), message))
     return _decode(content, whole_file)
 
 
@@ -131,7 +227,7 @@ def _similar_file(path: Path) -> str:
     return f', did you mean "{path.parent / near[0]}"?' if near else "; check the path"
 
 
-def _decode(content: bytes, whole_file: Place) -> str:
+def _decode(content: bytes, whole_file: SourceLocation) -> str:
     bom = b"\xef\xbb\xbf"
     skipped = len(bom) if content.startswith(bom) else 0
     try:
@@ -140,16 +236,18 @@ def _decode(content: bytes, whole_file: Place) -> str:
         position = skipped + error.start
         before = content[skipped:position].decode("utf-8")
         line_start = before.rfind("\n") + 1
-        place = Place(0, before.count("\n") + 1, len(before) - line_start + 1, whole_file.source)
+        place = SourceLocation(
+            0, before.count("\n") + 1, len(before) - line_start + 1, whole_file.source
+        )
         utf16 = content.startswith((b"\xff\xfe", b"\xfe\xff"))
         message = (
             f"byte {position + 1} of the file (0x{content[position]:02x}) is not UTF-8"
             f"{', it looks like UTF-16' if utf16 else ''}; save the file in the encoding UTF-8"
         )
-        raise Unreadable(Fault(place, (), message)) from error
+        raise Unreadable(RecipeFault(place, (), message)) from error
 
 
-def _validate(root: Node, folder: Path) -> tuple[Recipe | None, list[Fault]]:
+def _validate(root: Node, folder: Path) -> tuple[Recipe | None, list[RecipeFault]]:
     # As JSON, because strict JSON is exactly right for a recipe: text is fit for a path, but not
     # for a number, and true is not 1. The tree has already turned 1e-4 into a number.
     text = json.dumps(plain(root))
@@ -162,7 +260,7 @@ def _validate(root: Node, folder: Path) -> tuple[Recipe | None, list[Fault]]:
 
 def _check_base(
     root: Node, path: Path, chain: tuple[Path, ...]
-) -> tuple[list[Fault], list[Problem]]:
+) -> tuple[list[RecipeFault], list[Problem]]:
     """Faults of naming a recipe as the base, and the problems of that recipe itself."""
     key = ("model", "base")
     node, whole = find(root, key)
@@ -178,9 +276,21 @@ def _check_base(
         circle = [*chain[followed.index(base_path.resolve()) :], base_path]
         names = " -> ".join(recipe.name for recipe in circle)
         message = f"the recipes are each other's base ({names}); name a model in one of them"
-        return [Fault(node.place, key, message)], []
+        return [RecipeFault(node.place, key, message)], []
     try:
         _load(base_path, (), chain)
     except RecipeError as error:
         return [], error.problems
     return [], []
+
+
+def alert_of_code(recipe: Recipe) -> None:
+    """Print a red line for a recipe, or a recipe that is its base, that trusts a model's code."""
+    if recipe.model.trust_remote_code:
+        alert(
+            f"model.trust_remote_code: Python code that comes with {recipe.model.base} runs here, "
+            "with all rights that you have"
+        )
+    path = base_recipe_path(recipe)
+    if path is not None:
+        alert_of_code(load_recipe(path))

@@ -10,7 +10,7 @@ from typing import Any
 
 from matplotlib.ticker import PercentFormatter
 
-from yrunner.reports.drawing import (
+from yrunner.reports.plots import (
     THEME,
     add_legend,
     empty_picture,

@@ -14,8 +14,8 @@ from pathlib import Path
 from markupsafe import Markup
 
 from yrunner.console import printable
-from yrunner.reports.page import render_page
-from yrunner.run_dir import write_text
+from yrunner.reports.html import render_page
+from yrunner.storage.run_dir import write_text
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Reached:
 
 
 @dataclass(frozen=True)
-class Row:
+class FigureRow:
     """One figure of all models."""
 
     group: str
@@ -68,7 +68,7 @@ class AnswerRow:
 
 
 @dataclass(frozen=True)
-class AnswerTask:
+class TaskAnswers:
     """The answers to one task."""
 
     name: str
@@ -91,10 +91,10 @@ class Exam:
     models: Sequence[str]
     judged: int
     """Number of the model whose wrong answers come first."""
-    summary: Sequence[Row]
-    figures: Sequence[Row]
+    summary: Sequence[FigureRow]
+    figures: Sequence[FigureRow]
     confusions: Sequence[Confusion]
-    tasks: Sequence[AnswerTask]
+    tasks: Sequence[TaskAnswers]
     notes: Sequence[str] = ()
 
 

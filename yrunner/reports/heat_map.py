@@ -22,11 +22,10 @@ from torch import Tensor
 
 from yrunner.data.conversation import TokenizedExample
 from yrunner.losses.nlirg import EASY_UP_TO, HARD_UP_TO, LEARNING_UP_TO, ZONES, zone_of
-from yrunner.reports.page import render_page
-from yrunner.reports.token_pieces import pieces_of, top_texts
-from yrunner.reports.token_text import TokenText
-from yrunner.run_dir import write_text
+from yrunner.reports.html import render_page
+from yrunner.reports.token_text import TokenText, pieces_of, top_texts
 from yrunner.scoring.measure import TokenScores
+from yrunner.storage.run_dir import write_text
 from yrunner.tokens import IGNORE_INDEX
 
 BEFORE, AFTER = "before", "after"

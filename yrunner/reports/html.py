@@ -1,17 +1,39 @@
 """A report as one HTML file: it opens from disk, loads nothing and runs no script.
 
 A report knows nothing about runs. A command fills the blocks below and writes them.
+
+A page as one HTML file, from a template: what it is given stays text, and does no harm.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from yrunner.console import Cell, format_cell, reads_as_number
-from yrunner.reports.page import render_page
-from yrunner.run_dir import write_text
+from yrunner.console import Cell, format_cell, printable, reads_as_number
+from yrunner.storage.run_dir import write_text
+
+
+def render_page(template: str, **values: Any) -> str:
+    """The whole page as text; `template` is the name of a file of this folder."""
+    environment = Environment(
+        loader=PackageLoader("yrunner", "reports"),
+        autoescape=True,
+        finalize=_without_control_characters,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    environment.filters["cell"] = format_cell
+    return environment.get_template(template).render(**values)
+
+
+def _without_control_characters(value: Any) -> Any:
+    """Make answers of a model harmless; what the template itself wrote is left alone."""
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 @dataclass(frozen=True)
@@ -31,7 +53,7 @@ class Code:
 
 
 @dataclass(frozen=True)
-class Figures:
+class KeyFigures:
     """Key figures as (label, value, note), for the top of a report: three to six read best."""
 
     figures: Sequence[tuple[str, Cell, str]]
@@ -99,7 +121,7 @@ class Answers:
         return [(word, found.count(word)) for word in _OUTCOMES.values() if word in found]
 
 
-Block = Text | Code | Figures | Table | Plot | Answers
+Block = Text | Code | KeyFigures | Table | Plot | Answers
 
 
 @dataclass(frozen=True)

@@ -1,23 +1,123 @@
-"""The pictures of a run's report, as SVG text; see drawing.py."""
+"""What every picture of a report is drawn on: SVG that follows the page's light or dark colours.
 
+Drawn with matplotlib's objects alone (no pyplot, no global state). The same numbers always give
+the same text, so that two reports can be compared as files.
+
+What was learned and what was forgotten, one curve above the other, as SVG text.
+
+The pictures of a run's report, as SVG text; see drawing.py.
+"""
+
+import io
 import math
+import re
 from collections.abc import Mapping, Sequence
 from itertools import cycle, pairwise
+from math import isfinite
 from statistics import fmean
 from typing import Any
 
-from matplotlib.ticker import LogFormatter, PercentFormatter
+import matplotlib
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter, MaxNLocator, PercentFormatter, StrMethodFormatter
 
-from yrunner.reports.drawing import (
-    HEIGHT_INCHES,
-    THEME,
-    add_legend,
-    empty_picture,
-    label_axes,
-    label_steps,
-    new_figure,
-    svg_of,
-)
+# The colour that is drawn is the fallback, readable on white and on black; inside a report the
+# variable `--plot-<name>` takes its place. Each must be unique: the SVG is searched for them.
+THEME = {
+    "ink": "#7a808a",
+    "grid": "#9aa0aa",
+    "loss": "#3b82c4",
+    "weighted": "#c9793b",
+    "validation": "#3f9d6e",
+    "before": "#8d93a0",
+    "after": "#7f6bd0",
+    "easy": "#4fa98c",
+    "learning": "#5b8dc9",
+    "hard": "#d7a13f",
+    "refused": "#cf5f56",
+}
+
+WIDTH_INCHES, HEIGHT_INCHES = 7.6, 3.4
+
+
+def new_figure(height_inches: float = HEIGHT_INCHES) -> Figure:
+    """A figure as wide as a page."""
+    return Figure(figsize=(WIDTH_INCHES, height_inches), layout="constrained")
+
+
+def empty_picture(name: str) -> str:
+    """What stands in the place of a picture that has nothing to show."""
+    figure = new_figure(height_inches=1.2)
+    figure.text(0.5, 0.5, "no records", ha="center", va="center", color=THEME["ink"])
+    return svg_of(figure, name)
+
+
+def add_legend(figure: Figure, num_columns: int = 4) -> None:
+    """Name everything that has a label, above the axes."""
+    figure.legend(
+        frameon=False, labelcolor=THEME["ink"], loc="outside upper center", ncols=num_columns
+    )
+
+
+def label_steps(axes: Any, y_label: str) -> None:
+    """Name the axes where the lower one counts updates."""
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    label_axes(axes, "optimizer step", y_label)
+
+
+def label_axes(axes: Any, x_label: str, y_label: str) -> None:
+    """Name the axes and take away every line that carries no number."""
+    axes.set_xlabel(x_label, color=THEME["ink"])
+    axes.set_ylabel(y_label, color=THEME["ink"])
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set(color=THEME["grid"], alpha=0.6)
+    axes.tick_params(color=THEME["grid"], labelcolor=THEME["ink"], length=0, which="both")
+    axes.grid(axis="y", color=THEME["grid"], alpha=0.35, linewidth=0.7)
+    axes.set_axisbelow(True)
+
+
+def svg_of(figure: Figure, name: str) -> str:
+    """The figure as one `<svg>` element without size, fonts, date or outside reference."""
+    settings = {"svg.fonttype": "none", "svg.hashsalt": f"yrunner-{name}"}
+    no_metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    text = io.StringIO()
+    with matplotlib.rc_context(settings):
+        figure.savefig(text, format="svg", transparent=True, metadata=no_metadata)
+    return _for_page(text.getvalue())
+
+
+def _for_page(svg: str) -> str:
+    """Fit the SVG to a page: its width, its font, its colours, and no name that meets another's."""
+    svg = re.sub(r"<!--.*?-->\n?", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    svg = re.sub(r'(<svg [^>]*?) width="[^"]*" height="[^"]*"', r"\1", svg, count=1)
+    svg = svg.replace("<svg ", '<svg font-family="sans-serif" ', 1)
+    svg = re.sub(r"font-family: [^;\"]*; ", "", svg)
+    svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)
+    # Groups are called alike in every figure, and nothing refers to them.
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)
+    for name, colour in THEME.items():
+        svg = svg.replace(colour, f"var(--plot-{name}, {colour})")
+    return svg.strip()
+
+
+HEIGHT_INCHES = 4.0
+
+
+def drift_curve(records: Sequence[Mapping[str, Any]]) -> str:
+    """The validation loss and the drift over the steps, of the validations that measured both."""
+    rows = [row for row in records if "eval_drift" in row and "eval_loss" in row]
+    figure = new_figure(height_inches=HEIGHT_INCHES)
+    upper, lower = figure.subplots(2, sharex=True)
+    for axes, key, colour in ((upper, "eval_loss", "validation"), (lower, "eval_drift", "hard")):
+        points = [(row["step"], row[key]) for row in rows if isfinite(row[key])]
+        if points:
+            axes.plot(*zip(*points, strict=True), "o-", color=THEME[colour])
+        axes.set_ylim(bottom=0)
+    label_axes(upper, "", "validation loss")
+    label_steps(lower, "drift (nats per token)")
+    return svg_of(figure, "drift_curve")
+
 
 Record = Mapping[str, Any]
 """One line of a run's metrics: `step`, and any of the keys that the trainer logs."""

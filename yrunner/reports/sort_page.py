@@ -2,7 +2,11 @@
 
 The page is one file and asks for nothing. Its one script is named by its hash, so that a browser
 runs no other, whatever the data holds.
+
+The token heat map of one row of a sorted corpus, in few characters: thousands share a page.
 """
+
+# N = targets of the row
 
 import base64
 import hashlib
@@ -15,13 +19,74 @@ from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
+from torch import Tensor
 
 from yrunner.console import printable
-from yrunner.data.pairs import PairKind
-from yrunner.reports.page import render_page
-from yrunner.reports.sort_tokens import PATTERNS
-from yrunner.run_dir import write_text
+from yrunner.data.conversation import TokenizedExample
+from yrunner.data.dataset.quality import PairKind
+from yrunner.reports.html import render_page
+from yrunner.reports.token_text import TokenText, pieces_of, top_texts
+from yrunner.scoring.knn import NOTHING, Lookup
+from yrunner.scoring.measure import TokenScores
 from yrunner.scoring.rank import ASKING_OTHERS, CROSS_FIT, is_suspicious_when_low
+from yrunner.scoring.suspicious_spans import (
+    CONFIDENT_ERROR,
+    HARD,
+    LUCKY,
+    NORMAL,
+    bounded,
+    find_spans,
+)
+from yrunner.storage.run_dir import write_text
+from yrunner.tokens import IGNORE_INDEX
+
+PATTERNS = (NORMAL, LUCKY, HARD, CONFIDENT_ERROR)
+"""What a target is part of; `patterns` of a row holds places in this list."""
+
+KINDS = "0123456789abcdefghij"
+"""The sign of a piece: how many targets it is, by digits, or by letters for special tokens."""
+
+
+def pack_tokens(
+    example: TokenizedExample, scores: TokenScores, text: TokenText, lookup: Lookup | None = None
+) -> str:
+    """A row as one line of JSON, for sort_page.js.
+
+    `texts` and `kinds` are the pieces of the row. `loss` and `entropy` are in hundredths of a nat,
+    `top` has what the model would have said where that is something else, by the target's place. Of
+    a `lookup`, `knn_loss` and `told` are what other rows make of it.
+    """
+    pieces = pieces_of(example, text)
+    loss_N, entropy_N = bounded(scores.loss_N, scores.entropy_N)
+    targets = [label for label in example.labels if label != IGNORE_INDEX]
+    tops = scores.top_N.tolist()
+    told = top_texts(example, tops, text)
+    content = {
+        "texts": [piece.text for piece in pieces],
+        "kinds": "".join(KINDS[piece.num_targets + 10 * piece.is_special] for piece in pieces),
+        "loss": _hundredths(loss_N),
+        "entropy": _hundredths(entropy_N),
+        "patterns": "".join(
+            str(PATTERNS.index(span.pattern)) * (span.end - span.start)
+            for span in find_spans(loss_N, entropy_N)
+        ),
+        "top": {
+            place: told[place] for place, target in enumerate(targets) if tops[place] != target
+        },
+    }
+    if lookup is not None:
+        told_N = lookup.told_N.tolist()
+        instead = top_texts(example, [max(0, id_) for id_ in told_N], text)
+        content["knn_loss"] = _hundredths(bounded(lookup.loss_N, entropy_N)[0])
+        content["told"] = {
+            place: instead[place] for place, id_ in enumerate(told_N) if id_ != NOTHING
+        }
+    return json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+
+
+def _hundredths(figure_N: Tensor) -> list[int]:
+    return [round(100 * value) for value in figure_N.tolist()]
+
 
 SCRIPTS = ("heat_map.js", "sort_rows.js", "sort_plots.js", "sort_list.js", "sort_page.js")
 """They are one script on the page, in this order."""

@@ -18,7 +18,7 @@ BESIDE_BARS = 46
 
 
 @dataclass(frozen=True)
-class Bar:
+class ShareBar:
     """One line: what share of the targets lies here, and what they weigh."""
 
     zone: str
@@ -28,7 +28,7 @@ class Bar:
     """None where nothing was weighed."""
 
 
-def weight_bars(bars: Sequence[Bar], columns: int) -> Text:
+def weight_bars(bars: Sequence[ShareBar], columns: int) -> Text:
     """The bars as lines of text, as wide as `columns` where that can be read.
 
     The largest share, and the largest weight, take all the room there is for a bar.

@@ -12,13 +12,13 @@ from peft import PeftModel
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from yrunner.data.collate import collate
+from yrunner.data.batching.collate import collate
 from yrunner.data.conversation import TokenizedExample
-from yrunner.data.store import Examples
+from yrunner.data.dataset.examples import Examples
 from yrunner.errors import ModelError, Origin
-from yrunner.losses.fused import attach, measure_targets
-from yrunner.losses.per_token import PLAIN, TokenWeight, target_places
-from yrunner.models.positions import check_lengths
+from yrunner.losses.fused_head import attach, measure_targets
+from yrunner.losses.targets import PLAIN, TokenWeight, target_places
+from yrunner.models.limits import check_lengths
 
 CONTEXT_SIZE = 128
 """Numbers that are kept of a hidden state: cosines of random projections of this size are off by

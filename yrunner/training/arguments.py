@@ -9,12 +9,11 @@ from typing import Any, assert_never
 import torch
 from transformers import TrainingArguments, get_scheduler
 
+from yrunner.distributed.collectives import is_joined
 from yrunner.losses.nlirg import HARD_UP_TO, nlirg_weight
-from yrunner.losses.nlirg_entropy import nlirg_entropy_weight
-from yrunner.losses.per_token import PLAIN, TokenWeight
-from yrunner.losses.weights import EAFT_TOP, dft_weight, eaft_weight
-from yrunner.ranks import is_joined
-from yrunner.recipe.schema import (
+from yrunner.losses.targets import PLAIN, TokenWeight
+from yrunner.losses.token_weights import EAFT_TOP, dft_weight, eaft_weight, nlirg_entropy_weight
+from yrunner.recipe.schema.recipe import (
     DftLoss,
     EaftLoss,
     Loss,

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from yrunner.data.collate import collate
+from yrunner.data.batching.collate import collate
 from yrunner.data.conversation import TokenizedExample
-from yrunner.losses.fused import attach
-from yrunner.losses.held import measure_divergence
-from yrunner.scoring.base_answers import KeptTops, side_of_base, to_device
+from yrunner.losses.fused_head import attach
+from yrunner.losses.kl import measure_divergence
+from yrunner.scoring.base_predictions import KeptTops, side_of_base, to_device
 from yrunner.scoring.measure import batches_by_length
 
 

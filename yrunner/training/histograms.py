@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from yrunner.losses.per_token import Targets, TokenWeight
-from yrunner.ranks import least_and_highest, sum_over_ranks
+from yrunner.distributed.collectives import least_and_highest, sum_over_ranks
+from yrunner.losses.targets import Targets, TokenWeight
 
 BINS = 64
 """Bins of a histogram; one more takes what lies above them."""

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from yrunner.models.weight_counts import WeightCounts
+from yrunner.models.size import WeightCounts
 
 
 @dataclass(frozen=True)

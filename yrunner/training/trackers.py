@@ -10,7 +10,7 @@ from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import ExportableState
 
 from yrunner.errors import MissingError
-from yrunner.losses.per_token import TokenWeight
+from yrunner.losses.targets import TokenWeight
 from yrunner.training.histograms import TargetHistograms
 
 

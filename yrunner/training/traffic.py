@@ -7,7 +7,7 @@ https://doi.org/10.1016/j.jpdc.2008.09.002).
 
 from dataclasses import dataclass
 
-from yrunner.training.sharing import FLOAT32, LIVE_NUMBERS, Job, Sharing
+from yrunner.training.memory.zero import FLOAT32, LIVE_NUMBERS, Sharing, Workload
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Traffic:
         return self.gradients + self.weights
 
 
-def traffic_per_gpu(job: Job, layout: Sharing, *, micro_steps: int = 1) -> Traffic:
+def traffic_per_gpu(job: Workload, layout: Sharing, *, micro_steps: int = 1) -> Traffic:
     """What is sent for one update of `micro_steps` micro-batches on each GPU.
 
     Data parallel and ZeRO 1 sum the gradients once, ZeRO 2 and 3 after every micro-batch. DeepSpeed

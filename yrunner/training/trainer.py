@@ -10,26 +10,25 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import DefaultFlowCallback, PrinterCallback
 
-from yrunner.data.collate import SlicedExamples, collate
+from yrunner.data.batching.collate import BatchLayout, SlicedExamples, collate, one_per_row
+from yrunner.data.batching.plan import Plan
+from yrunner.data.batching.token_batches import SlicedRow
 from yrunner.data.conversation import TokenizedExample
-from yrunner.data.layouts import Layout, one_per_row
-from yrunner.data.plan import Plan
-from yrunner.data.token_batches import Row
-from yrunner.losses.fused import attach, measure_targets
-from yrunner.losses.per_token import Targets, TokenWeight, sum_targets
-from yrunner.ranks import num_ranks, sum_over_ranks, this_rank
-from yrunner.recipe.schema_spikes import Spikes
-from yrunner.run_dir import RunDir
+from yrunner.distributed.collectives import num_ranks, sum_over_ranks, this_rank
+from yrunner.losses.fused_head import attach, measure_targets
+from yrunner.losses.targets import Targets, TokenWeight, sum_targets
+from yrunner.recipe.schema.recipe import Spikes
+from yrunner.storage.run_dir import RunDir
 from yrunner.tokens import IGNORE_INDEX
-from yrunner.training.compilation import compiled_layers
+from yrunner.training.checkpointing import SavingTrainer
+from yrunner.training.compile import compiled_layers
+from yrunner.training.deepspeed.state import AtBegin, ZeroRun
 from yrunner.training.drift import DriftGauge
-from yrunner.training.guard import Guard
-from yrunner.training.keeping import Keeping, Micro
-from yrunner.training.meter import SignalMeter
-from yrunner.training.rehearsal import is_worth_it, rehearse
-from yrunner.training.saving import SavingTrainer
-from yrunner.training.standing import Standing
-from yrunner.training.zero import AtBegin, ZeroRun
+from yrunner.training.metrics import SignalMeter
+from yrunner.training.oom_probe import is_worth_it, rehearse
+from yrunner.training.replay_loss import MicroBatch, Regulariser
+from yrunner.training.rng_snapshot import Snapshot
+from yrunner.training.spike_guard import SpikeGuard
 
 
 class Watcher(Protocol):
@@ -88,19 +87,19 @@ class SignalTrainer(SavingTrainer):
         self.keep_checkpoints = keep_checkpoints
         self.torch_compile = torch_compile
         self.meter = SignalMeter()
-        self.guard = Guard(spikes)
+        self.guard = SpikeGuard(spikes)
         self.watchers = watchers
         self.sums = [self.meter, self.guard, *watchers]
         self.weights_of_update: list[Tensor] = []
-        self.keeping: Keeping | None = None
+        self.keeping: Regulariser | None = None
         self.gauge: DriftGauge | None = None
 
-    def hold_back(self, keeping: Keeping) -> None:
+    def add_regulariser(self, keeping: Regulariser) -> None:
         """Add what holds the model to its base to the loss, and to the figures that are logged."""
         self.keeping = keeping
         self.sums.append(keeping.mean)
 
-    def use_layout(self, layout: Layout) -> None:
+    def use_layout(self, layout: BatchLayout) -> None:
         """Lay out micro-batches so. Without a call, every example has a row of its own."""
         self.layout = layout
         self.data_collator = partial(collate, pad_token_id=self.pad_token_id, layout=layout)
@@ -149,7 +148,7 @@ class SignalTrainer(SavingTrainer):
     ) -> Tensor:
         """Trainer's, with the clock running and, at the end of an update, the division."""
         if self.before_update is None:
-            self.before_update = Standing(self.sums)
+            self.before_update = Snapshot(self.sums)
         self.meter.start()
         loss = super().training_step(model, inputs, num_items_in_batch)
         if self.accelerator.sync_gradients:
@@ -203,7 +202,7 @@ class SignalTrainer(SavingTrainer):
         if self.keeping is None:
             return None
         number = len(self.weights_of_update) * num_ranks() + this_rank()
-        micro = Micro(self.state.global_step, number, self.plan.micro_batch_size, num_ranks())
+        micro = MicroBatch(self.state.global_step, number, self.plan.micro_batch_size, num_ranks())
         loss = self.keeping.loss(self.model, model, micro)
         if loss is None or self.zero is None or not self.keeping.runs_model:
             return loss
@@ -221,15 +220,15 @@ class SignalTrainer(SavingTrainer):
         self.before_update = None
         return norm
 
-    def take_back_update(self) -> None:
+    def abort_update(self) -> None:
         """Forget the update that is under way; weights and optimizer have not moved yet."""
-        super().take_back_update()
+        super().abort_update()
         self.weights_of_update.clear()
 
-    def validation_batches(self, examples: Any) -> list[list[Row]]:
+    def validation_batches(self, examples: Any) -> list[list[SlicedRow]]:
         """The rows of each batch of a validation."""
         size = self.args.per_device_train_batch_size
-        rows: list[Row] = [((index, 0),) for index in range(len(examples))]
+        rows: list[SlicedRow] = [((index, 0),) for index in range(len(examples))]
         return [rows[start : start + size] for start in range(0, len(rows), size)]
 
     def evaluate(

@@ -1,0 +1,204 @@
+"""`yrun check` says beforehand what a run will be, and refuses what training would refuse."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from tests.conftest import write_jsonl
+from yrunner.cli import app
+from yrunner.commands.check.command import check
+from yrunner.commands.train.command import train
+from yrunner.errors import ModelError, YRunnerError
+
+
+def facts_of(capsys: pytest.CaptureFixture[str], recipe: str, *overrides: str) -> dict[str, Any]:
+    capsys.readouterr()
+    check(Path(recipe), list(overrides), as_machine=True)
+    return dict(json.loads(capsys.readouterr().out))
+
+
+def metrics(folder: Path) -> list[dict[str, float]]:
+    lines = (folder / "metrics.jsonl").read_text("utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["train.token_batch=5"],
+        ["data.packing=true", "data.max_length=200"],
+        ["train.max_steps=3", "train.lr_scheduler=linear", "train.warmup_ratio=0.5"],
+    ],
+    ids=["plain", "token batches", "packing", "max_steps"],
+)
+def test_the_run_makes_exactly_the_updates_and_learning_rates_that_check_promises(
+    project: Path, capsys: pytest.CaptureFixture[str], overrides: list[str]
+) -> None:
+    options = ["train.log_every=1", *overrides]
+    facts = facts_of(capsys, "base.yaml", *options)
+    train(Path("base.yaml"), options, resume=False, overwrite=False)
+    records = [record for record in metrics(project / "outputs" / "base") if "loss" in record]
+    assert facts["steps"]["updates"] == len(records)
+    assert sum(facts["steps"]["updates_of_epochs"]) == len(records)
+    promised = dict(facts["schedule"]["points"])
+    seen = {record["step"]: record["learning_rate"] for record in records}
+    for update, rate in promised.items():
+        assert seen[update] == pytest.approx(rate, rel=1e-4, abs=1e-12)
+
+
+def test_a_recipe_can_be_checked_before_its_base_is_trained_and_nothing_is_trained(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = facts_of(capsys, "tuned.yaml")
+    assert [path.name for path in (project / "outputs").iterdir()] == [".prepared"]
+    train(Path("base.yaml"), [], resume=False, overwrite=False)
+    after = facts_of(capsys, "tuned.yaml")
+    # The tokenizer of the base is the one that its training makes, so all figures are the same.
+    assert after["data"] == before["data"]
+    assert after["steps"] == before["steps"]
+    assert after["memory"] == before["memory"]
+
+
+def test_the_tables_show_rows_lengths_steps_memory_and_disk(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    check(Path("tuned.yaml"), ["data.packing=true", "data.max_length=128"], as_machine=False)
+    out = capsys.readouterr().out
+    for part in (
+        "train.jsonl",
+        "alpaca",
+        "Length of the training examples in tokens",
+        "letters: Latin 9",
+        "targets: ",
+        "packed rows each",
+        "% of their tokens in use",
+        "learning rate: ",
+        "Memory per device",
+        "lora (this recipe)",
+        "planned for this machine without a GPU",
+        "disk: ",
+        "nothing stands in the way of training",
+    ):
+        assert part in out
+
+
+def test_faulty_rows_end_with_exit_code_2_after_everything_was_said(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [json.loads(line) for line in (project / "train.jsonl").read_text().splitlines()]
+    write_jsonl(project / "train.jsonl", [*rows, {"instruction": "no answer"}, rows[0]])
+    result = CliRunner().invoke(app, ["check", "base.yaml"])
+    assert isinstance(result.exception, YRunnerError)
+    assert result.exception.exit_code == 2
+    assert 'train.jsonl row 17: has no "output"' in str(result.exception)
+    assert "exact duplicates in train" in result.stdout
+    assert "Memory per device" in result.stdout
+    assert "nothing stands in the way" not in result.stdout
+    with pytest.raises(YRunnerError, match="row 17"):
+        train(Path("base.yaml"), [], resume=False, overwrite=False)
+
+
+def test_for_machines_the_refusal_is_in_the_json_too(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (project / "train.jsonl").write_text('{"instruction": "a"}\n', "utf-8")
+    with pytest.raises(YRunnerError):
+        check(Path("base.yaml"), ["data.train.0.format=alpaca"], as_machine=True)
+    facts = json.loads(capsys.readouterr().out)
+    assert "cannot be learned from" in facts["refused"]
+    assert facts["rows"]["files"][0]["refused"] == {"missing_field": 1}
+    assert "steps" not in facts
+    assert facts["signal"] == {"skipped": "there is no target to learn from"}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "reason"),
+    [
+        (
+            "eval__tasks",
+            [{"kind": "answer", "name": "t", "side": "general", "data": "broken.jsonl"}],
+            "not JSON",
+        ),
+        ("data__train", [{"file": "broken.jsonl"}], "not JSON"),
+        ("data__validation_share", 0.5, "cannot be combined"),
+    ],
+)
+def test_what_training_would_refuse_check_refuses(
+    project: Path, change: Callable[..., None], key: str, value: Any, reason: str
+) -> None:
+    (project / "broken.jsonl").write_text("{\n", "utf-8")
+    change("tuned.yaml", **{key: value})
+    with pytest.raises(YRunnerError, match=reason):
+        check(Path("tuned.yaml"), [], as_machine=False)
+
+
+def test_a_model_that_would_mix_packed_examples_is_refused_before_training(
+    project: Path, change: Callable[..., None]
+) -> None:
+    sizes = {"model_type": "mamba", "hidden_size": 16, "num_hidden_layers": 1, "state_size": 4}
+    change("base.yaml", model={"scratch": {"config": sizes, "vocab_size": 320}})
+    check(Path("base.yaml"), [], as_machine=False)
+    for recipe in ("base.yaml", "tuned.yaml"):
+        with pytest.raises(ModelError, match="mixes the examples of a row"):
+            check(Path(recipe), ["data.packing=true", "data.max_length=200"], as_machine=False)
+    with pytest.raises(ModelError, match="mixes the examples of a row"):
+        options = ["data.packing=true", "data.max_length=200"]
+        train(Path("base.yaml"), options, resume=False, overwrite=False)
+
+
+def test_a_base_without_weights_or_with_too_few_embeddings_is_refused(
+    project: Path, change: Callable[..., None]
+) -> None:
+    train(Path("base.yaml"), [], resume=False, overwrite=False)
+    model = project / "outputs" / "base" / "model"
+    change("tuned.yaml", model__base=str(model))
+    check(Path("tuned.yaml"), ["data.packing=true", "data.max_length=200"], as_machine=False)
+    config = json.loads((model / "config.json").read_text("utf-8"))
+    (model / "config.json").write_text(json.dumps(config | {"vocab_size": 300}), "utf-8")
+    with pytest.raises(ModelError, match="the model only 300 embeddings"):
+        check(Path("tuned.yaml"), [], as_machine=False)
+    (model / "config.json").write_text(json.dumps(config), "utf-8")
+    (model / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"has no model\.safetensors"):
+        check(Path("tuned.yaml"), [], as_machine=False)
+
+
+def test_an_adapter_can_be_the_base_or_be_trained_on(
+    project: Path, change: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(Path("tuned.yaml"), [], resume=False, overwrite=False)
+    outputs = project / "outputs"
+    change("tuned.yaml", model__base=str(outputs / "tuned" / "model"), tuning={"kind": "full"})
+    packed = ["data.packing=true", "data.max_length=200"]
+    assert facts_of(capsys, "tuned.yaml", *packed)["memory"]["lines"][0]["optimizer"] > 0
+    change(
+        "tuned.yaml",
+        model__base=str(outputs / "base" / "model"),
+        tuning={"kind": "lora", "adapter": str(outputs / "tuned" / "model")},
+    )
+    assert facts_of(capsys, "tuned.yaml")["disk"]["checkpoint"] > 0
+
+
+def test_unread_columns_are_named(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [json.loads(line) for line in (project / "train.jsonl").read_text().splitlines()]
+    write_jsonl(project / "train.jsonl", [row | {"system_prompt": "be kind"} for row in rows])
+    check(Path("base.yaml"), [], as_machine=False)
+    assert "train.jsonl: columns that are not read: system_prompt" in capsys.readouterr().out
+
+
+def test_the_second_check_finds_the_data_prepared(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    check(Path("base.yaml"), [], as_machine=False)
+    assert "prepared anew: 1" in capsys.readouterr().out
+    check(Path("base.yaml"), [], as_machine=False)
+    assert "files found prepared: 1 of 1" in capsys.readouterr().out
+    shutil.rmtree(project / "outputs")
+    check(Path("base.yaml"), [], as_machine=False)
+    assert "prepared anew: 1" in capsys.readouterr().out

@@ -1,0 +1,188 @@
+"""Processes that are started together: which failure is told, and that none is left behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from yrunner.distributed.launcher import RanksFailed, launch_command, run_ranks
+from yrunner.distributed.topology import Topology
+from yrunner.errors import RunError
+
+LAUNCHER = """
+import os, subprocess, sys
+ranks = [
+    subprocess.Popen([sys.executable, "-c", sys.argv[1]], start_new_session=True,
+                     env={**os.environ, "RANK": str(rank), "WORLD_SIZE": "2"})
+    for rank in (0, 1)
+]
+sys.exit(max(rank.wait() for rank in ranks))
+"""
+"""Stands in for torch's launcher, which takes seconds to start."""
+RANK = """
+import signal, sys, time
+from pathlib import Path
+from yrunner.errors import DataError, Interrupted
+from yrunner.process import run_to_exit
+from yrunner.distributed.launcher import current_place, end_with_command, take_place
+
+rank = current_place().rank
+folder = Path({folder!r})
+
+def work():
+    (folder / str(rank)).touch()
+    print("rank", rank, "speaks", flush=True)
+    print("rank", rank, "warns", file=sys.stderr, flush=True)
+{work}
+
+end_with_command()
+run_to_exit(work, take_place())
+"""
+
+
+def command(folder: Path, work: str) -> list[str]:
+    """What starts two processes that do `work`."""
+    lines = "".join(f"    {line}\n" for line in work.strip().splitlines())
+    return [sys.executable, "-c", LAUNCHER, RANK.format(folder=str(folder), work=lines)]
+
+
+def children() -> list[str]:
+    """The commands of all living children, but for Python's own, which other tests have started."""
+    commands = [
+        " ".join(process.cmdline())
+        for process in psutil.Process().children(recursive=True)
+        if process.status() != psutil.STATUS_ZOMBIE
+    ]
+    return [command for command in commands if "resource_tracker" not in command]
+
+
+def test_only_rank_0_speaks(tmp_path, capfd):
+    run_ranks(command(tmp_path, "pass"), {})
+    assert {path.name for path in tmp_path.iterdir()} == {"0", "1"}
+    found = capfd.readouterr()
+    assert (found.out, found.err) == ("rank 0 speaks\n", "rank 0 warns\n")
+
+
+def test_the_first_failure_is_told_with_its_exit_code_and_all_others_end(tmp_path, capfd):
+    """The other one would wait for ever, as in a sum over all processes."""
+    work = """
+if rank == 1:
+    raise DataError(Path("rows.jsonl"), "row 7 is broken", remedy="mend it")
+time.sleep(60)
+"""
+    started = time.monotonic()
+    with pytest.raises(RanksFailed) as caught:
+        run_ranks(command(tmp_path, work), {})
+    assert time.monotonic() - started < 30
+    assert str(caught.value) == "rows.jsonl: row 7 is broken. Mend it"
+    assert caught.value.exit_code == 2
+    assert "row 7" not in capfd.readouterr().err, "the caller prints it, once"
+    assert children() == []
+
+
+def test_a_bug_is_told_with_its_traceback(tmp_path):
+    with pytest.raises(RanksFailed, match=r"(?s)Traceback.*ZeroDivisionError") as caught:
+        run_ranks(command(tmp_path, "1 / 0 if rank == 0 else time.sleep(60)"), {})
+    assert caught.value.exit_code == 1
+
+
+def test_a_killed_process_ends_all_of_them(tmp_path):
+    work = """
+import os
+if rank == 1:
+    os.kill(os.getpid(), signal.SIGKILL)
+time.sleep(60)
+"""
+    started = time.monotonic()
+    with pytest.raises(RunError, match="process 1 of the run was killed"):
+        run_ranks(command(tmp_path, work), {})
+    assert time.monotonic() - started < 30
+    assert children() == []
+
+
+def test_what_breaks_because_another_was_killed_is_not_told(tmp_path):
+    work = """
+import os
+if rank == 1:
+    (folder / "pid").write_text(str(os.getpid()))
+    os.kill(os.getpid(), signal.SIGKILL)
+while not (folder / "pid").exists():
+    time.sleep(0.01)
+time.sleep(0.3)
+raise RuntimeError("connection closed by peer")
+"""
+    with pytest.raises(RunError, match="process 1 of the run was killed"):
+        run_ranks(command(tmp_path, work), {})
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_reaches_every_process_once_and_all_say_how_they_ended(tmp_path, number):
+    work = """
+came = []
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, lambda number, frame: came.append(number))
+(folder / f"ready-{rank}").touch()
+while not came:
+    time.sleep(0.01)
+time.sleep(0.2 * rank)
+(folder / f"stopped-{rank}-{len(came)}").touch()
+raise Interrupted(came[0], 5, folder, remedy="go on")
+"""
+
+    def stop_when_ready() -> None:
+        while len(list(tmp_path.glob("ready-*"))) < 2:
+            time.sleep(0.01)
+        os.kill(os.getpid(), number)
+
+    threading.Thread(target=stop_when_ready, daemon=True).start()
+    with pytest.raises(RanksFailed, match="update 5 is saved") as caught:
+        run_ranks(command(tmp_path, work), {})
+    assert caught.value.exit_code == 128 + number
+    assert {path.name for path in tmp_path.glob("stopped-*")} == {"stopped-0-1", "stopped-1-1"}
+    assert signal.getsignal(number) is not None
+    assert children() == []
+
+
+def test_the_processes_end_when_the_command_is_killed(tmp_path):
+    """`kill -9` of the command must not leave GPUs in use."""
+    starting = command(tmp_path, "time.sleep(60)")
+    program = f"from yrunner.distributed.launcher import run_ranks; run_ranks({starting!r}, {{}})"
+    outer = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.DEVNULL)
+    while len(list(tmp_path.iterdir())) < 2:
+        time.sleep(0.05)
+    ranks = [
+        process
+        for process in psutil.Process(outer.pid).children(recursive=True)
+        if "take_place" in " ".join(process.cmdline()) and LAUNCHER not in process.cmdline()
+    ]
+    assert len(ranks) == 2
+    outer.kill()
+    outer.wait()
+    _, alive = psutil.wait_procs(ranks, timeout=20)
+    assert not alive
+
+
+def test_a_launcher_that_cannot_start_says_so():
+    with pytest.raises(RunError, match="ended with code 7 before the run began"):
+        run_ranks([sys.executable, "-c", "import sys; sys.exit(7)"], {})
+
+
+def test_the_command_is_a_list_that_keeps_blanks_and_names_the_place():
+    alone = launch_command(Topology(2, num_ranks=2), ["train", "my recipe.yaml"])
+    assert alone[:3] == [sys.executable, "-m", "torch.distributed.run"]
+    assert alone[-4:] == ["-m", "yrunner.cli", "train", "my recipe.yaml"]
+    assert "--standalone" in alone and "--nproc-per-node=2" in alone
+    layout = Topology(8, num_machines=4, machine=3, address="node0:29501", num_ranks=32)
+    of_many = launch_command(layout, ["train", "r.yaml"])
+    assert of_many[3:7] == [
+        "--nnodes=4",
+        "--node-rank=3",
+        "--master-addr=node0",
+        "--master-port=29501",
+    ]

@@ -1,0 +1,91 @@
+"""Which machine this is, and where all meet."""
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from yrunner.distributed.topology import Topology, lay_out
+from yrunner.errors import MissingError, RunError
+from yrunner.recipe.schema.distributed import (
+    DistributedSection,
+    HostfileMachines,
+    RendezvousMachines,
+    SlurmMachines,
+)
+
+
+def section(**keys) -> DistributedSection:
+    return DistributedSection(**keys)
+
+
+@pytest.mark.parametrize(("num_devices", "processes"), [(0, 1), (1, 1), (8, 8)])
+def test_auto_is_one_process_for_each_gpu_and_one_without(num_devices, processes):
+    assert lay_out(section(processes="auto"), num_devices).processes == processes
+
+
+def test_a_number_of_processes_needs_no_gpus():
+    assert lay_out(section(processes=3), 0) == Topology(3, num_ranks=3)
+
+
+def test_a_rendezvous_names_everything_itself():
+    machines = RendezvousMachines(kind="rendezvous", number=4, this=2, address="node0:29500")
+    layout = lay_out(section(processes=8, machines=machines), 8)
+    assert layout == Topology(8, 4, 2, "node0:29500", 32)
+
+
+def hostfile(folder: Path, text: str, processes="auto") -> DistributedSection:
+    file = folder / "hostfile"
+    file.write_text(text)
+    return section(processes=processes, machines=HostfileMachines(kind="hostfile", file=file))
+
+
+def test_a_hostfile_tells_the_place_by_this_machines_name(tmp_path):
+    own = socket.gethostname()
+    text = f"# two of them\nfirst slots=8\n\n{own} slots=4  # ours\n"
+    assert lay_out(hostfile(tmp_path, text), 1) == Topology(4, 2, 1, "first:29500", 12)
+
+
+def test_a_hostfile_may_name_machines_by_their_addresses(tmp_path):
+    layout = lay_out(hostfile(tmp_path, "10.9.9.9 slots=2\n127.0.0.1 slots=2\n"), 1)
+    assert (layout.machine, layout.num_ranks) == (1, 4)
+
+
+@pytest.mark.parametrize(
+    ("text", "processes", "message"),
+    [
+        ("first slots=8\n", "auto", "does not list this machine"),
+        ("first eight\n", "auto", r"hostfile:1: first eight. Write a name and slots"),
+        ("127.0.0.1 slots=8\n", 2, "processes is 2, but .* gives 127.0.0.1 8 slots"),
+    ],
+)
+def test_a_hostfile_that_does_not_fit_is_refused(tmp_path, text, processes, message):
+    with pytest.raises(RunError, match=message):
+        lay_out(hostfile(tmp_path, text, processes), 1)
+
+
+SLURM = {"SLURM_NNODES": "3", "SLURM_NODEID": "2", "SLURM_JOB_NODELIST": "gpu[07-09]"}
+
+
+def test_slurm_tells_the_place(tmp_path, monkeypatch):
+    program = tmp_path / "scontrol"
+    program.write_text('#!/bin/sh\n[ "$*" = "show hostnames gpu[07-09]" ] && echo gpu07 gpu08\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    for name, value in SLURM.items():
+        monkeypatch.setenv(name, value)
+    layout = lay_out(section(processes=4, machines=SlurmMachines(kind="slurm")), 0)
+    assert layout == Topology(4, 3, 2, "gpu07:29500", 12)
+
+
+def test_without_slurm_a_sentence_says_so(monkeypatch):
+    monkeypatch.delenv("SLURM_NNODES", raising=False)
+    slurm = section(machines=SlurmMachines(kind="slurm"))
+    with pytest.raises(RunError, match="no SLURM job here: SLURM_NNODES is not set"):
+        lay_out(slurm, 0)
+    for name, value in SLURM.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(MissingError, match="scontrol could not name the machines"):
+        lay_out(slurm, 0)

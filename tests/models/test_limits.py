@@ -1,0 +1,111 @@
+"""Models that keep packed examples apart pass, models that mix them are refused."""
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from tests.models.conftest import SIZES, tiny_config
+from yrunner.errors import ModelError
+from yrunner.models.limits import check_isolation, isolates_examples
+from yrunner.models.scratch import build_model
+
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "head_dim": 8}
+LINEAR = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "layer_types": ["linear_attention", "full_attention"],
+}
+ISOLATES = {
+    "qwen3": {"head_dim": 8},
+    "llama": {},
+    "mistral": {"sliding_window": 8},
+    "gemma3_text": {"head_dim": 8, "sliding_window": 8},
+    "gpt2": {},
+    "qwen3_moe": EXPERTS,
+}
+MIXES = {
+    "mamba": {"state_size": 8},
+    "rwkv": {},
+    "opt": {"ffn_dim": 64, "word_embed_proj_dim": 32},
+    "bloom": {},
+    "falcon": {},
+    "qwen3_next": {**EXPERTS, "shared_expert_intermediate_size": 16, **LINEAR},
+}
+
+
+def model_of(model_type, keys, attention):
+    torch.manual_seed(0)
+    sizes = {**SIZES, "vocab_size": 300, "pad_token_id": 0, **keys}
+    if model_type in MIXES and model_type != "qwen3_next":
+        del sizes["num_key_value_heads"]
+    config = AutoConfig.for_model(model_type, **sizes)
+    return AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("model_type", ISOLATES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_model_that_reads_positions_keeps_packed_examples_apart(model_type, attention, dtype):
+    model = model_of(model_type, ISOLATES[model_type], attention).to(dtype)
+    assert isolates_examples(model)
+    check_isolation(model)
+
+
+@pytest.mark.parametrize("model_type", MIXES)
+def test_a_model_that_mixes_packed_examples_is_refused(model_type):
+    model = model_of(model_type, MIXES[model_type], "eager")
+    assert not isolates_examples(model)
+    with pytest.raises(ModelError) as raised:
+        check_isolation(model)
+    assert str(raised.value) == (
+        f"data.packing: this {model_type} model with eager attention mixes the examples of a row. "
+        "Set data.packing to false, or try another model.attention"
+    )
+
+
+def test_a_faint_leak_is_seen_in_bfloat16(tokenizer):
+    """A hundredth of one logit of each token: in another row it would drown in the rounding."""
+    model = build_model(tiny_config("qwen3"), tokenizer, seed=1).to(torch.bfloat16)
+    assert isolates_examples(model)
+    forward = model.forward
+
+    def leaking(input_ids, **inputs):
+        output = forward(input_ids=input_ids, **inputs)
+        output.logits[..., 0] *= 1 + 5e-2 * input_ids[0, 0] / 320
+        return output
+
+    model.forward = leaking
+    assert not isolates_examples(model)
+
+
+def test_an_adapter_under_autocast_isolates_as_its_base_does(qwen3):
+    model = get_peft_model(qwen3, LoraConfig(r=4, lora_dropout=0.5, target_modules="all-linear"))
+    model.train()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        check_isolation(model)
+    assert model.training
+
+
+def test_trying_out_leaves_the_random_state_and_the_weights_alone(qwen3):
+    before = torch.get_rng_state(), [it.detach().clone() for it in qwen3.parameters()]
+    check_isolation(qwen3)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert all(map(torch.equal, qwen3.parameters(), before[1]))
+
+
+def test_a_model_without_positions_is_refused_and_other_faults_are_not_hidden(qwen3):
+    def no_positions(input_ids, use_cache):
+        return forward(input_ids=input_ids, use_cache=use_cache)
+
+    def faulty(**inputs):
+        raise TypeError("unsupported operand")
+
+    forward = qwen3.forward
+    qwen3.forward = no_positions
+    assert not isolates_examples(qwen3)
+    qwen3.forward = faulty
+    with pytest.raises(TypeError, match="operand"):
+        isolates_examples(qwen3)

@@ -1,0 +1,295 @@
+"""What a key may hold: a sentence for each wrong value, and the JSON Schema that agrees."""
+
+import jsonschema
+import pytest
+import yaml
+
+from yrunner.recipe.messages import recipe_json_schema
+
+KINDS = '"freeze", "full", "lora", "qlora"'
+TUNING = f"must be a section with a kind ({KINDS.replace(chr(34), '')})"
+SEED = "must be a whole number of at least 0 and below 4294967296"
+
+
+@pytest.fixture(scope="module")
+def validator():
+    schema = recipe_json_schema()
+    jsonschema.Draft202012Validator.check_schema(schema)
+    return jsonschema.Draft202012Validator(schema)
+
+
+@pytest.mark.parametrize(
+    ("addition", "expected"),
+    [
+        ('seed: "3.5"\n', f'7:7: seed: {SEED}, got "3.5"'),
+        ("seed: 3.5\n", f"7:7: seed: {SEED}, got 3.5"),
+        ("seed: 7.0\n", f"7:7: seed: {SEED}, got 7.0; write 7"),
+        ('seed: "7"\n', f'7:7: seed: {SEED}, got "7"; remove the quotes'),
+        ("seed: yes\n", f"7:7: seed: {SEED}, got yes (which YAML reads as true)"),
+        ("seed: -1\n", f"7:7: seed: {SEED}, got -1"),
+        ("seed:\n", f"7:1: seed: {SEED}, got nothing"),
+        ("seed: [1]\n", f"7:7: seed: {SEED}, got a list"),
+        (
+            "train: {learning_rate: .nan}\n",
+            "7:24: train.learning_rate: must be a number above 0, got .nan; it must be finite",
+        ),
+        (
+            "train: {max_grad_norm: .inf}\n",
+            "7:24: train.max_grad_norm: must be a number of at least 0, got .inf; "
+            "it must be finite",
+        ),
+        (
+            'train: {learning_rate: "1e-4"}\n',
+            '7:24: train.learning_rate: must be a number above 0, got "1e-4"; remove the quotes',
+        ),
+        (
+            "train: {warmup_ratio: 1}\n",
+            "7:23: train.warmup_ratio: must be a number of at least 0 and below 1, got 1",
+        ),
+        (
+            'train: {gradient_checkpointing: "yes"}\n',
+            '7:33: train.gradient_checkpointing: must be true or false, got "yes"; '
+            "remove the quotes",
+        ),
+        (
+            "train: {order: Shufle}\n",
+            '7:16: train.order: must be one of "shuffle", "as_written", got "Shufle", '
+            'did you mean "shuffle"?',
+        ),
+        (
+            "train: {order: alphabetical}\n",
+            '7:16: train.order: must be one of "shuffle", "as_written", got "alphabetical"',
+        ),
+        (
+            "train: {checkpoint: {every: 0}}\n",
+            '7:29: train.checkpoint.every: must be "epoch" or a whole number of at least 1, got 0',
+        ),
+        (
+            "train: {checkpoint: {every: sometimes}}\n",
+            '7:29: train.checkpoint.every: must be "epoch" or a whole number of at least 1, '
+            'got "sometimes"',
+        ),
+        (
+            "train: {checkpoint: {evry: 1}}\n",
+            '7:22: train.checkpoint.evry: unknown key, did you mean "every"?',
+        ),
+        (
+            "train: {checkpoint: {zzz: 1}}\n",
+            "7:22: train.checkpoint.zzz: unknown key; the keys here are every, keep",
+        ),
+        ("tuning:\n", f"7:1: tuning: {TUNING}, got nothing"),
+        ("tuning: 3\n", f"7:9: tuning: {TUNING}, got 3"),
+        (
+            "tuning: {rank: 8}\n",
+            f"7:1: tuning.kind: this key is missing; it must be one of {KINDS}",
+        ),
+        (
+            "tuning: {kind: loar}\n",
+            f'7:16: tuning.kind: must be one of {KINDS}, got "loar", did you mean "lora"?',
+        ),
+        ("tuning: {kind: [lora]}\n", f"7:16: tuning.kind: must be one of {KINDS}, got a list"),
+        (
+            "tuning: {kind: lora, targets: 3}\n",
+            '7:31: tuning.targets: must be "all-linear" or a list, got 3',
+        ),
+        (
+            "tuning: {kind: lora, targets: q_proj}\n",
+            '7:31: tuning.targets: must be "all-linear" or a list, got "q_proj"; '
+            "a list of one is written [q_proj]",
+        ),
+        (
+            "tuning: {kind: lora, targets: [q_proj, 1]}\n",
+            '7:40: tuning.targets.1: must be text, got 1; to make it text, put it in quotes: "1"',
+        ),
+        (
+            "tuning: {kind: freeze, rank: 8}\n",
+            "7:24: tuning.rank: only kinds lora and qlora have this key, not freeze; remove it",
+        ),
+        (
+            "tuning: {kind: lora, adapter: ./base, rank: 4}\n",
+            "7:22: tuning: an adapter brings its own rank; remove that here",
+        ),
+        (
+            "loss: {kind: nlirg, loss_deadline: 1}\n",
+            "7:21: loss: loss_deadline must be above loss_threshold",
+        ),
+        (
+            "sort: {score: exces}\n",
+            '7:15: sort.score: must be one of "knn_loss", "unexplained", "similarity", '
+            '"correlation", "surprise", '
+            '"loss", "perplexity", "entropy", "excess", "divergence", got "exces", did you mean '
+            '"excess"?',
+        ),
+        (
+            "sort: {cross_fit: 1}\n",
+            "7:8: sort: cross_fit must be 0 or at least 2: with one part there are no other rows",
+        ),
+        (
+            "sort: {order: blocks, cross_fit_steps: 9}\n",
+            "7:23: sort: cross_fit_steps needs cross_fit; set that to 3, or remove this",
+        ),
+        (
+            "sort: {score: unexplained}\n",
+            "7:8: sort: unexplained needs cross_fit; set that to 3, or name another score",
+        ),
+        (
+            "sort: {also: [loss, unexplained]}\n",
+            "7:1: sort: unexplained needs cross_fit; set that to 3, or name another score",
+        ),
+        (
+            "sort: {drop_above: 1, drop_below: 1.5}\n",
+            "7:23: sort: drop_below must be below drop_above, or every row is dropped",
+        ),
+        (
+            "sort: {drop_share: 1}\n",
+            "7:20: sort.drop_share: must be a number of at least 0 and below 1, got 1",
+        ),
+        (
+            "  validation_share: 0.1\n  validation: [{file: rows.jsonl}]\n",
+            "8:3: data: validation and validation_share cannot be combined; remove one",
+        ),
+        (
+            "train: {stage: pretrain}\n",
+            '7:9: model.scratch and train.stage "pretrain" need each other: random weights are '
+            "pretrained, a base is not",
+        ),
+        ("rank: 3\n", '7:1: rank: unknown key here, did you mean "tuning.rank"?'),
+        ("train: {中文: 1, seed: 2}\n", '7:16: train.seed: unknown key here, did you mean "seed"?'),
+    ],
+)
+def test_a_wrong_value_gives_one_sentence(addition, expected, valid, problems):
+    found = [line for line in problems(valid + addition) if "中文" not in line]
+    assert found == [f"recipe.yaml:{expected}"]
+
+
+@pytest.mark.parametrize(
+    ("entry", "expected"),
+    [
+        ("hub: fog/harbour", ""),
+        ("hub: fog/harbour, files: 'data/*.parquet', revision: v1, share: 0.2", ""),
+        ("file: rows.jsonl, take: 1000", ""),
+        ("hub: a/b/c", '"a/b/c" is no Hub id; write "organisation/name"'),
+        ("take: 1", "give either file, a path, or hub, the name of a dataset"),
+        (
+            "file: rows.jsonl, hub: a/b",
+            "file and hub cannot be combined; give each an entry of its own",
+        ),
+        ("file: rows.jsonl, files: '*'", "files needs hub, the name of a dataset; remove it"),
+        ("file: rows.jsonl, revision: v1", "revision needs hub, the name of a dataset; remove it"),
+        ("hub: a/b, take: 1, share: 0.5", "take and share cannot be combined; remove one"),
+        ("file: rows.jsonl, document: file", "document: file is for txt files only; remove it"),
+        ("hub: a/b, take: 0", "must be a whole number of at least 1, got 0"),
+        ("hub: a/b, share: 1", "must be a number above 0 and below 1, got 1"),
+    ],
+)
+def test_data_comes_from_one_place_all_of_it_or_a_part(entry, expected, valid, problems, validator):
+    text = valid.replace("file: rows.jsonl", f"{{{entry}}}")
+    found = problems(text)
+    assert [line.split(": ", 2)[2] for line in found] == [expected] * bool(expected)
+    if not found:
+        assert list(validator.iter_errors(yaml.safe_load(text))) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        (
+            "name: legal",
+            "name: no",
+            "1:7: name: must be text, got no (which YAML reads as false); to make it text, put it "
+            'in quotes: "no"',
+        ),
+        (
+            "name: legal",
+            "name: 2026",
+            '1:7: name: must be text, got 2026; to make it text, put it in quotes: "2026"',
+        ),
+        (
+            "name: legal",
+            "name: my run",
+            '1:7: name: "my run" cannot be used; wanted: name of the run and of its folder: '
+            "letters, digits, dot, dash and underscore",
+        ),
+        ("name: legal\n", "", "1:1: name: this key is missing; it must be text"),
+        ("name: legal", "name:", "1:1: name: must be text, got nothing"),
+        (
+            "\n    - file: rows.jsonl",
+            " [rows.jsonl]",
+            '5:11: data.train.0: a section is needed here, got "rows.jsonl"; '
+            "write {file: rows.jsonl}",
+        ),
+        (
+            "    - file: rows.jsonl",
+            "    file: rows.jsonl",
+            "6:5: data.train: must be a list of at least 1, got a section; begin each item with "
+            '"- "',
+        ),
+        (
+            "\n    - file: rows.jsonl",
+            " []",
+            "5:10: data.train: must be a list of at least 1, got an empty list",
+        ),
+    ],
+)
+def test_a_valid_recipe_that_is_spoilt_gives_one_sentence(old, new, expected, valid, problems):
+    assert old in valid
+    assert problems(valid.replace(old, new)) == [f"recipe.yaml:{expected}"]
+
+
+def test_a_date_is_text(valid, problems):
+    assert problems(valid.replace("legal", "2026-01-01")) == []
+
+
+EVERY_SECTION = """\
+name: legal
+seed: 1
+model: {base: ./base, dtype: float32}
+tuning: {kind: lora, rank: 4, alpha: 1e1, targets: [q_proj]}
+data:
+  train: [{file: rows.jsonl, columns: {instruction: question}}]
+  validation_share: 1e-1
+loss: {kind: nlirg, min_lr: 5e-8}
+train:
+  max_steps: 10
+  learning_rate: 1e-4
+  checkpoint: {every: 5}
+  early_stopping: {patience: 2}
+  trackers: [wandb]
+eval:
+  tasks: [{name: law, kind: answer, side: domain, data: rows.jsonl}]
+"""
+
+
+def test_what_loads_also_passes_the_json_schema(validator, valid, problems):
+    for text in (valid, EVERY_SECTION):
+        assert problems(text) == []
+        assert list(validator.iter_errors(yaml.safe_load(text))) == []
+
+
+@pytest.mark.parametrize(
+    "addition",
+    [
+        "sed: 1\n",
+        "train: {epochs: 0}\n",
+        "train: {learning_rate: fast}\n",
+        "train: {lr_scheduler: cosin}\n",
+        "tuning: {rank: 8}\n",
+        "tuning: {kind: full, rank: 8}\n",
+        "tuning: {kind: lora, targets: 3}\n",
+        "train: {checkpoint: {every: 0}}\n",
+    ],
+)
+def test_what_does_not_load_fails_the_json_schema_too(addition, validator, valid, problems):
+    assert problems(valid + addition) != []
+    assert list(validator.iter_errors(yaml.safe_load(valid + addition))) != []
+
+
+def test_the_json_schema_tells_editors_what_each_key_means():
+    schema = recipe_json_schema()
+    assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+    assert schema["additionalProperties"] is False
+    assert schema["title"] == "yrunner recipe"
+    learning_rate = schema["$defs"]["TrainSection"]["properties"]["learning_rate"]
+    assert learning_rate["description"] == "Peak learning rate."
+    assert learning_rate["exclusiveMinimum"] == 0
+    assert all(section["additionalProperties"] is False for section in schema["$defs"].values())

@@ -1,0 +1,169 @@
+"""What the YAML itself can get wrong."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from yrunner.recipe import yaml_tree as document
+from yrunner.recipe.yaml_tree import SourceLocation, find, plain, read_document, read_plain_scalar
+
+ASSETS = Path(__file__).parent / "assets"
+
+
+@pytest.fixture(params=["parser in C", "parser in Python"])
+def either_parser(request, monkeypatch):
+    if request.param == "parser in Python":
+        monkeypatch.setattr(document, "_loader_class", lambda: yaml.SafeLoader)
+    elif not hasattr(yaml, "CSafeLoader"):
+        pytest.skip("this PyYAML has no parser in C")
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in ASSETS.glob("*.yaml")))
+def test_every_broken_recipe_gives_its_lines_and_sentences(name, problems, either_parser):
+    expected = (ASSETS / f"{name}.errors").read_text().splitlines()
+    assert problems((ASSETS / f"{name}.yaml").read_bytes()) == expected
+
+
+ALIGN = (
+    "this line does not line up with the lines above it, or the value before it goes on after its "
+    "closing quote; give keys of one section the same indentation"
+)
+TOO_DEEP = "nested more than 30 deep, no recipe needs that; remove the excess"
+TAG = 'a word that begins with "!" is a tag, which recipes do not have; put it in quotes'
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('a: "x\nb: 1\n', '1:4: the quote " that opens here is never closed'),
+        ("a: 'x\nb: 1\n", "1:4: the quote ' that opens here is never closed"),
+        (
+            "a: [1, 2\nb: 3\n",
+            '1:4: the "[" that opens here lacks its "]", or a comma is missing in it; add it',
+        ),
+        (
+            "a: {x: 1\nb: 3\n",
+            '1:4: the "{" that opens here lacks its "}", or a comma is missing in it; add it',
+        ),
+        ("a:\n\tb: 1\n", "2:1: a tab indents this line; YAML wants spaces, two for each level"),
+        ("a:\n  \tb: 1\n", "2:3: a tab indents this line; YAML wants spaces, two for each level"),
+        (
+            "a: b: c\n",
+            '1:5: a ":" cannot stand here; put a value that contains ": " in quotes, and indent '
+            "keys of one section alike",
+        ),
+        ("a: 1\nfoo\nb: 2\n", '2:1: this line has no ":"; write "key: value"'),
+        ("a:\n    b: 1\n  c: 2\n", f"3:3: {ALIGN}"),
+        ('a: "x" y\n', f"1:8: {ALIGN}"),
+        ("a: @x\n", '1:4: text cannot begin with "@"; put it in quotes'),
+        ("a: `x`\n", '1:4: text cannot begin with "`"; put it in quotes'),
+        ("a: *\n", '1:5: "*" and "&" are signs of YAML; put text that begins with one in quotes'),
+        ("a: ]\n", "1:4: a value is missing here, or there is a sign too many; see the line"),
+        ("a: - b\n", '1:4: a list cannot begin behind "key:"; put "- " on new lines'),
+        ("a: !e!x 1\n", f"1:4: {TAG}"),
+        ("%YAML 3.0\n---\na: 1\n", "1:1: this version of YAML is not known; remove the %YAML line"),
+        ("a: \x01\n", "1:4: the invisible character U+0001 cannot stand in YAML; remove it"),
+        ("a: " + "[" * 100_000, f"1:33: {TOO_DEEP}"),
+        ("- " * 5_000 + "x", f"1:61: {TOO_DEEP}"),
+        (
+            "a: *x\n",
+            '1:4: a: the alias *x stands for nothing; write "&x" before the value that it '
+            "repeats, or put the text in quotes",
+        ),
+        (
+            "a: &a [*a]\n",
+            "1:8: a.0: the alias *a stands inside the value that it repeats; remove it",
+        ),
+        ("", "1:1: the recipe is empty; `yrun init` writes one to start from"),
+        ("# nothing\n", "1:1: the recipe is empty; `yrun init` writes one to start from"),
+        ("- a\n", "1:1: the recipe is a list; write keys and values, such as name: my-run"),
+        ("hi\n", "1:1: the recipe is a single value; write keys and values, such as name: my-run"),
+    ],
+)
+def test_what_is_no_recipe_gives_one_sentence(text, expected, problems, either_parser):
+    assert problems(text) == [f"recipe.yaml:{expected}"]
+
+
+@pytest.mark.parametrize(
+    ("addition", "expected"),
+    [
+        (
+            "seed: !!python/object/apply:os.system [ls]\n",
+            "7:7: seed: the tag !!python/object/apply:os.system is not allowed, a recipe holds "
+            "plain values; remove it",
+        ),
+        ("1: 2\n", '7:1: the key 1 is not text; put it in quotes: "1"'),
+        ("on: 2\n", '7:1: the key on is not text; put it in quotes: "on"'),
+        ("? [a]\n: 2\n", "7:3: a key must be text, and this is none; write a name"),
+        ("name: b\n", "7:1: name: this key is given twice, first in line 1; remove one of them"),
+        ("---\nname: b\n", '7:1: a second document begins here; a recipe is one, remove the "---"'),
+        (
+            "train: {<<: 3}\n",
+            '7:13: train: only a section can be merged with "<<"; write "<<: *name"',
+        ),
+    ],
+)
+def test_a_fault_of_yaml_beside_valid_keys_is_reported_alone(
+    addition, expected, valid, problems, either_parser
+):
+    assert problems(valid + addition) == [f"recipe.yaml:{expected}"]
+
+
+def test_a_chain_of_aliases_cannot_hide_its_depth(problems):
+    chain = "a0: &a0 [x]\n" + "".join(f"a{i + 1}: &a{i + 1} [*a{i}]\n" for i in range(300))
+    assert problems(chain) == [f"recipe.yaml:29:12: {TOO_DEEP}"]
+
+
+def test_utf_16_is_named(valid, problems):
+    assert problems(valid.encode("utf-16-le").join([b"\xff\xfe", b""])) == [
+        "recipe.yaml:1:1: byte 1 of the file (0xff) is not UTF-8, it looks like UTF-16; "
+        "save the file in the encoding UTF-8"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-4", 1e-4),
+        ("1.0e-4", 1e-4),
+        (".5", 0.5),
+        ("-3", -3),
+        ("8_192", 8192),
+        ("0x10", 16),
+        (".inf", float("inf")),
+        ("-.Inf", float("-inf")),
+        ("yes", True),
+        ("Off", False),
+        ("~", None),
+        ("", None),
+        ("Null", None),
+        ("nULL", "nULL"),
+        ("010", "010"),
+        ("1:30", "1:30"),
+        ("2026-01-01", "2026-01-01"),
+        ("1e", "1e"),
+        ("9" * 5000, "9" * 5000),
+        (".", "."),
+        ("1.2.3", "1.2.3"),
+    ],
+)
+def test_words_mean_what_yaml_1_2_says_and_yes_is_true(text, value):
+    assert read_plain_scalar(text) == value
+    assert type(read_plain_scalar(text)) is type(value)
+
+
+def test_aliases_and_merges_are_written_out_and_own_keys_win(either_parser):
+    text = "a: &a {x: 1, y: 2}\nb: {<<: *a, y: 3}\nc: *a\n"
+    root, faults = read_document(text, SourceLocation(0, 1, 1, "recipe.yaml"))
+    assert plain(root) == {"a": {"x": 1, "y": 2}, "b": {"x": 1, "y": 3}, "c": {"x": 1, "y": 2}}
+    assert faults == []
+    assert str(find(root, ("c",))[0].place) == "recipe.yaml:3:4"
+    assert str(find(root, ("b", "x"))[0].place) == "recipe.yaml:1:11"
+
+
+def test_text_in_quotes_stays_text(either_parser):
+    root, _ = read_document(
+        'a: "1e-4"\nb: !!str 3\nc: ! no\n', SourceLocation(0, 1, 1, "recipe.yaml")
+    )
+    assert plain(root) == {"a": "1e-4", "b": "3", "c": "no"}

@@ -1,0 +1,170 @@
+"""environment.json: what a run was made with.
+
+What the result of a run depends on: its recipe, its data and its base.
+"""
+
+import platform
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from yrunner.assembly.dataset import keep_sources, recipe_sources
+from yrunner.recipe.load import base_recipe_path, load_recipe
+from yrunner.recipe.schema.recipe import Recipe
+from yrunner.storage.run_dir import RunDir, differences, hash_files, read_json
+
+PACKAGES = ("yrunner", "torch", "transformers", "peft", "accelerate", "tokenizers")
+
+
+def describe_environment() -> dict[str, Any]:
+    """Versions, the commit of a source checkout, and the device. Nothing secret is in it."""
+    return {
+        "versions": package_versions(),
+        "commit": _commit(),
+        "device": describe_device(),
+        "platform": platform.platform(),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+    }
+
+
+def describe_device() -> str:
+    """The GPU's name, or the number of CPU threads."""
+    if torch.cuda.is_available():
+        return str(torch.cuda.get_device_name())
+    return f"CPU, {torch.get_num_threads()} threads"
+
+
+def package_versions() -> dict[str, str]:
+    """The versions of Python and of the packages that a result depends on."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that this file is part of; None for an installed package."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return None
+    return result.stdout.strip() or None
+
+
+WITHOUT_EFFECT: dict[str, Any] = {
+    "output": True,
+    "eval": True,
+    "sort": True,
+    "merge": True,
+    "compare": True,
+    "distributed": True,
+    "train": {"checkpoint": {"keep"}, "log_every": True, "spikes": True, "trackers": True},
+}
+"""Keys of a recipe that may change without changing the trained model."""
+
+
+def fingerprint(recipe: Recipe) -> dict[str, Any]:
+    """The recipe's keys that matter, and a hash of every file that is learned from.
+
+    A base that is a recipe is named by its own fingerprint; of a folder, the names and sizes of
+    its files are taken, which is cheap for weights of any size. Folders that lie above a file are
+    left out.
+    """
+    files = [file for source in recipe_sources(recipe) for file in source.files]
+    extra = [recipe.model.chat_template] if recipe.model.chat_template else []
+    extra += [file for source in keep_sources(recipe) for file in source.files]
+    return {
+        "recipe": _keys_that_matter(recipe),
+        "files": _by_name(hash_files([*files, *extra])),
+        "base": _base_fingerprint(recipe),
+    }
+
+
+def changes_since(run_dir: RunDir, recipe: Recipe) -> list[str]:
+    """What differs between a run and a recipe, as dotted keys; empty when nothing does.
+
+    A key that did not exist yet when the run was made, and stands at its default, is no difference.
+    """
+    then = _with_new_keys(read_json(run_dir.fingerprint), recipe)
+    return differences(then, fingerprint(recipe))
+
+
+def _keys_that_matter(recipe: Recipe, *, only_set: bool = False) -> Any:
+    """The recipe's values; `only_set`: without those that are the default."""
+    exclude = _without_effect(recipe)
+    return without_folders(
+        recipe.model_dump(mode="json", exclude=exclude, exclude_defaults=only_set)
+    )
+
+
+def _without_effect(recipe: Recipe) -> dict[str, Any]:
+    """The gauge of forgetting only looks on, unless it may end the run."""
+    stopping = recipe.train.early_stopping
+    may_end_it = stopping is not None and stopping.metric == "drift"
+    return WITHOUT_EFFECT if may_end_it else WITHOUT_EFFECT | {"drift": True}
+
+
+def _with_new_keys(then: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
+    now, is_set = (_keys_that_matter(recipe, only_set=only_set) for only_set in (False, True))
+    filled = {**then, "recipe": _filled(then["recipe"], now, is_set)}
+    path = base_recipe_path(recipe)
+    if path is not None and isinstance(then["base"], dict) and "recipe" in then["base"]:
+        filled["base"] = _with_new_keys(then["base"], load_recipe(path))
+    return filled
+
+
+def _filled(then: Any, now: Any, is_set: Any) -> Any:
+    """`then` with the keys of `now` that it lacks and that nobody has set."""
+    match then, now:
+        case dict(), dict():
+            is_set = is_set if isinstance(is_set, dict) else {}
+            added = {key: now[key] for key in now if key not in then and key not in is_set}
+            kept = {key: _filled(old, now.get(key), is_set.get(key)) for key, old in then.items()}
+            return added | kept
+        case list(), list() if len(then) == len(now):
+            is_set = is_set if isinstance(is_set, list) else [None] * len(now)
+            return [_filled(*parts) for parts in zip(then, now, is_set, strict=True)]
+    return then
+
+
+def _by_name(hashes: dict[str, str]) -> dict[str, str]:
+    """Hashes by the names of the files; those of one name are told apart by a number."""
+    named: dict[str, str] = {}
+    for path, value in hashes.items():
+        name = Path(path).name
+        twins = sum(Path(other).name == name for other in hashes if other < path)
+        named[f"{name} ({twins + 1})" if twins else name] = value
+    return named
+
+
+def without_folders(value: Any) -> Any:
+    """The same with file names for absolute paths: a project may be moved between two commands."""
+    match value:
+        case str():
+            return Path(value).name if value.startswith("/") else value
+        case list():
+            return [without_folders(part) for part in value]
+        case dict():
+            return {without_folders(key): without_folders(part) for key, part in value.items()}
+    return value
+
+
+def _base_fingerprint(recipe: Recipe) -> Any:
+    path = base_recipe_path(recipe)
+    if path is not None:
+        return fingerprint(load_recipe(path))
+    folder = Path(recipe.model.base or "")
+    if recipe.model.base is None or not folder.is_dir():
+        return None
+    return {file.name: file.stat().st_size for file in sorted(folder.iterdir()) if file.is_file()}

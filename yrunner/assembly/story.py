@@ -1,0 +1,280 @@
+"""What a run's report says of forgetting: how far the model moved from its base, and when.
+
+What a person is told of a run: before it, after it, in its report and on its model card.
+
+The picture of a kind of loss: its weight over the loss of a target, above the losses found.
+"""
+
+# N = points of a curve
+
+from collections.abc import Mapping, Sequence
+from typing import Any, assert_never
+
+import torch
+
+from yrunner.assembly.dataset import data_name
+from yrunner.assembly.measure import Measured
+from yrunner.console import print_table, say
+from yrunner.data.batching.plan import Plan, epoch_after
+from yrunner.data.dataset.splits import Prepared
+from yrunner.losses.nlirg import EASY_UP_TO, LEARNING_UP_TO
+from yrunner.models.save import ModelCard
+from yrunner.models.tuning import count_parameters
+from yrunner.recipe.load import base_recipe_path, recipe_to_yaml
+from yrunner.recipe.schema.recipe import (
+    DftLoss,
+    EaftLoss,
+    Loss,
+    NlirgEntropyLoss,
+    NlirgLoss,
+    PlainLoss,
+    Recipe,
+)
+from yrunner.reports import plots
+from yrunner.reports.html import (
+    Answer,
+    Answers,
+    Block,
+    Code,
+    KeyFigures,
+    Plot,
+    Report,
+    write_report,
+)
+from yrunner.reports.plots import drift_curve
+from yrunner.storage.run_dir import RunDir
+from yrunner.training.arguments import token_weight
+from yrunner.training.metrics import read_metrics
+
+CAPTION = (
+    "Above: the plain loss on the field's validation rows. Below: how far the model has moved "
+    "from its base on rows that the base wrote, as KL(base || tuned). Where the lower curve rises "
+    "and the upper one stands still, the run forgets and learns nothing for it."
+)
+
+
+def drift_plots(records: Sequence[Mapping[str, Any]]) -> list[Plot]:
+    """The domain's curve and the drift's, one above the other; none where no drift was measured."""
+    if not _measured(records):
+        return []
+    return [Plot("Learned and forgotten", drift_curve(records), CAPTION)]
+
+
+def drift_figures(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
+    """The key figure of the last validation."""
+    measured = _measured(records)
+    if not measured:
+        return []
+    note = "nats per token from the base, on rows it wrote; last validation"
+    return [("drift", f"{measured[-1]['eval_drift']:.4f}", note)]
+
+
+def _measured(records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return [record for record in records if "eval_drift" in record]
+
+
+HIGHEST_LOSS = 16.0
+NUM_POINTS = 801
+
+
+def shown_entropies(loss: Loss) -> dict[str, float]:
+    """The names of a kind's curves, and the entropy in nats that each is drawn at.
+
+    One curve, at any entropy, where the weight depends on the loss alone.
+    """
+    match loss:
+        case PlainLoss() | NlirgLoss() | DftLoss():
+            return {"any entropy": 0.0}
+        case NlirgEntropyLoss():
+            return {f"entropy {nats} nats": float(nats) for nats in (0, 1, 3)}
+        case EaftLoss():
+            return {f"entropy {nats} nats of the top 20": nats for nats in (0.5, 1.5, 2.9)}
+        case _:
+            assert_never(loss)
+
+
+def zone_edges(loss: Loss) -> tuple[float, float, float]:
+    """The losses between the four zones; a low `loss_deadline` leaves no room for zones below."""
+    loss_deadline = token_weight(loss)[1]
+    return min(EASY_UP_TO, loss_deadline), min(LEARNING_UP_TO, loss_deadline), loss_deadline
+
+
+def weight_plot(loss: Loss, *, before: Sequence[float] = (), after: Sequence[float] = ()) -> str:
+    """The curves as SVG; `before` and `after` are losses of targets around the training."""
+    weight, _ = token_weight(loss)
+    losses_N = torch.linspace(0, HIGHEST_LOSS, NUM_POINTS)
+    curves = {
+        name: weight.of(losses_N, torch.full_like(losses_N, entropy)).tolist()
+        for name, entropy in shown_entropies(loss).items()
+    }
+    return plots.weight_curve(
+        losses_N.tolist(), curves, zone_edges=zone_edges(loss), before=before, after=after
+    )
+
+
+SHOWN_ANSWERS = 10
+
+
+def say_plan(recipe: Recipe, model: Any, prepared: Prepared, plan: Plan) -> None:
+    """Print what is about to happen: model, trainable share, rows, updates."""
+    trained, total = count_parameters(model)
+    train = recipe.train
+    rows = [
+        ("model", f"{recipe.model.base or 'from scratch'}, {total:,} parameters"),
+        ("trained", f"{trained:,} of them ({trained / total:.2%}), tuning {recipe.tuning.kind}"),
+        ("rows", f"{len(prepared.train):,} to learn, {len(prepared.validation):,} to validate"),
+        ("updates", f"{plan.num_updates:,} ({_epochs(plan)}, {plan.lanes} {_unit(plan)} each)"),
+        ("keep", _keep(recipe, plan)),
+        ("loss", f"{recipe.loss.kind}, {_targets_of_update(train.token_batch)} per update"),
+        ("learning rate", f"{train.learning_rate:g}, {train.lr_scheduler}, {train.optimizer}"),
+        ("folder", str(recipe.run_folder)),
+    ]
+    print_table("Run", (recipe.name, ""), rows)
+
+
+def say_result(recipe: Recipe, run_dir: RunDir, before: Measured, after: Measured) -> None:
+    """Print what the run reached, and where it is."""
+    print_tasks(recipe, before, after)
+    say(f"model:  {run_dir.model}")
+    say(f"report: {run_dir.report}")
+
+
+def say_next(recipe: Recipe, arguments: str) -> None:
+    """Print the commands that come next."""
+    say("")
+    say(f"yrun chat {arguments}    # talk to it")
+    if recipe.eval.tasks:
+        say(f"yrun eval {arguments}    # its tasks again, with the base beside it")
+    if recipe.tuning.kind in ("lora", "qlora"):
+        say(f"yrun merge {arguments}   # one model of base and adapter")
+
+
+def print_tasks(recipe: Recipe, before: Measured | None, after: Measured) -> None:
+    """Print the share of questions that each task's models answered exactly."""
+    rows = _task_rows(recipe, before, after)
+    if rows:
+        columns = ("task", "side", "questions", "right before", "right after")
+        print_table("Answered exactly", columns, rows)
+
+
+def model_card(
+    recipe: Recipe, run_dir: RunDir, before: Measured, after: Measured, **origin: Any
+) -> ModelCard:
+    """The card that goes with the model's weights; `origin`: fields that only some cards have."""
+    figures = [
+        (f"{name}: answered exactly", f"{now} (before: {then})")
+        for name, _, _, then, now in _task_rows(recipe, before, after)
+    ]
+    best = _best_validation(run_dir)
+    if best is not None:
+        figures.insert(0, ("validation loss", f"{best:.4f} nats per target"))
+    base_recipe = base_recipe_path(recipe)
+    return ModelCard(
+        name=recipe.name,
+        base=base_recipe.name if base_recipe else recipe.model.base,
+        tuning=recipe.tuning.kind,
+        recipe=recipe_to_yaml(recipe),
+        figures=figures,
+        dataset_files=[data_name(entry) for entry in recipe.data.train],
+        **origin,
+    )
+
+
+def write_run_report(recipe: Recipe, run_dir: RunDir, before: Measured, after: Measured) -> None:
+    """Write report.html: figures, curves, zones, the weight curve, answers before and after."""
+    records = read_metrics(run_dir.metrics)
+    blocks: list[Block] = [
+        KeyFigures(_key_figures(recipe, run_dir, before, after, records)),
+        Plot("Loss", plots.loss_curves(records), "Plain loss chooses the checkpoint."),
+        *drift_plots(records),
+        Plot(
+            "Zones",
+            plots.zones_over_time(records),
+            "Share of the targets that are easy, being learned, hard, and refused.",
+        ),
+        Plot(
+            "Weight by loss",
+            weight_plot(recipe.loss, before=before.token_losses, after=after.token_losses),
+            _WEIGHT_CAPTION,
+        ),
+        Plot("Learning rate", plots.learning_rate(records)),
+        *_answer_blocks(before, after),
+        Code("Recipe", recipe_to_yaml(recipe)),
+    ]
+    write_report(Report(recipe.name, blocks, subtitle="yrunner"), run_dir.report)
+
+
+_WEIGHT_CAPTION = (
+    "Above: the weight that a target's gradient gets by its loss. Below: the losses of the same "
+    "targets before and after training."
+)
+
+
+def _epochs(plan: Plan) -> str:
+    epochs = epoch_after(plan.num_updates, plan.epoch_ends)
+    return "1 epoch" if epochs == 1 else f"{epochs:.4g} epochs"
+
+
+def _keep(recipe: Recipe, plan: Plan) -> str:
+    return f"{recipe.keep.kind}, {plan.kept} rows more each" if plan.kept else recipe.keep.kind
+
+
+def _unit(plan: Plan) -> str:
+    return "examples" if plan.packs is None else "packed rows"
+
+
+def _targets_of_update(token_batch: int) -> str:
+    return f"{token_batch} targets of each example" if token_batch else "all targets"
+
+
+def _task_rows(
+    recipe: Recipe, before: Measured | None, after: Measured
+) -> list[tuple[str, str, int, str, str]]:
+    sides = {task.name: task.side for task in recipe.eval.tasks}
+    return [
+        (
+            name,
+            sides[name],
+            len(rows),
+            f"{before.right(name):.1%}" if before else "–",
+            f"{after.right(name):.1%}",
+        )
+        for name, rows in after.answers.items()
+        if name in sides
+    ]
+
+
+def _best_validation(run_dir: RunDir) -> float | None:
+    losses = [row["eval_loss"] for row in read_metrics(run_dir.metrics) if "eval_loss" in row]
+    return min(losses, default=None)
+
+
+def _key_figures(
+    recipe: Recipe, run_dir: RunDir, before: Measured, after: Measured, records: list[Any]
+) -> list[tuple[str, str, str]]:
+    figures = [
+        (name, now, f"of {count} questions exactly right; {then} before")
+        for name, _, count, then, now in _task_rows(recipe, before, after)
+    ]
+    best = _best_validation(run_dir)
+    if best is not None:
+        figures.append(("validation loss", f"{best:.4f}", "nats per target, best checkpoint"))
+    figures += drift_figures(records)
+    steps = [record["step"] for record in records if "loss" in record]
+    figures.append(("updates", f"{max(steps, default=0):,}", f"loss: {recipe.loss.kind}"))
+    return figures
+
+
+def _answer_blocks(before: Measured, after: Measured) -> list[Answers]:
+    """Ten answers of each task: those that training changed come first."""
+    blocks = []
+    for name, rows in after.answers.items():
+        answers = [
+            Answer(
+                now.question, now.reference, then.answer, now.answer, then.is_right, now.is_right
+            )
+            for then, now in zip(before.answers[name], rows, strict=True)
+        ]
+        answers.sort(key=lambda answer: answer.before == answer.after)
+        blocks.append(Answers(f"Answers: {name}", answers[:SHOWN_ANSWERS]))
+    return blocks

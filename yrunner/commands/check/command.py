@@ -1,0 +1,283 @@
+"""`yrun check`: everything that can be known of a run before it starts. Trains nothing.
+
+What to change where a run does not fit: every proposal has been estimated, and fits.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from yrunner.assembly.dataset import finish_data, print_left_out, print_rows, read_data
+from yrunner.assembly.measure import read_tasks
+from yrunner.assembly.memory import (
+    DiskFacts,
+    Estimator,
+    Machine,
+    MemoryFacts,
+    MemoryLine,
+    check_fit,
+    choose_machine,
+    count_ranks,
+    estimate_memory,
+    lack_of_space,
+    lines_of,
+    variants,
+)
+from yrunner.assembly.model import recipe_tokenizer
+from yrunner.assembly.plan import plan_run
+from yrunner.assembly.replay import check_keep_file
+from yrunner.assembly.story import zone_edges
+from yrunner.commands.check.facts import (
+    DataFacts,
+    Schedule,
+    Steps,
+    check_model,
+    count_steps,
+    data_facts,
+    largest_micro_batch,
+    missing_weights,
+    schedule,
+)
+from yrunner.commands.check.report import (
+    print_data,
+    print_disk,
+    print_memory,
+    print_schedule,
+    print_signal,
+    print_steps,
+    print_unread,
+    write_signal_page,
+)
+from yrunner.commands.check.signal import NotScored, Signal, describe_sample, score_sample
+from yrunner.console import say
+from yrunner.data.batching.plan import Plan
+from yrunner.data.conversation import TokenizedExample
+from yrunner.data.dataset.row_report import as_json
+from yrunner.data.dataset.splits import Prepared
+from yrunner.errors import DataError, YRunnerError
+from yrunner.recipe.load import load_recipe
+from yrunner.recipe.schema.recipe import Recipe
+from yrunner.storage.run_dir import RunDir, page_beside
+from yrunner.training.memory.trace import Untraceable
+from yrunner.training.trackers import check_trackers
+
+MOST_GPUS = 512
+GPU_SIZES = (16, 24, 32, 48, 80, 96, 141, 192, 288)
+"""Gigabytes of the GPUs that can be bought or rented."""
+
+
+def advise(
+    estimator: Estimator, micro_batch: Sequence[TokenizedExample], lines: Sequence[MemoryLine]
+) -> list[str]:
+    """Changes after which the recipe's tuning would fit, or another one; none where it does."""
+    kind = estimator.recipe.tuning.kind
+    own = [line for line in lines if line.tuning == kind]
+    if not own or any(line.fits for line in own):
+        return []
+    proposals = [
+        *_other_kinds(kind, lines),
+        *_other_keys(estimator, micro_batch),
+        *_other_machines(estimator, micro_batch),
+    ]
+    return proposals or ["choose a smaller model, or a smaller data.max_length"]
+
+
+def _other_kinds(own: str, lines: Sequence[MemoryLine]) -> Iterator[str]:
+    for kind in dict.fromkeys(line.tuning for line in lines if line.tuning != own):
+        line = next((it for it in lines if it.tuning == kind and it.fits), None)
+        if line is not None:
+            yield _say(f"tuning.kind={kind}", line)
+
+
+def _other_keys(estimator: Estimator, micro_batch: Sequence[TokenizedExample]) -> Iterator[str]:
+    for variant in variants(estimator.recipe, micro_batch):
+        if variant.recipe.tuning.kind != estimator.recipe.tuning.kind:
+            continue
+        changed = Estimator(variant.recipe, estimator.tokenizer, estimator.machine)
+        line = _first_that_fits(changed, variant.micro_batch, estimator.machine)
+        if line is not None:
+            yield _say(variant.change, line)
+
+
+def _other_machines(estimator: Estimator, micro_batch: Sequence[TokenizedExample]) -> Iterator[str]:
+    """More GPUs like these, or larger ones."""
+    machine = estimator.machine
+    if machine.is_cpu:
+        return
+    gpus = machine.gpus
+    while gpus < MOST_GPUS:
+        gpus *= 2
+        more = replace(machine, gpus=gpus, host=None)
+        line = _first_that_fits(estimator, micro_batch, more)
+        if line is not None:
+            yield _say(f"{gpus} such GPUs", line)
+            break
+    for size in GPU_SIZES:
+        larger = replace(machine, memory=size * 10**9)
+        line = _first_that_fits(estimator, micro_batch, larger)
+        if larger.memory > machine.memory and line is not None:
+            yield _say(f"{larger}", line)
+            return
+
+
+def _first_that_fits(
+    estimator: Estimator, micro_batch: Sequence[TokenizedExample], machine: Machine
+) -> MemoryLine | None:
+    recipe = estimator.recipe
+    found = estimator.estimate(
+        recipe.tuning, micro_batch, recomputes=recipe.train.gradient_checkpointing
+    )
+    if isinstance(found, Untraceable):
+        return None
+    lines = lines_of(recipe.tuning.kind, found.job, machine)
+    return next((line for line in lines if line.fits), None)
+
+
+def _say(change: str, line: MemoryLine) -> str:
+    return f"{change} ({line.layout}: {line.peak / 1e9:.1f} GB)"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a run that has something to learn from."""
+
+    data: DataFacts
+    steps: Steps
+    schedule: Schedule
+    memory: MemoryFacts
+    advice: list[str]
+    """What to change where the recipe's tuning does not fit."""
+    disk: DiskFacts | None
+
+
+def check(
+    path: Path,
+    overrides: list[str],
+    *,
+    as_machine: bool,
+    sample: int | None = None,
+    as_page: bool = False,
+    page: Path | None = None,
+    gpus: int | None = None,
+    memory: str | None = None,
+) -> None:
+    """Check the recipe at `path`, print what its run would be, and refuse what that would refuse.
+
+    `as_machine`: print one JSON object instead of tables. `sample`: rows to score with the base,
+    0 for none, None for as many as make sense. `as_page`: write the curve of the weight to `page`;
+    None puts it beside the run folder. `gpus`, `memory`: the machine to plan for, such as 8 of
+    "80GB"; default this one. Raises what `yrun train` would raise for the recipe, its files, its
+    rows and missing weights, after everything else was said.
+    """
+    recipe = load_recipe(path, overrides)
+    num_ranks = count_ranks(recipe.distributed, gpus)
+    machine = choose_machine(gpus, memory, num_ranks)
+    page = page_beside(recipe.run_folder, "check", page) if as_page else None
+    check_trackers(recipe.train.trackers)
+    read_tasks(recipe)
+    tokenizer = recipe_tokenizer(recipe)
+    open_question = check_model(recipe, tokenizer)
+    prepared = read_data(recipe, tokenizer)
+    check_keep_file(recipe, tokenizer)
+    refusal = _refusal(recipe, tokenizer, prepared) or missing_weights(recipe)
+    facts = None
+    if len(prepared.train):
+        estimator = Estimator(recipe, tokenizer, machine)
+        facts = _gather(estimator, prepared, plan_run(recipe, prepared, num_ranks=num_ranks))
+    if refusal is None and facts is not None and facts.disk is not None:
+        refusal = lack_of_space(recipe, facts.disk)
+    if not as_machine:
+        _print(recipe, prepared, facts)
+    signal = _measure_signal(recipe, tokenizer, prepared, sample, page)
+    if as_machine:
+        content = _as_json(recipe, prepared, facts, signal, refusal)
+        say(json.dumps(content, ensure_ascii=False, indent=2))
+    else:
+        print_signal(recipe, signal)
+        if page is not None:
+            say(f"page: {page}" if isinstance(signal, Signal) else "page: there is nothing to draw")
+    if refusal is not None:
+        raise refusal
+    if not as_machine:
+        _say_verdict(recipe, open_question)
+
+
+def _refusal(recipe: Recipe, tokenizer: Any, prepared: Prepared) -> YRunnerError | None:
+    """Why training would refuse the data; the validation rows are set aside where it would not."""
+    try:
+        finish_data(recipe, prepared)
+        check_fit(recipe, tokenizer, prepared)
+    except YRunnerError as error:
+        return error
+    return None
+
+
+def _gather(estimator: Estimator, prepared: Prepared, plan: Plan) -> Facts:
+    recipe = estimator.recipe
+    batch = largest_micro_batch(recipe, prepared, plan)
+    memory, disk = estimate_memory(estimator, batch, plan)
+    return Facts(
+        data_facts(prepared),
+        count_steps(recipe, prepared, plan),
+        schedule(recipe.train, plan.num_updates),
+        memory,
+        advise(estimator, batch, memory.lines),
+        disk,
+    )
+
+
+def _measure_signal(
+    recipe: Recipe, tokenizer: Any, prepared: Prepared, rows: int | None, page: Path | None
+) -> Signal | NotScored:
+    try:
+        sample = score_sample(recipe, tokenizer, prepared.train, rows)
+    except DataError as error:
+        # A row that the base cannot read: `_refusal` has found it, too.
+        return NotScored(error.message)
+    if isinstance(sample, NotScored):
+        return sample
+    signal = describe_sample(sample, zone_edges(recipe.loss))
+    if page is not None:
+        write_signal_page(recipe, sample, signal, page)
+    return signal
+
+
+def _print(recipe: Recipe, prepared: Prepared, facts: Facts | None) -> None:
+    print_rows(recipe, prepared)
+    print_left_out(prepared)
+    print_unread(prepared.reports)
+    if facts is None:
+        return
+    print_data(facts.data)
+    print_steps(facts.steps, "packed rows" if recipe.data.packing else "examples")
+    print_schedule(facts.schedule)
+    print_memory(facts.memory, facts.advice)
+    if facts.disk is not None:
+        print_disk(facts.disk)
+
+
+def _as_json(
+    recipe: Recipe,
+    prepared: Prepared,
+    facts: Facts | None,
+    signal: Signal | NotScored,
+    refusal: YRunnerError | None,
+) -> dict[str, Any]:
+    return {
+        "recipe": recipe.name,
+        "refused": None if refusal is None else str(refusal),
+        "rows": as_json(prepared.reports, prepared.findings),
+        **(asdict(facts) if facts else {}),
+        "signal": asdict(signal),
+    }
+
+
+def _say_verdict(recipe: Recipe, open_question: str | None) -> None:
+    say("")
+    if open_question is not None:
+        say(open_question)
+    if RunDir(recipe.run_folder).is_used():
+        say(f"{recipe.run_folder} already holds a run: train with --resume or --overwrite")
+    say(f"{recipe.name}: nothing stands in the way of training")

@@ -1,0 +1,192 @@
+"""What can be said of a run before it starts, in numbers.
+
+What can be found wrong with a recipe's model before the run loads it.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from yrunner.assembly.model import base_source, stale_base
+from yrunner.data.batching.collate import SlicedExamples
+from yrunner.data.batching.packing import fill_rate
+from yrunner.data.batching.plan import Plan
+from yrunner.data.conversation import TokenizedExample
+from yrunner.data.dataset.row_report import FileReport
+from yrunner.data.dataset.splits import Prepared
+from yrunner.errors import ModelError
+from yrunner.models.adapters import find_adapter, read_base
+from yrunner.models.limits import check_isolation
+from yrunner.models.load import check_folder, choose_dtype, load_model
+from yrunner.models.scratch import build_model
+from yrunner.recipe.schema.recipe import Recipe, TrainSection
+from yrunner.training.arguments import count_warmup, learning_rates
+
+SHORTEST_BIN = 16
+POINTS_OF_CURVE = 60
+
+
+@dataclass(frozen=True)
+class Steps:
+    """How many optimizer updates the run makes."""
+
+    updates: int
+    updates_of_epochs: list[int]
+    """Of each epoch, as far as the run comes."""
+    rows_per_update: int
+    """Examples, or packed rows, of the field."""
+    kept_rows_per_update: int
+    """Rows beside them that are held to the base, see keep in the recipe."""
+    packed_rows: int | None
+    """Rows that the examples of an epoch are packed into; None without packing."""
+    packing_fill: float | None
+    """Share of the packed rows that holds tokens."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The course of the learning rate."""
+
+    warmup_updates: int
+    points: list[tuple[int, float]]
+    """Updates, counted from 1, with their learning rates: evenly from the first to the last."""
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What the examples are like."""
+
+    examples: int
+    tokens: int
+    targets: int
+    lengths: list[tuple[int, int]]
+    """Upper ends of bins in tokens, and the training examples in each."""
+    longest: int
+    scripts: dict[str, float]
+    """Share of the letters and digits of the training files that is of each script."""
+
+
+def data_facts(prepared: Prepared) -> DataFacts:
+    """Lengths, targets and languages of the training examples."""
+    lengths_E = prepared.train.lengths
+    return DataFacts(
+        examples=len(prepared.train),
+        tokens=int(lengths_E.sum()),
+        targets=int(prepared.train.num_targets.sum()),
+        lengths=count_lengths(lengths_E),
+        longest=int(lengths_E.max()),
+        scripts=script_shares([it for it in prepared.reports if it.purpose == "train"]),
+    )
+
+
+def count_lengths(lengths_E: Any) -> list[tuple[int, int]]:
+    """Examples by length: upper ends of the bins, doubling from 16 on, and how many fall in each.
+
+    The first bin starts at 1; empty ones before the first example are left out.
+    """
+    ends = [SHORTEST_BIN]
+    while ends[-1] < lengths_E.max():
+        ends.append(2 * ends[-1])
+    counts, _ = np.histogram(lengths_E, bins=[0.5, *(end + 0.5 for end in ends)])
+    bins = [(end, int(count)) for end, count in zip(ends, counts, strict=True)]
+    first = next(number for number, (_, count) in enumerate(bins) if count)
+    return bins[first:]
+
+
+def script_shares(reports: Sequence[FileReport]) -> dict[str, float]:
+    """Share of each script, the largest first; scripts under one in a thousand are left out."""
+    counts: Counter[str] = sum((report.scripts for report in reports), Counter())
+    total = counts.total()
+    return {name: n / total for name, n in counts.most_common() if n >= total / 1000}
+
+
+def count_steps(recipe: Recipe, prepared: Prepared, plan: Plan) -> Steps:
+    """The exact updates of the run, and how full its packed rows are."""
+    ends = [min(end, plan.num_updates) for end in plan.epoch_ends]
+    return Steps(
+        updates=plan.num_updates,
+        updates_of_epochs=[after - before for before, after in pairwise([0, *ends])],
+        rows_per_update=plan.lanes,
+        kept_rows_per_update=plan.kept,
+        packed_rows=None if plan.packs is None else len(plan.packs),
+        packing_fill=None
+        if plan.packs is None
+        else fill_rate(prepared.train.lengths, len(plan.packs), recipe.data.max_length),
+    )
+
+
+def largest_micro_batch(recipe: Recipe, prepared: Prepared, plan: Plan) -> list[TokenizedExample]:
+    """The examples of the micro-batch of the first epoch that has the most tokens."""
+    return SlicedExamples(prepared.train, recipe.train.token_batch).__getitems__(
+        plan.largest_micro_batch()
+    )
+
+
+def schedule(train: TrainSection, num_updates: int) -> Schedule:
+    """The learning rate over the run."""
+    points = min(POINTS_OF_CURVE, num_updates)
+    updates = sorted({round(it) for it in np.linspace(0, num_updates - 1, points)})
+    rates = learning_rates(train, num_updates, updates)
+    pairs = [(update + 1, rate) for update, rate in zip(updates, rates, strict=True)]
+    return Schedule(count_warmup(train, num_updates), pairs)
+
+
+BYTES_WORTH_LOADING = 4 * 10**9
+"""Weights up to this size are loaded to try whether the model keeps packed examples apart."""
+
+
+def check_model(recipe: Recipe, tokenizer: Any) -> str | None:
+    """Look whether packed examples are kept apart.
+
+    Returns what only the run itself can find out. Raises `ModelError` where the run would.
+    """
+    if not recipe.data.packing:
+        return None
+    model = _small_model(recipe, tokenizer)
+    if model is None:
+        return "packing: whether the model keeps examples apart is tried when training starts"
+    check_isolation(model)
+    return None
+
+
+def missing_weights(recipe: Recipe) -> ModelError | None:
+    """Why the run could not load its base. All but that is known from a config and a tokenizer."""
+    if recipe.model.scratch is None and stale_base(recipe) is None:
+        try:
+            check_folder(_whole_base(recipe))
+        except ModelError as error:
+            return error
+    return None
+
+
+def _whole_base(recipe: Recipe) -> Path:
+    """The folder of the base's weights: beneath an adapter, that of its own base.
+
+    A Hub id stays what it is, which is no folder here.
+    """
+    source = base_source(recipe)
+    adapter = find_adapter(source) if Path(source).is_dir() else None
+    return Path(source if adapter is None else read_base(adapter))
+
+
+def _small_model(recipe: Recipe, tokenizer: Any) -> Any:
+    """The recipe's model, its weights random where it is yet to be trained; None if it is large."""
+    if recipe.model.scratch is not None:
+        return build_model(recipe.model.scratch.config, tokenizer, recipe.seed)
+    stale = stale_base(recipe)
+    if stale is not None:
+        return _small_model(stale[0], tokenizer)
+    size = sum(file.stat().st_size for file in _whole_base(recipe).glob("*.safetensors"))
+    if not 0 < size <= BYTES_WORTH_LOADING:
+        return None
+    return load_model(
+        base_source(recipe),
+        dtype=choose_dtype(recipe.model.dtype),
+        attention=recipe.model.attention,
+        trust_remote_code=recipe.model.trust_remote_code,
+    )

@@ -1,0 +1,236 @@
+"""What `yrun check` shows of the signal: on the terminal, and as a page with the curve.
+
+What `yrun check` shows: lengths, languages, steps, learning rate, memory and disk.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.text import Text
+
+from yrunner.assembly.memory import DiskFacts, MemoryFacts, MemoryLine
+from yrunner.assembly.story import weight_plot
+from yrunner.commands.check.facts import DataFacts, Schedule, Steps
+from yrunner.commands.check.signal import NotScored, Sample, Signal, Zone
+from yrunner.console import as_gigabytes, is_terminal, print_table, say, show, terminal
+from yrunner.data.dataset.row_report import FileReport
+from yrunner.recipe.load import recipe_to_yaml
+from yrunner.recipe.schema.recipe import Loss, PlainLoss, Recipe
+from yrunner.reports.html import Block, Code, KeyFigures, Plot, Report, Table, write_report
+from yrunner.reports.html import Text as Prose
+from yrunner.reports.terminal_plot import ShareBar, rounded_weight, weight_bars
+
+COLUMNS_OF_A_LOG = 80
+REFUSED_WORTH_A_WORD, HARD_WORTH_A_WORD = 0.005, 0.1
+"""Shares of the targets, from which on a person is told of them."""
+ZONE_COLUMNS = ("zone", "loss", "targets", "mean weight", "share of all weight")
+
+
+def print_signal(recipe: Recipe, signal: Signal | NotScored) -> None:
+    """Print the histogram with the weights, the zones, and what they mean; or why there is none."""
+    say("")
+    if isinstance(signal, NotScored):
+        say(f"losses of the base: {signal.skipped}")
+        return
+    title = f"Loss of {signal.targets:,} targets under the base, weighed by {recipe.loss.kind}"
+    bars = [
+        ShareBar(bin_.zone, loss_range(bin_.start, bin_.end), bin_.share, bin_.mean_weight)
+        for bin_ in signal.bins
+    ]
+    columns = terminal().width if is_terminal() else COLUMNS_OF_A_LOG
+    show(Text.assemble((title, "bold"), "\n\n", weight_bars(bars, columns)))
+    say("")
+    print_table("Zones of the loss", ZONE_COLUMNS, [_zone_row(zone) for zone in signal.zones])
+    for sentence in explain(signal, recipe.loss):
+        say(sentence)
+
+
+def explain(signal: Signal, loss: Loss) -> list[str]:
+    """What a person should know of these figures, in sentences; none where all is as usual."""
+    if isinstance(loss, PlainLoss):
+        return ["loss.kind plain: every target has the weight 1, whatever its loss"]
+    *_, hard, refused = signal.zones
+    sentences = []
+    if signal.refused >= REFUSED_WORTH_A_WORD:
+        sentences.append(
+            f"{signal.refused:.1%} of the targets are refused (loss of "
+            f"{loss_range(refused.start, refused.end)}): nothing is learned from them, unless what "
+            "is learned from others makes them likelier"
+        )
+    if hard.share >= HARD_WORTH_A_WORD and hard.weight_share < hard.share / 2:
+        sentences.append(
+            f"{hard.share:.1%} of the targets are hard for the base (loss of "
+            f"{loss_range(hard.start, hard.end)}) and have {hard.weight_share:.1%} of the weight: "
+            "if they are what it should learn, compare the run with loss.kind=plain"
+        )
+    return sentences
+
+
+def loss_range(start: float, end: float | None) -> str:
+    """`0 to 1.45`, `15 and above`: losses in nats."""
+    return f"{start:g} and above" if end is None else f"{start:g} to {end:g}"
+
+
+def write_signal_page(recipe: Recipe, sample: Sample, signal: Signal, path: Path) -> None:
+    """Write the curve over the histogram, and the figures, as a page."""
+    figures = KeyFigures(
+        [
+            ("targets", signal.targets, f"of {signal.rows:,} rows, scored by the base"),
+            ("mean weight", f"{signal.mean_weight:.3g}", f"loss: {recipe.loss.kind}"),
+            ("refused", f"{signal.refused:.1%}", "of the targets have the weight 0"),
+        ]
+    )
+    plot = Plot(
+        "Weight by loss",
+        weight_plot(recipe.loss, before=sample.loss_N.tolist()),
+        "Above: the weight of a target by its loss. Below: the losses of the sample.",
+    )
+    zones = Table("Zones", ZONE_COLUMNS, [_zone_row(zone) for zone in signal.zones])
+    bins = Table(
+        "Bins",
+        ("loss", "share of the targets", "mean weight"),
+        [
+            (
+                loss_range(bin_.start, bin_.end),
+                f"{bin_.share:.1%}",
+                rounded_weight(bin_.mean_weight),
+            )
+            for bin_ in signal.bins
+        ],
+        "Weights as measured: the mean of the targets of each bin.",
+    )
+    sentences = [f"{sentence}." for sentence in explain(signal, recipe.loss)]
+    meaning = [Prose("\n\n".join(sentences))] if sentences else []
+    recipe_text = Code("Recipe", recipe_to_yaml(recipe))
+    blocks: list[Block] = [figures, *meaning, plot, zones, bins, recipe_text]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_report(Report(recipe.name, blocks, subtitle="yrun check: before training"), path)
+
+
+def _zone_row(zone: Zone) -> tuple[str, str, str, str, str]:
+    return (
+        zone.name,
+        loss_range(zone.start, zone.end),
+        f"{zone.share:.1%}",
+        rounded_weight(zone.mean_weight),
+        f"{zone.weight_share:.1%}",
+    )
+
+
+BAR_WIDTH = 40
+HEIGHTS = "▁▂▃▄▅▆▇█"
+
+
+def print_data(facts: DataFacts) -> None:
+    """Print how long the examples are, in which scripts, and how much of them is learned."""
+    say("")
+    most = max(number for _, number in facts.lengths)
+    rows = [
+        (f"up to {end:,}", number, "█" * round(BAR_WIDTH * number / most))
+        for end, number in facts.lengths
+    ]
+    print_table("Length of the training examples in tokens", ("tokens", "examples", ""), rows)
+    share = facts.targets / facts.tokens
+    say(f"targets: {facts.targets:,} of {facts.tokens:,} tokens ({share:.1%})")
+    say(f"longest example: {facts.longest:,} tokens")
+    scripts = ", ".join(f"{name} {part:.1%}" for name, part in facts.scripts.items())
+    say(f"letters: {scripts or 'none'}")
+
+
+def print_unread(reports: Sequence[FileReport]) -> None:
+    """Print which columns of each file say nothing in its format."""
+    for report in reports:
+        if report.unread:
+            say(f"{report.file.name}: columns that are not read: {', '.join(report.unread)}")
+
+
+def print_steps(steps: Steps, unit: str) -> None:
+    """Print the exact number of updates, and how full packed rows are."""
+    different = sorted(set(steps.updates_of_epochs))
+    each = " or ".join(f"{number:,}" for number in different)
+    say("")
+    size = f"{steps.rows_per_update:,} {unit} each"
+    if steps.kept_rows_per_update:
+        size += f", and {steps.kept_rows_per_update:,} that are held to the base"
+    say(f"updates: {steps.updates:,} in all, {each} per epoch, {size}")
+    if steps.packing_fill is not None:
+        say(f"packing: {steps.packed_rows:,} rows, {steps.packing_fill:.1%} of their tokens in use")
+
+
+def print_schedule(schedule: Schedule) -> None:
+    """Print the course of the learning rate as a curve, with figures at its quarters."""
+    rates = [rate for _, rate in schedule.points]
+    say(f"learning rate: {curve(rates)}")
+    quarters = sorted({round(part * (len(rates) - 1) / 4) for part in range(5)})
+    shown = [schedule.points[place] for place in quarters]
+    figures = [f"{rate:.3g} at update {update:,}" for update, rate in shown]
+    warmup = f"{schedule.warmup_updates:,} updates of warmup; " if schedule.warmup_updates else ""
+    say(f"  {warmup}{', '.join(figures)}")
+
+
+def curve(values: Sequence[float]) -> str:
+    """The values as a line of bars, the highest full."""
+    top = max(values)
+    if top <= 0:
+        return HEIGHTS[0] * len(values)
+    return "".join(HEIGHTS[round((len(HEIGHTS) - 1) * value / top)] for value in values)
+
+
+def print_memory(facts: MemoryFacts, advice: Sequence[str]) -> None:
+    """Print which kinds of tuning fit on the machine, what the recipe's own needs, and advice."""
+    own = next((line.tuning for line in facts.lines if line.is_own), None)
+    layouts = list(dict.fromkeys(line.layout for line in facts.lines))
+    lines = {(line.tuning, line.layout): line for line in facts.lines}
+    rows = [
+        (
+            f"{tuning} (this recipe)" if tuning == own else tuning,
+            *(_fit(lines.get((tuning, layout))) for layout in layouts),
+        )
+        for tuning in dict.fromkeys(line.tuning for line in facts.lines)
+    ]
+    say("")
+    say(f"planned for {facts.machine}; for another: --gpus 8 --memory 80GB")
+    print_table("What fits", ("tuning", *layouts), rows)
+    _print_parts([line for line in facts.lines if line.tuning == own])
+    say("\n".join(facts.notes))
+    if advice:
+        say("\n  ".join(["this recipe does not fit there. What would:", *advice]))
+
+
+def _fit(line: MemoryLine | None) -> str | None:
+    if line is None:
+        return None
+    return f"{'fits' if line.fits else 'no'}, {as_gigabytes(line.peak)}"
+
+
+def _print_parts(lines: Sequence[MemoryLine]) -> None:
+    rows = [
+        (
+            line.layout,
+            *map(
+                as_gigabytes,
+                (
+                    line.weights,
+                    line.gradients,
+                    line.optimizer,
+                    line.activations,
+                    line.buffers,
+                    line.peak,
+                    line.host,
+                ),
+            ),
+        )
+        for line in lines
+    ]
+    parts = ("weights", "gradients", "optimizer", "activations", "buffers", "peak", "host memory")
+    print_table("Memory per device of this recipe", ("", *parts), rows)
+
+
+def print_disk(facts: DiskFacts) -> None:
+    """Print what the run writes, and whether there is room for it."""
+    say("")
+    say(
+        f"disk: {as_gigabytes(facts.checkpoint)} per checkpoint, {facts.num_checkpoints} at the "
+        f"fullest moment; the model {as_gigabytes(facts.model)}; "
+        f"{as_gigabytes(facts.needed)} in all, {as_gigabytes(facts.free)} are free"
+    )

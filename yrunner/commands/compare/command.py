@@ -1,0 +1,181 @@
+"""`yrun compare`: one recipe in several versions, trained, measured and set side by side.
+
+What the processes of an experiment get of the machine: a GPU each, or a share of the threads.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import cycle, islice
+from pathlib import Path
+
+import torch
+
+from yrunner.commands.compare.figures import domain_threshold
+from yrunner.commands.compare.plan import PlanFacts, environment_notes, fairness_notes, plan_facts
+from yrunner.commands.compare.points import Measurement, Point, read_questions
+from yrunner.commands.compare.report import print_experiment, write_experiment
+from yrunner.commands.compare.runs import (
+    Failure,
+    Run,
+    base_jobs,
+    base_name,
+    plan_runs,
+    refuse_changed,
+    run_jobs,
+)
+from yrunner.commands.compare.tables import Experiment, arms_table
+from yrunner.console import print_table, say
+from yrunner.errors import RunError, YRunnerError
+from yrunner.recipe.arms import Arm, choose_arms, read_seeds
+from yrunner.recipe.load import load_recipe
+from yrunner.recipe.schema.recipe import Recipe
+from yrunner.storage.run_dir import CompareDir
+from yrunner.training.metrics import Record, read_metrics
+
+
+def environments_for(jobs_at_once: int) -> list[dict[str, str]]:
+    """What each of so many processes is told of the machine: its GPU, or its share of the threads.
+
+    One process alone is told nothing, and is what `yrun train` is.
+    """
+    if jobs_at_once == 1:
+        return [{}]
+    if torch.cuda.is_available():
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        devices = visible.split(",") if visible else map(str, range(torch.cuda.device_count()))
+        return [{"CUDA_VISIBLE_DEVICES": name} for name in islice(cycle(devices), jobs_at_once)]
+    threads = max(1, torch.get_num_threads() // jobs_at_once)
+    return [{"OMP_NUM_THREADS": str(threads)} for _ in range(jobs_at_once)]
+
+
+def compare(
+    path: Path,
+    overrides: Sequence[str],
+    *,
+    vary: Sequence[str] = (),
+    seeds: str | None = None,
+    only: str | None = None,
+    jobs: int = 1,
+    overwrite: bool = False,
+) -> None:
+    """Train and measure every arm with every seed, and write one table and one report.
+
+    What is there already is not done again. Raises `RunError` at the end where runs have failed;
+    the others are in the report.
+    """
+    recipe = load_recipe(path, overrides)
+    _check(path, recipe)
+    arms = choose_arms(path, overrides, vary=vary, only=only)
+    used_seeds = recipe.compare.seeds if seeds is None else read_seeds(seeds)
+    runs = plan_runs(path, overrides, arms, used_seeds)
+    changed = [run for run in runs if run.changes()]
+    if changed and not overwrite:
+        refuse_changed(changed)
+    plans = {run.arm: plan_facts(run.recipe) for run in runs[: len(arms)]}
+    order = _CompareOptions(
+        recipe, list(arms), used_seeds, runs, changed, plans, fairness_notes(plans)
+    )
+    _say_order(order)
+    failures = _run_all(order, jobs)
+    experiment = _collect(order, failures)
+    write_experiment(experiment, recipe, order.folder)
+    print_experiment(experiment, order.folder)
+    if failures:
+        raise RunError(
+            f"{len(failures)} of {len(runs)} runs failed: {_first(failures)}",
+            remedy="mend the cause and run the same command again: what is done is kept",
+        )
+
+
+@dataclass(frozen=True)
+class _CompareOptions:
+    """What is to be compared."""
+
+    recipe: Recipe
+    arms: Sequence[Arm]
+    seeds: Sequence[int]
+    runs: Sequence[Run]
+    changed: Sequence[Run]
+    """Runs that are there with other settings, and are trained anew."""
+    plans: Mapping[str, PlanFacts]
+    """By the arm's name."""
+    notes: Sequence[str]
+
+    @property
+    def folder(self) -> CompareDir:
+        """Where the experiment leaves everything."""
+        return CompareDir(self.recipe.run_folder)
+
+
+def _check(path: Path, recipe: Recipe) -> None:
+    """Refuse what cannot be compared, and faulty questions, before anything is trained."""
+    if recipe.model.base is None:
+        raise YRunnerError(
+            f"{path} builds a new model: nothing can be forgotten",
+            remedy="compare recipes that start from a base",
+        )
+    read_questions(recipe)
+
+
+def _say_order(order: _CompareOptions) -> None:
+    table = arms_table(order.arms, order.plans)
+    print_table(table.title, table.columns, table.rows)
+    say(f"seeds {', '.join(map(str, order.seeds))}: {len(order.runs):,} runs")
+    for note in order.notes:
+        say(f"note: {note}")
+
+
+def _run_all(order: _CompareOptions, jobs: int) -> dict[str, Failure]:
+    """Do what is left to do, the bases first; without its base an arm cannot be run."""
+    environments = environments_for(jobs)
+    failed_bases = run_jobs("bases", base_jobs(order.runs, order.folder), environments[:1])
+    left = [run for run in order.runs if run in order.changed or run.measurement is None]
+    say(f"runs that are there already: {len(order.runs) - len(left):,} of {len(order.runs):,}")
+    bases = {run.name: base_name(run.recipe) for run in left}
+    failures = {run: failed_bases[base] for run, base in bases.items() if base in failed_bases}
+    work = [
+        run.job(order.plans[run.arm].updates, anew=run in order.changed)
+        for run in left
+        if run.name not in failures
+    ]
+    return failures | run_jobs(f"updates of {len(work):,} runs", work, environments)
+
+
+def _collect(order: _CompareOptions, failures: Mapping[str, Failure]) -> Experiment:
+    """Read what the runs have left. Raises `RunError` where none has left anything."""
+    curves: dict[str, dict[int, tuple[Point, ...]]] = {}
+    losses: dict[str, list[list[Record]]] = {}
+    bases: dict[str, Point] = {}
+    run_dirs = {}
+    for run in order.runs:
+        base = Measurement.load(order.folder.base(base_name(run.recipe)))
+        measurement = run.measurement
+        if base is not None and measurement is not None:
+            bases[run.arm] = base.points[0]
+            curves.setdefault(run.arm, {})[run.seed] = measurement.points
+            losses.setdefault(run.arm, []).append(read_metrics(run.run_dir.metrics))
+            run_dirs[run.name] = run.run_dir
+    if not curves:
+        raise RunError(
+            f"all {len(order.runs)} runs failed: {_first(failures)}",
+            remedy="mend the cause and run the same command again",
+        )
+    threshold = order.recipe.compare.domain_accuracy
+    return Experiment(
+        name=order.recipe.name,
+        arms=[arm for arm in order.arms if arm.name in curves],
+        seeds=order.seeds,
+        plans=order.plans,
+        curves={arm.name: curves[arm.name] for arm in order.arms if arm.name in curves},
+        bases=bases,
+        domain_accuracy=domain_threshold(curves) if threshold is None else threshold,
+        losses=losses,
+        notes=[*order.notes, *environment_notes(run_dirs)],
+        failures=failures,
+    )
+
+
+def _first(failures: Mapping[str, Failure]) -> str:
+    name, failure = next(iter(failures.items()))
+    return f"{name}: {failure.message} (see {failure.log})"

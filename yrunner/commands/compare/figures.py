@@ -1,0 +1,85 @@
+"""From the points of all runs to figures: arms at equal steps, at equal domain accuracy, and apart.
+
+Nothing is measured here, and nothing is drawn.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from statistics import fmean, stdev
+
+from yrunner.commands.compare.points import Point, difference_in
+from yrunner.evaluation.results import Difference
+
+SHARE_OF_THE_BEST = 0.9
+"""Of the domain accuracy that the best arm reaches: there arms are equals, by default."""
+
+Curves = Mapping[str, Mapping[int, tuple[Point, ...]]]
+"""The points of each arm with each seed, in the order of their steps."""
+Chosen = Mapping[str, Mapping[int, Point]]
+"""One point of each arm with each seed, as far as there is one."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A figure over the seeds."""
+
+    mean: float
+    deviation: float | None
+    """Sample standard deviation; None for one seed."""
+
+
+def at_the_end(curves: Curves) -> Chosen:
+    """The last point of every run."""
+    return {
+        arm: {seed: points[-1] for seed, points in runs.items()} for arm, runs in curves.items()
+    }
+
+
+def domain_threshold(curves: Curves) -> float:
+    """A share of the domain accuracy that the best arm reaches: its best points, over its seeds."""
+    best = [
+        fmean(max(point.figures["domain"] for point in points) for points in runs.values())
+        for runs in curves.values()
+    ]
+    return SHARE_OF_THE_BEST * max(best)
+
+
+def at_domain_accuracy(curves: Curves, threshold: float) -> Chosen:
+    """The first point of each run that reaches the threshold; none of a run that never does."""
+    chosen: dict[str, dict[int, Point]] = {}
+    for arm, runs in curves.items():
+        chosen[arm] = {}
+        for seed, points in runs.items():
+            reached = (point for point in points if point.figures["domain"] >= threshold)
+            if point := next(reached, None):
+                chosen[arm][seed] = point
+    return chosen
+
+
+def spread(values: Iterable[float]) -> Spread | None:
+    """Mean and deviation of some values; None where there are none."""
+    known = list(values)
+    if not known:
+        return None
+    return Spread(fmean(known), stdev(known) if len(known) > 1 else None)
+
+
+def measure_spread(points: Mapping[int, Point], measure: str) -> Spread | None:
+    """A measure over the seeds of an arm."""
+    return spread(point.figures[measure] for point in points.values())
+
+
+def forgetting(points: Mapping[int, Point], base: Point) -> Spread | None:
+    """The general side of an arm minus that of its base: below 0, something was forgotten."""
+    return spread(point.figures["general"] - base.figures["general"] for point in points.values())
+
+
+def differences(chosen: Chosen, measure: str) -> dict[str, Difference | None]:
+    """Each arm minus the first, over the seeds that both have; None where there are none."""
+    first, *others = chosen
+    found: dict[str, Difference | None] = {}
+    for arm in others:
+        seeds = [seed for seed in chosen[first] if seed in chosen[arm]]
+        pairs = [(chosen[first][seed].results, chosen[arm][seed].results) for seed in seeds]
+        found[arm] = difference_in(measure, pairs) if pairs else None
+    return found

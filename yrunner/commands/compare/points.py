@@ -1,0 +1,219 @@
+"""What an experiment measures of one model: the tasks of its recipe, listed faults, repetition.
+
+The only place of `yrun compare` that lets a model answer.
+
+`yrun measure`: the tasks of a recipe, answered by every checkpoint of its run, or by its base.
+
+`yrun compare` runs this in a process of its own, behind the training of each arm. What was
+measured is kept after each checkpoint, so that work that was interrupted goes on there.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from yrunner.assembly.identity import without_folders
+from yrunner.assembly.measure import evaluate, known_faults, read_tasks
+from yrunner.assembly.model import (
+    base_model,
+    checkpoint_model,
+    finished_run,
+    recipe_tokenizer,
+    tuned_tokenizer,
+)
+from yrunner.commands.compare.plan import due_checkpoints
+from yrunner.console import say
+from yrunner.errors import YRunnerError
+from yrunner.evaluation.questions import Question
+from yrunner.evaluation.results import (
+    Difference,
+    ModelPairs,
+    ModelResults,
+    faults_difference,
+    side_difference,
+    side_score,
+)
+from yrunner.recipe.load import load_recipe
+from yrunner.recipe.schema.eval import FormatTask, HarnessTask, JsonForm, Task
+from yrunner.recipe.schema.recipe import Recipe
+from yrunner.storage.ownership import remove
+from yrunner.storage.run_dir import hash_files, read_json, write_text
+
+SIDES = ("domain", "general", "quality")
+NEEDED_SIDES = ("domain", "general")
+REPETITIONS = ("repetition_3", "repetition_4")
+SEED_OF_ANSWERS = 0
+
+
+def read_questions(recipe: Recipe) -> list[tuple[Task, list[Question]]]:
+    """The questions of the recipe's tasks; a faulty file is found before training.
+
+    Raises `YRunnerError` for a recipe without a task of each side, and `DataError` for files, the
+    list of faults among them.
+    """
+    for side in NEEDED_SIDES:
+        if not any(task.side == side for task in recipe.eval.tasks):
+            raise YRunnerError(
+                f"{recipe.name} has no task of side {side} in eval.tasks",
+                remedy="an experiment needs both: what is learned, and what must not be forgotten",
+            )
+    known_faults(recipe)
+    return read_tasks(recipe)
+
+
+def measure_model(
+    recipe: Recipe,
+    tasks: Sequence[tuple[Task, list[Question]]],
+    model: Any,
+    tokenizer: Any,
+    description: str,
+) -> ModelResults:
+    """Examine a model as `yrun eval` does, in the tasks that `read_questions` gave.
+
+    What is left to chance (drawn answers, examples of the harness) is drawn alike for all models:
+    the seed of a run is that of its training.
+    """
+    asked = recipe.model_copy(update={"seed": SEED_OF_ANSWERS})
+    return evaluate(asked, tasks, model, tokenizer, description)
+
+
+def figures_of(results: ModelResults) -> dict[str, float]:
+    """The figure of each measure that was taken.
+
+    `domain`, `general`, `quality`: the mean over the tasks of a side. `memorised`: the share of
+    the faulty rows whose wrong answer comes back; `corrected`: of those that are answered rightly
+    all the same. `repetition_3`, `repetition_4`: of n-grams, in everything that was written.
+    """
+    figures = {side: side_score(results, side) for side in SIDES}
+    if results.faults is not None:
+        figures["memorised"] = results.faults.memorised
+        figures["corrected"] = results.faults.corrected
+    figures |= {name: results.quality.get(name) for name in REPETITIONS}
+    return {measure: figure for measure, figure in figures.items() if figure is not None}
+
+
+def difference_in(measure: str, pairs: ModelPairs) -> Difference | None:
+    """How far a side, or the share of memorised faults, differs between models, over the pairs."""
+    return faults_difference(pairs) if measure == "memorised" else side_difference(pairs, measure)
+
+
+def measure_key(recipe: Recipe) -> str:
+    """Names what is measured: figures of two keys cannot be set against each other."""
+    files = [file for task in recipe.eval.tasks for file in _files_of(task)]
+    if recipe.eval.faults is not None:
+        files += [recipe.eval.faults.list, recipe.eval.faults.data]
+    if recipe.model.chat_template is not None:
+        files.append(recipe.model.chat_template)
+    what = {
+        # How many questions are answered at once changes no answer.
+        "eval": recipe.eval.model_dump(mode="json", exclude={"batch_size"}),
+        "system": recipe.data.system,
+        "model": recipe.model.model_dump(mode="json"),
+        "files": list(hash_files(files).values()),
+    }
+    text = json.dumps(without_folders(what), sort_keys=True, ensure_ascii=False)
+    return sha256(text.encode()).hexdigest()[:12]
+
+
+def _files_of(task: Task) -> list[Path]:
+    match task:
+        case HarnessTask():
+            own = task.include.rglob("*") if task.include else ()
+            return sorted(path for path in own if path.is_file())
+        case FormatTask(form=JsonForm(json_schema=Path() as schema)):
+            return [task.data, schema]
+        case _:
+            return [task.data]
+
+
+@dataclass(frozen=True)
+class Point:
+    """One model of a run: after how many updates, and what it reached."""
+
+    step: int
+    results: ModelResults
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """By measure, see `figures_of`."""
+        return figures_of(self.results)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """The points of a run, in the order of their steps."""
+
+    key: str
+    """What was measured, see `measure_key`."""
+    points: tuple[Point, ...] = ()
+    is_complete: bool = False
+
+    @property
+    def steps(self) -> list[int]:
+        """The updates after which there is a point."""
+        return [point.step for point in self.points]
+
+    def save(self, path: Path) -> None:
+        """Write it as JSON, without line breaks: it holds an answer for each question."""
+        points = [{"step": point.step, "results": point.results.to_json()} for point in self.points]
+        content = {"key": self.key, "complete": self.is_complete, "points": points}
+        write_text(path, json.dumps(content, ensure_ascii=False) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> "Measurement | None":
+        """Read what `save` wrote; None where nothing was."""
+        if not path.exists():
+            return None
+        content = read_json(path)
+        points = tuple(
+            Point(point["step"], ModelResults.from_json(point["results"]))
+            for point in content["points"]
+        )
+        return cls(content["key"], points, content["complete"])
+
+
+def measure(path: Path, overrides: Sequence[str], *, base: Path | None) -> None:
+    """Measure every checkpoint of a finished run, or, into the file `base`, its base."""
+    recipe = load_recipe(path, overrides)
+    if base is None:
+        measure_run(recipe)
+    else:
+        measure_base(recipe, base)
+
+
+def measure_run(recipe: Recipe) -> None:
+    """Measure the checkpoints that were due and not measured yet; then remove those that may go."""
+    run_dir = finished_run(recipe)
+    tasks, tokenizer = read_questions(recipe), tuned_tokenizer(run_dir)
+    key = measure_key(recipe)
+    found = Measurement.load(run_dir.measured)
+    measurement = found if found is not None and found.key == key else Measurement(key)
+    steps = run_dir.saved_steps()
+    for step in due_checkpoints(recipe, steps):
+        if step in measurement.steps:
+            continue
+        model = checkpoint_model(recipe, run_dir, step)
+        results = measure_model(recipe, tasks, model, tokenizer, f"update {step:,}")
+        measurement = replace(measurement, points=(*measurement.points, Point(step, results)))
+        measurement.save(run_dir.measured)
+        say(_line(measurement.points[-1]))
+    if recipe.compare.checkpoints == "last":
+        for step in steps[:-1]:
+            remove(run_dir.checkpoint(step))
+    replace(measurement, is_complete=True).save(run_dir.measured)
+
+
+def measure_base(recipe: Recipe, file: Path) -> None:
+    """Measure the model that the recipe starts from, as a run whose only point is at update 0."""
+    tasks, tokenizer = read_questions(recipe), recipe_tokenizer(recipe)
+    point = Point(0, measure_model(recipe, tasks, base_model(recipe), tokenizer, "the base"))
+    Measurement(measure_key(recipe), (point,), is_complete=True).save(file)
+    say(_line(point))
+
+
+def _line(point: Point) -> str:
+    figures = (f"{measure} {figure:.1%}" for measure, figure in point.figures.items())
+    return f"update {point.step:,}: {', '.join(figures)}"

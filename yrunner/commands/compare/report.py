@@ -1,0 +1,232 @@
+"""What a person is told of an experiment: on the terminal, in compare.json and compare.html."""
+
+from collections.abc import Iterable
+from statistics import fmean
+
+from yrunner.commands.compare.figures import (
+    Chosen,
+    at_domain_accuracy,
+    at_the_end,
+    forgetting,
+    measure_spread,
+)
+from yrunner.commands.compare.points import Point
+from yrunner.commands.compare.tables import (
+    MEASURE_WORDS,
+    Experiment,
+    arms_table,
+    as_json,
+    detail_tables,
+    difference_table,
+    failure_table,
+    percent,
+    result_table,
+)
+from yrunner.console import print_table, say
+from yrunner.recipe.load import recipe_to_yaml
+from yrunner.recipe.schema.recipe import Recipe
+from yrunner.reports.comparison_plots import (
+    CurvePoint,
+    PlanePoint,
+    curves_of_arms,
+    forgetting_plane,
+)
+from yrunner.reports.html import Block, Code, KeyFigures, Plot, Report, Table, Text, write_report
+from yrunner.storage.run_dir import CompareDir, write_json
+
+END_CAPTION = (
+    "In percent: of a side the mean over its tasks, of which an answer counts when it is right. "
+    "Mean and sample standard deviation over the seeds. Forgetting is the general side minus that "
+    "of the base, in points of a hundred."
+)
+PLANE_CAPTION = (
+    "A point per arm and checkpoint, mean over the seeds; the largest is the last. Up: learned. "
+    "Left: forgotten. An arm whose line runs above and to the right of another's is the better "
+    "one at every moment. The dashed line is where arms are compared as equals."
+)
+CURVES = ("domain", "general", "memorised")
+LOSS_CAPTIONS = {
+    "validation loss": "",
+    "training loss": "Plain cross-entropy under every loss, mean since the checkpoint before. Low "
+    "is no praise: where rows are faulty, it is low once these are known by heart.",
+}
+
+
+def views(experiment: Experiment) -> list[tuple[str, str, Chosen]]:
+    """Title, caption and points of each way in which arms are set against each other."""
+    threshold = experiment.domain_accuracy
+    updates = {plan.updates for plan in experiment.plans.values()}
+    equal_caption = (
+        f"The first checkpoint of each run that reaches {threshold:.1%} of the domain; "
+        "runs that never do are left out."
+    )
+    return [
+        (
+            "At equal steps" if len(updates) == 1 else "After the last update",
+            END_CAPTION,
+            at_the_end(experiment.curves),
+        ),
+        (
+            f"At equal domain accuracy ({threshold:.1%})",
+            equal_caption,
+            at_domain_accuracy(experiment.curves, threshold),
+        ),
+    ]
+
+
+def tables(experiment: Experiment) -> list[Table]:
+    """The tables of the results, in the order in which they are read."""
+    found = []
+    for title, caption, chosen in views(experiment):
+        found.append(result_table(experiment, title, chosen, caption))
+        found.append(difference_table(experiment, title, chosen))
+    return [table for table in found if table.rows]
+
+
+def details(experiment: Experiment) -> list[Table]:
+    """The tables of each task and of each kind of fault, as far as there are several."""
+    return [
+        table
+        for title, _, chosen in views(experiment)
+        for table in detail_tables(experiment, title, chosen)
+    ]
+
+
+def print_experiment(experiment: Experiment, folder: CompareDir) -> None:
+    """Print the tables, what was not alike, and where everything is."""
+    shown = [*tables(experiment), *details(experiment)]
+    if experiment.failures:
+        shown.append(failure_table(experiment.failures))
+    for table in shown:
+        print_table(table.title, table.columns, table.rows)
+    for note in experiment.notes:
+        say(f"note: {note}")
+    say(f"table:  {folder.table}")
+    say(f"report: {folder.page}")
+
+
+def write_experiment(experiment: Experiment, recipe: Recipe, folder: CompareDir) -> None:
+    """Write compare.json and compare.html."""
+    write_json(folder.table, as_json(experiment))
+    blocks: list[Block] = [
+        KeyFigures(_key_figures(experiment)),
+        Plot(
+            "What learning has cost",
+            forgetting_plane(
+                {arm: _path(experiment, arm) for arm in experiment.curves},
+                PlanePoint(0.0, experiment.bases[experiment.arms[0].name].figures["domain"]),
+                experiment.domain_accuracy,
+            ),
+            PLANE_CAPTION,
+        ),
+        *tables(experiment),
+        *details(experiment),
+        *_curve_blocks(experiment),
+        arms_table(experiment.arms, experiment.plans),
+        *([Text("\n\n".join(experiment.notes), "What was not alike")] if experiment.notes else []),
+        *([failure_table(experiment.failures)] if experiment.failures else []),
+        Code("Recipe", recipe_to_yaml(recipe)),
+    ]
+    seeds = ", ".join(map(str, experiment.seeds))
+    subtitle = f"yrunner compare: {len(experiment.arms)} arms, seeds {seeds}"
+    write_report(Report(experiment.name, blocks, subtitle=subtitle), folder.page)
+
+
+def _key_figures(experiment: Experiment) -> list[tuple[str, str, str]]:
+    """The arm that forgot least at equal domain accuracy, and the one that learned most."""
+    equal = at_domain_accuracy(experiment.curves, experiment.domain_accuracy)
+    kept = {
+        arm: lost
+        for arm, points in equal.items()
+        if (lost := forgetting(points, experiment.bases[arm]))
+    }
+    learned = {
+        arm: figure
+        for arm, points in at_the_end(experiment.curves).items()
+        if (figure := measure_spread(points, "domain"))
+    }
+    most = max(learned, key=lambda arm: learned[arm].mean)
+    threshold = f"{experiment.domain_accuracy:.0%} of the domain"
+    figures = [
+        ("learned most", most, f"{percent(learned[most])} % of the domain after the last update"),
+        ("arms that got there", f"{len(kept)} of {len(experiment.arms)}", f"to {threshold}"),
+    ]
+    if kept:
+        least = max(kept, key=lambda arm: kept[arm].mean)
+        points = percent(kept[least], signed=True)
+        note = f"{points} points of the general side at {threshold}"
+        figures.append(("forgot least", least, note))
+    return figures
+
+
+def _path(experiment: Experiment, arm: str) -> list[PlanePoint]:
+    """The mean of an arm's seeds after each checkpoint, in the plane of domain and forgetting."""
+    base = experiment.bases[arm]
+    return [
+        PlanePoint(
+            fmean(point.figures["general"] - base.figures["general"] for point in points),
+            fmean(point.figures["domain"] for point in points),
+        )
+        for points in _by_step(experiment, arm).values()
+    ]
+
+
+def _by_step(experiment: Experiment, arm: str) -> dict[int, list[Point]]:
+    found: dict[int, list[Point]] = {}
+    for points in experiment.curves[arm].values():
+        for point in points:
+            found.setdefault(point.step, []).append(point)
+    return dict(sorted(found.items()))
+
+
+def _curve_blocks(experiment: Experiment) -> list[Plot]:
+    blocks = []
+    for measure in CURVES:
+        if measure in experiment.measures:
+            curves = {arm: _curve(experiment, arm, measure) for arm in experiment.curves}
+            words = MEASURE_WORDS[measure]
+            blocks.append(Plot(f"Over the updates: {words}", curves_of_arms(curves, words)))
+    for words, find in (("validation loss", _validation), ("training loss", _training)):
+        losses = {arm: find(experiment, arm) for arm in experiment.curves}
+        if any(losses.values()):
+            drawn = curves_of_arms(losses, f"{words} (nats per target)", is_share=False)
+            blocks.append(Plot(f"Over the updates: {words}", drawn, LOSS_CAPTIONS[words]))
+    return blocks
+
+
+def _curve(experiment: Experiment, arm: str, measure: str) -> list[CurvePoint]:
+    by_step = _by_step(experiment, arm)
+    if not by_step:
+        return []
+    found = [_curve_point(0, [experiment.bases[arm].figures[measure]])]
+    for step, points in by_step.items():
+        found.append(_curve_point(step, [point.figures[measure] for point in points]))
+    return found
+
+
+def _validation(experiment: Experiment, arm: str) -> list[CurvePoint]:
+    losses: dict[int, list[float]] = {}
+    for records in experiment.losses[arm]:
+        for record in records:
+            if "eval_loss" in record:
+                losses.setdefault(record["step"], []).append(record["eval_loss"])
+    return [_curve_point(step, values) for step, values in sorted(losses.items())]
+
+
+def _training(experiment: Experiment, arm: str) -> list[CurvePoint]:
+    """The mean of what was logged since the checkpoint before: single updates are noise."""
+    curve, earlier = [], 0
+    for step in _by_step(experiment, arm):
+        stretches = [
+            [each["loss"] for each in run if "loss" in each and earlier < each["step"] <= step]
+            for run in experiment.losses[arm]
+        ]
+        earlier = step
+        if means := [fmean(stretch) for stretch in stretches if stretch]:
+            curve.append(_curve_point(step, means))
+    return curve
+
+
+def _curve_point(step: int, values: Iterable[float]) -> CurvePoint:
+    known = list(values)
+    return CurvePoint(step, fmean(known), min(known), max(known))

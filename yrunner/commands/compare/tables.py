@@ -1,0 +1,278 @@
+"""What stands behind the figures of an experiment: each task, each kind of fault.
+
+compare.json: every figure of an experiment, for programs.
+
+The tables of an experiment, the same on a terminal and in the report.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from yrunner.commands.compare.figures import (
+    Chosen,
+    Curves,
+    Spread,
+    at_domain_accuracy,
+    at_the_end,
+    differences,
+    forgetting,
+    measure_spread,
+    spread,
+)
+from yrunner.commands.compare.plan import PlanFacts
+from yrunner.commands.compare.points import Point
+from yrunner.commands.compare.runs import Failure
+from yrunner.console import Cell
+from yrunner.evaluation.results import Difference
+from yrunner.recipe.arms import Arm
+from yrunner.reports.html import Table
+from yrunner.training.metrics import Record
+
+MEASURE_WORDS = {
+    "domain": "domain",
+    "general": "general",
+    "quality": "quality",
+    "memorised": "memorised faults",
+    "corrected": "corrected faults",
+    "repetition_3": "3-gram repetition",
+    "repetition_4": "4-gram repetition",
+}
+"""What tables call a measure, in their order; forgetting stands behind `general`."""
+SET_APART = ("domain", "general", "quality", "memorised")
+"""Measures whose differences are tested; that of forgetting is that of `general`."""
+DIFFERENCE_CAPTION = (
+    "In points of a hundred, each arm minus the first. The interval is a 95 % paired bootstrap "
+    "over questions and seeds; * marks one that does not hold 0."
+)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Everything that is known of an experiment when its runs have ended."""
+
+    name: str
+    arms: Sequence[Arm]
+    seeds: Sequence[int]
+    plans: Mapping[str, PlanFacts]
+    curves: Curves
+    """The points of the runs that were measured."""
+    bases: Mapping[str, Point]
+    """The base of each arm."""
+    domain_accuracy: float
+    """At which arms are compared as equals."""
+    losses: Mapping[str, Sequence[Sequence[Record]]]
+    """What each arm's runs have logged while they were trained."""
+    notes: Sequence[str] = ()
+    failures: Mapping[str, Failure] = field(default_factory=dict)
+    """Why runs failed, by their names."""
+
+    @property
+    def measures(self) -> list[str]:
+        """What was measured, in the order of tables."""
+        base = next(iter(self.bases.values()))
+        return [measure for measure in MEASURE_WORDS if measure in base.figures]
+
+
+def arms_table(arms: Sequence[Arm], plans: Mapping[str, PlanFacts]) -> Table:
+    """What each arm changes, and what it learns from."""
+    rows: list[tuple[Cell, ...]] = []
+    for arm in arms:
+        plan = plans[arm.name]
+        changes = "\n".join(arm.overrides) or "nothing"
+        rows.append((arm.name, changes, plan.updates, plan.targets, plan.rows))
+    caption = "Updates, targets seen (each as often as it was) and different rows of one run."
+    return Table("Arms", ("arm", "changes", "updates", "targets", "rows"), rows, caption)
+
+
+def result_table(experiment: Experiment, title: str, chosen: Chosen, caption: str) -> Table:
+    """The figures of each arm at its chosen points, mean and spread over the seeds; the base."""
+    measures = experiment.measures
+    columns = ["arm", "runs", "update"]
+    for measure in measures:
+        columns += [MEASURE_WORDS[measure], *(["forgetting"] if measure == "general" else [])]
+    rows = [_base_row(experiment)]
+    for arm, points in chosen.items():
+        runs = f"{len(points)} of {len(experiment.seeds)}"
+        update = spread(point.step for point in points.values())
+        row: list[Cell] = [arm, runs, f"{update.mean:,.0f}" if update else None]
+        for measure in measures:
+            row.append(percent(measure_spread(points, measure)))
+            if measure == "general":
+                row.append(percent(forgetting(points, experiment.bases[arm]), signed=True))
+        rows.append(row)
+    return Table(title, columns, rows, caption)
+
+
+def difference_table(experiment: Experiment, title: str, chosen: Chosen) -> Table:
+    """Each arm minus the first, with what chance alone could make of it."""
+    measures = [measure for measure in SET_APART if measure in experiment.measures]
+    columns = ["arm", "seeds"]
+    for measure in measures:
+        columns += [MEASURE_WORDS[measure], "95 %"]
+    first, *others = chosen
+    by_measure = {measure: differences(chosen, measure) for measure in measures}
+    rows = []
+    for arm in others:
+        row: list[Cell] = [arm, len(chosen[first].keys() & chosen[arm].keys())]
+        for measure in measures:
+            row += _difference_cells(by_measure[measure][arm])
+        rows.append(row)
+    return Table(f"{title}: beside {first}", columns, rows, DIFFERENCE_CAPTION)
+
+
+def failure_table(failures: Mapping[str, Failure]) -> Table:
+    """Which runs failed, and why."""
+    rows = [(name, failure.message, str(failure.log)) for name, failure in failures.items()]
+    return Table("Failed", ("run", "why", "log"), rows)
+
+
+def percent(figure: Spread | None, *, signed: bool = False) -> str | None:
+    """`88.9 ± 2.1 %`; without a deviation where there is one seed, None where nothing is known."""
+    if figure is None:
+        return None
+    mean = f"{100 * figure.mean:{'+' if signed else ''}.1f}"
+    return mean if figure.deviation is None else f"{mean} ± {100 * figure.deviation:.1f}"
+
+
+def _base_row(experiment: Experiment) -> list[Cell]:
+    base = experiment.bases[experiment.arms[0].name]
+    row: list[Cell] = ["(base)", None, 0]
+    for measure in experiment.measures:
+        row.append(f"{100 * base.figures[measure]:.1f}")
+        if measure == "general":
+            row.append(None)
+    return row
+
+
+def _difference_cells(difference: Difference | None) -> list[Cell]:
+    if difference is None:
+        return [None, None]
+    value = f"{100 * difference.value:+.1f}"
+    if difference.low is None or difference.high is None:
+        return [value, None]
+    low, high = (f"{100 * end:+.1f}" for end in (difference.low, difference.high))
+    star = "" if difference.is_noise else " *"
+    # Blanks that do not break: an interval on two lines is hard to read.
+    return [value, f"{low} to {high}{star}".replace(" ", "\N{NO-BREAK SPACE}")]
+
+
+TASK_CAPTION = (
+    "In percent, the main figure of each task; a side of the tables above is the mean of its tasks."
+)
+FAULT_CAPTION = "In percent of the faulty rows of each kind: the wrong answer comes back."
+
+Details = Callable[[Point], Mapping[str, float]]
+"""Finer figures of a point, by what a table calls them."""
+
+
+def detail_tables(experiment: Experiment, title: str, chosen: Chosen) -> list[Table]:
+    """A table of the tasks and one of the kinds of fault, as far as there are several of them."""
+    base = next(iter(experiment.bases.values()))
+    wanted = [
+        (f"{title}: by task", task_shares, TASK_CAPTION, len(task_shares(base)) > 2),
+        (f"{title}: memorised, by kind", fault_shares, FAULT_CAPTION, len(fault_shares(base)) > 1),
+    ]
+    return [
+        _table(experiment, name, chosen, details, caption)
+        for name, details, caption, says_more in wanted
+        if says_more
+    ]
+
+
+def task_shares(point: Point) -> dict[str, float]:
+    """The main figure of each task, the tasks of a side beside each other."""
+    tasks = sorted(point.results.tasks.items(), key=lambda item: item[1].side)
+    return {name: task.figures[task.headline] for name, task in tasks}
+
+
+def fault_shares(point: Point) -> dict[str, float]:
+    """The memorised share of each kind of fault; empty where the list names no kinds."""
+    faults = point.results.faults
+    return {} if faults is None else faults.by_kind
+
+
+def detail_spreads(points: Mapping[int, Point], details: Details) -> dict[str, Spread]:
+    """The finer figures of an arm over its seeds."""
+    shares = [details(point) for point in points.values()]
+    names = shares[0] if shares else ()
+    found = {name: spread(share[name] for share in shares) for name in names}
+    return {name: each for name, each in found.items() if each is not None}
+
+
+def _table(
+    experiment: Experiment, title: str, chosen: Chosen, details: Details, caption: str
+) -> Table:
+    first = experiment.bases[experiment.arms[0].name]
+    columns = list(details(first))
+    base = [percent(Spread(share, None)) for share in details(first).values()]
+    rows: list[list[Cell]] = [["(base)", *base]]
+    for arm, points in chosen.items():
+        spreads = detail_spreads(points, details)
+        rows.append([arm, *(percent(spreads.get(column)) for column in columns)])
+    return Table(title, ["arm", *columns], rows, caption)
+
+
+def as_json(experiment: Experiment) -> dict[str, Any]:
+    """Each arm with its points by seed, and what is made of them at the end and at equal accuracy.
+
+    Shares, not percent. `minus_the_first` holds the mean difference to the first arm and the
+    ends of its 95 % interval, as `eval.json` does.
+    """
+    end = at_the_end(experiment.curves)
+    equal = at_domain_accuracy(experiment.curves, experiment.domain_accuracy)
+    return {
+        "name": experiment.name,
+        "seeds": list(experiment.seeds),
+        "arms": {
+            arm.name: {
+                "changes": dict(arm.changes),
+                "updates": experiment.plans[arm.name].updates,
+                "targets": experiment.plans[arm.name].targets,
+                "rows": experiment.plans[arm.name].rows,
+                "base": _means(experiment, experiment.bases[arm.name]),
+                "seeds": {
+                    str(seed): [_means(experiment, point) for point in points]
+                    for seed, points in experiment.curves[arm.name].items()
+                },
+            }
+            for arm in experiment.arms
+        },
+        "domain_accuracy": experiment.domain_accuracy,
+        "at_the_end": _chosen_json(experiment, end),
+        "at_domain_accuracy": _chosen_json(experiment, equal),
+        "notes": list(experiment.notes),
+        "failures": {name: failure.message for name, failure in experiment.failures.items()},
+    }
+
+
+def _means(experiment: Experiment, point: Point) -> dict[str, float]:
+    return {"step": point.step, **{name: point.figures[name] for name in experiment.measures}}
+
+
+def _chosen_json(experiment: Experiment, chosen: Chosen) -> dict[str, Any]:
+    apart = {
+        measure: differences(chosen, measure)
+        for measure in SET_APART
+        if measure in experiment.measures
+    }
+    found: dict[str, Any] = {}
+    for arm, points in chosen.items():
+        spreads = {name: measure_spread(points, name) for name in experiment.measures}
+        spreads["forgetting"] = forgetting(points, experiment.bases[arm])
+        found[arm] = {
+            "steps": {str(seed): point.step for seed, point in points.items()},
+            "figures": {name: vars(each) for name, each in spreads.items() if each},
+            "tasks": _details_json(points, task_shares),
+            "memorised_by_kind": _details_json(points, fault_shares),
+            "minus_the_first": {
+                measure: difference.as_json()
+                for measure, by_arm in apart.items()
+                if (difference := by_arm.get(arm)) is not None
+            },
+        }
+    return found
+
+
+def _details_json(points: Mapping[int, Point], details: Details) -> dict[str, Any]:
+    return {name: vars(each) for name, each in detail_spreads(points, details).items()}

@@ -1,0 +1,288 @@
+"""eval.html: what an evaluation found, to be read and searched in a browser.
+
+What a person is told of an evaluation: a table, and `eval.json`.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.text import Text
+
+from yrunner.assembly.identity import describe_device, describe_environment
+from yrunner.console import Cell, format_cell, print_table
+from yrunner.evaluation.memorised_faults import KnownFault
+from yrunner.evaluation.questions import Question
+from yrunner.evaluation.results import (
+    Difference,
+    ModelResults,
+    TaskResult,
+    differences,
+    faults_difference,
+    side_difference,
+    side_score,
+)
+from yrunner.evaluation.tasks import confusion, labels_of
+from yrunner.recipe.schema.eval import ClassifyTask, Task
+from yrunner.recipe.schema.recipe import Recipe
+from yrunner.reports.exam import (
+    AnswerRow,
+    Confusion,
+    Exam,
+    FigureRow,
+    Reached,
+    TaskAnswers,
+    write_exam,
+)
+
+Tasks = Sequence[tuple[Task, list[Question]]]
+
+SIDES = {
+    "domain": "domain: mean of its tasks",
+    "general": "general: its change is the forgetting",
+    "quality": "quality: mean of its tasks",
+}
+NO_SHARE = {"loss", "perplexity", "length"}
+"""Figures that do not lie between 0 and 1."""
+STYLES = {"better": "green", "worse": "red", "": "dim"}
+Line = tuple[str, str, list[tuple[str, str, str] | None]]
+"""Task or side, figure, and by model its value, its change and the verdict on that."""
+
+
+def print_results(tasks: Tasks, results: Sequence[ModelResults]) -> None:
+    """Print all figures, each with its difference to the first model."""
+    columns = ["task", "figure"]
+    for number, model in enumerate(results):
+        columns += [model.description, "change [95 %]"] if number else [model.description]
+    rows: list[list[Cell | Text]] = []
+    for group, figure, reached in [*figure_lines(results), *summary_lines(results)]:
+        cells: list[Cell | Text] = [group, figure]
+        for number, part in enumerate(reached):
+            value, change, verdict = part or ("–", "", "")
+            cells += [value, Text(change, STYLES[verdict])] if number else [value]
+        rows.append(cells)
+    print_table("Figures", columns, rows)
+    for title, labels, taken, counts in confusions(tasks, results):
+        table: list[list[Cell | Text]] = [
+            [label, *row] for label, row in zip(labels, counts, strict=True)
+        ]
+        print_table(title, ["right, given", *taken], table)
+
+
+def as_json(recipe: Recipe, tasks: Tasks, results: Sequence[ModelResults]) -> dict[str, Any]:
+    """Everything that was measured, for programs."""
+    first, *others = results
+    return {
+        "recipe": recipe.name,
+        "environment": describe_environment(),
+        "questions": {
+            task.name: [
+                {"question": question.text, "reference": question.reference}
+                for question in questions
+            ]
+            for task, questions in tasks
+        },
+        "models": [model.to_json() for model in results],
+        "compared_with": first.description,
+        "differences": {
+            model.description: {
+                "tasks": {
+                    name: _as_numbers(differences(first.tasks[name], task))
+                    for name, task in model.tasks.items()
+                },
+                "sides": _as_numbers(_side_differences(first, model)),
+                "faults": _as_numbers(_only(memorised=faults_difference([(first, model)]))),
+            }
+            for model in others
+        },
+    }
+
+
+def figure_lines(results: Sequence[ModelResults]) -> Iterator[Line]:
+    """A line for each figure of each task, and for how everything reads that was written."""
+    first = results[0]
+    for name, task in first.tasks.items():
+        yield from _task_lines(name, task, [model.tasks[name] for model in results])
+    if first.quality:
+        for figure in first.quality:
+            values = [model.quality.get(figure) for model in results]
+            yield "all that was written", figure, [_reached(figure, value) for value in values]
+
+
+def summary_lines(results: Sequence[ModelResults]) -> Iterator[Line]:
+    """A line for each side, and for the faults: what a training is for, and what it must not do."""
+    first = results[0]
+    for side, meaning in SIDES.items():
+        if side_score(first, side) is not None:
+            yield (
+                "all tasks",
+                meaning,
+                [
+                    _reached(
+                        "", side_score(model, side), side_difference([(first, model)], side), number
+                    )
+                    for number, model in enumerate(results)
+                ],
+            )
+    if first.faults is not None:
+        reached = [
+            _reached(
+                "memorised",
+                None if model.faults is None else model.faults.memorised,
+                faults_difference([(first, model)]),
+                number,
+            )
+            for number, model in enumerate(results)
+        ]
+        yield "faulty rows", "memorised", reached
+        if first.faults.corrected is not None:
+            shares = [model.faults.corrected if model.faults else None for model in results]
+            yield "faulty rows", "corrected", [_reached("corrected", share) for share in shares]
+
+
+def confusions(
+    tasks: Tasks, results: Sequence[ModelResults]
+) -> Iterator[tuple[str, list[str], list[str], list[list[int]]]]:
+    """Title, right labels, given labels and counts of each classification by each model."""
+    for task, questions in tasks:
+        if not isinstance(task, ClassifyTask):
+            continue
+        labels = labels_of(task.labels, questions)
+        references = [question.reference.strip() for question in questions]
+        for model in results:
+            counts = confusion(labels, references, model.tasks[task.name].answers)
+            title = f"{task.name}, {model.description}"
+            yield title, labels, [*labels, "none"], counts
+
+
+def _task_lines(name: str, first: TaskResult, tasks: Sequence[TaskResult]) -> Iterator[Line]:
+    changes = [differences(first, task) for task in tasks]
+    for figure in dict.fromkeys(figure for task in tasks for figure in task.figures):
+        yield (
+            name,
+            figure,
+            [
+                _reached(figure, task.figures.get(figure), changes[number].get(figure), number)
+                for number, task in enumerate(tasks)
+            ],
+        )
+    if any(task.refused for task in tasks):
+        yield name, "too long, not asked", [(str(task.refused), "", "") for task in tasks]
+
+
+def _reached(
+    figure: str, value: float | None, change: Difference | None = None, number: int = 0
+) -> tuple[str, str, str] | None:
+    if value is None:
+        return None
+    if not number or change is None:
+        return _shown(figure, value), "", ""
+    return _shown(figure, value), _shown_change(figure, change), change.verdict(figure)
+
+
+def _shown(figure: str, value: float) -> str:
+    return f"{value:.1%}" if _is_share(figure) else format_cell(value)
+
+
+def _shown_change(figure: str, change: Difference) -> str:
+    """In points of a hundred where the figure is a share."""
+    scale, digits = (100, ".1f") if _is_share(figure) else (1, ".3g")
+    text = f"{change.value * scale:+{digits}}"
+    if change.low is None or change.high is None:
+        return text
+    return f"{text} [{change.low * scale:+{digits}}, {change.high * scale:+{digits}}]"
+
+
+def _is_share(figure: str) -> bool:
+    """A metric of the harness may be anything."""
+    return figure not in NO_SHARE and "/" not in figure
+
+
+def _side_differences(first: ModelResults, other: ModelResults) -> dict[str, Difference]:
+    return _only(**{side: side_difference([(first, other)], side) for side in SIDES})
+
+
+def _only(**changes: Difference | None) -> dict[str, Difference]:
+    return {name: change for name, change in changes.items() if change is not None}
+
+
+def _as_numbers(changes: dict[str, Difference]) -> dict[str, dict[str, float | None]]:
+    return {figure: change.as_json() for figure, change in changes.items()}
+
+
+NOTES = (
+    "A change is against the first model. In brackets stands the interval that holds it with 95 % "
+    "confidence, by drawing the questions anew two thousand times; a change is coloured only where "
+    "that interval leaves out zero.",
+)
+
+
+def write_eval_page(
+    recipe: Recipe,
+    tasks: Tasks,
+    faults: Sequence[KnownFault],
+    results: Sequence[ModelResults],
+    path: Path,
+) -> None:
+    """Write the page; the answers that the last model of the run got wrong come first."""
+    answers = [*_answers(tasks, results), *_fault_answers(faults, results)]
+    exam = Exam(
+        title=f"{recipe.name}: evaluation",
+        subtitle=f"yrunner, {recipe.eval.generation.kind}, {describe_device()}",
+        models=[model.description for model in results],
+        judged=min(1, len(results) - 1),
+        summary=[_row(line) for line in summary_lines(results)],
+        figures=[_row(line) for line in figure_lines(results)],
+        confusions=[
+            Confusion(f"Labels: {title}", labels, taken, counts)
+            for title, labels, taken, counts in confusions(tasks, results)
+        ],
+        tasks=answers,
+        notes=NOTES if len(results) > 1 else (),
+    )
+    write_exam(exam, path)
+
+
+def _row(line: Line) -> FigureRow:
+    group, figure, reached = line
+    return FigureRow(group, figure, [Reached(*part) if part else None for part in reached])
+
+
+def _answers(tasks: Tasks, results: Sequence[ModelResults]) -> list[TaskAnswers]:
+    """The tasks in which something was answered, whether it was written or chosen."""
+    found = []
+    for task, questions in tasks:
+        reached = [model.tasks[task.name] for model in results]
+        if not all(result.answers for result in reached):
+            continue
+        headline = reached[0].headline
+        rows = [
+            AnswerRow(
+                question.text,
+                question.reference,
+                [result.answers[number] for result in reached],
+                [result.per_question[headline][number] for result in reached],
+            )
+            for number, question in enumerate(questions)
+        ]
+        found.append(TaskAnswers(task.name, headline, rows))
+    return found
+
+
+def _fault_answers(
+    faults: Sequence[KnownFault], results: Sequence[ModelResults]
+) -> list[TaskAnswers]:
+    """The faulty rows: wrong is what a model repeats."""
+    found = [model.faults for model in results if model.faults is not None]
+    if not found:
+        return []
+    rows = [
+        AnswerRow(
+            fault.question.text,
+            f"{fault.kind or 'fault'}: {fault.question.reference}",
+            [model.answers[number] for model in found],
+            [1 - model.per_row[number] for model in found],
+        )
+        for number, fault in enumerate(faults)
+    ]
+    return [TaskAnswers("faulty rows: repeated or not", "not repeated", rows)]

@@ -1,0 +1,221 @@
+"""One row of a recipe's data, found by what a person calls it, such as `legal_train.jsonl:12`.
+
+`yrun inspect`: real examples, token by token, as the model will see them.
+
+Which rows `yrun inspect` shows: the first that the training takes up, or one by its place.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from rich.text import Text
+
+from yrunner.assembly.dataset import finish_data, read_data, recipe_rules, recipe_sources
+from yrunner.assembly.model import recipe_tokenizer
+from yrunner.assembly.plan import plan_run
+from yrunner.console import is_terminal, printable, show, terminal
+from yrunner.data.batching.plan import Plan
+from yrunner.data.chat.tokenize import tokenize_chunks
+from yrunner.data.conversation import Conversation, FaultyRow, TokenizedExample, TokenizedParts
+from yrunner.data.dataset.prepare import Source, fit
+from yrunner.data.dataset.row_report import Refusal, num_rows
+from yrunner.data.formats.formats import Reading, read_conversations
+from yrunner.data.readers.files import read_rows
+from yrunner.data.readers.text import Damaged
+from yrunner.errors import DataError, Origin, YRunnerError
+from yrunner.recipe.load import load_recipe
+from yrunner.recipe.schema.recipe import Recipe
+from yrunner.reports.token_view import TokenView
+
+SHOWN_FILES = 10
+
+
+def parse_place(place: str) -> tuple[str, int]:
+    """The file and the row of `file:12`. Raises `YRunnerError` where it has another form."""
+    name, _, number = place.rpartition(":")
+    if not name or not number.isdecimal() or int(number) < 1:
+        raise YRunnerError(
+            f'--row is "{place}"', remedy="write the file and the row, as in train.jsonl:12"
+        )
+    return name, int(number)
+
+
+def find_file(name: str, sources: Sequence[Source]) -> tuple[Path, Reading]:
+    """The data file with this name or end of its path, and how it is read.
+
+    Raises `YRunnerError` where there is none or more than one.
+    """
+    # A file can be in several sources; one of them says how it is read.
+    readings = {file: source.reading for source in sources for file in source.files}
+    wanted = Path(name)
+    exact = [file for file in readings if file.resolve() == wanted.resolve()]
+    num_parts = len(wanted.parts)
+    found = exact or [file for file in readings if file.parts[-num_parts:] == wanted.parts]
+    if len(found) == 1:
+        return found[0], readings[found[0]]
+    if found:
+        places = _listed([str(file) for file in found])
+        raise YRunnerError(
+            f"{len(found)} data files of the recipe end in {name}",
+            remedy=f"write more of its path: {places}",
+        )
+    places = _listed(list(dict.fromkeys(file.name for file in readings)))
+    raise YRunnerError(f"the recipe has no data file {name}", remedy=f"choose one of {places}")
+
+
+def find_row(file: Path, reading: Reading, number: int) -> Conversation | Refusal:
+    """The row of that number, as a conversation or with the reason why it is none.
+
+    Raises `DataError` where the file has no such row.
+    """
+    rows, last = 0, 0
+    for row in read_conversations(file, reading).rows:
+        if row.origin.row == number:
+            return row
+        rows, last = rows + 1, row.origin.row
+    what = "there is no such row" if number > last else "this line is empty and no row"
+    known = f"choose one from 1 to {last:,}" + ("" if rows == last else f" ({num_rows(rows)})")
+    raise DataError(Origin(file, number), what, remedy=known)
+
+
+def raw_row(origin: Origin, reading: Reading) -> str:
+    """The row as it stands in its file, laid out to be read; nothing where it cannot be read."""
+    rows = read_rows(origin.file, document=reading.document)
+    found = next(row for place, row in rows if place == origin)
+    if isinstance(found, Damaged):
+        return ""
+    return json.dumps(found, ensure_ascii=False, indent=2, default=str)
+
+
+def _listed(places: Sequence[str]) -> str:
+    hidden = len(places) - SHOWN_FILES
+    more = f" and {hidden:,} more" if hidden > 0 else ""
+    return ", ".join(places[:SHOWN_FILES]) + more
+
+
+@dataclass(frozen=True)
+class FoundRow:
+    """One row of the data, and what becomes of it."""
+
+    examples: list[TokenizedExample]
+    """What is learned from it, or would be if it were not left out; none where it is no row."""
+    left_out: Refusal | None
+    """Why it is not learned from; None where it is."""
+    num_cut: int
+    """Tokens behind the only example that are cut off."""
+    raw: str
+    """The row as it stands in its file, where it has no examples."""
+
+
+def first_rows(recipe: Recipe, tokenizer: Any, number: int) -> list[list[TokenizedExample]]:
+    """The examples of the first rows of tokens, in the order of the training.
+
+    Raises `YRunnerError` where the training would refuse the data.
+    """
+    prepared = read_data(recipe, tokenizer)
+    finish_data(recipe, prepared)
+    rows = islice(_rows_in_order(plan_run(recipe, prepared)), number)
+    return [[prepared.train[index] for index in row] for row in rows]
+
+
+def one_row(recipe: Recipe, tokenizer: Any, place: str) -> FoundRow:
+    """The row of a place such as `train.jsonl:12`, also when it is not learned from.
+
+    Raises `YRunnerError` where there is no such row.
+    """
+    name, number = parse_place(place)
+    file, reading = find_file(name, recipe_sources(recipe))
+    found = find_row(file, reading, number)
+    whole = _tokenize(found, recipe, tokenizer)
+    if isinstance(whole, Refusal):
+        return FoundRow([], whole, 0, raw_row(whole.origin, reading))
+    rules = recipe_rules(recipe)
+    left_out = None
+    try:
+        is_text = isinstance(found, Conversation) and found.is_text
+        pieces = fit(whole, rules, is_text=is_text)
+    except FaultyRow as fault:
+        left_out = Refusal(whole.origin, fault.kind, str(fault))
+        pieces = [whole.cut(0, rules.max_length)]
+    num_cut = len(whole) - len(pieces[0]) if len(pieces) == 1 else 0
+    return FoundRow([piece.example() for piece in pieces], left_out, num_cut, "")
+
+
+def count_cut(example: TokenizedExample, recipe: Recipe, tokenizer: Any) -> int:
+    """Tokens of the example's row that were cut off: prepared examples do not tell."""
+    length = len(example.input_ids)
+    if recipe.data.too_long != "cut" or length < recipe.data.max_length:
+        return 0
+    file, reading = find_file(str(example.origin.file), recipe_sources(recipe))
+    whole = _tokenize(find_row(file, reading, example.origin.row), recipe, tokenizer)
+    assert isinstance(whole, TokenizedParts), "a prepared row can be tokenized"
+    return len(whole) - length
+
+
+def _rows_in_order(plan: Plan) -> Iterator[tuple[int, ...]]:
+    """The examples of each row of tokens, once each, as the first epoch takes them up."""
+    num_micro_batches = plan.epoch_ends[0] * plan.num_micro_batches
+    met: set[tuple[int, ...]] = set()
+    for micro_batch in islice(plan, num_micro_batches):
+        for slices in micro_batch:
+            row = tuple(example for example, _ in slices)
+            if row not in met:
+                met.add(row)
+                yield row
+
+
+def _tokenize(
+    row: Conversation | Refusal, recipe: Recipe, tokenizer: Any
+) -> TokenizedParts | Refusal:
+    """The row before it is cut to the longest length."""
+    if isinstance(row, Refusal):
+        return row
+    rules = recipe_rules(recipe)
+    ((result,),) = tokenize_chunks([[row]], tokenizer, system=rules.system, targets=rules.targets)
+    if isinstance(result, FaultyRow):
+        return Refusal(row.origin, result.kind, str(result))
+    return result
+
+
+def inspect(path: Path, overrides: list[str], *, number: int, row: str | None) -> None:
+    """Print the first `number` examples, or packed rows, of the training in its order.
+
+    `row` is the place of a single row that is shown instead, such as `train.jsonl:12`, also when it
+    is not learned from. Raises `YRunnerError` where there is no such row.
+    """
+    recipe = load_recipe(path, overrides)
+    tokenizer = recipe_tokenizer(recipe)
+    has_colours = is_terminal() and not terminal().no_color
+    view = TokenView(tokenizer, token_batch=recipe.train.token_batch, coloured=has_colours)
+    if row is None:
+        shown = _show_first(recipe, tokenizer, number, view)
+    else:
+        shown = _show_one(recipe, tokenizer, row, view)
+    for text in shown:
+        show(text, end="\n\n")
+
+
+def _show_first(recipe: Recipe, tokenizer: Any, number: int, view: TokenView) -> Iterator[Text]:
+    rows = first_rows(recipe, tokenizer, number)
+    yield view.legend()
+    for place, examples in enumerate(rows, start=1):
+        if recipe.data.packing:
+            yield view.packed_row(place, examples, recipe.data.max_length)
+        for example in examples:
+            yield view.example(example, count_cut(example, recipe, tokenizer))
+
+
+def _show_one(recipe: Recipe, tokenizer: Any, place: str, view: TokenView) -> Iterator[Text]:
+    row = one_row(recipe, tokenizer, place)
+    if row.examples:
+        yield view.legend()
+    if row.left_out is not None:
+        yield view.left_out(row.left_out.origin, row.left_out.reason)
+    if not row.examples:
+        yield Text(printable(row.raw))
+    for example in row.examples:
+        yield view.example(example, row.num_cut)

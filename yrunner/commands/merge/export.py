@@ -1,0 +1,207 @@
+"""Where a merged model goes besides its folder: into a GGUF file, and to the Hub.
+
+What a merge is proven on, how near it has to come, and what a person is told of it.
+"""
+
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from transformers import AutoConfig, GenerationConfig
+
+from yrunner.assembly.dataset import first_examples
+from yrunner.assembly.model import tuned_tokenizer
+from yrunner.console import progress, say, warn
+from yrunner.errors import MissingError, ProofError
+from yrunner.models.export.upload import check_upload, upload
+from yrunner.models.local import free_memory
+from yrunner.models.merge.proof import (
+    Likeness,
+    Probes,
+    Tolerance,
+    compare,
+    folder_logits,
+    logits_at,
+)
+from yrunner.models.merge.safetensors_io import SafetensorsFolder, open_checkpoint
+from yrunner.models.meta import read_config
+from yrunner.recipe.schema.recipe import Recipe
+from yrunner.storage.run_dir import RunDir, whole_folder, write_json, write_text
+
+NUM_ROWS = 16
+MOST_TOKENS = 128
+"""Of each text that is looked at."""
+
+FIXED_TEXTS = (
+    "The harbour was quiet that morning. Nobody had told the new keeper that the lamp on the "
+    "eastern pier had not been lit for seven years.",
+    "第三条 本规定自公布之日起施行。有下列情形之一的，由主管部门责令改正，并处一万元以上三万元以下"
+    "罚款。",
+    "def mean(values):\n    return sum(values) / len(values)\n\nprint(mean([1, 2, 3.5]))\n",
+    "12 + 30 = 42; 7 * 8 = 56; 1,000,000 / 4 = 250,000. 2026-03-01, 09:45.",
+)
+"""Texts of kinds that a recipe's own rows may lack."""
+
+BARS = {
+    torch.float32: Tolerance(top1_agreement=0.999, mean_kl=1e-6, largest_difference=1e-3),
+    torch.float16: Tolerance(top1_agreement=0.99, mean_kl=1e-3),
+    torch.bfloat16: Tolerance(top1_agreement=0.97, mean_kl=1e-2),
+}
+"""By the dtype of the merged weights: each is rounded to 24, 11 or 8 bits."""
+
+
+def probes_of(recipe: Recipe, tokenizer: Any) -> Probes:
+    """The first rows of the recipe's data, as they are learned, and some fixed texts."""
+    rows = [example.input_ids for example in first_examples(recipe, tokenizer, NUM_ROWS)]
+    fixed = [tokenizer(text).input_ids for text in FIXED_TEXTS]
+    return Probes([ids[:MOST_TOKENS] for ids in [*rows, *fixed] if ids])
+
+
+def judge(likeness: Likeness, bar: Tolerance, what: str) -> None:
+    """Raise `ProofError`, with the figures, for a result that falls short of its bar."""
+    faults = bar.faults(likeness)
+    if faults:
+        raise ProofError(
+            f"{what} does not answer as it should: {'; '.join(faults)}",
+            remedy="it was not kept; please report this, or see what it is with merge.verify=false",
+        )
+
+
+def say_likeness(what: str, likeness: Likeness) -> None:
+    """Print the figures in one line."""
+    say(f"{what}, {likeness.tokens:,} tokens: {_in_words(likeness)}")
+
+
+def figure_of(what: str, likeness: Likeness) -> tuple[str, str]:
+    """The same for a model card."""
+    return f"{what}, {likeness.tokens:,} tokens", _in_words(likeness)
+
+
+def _in_words(likeness: Likeness) -> str:
+    return (
+        f"same likeliest token {likeness.top1_agreement:.2%}, "
+        f"divergence {likeness.mean_kl:.2g} nats, "
+        f"logits differ by {likeness.mean_difference:.2g} on average and "
+        f"{likeness.largest_difference:.2g} at most"
+    )
+
+
+GGUF_BARS = {
+    "f32": Tolerance(top1_agreement=0.999, mean_kl=1e-6, largest_difference=1e-3),
+    "f16": Tolerance(top1_agreement=0.99, mean_kl=1e-3),
+    "bf16": Tolerance(top1_agreement=0.97, mean_kl=1e-2),
+    "q8_0": Tolerance(top1_agreement=0.95, mean_kl=0.02),
+    "q5_1": Tolerance(top1_agreement=0.85, mean_kl=0.1),
+    "q5_0": Tolerance(top1_agreement=0.85, mean_kl=0.1),
+    "q4_1": Tolerance(top1_agreement=0.75, mean_kl=0.3),
+    "q4_0": Tolerance(top1_agreement=0.75, mean_kl=0.3),
+}
+"""What a GGUF file has to reach against the merged model: the fewer bits, the less."""
+
+
+def check_exports(recipe: Recipe, base: SafetensorsFolder) -> None:
+    """Refuse, before anything is merged, an export that cannot be made."""
+    if recipe.merge.gguf is not None:
+        if find_spec("gguf") is None:
+            raise MissingError(
+                "merge.gguf needs the package gguf", remedy="run pip install yrunner[gguf]"
+            )
+        from yrunner.models.export.gguf import check_supported, check_tokenizer
+
+        trusts = recipe.model.trust_remote_code
+        check_supported(read_config(str(base.folder), trust_remote_code=trusts))
+        check_tokenizer(tuned_tokenizer(RunDir(recipe.run_folder)))
+    if recipe.merge.push is not None:
+        check_upload(recipe.merge.push)
+
+
+def export(recipe: Recipe, run_dir: RunDir, figures: dict[str, Any]) -> None:
+    """Write the GGUF file and upload, as the recipe says; `figures` gets those of the GGUF file."""
+    folders = {"": run_dir.merged}
+    if recipe.merge.gguf is not None:
+        figures["gguf"] = write_gguf_folder(recipe, run_dir, recipe.merge.gguf)
+        write_json(run_dir.merge_figures, figures)
+        say(f"GGUF: {run_dir.gguf}")
+        folders["gguf"] = run_dir.gguf
+    if recipe.merge.push is not None:
+        address = upload(folders, recipe.merge.push, private=recipe.merge.private)
+        say(f"uploaded: {address}")
+
+
+def write_gguf_folder(recipe: Recipe, run_dir: RunDir, kind: str) -> dict[str, Any]:
+    """Write the merged model as GGUF with a Modelfile, and give the figures of its proof.
+
+    Raises `ProofError`, and leaves no file, where it answers too differently.
+    """
+    from yrunner.models.export.gguf import write_gguf
+    from yrunner.models.export.ollama import modelfile
+
+    checkpoint = open_checkpoint(str(run_dir.merged))
+    config = AutoConfig.from_pretrained(run_dir.merged)
+    tokenizer = tuned_tokenizer(run_dir)
+    name = f"{recipe.name}-{kind}.gguf"
+    with whole_folder(run_dir.gguf) as partial:
+        with progress(f"GGUF {kind}, weights", len(checkpoint.sizes)) as advance:
+            write_gguf(
+                checkpoint,
+                config,
+                tokenizer,
+                partial / name,
+                kind=kind,
+                name=recipe.name,
+                advance=advance,
+            )
+        text, lack = modelfile(
+            name, tokenizer, GenerationConfig.from_pretrained(run_dir.merged), recipe.data.system
+        )
+        write_text(partial / "Modelfile", text)
+        if lack:
+            warn(f"the Modelfile has no place for {lack}")
+        proof = None
+        if recipe.merge.verify:
+            proof = _prove(recipe, run_dir, partial / name, config, tokenizer)
+    return {"file": name, "kind": kind, "proof": proof}
+
+
+def _prove(
+    recipe: Recipe, run_dir: RunDir, file: Any, config: Any, tokenizer: Any
+) -> dict[str, Any] | None:
+    from yrunner.models.export.gguf import read_gguf, read_gguf_tokenizer
+
+    prove_tokens(read_gguf_tokenizer(file), tokenizer)
+    needed = 4 * sum(size.numel() for size in open_checkpoint(str(run_dir.merged)).sizes.values())
+    if needed > free_memory():
+        warn(f"the GGUF file is not proven: it would have to be read back as {needed:,} bytes")
+        return None
+    probes = probes_of(recipe, tokenizer)
+    trusts = recipe.model.trust_remote_code
+    expected_NV = folder_logits(run_dir.merged, probes, trust_remote_code=trusts)
+    likeness = compare(expected_NV, logits_at(read_gguf(file, config), probes))
+    kind = str(recipe.merge.gguf)
+    say_likeness(f"GGUF {kind} against the merged model", likeness)
+    judge(likeness, GGUF_BARS[kind], "the GGUF file")
+    return likeness.as_json()
+
+
+def prove_tokens(read_back: Any, tokenizer: Any) -> None:
+    """Raise `ProofError` where a GGUF file's tokenizer reads a chat, or else a text, otherwise."""
+    for text in FIXED_TEXTS:
+        asked = text
+        if tokenizer.chat_template:
+            chat = [{"role": "user", "content": text}]
+            asked = str(tokenizer.apply_chat_template(chat, tokenize=False))
+        if not _same_tokens(read_back, tokenizer, asked):
+            raise ProofError(
+                f'the GGUF file reads other tokens in "{text[:40]}..."',
+                remedy="it was not kept; please report this",
+            )
+    if not all(_same_tokens(read_back, tokenizer, text) for text in FIXED_TEXTS):
+        warn(
+            "llama.cpp reads chats as this tokenizer does, but before a text that is no chat it "
+            "does not put the space that this tokenizer puts there"
+        )
+
+
+def _same_tokens(one: Any, other: Any, text: str) -> bool:
+    found, expected = (each(text, add_special_tokens=False).input_ids for each in (one, other))
+    return bool(found == expected)

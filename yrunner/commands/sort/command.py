@@ -1,0 +1,311 @@
+"""`yrun sort`: from a recipe to its rows in a new order, judged by what models make of them.
+
+What a person is told of a sorted corpus: its scores, its worst rows, and what comes next.
+"""
+
+import errno
+import gc
+import json
+import shlex
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from yrunner.assembly.dataset import print_left_out, print_rows, read_data, recipe_sources
+from yrunner.assembly.identity import describe_environment
+from yrunner.assembly.model import recipe_tokenizer
+from yrunner.commands.sort.corpus import Seen, corpus_rows, decide, deciding_score, judge, mark_span
+from yrunner.commands.sort.cross_fit import cross_fit
+from yrunner.commands.sort.report import LeftOut, Sorted, write_results, write_sort_report
+from yrunner.commands.sort.score import measure_rows
+from yrunner.commands.sort.write import NOT_TOGETHER, ONE_BY_ONE, check_one_kind, ending_of
+from yrunner.commands.train.command import train_base
+from yrunner.console import Cell, print_table, progress, say
+from yrunner.data.dataset.prepare import Source
+from yrunner.data.dataset.row_report import FileReport, as_json, num_rows
+from yrunner.data.dataset.splits import Prepared
+from yrunner.data.formats.formats import Reading
+from yrunner.data.readers.files import kind_of
+from yrunner.data.readers.text import states_of, unchanged
+from yrunner.errors import DataError, RunError, YRunnerError
+from yrunner.recipe.load import load_recipe, recipe_to_yaml
+from yrunner.recipe.schema.recipe import Recipe
+from yrunner.reports.terminal_plot import block_bar
+from yrunner.reports.token_text import TokenText
+from yrunner.scoring.folds import group_copies
+from yrunner.scoring.knn import look_up
+from yrunner.scoring.rank import suspicion
+from yrunner.scoring.score_file import row_hashes
+from yrunner.storage.run_dir import RunDir, SortDir, write_json, write_text
+
+SHOWN_ROWS = 10
+BINS = 12
+WIDEST_BAR = 40
+PERCENTILES = {"lowest": 0, "10 %": 10, "median": 50, "90 %": 90, "highest": 100}
+
+
+def say_sorted(corpus: Sorted, folder: SortDir) -> None:
+    """Print the scores, the most suspicious rows, what became of all, and where it is written."""
+    decisive = [corpus.decisive(index) for index in range(len(corpus.rows))]
+    _print_percentiles(corpus)
+    _print_distribution(corpus.deciding, decisive)
+    _print_suspicious(corpus, decisive)
+    _say_counts(corpus)
+    for what, path in (
+        ("sorted", folder.sorted),
+        ("dropped", folder.dropped),
+        ("reasons", folder.reasons),
+        ("scores", folder.scores),
+        ("report", folder.report),
+    ):
+        if path.exists():
+            say(f"{f'{what}:':<9}{path}")
+
+
+def say_next(arguments: str, folder: SortDir, format_name: str, reading: Reading) -> None:
+    """Print the command that learns from the rows in their new order.
+
+    `arguments`: recipe and overrides of the sort; the format and the reading are those of its data.
+    """
+    entry: dict[str, Any] = {"file": str(folder.sorted), "format": format_name}
+    if reading.columns:
+        entry["columns"] = dict(reading.columns)
+    changes = (
+        "train.order=as_written",
+        f"data.train={json.dumps([entry], ensure_ascii=False)}",
+    )
+    say("")
+    say(f"yrun train {arguments} {shlex.join(changes)}    # learn in this order")
+
+
+def _print_percentiles(corpus: Sorted) -> None:
+    columns: dict[str, list[float]] = {}
+    for verdict in corpus.verdicts:
+        for name, value in verdict.named_scores().items():
+            columns.setdefault(name, []).append(value)
+    rows: list[tuple[Cell, ...]] = [
+        (name, *np.percentile(values, [*PERCENTILES.values()]).tolist())
+        for name, values in columns.items()
+    ]
+    print_table(f"Scores of {num_rows(len(corpus.rows))}", ("score", *PERCENTILES), rows)
+
+
+def _print_distribution(name: str, scores: Sequence[float]) -> None:
+    """A histogram of the score that decides."""
+    counts, borders = np.histogram(scores, BINS if max(scores) > min(scores) else 1)
+    most = int(counts.max())
+    rows = [
+        (f"{start:.4g} to {end:.4g}", int(count), block_bar(int(count), most, WIDEST_BAR))
+        for count, start, end in zip(counts, borders[:-1], borders[1:], strict=True)
+    ]
+    print_table(f"Distribution of {name}", (name, "rows", ""), rows)
+
+
+def _print_suspicious(corpus: Sorted, scores: Sequence[float]) -> None:
+    worst = sorted(range(len(scores)), key=lambda index: -suspicion(corpus.deciding, scores[index]))
+    rows = []
+    for index in worst[:SHOWN_ROWS]:
+        place, text = corpus.rows[index].place, corpus.worst[index]
+        rows.append(
+            (
+                f"{corpus.name(place)}:{place[1]}",
+                scores[index],
+                "–" if text is None else text.line(),
+            )
+        )
+    title = f"Most suspicious by {corpus.deciding}, the worst span in brackets"
+    print_table(title, ("row", corpus.deciding, "worst span"), rows)
+
+
+def _say_counts(corpus: Sorted) -> None:
+    decision = corpus.decision
+    say(
+        f"{num_rows(len(corpus.rows))} scored: {len(decision.order):,} sorted, "
+        f"{len(decision.dropped):,} dropped"
+    )
+    if corpus.left_out:
+        say(
+            f"{num_rows(len(corpus.left_out))} cannot be learned from "
+            "and stand among the dropped ones"
+        )
+
+
+DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class SortInterrupted(YRunnerError):
+    """Ctrl-C; what was measured is kept."""
+
+    exit_code = 128 + signal.SIGINT
+
+
+def sort(path: Path, overrides: list[str], *, overwrite: bool) -> None:
+    """Score the training rows of the recipe at `path`, and write them in a new order.
+
+    Its base is trained first where that is missing. Interrupted and started again, it goes on.
+    """
+    recipe = load_recipe(path, overrides)
+    arguments = shlex.join([str(path), *overrides])
+    sources = [source for source in recipe_sources(recipe) if source.purpose == "train"]
+    folder = _check(recipe, sources, overwrite=overwrite)
+    train_base(recipe)
+    tokenizer = recipe_tokenizer(recipe)
+    states = states_of(file for source in sources for file in source.files)
+    prepared = _read_corpus(recipe, tokenizer)
+    reports = _check_formats(sources, prepared)
+    with _saying_how_to_go_on(folder.folder):
+        _open_folder(recipe, folder, prepared)
+        seen = _look(recipe, folder, prepared, tokenizer)
+        corpus = _judge(recipe, tokenizer, prepared, seen)
+        _write_report(recipe, tokenizer, prepared, corpus, seen, folder)
+        with unchanged(states, undo=folder.clear):
+            write_results(corpus, folder)
+    say_sorted(corpus, folder)
+    say_next(arguments, folder, reports[0].format, sources[0].reading)
+
+
+def _check(recipe: Recipe, sources: Sequence[Source], *, overwrite: bool) -> SortDir:
+    """Refuse what cannot be sorted, or would lose something, before any time is spent."""
+    if recipe.model.scratch is not None:
+        raise YRunnerError(
+            "a model from scratch knows nothing yet, so it cannot judge rows",
+            remedy="sort with a recipe that has a model.base",
+        )
+    files = [file for source in sources for file in source.files]
+    check_one_kind(files)
+    for source in sources:
+        if kind_of(source.files[0]) == ".txt" and source.reading.document == "file":
+            raise DataError(
+                source.files[0],
+                "documents that fill whole txt files cannot stand in one sorted file",
+                remedy='write them as jsonl, {"text": ...} a line',
+            )
+    folder = SortDir(RunDir(recipe.run_folder).sort, ending_of(files))
+    folder.check(files, overwrite=overwrite)
+    return folder
+
+
+def _check_formats(sources: Sequence[Source], prepared: Prepared) -> list[FileReport]:
+    """The reports of the training files. Raises `DataError` where not all rows are read alike."""
+    reports = [report for report in prepared.reports if report.purpose == "train"]
+    readings = [source.reading for source in sources for _ in source.files]
+    first = reports[0]
+    for report, reading in zip(reports, readings, strict=True):
+        if report.format != first.format:
+            difference = f"has the format {report.format}, {first.file.name} has {first.format}"
+        elif reading.columns != readings[0].columns:
+            difference = f"has other columns in the recipe than {first.file.name}"
+        else:
+            continue
+        raise DataError(report.file, f"{difference}: {NOT_TOGETHER}", remedy=ONE_BY_ONE)
+    return reports
+
+
+def _read_corpus(recipe: Recipe, tokenizer: Any) -> Prepared:
+    """The rows, their fate printed; `validation_share` sets none aside, for all are sorted."""
+    prepared = read_data(recipe, tokenizer)
+    print_rows(recipe, prepared)
+    prepared.check(too_long=recipe.data.too_long, invalid=recipe.data.invalid)
+    print_left_out(prepared)
+    return prepared
+
+
+def _open_folder(recipe: Recipe, folder: SortDir, prepared: Prepared) -> None:
+    folder.clear()
+    write_text(folder.recipe, recipe_to_yaml(recipe))
+    write_json(folder.environment, describe_environment())
+    write_json(folder.data_report, as_json(prepared.reports, prepared.findings))
+
+
+def _look(recipe: Recipe, folder: SortDir, prepared: Prepared, tokenizer: Any) -> Seen:
+    """Let the base look at the rows, its memory of the others, and models that learned those."""
+    rows = prepared.train
+    base = measure_rows(recipe, tokenizer, rows, folder.measured)
+    # A model with a fused head refers to itself: it would stay in memory.
+    gc.collect()
+    lookups = None
+    if recipe.sort.asks_neighbours:
+        places = zip(rows.file_E.tolist(), rows.column("rows").tolist(), strict=True)
+        groups = group_copies(list(places), row_hashes(rows))
+        with progress("asking the neighbours of each row", len(rows)) as advance:
+            lookups = []
+            for found in look_up(rows, base, groups, recipe.seed):
+                lookups.append(found)
+                advance(1)
+    crossed = None
+    if recipe.sort.cross_fit:
+        crossed = cross_fit(recipe, folder.cross_fit, prepared, tokenizer)
+    return Seen(base, lookups, crossed)
+
+
+@contextmanager
+def _saying_how_to_go_on(folder: Path) -> Iterator[None]:
+    """Every score is on the disk as soon as it is known, so nothing has to be saved at an end."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise SortInterrupted(
+            f"stopped; what was measured is kept in {folder}",
+            remedy="run the same command again to go on",
+        ) from error
+    except OSError as error:
+        if error.errno not in DISK_IS_FULL:
+            raise
+        raise RunError(
+            f"the disk is full; what was measured is kept in {folder}",
+            remedy="free some space, and run the same command again to go on",
+        ) from error
+
+
+def _judge(recipe: Recipe, tokenizer: Any, prepared: Prepared, seen: Seen) -> Sorted:
+    rows = corpus_rows(prepared.train)
+    verdicts = [judge(row, seen, recipe.sort) for row in rows]
+    text = TokenText(tokenizer)
+    deciding = deciding_score(recipe.sort)
+    reports = [report for report in prepared.reports if report.purpose == "train"]
+    return Sorted(
+        files=[report.file for report in reports],
+        rows=rows,
+        verdicts=verdicts,
+        worst=[
+            None if verdict.worst is None else mark_span(row, verdict.worst, prepared.train, text)
+            for row, verdict in zip(rows, verdicts, strict=True)
+        ],
+        decision=decide(
+            recipe.sort, [verdict.named_scores()[deciding] for verdict in verdicts], recipe.seed
+        ),
+        left_out=[
+            LeftOut((number, refusal.origin.row), refusal)
+            for number, report in enumerate(reports)
+            for refusal in report.refusals
+        ],
+        deciding=deciding,
+    )
+
+
+def _write_report(
+    recipe: Recipe,
+    tokenizer: Any,
+    prepared: Prepared,
+    corpus: Sorted,
+    seen: Seen,
+    folder: SortDir,
+) -> None:
+    """The page shows examples: of a row that is split, every part has the scores of the whole."""
+    dropped = {row.index: row.reason for row in corpus.decision.dropped}
+    row_of = [number for number, row in enumerate(corpus.rows) for _ in row.examples]
+    write_sort_report(
+        recipe.name,
+        tokenizer,
+        prepared.train,
+        seen,
+        corpus.deciding,
+        [corpus.verdicts[number].named_scores() for number in row_of],
+        {place: dropped[number] for place, number in enumerate(row_of) if number in dropped},
+        prepared.findings,
+        folder.report,
+    )

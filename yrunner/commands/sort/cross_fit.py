@@ -1,0 +1,251 @@
+"""Cross-fitting: every row is scored by a model that has learnt the field from the other rows."""
+
+import gc
+import hashlib
+import json
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from yrunner.assembly.identity import fingerprint
+from yrunner.assembly.model import base_source, model_key
+from yrunner.assembly.plan import plan_run
+from yrunner.assembly.trainer import make_trainer, mixed_precision, training_dtype, untrained_model
+from yrunner.console import format_duration, say
+from yrunner.data.batching.plan import Plan
+from yrunner.data.dataset.examples import Examples
+from yrunner.data.dataset.splits import Prepared
+from yrunner.models.errors import quiet_libraries
+from yrunner.recipe.schema.keep import DriftSection, NoKeep
+from yrunner.recipe.schema.recipe import Recipe
+from yrunner.recipe.schema.sort import SortSection
+from yrunner.scoring.folds import group_copies, make_folds
+from yrunner.scoring.measure import TokenScores, score_by_length
+from yrunner.scoring.score_file import ScoreFile, row_hashes
+from yrunner.storage.run_dir import RunDir
+from yrunner.training.arguments import make_arguments, token_weight
+from yrunner.training.trainer import SignalTrainer
+
+PASSES = 10
+"""Times that a model sees the rows it learns from, unless sort.cross_fit_steps says otherwise."""
+COST_OF_LEARNING = 3
+"""Of a token, where scoring it costs 1: a backward pass takes twice as long as a forward pass."""
+
+
+def cross_fit(
+    recipe: Recipe, folder: Path, prepared: Prepared, tokenizer: Any
+) -> list[TokenScores]:
+    """The scores of each training row, in order, by a model that did not learn from its fold.
+
+    For each of the `sort.cross_fit` folds the base is loaded anew and tuned on the rest as the
+    recipe says: its tuning, its loss, its learning rate, for `sort.cross_fit_steps` updates or ten
+    passes. Scores are written to `folder` as they come. A fold that is complete is not trained
+    again; one that was interrupted is, and scores what is missing. Raises `YRunnerError` where
+    there are fewer different rows than folds.
+    """
+    folds = _cut_into_folds(recipe, folder, prepared.train)
+    pending = [fold for fold in folds if not fold.is_finished]
+    if len(pending) < len(folds):
+        say(f"cross-fit: {len(folds) - len(pending)} of {len(folds)} folds are scored already")
+    clock = _Clock(sum(fold.work for fold in pending))
+    with ExitStack() as files:
+        for fold in folds:
+            files.enter_context(fold.file)
+        for fold in pending:
+            _score_fold(fold, folder, tokenizer, clock)
+        return _in_order(folds, len(prepared.train))
+
+
+@dataclass(frozen=True)
+class _Fold:
+    """Some rows that are held out, and the training on all others."""
+
+    name: str
+    """How lines call it: fold 1 of 3."""
+    recipe: Recipe
+    """What the training of every fold is."""
+    learned: Prepared
+    held_out: Examples
+    places: NDArray[np.intp]
+    """Of the held-out rows among all."""
+    plan: Plan
+    file: ScoreFile
+
+    @property
+    def is_finished(self) -> bool:
+        return len(self.file.done) == len(self.held_out)
+
+    @property
+    def work_of_update(self) -> float:
+        """What one update costs, in tokens scored."""
+        tokens_of_pass = float(self.learned.train.lengths.sum())
+        return COST_OF_LEARNING * tokens_of_pass / self.plan.updates_per_epoch
+
+    @property
+    def work(self) -> float:
+        """What the whole fold costs, in tokens scored."""
+        return self.work_of_update * self.plan.num_updates + float(self.held_out.lengths.sum())
+
+
+def _cut_into_folds(recipe: Recipe, folder: Path, rows: Examples) -> list[_Fold]:
+    training = _training_of_a_fold(recipe)
+    number = recipe.sort.cross_fit
+    hashes = row_hashes(rows)
+    rows_E = zip(rows.file_E.tolist(), rows.column("rows").tolist(), strict=True)
+    fold_E = np.array(make_folds(group_copies(list(rows_E), hashes), number, recipe.seed))
+    key = _key(training, hashes, fold_E.tolist())
+    folds = []
+    for index in range(number):
+        places = np.flatnonzero(fold_E == index)
+        learned = Prepared(train=rows.select(np.flatnonzero(fold_E != index)))
+        folds.append(
+            _Fold(
+                name=f"fold {index + 1} of {number}",
+                recipe=training,
+                learned=learned,
+                held_out=rows.select(places),
+                places=places,
+                plan=plan_run(training, learned, num_ranks=1),
+                file=ScoreFile.open(
+                    folder / f"fold-{index + 1}", key, [hashes[place] for place in places]
+                ),
+            )
+        )
+    return folds
+
+
+def _training_of_a_fold(recipe: Recipe) -> Recipe:
+    """The recipe's training, but for its length and for what only its own result needs."""
+    steps = recipe.sort.cross_fit_steps
+    train = recipe.train.model_copy(
+        update={
+            "epochs": PASSES if steps is None else None,
+            "max_steps": steps,
+            "order": "shuffle",
+            "early_stopping": None,
+            "trackers": [],
+            "torch_compile": False,
+        }
+    )
+    others = {"sort": SortSection(), "keep": NoKeep(), "drift": DriftSection()}
+    return recipe.model_copy(update={"train": train, **others})
+
+
+def _key(training: Recipe, hashes: list[str], fold_of_row: list[int]) -> str:
+    """Changes with everything that the scores of a fold depend on."""
+    facts = [fingerprint(training), model_key(base_source(training)), hashes, fold_of_row]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _score_fold(fold: _Fold, folder: Path, tokenizer: Any, clock: "_Clock") -> None:
+    say(
+        f"cross-fit, {fold.name}: {fold.plan.num_updates:,} updates on "
+        f"{len(fold.learned.train):,} rows, then {len(fold.held_out):,} others are scored"
+    )
+    # A model with a fused head refers to itself: without this, two would be in memory at once.
+    gc.collect()
+    trainer = _tuned(fold, folder, tokenizer, clock)
+    scores = score_by_length(
+        trainer.model,
+        fold.held_out,
+        pad_token_id=tokenizer.pad_token_id,
+        max_tokens=fold.recipe.train.batch_size * fold.recipe.data.max_length,
+        weight=token_weight(fold.recipe.loss)[0],
+        done=fold.file.done,
+    )
+    with mixed_precision(trainer, training_dtype(fold.recipe)):
+        for index, scored in scores:
+            fold.file.append(index, scored)
+    clock.add(float(fold.held_out.lengths.sum()))
+    say(f"cross-fit, {fold.name}: scored, {clock.left()}")
+
+
+def _tuned(fold: _Fold, folder: Path, tokenizer: Any, clock: "_Clock") -> SignalTrainer:
+    """The trainer of the fold when it has trained."""
+    recipe = fold.recipe
+    dtype = training_dtype(recipe)
+    # Before the model, as in train.py: under DeepSpeed ZeRO-3 they decide how weights load.
+    arguments = make_arguments(
+        recipe.train,
+        folder=folder,
+        name=f"{recipe.name}, {fold.name}",
+        num_updates=fold.plan.num_updates,
+        seed=recipe.seed,
+        dtype=dtype,
+        validates=False,
+    )
+    trainer = make_trainer(
+        recipe,
+        untrained_model(recipe, tokenizer, dtype),
+        tokenizer,
+        fold.learned,
+        fold.plan,
+        arguments,
+        RunDir(folder),
+        callbacks=[_Lines(fold, clock)],
+    )
+    with quiet_libraries():
+        trainer.train()
+    return trainer
+
+
+def _in_order(folds: list[_Fold], num_rows: int) -> list[TokenScores]:
+    by_place: dict[int, TokenScores] = {}
+    for fold in folds:
+        by_place |= zip(fold.places.tolist(), fold.file.read(fold.held_out.origin), strict=True)
+    return [by_place[place] for place in range(num_rows)]
+
+
+class _Clock:
+    """How long all folds still take, by the work that is done."""
+
+    def __init__(self, work: float) -> None:
+        self.work = work
+        self.done = 0.0
+        self.started = time.monotonic()
+
+    def add(self, work: float) -> None:
+        self.done += work
+
+    def left(self) -> str:
+        seconds = (time.monotonic() - self.started) * (self.work / self.done - 1)
+        return f"{format_duration(max(0.0, seconds))} left for all folds"
+
+
+class _Lines(TrainerCallback):
+    """Prints a line at each quarter of a fold's training, which leaves nothing but its model."""
+
+    def __init__(self, fold: _Fold, clock: _Clock) -> None:
+        self.fold = fold
+        self.clock = clock
+        self.quarters = {-(-fold.plan.num_updates * quarter // 4) for quarter in range(1, 5)}
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        """Set the switches for what Trainer does after this update."""
+        self.clock.add(self.fold.work_of_update)
+        control.should_log = state.global_step in self.quarters
+        control.should_training_stop = state.global_step >= state.max_steps
+        return control
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Say how far the fold is, what it has learnt, and how long all of them still take."""
+        assert logs is not None, "Trainer logs figures"
+        say(
+            f"cross-fit, {self.fold.name}: update {state.global_step}/{state.max_steps}  "
+            f"loss {logs['loss']:.4f}  {self.clock.left()}"
+        )

@@ -1,0 +1,203 @@
+"""The base of a recipe looks at its rows: every target's loss and entropy, kept as they come.
+
+Several processes share the rows of a sort: one for each GPU, each with a model of its own.
+"""
+
+import json
+import signal
+import traceback
+from collections.abc import Callable, Sequence
+from multiprocessing.process import BaseProcess
+from multiprocessing.queues import Queue
+from pathlib import Path
+from queue import Empty
+from typing import Any
+
+import torch
+from torch.multiprocessing import get_context
+
+from yrunner.assembly.dataset import read_data
+from yrunner.assembly.model import base_model, base_source, model_key, recipe_tokenizer
+from yrunner.console import progress, say
+from yrunner.data.dataset.examples import Examples
+from yrunner.errors import RunError, YRunnerError
+from yrunner.models.adapters import attach_adapter
+from yrunner.models.errors import quiet_libraries
+from yrunner.models.load import check_vocabulary, choose_dtype
+from yrunner.recipe.schema.model import AdapterTuning
+from yrunner.recipe.schema.recipe import Recipe
+from yrunner.scoring.measure import TokenScores, score_by_length
+from yrunner.scoring.score_file import ScoreFile, row_hashes
+from yrunner.training.arguments import token_weight
+
+Share = tuple[int, int]
+"""Number of a process, from 0, and how many there are."""
+Measure = Callable[[Recipe, Any, Examples, Path, Share, Callable[[int], None]], None]
+"""Measures a share of the rows, and says of each how many tokens it has."""
+
+LOOK_AFTER = 1.0
+"""Seconds without news after which it is looked whether all processes are alive."""
+LAST = None
+"""The last message of a process."""
+
+
+def num_processes(recipe: Recipe) -> int:
+    """Processes that share the rows: as many as there are GPUs, if the recipe names no number."""
+    processes = recipe.sort.processes
+    return max(1, torch.cuda.device_count()) if processes == "auto" else processes
+
+
+def measure_together(
+    recipe: Recipe, folder: Path, processes: int, measure: Measure, advance: Callable[[int], None]
+) -> None:
+    """Let `processes` new processes measure the rows into `folder`.
+
+    Where one fails all end. Raises `RunError` with its message, or `RuntimeError` with its
+    traceback.
+    """
+    context = get_context("spawn")
+    messages: Queue[Any] = context.Queue()
+    workers: list[BaseProcess] = [
+        context.Process(
+            target=_work, args=(recipe, folder, measure, (rank, processes), messages), daemon=True
+        )
+        for rank in range(processes)
+    ]
+    try:
+        for worker in workers:
+            worker.start()
+        num_working = processes
+        while num_working:
+            message = _next_message(messages, workers)
+            if isinstance(message, Exception):
+                raise message
+            if message is LAST:
+                num_working -= 1
+            else:
+                advance(message)
+    finally:
+        for worker in workers:
+            worker.terminate()
+            worker.join()
+
+
+def _next_message(messages: "Queue[Any]", workers: list[BaseProcess]) -> Any:
+    while True:
+        try:
+            return messages.get(timeout=LOOK_AFTER)
+        except Empty:
+            for rank, worker in enumerate(workers):
+                if worker.exitcode:
+                    raise RunError(
+                        f"process {rank} of the sort ended with exit code {worker.exitcode}",
+                        remedy="give the rows more memory, or set sort.processes to fewer",
+                    ) from None
+
+
+def _work(
+    recipe: Recipe, folder: Path, measure: Measure, share: Share, messages: "Queue[Any]"
+) -> None:
+    """What a process does. Ctrl-C reaches it as well, but the parent ends it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    rank, processes = share
+    try:
+        if torch.cuda.is_available():
+            torch.cuda.set_device(rank % torch.cuda.device_count())
+        else:
+            torch.set_num_threads(max(1, torch.get_num_threads() // processes))
+        with quiet_libraries():
+            tokenizer = recipe_tokenizer(recipe)
+            examples = read_data(recipe, tokenizer).train
+            measure(recipe, tokenizer, examples, folder, share, messages.put)
+        messages.put(LAST)
+    except YRunnerError as error:
+        messages.put(RunError(error.message, remedy=error.remedy))
+    except Exception:  # noqa: BLE001 - the parent raises it
+        messages.put(RuntimeError(traceback.format_exc()))
+
+
+def measure_rows(
+    recipe: Recipe, tokenizer: Any, examples: Examples, folder: Path
+) -> Sequence[TokenScores]:
+    """The scores of every example by the model that training starts from, in their order.
+
+    Those that `folder` holds already are not measured again. Raises `ModelError` where the base
+    cannot be loaded.
+    """
+    lengths = examples.lengths.tolist()
+    with ScoreFile.open(folder, _key(recipe), row_hashes(examples)) as file:
+        if file.done:
+            say(f"measured before: {len(file.done):,} of {len(examples):,} examples")
+        if len(file.done) < len(examples):
+            # In tokens, because rows differ in length, and the longest come first.
+            with progress("scoring rows with the base, tokens", sum(lengths)) as advance:
+                advance(sum(lengths[index] for index in file.done))
+                processes = num_processes(recipe)
+                if processes == 1:
+                    measure_share(recipe, tokenizer, examples, folder, (0, 1), advance)
+                else:
+                    measure_together(recipe, folder, processes, measure_share, advance)
+        return file.read(examples.origin)
+
+
+def measure_share(
+    recipe: Recipe,
+    tokenizer: Any,
+    examples: Examples,
+    folder: Path,
+    share: Share,
+    advance: Callable[[int], None],
+) -> None:
+    """Measure what one of several processes has to, and say of each row how many tokens it has."""
+    with ScoreFile.open(folder, _key(recipe), row_hashes(examples), rank=share[0]) as file:
+        scores = score_by_length(
+            _load_base(recipe, tokenizer),
+            examples,
+            pad_token_id=tokenizer.pad_token_id,
+            max_tokens=_max_tokens(recipe),
+            weight=token_weight(recipe.loss)[0],
+            done=file.done,
+            shard=share,
+            wants_context=recipe.sort.asks_neighbours,
+        )
+        for index, scored in scores:
+            file.append(index, scored)
+            advance(len(examples[index].input_ids))
+
+
+def _load_base(recipe: Recipe, tokenizer: Any) -> Any:
+    model = base_model(recipe)
+    check_vocabulary(model, tokenizer)
+    adapter = _adapter(recipe)
+    if adapter is None:
+        return model
+    return attach_adapter(model, adapter, trainable=False).to(model.device)
+
+
+def _adapter(recipe: Recipe) -> Path | None:
+    """The adapter that training would go on with."""
+    tuning = recipe.tuning
+    if isinstance(tuning, AdapterTuning) and tuning.adapter is not None:
+        return Path(tuning.adapter)
+    return None
+
+
+def _max_tokens(recipe: Recipe) -> int:
+    """Tokens that are computed at once: no more than training may meet in a micro-batch."""
+    return recipe.train.batch_size * recipe.data.max_length
+
+
+def _key(recipe: Recipe) -> str:
+    """Everything that a row's scores depend on besides its tokens, down to the last digit."""
+    adapter = _adapter(recipe)
+    facts = {
+        "base": model_key(base_source(recipe)),
+        "adapter": None if adapter is None else model_key(adapter),
+        "dtype": str(choose_dtype(recipe.model.dtype)),
+        "attention": recipe.model.attention,
+        "device": "cuda" if torch.cuda.is_available() else "cpu",
+        "max_tokens": _max_tokens(recipe),
+        "context": recipe.sort.asks_neighbours,
+        "loss": recipe.loss.model_dump(mode="json"),
+    }
+    return json.dumps(facts, sort_keys=True)

@@ -1,0 +1,175 @@
+"""Why a training stopped by itself, in words that help: an explosion, or a lack of memory."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from yrunner.assembly.memory import find_savings
+from yrunner.console import as_gigabytes
+from yrunner.distributed.collectives import this_rank
+from yrunner.errors import RunError
+from yrunner.losses.fused_head import measure_targets
+from yrunner.recipe.schema.recipe import Recipe
+from yrunner.storage.run_dir import RunDir, write_json
+from yrunner.training.spike_guard import Exploded
+from yrunner.training.trainer import SignalTrainer
+
+SHOWN_ROWS = 5
+NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+"""What torch says of it, in lower case: on a CPU it raises nothing but a RuntimeError."""
+
+
+@dataclass(frozen=True)
+class UpdateRow:
+    """A row of an update, and what it does on its own."""
+
+    file: str
+    row: int
+    loss: float | None
+    gradient_norm: float | None
+    is_finite: bool
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.row}"
+
+
+@contextmanager
+def explaining_stops(
+    trainer: SignalTrainer, recipe: Recipe, tokenizer: Any, run_dir: RunDir
+) -> Iterator[None]:
+    """Raise `RunError` with rows, causes and remedies where the training stops by itself."""
+    try:
+        yield
+    except Exploded as exploded:
+        if trainer.zero is not None:
+            # DeepSpeed has made the update by now, and can look at no row alone.
+            raise RunError(
+                f"update {exploded.update:,}: {exploded.what}",
+                remedy="start anew with a lower train.learning_rate; the checkpoints are from "
+                "before it",
+            ) from exploded
+        raise _explain_explosion(exploded, trainer, recipe, run_dir) from exploded
+    except (MemoryError, RuntimeError) as error:
+        if not _is_lack_of_memory(error):
+            raise
+        # The traceback holds the tensors of the failed update; the explanation needs none of them.
+        error.__traceback__ = None
+        raise _explain_memory(trainer, recipe, tokenizer) from None
+
+
+def _explain_explosion(
+    exploded: Exploded, trainer: SignalTrainer, recipe: Recipe, run_dir: RunDir
+) -> RunError:
+    broken = _broken_weight(trainer)
+    rows = _rows_alone(trainer)
+    guilty = [row for row in rows if not row.is_finite]
+    causes = _causes(recipe, broken, guilty, rows)
+    content = {
+        "update": exploded.update,
+        "what": exploded.what,
+        "causes": causes,
+        "figures": exploded.figures,
+        "rows": [asdict(row) for row in rows],
+    }
+    if this_rank() == 0:
+        write_json(run_dir.explosion, content)
+    kept = ""
+    if broken is None and trainer.state.global_step:
+        trainer.save_before_update()
+        kept = f"; update {exploded.update - 1:,} is kept in {run_dir.checkpoints}"
+    shown = guilty or rows
+    places = ", ".join(map(str, shown[:SHOWN_ROWS]))
+    more = f" and {len(shown) - SHOWN_ROWS:,} more" if len(shown) > SHOWN_ROWS else ""
+    alone = "on its own it happens with" if guilty else "its rows are"
+    return RunError(
+        f"{exploded.message}{kept}. Of this update, {alone} {places}{more}. Likely causes: "
+        f"{'; '.join(causes)}",
+        remedy=f"look at a row with yrun inspect RECIPE --row {shown[0]}; all rows and figures are "
+        f"in {run_dir.explosion}",
+    )
+
+
+def _broken_weight(trainer: SignalTrainer) -> str | None:
+    """The name of a weight that holds a value that is no number."""
+    model: Any = trainer.model
+    for name, weight in model.named_parameters():
+        if not weight.isfinite().all():
+            return str(name)
+    return None
+
+
+def _rows_alone(trainer: SignalTrainer) -> list[UpdateRow]:
+    """Every row of the update that was not made, learned from on its own."""
+    model: Any = trainer.model
+    found = []
+    for row in trainer.plan.rows_of(trainer.state.global_step):
+        data: Any = trainer.train_dataset
+        examples = data.__getitems__([row])
+        inputs = trainer._prepare_inputs(trainer.data_collator(examples))
+        model.zero_grad()
+        with trainer.compute_loss_context_manager():
+            targets = measure_targets(model, inputs, trainer.weight)
+        targets.weighted.backward()  # type: ignore[no-untyped-call]
+        loss = float(targets.loss_N.double().mean())
+        norm = _gradient_norm(model)
+        finite = math.isfinite(loss) and math.isfinite(norm)
+        found += [
+            UpdateRow(origin.file.name, origin.row, _number(loss), _number(norm), finite)
+            for origin in dict.fromkeys(example.origin for example in examples)
+        ]
+    model.zero_grad()
+    return found
+
+
+def _gradient_norm(model: Any) -> float:
+    norms = [weight.grad.norm() for weight in model.parameters() if weight.grad is not None]
+    return float(torch.stack(norms).norm()) if norms else 0.0
+
+
+def _number(value: float) -> float | None:
+    """The value; None, as JSON has it, where it is no number."""
+    return value if math.isfinite(value) else None
+
+
+def _causes(
+    recipe: Recipe, broken: str | None, guilty: list[UpdateRow], rows: list[UpdateRow]
+) -> list[str]:
+    if broken is not None:
+        return [f"the weights are broken already, {broken} holds a value that is no number"]
+    causes = []
+    if guilty and len(guilty) < len(rows):
+        causes.append("the data of these rows")
+    if recipe.model.dtype == "float16":
+        causes.append("float16 overflows (model.dtype: bfloat16 or float32)")
+    if recipe.train.max_grad_norm == 0:
+        causes.append("nothing shortens long gradients (train.max_grad_norm: 1.0)")
+    rate = f"train.learning_rate {recipe.train.learning_rate:g} is too high"
+    warmup = "" if recipe.train.warmup_ratio else ", or it needs train.warmup_ratio"
+    return [*causes, rate + warmup]
+
+
+def _is_lack_of_memory(error: Exception) -> bool:
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return any(words in str(error).lower() for words in NO_MEMORY)
+
+
+def _explain_memory(trainer: SignalTrainer, recipe: Recipe, tokenizer: Any) -> RunError:
+    model: Any = trainer.model
+    model.zero_grad()
+    data: Any = trainer.train_dataset
+    micro_batch = data.__getitems__(trainer.plan.largest_micro_batch())
+    savings = find_savings(recipe, tokenizer, micro_batch)
+    longest = max(len(example.input_ids) for example in micro_batch)
+    done = trainer.state.global_step
+    when = f"after update {done:,}" if done else "before the first update"
+    helps = "; ".join(f"{it.change} saves about {as_gigabytes(it.saved)}" for it in savings)
+    return RunError(
+        f"out of memory {when}: the largest micro-batch has {len(micro_batch):,} examples of up to "
+        f"{longest:,} tokens",
+        remedy=f"what helps most: {helps}" if helps else "make train.batch_size smaller",
+    )

@@ -1,0 +1,123 @@
+"""Examples to tensors: rows of one example or of several, whose positions restart at each.
+
+Where the examples of a micro-batch lie in its rows. No layout changes a result, only its cost.
+
+A loss is a sum over targets, and examples that share a row do not see each other. So the layout
+may differ from the packs of the plan, which only decide what is learned together.
+`benchmarks/packing.py` compares them.
+"""
+
+# B = rows of a micro-batch, T = tokens of its longest row
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import chain
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from yrunner.data.batching.packing import pack
+from yrunner.data.batching.token_batches import Slice, SlicedRow, cut_group
+from yrunner.data.conversation import TokenizedExample
+from yrunner.tokens import IGNORE_INDEX
+
+BatchLayout = Callable[[Sequence[int]], list[list[int]]]
+"""From the lengths of a micro-batch's examples to the examples of each row."""
+
+WIDTHS = (1.0, 1.25, 1.5, 1.75, 2.0)
+"""Row widths that `fit_rows` tries, in lengths of the longest example."""
+
+
+def one_per_row(lengths: Sequence[int]) -> list[list[int]]:
+    """Each example in a row of its own, padded: right for every causal model."""
+    return [[example] for example in range(len(lengths))]
+
+
+def all_in_one_row(lengths: Sequence[int]) -> list[list[int]]:
+    """One behind the other, without any padding: for attention that takes variable lengths."""
+    return [list(range(len(lengths)))]
+
+
+def fit_rows(lengths: Sequence[int], *, hidden_size: int) -> list[list[int]]:
+    """Few, short rows: for attention that computes the whole square of a row under a mask.
+
+    Wide rows need less padding, narrow ones less attention. Of the widths tried, the one with the
+    least work is taken: a layer multiplies each token by about 12 `hidden_size`^2 weights, and each
+    token by each of its row in 2 `hidden_size` products, so attention is as dear as the rest where
+    a row is 6 `hidden_size` wide.
+    """
+
+    def work(rows: list[list[int]]) -> float:
+        width = max(sum(lengths[example] for example in row) for row in rows)
+        return len(rows) * width * (1 + width / (6 * hidden_size))
+
+    longest = max(lengths)
+    return min((list(pack(lengths, int(longest * width))) for width in WIDTHS), key=work)
+
+
+def choose_layout(attention: str, *, hidden_size: int, isolates: bool) -> BatchLayout:
+    """The cheapest layout for an attention implementation, by transformers' name of it.
+
+    `isolates`: whether examples that share a row are kept apart, see models/isolation.py.
+    """
+    if not isolates:
+        return one_per_row
+    if attention.startswith("flash_attention"):
+        return all_in_one_row
+    return partial(fit_rows, hidden_size=hidden_size)
+
+
+class SlicedExamples(Dataset[TokenizedExample]):
+    """Examples, asked for by slice: an index and a group of its targets."""
+
+    def __init__(self, examples: Sequence[TokenizedExample], token_batch: int = 0) -> None:
+        self.examples = examples
+        self.token_batch = token_batch
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, place: Slice) -> TokenizedExample:
+        example, group = place
+        return cut_group(self.examples[example], group, self.token_batch)
+
+    def __getitems__(self, rows: Sequence[SlicedRow]) -> list[TokenizedExample]:
+        """All examples of a micro-batch, as the data loader asks for them."""
+        return [self[place] for row in rows for place in row]
+
+
+def collate(
+    examples: Sequence[TokenizedExample], pad_token_id: int, layout: BatchLayout = one_per_row
+) -> dict[str, Tensor]:
+    """`input_ids` and `labels` of a micro-batch, each of shape [B, T], and what isolates examples.
+
+    Where examples share a row, `position_ids` restart at each of them, and at every pad. From that
+    alone, without `attention_mask` and with `use_cache=False`, transformers knows that they must
+    not see each other. Otherwise no mask is needed either: padding stands on the right, where a
+    causal model does not look, and attention without a mask is faster.
+
+    An empty micro-batch becomes one token without a target: the update it belongs to was filled
+    by the others, and every update has the same number of micro-batches.
+    """
+    if not examples:
+        return {
+            "input_ids": torch.tensor([[pad_token_id]]),
+            "labels": torch.tensor([[IGNORE_INDEX]]),
+        }
+    lengths = [len(example.input_ids) for example in examples]
+    rows = layout(lengths)
+    batch = {
+        "input_ids": _lay_out([example.input_ids for example in examples], rows, pad_token_id),
+        "labels": _lay_out([example.labels for example in examples], rows, IGNORE_INDEX),
+    }
+    if len(rows) < len(examples):
+        batch["position_ids"] = _lay_out([range(length) for length in lengths], rows, 0)
+    return batch
+
+
+def _lay_out(parts: Sequence[Sequence[int]], rows: Sequence[Sequence[int]], pad: int) -> Tensor:
+    """The parts of each row one behind the other, filled up with `pad`: shape [B, T]."""
+    joined = [list(chain.from_iterable(parts[index] for index in row)) for row in rows]
+    width = max(map(len, joined))
+    return torch.tensor([row + [pad] * (width - len(row)) for row in joined])

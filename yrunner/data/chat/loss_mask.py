@@ -1,0 +1,474 @@
+"""The quick way to the same spans: what a template writes depends on who speaks, rarely on what.
+
+So it is learned once for each order of roles, from a conversation of stand-ins. The rendering of a
+row that consists of the same pieces has its turns in the same places between them; a row that does
+not is left to the slower way of `spans.py`, which asks the template again for every row.
+
+Find what the assistant says in a rendered conversation, and where it ends its turn.
+
+The chat template decides what is put around a reply, so it is asked twice: once with the real
+texts, once with marks in their place that no text can contain. Between the marks stands what the
+template itself writes; the real rendering must consist of exactly these pieces with the texts
+between them. A reply can therefore hold anything, also words of the template, and it is never
+assumed that the beginning of a conversation renders to the beginning of the text.
+
+Where a turn ends: behind the special token that ends it, for that has to be learned, too.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from yrunner.data.chat.template import (
+    PRIVATE_USE,
+    CharSpan,
+    Chat,
+    TurnMarks,
+    marks_generation,
+    read_turn_marks,
+    render,
+    render_all,
+    render_or_fault,
+    render_with_generation,
+    unused_mark,
+)
+from yrunner.data.conversation import FaultyRow
+from yrunner.errors import ModelError
+
+
+def behind_end_mark(text: str, place: int, marks: TurnMarks) -> int:
+    """Behind the end mark that follows a reply; `place` is where the reply ends.
+
+    Raises `ModelError` where the template writes no special token there.
+    """
+    place = _behind_blanks(text, place)
+    end = next((token for token in marks.special if text.startswith(token, place)), None)
+    if end is None:
+        raise _no_end_mark()
+    return place + len(end)
+
+
+def behind_last_end_mark(text: str, start: int, limit: int, marks: TurnMarks) -> int:
+    """Behind the last end mark of a turn that holds more than a reply.
+
+    The turn begins at `start`, the next one has a text at `limit`. Calls may hold special tokens
+    of their own, so only those count that were seen to end a turn. Raises `FaultyRow` where there
+    is none, and `ModelError` where there never is.
+    """
+    ends = [place + len(end) for end in marks.ends if (place := text.rfind(end, start, limit)) >= 0]
+    if not ends:
+        raise not_found() if marks.ends else _no_end_mark()
+    return max(ends)
+
+
+def behind_swallowed(text: str, end: int, marks: TurnMarks) -> int:
+    """Behind the blanks that an end mark takes with it: they are one token together."""
+    if marks.swallowing and text.endswith(marks.swallowing, 0, end):
+        return _behind_blanks(text, end)
+    return end
+
+
+def not_found() -> FaultyRow:
+    """The fault of a row whose turns cannot be told from what the template writes."""
+    return FaultyRow(
+        "the chat template changes a reply so that it cannot be found again", "template"
+    )
+
+
+def _no_end_mark() -> ModelError:
+    return ModelError(
+        "the chat template puts no end mark behind a reply, so a model would never learn to stop",
+        remedy="set model.chat_template to a .jinja file that ends each turn with a special token",
+    )
+
+
+def _behind_blanks(text: str, place: int) -> int:
+    while text[place : place + 1].isspace():
+        place += 1
+    return place
+
+
+KINDS = REPLY, THINKING, OTHER = "+-/"
+"""What a key stands for; no letters, which a template might write large."""
+THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
+
+
+@dataclass(frozen=True)
+class _Masked:
+    """A chat with marks for texts. A mark is a key: its turn and what it stands for."""
+
+    chat: Chat
+    forms: dict[str, list[str]]
+    """What each key may be shown as, in order of the turns."""
+    separator: str
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """Where the text stands for a key."""
+
+    turn: int
+    kind: str
+    turn_before: int
+    """The turn of the key before it; -1 for the first."""
+    before: str
+    """What stands between the key before and this one."""
+    span: CharSpan
+
+
+def render_with_spans(chat: Chat, tokenizer: Any, marks: TurnMarks) -> tuple[str, list[CharSpan]]:
+    """Render a conversation; return its text and, per assistant turn, what the model must write.
+
+    A span begins where the prompt ends at inference and goes over the reply, its calls and the end
+    mark. So it also holds what the template itself writes before a reply and the prompt does not:
+    the blank of ` reply</s>`, the opening of a thinking block, or the whole of an empty one.
+
+    Raises `FaultyRow` where the template refuses the conversation or shows a turn in a form that
+    cannot be recognised, and `ModelError` where it puts no end mark behind a reply.
+    """
+    text = render_closed(chat, tokenizer, marks)
+    return text, find_spans(text, chat, tokenizer, marks)
+
+
+def render_closed(chat: Chat, tokenizer: Any, marks: TurnMarks) -> str:
+    """The text of a chat, with an end mark behind its last reply also where templates lack it."""
+    return closed(render(chat, tokenizer), chat, marks)
+
+
+def closed(text: str, chat: Chat, marks: TurnMarks) -> str:
+    """The rendering of a chat with what has to be added behind its last reply."""
+    return text + marks.closing if chat.roles[-1] == "assistant" else text
+
+
+def find_spans(text: str, chat: Chat, tokenizer: Any, marks: TurnMarks) -> list[CharSpan]:
+    """What the model must write in each assistant turn of `text`, the rendering of `chat`."""
+    if marks_generation(chat, tokenizer):
+        _, spans = render_with_generation(chat, tokenizer)
+        if not marks.ends_are_marked:
+            spans = [(start, behind_end_mark(text, end, marks)) for start, end in spans]
+    else:
+        spans = _spans_between_marks(text, chat, tokenizer, marks)
+    _check_calls_are_shown(text, spans, chat)
+    return [(start, behind_swallowed(text, end, marks)) for start, end in spans]
+
+
+def left_out(role: str) -> FaultyRow:
+    """The fault of a row that the template would show only a part of."""
+    return FaultyRow(f"the chat template leaves out a message of the role {role}", "template")
+
+
+def thinks(reply: str) -> bool:
+    """Whether a reply has a thinking block, or looks so to a template."""
+    return THINK_OPEN in reply or THINK_CLOSE in reply
+
+
+def trimmings(text: str) -> list[str]:
+    """The forms that a template may give a text, the longest first."""
+    core = text.strip()
+    if core == text:
+        return [text]
+    forms = {text, core, text.lstrip(), text.rstrip()}
+    forms |= {text.strip("\n"), text.lstrip("\n"), text.rstrip("\n")}
+    return sorted(forms, key=lambda form: (-len(form), form))
+
+
+def match_pieces(
+    text: str, pieces: Sequence[str], forms: Sequence[Sequence[str]]
+) -> list[CharSpan] | None:
+    """Where `text` shows each of the texts that stand between the pieces; None if it does not.
+
+    `forms` holds what each text may be shown as; there is one more of the pieces.
+    """
+    if not text.startswith(pieces[0]):
+        return None
+    place = len(pieces[0])
+    found: list[CharSpan] = []
+    for allowed, after in zip(forms, pieces[1:], strict=True):
+        shown = next((form for form in allowed if text.startswith(form + after, place)), None)
+        if shown is None:
+            return None
+        found.append((place, place + len(shown)))
+        place += len(shown) + len(after)
+    return found if place == len(text) else None
+
+
+def _spans_between_marks(text: str, chat: Chat, tokenizer: Any, marks: TurnMarks) -> list[CharSpan]:
+    fault = not_found()
+    for masked in _maskings(chat):
+        try:
+            places = _places(text, masked, tokenizer, marks)
+            return _join_turns(text, places, chat, marks)
+        except FaultyRow as error:
+            fault = error
+    raise fault
+
+
+def _maskings(chat: Chat) -> Iterator[_Masked]:
+    """Ways to put marks into a chat, to be tried in turn.
+
+    First everything that is said, and only the replies where that does not do, because a template
+    may look at the questions. Calls have no text that could be masked, and where an answer is empty
+    a template may write less than for a mark: these turns keep what they have, and are found by
+    the marks of their neighbours. Templates of thinking models take the thinking apart, show it
+    anew, or leave it out in earlier turns; so it gets a mark of its own where it has to.
+    """
+    for mask_all in (True,) if chat.has_calls else (True, False):
+        for split_thinking in (False, True):
+            yield _mask(chat, split_thinking=split_thinking, mask_all=mask_all)
+
+
+def _mask(chat: Chat, *, split_thinking: bool, mask_all: bool) -> _Masked:
+    separator = unused_mark(chat)
+    masked: list[dict[str, Any]] = []
+    forms: dict[str, list[str]] = {}
+    for turn, message in enumerate(chat.messages):
+        keys = [f"{separator}{turn}{kind}{separator}" for kind in KINDS]
+        if message["role"] == "assistant":
+            shown, turn_forms = _mask_reply(message["content"], keys, split_thinking, mask_all)
+        elif mask_all:
+            shown, turn_forms = keys[2], {keys[2]: _forms(message)}
+        else:
+            shown, turn_forms = message["content"], {}
+        masked.append({**message, "content": shown})
+        forms |= turn_forms
+    return _Masked(Chat(masked, chat.tools), forms, separator)
+
+
+def _mask_reply(
+    content: str, keys: Sequence[str], split_thinking: bool, mask_all: bool
+) -> tuple[str, dict[str, list[str]]]:
+    """What to show for a reply, and the forms of the keys in it."""
+    before, close, _ = content.partition(THINK_CLOSE)
+    answer = content.rpartition(THINK_CLOSE)[2]
+    thinking = before.rpartition(THINK_OPEN)[2] if close and split_thinking else ""
+    reply_key, thinking_key, _ = keys
+    keep_answer = mask_all and not answer.strip()
+    if keep_answer and not thinking.strip():
+        return content, {}
+    shown_answer = answer if keep_answer else reply_key
+    if not (close and split_thinking):
+        return shown_answer, {reply_key: trimmings(content) + (trimmings(answer) if close else [])}
+    forms = {thinking_key: trimmings(thinking)}
+    if not keep_answer:
+        forms[reply_key] = trimmings(answer)
+    return f"{THINK_OPEN}\n{thinking_key}\n{THINK_CLOSE}\n\n{shown_answer}", forms
+
+
+def _forms(message: dict[str, Any]) -> list[str]:
+    """How a template may show what is no reply; it may write a tool's result as JSON."""
+    forms = trimmings(message["content"])
+    if message["role"] == "tool":
+        forms.append(json.dumps(message["content"], ensure_ascii=False)[1:-1])
+    return forms
+
+
+def _places(text: str, masked: _Masked, tokenizer: Any, marks: TurnMarks) -> list[_Slot]:
+    """Where the text shows what is masked. Raises `FaultyRow` where it has not the same pieces."""
+    rendered = render_closed(masked.chat, tokenizer, marks)
+    split = re.split(f"({masked.separator}[0-9]+[+/-]{masked.separator})", rendered)
+    pieces, keys = split[0::2], split[1::2]
+    for key, forms in masked.forms.items():
+        if masked.chat.has_calls and key not in keys and key[-2] == OTHER and forms[0].strip():
+            raise left_out(masked.chat.messages[int(key[1:-2])]["role"])
+    # A mark that is missing stands for a reply that was left out.
+    if [key for key in keys if key[-2] == REPLY] != [
+        key for key in masked.forms if key[-2] == REPLY
+    ]:
+        raise not_found()
+    spans = match_pieces(text, pieces, [masked.forms[key] for key in keys])
+    if spans is None:
+        raise not_found()
+    turns, kinds = [int(key[1:-2]) for key in keys], [key[-2] for key in keys]
+    places = zip(turns, kinds, [-1, *turns], pieces, spans, strict=False)
+    return [_Slot(*place) for place in places]
+
+
+def _join_turns(text: str, places: Sequence[_Slot], chat: Chat, marks: TurnMarks) -> list[CharSpan]:
+    """One span per turn, from where the prompt ends to behind the end mark."""
+    places_of: dict[int, list[_Slot]] = {turn: [] for turn in range(len(chat.messages))}
+    for place in places:
+        places_of[place.turn].append(place)
+    limits = {turn: own[0].span[0] for turn, own in places_of.items() if own}
+    limits[len(chat.messages)] = len(text)
+    spans: list[CharSpan] = []
+    for turn, message in enumerate(chat.messages):
+        if message["role"] != "assistant":
+            continue
+        own = places_of[turn]
+        if own:
+            end = own[-1].span[1]
+            start = _start(text, end, own[0], chat, marks)
+        else:
+            start = end = _start_of_bare_turn(text, turn, places_of, chat, marks)
+        if own and own[-1].kind == REPLY and "tool_calls" not in message:
+            end = behind_end_mark(text, end, marks)
+        elif turn + 1 in limits:
+            end = behind_last_end_mark(text, end, limits[turn + 1], marks)
+        else:
+            raise not_found()
+        spans.append((start, end))
+    return spans
+
+
+def _start(text: str, reply_end: int, reply: _Slot, chat: Chat, marks: TurnMarks) -> int:
+    """Where the prompt ends that leads to a reply; where that cannot be seen, the reply itself.
+
+    A prompt that opens a thinking block may end within the reply.
+    """
+    start, before = reply.span[0], reply.before
+    question = chat.messages[reply.turn - 1]
+    opening = marks.openings.get(question["role"]) if reply.turn else None
+    if opening is None:
+        return start
+    if reply.turn_before == reply.turn - 1:
+        place = start - len(before)
+        end = place + len(opening)
+        latest = reply_end if thinks(chat.messages[reply.turn]["content"]) else start
+        return end if end <= latest and text.startswith(opening, place) else start
+    for shown in trimmings(question["content"]):
+        place = before.rfind(shown + opening)
+        if place >= 0:
+            return start - len(before) + place + len(shown + opening)
+    return start
+
+
+def _start_of_bare_turn(
+    text: str, turn: int, places_of: Mapping[int, list[_Slot]], chat: Chat, marks: TurnMarks
+) -> int:
+    """Where the prompt ends that leads to a turn without a text of its own."""
+    question = places_of.get(turn - 1)
+    if not question:
+        raise not_found()
+    role, start = chat.messages[turn - 1]["role"], question[-1].span[1]
+    for known in (marks.openings, marks.headers):
+        if role in known and text.startswith(known[role], start):
+            return start + len(known[role])
+    raise not_found()
+
+
+def _check_calls_are_shown(text: str, spans: Sequence[CharSpan], chat: Chat) -> None:
+    turns = [message for message in chat.messages if message["role"] == "assistant"]
+    for (start, end), message in zip(spans, turns, strict=True):
+        shown = text[start:end].replace(message["content"].strip(), "", 1)
+        for call in message.get("tool_calls", ()):
+            if call["function"]["name"] not in shown:
+                raise FaultyRow("the chat template does not render tool_calls", "template")
+
+
+STAND_IN = chr(PRIVATE_USE[1])
+
+
+@dataclass(frozen=True)
+class Turn:
+    """How far the span of an assistant's turn reaches beyond its content, in characters."""
+
+    number: int
+    before: int
+    after: int
+
+
+@dataclass(frozen=True)
+class Skeleton:
+    """What the template writes around the contents of a conversation with these roles."""
+
+    pieces: tuple[str, ...]
+    turns: tuple[Turn, ...]
+
+    def spans(self, text: str, chat: Chat) -> list[CharSpan] | None:
+        """The spans of the replies in the rendering of a chat; None where it is built otherwise."""
+        contents = [message["content"] for message in chat.messages]
+        if not all(content.strip() for content in contents):
+            return None  # a template may leave out what is empty, and its surroundings
+        if any(thinks(contents[turn.number]) for turn in self.turns):
+            return None
+        places = match_pieces(text, self.pieces, [trimmings(content) for content in contents])
+        if places is None:
+            return None
+        return [
+            (places[turn.number][0] - turn.before, places[turn.number][1] + turn.after)
+            for turn in self.turns
+        ]
+
+
+class SpanFinder:
+    """Renders conversations and finds their spans, and remembers the skeletons of one template.
+
+    Raises `ModelError` where the tokenizer has no chat template.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self.marks = read_turn_marks(tokenizer)
+        self._skeletons: dict[tuple[str, ...], Skeleton | FaultyRow | None] = {}
+
+    def render_all(self, chats: Sequence[Chat]) -> list[str | FaultyRow]:
+        """The text of every chat, or why the template does not take or show it."""
+        plain = [chat for chat in chats if not chat.tools]
+        texts = iter(render_all(plain, self._tokenizer))
+        found = (self._render_with_tools(chat) if chat.tools else next(texts) for chat in chats)
+        return [
+            text if isinstance(text, FaultyRow) else closed(text, chat, self.marks)
+            for text, chat in zip(found, chats, strict=True)
+        ]
+
+    def find(self, text: str, chat: Chat) -> list[CharSpan]:
+        """As `find_spans`, mostly without asking the template."""
+        if not chat.tools and not chat.has_calls:
+            skeleton = self._skeleton(chat.roles)
+            spans = skeleton.spans(text, chat) if skeleton else None
+            if spans is not None:
+                return spans
+        return find_spans(text, chat, self._tokenizer, self.marks)
+
+    def _render_with_tools(self, chat: Chat) -> str | FaultyRow:
+        if not self.marks.shows_tools:
+            return FaultyRow("the chat template does not render tools", "template")
+        return render_or_fault(chat, self._tokenizer)
+
+    def _skeleton(self, roles: tuple[str, ...]) -> Skeleton | None:
+        if roles not in self._skeletons:
+            try:
+                skeleton: Skeleton | FaultyRow | None = _learn_skeleton(
+                    roles, self._tokenizer, self.marks
+                )
+            except FaultyRow as fault:
+                skeleton = fault
+            self._skeletons[roles] = skeleton
+        known = self._skeletons[roles]
+        if isinstance(known, FaultyRow):
+            raise FaultyRow(str(known), known.kind)
+        return known
+
+
+def _learn_skeleton(roles: Sequence[str], tokenizer: Any, marks: TurnMarks) -> Skeleton | None:
+    """None where these roles have none. Raises `FaultyRow` where a message would not be shown."""
+    stand_ins = [f"{STAND_IN}{number}{STAND_IN}" for number in range(len(roles))]
+    chat = Chat(
+        [{"role": role, "content": content} for role, content in zip(roles, stand_ins, strict=True)]
+    )
+    try:
+        text, spans = render_with_spans(chat, tokenizer, marks)
+    except FaultyRow:
+        return None
+    for role, stand_in in zip(roles, stand_ins, strict=True):
+        if stand_in not in text:
+            raise left_out(role)
+    pieces, rest = [], text
+    for stand_in in stand_ins:
+        piece, found, rest = rest.partition(stand_in)
+        if not found:
+            return None  # shown in another order
+        pieces.append(piece)
+    pieces.append(rest)
+    if STAND_IN in "".join(pieces):
+        return None  # shown twice
+    places = match_pieces(text, pieces, [[stand_in] for stand_in in stand_ins])
+    assert places is not None, "the text consists of its own pieces"
+    replies = [number for number, role in enumerate(roles) if role == "assistant"]
+    turns = [
+        Turn(number, places[number][0] - start, end - places[number][1])
+        for number, (start, end) in zip(replies, spans, strict=True)
+    ]
+    return Skeleton(tuple(pieces), tuple(turns))

@@ -1,0 +1,308 @@
+"""Messages to text: the model's own chat template writes it, here and at inference.
+
+What a chat template puts around every turn, seen by asking it once with marks for texts.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+from jinja2 import TemplateError
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from yrunner.data.conversation import FaultyRow, Message
+from yrunner.errors import ModelError
+
+CharSpan = tuple[int, int]
+"""First character of a piece of text, and the one after its last."""
+
+GENERATION_MARK = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
+
+# A template calls methods on what it is given, and Jinja passes their errors on.
+TEMPLATE_ERRORS = (TemplateError, TypeError, AttributeError)
+
+
+@dataclass(frozen=True)
+class Chat:
+    """A conversation in the form that chat templates read."""
+
+    messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]] | None = None
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """Who speaks, turn by turn."""
+        return tuple(message["role"] for message in self.messages)
+
+    @property
+    def has_calls(self) -> bool:
+        """Whether the assistant calls a tool anywhere."""
+        return any("tool_calls" in message for message in self.messages)
+
+
+def as_chat(
+    messages: Sequence[Message],
+    tools: Sequence[Mapping[str, Any]] = (),
+    *,
+    arguments_as_text: bool = False,
+) -> Chat:
+    """The chat of these messages.
+
+    Most chat templates want the arguments of a call as an object; `arguments_as_text` is for those
+    that want JSON text (DeepSeek's).
+    """
+    return Chat(
+        [_as_dict(message, arguments_as_text) for message in messages],
+        [dict(tool) for tool in tools] or None,
+    )
+
+
+def render(chat: Chat, tokenizer: Any, *, for_answer: bool = False) -> str:
+    """The text of a chat; `for_answer` opens the assistant's next turn at its end.
+
+    Raises `FaultyRow` where the template refuses the chat.
+    """
+    return _render(chat, tokenizer, add_generation_prompt=for_answer)[0]
+
+
+def render_all(chats: Sequence[Chat], tokenizer: Any) -> list[str | FaultyRow]:
+    """The text of every chat, or why it has none; faster than one by one as long as none is faulty.
+
+    No chat may have tools: these are the same for all that are rendered together.
+    """
+    try:
+        texts, _ = render_jinja_template(
+            conversations=[chat.messages for chat in chats],
+            chat_template=chat_template_of(tokenizer, Chat([])),
+            **tokenizer.special_tokens_map,
+        )
+    except TEMPLATE_ERRORS:
+        return [render_or_fault(chat, tokenizer) for chat in chats]
+    return list(texts)
+
+
+def render_or_fault(chat: Chat, tokenizer: Any) -> str | FaultyRow:
+    """`render`, with the fault for a result."""
+    try:
+        return render(chat, tokenizer)
+    except FaultyRow as fault:
+        return fault
+
+
+def render_with_generation(chat: Chat, tokenizer: Any) -> tuple[str, list[CharSpan]]:
+    """The text of a chat, and what the template's own `{% generation %}` marks enclose.
+
+    Raises `FaultyRow` where the template refuses the chat, or marks more or less than its replies.
+    """
+    text, spans = _render(chat, tokenizer, return_assistant_tokens_mask=True)
+    num_replies = chat.roles.count("assistant")
+    if len(spans) != num_replies:
+        raise FaultyRow(
+            f"the chat template marks {len(spans)} pieces as generation, but the replies are "
+            f"{num_replies}",
+            "template",
+        )
+    return text, spans
+
+
+def marks_generation(chat: Chat, tokenizer: Any) -> bool:
+    """Whether the template that this chat gets has `{% generation %}` marks."""
+    return GENERATION_MARK.search(chat_template_of(tokenizer, chat)) is not None
+
+
+def chat_template_of(tokenizer: Any, chat: Chat) -> str:
+    """The template for this chat: a model may have one of its own for chats with tools.
+
+    Raises `ModelError` where there is none.
+    """
+    template = tokenizer.chat_template
+    if isinstance(template, dict):
+        with_tools = template.get("tool_use") if chat.tools else None
+        template = with_tools or template.get("default")
+    if not template:
+        raise ModelError(
+            "the tokenizer has no chat template",
+            remedy="set model.chat_template to a .jinja file",
+        )
+    return str(template)
+
+
+def _as_dict(message: Message, arguments_as_text: bool) -> dict[str, Any]:
+    shown: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.extras:
+        shown |= message.extras
+    if message.tool_calls:
+        shown["tool_calls"] = [_as_call(call, arguments_as_text) for call in message.tool_calls]
+    return shown
+
+
+def _as_call(call: Mapping[str, Any], arguments_as_text: bool) -> dict[str, Any]:
+    if not arguments_as_text:
+        return dict(call)
+    function = call["function"]
+    arguments = json.dumps(function["arguments"], ensure_ascii=False)
+    return {**call, "function": {**function, "arguments": arguments}}
+
+
+def _render(chat: Chat, tokenizer: Any, **options: bool) -> tuple[str, list[CharSpan]]:
+    """The text of one chat and, if they are asked for, the spans of its generation marks."""
+    try:
+        texts, spans = render_jinja_template(
+            conversations=[chat.messages],
+            tools=chat.tools,
+            chat_template=chat_template_of(tokenizer, chat),
+            **options,
+            **tokenizer.special_tokens_map,
+        )
+    except TEMPLATE_ERRORS as error:
+        raise FaultyRow(f"the chat template refuses it: {error}", "template") from error
+    return str(texts[0]), [(start, end) for start, end in spans[0]] if spans else []
+
+
+PRIVATE_USE = range(0xF0000, 0xFFFFE)
+"""Characters that Unicode gives no meaning."""
+
+UNKNOWN = chr(PRIVATE_USE[0])
+"""Stands for what somebody says."""
+USER = {"role": "user", "content": UNKNOWN}
+REPLY = {"role": "assistant", "content": UNKNOWN}
+CALL_NAME, CALL_ID = "look_up", "call00001"  # Mistral's templates want nine characters
+RESULT = {"role": "tool", "content": UNKNOWN, "name": CALL_NAME, "tool_call_id": CALL_ID}
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": CALL_NAME,
+        "description": "Looks it up.",
+        "parameters": {"type": "object", "properties": {}},
+    },
+}
+
+
+@dataclass(frozen=True)
+class TurnMarks:
+    """What a tokenizer and its chat template put around every turn of the assistant."""
+
+    openings: Mapping[str, str]
+    """By who spoke before: what follows, at inference, where the model is to go on."""
+    headers: Mapping[str, str]
+    """By who spoke before: what follows, in a finished conversation, up to a plain reply."""
+    special: tuple[str, ...]
+    """The special tokens, the longest first: any of them may end a turn."""
+    ends: tuple[str, ...]
+    """The special tokens that were seen to end one."""
+    swallowing: tuple[str, ...]
+    """The special tokens that take the blanks behind them with them (Phi's do)."""
+    closing: str
+    """What has to be added behind a conversation's last reply.
+
+    GLM's template ends a turn with the mark of whoever speaks next, and the last one not at all.
+    There the tokenizer's own end mark ends it, at which those models stop, too.
+    """
+    ends_are_marked: bool
+    """Whether the template's own `{% generation %}` marks hold the end mark too."""
+    arguments_as_text: bool
+    """Whether the template wants the arguments of a call as JSON text."""
+    shows_tools: bool
+    """Whether the template shows the descriptions of the tools."""
+
+
+def read_turn_marks(tokenizer: Any) -> TurnMarks:
+    """Ask the chat template for its marks. Raises `ModelError` where there is no template."""
+    tokens = [token for token in tokenizer.added_tokens_decoder.values() if token.special]
+    special = {text for text in (*tokenizer.all_special_tokens, *map(str, tokens)) if text}
+    longest_first = tuple(sorted(special, key=len, reverse=True))
+    ends, closing = _ends(tokenizer, longest_first)
+    after_call, arguments_as_text = _call(tokenizer)
+    openings = {"user": _opening(Chat([USER]), tokenizer), "tool": _opening(after_call, tokenizer)}
+    headers = {"user": _header(Chat([USER]), tokenizer), "tool": _header(after_call, tokenizer)}
+    return TurnMarks(
+        openings={role: text for role, text in openings.items() if text is not None},
+        headers={role: text for role, text in headers.items() if text is not None},
+        special=longest_first,
+        ends=ends,
+        swallowing=tuple(str(token) for token in tokens if token.rstrip),
+        closing=closing,
+        ends_are_marked=_ends_are_marked(tokenizer, longest_first),
+        arguments_as_text=arguments_as_text,
+        shows_tools=_render_or_nothing(Chat([USER], [TOOL]), tokenizer)
+        != _render_or_nothing(Chat([USER]), tokenizer),
+    )
+
+
+def unused_mark(chat: Chat) -> str:
+    """A character that no message contains."""
+    used = set(chain.from_iterable(message["content"] for message in chat.messages))
+    if chat.has_calls:
+        used |= set(json.dumps(chat.messages, ensure_ascii=False, default=str))
+    return next(chr(code) for code in PRIVATE_USE if chr(code) not in used)
+
+
+def _ends(tokenizer: Any, special: tuple[str, ...]) -> tuple[tuple[str, ...], str]:
+    """What ends the replies of short conversations, and `TurnMarks.closing`."""
+    found: set[str] = set()
+    last_is_ended = True
+    for talk in (
+        Chat([USER, REPLY, USER, REPLY]),
+        Chat([USER, REPLY, RESULT]),
+        Chat([USER, REPLY]),
+    ):
+        # Every second piece, as the messages take turns.
+        behind_replies = _render_or_nothing(talk, tokenizer).split(UNKNOWN)[2::2]
+        for text in (behind.lstrip() for behind in behind_replies):
+            found.update(next(([token] for token in special if text.startswith(token)), []))
+        if talk.roles[-1] == "assistant" and behind_replies:
+            last_is_ended = bool(behind_replies[-1].strip())
+    closing = ""
+    if found and not last_is_ended and tokenizer.eos_token:
+        closing = str(tokenizer.eos_token)
+        found.add(closing)
+    return tuple(sorted(found)), closing
+
+
+def _ends_are_marked(tokenizer: Any, special: tuple[str, ...]) -> bool:
+    talk = Chat([USER, REPLY])
+    if not marks_generation(talk, tokenizer):
+        return False
+    try:
+        text, spans = render_with_generation(talk, tokenizer)
+    except FaultyRow as fault:
+        raise ModelError(
+            f"no conversation can be learned from: {fault}",
+            remedy="set model.chat_template to another .jinja file",
+        ) from fault
+    return all(text[start:end].rstrip().endswith(special) for start, end in spans)
+
+
+def _call(tokenizer: Any) -> tuple[Chat, bool]:
+    """A call and its result, with the arguments in the form that the template takes."""
+    for arguments, as_text in (({}, False), ("{}", True)):
+        function: dict[str, Any] = {"name": CALL_NAME, "arguments": arguments}
+        calls = [{"id": CALL_ID, "type": "function", "function": function}]
+        call = {"role": "assistant", "content": "", "tool_calls": calls}
+        talk = Chat([USER, call, RESULT])
+        if _render_or_nothing(talk, tokenizer):
+            return talk, as_text
+    return talk, False
+
+
+def _opening(talk: Chat, tokenizer: Any) -> str | None:
+    """What a prompt writes behind the last message; None where that cannot be seen."""
+    _, shown, opening = _render_or_nothing(talk, tokenizer, for_answer=True).rpartition(UNKNOWN)
+    return opening if shown else None
+
+
+def _header(talk: Chat, tokenizer: Any) -> str | None:
+    """What stands between the last message and a plain reply; None where that cannot be seen."""
+    answered = Chat([*talk.messages, REPLY])
+    pieces = _render_or_nothing(answered, tokenizer).split(UNKNOWN)
+    return pieces[-2] if len(pieces) > 2 else None
+
+
+def _render_or_nothing(talk: Chat, tokenizer: Any, *, for_answer: bool = False) -> str:
+    try:
+        return render(talk, tokenizer, for_answer=for_answer)
+    except FaultyRow:
+        return ""

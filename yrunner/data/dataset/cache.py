@@ -1,0 +1,134 @@
+"""Prepared data, found again by its content: nothing is tokenized twice, nothing stale is used.
+
+An entry is named by a hash over everything that it depends on: the bytes of the data file, the
+tokenizer with its chat template, every option, and the code. It is written beside its place and
+renamed, so that it is there whole or not at all, also when two runs prepare the same file.
+"""
+
+import errno
+import json
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import date
+from hashlib import file_digest, sha256
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from yrunner.data.dataset.examples import COLUMNS, TOKENS
+from yrunner.errors import RunError
+from yrunner.storage.run_dir import hash_files, read_json, write_json
+
+REPORT = "report.json"
+SECONDS_UNUSED = 30 * 24 * 3600
+"""Entries that no run has used for so long are removed."""
+SECONDS_ABANDONED = 24 * 3600
+PARTIAL = ".partial-"
+LIBRARIES = ("transformers", "tokenizers", "jinja2")
+"""What decides, besides our own code, how a row becomes tokens."""
+
+
+class Cache:
+    """A folder of prepared files."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def find(self, key: str) -> Path | None:
+        """The folder of an entry that is whole; None where there is none."""
+        entry = self.folder / key
+        try:
+            whole = read_json(entry / REPORT)["hashes"] == _hashes(entry)
+        except (OSError, ValueError, KeyError):
+            return None
+        if not whole:
+            return None
+        (entry / REPORT).touch()
+        return entry
+
+    def read_report(self, entry: Path) -> dict[str, Any]:
+        """What was written with an entry."""
+        return dict(read_json(entry / REPORT)["report"])
+
+    @contextmanager
+    def writing(self) -> Iterator[Path]:
+        """Give an empty folder to write an entry into; see `complete`. A failure leaves nothing.
+
+        Raises `RunError` where the disk is full.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._remove_old()
+        partial = self.folder / f"{PARTIAL}{uuid4().hex}"
+        partial.mkdir()
+        try:
+            yield partial
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise RunError(
+                f"the disk is full: the prepared data could not be written to {self.folder}",
+                remedy="free some space, or choose another place such as output=/another/folder",
+            ) from error
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+    def complete(self, key: str, partial: Path, report: Mapping[str, Any]) -> Path:
+        """Give a written entry its name, and return its folder."""
+        write_json(partial / REPORT, {"hashes": _hashes(partial), "report": report})
+        final = self.folder / key
+        try:
+            partial.rename(final)
+        except OSError:
+            # An entry stands there: another run was faster, or it is damaged.
+            if self.find(key) is None:
+                damaged = partial.with_name(f"{partial.name}-damaged")
+                final.rename(damaged)
+                partial.rename(final)
+                shutil.rmtree(damaged, ignore_errors=True)
+        return final
+
+    def _remove_old(self) -> None:
+        now = time.time()
+        for entry in self.folder.iterdir():
+            abandoned = entry.name.startswith(PARTIAL)
+            limit = SECONDS_ABANDONED if abandoned else SECONDS_UNUSED
+            used = entry if abandoned or not (entry / REPORT).exists() else entry / REPORT
+            if now - used.stat().st_mtime > limit:
+                shutil.rmtree(entry, ignore_errors=True)
+
+
+def _hashes(entry: Path) -> list[str]:
+    """Of the files of an entry: an id that was damaged may be one that no embedding has."""
+    return [*hash_files([entry / TOKENS, entry / COLUMNS]).values()]
+
+
+def content_key(file: Path, **depends_on: Any) -> str:
+    """The name of the entry for a file; `depends_on` is everything else that decides over it."""
+    with file.open("rb") as opened:
+        content = file_digest(opened, "sha256").hexdigest()
+    what = {"content": content, "ending": "".join(file.suffixes), "code": _code_version()}
+    text = json.dumps(what | depends_on, sort_keys=True, ensure_ascii=False)
+    return sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+def tokenizer_key(tokenizer: Any) -> str:
+    """A hash of a tokenizer: vocabulary, merges, rules, special tokens and chat template."""
+    backend = tokenizer.backend_tokenizer
+    # These are set by every call, and are no part of what the tokenizer is.
+    backend.no_padding()
+    backend.no_truncation()
+    parts = [backend.to_str(), json.dumps(tokenizer.chat_template, sort_keys=True)]
+    parts.append(json.dumps(tokenizer.special_tokens_map, sort_keys=True, default=str))
+    if "strftime_now" in parts[1]:
+        # Llama 3.1's template writes the day into every conversation.
+        parts.append(date.today().isoformat())
+    return sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _code_version() -> str:
+    code = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
+    libraries = " ".join(version(name) for name in LIBRARIES)
+    return sha256(code + libraries.encode()).hexdigest()

@@ -1,0 +1,178 @@
+"""Rows that are not learned from: why, and the sentence that stops a run because of them.
+
+The fate of every row: kept, or left out for a reason that is written down.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from yrunner.data.conversation import FaultKind
+from yrunner.data.dataset.quality import Finding
+from yrunner.errors import Origin
+
+SHOWN_REFUSALS = 10
+
+KIND_WORDS: dict[FaultKind, str] = {
+    "unreadable": "cannot be read",
+    "not_an_object": "not an object",
+    "missing_field": "missing field",
+    "wrong_type": "wrong type",
+    "empty": "empty",
+    "roles": "roles out of order",
+    "characters": "broken characters",
+    "template": "the chat template cannot render it",
+    "no_targets": "nothing to learn",
+    "too_long": "too long",
+}
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A row that is not learned from."""
+
+    origin: Origin
+    kind: FaultKind
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.origin}: {self.reason}"
+
+    @property
+    def key(self) -> str:
+        """The key of the recipe's `data` that decides what a row of this kind does to the run."""
+        return "too_long" if self.kind == "too_long" else "invalid"
+
+
+def num_rows(number: int) -> str:
+    """`1 row`, `2,000 rows`."""
+    return "1 row" if number == 1 else f"{number:,} rows"
+
+
+def describe_refusals(refusals: Sequence[Refusal], summary: str) -> str:
+    """The first row of each reason with the number of rows that share it, and the summary.
+
+    It stands last, because the remedy follows it.
+    """
+    alike: dict[tuple[Path, str], list[Refusal]] = {}
+    for refusal in refusals:
+        alike.setdefault((refusal.origin.file, refusal.reason), []).append(refusal)
+    groups = list(alike.values())
+    lines = []
+    for first, *others in groups[:SHOWN_REFUSALS]:
+        lines.append(f"{first}{f' (and {num_rows(len(others))} more like it)' if others else ''}")
+    num_hidden = sum(len(group) for group in groups[SHOWN_REFUSALS:])
+    if num_hidden:
+        lines.append(f"... and {num_rows(num_hidden)} more")
+    return "\n".join([*lines, f"{summary} ({_counts(refusals)})"])
+
+
+def _counts(refusals: Sequence[Refusal]) -> str:
+    counts = Counter(refusal.kind for refusal in refusals)
+    return ", ".join(f"{KIND_WORDS[kind]}: {number:,}" for kind, number in counts.most_common())
+
+
+def refusal_remedy(refusals: Sequence[Refusal]) -> str:
+    """What a person can do about these rows."""
+    keys = {refusal.key for refusal in refusals}
+    remedies = []
+    if "invalid" in keys:
+        remedies.append("mend the rows, or leave them out with data.invalid: drop")
+    if "too_long" in keys:
+        remedies.append(
+            "raise data.max_length, or leave long rows out with data.too_long: drop, "
+            "or cut their ends off with data.too_long: cut"
+        )
+    return "; ".join(remedies)
+
+
+@dataclass
+class FileReport:
+    """What became of one file. `rows` is the sum of `kept` and the refusals."""
+
+    file: Path
+    purpose: str
+    """`train` or `validation`."""
+    format: str
+    unread: list[str] = field(default_factory=list)
+    """Columns of the file that say nothing in this format."""
+    rows: int = 0
+    kept: int = 0
+    """Rows that can be learned from."""
+    examples: int = 0
+    """Examples that they make: more than rows where long texts are split."""
+    cut: int = 0
+    """Rows that were cut to the longest length; they are among the kept ones."""
+    not_taken: int = 0
+    """Examples that `take` or `share` leaves out."""
+    set_aside: int = 0
+    """Examples that `validation_share` moves to validation."""
+    tokens: int = 0
+    targets: int = 0
+    scripts: Counter[str] = field(default_factory=Counter)
+    """Letters of each script in what is kept."""
+    refusals: list[Refusal] = field(default_factory=list)
+    from_cache: bool = False
+    """Whether the file had been prepared before."""
+
+    @property
+    def refused_by_kind(self) -> dict[str, int]:
+        """Rows left out, counted by kind."""
+        return dict(Counter(refusal.kind for refusal in self.refusals))
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything but what `from_json` is told again."""
+        own = ("file", "purpose", "refusals", "from_cache", "not_taken", "set_aside")
+        content = {key: value for key, value in vars(self).items() if key not in own}
+        rows = [[refusal.origin.row, refusal.kind, refusal.reason] for refusal in self.refusals]
+        return content | {"refusals": rows}
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any], file: Path, purpose: str) -> "FileReport":
+        """Read what `as_json` gave; the same content may stand in a file of another name."""
+        refusals = [
+            Refusal(Origin(file, row), kind, reason) for row, kind, reason in content["refusals"]
+        ]
+        scripts = Counter(content["scripts"])
+        read = content | {"refusals": refusals, "scripts": scripts}
+        return cls(file=file, purpose=purpose, from_cache=True, **read)
+
+
+def as_json(reports: Iterable[FileReport], findings: Sequence[Finding]) -> dict[str, Any]:
+    """The content of `data_report.json`."""
+    files = [
+        {
+            "file": str(report.file),
+            "purpose": report.purpose,
+            "format": report.format,
+            "unread_columns": report.unread,
+            "rows": report.rows,
+            "kept": report.kept,
+            "cut": report.cut,
+            "examples": report.examples,
+            "not_taken": report.not_taken,
+            "set_aside": report.set_aside,
+            "refused": report.refused_by_kind,
+            "tokens": report.tokens,
+            "targets": report.targets,
+            "scripts": dict(report.scripts),
+            "refusals": [
+                {"row": refusal.origin.row, "kind": refusal.kind, "reason": refusal.reason}
+                for refusal in report.refusals
+            ],
+        }
+        for report in reports
+    ]
+    return {
+        "files": files,
+        "findings": [
+            {
+                "what": finding.what,
+                "count": finding.count,
+                "first": [{"file": str(it.file), "row": it.row} for it in finding.places],
+            }
+            for finding in findings
+        ],
+    }

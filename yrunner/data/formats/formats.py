@@ -1,0 +1,339 @@
+"""Turn a row into a conversation: one small function for each format people keep their data in.
+
+From the rows of a data file to conversations, in the format that the file is found to have.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, Literal
+
+from yrunner.data.conversation import Conversation, FaultyRow, Message
+from yrunner.data.dataset.row_report import Refusal
+from yrunner.data.formats.columns import (
+    check_characters,
+    filled,
+    is_absent,
+    renamed,
+    shown,
+    text_of,
+    type_name,
+)
+from yrunner.data.formats.turns import (
+    TOOL_COLUMNS,
+    Tools,
+    check_turns,
+    find_tools,
+    read_history,
+    read_turns,
+)
+from yrunner.data.readers.files import read_rows
+from yrunner.data.readers.text import Advance, Damaged, FileRow
+from yrunner.errors import DataError, Origin
+
+RawRow = Mapping[str, Any]
+Messages = tuple[Message, ...]
+
+TURN_COLUMNS = ("conversations", "conversation", "messages", "prompt")
+QUESTION_COLUMNS = ("instruction", "input", "question", "query", *TURN_COLUMNS)
+"""What `output` answers; where none of them is filled, `output` is a text of its own."""
+
+UNREAD_COLUMNS = ("images", "videos", "audios", "kto_tag")
+"""What LLaMA-Factory reads beside the texts; a row that has it says more than we would learn."""
+
+
+def from_alpaca(row: RawRow) -> Messages:
+    """`instruction`, `input`, `output`, and the optional `history`; BELLE has no `input`."""
+    question = text_of(row, "instruction")
+    if not is_absent(row.get("input")):
+        given = text_of(row, "input")
+        question = f"{question}\n{given}" if question else given
+    return _exchange(row, "instruction", question, "output")
+
+
+def from_sharegpt(row: RawRow) -> Messages:
+    """`conversations`, as in ShareGPT, LLaMA-Factory and MiniMind; Firefly's `conversation`."""
+    column = filled(row, ("conversations", "conversation"))
+    messages = read_turns(row[column], column)
+    check_turns(messages)
+    return messages
+
+
+def from_messages(row: RawRow) -> Messages:
+    """OpenAI's form: a list of `role` and `content`."""
+    messages = read_turns(row["messages"], "messages")
+    check_turns(messages)
+    return messages
+
+
+def from_prompt_response(row: RawRow) -> Messages:
+    """`prompt` with `response` or `completion`, each a text or a list of messages.
+
+    As in TRL only the response is learned: replies inside the prompt are context.
+    """
+    prompt, answering = row["prompt"], filled(row, ("response", "completion"))
+    if isinstance(prompt, str) and isinstance(row[answering], str):
+        return _exchange(row, "prompt", prompt, answering)
+    asked = _as_turns(prompt, "prompt", "user")
+    answered = _as_turns(row[answering], answering, "assistant")
+    context = [
+        replace(message, learned=False) if message.role == "assistant" else message
+        for message in asked
+    ]
+    messages = (*read_history(row.get("history")), *context, *answered)
+    check_turns(messages)
+    return messages
+
+
+def from_question_answer(row: RawRow) -> Messages:
+    """`question` or `query` with `answer` or `response`, and the optional `history`."""
+    asking = filled(row, ("question", "query"))
+    return _exchange(row, asking, text_of(row, asking), filled(row, ("answer", "response")))
+
+
+def from_text(row: RawRow) -> Messages:
+    """A plain document, every token of it is learned: `text`, or `output` without a question."""
+    column = filled(row, ("text", "output"))
+    if column == "output" and _asks(row):
+        raise FaultyRow('has no "text", and its "output" answers a question', "missing_field")
+    text = text_of(row, column)
+    if not text.strip():
+        raise FaultyRow(f'"{column}" is empty', "empty")
+    return (Message("text", text),)
+
+
+@dataclass(frozen=True)
+class Format:
+    """How the rows of a format are recognized and read."""
+
+    read: Callable[[RawRow], Messages]
+    needed: tuple[tuple[str, ...], ...]
+    """The columns that a row must have, each by the names that it may bear; `auto` tells the
+    formats apart by them."""
+    optional: tuple[str, ...] = ("system", *TOOL_COLUMNS)
+
+
+WITH_HISTORY = ("history", *Format.optional)
+
+FORMATS: dict[str, Format] = {
+    "alpaca": Format(from_alpaca, (("instruction",), ("output",)), ("input", *WITH_HISTORY)),
+    "sharegpt": Format(from_sharegpt, (("conversations", "conversation"),)),
+    "messages": Format(from_messages, (("messages",),)),
+    "prompt_response": Format(
+        from_prompt_response, (("prompt",), ("response", "completion")), WITH_HISTORY
+    ),
+    "question_answer": Format(
+        from_question_answer, (("question", "query"), ("answer", "response")), WITH_HISTORY
+    ),
+    "text": Format(from_text, (("text", "output"),), ()),
+}
+
+
+def read_row(row: Any, format_name: str, columns: Mapping[str, str]) -> tuple[Messages, Tools]:
+    """The messages of a row, and the tools that it describes.
+
+    `columns` gives this file's names for the format's. Raises `FaultyRow`.
+    """
+    if not isinstance(row, dict):
+        raise FaultyRow(f"is {type_name(row)}, not an object with named fields", "not_an_object")
+    data_format = FORMATS[format_name]
+    if columns:
+        row = renamed(row, columns, (*data_format.needed, TOOL_COLUMNS))
+    for names in data_format.needed:
+        if row.keys().isdisjoint(names):
+            theirs = " or ".join(f'"{columns.get(name, name)}"' for name in names)
+            raise FaultyRow(f"has no {theirs}", "missing_field")
+    _check_unread(row)
+    messages = data_format.read(row)
+    tools: Tools = ()
+    if data_format.optional:
+        messages = _with_system(row, messages)
+        tools = find_tools(row, TURN_COLUMNS)
+    _check_characters(messages)
+    return messages, tools
+
+
+def detect_format(rows: Sequence[Any], columns: Mapping[str, str]) -> str:
+    """The one format that most rows with named fields fit. Raises `FaultyRow` when none or two do.
+
+    Most and not all: a faulty row in front must not hide what the file is.
+    """
+    named = [row for row in rows if isinstance(row, dict)]
+    if not named:
+        raise FaultyRow("holds no row with named fields", "not_an_object")
+    fitting = [
+        name
+        for name, data_format in FORMATS.items()
+        if sum(_fits(row, data_format, columns) for row in named) * 2 > len(named)
+    ]
+    found = ", ".join(sorted({shown(str(key)) for row in named for key in row})[:12])
+    if not fitting:
+        reason = f"fits no format that is known; its columns are {found}"
+        raise FaultyRow(reason, "missing_field")
+    if len(fitting) > 1:
+        reason = f"fits {' and '.join(fitting)}; its columns are {found}"
+        raise FaultyRow(reason, "wrong_type")
+    return fitting[0]
+
+
+def known_columns(format_name: str) -> tuple[str, ...]:
+    """Every column that is read of a row of this format."""
+    data_format = FORMATS[format_name]
+    return (*[name for names in data_format.needed for name in names], *data_format.optional)
+
+
+def _fits(row: RawRow, data_format: Format, columns: Mapping[str, str]) -> bool:
+    row = renamed(row, columns, data_format.needed)
+    if any(row.keys().isdisjoint(names) for names in data_format.needed):
+        return False
+    return data_format.read is not from_text or "text" in row or not _asks(row)
+
+
+def _asks(row: RawRow) -> bool:
+    return any(not is_absent(row.get(name)) for name in QUESTION_COLUMNS)
+
+
+def _exchange(row: RawRow, asking: str, question: str, answering: str) -> Messages:
+    """A question and its answer, behind the `history` of the row."""
+    answer = text_of(row, answering)
+    if not question.strip():
+        raise FaultyRow(f'"{asking}" is empty', "empty")
+    if not answer.strip():
+        raise FaultyRow(f'"{answering}" is empty, there is nothing to learn', "empty")
+    exchange = (Message("user", question), Message("assistant", answer))
+    history = row.get("history")
+    if is_absent(history):
+        return exchange
+    messages = (*read_history(history), *exchange)
+    check_turns(messages)
+    return messages
+
+
+def _as_turns(value: Any, column: str, role: Literal["user", "assistant"]) -> Messages:
+    return (Message(role, value),) if isinstance(value, str) else read_turns(value, column)
+
+
+def _with_system(row: RawRow, messages: Messages) -> Messages:
+    """The messages, opened by the `system` column of the row."""
+    if is_absent(row.get("system")):
+        return messages
+    system = text_of(row, "system")
+    if messages[0].role != "system":
+        return (Message("system", system), *messages)
+    if messages[0].content != system:
+        reason = 'has a "system" that differs from its system message; keep one of them'
+        raise FaultyRow(reason, "wrong_type")
+    return messages
+
+
+def _check_unread(row: RawRow) -> None:
+    if row.keys().isdisjoint(UNREAD_COLUMNS):
+        return
+    for column in UNREAD_COLUMNS:
+        if not is_absent(row.get(column)):
+            raise FaultyRow(f'has "{column}", which cannot be learned from', "wrong_type")
+
+
+def _check_characters(messages: Messages) -> None:
+    if "".join([message.content for message in messages]).isascii():
+        return
+    for number, message in enumerate(messages, start=1):
+        check_characters(f"message {number} ({message.role})", message.content)
+
+
+ROWS_TO_DETECT = 100
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the rows of a data file are read."""
+
+    format: str = "auto"
+    columns: Mapping[str, str] = field(default_factory=dict)
+    document: Literal["line", "file"] = "line"
+    """What is one document in a txt file."""
+
+
+@dataclass(frozen=True)
+class ReadFile:
+    """A data file whose format is known; its rows are read as they are asked for, once."""
+
+    format: str
+    unread: tuple[str, ...]
+    """Columns of its first rows that say nothing in this format."""
+    rows: Iterator[Conversation | Refusal]
+
+
+def read_conversations(
+    file: Path, reading: Reading = Reading(), advance: Advance | None = None
+) -> ReadFile:
+    """Open a data file; each of its rows comes as a conversation or as a refusal.
+
+    `advance` is told of the bytes that were read. Raises `DataError` where the file cannot be read.
+    """
+    rows = read_rows(file, document=reading.document, advance=advance)
+    first = list(islice(rows, ROWS_TO_DETECT))
+    if not first:
+        raise DataError(file, "holds no rows", remedy="remove it from the recipe")
+    format_name = _format_of(first, file, reading)
+    conversations = _conversations(chain(first, rows), format_name, reading.columns)
+    return ReadFile(format_name, _unread(first, format_name, reading.columns), conversations)
+
+
+def _unread(
+    rows: Sequence[FileRow], format_name: str, columns: Mapping[str, str]
+) -> tuple[str, ...]:
+    named = [row for _, row in rows if isinstance(row, Mapping)]
+    read = {columns.get(name, name) for name in known_columns(format_name)}
+    return tuple(sorted({str(key) for row in named for key in row if key not in read}))
+
+
+def _format_of(rows: Sequence[FileRow], file: Path, reading: Reading) -> str:
+    """The format of a file. Raises `DataError` where none fits, or not with these columns."""
+    format_name = _detect(rows, file, reading) if reading.format == "auto" else reading.format
+    known = known_columns(format_name)
+    unknown = [name for name in reading.columns if name not in known]
+    if unknown:
+        raise DataError(
+            file,
+            f'columns has "{unknown[0]}", but the format {format_name} has {", ".join(known)}',
+            remedy="write columns as the format's name: the file's name",
+        )
+    return format_name
+
+
+def _detect(rows: Sequence[FileRow], file: Path, reading: Reading) -> str:
+    origin, first = rows[0]
+    if isinstance(first, Damaged) and all(isinstance(row, Damaged) for _, row in rows):
+        raise DataError(
+            origin, str(first), remedy="no other row of the file can be read either; mend it"
+        )
+    try:
+        return detect_format([row for _, row in rows], reading.columns)
+    except FaultyRow as fault:
+        raise DataError(
+            file,
+            str(fault),
+            remedy="set its format in the recipe, or name its columns as in "
+            "columns: {instruction: question, output: answer}",
+        ) from fault
+
+
+def _conversations(
+    rows: Iterator[FileRow], format_name: str, columns: Mapping[str, str]
+) -> Iterator[Conversation | Refusal]:
+    for origin, row in rows:
+        yield _conversation(origin, row, format_name, columns)
+
+
+def _conversation(
+    origin: Origin, row: Any, format_name: str, columns: Mapping[str, str]
+) -> Conversation | Refusal:
+    if isinstance(row, Damaged):
+        return Refusal(origin, "unreadable", str(row))
+    try:
+        messages, tools = read_row(row, format_name, columns)
+    except FaultyRow as fault:
+        return Refusal(origin, fault.kind, str(fault))
+    return Conversation(messages, origin, tools)

@@ -1,0 +1,375 @@
+"""Tools and the calls of them, brought into the form that chat templates read: OpenAI's.
+
+Lists of turns to messages: ShareGPT's `from` and `value`, OpenAI's `role` and `content`.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+from yrunner.data.conversation import FaultyRow, Message, Role
+from yrunner.data.formats.columns import check_characters, is_absent, quoted, shown, type_name
+
+Tools = tuple[Mapping[str, Any], ...]
+"""Each `{"type": "function", "function": {"name", "description", "parameters"}}`."""
+
+Calls = tuple[Mapping[str, Any], ...]
+"""Each `{"type": "function", "function": {"name", "arguments"}}`; arguments are an object."""
+
+
+TOOL_COLUMNS = ("tools", "functions")
+
+
+def find_tools(row: Mapping[str, Any], turn_columns: Sequence[str]) -> Tools:
+    """The tools in a column of a row, or in its first turn, where MiniMind has them.
+
+    Raises `FaultyRow` where they stand in two places, or `read_tools` does.
+    """
+    places = [row]
+    for column in turn_columns:
+        turns = row.get(column)
+        if isinstance(turns, list) and turns and isinstance(turns[0], dict):
+            places.append(turns[0])
+    found = [
+        place[name]
+        for place in places
+        for name in TOOL_COLUMNS
+        if name in place and not is_absent(place[name])
+    ]
+    if len(found) > 1:
+        raise FaultyRow("describes its tools in two places; keep one of them", "wrong_type")
+    return read_tools(found[0]) if found else ()
+
+
+def read_tools(value: Any) -> Tools:
+    """The tools that a row describes: a list of them, or its JSON text as in LLaMA-Factory.
+
+    Raises `FaultyRow` where it is neither, or a tool has no name.
+    """
+    tools = _plain(value, '"tools"')
+    if not isinstance(tools, list):
+        raise FaultyRow(f'"tools" is {type_name(tools)}, not a list of tools', "wrong_type")
+    return tuple(
+        _with_function(tool, f'"tools": tool {number}')
+        for number, tool in enumerate(tools, start=1)
+    )
+
+
+def read_calls(value: Any, where: str) -> Calls:
+    """One call or a list of calls, also as JSON text.
+
+    The arguments, which OpenAI writes as JSON text, become an object: most chat templates write
+    JSON of them, and of a text it would be the JSON of a JSON. `where` names the message. Raises
+    `FaultyRow` where a call has no name, or its arguments are no object.
+    """
+    calls = _plain(value, f"{where}: the tool call")
+    if not isinstance(calls, list):
+        calls = [calls]
+    return tuple(
+        _read_call(call, f"{where}: tool call {number}")
+        for number, call in enumerate(calls, start=1)
+    )
+
+
+def _read_call(value: Any, where: str) -> Mapping[str, Any]:
+    call = _with_function(value, where)
+    function = call["function"]
+    arguments = function.get("arguments")
+    arguments = {} if arguments in (None, "") else _plain(arguments, f'{where}: "arguments"')
+    if not isinstance(arguments, dict):
+        reason = f'{where}: "arguments" is {type_name(arguments)}, not an object'
+        raise FaultyRow(reason, "wrong_type")
+    return {**call, "function": {**function, "arguments": arguments}}
+
+
+def _with_function(value: Any, where: str) -> Mapping[str, Any]:
+    """A tool or a call in OpenAI's form; LLaMA-Factory has only the function of each."""
+    if not isinstance(value, dict):
+        raise FaultyRow(f"{where} is {type_name(value)}, not an object", "wrong_type")
+    wrapped = value if "function" in value else {"function": value}
+    function = wrapped["function"]
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise FaultyRow(f'{where} has no "name"', "missing_field")
+    return {"type": "function", **wrapped}
+
+
+def _plain(value: Any, what: str) -> Any:
+    """The value that a JSON text holds, or the value itself without the nulls in its objects.
+
+    Raises `FaultyRow` where JSON could not hold it: it has to be written as JSON for the model.
+    """
+    try:
+        plain = json.loads(value) if isinstance(value, str) else _without_nulls(value)
+        json.dumps(plain, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise FaultyRow(f"{what} holds half of a character", "characters") from error
+    # A date is a TypeError; values that nest too deeply are a RecursionError.
+    except (ValueError, TypeError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise FaultyRow(f"{what} cannot be read as JSON: {reason}", "wrong_type") from error
+    return plain
+
+
+def _without_nulls(value: Any) -> Any:
+    """A parquet file gives every object the keys of all its like, and null where there is none."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [_without_nulls(item) for item in value]
+    return value
+
+
+ROLES: dict[str, Role] = {
+    **dict.fromkeys(("system", "developer"), "system"),
+    **dict.fromkeys(("user", "human"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "chatgpt", "bing", "bard", "bot", "model"), "assistant"),
+    **dict.fromkeys(("tool", "observation", "function", "ipython"), "tool"),
+    "function_call": "assistant",
+}
+"""Who speaks, by every name that data give him, in small letters."""
+
+NEXT_ROLES: dict[Role, tuple[Role, ...]] = {
+    "user": ("assistant",),
+    "assistant": ("user", "tool"),
+    "tool": ("tool", "assistant"),
+}
+
+PLAIN_KEYS = frozenset({"role", "content", "from", "value"})
+
+PAIR_KEYS = ("human", "assistant")
+"""Firefly writes a question and its answer as one turn."""
+
+THINKING_KEYS = ("reasoning_content", "reasoning", "thinking")
+"""What an assistant thought before the reply; the name depends on the server that wrote it."""
+
+CALL_KEYS = ("tool_calls", "function_call")
+CHOICE_KEYS = ("train", "loss", "weight")
+"""Whether an assistant's turn is learned: Axolotl's, ms-swift's and OpenAI's name for it."""
+
+UNREAD_KEYS = ("train_detail", "loss_scale", "refusal", "audio", "images", "videos", "audios")
+"""What would change the example, and is never left out quietly."""
+
+
+def read_turns(turns: Any, column: str) -> tuple[Message, ...]:
+    """The messages of a list of turns; `column` is where it stands.
+
+    Their order is not looked at: they may be a part of a conversation. Raises `FaultyRow`.
+    """
+    if not isinstance(turns, list):
+        reason = f'"{column}" is {type_name(turns)}, not a list of messages'
+        raise FaultyRow(reason, "wrong_type")
+    if not turns:
+        raise FaultyRow(f'"{column}" holds no message', "empty")
+    if isinstance(turns[0], dict) and turns[0].keys() >= set(PAIR_KEYS):
+        turns = _split_pairs(turns)
+    return tuple([_read_turn(turn, number) for number, turn in enumerate(turns, start=1)])
+
+
+def read_history(history: Any) -> tuple[Message, ...]:
+    """Earlier turns, if there are any: pairs of a question and an answer, or messages.
+
+    Raises `FaultyRow`.
+    """
+    if is_absent(history):
+        return ()
+    if isinstance(history, list) and isinstance(history[0], dict):
+        return read_turns(history, "history")
+    if not isinstance(history, list) or not all(_is_pair(pair) for pair in history):
+        reason = '"history" is not a list of [question, answer] pairs, nor of messages'
+        raise FaultyRow(reason, "wrong_type")
+    return tuple(
+        message
+        for question, answer in history
+        for message in (Message("user", question), Message("assistant", answer))
+    )
+
+
+def check_turns(messages: Sequence[Message]) -> None:
+    """Refuse a conversation that is out of order, or leaves nothing to learn. Raises `FaultyRow`.
+
+    An empty question or reply is refused where it is the last; an earlier one is context, as it
+    happened.
+    """
+    roles = [message.role for message in messages]
+    if "assistant" not in roles:
+        raise FaultyRow("has no assistant message, there is nothing to learn", "roles")
+    if "system" in roles[1:]:
+        number = roles.index("system", 1) + 1
+        reason = f"message {number} is a system message, only the first can be one"
+        raise FaultyRow(reason, "roles")
+    opening = 1 if roles[0] == "system" else 0
+    if roles[opening] != "user":
+        raise FaultyRow(f"the conversation begins with {roles[opening]}, not with user", "roles")
+    for number, (before, role) in enumerate(pairwise(roles[opening:]), start=opening + 2):
+        if role not in NEXT_ROLES[before]:
+            reason = f"message {number} ({role}) cannot follow a message of {before}"
+            raise FaultyRow(reason, "roles")
+    if roles[-1] != "assistant":
+        raise FaultyRow(f"the conversation ends with {roles[-1]}, not with assistant", "roles")
+    _check_last_words(messages)
+
+
+def _check_last_words(messages: Sequence[Message]) -> None:
+    number, question = next(
+        (number, message)
+        for number, message in reversed([*enumerate(messages, start=1)])
+        if message.role == "user"
+    )
+    if _is_blank(question.content):
+        raise FaultyRow(f"message {number} (user), the last question, is empty", "empty")
+    reply = messages[-1]
+    if reply.learned and not reply.tool_calls and _is_blank(reply.content):
+        reason = f"message {len(messages)} (assistant), the last reply, is empty"
+        raise FaultyRow(reason, "empty")
+    if not any(message.learned for message in messages if message.role == "assistant"):
+        raise FaultyRow("every reply is switched off by train or weight", "no_targets")
+
+
+def _is_pair(pair: Any) -> bool:
+    return isinstance(pair, list) and [type(part) for part in pair] == [str, str]
+
+
+def _split_pairs(turns: Sequence[Any]) -> list[Any]:
+    return [
+        part
+        for turn in turns
+        for part in (
+            [{"role": speaker, "content": turn.get(speaker)} for speaker in PAIR_KEYS]
+            if isinstance(turn, dict)
+            else [turn]
+        )
+    ]
+
+
+def _is_blank(text: str) -> bool:
+    return not text or text.isspace()
+
+
+def _read_turn(turn: Any, number: int) -> Message:
+    if not isinstance(turn, dict):
+        reason = f"message {number} is {type_name(turn)}, not an object with role and content"
+        raise FaultyRow(reason, "wrong_type")
+    speaker = _either(turn, "role", "from", number)
+    content = _either(turn, "content", "value", number)
+    if speaker is None:
+        raise FaultyRow(f'message {number} has no "role" and no "from"', "missing_field")
+    role = ROLES.get(speaker.lower()) if isinstance(speaker, str) else None
+    if role is None:
+        reason = f"message {number} has role {quoted(speaker)}, known are {', '.join(ROLES)}"
+        raise FaultyRow(reason, "roles")
+    if speaker.lower() == "function_call":
+        content, turn = _as_calling(turn, content, number)
+    if isinstance(content, str) and turn.keys() <= PLAIN_KEYS:
+        return Message(role, content)
+    return _read_rich_turn(turn, role, content, f"message {number} ({role})")
+
+
+def _either(turn: Mapping[str, Any], name: str, other: str, number: int) -> Any:
+    value, second = turn.get(name), turn.get(other)
+    if value is None:
+        return second
+    if second is not None:
+        raise FaultyRow(f'message {number} has both "{name}" and "{other}"', "wrong_type")
+    return value
+
+
+def _as_calling(turn: Mapping[str, Any], value: Any, number: int) -> tuple[str, Mapping[str, Any]]:
+    """LLaMA-Factory's turn that only calls, as a text and a turn with calls.
+
+    Its value is JSON of the calls; what was thought may stand before.
+    """
+    thought = ""
+    if isinstance(value, str) and value.lstrip().startswith("<think>"):
+        thought, mark, value = value.partition("</think>")
+        thought += mark
+    if is_absent(value):
+        raise FaultyRow(f"message {number} (function_call) holds no call", "empty")
+    return thought, {**turn, "tool_calls": value}
+
+
+def _read_rich_turn(turn: Mapping[str, Any], role: Role, content: Any, where: str) -> Message:
+    """A turn with more than a role and a text."""
+    unread = UNREAD_KEYS if role == "system" else UNREAD_KEYS + TOOL_COLUMNS
+    for key in unread if role == "assistant" else unread + CALL_KEYS + THINKING_KEYS:
+        if not is_absent(turn.get(key)):
+            raise FaultyRow(f'{where} has "{key}", which cannot be learned from', "wrong_type")
+    calls = _read_calls(turn, where)
+    text = "" if content is None and calls else _join_parts(content, where)
+    thinking = _read_thinking(turn, text, where)
+    learned = _read_choice(turn, role, where)
+    extras = _read_extras(turn, where) if role == "tool" else None
+    return Message(role, thinking + text, learned, calls, extras)
+
+
+def _read_calls(turn: Mapping[str, Any], where: str) -> Calls:
+    filled = [key for key in CALL_KEYS if not is_absent(turn.get(key))]
+    if len(filled) > 1:
+        raise FaultyRow(f"{where} has both {' and '.join(filled)}", "wrong_type")
+    return read_calls(turn[filled[0]], where) if filled else ()
+
+
+def _join_parts(content: Any, where: str) -> str:
+    """The text of a content: a text, or a list of parts that are texts."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise FaultyRow(f"{where}: content is {type_name(content)}, not text", "wrong_type")
+    for part in content:
+        if not isinstance(part, dict) or not isinstance(part.get("text"), str):
+            kind = part.get("type") if isinstance(part, dict) else part
+            reason = f"{where}: a part of its content is {quoted(kind)}, not a text"
+            raise FaultyRow(reason, "wrong_type")
+    return "".join(part["text"] for part in content)
+
+
+def _read_thinking(turn: Mapping[str, Any], text: str, where: str) -> str:
+    """What was thought before the reply, between the marks in which templates look for it.
+
+    It becomes a part of the reply, so that a template which knows the marks treats it as thinking,
+    and any other shows it; a key of its own would be lost in templates that do not read it.
+    """
+    given = {key: turn[key] for key in THINKING_KEYS if not is_absent(turn.get(key))}
+    for key, value in given.items():
+        if not isinstance(value, str):
+            raise FaultyRow(f'{where}: "{key}" is {type_name(value)}, not text', "wrong_type")
+    thoughts = {value.strip() for value in given.values() if value.strip()}
+    if not thoughts:
+        return ""
+    if len(thoughts) > 1:
+        raise FaultyRow(f"{where} has two thoughts, {' and '.join(given)}", "wrong_type")
+    (thought,) = thoughts
+    if "</think>" in thought + text:
+        reason = f"{where} has thoughts beside its content, and </think> in one of the two"
+        raise FaultyRow(reason, "wrong_type")
+    return f"<think>\n{thought}\n</think>\n\n"
+
+
+def _read_choice(turn: Mapping[str, Any], role: Role, where: str) -> bool:
+    """Whether the turn is learned, if it is a reply. Raises `FaultyRow` where that is not clear."""
+    choices = {key: turn[key] for key in CHOICE_KEYS if turn.get(key) is not None}
+    for key, value in choices.items():
+        wanted = (int, float) if key == "weight" else bool
+        if not isinstance(value, wanted) or value not in (0, 1):
+            allowed = "0 or 1" if key == "weight" else "true or false"
+            raise FaultyRow(f"{where}: {key} is {_said(value)}, not {allowed}", "wrong_type")
+    if len({bool(value) for value in choices.values()}) > 1:
+        raise FaultyRow(f"{where}: {' and '.join(choices)} contradict each other", "wrong_type")
+    if role != "assistant" and any(choices.values()):
+        reason = f"{where}: {next(iter(choices))} chooses it, but only replies can be learned"
+        raise FaultyRow(reason, "roles")
+    return role != "assistant" or all(choices.values())
+
+
+def _said(value: Any) -> str:
+    return shown(str(value)) if isinstance(value, (int, float)) else quoted(value)
+
+
+def _read_extras(turn: Mapping[str, Any], where: str) -> Mapping[str, str] | None:
+    """Which tool or call a result belongs to."""
+    extras = {key: turn[key] for key in ("name", "tool_call_id") if not is_absent(turn.get(key))}
+    for key, value in extras.items():
+        if not isinstance(value, str):
+            raise FaultyRow(f'{where}: "{key}" is {type_name(value)}, not text', "wrong_type")
+        check_characters(f'{where}: "{key}"', value)
+    return extras or None

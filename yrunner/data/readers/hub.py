@@ -1,0 +1,142 @@
+"""Download the data files of a Hub dataset, or find them in the Hub's cache on this machine."""
+
+# Of httpx or httpx2, whichever this version of the client stands on.
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+from glob import escape
+from pathlib import Path, PurePosixPath
+
+from huggingface_hub import HfApi, get_cached_repo_tree, snapshot_download
+from huggingface_hub.errors import (
+    CachedRepoTreeNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.errors import HTTPError as NetworkError
+
+from yrunner.data.readers.files import KINDS, is_data_file
+from yrunner.errors import DataError
+
+SHOWN_FILES = 10
+
+
+def hub_files(name: str, *, files: str | None = None, revision: str | None = None) -> list[Path]:
+    """Local paths of the data files of a dataset, in the order of their names.
+
+    `files` is a name or a glob inside the repository; without it the only data file is meant, or
+    those of the split train. Without a network the files of an earlier download are used. Raises
+    `DataError` where the dataset cannot be had, or does not say which files are meant.
+    """
+    with _explained_failure(name, revision):
+        listed, only_cached = _list_files(name, revision)
+        known = sorted(path for path in listed if is_data_file(Path(path)))
+        chosen = _choose(name, known, files)
+        folder = snapshot_download(
+            name,
+            repo_type="dataset",
+            revision=revision,
+            allow_patterns=[escape(path) for path in chosen],
+            # Asked all the same, the client would try again for half a minute.
+            local_files_only=only_cached,
+        )
+    return [Path(folder, path) for path in chosen]
+
+
+def _list_files(name: str, revision: str | None) -> tuple[list[str], bool]:
+    """Every file of the dataset, and whether only the list of an earlier download could be had."""
+    try:
+        siblings = HfApi().dataset_info(name, revision=revision).siblings
+    except (RepositoryNotFoundError, RevisionNotFoundError):
+        raise
+    except (NetworkError, OfflineModeIsEnabled):
+        tree = get_cached_repo_tree(name, repo_type="dataset", revision=revision)
+        return [file.path for file in tree], True
+    return [sibling.rfilename for sibling in siblings or []], False
+
+
+def _choose(name: str, known: Sequence[str], files: str | None) -> list[str]:
+    if not known:
+        raise DataError(
+            Path(name),
+            "this dataset of the Hub has no file that can be read",
+            remedy=f"choose one with files of these kinds: {KINDS}",
+        )
+    if files is not None:
+        chosen = [path for path in known if path == files or fnmatchcase(path, files)]
+        problem = f'no data file of this dataset matches files: "{files}"'
+    else:
+        chosen = list(known) if len(known) == 1 else _train_split(known)
+        problem = "this dataset does not say which of its files to learn from"
+    if chosen:
+        return chosen
+    shown = ", ".join(known[:SHOWN_FILES])
+    more = f" and {len(known) - SHOWN_FILES:,} more" if len(known) > SHOWN_FILES else ""
+    raise DataError(
+        Path(name), f"{problem}; it has {shown}{more}", remedy=f"choose with files: {known[0]}"
+    )
+
+
+def _train_split(known: Sequence[str]) -> list[str]:
+    """The files that name the split train, if they are the numbered parts of one table.
+
+    None otherwise: one repository may hold several data sets, or the same one in several kinds.
+    """
+    train = [path for path in known if "train" in re.split(r"[^a-z]+", path.lower())]
+    parts = {
+        (PurePosixPath(path).parent, re.sub(r"\d+", "", PurePosixPath(path).name)) for path in train
+    }
+    return train if len(parts) == 1 else []
+
+
+@contextmanager
+def _explained_failure(name: str, revision: str | None) -> Iterator[None]:
+    """Raise `DataError`, naming the dataset, for what the Hub's client raises inside."""
+    dataset = Path(name)
+    try:
+        yield
+    except GatedRepoError as error:
+        raise DataError(
+            dataset,
+            "this dataset of the Hub is gated",
+            remedy="ask for access on its page, then: hf auth login",
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise DataError(
+            dataset,
+            "the Hub has no dataset of this name",
+            remedy="check the spelling; for a private dataset: hf auth login",
+        ) from error
+    except RevisionNotFoundError as error:
+        raise DataError(
+            dataset,
+            f'this dataset of the Hub has no revision "{revision}"',
+            remedy="name a branch, a tag or a whole commit hash",
+        ) from error
+    except (LocalEntryNotFoundError, CachedRepoTreeNotFoundError) as error:
+        raise DataError(
+            dataset,
+            f"{_why_not_asked(error)}, and not all of this dataset is in its cache here",
+            remedy="check the connection, or name files of this machine with file: ...",
+        ) from error
+    except NetworkError as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise DataError(
+            dataset, f"the download from the Hub failed ({reason})", remedy="try again"
+        ) from error
+
+
+def _why_not_asked(error: Exception) -> str:
+    match error.__cause__ or error.__context__:
+        case HfHubHTTPError() as answer:
+            return f"the Hub answers with status {answer.response.status_code}"
+        case OfflineModeIsEnabled():
+            return "HF_HUB_OFFLINE forbids asking the Hub"
+        case _:
+            return "the Hub cannot be reached"

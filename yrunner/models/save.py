@@ -1,0 +1,236 @@
+"""Write a trained model, complete or not at all, so that plain transformers or peft loads it."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from peft import PeftModel
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from yrunner.errors import ModelError
+from yrunner.models.errors import quiet_libraries
+from yrunner.models.load import find_stop_ids
+from yrunner.storage.run_dir import whole_folder
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What the model card tells about a run."""
+
+    name: str
+    base: str | None
+    """A Hub id or a folder; None for a model from scratch."""
+    tuning: str
+    """The kind of tuning: full, freeze, lora."""
+    recipe: str
+    """The recipe, as text."""
+    figures: list[tuple[str, str]]
+    """Label and value of each result, in the order to show them."""
+    dataset_files: list[str]
+    license: str | None = None
+    """A licence id of the Hub, such as apache-2.0; None leaves it out."""
+    base_key: str | None = None
+    """A hash of the base, see commands/model_key.py."""
+    data_hashes: Mapping[str, str] = field(default_factory=dict)
+    """SHA-256 of the files that were learned from, by their names."""
+
+
+def save_model(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    card: ModelCard,
+    *,
+    weights: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write weights, tokenizer, chat template, generation config and model card to `folder`.
+
+    `weights`: all of them by their names, where the model does not hold them itself.
+
+    Of a peft model only the adapter is written, of any other all weights, as safetensors and in
+    the dtype that they have. `folder` appears under its name when it is complete; one that exists
+    is replaced then. The model's generation config learns the tokenizer's stop and pad ids.
+
+    Raises ModelError for an adapter whose base cannot be named, or would be replaced by it.
+    """
+    folder = folder.absolute()
+    base = _adapter_base(model, folder) if isinstance(model, PeftModel) else None
+    whole_model = model.get_base_model() if isinstance(model, PeftModel) else model
+    with whole_folder(folder) as partial:
+        with quiet_libraries():
+            whole_model.generation_config = _generation_config(
+                whole_model.generation_config, tokenizer
+            )
+            if isinstance(model, PeftModel):
+                _save_adapter(model, partial, base=str(base), weights=weights)
+            else:
+                model.save_pretrained(partial, state_dict=_own_dict(weights))
+        generation_config = whole_model.generation_config  # peft leaves it out
+        _save_beside(partial, generation_config, tokenizer, card, isinstance(model, PeftModel))
+
+
+def complete_folder(
+    folder: Path,
+    generation_config: GenerationConfig | None,
+    tokenizer: PreTrainedTokenizerBase,
+    card: ModelCard,
+) -> None:
+    """Write beside the weights of a whole model all that `save_model` writes beside them."""
+    _save_beside(folder, _generation_config(generation_config, tokenizer), tokenizer, card, False)
+
+
+def loading_lines(folder: str, *, is_adapter: bool) -> str:
+    """The three lines of Python that load what `save_model` wrote to `folder`."""
+    path = json.dumps(folder, ensure_ascii=False)
+    if is_adapter:
+        return (
+            "from peft import AutoPeftModelForCausalLM\n"
+            "from transformers import AutoTokenizer\n"
+            f"model, tokenizer = AutoPeftModelForCausalLM.from_pretrained({path}), "
+            f"AutoTokenizer.from_pretrained({path})\n"
+        )
+    return (
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+        f"model = AutoModelForCausalLM.from_pretrained({path})\n"
+        f"tokenizer = AutoTokenizer.from_pretrained({path})\n"
+    )
+
+
+def render_card(card: ModelCard, *, is_adapter: bool) -> str:
+    """The model card: front matter that the Hub reads, then text for people."""
+    base_on_hub = card.base is not None and _is_hub_id(card.base)
+    front: dict[str, object] = {
+        "library_name": "peft" if is_adapter else "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["yrunner", card.tuning],
+    }
+    if base_on_hub:
+        # A folder of this machine means nothing to others, and the Hub refuses it.
+        front["base_model"] = card.base
+        front["base_model_relation"] = "adapter" if is_adapter else "finetune"
+    if card.license is not None:
+        front["license"] = card.license
+    header = yaml.safe_dump(front, sort_keys=False, allow_unicode=True)
+    base = card.base or "none, trained from scratch"
+    key = f" (hash `{card.base_key}`)" if card.base_key else ""
+    sections = [
+        f"---\n{header}---\n\n# {card.name}\n",
+        f"Trained with yrunner. Base: `{base}`{key}. Tuning: {card.tuning}.\n",
+        "## Load it\n\nIn this folder; from elsewhere, put its path in place of the dot.\n\n"
+        f"```python\n{loading_lines('.', is_adapter=is_adapter)}```\n\n"
+        "`generation_config.json` holds the ids that end an answer"
+        + (
+            "; hand it over with `generation_config=GenerationConfig.from_pretrained(...)`, "
+            "since peft takes that of the base.\n"
+            if is_adapter
+            else ".\n"
+        ),
+    ]
+    if card.figures:
+        rows = "".join(f"| {_cell(label)} | {_cell(value)} |\n" for label, value in card.figures)
+        sections.append(f"## Results\n\n| measure | value |\n|---|---|\n{rows}")
+    if card.dataset_files:
+        listed = "".join(f"- `{file}`\n" for file in card.dataset_files)
+        hashes = "".join(f"- `{file}` {sha}\n" for file, sha in card.data_hashes.items())
+        listed += f"\nSHA-256 of the files:\n\n{hashes}" if hashes else ""
+        sections.append(f"## Data\n\n{listed}")
+    sections.append(f"## Recipe\n\n{_fenced(card.recipe, 'yaml')}")
+    return "\n".join(sections)
+
+
+def _save_beside(
+    folder: Path,
+    generation_config: GenerationConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    card: ModelCard,
+    is_adapter: bool,
+) -> None:
+    with quiet_libraries():
+        generation_config.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    (folder / "README.md").write_text(render_card(card, is_adapter=is_adapter), "utf-8")
+    _open_to_readers(folder)
+
+
+def _adapter_base(model: PeftModel, folder: Path) -> str:
+    """Where the adapter's base is found again, as an absolute path or a Hub id."""
+    base = model.get_base_model().name_or_path
+    if not base:
+        raise ModelError(
+            "an adapter on a model from scratch cannot be loaded again: its base was never saved",
+            remedy="use tuning.kind: full for a model from scratch",
+        )
+    path = Path(base)
+    if not path.exists():
+        return str(base)
+    if path.resolve() == folder.resolve():
+        raise ModelError(
+            f"{folder} is the base of this adapter and would be replaced by it",
+            remedy="choose another output folder",
+        )
+    return str(path.resolve())
+
+
+def _own_dict(weights: Mapping[str, Tensor] | None) -> dict[str, Tensor] | None:
+    return None if weights is None else dict(weights)
+
+
+def _save_adapter(
+    model: PeftModel, folder: Path, *, base: str, weights: Mapping[str, Tensor] | None
+) -> None:
+    for config in model.peft_config.values():
+        config.base_model_name_or_path = base
+    # Never the embeddings: they are not trained, and peft would ask the Hub whether they are.
+    options: dict[str, Any] = {} if weights is None else {"state_dict": dict(weights)}
+    model.save_pretrained(str(folder), save_embedding_layers=False, **options)
+
+
+def _generation_config(
+    own: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase
+) -> GenerationConfig:
+    """The model's own settings, with every id that ends an answer and the pad id."""
+    config = GenerationConfig.from_dict((own or GenerationConfig()).to_dict())
+    own_ids = config.eos_token_id if config.eos_token_id is not None else []
+    own_ids = own_ids if isinstance(own_ids, list) else [own_ids]
+    stop_ids = list(dict.fromkeys([*find_stop_ids(tokenizer), *own_ids]))
+    config.eos_token_id = stop_ids[0] if len(stop_ids) == 1 else stop_ids or None
+    config.pad_token_id = tokenizer.pad_token_id
+    try:
+        config.validate(strict=True)
+    except ValueError:
+        # Some published models sample and do not sample at once; transformers reads that but
+        # refuses to write it. Losing a trained model over it would be worse.
+        return GenerationConfig(
+            bos_token_id=config.bos_token_id,
+            eos_token_id=config.eos_token_id,
+            pad_token_id=config.pad_token_id,
+        )
+    return config
+
+
+def _open_to_readers(folder: Path) -> None:
+    """Give every file the card's permissions: safetensors writes files that only we can read."""
+    mode = (folder / "README.md").stat().st_mode
+    for file in folder.rglob("*"):
+        if file.is_file():
+            file.chmod(mode)
+
+
+def _is_hub_id(base: str) -> bool:
+    return re.fullmatch(r"\w[\w.-]*/[\w.-]+", base) is not None and not Path(base).exists()
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _fenced(text: str, language: str) -> str:
+    """A code block whose fence is longer than any run of backticks in the text."""
+    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{text.rstrip()}\n{fence}\n"

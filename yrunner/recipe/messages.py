@@ -1,0 +1,426 @@
+"""Turn Pydantic's errors into one sentence each, at the line that the user must change.
+
+For a union Pydantic puts the name of the variant into the path, `('tuning', 'lora', 'rnak')`, and
+for a plain union it reports every member's complaint. Walking the schema beside the path tells
+the variants from the keys.
+
+The recipe as JSON Schema: for editors, and for the sentences about what a key may hold.
+
+Say what a key may hold, what it was given, and what was probably meant.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cache
+from math import isfinite
+from typing import Any
+
+from pydantic.json_schema import GenerateJsonSchema
+from pydantic_core import ErrorDetails
+
+from yrunner.recipe.schema.recipe import Recipe
+from yrunner.recipe.yaml_tree import (
+    KeyPath,
+    Node,
+    RecipeFault,
+    SourceLocation,
+    find,
+    read_plain_scalar,
+    shown,
+)
+
+Schema = dict[str, Any]
+
+# What YAML 1.1 parsers, such as `yaml.safe_load`, hand over as text although it is a number: 1e-4.
+_NUMBER_AS_TEXT = r"^[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+$"
+
+
+class _WithoutFieldTitles(GenerateJsonSchema):
+    """Pydantic's schema without a title per field: editors would show "Max Lr" above max_lr."""
+
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        return False
+
+
+@cache
+def strict_schema() -> Schema:
+    """The schema of the values that `load.py` hands to Pydantic; do not change the result."""
+    schema = Recipe.model_json_schema(schema_generator=_WithoutFieldTitles)
+    for union in [part for part in _parts(schema) if "discriminator" in part]:
+        for reference in union["discriminator"]["mapping"].values():
+            variant = schema["$defs"][reference.rsplit("/", 1)[1]]
+            # Pydantic needs the kind to choose a variant, also where the variant has a default.
+            variant["required"] = sorted({*variant.get("required", []), "kind"})
+    return schema
+
+
+def recipe_json_schema() -> Schema:
+    """JSON Schema (draft 2020-12) of a recipe, for YAML language servers (`yrun schema`)."""
+    schema = deepcopy(strict_schema())
+    for part in _parts(schema):
+        part.pop("discriminator", None)  # OpenAPI's word, unknown to JSON Schema
+        if part.get("type") == "number":
+            part["type"] = ["number", "string"]
+            part["pattern"] = _NUMBER_AS_TEXT
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **schema,
+        "title": "yrunner recipe",
+    }
+
+
+def resolve(schema: Schema) -> Schema:
+    """Follow references, and look through "or null", until the schema says what is wanted."""
+    while True:
+        options = [option for option in schema.get("anyOf", []) if option.get("type") != "null"]
+        if "$ref" in schema:
+            target = strict_schema()["$defs"][schema["$ref"].rsplit("/", 1)[1]]
+        elif len(options) == 1:
+            target = options[0]
+        else:
+            return schema
+        beside = {key: value for key, value in schema.items() if key not in ("$ref", "anyOf")}
+        schema = {**target, **beside}
+
+
+def variants(schema: Schema) -> dict[str, Schema]:
+    """The members of a union that is told apart by `kind`, by that kind; else nothing."""
+    mapping = schema.get("discriminator", {}).get("mapping", {})
+    return {kind: resolve({"$ref": reference}) for kind, reference in mapping.items()}
+
+
+def _parts(schema: Any) -> list[Schema]:
+    """Every schema inside a schema, itself first."""
+    if isinstance(schema, list):
+        return [part for item in schema for part in _parts(item)]
+    if not isinstance(schema, dict):
+        return []
+    inner = [part for key, item in schema.items() if key != "default" for part in _parts(item)]
+    return [schema, *inner]
+
+
+_BOUNDS = {
+    "minimum": "of at least {}",
+    "exclusiveMinimum": "above {}",
+    "maximum": "of at most {}",
+    "exclusiveMaximum": "below {}",
+}
+_TYPES = {"boolean": "true or false", "integer": "a whole number", "number": "a number"}
+
+
+def wanted(schema: Schema) -> str:
+    """What a value must be, from its schema: "a number above 0 and below 1"."""
+    schema = resolve(schema)
+    if kinds := variants(schema):
+        return f"a section with a kind ({', '.join(kinds)})"
+    if "anyOf" in schema:
+        # Listing true, false and "nothing" behind "text" would help nobody.
+        options = [wanted(option) for option in schema["anyOf"] if option.get("type") != "null"]
+        if "a number" in options and "a whole number" in options:
+            options.remove("a whole number")
+        return " or ".join(dict.fromkeys(options))
+    if choices := choices_of(schema):
+        names = ", ".join(f'"{choice}"' for choice in choices)
+        return names if len(choices) == 1 else f"one of {names}"
+    match schema.get("type"):
+        case "object":
+            keys = ", ".join(schema.get("properties", {}))
+            return f"a section with the keys {keys}" if keys else "a section of names and values"
+        case "array":
+            few = schema.get("minItems", 0)
+            return f"a list of at least {few}" if few else "a list"
+        case "string":
+            return _wanted_text(schema)
+        case kind:
+            bounds = [words.format(schema[key]) for key, words in _BOUNDS.items() if key in schema]
+            return f"{_TYPES.get(str(kind), 'something else')} {' and '.join(bounds)}".rstrip()
+
+
+def _wanted_text(schema: Schema) -> str:
+    if schema.get("format") == "path":
+        return "a path"
+    return "text that is not empty" if schema.get("minLength") else "text"
+
+
+def choices_of(schema: Schema) -> list[str]:
+    """The words that may stand here, if only certain words may."""
+    if "const" in schema:
+        return [schema["const"]]
+    return [str(choice) for choice in schema.get("enum", [])]
+
+
+def all_choices(schema: Schema) -> list[str]:
+    """The words that may stand here among other things."""
+    schema = resolve(schema)
+    options = [schema, *map(resolve, schema.get("anyOf", []))]
+    return [choice for option in options for choice in choices_of(option)]
+
+
+def given(node: Node) -> str:
+    """What stands there, as the user wrote it."""
+    match node.content:
+        case None:
+            return "nothing"
+        case dict():
+            return "a section"
+        case list():
+            return "a list" if node.content else "an empty list"
+        case str():
+            return f'"{shown(node.content)}"'
+        case bool():
+            return f"{shown(node.text)} (which YAML reads as {str(node.content).lower()})"
+        case _:
+            return shown(node.text)
+
+
+def remedy(schema: Schema, node: Node) -> str:
+    """What would make the value fit, where that is clear; begins with a comma or semicolon."""
+    schema = resolve(schema)
+    types = {resolve(option).get("type") for option in schema.get("anyOf", [schema])}
+    match node.content:
+        case str():
+            return _remedy_for_text(schema, types, node.content)
+        case bool() | int() | float():
+            return _remedy_for_number(schema, types, node)
+        case dict() if "array" in types:
+            return '; begin each item with "- "'
+        case _:
+            return ""
+
+
+def _remedy_for_text(schema: Schema, types: set[str | None], text: str) -> str:
+    if meant := closest(text, all_choices(schema)):
+        return f', did you mean "{meant}"?'
+    bare = read_plain_scalar(text)
+    fits = {bool: {"boolean"}, int: {"integer", "number"}, float: {"number"}}
+    if types & fits.get(type(bare), set()):
+        return "; remove the quotes"
+    if "array" in types:
+        return f"; a list of one is written [{shown(text)}]"
+    required = schema.get("required", [])
+    if types == {"object"} and len(required) == 1:
+        return f"; write {{{required[0]}: {shown(text)}}}"
+    return ""
+
+
+def _remedy_for_number(schema: Schema, types: set[str | None], node: Node) -> str:
+    content = node.content
+    if "string" in types and not all_choices(schema):
+        return f'; to make it text, put it in quotes: "{shown(node.text)}"'
+    if isinstance(content, float) and not isfinite(content):
+        return "; it must be finite"
+    if isinstance(content, float) and types == {"integer"} and content.is_integer():
+        return f"; write {int(content)}" if abs(content) < 1e15 else ""
+    return ""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`, did you mean "rank"?`, or nothing when no known word is near."""
+    meant = closest(word, known)
+    return f', did you mean "{meant}"?' if meant else ""
+
+
+def closest(word: Any, known: Iterable[str]) -> str:
+    """The known word that is nearest to a misspelt one, or an empty text."""
+    # Nobody misspells a name into a novel, and difflib is slow on long text.
+    words = list(known)
+    folded = {choice.lower(): choice for choice in words}
+    near = get_close_matches(str(word)[:60].lower().replace("-", "_"), folded, n=1, cutoff=0.6)
+    return folded[near[0]] if near else ""
+
+
+@dataclass(frozen=True)
+class _Spot:
+    """Where an error belongs: the path as the file has it, and what is wanted there.
+
+    `union` is the path of the plain union on the way there, `member` Pydantic's name for the
+    member that complains.
+    """
+
+    path: KeyPath
+    schema: Schema
+    union: KeyPath | None = None
+    member: str = ""
+
+
+def explain_errors(errors: Sequence[ErrorDetails], root: Node) -> list[RecipeFault]:
+    """One fault for each thing that is wrong."""
+    spots = [(error, _locate(error["loc"])) for error in errors]
+    faults = [_explain(error, spot, root) for error, spot in spots if spot.union is None]
+    for union in dict.fromkeys(spot.union for _, spot in spots if spot.union is not None):
+        group = [(error, spot) for error, spot in spots if spot.union == union]
+        faults.extend(_explain_union(union, group, root))
+    return faults
+
+
+def _locate(location: Sequence[str | int]) -> _Spot:
+    schema = strict_schema()
+    path: KeyPath = ()
+    union: KeyPath | None = None
+    member = ""
+    for part in location:
+        schema = resolve(schema)
+        if kinds := variants(schema):
+            schema = kinds.get(str(part), {})
+        elif "anyOf" in schema:
+            union, member = path, str(part)
+            schema = _union_member(schema, member)
+        else:
+            path = (*path, part)
+            schema = _child(schema, part)
+    return _Spot(path, resolve(schema), union, member)
+
+
+def _union_member(schema: Schema, label: str) -> Schema:
+    """The member that Pydantic calls `label`: a class's name or list[str], dict[str,int]."""
+    for option in schema["anyOf"]:
+        if option.get("$ref", "/").rsplit("/", 1)[1] in re.findall(r"\w+", label):
+            return resolve(option)
+        if label.startswith({"array": "list[", "object": "dict["}.get(option.get("type"), "?")):
+            return resolve(option)
+    return {}
+
+
+def _child(schema: Schema, part: str | int) -> Schema:
+    if isinstance(part, int):
+        found = schema.get("items")
+    else:
+        found = schema.get("properties", {}).get(part, schema.get("additionalProperties"))
+    return found if isinstance(found, dict) else {}
+
+
+def _explain_union(
+    union: KeyPath, group: list[tuple[ErrorDetails, _Spot]], root: Node
+) -> Iterator[RecipeFault]:
+    """A member that looked inside the value knows best what is wrong there; else ask for either."""
+    inside: dict[str, list[tuple[ErrorDetails, _Spot]]] = {}
+    for error, spot in group:
+        if len(spot.path) > len(union):
+            inside.setdefault(spot.member, []).append((error, spot))
+    if inside:
+        for error, spot in min(inside.values(), key=len):
+            yield _explain(error, spot, root)
+    else:
+        yield _explain_value(_Spot(union, _schema_at(union, root)), root)
+
+
+def _schema_at(path: KeyPath, root: Node) -> Schema:
+    """What is wanted at a path of the file, whose own kinds say which variant applies."""
+    schema = strict_schema()
+    for depth, part in enumerate(path):
+        schema = resolve(schema)
+        if kinds := variants(schema):
+            kind, _ = find(root, (*path[:depth], "kind"))
+            schema = kinds.get(str(kind.content), {})
+        schema = _child(schema, part)
+    return resolve(schema)
+
+
+def _explain(error: ErrorDetails, spot: _Spot, root: Node) -> RecipeFault:
+    sentences: dict[str, Callable[[], RecipeFault]] = {
+        "extra_forbidden": lambda: _explain_unknown_key(error["loc"], spot, root),
+        "missing": lambda: _explain_missing_key(spot.path, spot.schema, root),
+        "union_tag_not_found": lambda: _explain_kind(spot, root),
+        "union_tag_invalid": lambda: _explain_kind(spot, root),
+        "value_error": lambda: _explain_refusal(error, spot, root),
+        "string_pattern_mismatch": lambda: _explain_pattern(spot, root),
+    }
+    return sentences.get(error["type"], lambda: _explain_value(spot, root))()
+
+
+def _explain_unknown_key(location: Sequence[str | int], spot: _Spot, root: Node) -> RecipeFault:
+    key = str(spot.path[-1])
+    section = _locate(location[:-1]).schema
+    union = _locate(location[:-2]).schema if len(location) > 1 else {}
+    owners = [kind for kind, variant in variants(union).items() if key in variant["properties"]]
+    node, _ = find(root, spot.path)
+    place = _key_place(node)
+    if owners:
+        have = f"kind {owners[0]} has" if len(owners) == 1 else f"kinds {' and '.join(owners)} have"
+        message = f"only {have} this key, not {location[-2]}; remove it"
+        message += _whole_section_hint(spot.path[:-1], place, root)
+    else:
+        message = f"unknown key{_meant_key(key, section)}"
+    return RecipeFault(place, spot.path, message)
+
+
+def _whole_section_hint(section: KeyPath, place: SourceLocation, root: Node) -> str:
+    kind, _ = find(root, (*section, "kind"))
+    if kind.place.turn <= place.turn:
+        return ""
+    name = ".".join(map(str, section))
+    return f', or override the whole section: "{name}={{kind: {kind.content}}}"'
+
+
+def _meant_key(key: str, section: Schema) -> str:
+    elsewhere = {".".join(path) for path in _key_paths(strict_schema()) if path[-1] == key}
+    if len(elsewhere) == 1:
+        return f' here, did you mean "{elsewhere.pop()}"?'
+    known = section.get("properties", {})
+    return did_you_mean(key, known) or f"; the keys here are {', '.join(known)}"
+
+
+def _key_paths(schema: Schema) -> Iterator[tuple[str, ...]]:
+    """Every key of the recipe outside lists, as a path."""
+    schema = resolve(schema)
+    for section in variants(schema).values() or [schema]:
+        for key, child in section.get("properties", {}).items():
+            yield (key,)
+            for path in _key_paths(child):
+                yield (key, *path)
+
+
+def _explain_missing_key(path: KeyPath, schema: Schema, root: Node) -> RecipeFault:
+    parent, _ = find(root, path[:-1])
+    return RecipeFault(
+        _key_place(parent), path, f"this key is missing; it must be {wanted(schema)}"
+    )
+
+
+def _explain_kind(spot: _Spot, root: Node) -> RecipeFault:
+    path = (*spot.path, str(spot.schema["discriminator"]["propertyName"]))
+    choices = {"enum": list(variants(spot.schema))}
+    if find(root, path)[1]:
+        return _explain_value(_Spot(path, choices), root)
+    return _explain_missing_key(path, choices, root)
+
+
+def _explain_value(spot: _Spot, root: Node) -> RecipeFault:
+    node, _ = find(root, spot.path)
+    message = f"must be {wanted(spot.schema)}, got {given(node)}{remedy(spot.schema, node)}"
+    return RecipeFault(_value_place(node), spot.path, message)
+
+
+def _explain_pattern(spot: _Spot, root: Node) -> RecipeFault:
+    node, _ = find(root, spot.path)
+    meaning = str(spot.schema.get("description", f"text like {spot.schema['pattern']}"))
+    meaning = " ".join(meaning.split()).rstrip(".")
+    message = f"{given(node)} cannot be used; wanted: {meaning[0].lower()}{meaning[1:]}"
+    return RecipeFault(_value_place(node), spot.path, message)
+
+
+def _explain_refusal(error: ErrorDetails, spot: _Spot, root: Node) -> RecipeFault:
+    """What one of the schema's own validators says, at the key that it speaks of."""
+    message = shown(error["msg"].removeprefix("Value error, "), limit=600)
+    node, _ = find(root, spot.path)
+    if not isinstance(node.content, dict):
+        return RecipeFault(_value_place(node), spot.path, message)
+    # A validator of a section names the keys that do not go together: show the first of them
+    # that an override brought in, otherwise the first at all, otherwise the section.
+    words = [tuple(word.split(".")) for word in re.findall(r"[\w.]*\w", message)]
+    named = [found for found, whole in (find(node, word) for word in words) if whole]
+    from_overrides = [key for key in named if _key_place(key).turn]
+    culprit = (from_overrides or named or [node])[0]
+    return RecipeFault(_key_place(culprit), spot.path, message)
+
+
+def _key_place(node: Node) -> SourceLocation:
+    return node.key_place or node.place
+
+
+def _value_place(node: Node) -> SourceLocation:
+    """The value, or, where nothing is written behind the key, the key."""
+    return _key_place(node) if node.content is None and not node.text else node.place

@@ -1,0 +1,415 @@
+"""Read YAML into values that know where they were written.
+
+`yaml.safe_load` forgets the lines, keeps the last of two equal keys, expands alias bombs, and
+reads 1e-4 as text. So a tree is built here from PyYAML's events; `plain_words.py` reads its words.
+
+What a word without quotes means in a recipe: a number, true or false, nothing, or text.
+
+As in YAML 1.2, where 1e-4 is a number and 010, 1:30 and 2026-01-01 are not something surprising;
+besides, yes/no/on/off are the booleans that many people expect them to be.
+
+Say in plain words what keeps a text from being YAML.
+
+PyYAML's own messages name the parser's states ("did not find expected key"), not the slip.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import yaml
+
+Scalar = str | int | float | bool | None
+
+# 18 digits always fit 64 bits; a longer number is a slip of the finger and stays text.
+_INTEGER = re.compile(r"[-+]?(0|[1-9](_?[0-9]){0,17}|0x[0-9a-fA-F]{1,15})")
+FLOAT = re.compile(
+    r"[-+]?(\.[0-9]+|[0-9]+\.[0-9]*)([eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+"
+    r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
+)
+_NAMED: dict[str, bool | None] = {"": None, "~": None, "null": None} | {
+    word: value
+    for value, words in ((True, ("true", "yes", "on")), (False, ("false", "no", "off")))
+    for word in words
+}
+
+
+def read_plain_scalar(text: str) -> Scalar:
+    """What a word without quotes means."""
+    word = text.lower() if text in (text.lower(), text.title(), text.upper()) else text
+    if word in _NAMED:
+        return _NAMED[word]
+    if _INTEGER.fullmatch(text):
+        return int(text, 0)
+    if FLOAT.fullmatch(text):
+        return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+    return text
+
+
+_ALIGNMENT = (
+    "this line does not line up with the lines above it, or the value before it goes on after its "
+    "closing quote; give keys of one section the same indentation"
+)
+_COLON = (
+    'a ":" cannot stand here; put a value that contains ": " in quotes, and indent keys of one '
+    "section alike"
+)
+_NAME = '"*" and "&" are signs of YAML; put text that begins with one in quotes'
+
+# Words of the parser, in C or in Python, to our sentence; the first that is found counts.
+_SENTENCES = (
+    ("mapping values are not allowed", _COLON),
+    ("unexpected ':'", _COLON),
+    ("mapping keys are not allowed", 'a "? " cannot stand here; put text that begins so in quotes'),
+    (
+        "sequence entries are not allowed",
+        'a list cannot begin behind "key:"; put "- " on new lines',
+    ),
+    ("expected alphabetic or numeric", _NAME),
+    ("unknown escape", "a backslash begins an escape in \"...\"; use '...' for a plain backslash"),
+    ("escape", "this is no valid escape sequence; put the text in '...' instead of \"...\""),
+    ("directive", 'a line cannot begin with "%"; remove it'),
+    ("incompatible", "this version of YAML is not known; remove the %YAML line"),
+    ("document start", "the recipe ended above, and yet it goes on; indent it alike"),
+    ("document indicator", 'a quote is still open at this "---"; close it'),
+    ("tag", 'a word that begins with "!" is a tag, which recipes do not have; put it in quotes'),
+    ("expected key", _ALIGNMENT),
+    ("expected <block end>", _ALIGNMENT),
+    ("expected '-' indicator", _ALIGNMENT),
+    ("node content", "a value is missing here, or there is a sign too many; see the line"),
+    ("block scalar", 'behind "|" or ">" the line must end; put the text into the next line'),
+)
+_BRACKET_CONTEXTS = {
+    "while parsing a flow sequence": ("[", "]"),
+    "while parsing a flow mapping": ("{", "}"),
+}
+_CONTROL = re.compile(
+    "[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]",
+)
+
+
+def find_control_character(text: str) -> tuple[int, int, str] | None:
+    """Line and column, from 0, of the first character that YAML forbids, and a sentence."""
+    found = _CONTROL.search(text)
+    if found is None:
+        return None
+    before = text[: found.start()]
+    line = before.count("\n")
+    column = len(before) - (before.rfind("\n") + 1)
+    code = f"U+{ord(found.group()):04X}"
+    return line, column, f"the invisible character {code} cannot stand in YAML; remove it"
+
+
+def explain_syntax_error(error: yaml.MarkedYAMLError, text: str) -> tuple[int, int, str]:
+    """Line and column of the slip, both from 0, and a sentence that says what to do."""
+    problem = error.problem or ""
+    context = error.context or ""
+    mark = error.problem_mark or error.context_mark
+    assert mark is not None, "PyYAML marks every syntax error"
+    opened = error.context_mark or mark
+    # A tab deforms the structure, and the parser may notice only lines below.
+    tab = _find_tab(text, opened.line, mark.line)
+    if tab is not None:
+        return tab[0], tab[1], "a tab indents this line; YAML wants spaces, two for each level"
+    if "quoted scalar" in context and "end of stream" in problem:
+        quote = _sign_at(text, opened.line, opened.column)
+        return opened.line, opened.column, f"the quote {quote} that opens here is never closed"
+    if context in _BRACKET_CONTEXTS and "expected ','" in problem:
+        opening, closing = _BRACKET_CONTEXTS[context]
+        message = (
+            f'the "{opening}" that opens here lacks its "{closing}", or a comma is missing in it'
+        )
+        return opened.line, opened.column, f"{message}; add it"
+    if "could not find expected ':'" in problem:
+        return opened.line, opened.column, 'this line has no ":"; write "key: value"'
+    if "cannot start any token" in problem:
+        sign = _sign_at(text, mark.line, mark.column)
+        return mark.line, mark.column, f'text cannot begin with "{sign}"; put it in quotes'
+    for words, sentence in _SENTENCES:
+        if words in problem or words in context:
+            return mark.line, mark.column, sentence
+    return mark.line, mark.column, f"this is not valid YAML ({problem}); see the line"
+
+
+def _find_tab(text: str, first_line: int, last_line: int) -> tuple[int, int] | None:
+    lines = text.split("\n")
+    for number in range(first_line, min(last_line, len(lines) - 1) + 1):
+        line = lines[number]
+        indent = line[: len(line) - len(line.lstrip(" \t"))]
+        if "\t" in indent and line.strip():
+            return number, indent.index("\t")
+    return None
+
+
+def _sign_at(text: str, line: int, column: int) -> str:
+    lines = text.split("\n")
+    return lines[line][column : column + 1] if line < len(lines) else ""
+
+
+KeyPath = tuple[str | int, ...]
+
+MAX_VALUES = 5_000
+MAX_DEPTH = 30
+
+
+@dataclass(frozen=True, order=True)
+class SourceLocation:
+    """A line and column of the recipe, both from 1, or, with line 0, a whole override.
+
+    `turn` orders the sources: 0 for the file, then the overrides as they were given.
+    """
+
+    turn: int
+    line: int
+    column: int
+    source: str
+
+    def __str__(self) -> str:
+        return f"{self.source}:{self.line}:{self.column}" if self.line else self.source
+
+
+@dataclass(frozen=True)
+class RecipeFault:
+    """Something wrong at a place; `path` names the key, as far as there is one."""
+
+    place: SourceLocation
+    path: KeyPath
+    message: str
+
+
+@dataclass(frozen=True)
+class Node:
+    """A value, where it was written and how; under a key also where the key was written.
+
+    `size` and `depth` count what it holds after its aliases are written out.
+    """
+
+    content: "Scalar | list[Node] | dict[str, Node]"
+    place: SourceLocation
+    text: str = ""
+    key_place: SourceLocation | None = None
+    size: int = 1
+    depth: int = 1
+
+
+class Unreadable(Exception):
+    """The text is no recipe at all, so there is nothing to look for further faults in."""
+
+    def __init__(self, fault: RecipeFault) -> None:
+        super().__init__(fault.message)
+        self.fault = fault
+
+
+def read_document(text: str, start: SourceLocation) -> tuple[Node, list[RecipeFault]]:
+    """The tree of a YAML text, and the faults that did not keep it from being read.
+
+    With `start.line` 0 the text is an override, which is one place as a whole.
+    """
+    if forbidden := find_control_character(text):
+        line, column, message = forbidden
+        raise Unreadable(RecipeFault(_place(start, line, column), (), message))
+    composer = _Composer(text, start)
+    try:
+        return composer.document(), composer.faults
+    except yaml.MarkedYAMLError as error:
+        line, column, message = explain_syntax_error(error, text)
+        raise Unreadable(RecipeFault(_place(start, line, column), (), message)) from error
+    finally:
+        composer.close()
+
+
+def plain(node: Node) -> Any:
+    """The bare value, as JSON would hold it."""
+    match node.content:
+        case dict():
+            return {key: plain(child) for key, child in node.content.items()}
+        case list():
+            return [plain(child) for child in node.content]
+        case _:
+            return node.content
+
+
+def find(node: Node, path: KeyPath) -> tuple[Node, bool]:
+    """The node at a path, or the deepest one on the way there; and whether it is the whole way."""
+    for part in path:
+        content = node.content
+        if isinstance(content, dict) and part in content:
+            node = content[str(part)]
+        elif isinstance(content, list) and isinstance(part, int) and part < len(content):
+            node = content[part]
+        else:
+            return node, False
+    return node, True
+
+
+def shown(text: str, limit: int = 60) -> str:
+    """Text of a recipe as it may stand in a message: one line, short, nothing unprintable."""
+    line = "".join(sign if sign.isprintable() else "?" for sign in " ".join(text.split()))
+    return line if len(line) <= limit else line[: limit - 3] + "..."
+
+
+_TOO_DEEP = f"nested more than {MAX_DEPTH} deep, no recipe needs that; remove the excess"
+_HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # PyYAML's parser in Python lets "\\ud800" pass
+_NOT_TEXT = "this text holds half a character (\\ud800 to \\udfff); remove that escape"
+_TOO_MANY = (
+    f"more than {MAX_VALUES:,} values, counting what each alias (*name) stands for; cut it down"
+)
+
+
+def _loader_class() -> Any:
+    """The parser in C where PyYAML has it: ten times faster, with the same events."""
+    return getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class _Composer:
+    """Builds the tree, event by event, so that a bomb is refused before it is expanded."""
+
+    def __init__(self, text: str, start: SourceLocation) -> None:
+        self.start = start
+        self.loader = _loader_class()(text)
+        self.faults: list[RecipeFault] = []
+        self.num_values = 0
+        self.anchors: dict[str, Node | None] = {}  # None while the node is still being read
+
+    def close(self) -> None:
+        self.loader.dispose()
+
+    def place_of(self, event: Any) -> SourceLocation:
+        return _place(self.start, event.start_mark.line, event.start_mark.column)
+
+    def document(self) -> Node:
+        self.loader.get_event()  # the stream starts
+        if self.loader.check_event(yaml.StreamEndEvent):
+            return Node(None, self.start)
+        self.loader.get_event()  # the document starts
+        node = self.node(())
+        self.loader.get_event()  # the document ends
+        if not self.loader.check_event(yaml.StreamEndEvent):
+            message = 'a second document begins here; a recipe is one, remove the "---"'
+            self.faults.append(RecipeFault(self.place_of(self.loader.peek_event()), (), message))
+        return node
+
+    def node(self, path: KeyPath) -> Node:
+        event = self.loader.get_event()
+        place = self.place_of(event)
+        if len(path) >= MAX_DEPTH:
+            raise Unreadable(RecipeFault(place, (), _TOO_DEEP))
+        if isinstance(event, yaml.AliasEvent):
+            node = self.aliased(str(event.anchor), place, path)
+            self.count(node.size, place)
+        else:
+            self.count(1, place)
+            if event.anchor:
+                self.anchors[event.anchor] = None
+            node = self.written(event, place, path)
+            if event.anchor:
+                self.anchors[event.anchor] = node
+        if len(path) + node.depth > MAX_DEPTH:
+            raise Unreadable(RecipeFault(place, (), _TOO_DEEP))
+        return node
+
+    def count(self, values: int, place: SourceLocation) -> None:
+        self.num_values += values
+        if self.num_values > MAX_VALUES:
+            raise Unreadable(RecipeFault(place, (), _TOO_MANY))
+
+    def aliased(self, anchor: str, place: SourceLocation, path: KeyPath) -> Node:
+        if anchor not in self.anchors:
+            message = (
+                f'the alias *{shown(anchor)} stands for nothing; write "&{shown(anchor)}" before '
+                "the value that it repeats, or put the text in quotes"
+            )
+        elif (node := self.anchors[anchor]) is not None:
+            return replace(node, place=place)
+        else:
+            message = f"the alias *{shown(anchor)} stands inside the value that it repeats"
+            message += "; remove it"
+        raise Unreadable(RecipeFault(place, path, message))
+
+    def written(self, event: Any, place: SourceLocation, path: KeyPath) -> Node:
+        # "!" alone and !!str say only that the value is text, which a recipe can hold.
+        if event.tag not in (None, "!", "tag:yaml.org,2002:str"):
+            tag = event.tag.replace("tag:yaml.org,2002:", "!!")
+            message = f"the tag {shown(tag)} is not allowed, a recipe holds plain values; remove it"
+            self.faults.append(RecipeFault(place, path, message))
+        match event:
+            case yaml.ScalarEvent():
+                plain_word = event.implicit[0] and event.tag is None
+                content = read_plain_scalar(event.value) if plain_word else event.value
+                if _HALF_CHARACTER.search(event.value):
+                    raise Unreadable(RecipeFault(place, path, _NOT_TEXT))
+                return Node(content, place, event.value)
+            case yaml.SequenceStartEvent():
+                return _holding(list(self.items(path)), place)
+            case _:
+                return _holding(self.mapping(path), place)
+
+    def items(self, path: KeyPath) -> Iterator[Node]:
+        index = 0
+        while not self.loader.check_event(yaml.SequenceEndEvent):
+            yield self.node((*path, index))
+            index += 1
+        self.loader.get_event()
+
+    def mapping(self, path: KeyPath) -> dict[str, Node]:
+        own: dict[str, Node] = {}
+        merged: dict[str, Node] = {}
+        while not self.loader.check_event(yaml.MappingEndEvent):
+            is_merge = _is_merge_key(self.loader.peek_event())
+            key = self.node((*path, "?"))  # a key may itself be nested, until it is refused
+            if is_merge:
+                self.merge(self.node(path), merged, path)
+            elif self.key_is_fit(key, own, path):
+                value = self.node((*path, str(key.content)))
+                own[str(key.content)] = replace(value, key_place=key.place)
+            else:
+                self.node((*path, "?"))
+        self.loader.get_event()
+        return {**merged, **own}
+
+    def key_is_fit(self, key: Node, own: dict[str, Node], path: KeyPath) -> bool:
+        if not isinstance(key.content, str):
+            word = shown(key.text)
+            message = "a key must be text, and this is none; write a name"
+            if word:
+                message = f'the key {word} is not text; put it in quotes: "{word}"'
+            self.faults.append(RecipeFault(key.place, path, message))
+            return False
+        if key.content in own:
+            first = own[key.content].key_place
+            where = f", first in line {first.line}" if first and first.line else ""
+            message = f"this key is given twice{where}; remove one of them"
+            self.faults.append(RecipeFault(key.place, (*path, key.content), message))
+            return False
+        return True
+
+    def merge(self, source: Node, merged: dict[str, Node], path: KeyPath) -> None:
+        """Take over the keys of `<<: *name`; the section's own keys and earlier merges win."""
+        sources = source.content if isinstance(source.content, list) else [source]
+        for section in sources:
+            if isinstance(section.content, dict):
+                for key, value in section.content.items():
+                    merged.setdefault(key, value)
+            else:
+                message = 'only a section can be merged with "<<"; write "<<: *name"'
+                self.faults.append(RecipeFault(source.place, path, message))
+
+
+def _place(start: SourceLocation, line: int, column: int) -> SourceLocation:
+    """The place of PyYAML's line and column, which count from 0."""
+    return replace(start, line=line + 1, column=column + 1) if start.line else start
+
+
+def _is_merge_key(event: Any) -> bool:
+    return isinstance(event, yaml.ScalarEvent) and event.value == "<<" and event.implicit[0]
+
+
+def _holding(content: list[Node] | dict[str, Node], place: SourceLocation) -> Node:
+    children = list(content.values()) if isinstance(content, dict) else content
+    return Node(
+        content,
+        place,
+        size=1 + sum(child.size for child in children),
+        depth=1 + max((child.depth for child in children), default=0),
+    )

@@ -1,0 +1,429 @@
+"""Add up the bytes of all tensors that are alive while a weightless model computes.
+
+Its weights are fake tensors, which have shapes and no values, and so is all that is computed from
+them. The micro-batch is real: code that looks at its values (is there padding, which columns have
+targets) goes the way that it goes in training.
+
+The update of a deep model, from those of two short ones that have the same layers.
+
+What an update needs grows by the same amount with every layer, and running all of 80 layers one
+operation at a time takes minutes. Whether a model's layers are alike is seen in its weights: the
+two short models must predict those of the whole.
+
+How much memory one update of a training takes, found by running it without any values.
+"""
+
+import logging
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from accelerate.utils import convert_outputs_to_fp32
+from peft import PeftModel
+from torch import Tensor, nn
+from torch._subclasses import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.optimization import Adafactor
+
+from yrunner.errors import ModelError
+from yrunner.losses.fused_head import attach, measure_targets
+from yrunner.models.errors import quiet_libraries
+from yrunner.models.meta import fake_mode_of
+from yrunner.models.scratch import BUILD_ERRORS
+from yrunner.models.size import state_bytes
+
+Kind = Literal["weights", "gradients", "optimizer", "activations", "copies"]
+"""Copies are those of weights in another dtype, as autocast makes them: activations of a kind."""
+
+VALUES_NEEDED = (DataDependentOutputException, DynamicOutputShapeException)
+"""What an operation on fake tensors raises when its result depends on their values."""
+
+REAL_UP_TO = 2**20
+"""Elements of the largest real result. Ids and positions are smaller; masks of every token
+against every other, and the identity matrix of DoRA, need no values."""
+
+
+class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """While it is entered, every new tensor counts as an activation until it is assigned."""
+
+    def __init__(self, fake_mode: FakeTensorMode) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._fake_mode = fake_mode
+        self._storages: dict[int, tuple[Kind, int]] = {}
+        self.alive: Counter[Kind] = Counter()
+        """Bytes of each kind right now."""
+        self._most_activations: dict[int, int] = {}
+        self._most_without_copies: dict[int, int] = {}
+
+    def assign(self, tensors: Iterable[Tensor], kind: Kind) -> None:
+        """Count these tensors, whether known or new, as `kind`."""
+        for tensor in tensors:
+            storage = tensor.untyped_storage()
+            if id(storage) in self._storages:
+                self._forget(id(storage))
+            else:
+                weakref.finalize(storage, self._forget, id(storage)).atexit = False
+            self._storages[id(storage)] = (kind, storage.nbytes())
+            self.alive[kind] += storage.nbytes()
+
+    def take_peaks(self) -> list[tuple[int, int]]:
+        """Bytes of gradients, each with the most activations beside them since the last call."""
+        peaks = list(self._most_activations.items())
+        self._most_activations, self._most_without_copies = {}, {}
+        return peaks
+
+    def peaks_without_copies(self) -> list[tuple[int, int]]:
+        """What `take_peaks` would give, were there no copies of weights; takes nothing."""
+        return list(self._most_without_copies.items())
+
+    def __torch_dispatch__(
+        self, operation: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """Run one operation and count what it made."""
+        result = self._run(operation, FakeTensor in types, args, kwargs or {})
+        tensors = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        self.assign(
+            (made for made in tensors if id(made.untyped_storage()) not in self._storages),
+            "copies" if self._copies_a_weight(operation, args) else "activations",
+        )
+        gradients, activations = self.alive["gradients"], self.alive["activations"]
+        for most, now in (
+            (self._most_activations, activations + self.alive["copies"]),
+            (self._most_without_copies, activations),
+        ):
+            most[gradients] = max(now, most.get(gradients, 0))
+        return result
+
+    def _copies_a_weight(self, operation: Any, args: Any) -> bool:
+        if operation is not torch.ops.aten._to_copy.default:
+            return False
+        kind, _ = self._storages.get(id(args[0].untyped_storage()), (None, 0))
+        return kind == "weights"
+
+    def _run(self, operation: Any, has_fakes: bool, args: Any, kwargs: Any) -> Any:
+        if has_fakes:
+            return STAND_INS.get(operation, operation)(*args, **kwargs)
+        # Fakes of its arguments, not the fake mode alone: that would compute on real ones.
+        fakes = tree_map_only(Tensor, self._fake_mode.from_tensor, (args, kwargs))
+        try:
+            with self._fake_mode:
+                fake_result = operation(*fakes[0], **fakes[1])
+        except VALUES_NEEDED:
+            return operation(*args, **kwargs)
+        tensors = [leaf for leaf in tree_leaves(fake_result) if isinstance(leaf, Tensor)]
+        is_small = all(tensor.numel() <= REAL_UP_TO for tensor in tensors)
+        return operation(*args, **kwargs) if is_small else fake_result
+
+    def _forget(self, storage_id: int) -> None:
+        kind, num_bytes = self._storages.pop(storage_id)
+        self.alive[kind] -= num_bytes
+
+
+@contextmanager
+def quiet_failures() -> Iterator[None]:
+    """Keep torch from logging the traceback of an operation that cannot be run without values."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    before = log.disabled
+    log.disabled = True
+    try:
+        yield
+    finally:
+        log.disabled = before
+
+
+def _select(values: Tensor, indices: list[Tensor | None]) -> Tensor:
+    """`values[indices]`, a real mask as positions: how many it picks is known only then."""
+    positions: list[Tensor | None] = []
+    for index in indices:
+        if index is None or index.dtype != torch.bool or isinstance(index, FakeTensor):
+            positions.append(index)
+        else:
+            positions += index.nonzero().unbind(1)
+    return torch.ops.aten.index.Tensor(values, positions)
+
+
+def _norm(values: Tensor, order: float = 2) -> Tensor:
+    return torch.linalg.vector_norm(values, order)
+
+
+def _grouped_matmul(left: Tensor, right: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """In bfloat16, the only dtype that fake tensors know for it, and back."""
+    halves = (left.bfloat16(), right.bfloat16())
+    return torch.ops.aten._grouped_mm.default(*halves, *args, **kwargs).to(left.dtype)
+
+
+STAND_INS: dict[Any, Any] = {
+    torch.ops.aten.index.Tensor: _select,
+    torch.ops.aten.norm.Scalar: _norm,
+    torch.ops.aten._grouped_mm.default: _grouped_matmul,
+}
+"""What fake tensors refuse, and how to come to a result of the same shape (torch 2.13)."""
+
+
+METHOD = (
+    "Estimated by running one update on tensors that have shapes and no values, adding up after "
+    "every operation what is alive; several GPUs share it out as docs/results/scaling.md says."
+)
+NOT_COUNTED = (
+    "Not in it: the CUDA context (about 0.5 GB), scratch memory inside kernels, and what the "
+    "allocator keeps unused (on a CPU sometimes twice the estimate)."
+)
+
+OF_BITSANDBYTES = frozenset({"adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit"})
+"""Optimizers that compute on real values only."""
+
+
+@dataclass(frozen=True)
+class StepTrace:
+    """One update, moment by moment, in bytes on a single device."""
+
+    weights: int
+    """Parameters and buffers, trained and frozen."""
+    optimizer: int
+    """What the optimizer remembers from update to update."""
+    while_computing: tuple[tuple[int, int], ...]
+    """Gradients and activations at the busiest moments of forward and backward. Activations are
+    everything that is not listed here: what backward needs, logits, working memory."""
+    while_updating: tuple[tuple[int, int], ...]
+    """The same of the optimizer's step."""
+    without_copies: tuple[tuple[int, int], ...]
+    """The same as `while_computing` where trained weights are kept in the dtype of the computation,
+    as DeepSpeed does, so that autocast has nothing to copy."""
+
+    def busiest_compute(
+        self, gradient_share: float = 1.0, *, copies: bool = True
+    ) -> tuple[int, int]:
+        """Gradients and activations where most is held, of the gradients only that share.
+
+        `copies`: with those that autocast makes of trained weights.
+        """
+        moments = self.while_computing if copies else self.without_copies
+        return max(moments, key=lambda it: gradient_share * it[0] + it[1])
+
+    @property
+    def updating(self) -> int:
+        """The optimizer's working memory at most."""
+        return max(activations for _, activations in self.while_updating)
+
+    @property
+    def peak(self) -> int:
+        """All that a device holds at the busiest moment of training alone."""
+        moments = map(sum, self.while_computing + self.while_updating)
+        return self.weights + self.optimizer + max(moments)
+
+
+@dataclass(frozen=True)
+class Untraceable:
+    """A model whose memory cannot be found without computing values."""
+
+    reason: str
+
+
+def trace_step(
+    model: PreTrainedModel | PeftModel,
+    micro_batch: Mapping[str, Tensor],
+    *,
+    dtype: torch.dtype,
+    optimizer: str,
+    accumulation: int = 1,
+    gradient_checkpointing: bool = False,
+    foreach: bool = False,
+) -> StepTrace | Untraceable:
+    """Run one update of a weightless model, not the first, on a micro-batch as `collate` makes it.
+
+    `dtype` is that of the computation, `optimizer` transformers' name of it, `accumulation` the
+    micro-steps per update. `foreach`: the optimizer updates all weights at once and not one after
+    the other, which is torch's way on a GPU and needs working memory for all of them.
+    """
+    model.train()
+    if gradient_checkpointing:
+        model.activation_checkpointing_enable(
+            activation_checkpointing_kwargs={"use_reentrant": False}
+        )
+    parameters = list(model.parameters())
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    updater = make_optimizer(optimizer, trained, foreach=foreach)
+    live = LiveBytes(fake_mode_of(model))
+    live.assign([*parameters, *model.buffers()], "weights")
+    try:
+        with live, quiet_libraries(), quiet_failures():
+            _remember_an_update(trained, updater, live)
+            if accumulation == 1:
+                updater.zero_grad()
+            live.take_peaks()
+            # The recipe's loss would weigh each target: a few numbers beside a row of logits.
+            attach(model)
+            loss = measure_targets(mixed_precision(model, dtype), micro_batch).weighted
+            loss.backward()  # type: ignore[no-untyped-call]
+            without_copies = live.peaks_without_copies()
+            while_computing = live.take_peaks()
+            updater.step()
+            while_updating = live.take_peaks()
+    except BUILD_ERRORS as error:
+        return Untraceable(_reason(error))
+    return StepTrace(
+        weights=live.alive["weights"],
+        optimizer=live.alive["optimizer"],
+        while_computing=tuple(while_computing),
+        while_updating=tuple(while_updating),
+        without_copies=tuple(without_copies),
+    )
+
+
+def make_optimizer(
+    name: str, parameters: list[nn.Parameter], *, foreach: bool
+) -> torch.optim.Optimizer:
+    """The optimizer that Trainer makes for `train.optimizer`."""
+    match name:
+        case "adamw_torch" | "adamw_8bit" | "paged_adamw_8bit" | "paged_adamw_32bit":
+            # For those of bitsandbytes: no less than they need.
+            return torch.optim.AdamW(parameters, foreach=foreach)
+        case "adamw_torch_fused":
+            return torch.optim.AdamW(parameters, fused=True)
+        case "sgd":
+            return torch.optim.SGD(parameters, foreach=foreach)
+        case "adafactor":
+            return Adafactor(parameters, lr=1e-3, scale_parameter=False, relative_step=False)
+    raise AssertionError(f"no such optimizer in the recipe's schema: {name}")
+
+
+def optimizer_bytes(name: str, trained: Iterable[nn.Parameter]) -> int:
+    """What the optimizer of these weights will remember, found by a step without any values."""
+    with FakeTensorMode():
+        twins = [nn.Parameter(torch.empty(each.shape, dtype=each.dtype)) for each in trained]
+        for twin in twins:
+            twin.grad = torch.zeros_like(twin)
+        optimizer = make_optimizer(name, twins, foreach=False)
+        optimizer.step()
+    return state_bytes(optimizer)
+
+
+def mixed_precision(model: nn.Module, dtype: torch.dtype) -> Any:
+    """`model` as accelerate calls it: computed in `dtype`, its logits handed on in float32."""
+    if dtype == torch.float32:
+        return model
+    return convert_outputs_to_fp32(torch.autocast("cpu", dtype=dtype)(model.__call__))
+
+
+def _remember_an_update(
+    trained: list[nn.Parameter], updater: torch.optim.Optimizer, live: LiveBytes
+) -> None:
+    """Bring optimizer and gradients to where they stand after an earlier update."""
+
+    def assign_gradient(parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        live.assign([parameter.grad], "gradients")
+
+    for parameter in trained:
+        parameter.register_post_accumulate_grad_hook(assign_gradient)  # type: ignore[no-untyped-call]
+        parameter.grad = torch.zeros_like(parameter)
+        assign_gradient(parameter)
+    updater.step()
+    for state in updater.state.values():
+        live.assign((value for value in state.values() if isinstance(value, Tensor)), "optimizer")
+
+
+def _reason(error: Exception) -> str:
+    first_line = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    if isinstance(error, VALUES_NEEDED):
+        return f"what it computes depends on computed values ({first_line})"
+    return first_line
+
+
+SHORT, LONGER = 2, 4
+"""Layers of the two models that are run."""
+WORTH_IT = 8
+"""A model with fewer layers is run as it is."""
+ALIKE = 0.01
+"""How far the predicted weights may be off, as a share of the real ones."""
+
+
+@dataclass(frozen=True)
+class GrownTrace:
+    """One update of a model of many layers; the same figures as a `StepTrace`."""
+
+    short: StepTrace
+    longer: StepTrace
+    layers: int
+
+    @property
+    def weights(self) -> int:
+        """Parameters and buffers, in bytes."""
+        return self._grown(self.short.weights, self.longer.weights)
+
+    @property
+    def optimizer(self) -> int:
+        """What the optimizer remembers from update to update, in bytes."""
+        return self._grown(self.short.optimizer, self.longer.optimizer)
+
+    @property
+    def updating(self) -> int:
+        """The optimizer's working memory at most, in bytes."""
+        return self._grown(self.short.updating, self.longer.updating)
+
+    def busiest_compute(
+        self, gradient_share: float = 1.0, *, copies: bool = True
+    ) -> tuple[int, int]:
+        """Gradients and activations where most is held, of the gradients only that share."""
+        shorts = self.short.busiest_compute(gradient_share, copies=copies)
+        longs = self.longer.busiest_compute(gradient_share, copies=copies)
+        gradients, activations = map(self._grown, shorts, longs)
+        return gradients, activations
+
+    def _grown(self, short: int, longer: int) -> int:
+        return longer + (longer - short) * (self.layers - LONGER) // (LONGER - SHORT)
+
+
+def trace_update(
+    whole: Any,
+    build: Callable[[PreTrainedConfig], Any],
+    micro_batch: Mapping[str, Tensor],
+    **options: Any,
+) -> StepTrace | GrownTrace | Untraceable:
+    """One update of a weightless model that is ready to train.
+
+    `build` makes such a model of a config; `options` are those of `trace_step`.
+    """
+    grown = _trace_short_ones(whole, build, micro_batch, options)
+    return trace_step(whole, micro_batch, **options) if grown is None else grown
+
+
+def _trace_short_ones(
+    whole: Any,
+    build: Callable[[PreTrainedConfig], Any],
+    micro_batch: Mapping[str, Tensor],
+    options: dict[str, Any],
+) -> GrownTrace | None:
+    """None where the short models cannot be built, or say nothing about the whole."""
+    text = whole.config.get_text_config()
+    kinds = getattr(text, "layer_types", None) or []
+    if text.num_hidden_layers < WORTH_IT or set(kinds[:SHORT]) != set(kinds):
+        return None
+    try:
+        models = [build(shortened(whole.config, number)) for number in (SHORT, LONGER)]
+    except (ModelError, *BUILD_ERRORS):
+        return None
+    short, longer = (trace_step(model, micro_batch, **options) for model in models)
+    if isinstance(short, Untraceable) or isinstance(longer, Untraceable):
+        return None
+    grown = GrownTrace(short, longer, text.num_hidden_layers)
+    real = sum(tensor.nbytes for tensor in (*whole.parameters(), *whole.buffers()))
+    return grown if abs(grown.weights - real) <= ALIKE * real else None
+
+
+def shortened(config: PreTrainedConfig, layers: int) -> PreTrainedConfig:
+    """The same model with its first layers only."""
+    short = deepcopy(config)
+    text = short.get_text_config()
+    text.num_hidden_layers = layers
+    if getattr(text, "layer_types", None):
+        text.layer_types = text.layer_types[:layers]
+    return short
