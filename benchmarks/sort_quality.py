@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from benchmarks.second_world.write import write_second_world
 from yrunner.commands.sort.command import sort
+from yrunner.commands.train.command import train_base
 from yrunner.console import print_table
 from yrunner.scoring.rank import suspicion
 
@@ -123,7 +124,7 @@ def _sort(world: World, folder: Path, arguments: argparse.Namespace) -> None:
     overrides = [f"output={folder}", f"sort.cross_fit={arguments.cross_fit}"]
     if arguments.steps is not None:
         overrides.append(f"sort.cross_fit_steps={arguments.steps}")
-    sort(world.recipe, overrides, overwrite=False)
+    sort(world.recipe, overrides, overwrite=False, train_base=train_base)
 
 
 def _world(name: str, folder: Path) -> World:

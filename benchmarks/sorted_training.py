@@ -20,7 +20,7 @@ from pathlib import Path
 from benchmarks.sort_quality import ROOT
 from yrunner.assembly.measure import Measured
 from yrunner.commands.sort.command import sort
-from yrunner.commands.train.command import train
+from yrunner.commands.train.command import train, train_base
 from yrunner.console import print_table, say
 from yrunner.storage.run_dir import RunDir
 
@@ -98,7 +98,8 @@ def _sorted_rows(name: str, folder: Path) -> Path:
     rows = (folder / f"{name}.jsonl").absolute()
     if not rows.exists():
         # One folder for all: what is measured once serves every arm.
-        sort(RECIPE, [f"output={folder / 'sorted'}", *arm.sort], overwrite=True)
+        overrides = [f"output={folder / 'sorted'}", *arm.sort]
+        sort(RECIPE, overrides, overwrite=True, train_base=train_base)
         shutil.copyfile(folder / "sorted/sort/sorted.jsonl", rows)
     return rows
 

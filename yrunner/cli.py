@@ -76,8 +76,9 @@ def sort(
     check_recipe(recipe, overrides)
     with stopping_at_once():
         from yrunner.commands.sort.command import sort as run_sort
+        from yrunner.commands.train.command import train_base
 
-    run_sort(recipe, overrides or [], overwrite=overwrite)
+    run_sort(recipe, overrides or [], overwrite=overwrite, train_base=train_base)
 
 
 @app.command()
@@ -220,8 +221,9 @@ def replay(recipe: RecipePath, overrides: Overrides = None) -> None:
     check_recipe(recipe, overrides)
     with stopping_at_once():
         from yrunner.commands.replay import replay as run_replay
+        from yrunner.commands.train.command import train_base
 
-    run_replay(recipe, overrides or [])
+    run_replay(recipe, overrides or [], train_base=train_base)
 
 
 @app.command()

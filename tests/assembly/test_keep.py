@@ -11,7 +11,7 @@ from yrunner.assembly import replay as replay_rows
 from yrunner.assembly.memory import keep_notes
 from yrunner.assembly.replay import without_opening
 from yrunner.commands.replay import replay
-from yrunner.commands.train.command import train
+from yrunner.commands.train.command import train, train_base
 from yrunner.data.conversation import Message, TokenizedExample
 from yrunner.errors import Origin, RecipeError, YRunnerError
 from yrunner.evaluation.self_replay import Draft
@@ -113,7 +113,7 @@ def test_a_run_that_only_forgets_is_ended_and_says_so(trained_base, pen, capsys)
 
 
 def test_replay_says_where_the_rows_are_and_train_finds_them(trained_base, pen, capsys):
-    replay(Path("tuned.yaml"), [*SHORT, SELF_REPLAY])
+    replay(Path("tuned.yaml"), [*SHORT, SELF_REPLAY], train_base=train_base)
     out = capsys.readouterr().out
     assert "rows to hold on to: 6" in out and "rows for the gauge: 4" in out
     run(SELF_REPLAY)
@@ -122,7 +122,7 @@ def test_replay_says_where_the_rows_are_and_train_finds_them(trained_base, pen, 
 
 def test_replay_refuses_a_recipe_that_asks_for_no_row(trained_base):
     with pytest.raises(YRunnerError, match="asks its base for no rows"):
-        replay(Path("tuned.yaml"), [])
+        replay(Path("tuned.yaml"), [], train_base=train_base)
 
 
 def test_a_faulty_file_of_kept_rows_is_found_before_the_base_is_trained(project):
@@ -179,7 +179,7 @@ def test_check_states_what_ewc_costs(project):
 
 
 def test_the_rows_name_the_base_that_wrote_them(trained_base, pen):
-    replay(Path("tuned.yaml"), [*SHORT, SELF_REPLAY])
+    replay(Path("tuned.yaml"), [*SHORT, SELF_REPLAY], train_base=train_base)
     (record,) = RunDir(Path("outputs/tuned")).replay.glob("base-*/replay.json")
     content = json.loads(record.read_text())
     assert content["base"].endswith("base/model") and len(content["key"]) == 32

@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks import legal_experiment
 from benchmarks.legal_experiment import GENERAL_TEST, KINDS, Found, by_distance
-from tests.commands.conftest import answers_of
+from tests.project import answers_of
 from yrunner.commands.compare.points import Point
 from yrunner.evaluation.results import Faults, ModelResults
 

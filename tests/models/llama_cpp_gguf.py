@@ -12,10 +12,10 @@ import torch
 from llama_cpp import Llama, llama_cpp
 from transformers import AutoTokenizer
 
-from tests.commands.conftest import write_project
 from tests.models.conftest import logits_of, tiny_config
 from tests.models.export.test_gguf_file import LLAMA3_ROPE, write
 from tests.models.export.test_gguf_pieces import SCHEMES, pieces_tokenizer, texts_of
+from tests.project import write_project
 from yrunner.assembly.model import tuned_tokenizer
 from yrunner.commands.merge.command import merge
 from yrunner.commands.merge.export import GGUF_BARS, probes_of

@@ -1,17 +1,18 @@
 """`yrun replay`: the base writes the rows that a recipe holds on to, before it is trained."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from yrunner.assembly.replay import wanted_rows, writing_of, written_rows
-from yrunner.commands.train.command import train_base
 from yrunner.console import say
 from yrunner.errors import YRunnerError
 from yrunner.recipe.load import load_recipe
+from yrunner.recipe.schema.recipe import Recipe
 
 SHOWN = 3
 
 
-def replay(path: Path, overrides: list[str]) -> None:
+def replay(path: Path, overrides: list[str], *, train_base: Callable[[Recipe], None]) -> None:
     """Let the base of the recipe write what is still missing, and show some of it.
 
     Raises `YRunnerError` for a recipe whose base is asked for no row.

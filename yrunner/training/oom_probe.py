@@ -5,7 +5,7 @@ everything stands as before, and the run is the same bit for bit.
 """
 
 import shutil
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,20 +16,17 @@ from yrunner.tokens import IGNORE_INDEX
 from yrunner.training.checkpointing import shared_folder
 from yrunner.training.rng_snapshot import Snapshot
 
-if TYPE_CHECKING:
-    from yrunner.training.trainer import SignalTrainer
-
 WORTH_IT = 500
 """Updates from which on a run without a GPU is rehearsed too: then it costs next to nothing."""
 
 
-def is_worth_it(trainer: "SignalTrainer") -> bool:
+def is_worth_it(trainer: Any) -> bool:
     """Whether to rehearse; DeepSpeed's optimizer cannot be stepped without being moved."""
     is_long = trainer.plan.num_updates - trainer.state.global_step >= WORTH_IT
     return not trainer.is_deepspeed_enabled and (torch.cuda.is_available() or is_long)
 
 
-def rehearse(trainer: "SignalTrainer", model: nn.Module) -> None:
+def rehearse(trainer: Any, model: nn.Module) -> None:
     """Try the largest update, validation and save of the run; see `is_worth_it`.
 
     `model` is what accelerate has prepared. Raises what the machine raises when memory is short.
@@ -45,7 +42,7 @@ def rehearse(trainer: "SignalTrainer", model: nn.Module) -> None:
         trainer.abort_update()
 
 
-def _try_an_update(trainer: "SignalTrainer", model: nn.Module) -> None:
+def _try_an_update(trainer: Any, model: nn.Module) -> None:
     rows = trainer.plan.largest_micro_batch()
     inputs = trainer.data_collator(trainer.train_dataset.__getitems__(rows))
     num_targets = (inputs["labels"] != IGNORE_INDEX).sum().to(trainer.args.device)
@@ -76,7 +73,7 @@ def _step_without_moving(optimizer: torch.optim.Optimizer) -> None:
         group["lr"] = rate
 
 
-def _try_a_validation(trainer: "SignalTrainer", model: nn.Module) -> None:
+def _try_a_validation(trainer: Any, model: nn.Module) -> None:
     if trainer.eval_dataset is None:
         return
     batches: list[Any] = trainer.validation_batches(trainer.eval_dataset)
@@ -89,7 +86,7 @@ def _try_a_validation(trainer: "SignalTrainer", model: nn.Module) -> None:
     model.train()
 
 
-def _try_a_save(trainer: "SignalTrainer") -> None:
+def _try_a_save(trainer: Any) -> None:
     place = trainer.run_dir.checkpoints / ".rehearsal"
     with shared_folder(place) as folder:
         trainer.write_state(folder)

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.commands.conftest import write_project, write_recipe
 from tests.conftest import write_jsonl
+from tests.project import write_project, write_recipe
 from yrunner.assembly.model import tuned_model, tuned_tokenizer
 from yrunner.cli import app
 from yrunner.commands.compare.command import compare

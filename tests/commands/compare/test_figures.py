@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.commands.conftest import answers_of
+from tests.project import answers_of
 from yrunner.commands.compare.figures import (
     at_domain_accuracy,
     at_the_end,

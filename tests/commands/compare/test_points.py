@@ -5,8 +5,8 @@ from statistics import fmean
 import pytest
 import yaml
 
-from tests.commands.conftest import answers_of, write_recipe
 from tests.conftest import write_jsonl
+from tests.project import answers_of, write_recipe
 from yrunner.assembly.measure import known_faults
 from yrunner.commands.compare.points import figures_of, measure_key, measure_model, read_questions
 from yrunner.errors import YRunnerError

@@ -6,7 +6,7 @@ from statistics import fmean
 import numpy as np
 import pytest
 
-from tests.commands.conftest import answers_of
+from tests.project import answers_of
 from tests.reports import conftest as pages
 from yrunner.commands.compare import report as compare_report
 from yrunner.commands.compare.figures import at_domain_accuracy, domain_threshold

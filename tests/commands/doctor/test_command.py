@@ -8,10 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from yrunner.commands.doctor import command as doctor_machine
-from yrunner.commands.doctor import command as doctor_module
-from yrunner.commands.doctor import command as doctor_packages
-from yrunner.commands.doctor import probes as doctor_probes
+from yrunner.assembly import probes
+from yrunner.commands.doctor import command
 from yrunner.commands.doctor.command import (
     Capability,
     ask,
@@ -64,7 +62,7 @@ def test_what_yrunner_needs_and_lacks_ends_with_code_3_after_everything_was_said
         missing("packages", "torch", "not installed", remedy="pip install torch", needed=True),
         missing("devices", "gpu", "none", remedy="buy one"),
     ]
-    monkeypatch.setattr(doctor_module, "examine", lambda *_: findings)
+    monkeypatch.setattr(command, "examine", lambda *_: findings)
     with pytest.raises(MissingError, match=r"cannot run here: torch\. Pip install torch") as error:
         doctor(as_machine=False)
     assert error.value.exit_code == 3
@@ -80,9 +78,9 @@ def test_packages_are_compared_with_what_the_project_asks_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     asked_for = ["rich>=14,<16", "numpy>=99", "no-such-package>=1", "absent; extra == 'extra-one'"]
-    monkeypatch.setattr(doctor_packages, "requires", lambda _: asked_for)
+    monkeypatch.setattr(command, "requires", lambda _: asked_for)
     monkeypatch.setattr(
-        doctor_packages, "metadata", lambda _: type("M", (), {"get_all": lambda *_: ["extra-one"]})
+        command, "metadata", lambda _: type("M", (), {"get_all": lambda *_: ["extra-one"]})
     )
     findings = {finding.part: finding for finding in look_at_packages()}
     assert findings["rich"].state == "ok"
@@ -101,7 +99,7 @@ def test_a_missing_compiler_and_a_ninja_off_the_path_are_told_with_their_command
     (tmp_path / "scripts").mkdir()
     (tmp_path / "scripts/ninja").touch()
     folders = {"include": str(tmp_path), "scripts": str(tmp_path / "scripts")}
-    monkeypatch.setattr(doctor_machine.sysconfig, "get_path", folders.__getitem__)
+    monkeypatch.setattr(command.sysconfig, "get_path", folders.__getitem__)
     findings = [it for it in look_at_machine(tmp_path) if it.group == "compiler"]
     assert parts(findings, "missing") == {"C++", "Python.h", "ninja"}
     remedies = {finding.part: finding.remedy for finding in findings}
@@ -112,7 +110,7 @@ def test_a_full_disk_and_little_shared_memory_are_found(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     little = shutil._ntuple_diskusage(total=64 * 10**6, used=0, free=64 * 10**6)
-    monkeypatch.setattr(doctor_machine.shutil, "disk_usage", lambda _: little)
+    monkeypatch.setattr(command.shutil, "disk_usage", lambda _: little)
     findings = list(look_at_machine(tmp_path / "not" / "yet"))
     assert {"shared", "runs"} <= parts(findings, "missing")
     shared = next(finding for finding in findings if finding.part == "shared")
@@ -132,6 +130,6 @@ def test_a_hub_out_of_reach_is_told_and_is_no_error(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", "http://localhost:9")
-    [finding] = doctor_probes.look_at_hub()
+    [finding] = probes.look_at_hub()
     assert (finding.state, finding.needed) == ("missing", False)
     assert "cannot be reached" in finding.found

@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.commands.conftest import write_project
+from tests.project import write_project
 from tests.yrun_process import ERRORS, ending, start_yrun, wait_until
 from yrunner.commands.eval.command import eval_recipe
 from yrunner.commands.merge import command

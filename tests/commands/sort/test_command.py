@@ -19,7 +19,7 @@ from yrunner.commands.sort import command
 from yrunner.commands.sort import score as sort_measure
 from yrunner.commands.sort.command import SortInterrupted, sort
 from yrunner.commands.sort.score import measure_together
-from yrunner.commands.train.command import train
+from yrunner.commands.train.command import train, train_base
 from yrunner.errors import DataError, RunError, YRunnerError
 from yrunner.recipe.load import load_recipe
 from yrunner.scoring.measure import score_tokens
@@ -32,7 +32,7 @@ FILES = ("sorted.jsonl", "dropped.jsonl", "dropped_reasons.jsonl", "scores.jsonl
 
 
 def run(*overrides, recipe=TUNED, overwrite=False):
-    sort(recipe, list(overrides), overwrite=overwrite)
+    sort(recipe, list(overrides), overwrite=overwrite, train_base=train_base)
 
 
 def lines_of(name, folder=FOLDER):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.commands.conftest import SCRATCH
+from tests.project import SCRATCH
 from yrunner.commands.merge.command import merge
 from yrunner.commands.train.command import train
 from yrunner.errors import MissingError, RecipeError

@@ -11,48 +11,20 @@ import json
 import os
 import platform
 import shutil
-import subprocess
-import sys
 import sysconfig
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from pathlib import Path
-from typing import Any, Literal
 
 import psutil
 from packaging.requirements import Requirement
 
+from yrunner.assembly.probes import Capability, ask, found, missing
 from yrunner.console import print_table, progress, say
 from yrunner.errors import MissingError
 from yrunner.models.local import container_memory
-
-
-@dataclass(frozen=True)
-class Capability:
-    """One part: there, or missing with the command that adds it."""
-
-    group: str
-    """What the part belongs to, such as `compiler`."""
-    part: str
-    state: Literal["ok", "missing"]
-    found: str
-    """A version, a size, or what is wrong."""
-    remedy: str = ""
-    """What to do where it is missing; a command where one does it."""
-    needed: bool = False
-    """Whether yrunner itself cannot do without it, and not just some recipes."""
-
-
-def found(group: str, part: str, what: str) -> Capability:
-    """A part that is there."""
-    return Capability(group, part, "ok", what)
-
-
-def missing(group: str, part: str, why: str, *, remedy: str, needed: bool = False) -> Capability:
-    """A part that is not there, or not as it should be."""
-    return Capability(group, part, "missing", why, remedy, needed)
 
 
 def still_needed(findings: Sequence[Capability]) -> list[Capability]:
@@ -201,8 +173,6 @@ def _look_at(requirement: Requirement, group: str, remedy: str, *, needed: bool)
 
 PROBED = ("torch", "deepspeed", "bitsandbytes", "hub")
 """What is asked in processes of their own, see doctor_probes.py."""
-SECONDS_TO_ANSWER = 180.0
-"""A cold start of torch takes half a minute from a slow disk, and longer on a busy machine."""
 
 
 def doctor(*, as_machine: bool) -> None:
@@ -236,28 +206,6 @@ def examine(folder: Path, probed: Sequence[str]) -> list[Capability]:
         for _ in as_completed(asked.values()):
             advance(1)
     return [*findings, *(finding for name in probed for finding in asked[name].result())]
-
-
-def ask(probe: str, seconds: float = SECONDS_TO_ANSWER) -> list[Capability]:
-    """What a probe found in its own process; that it failed is a finding too."""
-    command = [sys.executable, "-m", "yrunner.commands.doctor.probes", probe]
-    # Only torch is needed by everyone.
-    needed = probe == "torch"
-    remedy = "pip install --force-reinstall 'yrunner[deepspeed,qlora]'"
-    try:
-        result = subprocess.run(
-            command, capture_output=True, text=True, timeout=seconds, check=False
-        )
-    except subprocess.TimeoutExpired:
-        why = f"did not answer within {seconds:g} seconds"
-        return [missing(probe, probe, why, remedy=remedy, needed=needed)]
-    if result.returncode != 0:
-        lines = result.stderr.strip().splitlines()
-        why = lines[-1] if lines else f"ended with code {result.returncode}"
-        return [missing(probe, probe, why, remedy=remedy, needed=needed)]
-    # Libraries print what they like before.
-    answer: list[dict[str, Any]] = json.loads(result.stdout.splitlines()[-1])
-    return [Capability(**finding) for finding in answer]
 
 
 def _print(findings: Sequence[Capability]) -> None:

@@ -12,6 +12,7 @@ from yrunner.assembly.model import base_source, finished_run, load_finished, tun
 from yrunner.commands.eval.report import as_json, print_results, write_eval_page
 from yrunner.console import say
 from yrunner.errors import RunError, YRunnerError
+from yrunner.evaluation.figure_lines import BASE, TUNED
 from yrunner.evaluation.parallel import joined
 from yrunner.evaluation.results import ModelResults
 from yrunner.models.load import check_vocabulary, load_tokenizer
@@ -19,8 +20,6 @@ from yrunner.recipe.load import base_recipe_path, load_recipe
 from yrunner.recipe.schema.recipe import Recipe
 from yrunner.recipe.schema.section import is_recipe_path
 from yrunner.storage.run_dir import RunDir, write_json
-
-BASE, TUNED = "base", "tuned"
 
 
 def eval_recipe(path: Path, overrides: list[str], models: Sequence[str]) -> None:

@@ -10,17 +10,16 @@ from typing import Any
 from rich.text import Text
 
 from yrunner.assembly.identity import describe_device, describe_environment
-from yrunner.console import Cell, format_cell, print_table
+from yrunner.console import Cell, print_table
+from yrunner.evaluation.figure_lines import SIDES, Line, figure_lines, summary_lines
 from yrunner.evaluation.memorised_faults import KnownFault
 from yrunner.evaluation.questions import Question
 from yrunner.evaluation.results import (
     Difference,
     ModelResults,
-    TaskResult,
     differences,
     faults_difference,
     side_difference,
-    side_score,
 )
 from yrunner.evaluation.tasks import confusion, labels_of
 from yrunner.recipe.schema.eval import ClassifyTask, Task
@@ -37,16 +36,7 @@ from yrunner.reports.exam import (
 
 Tasks = Sequence[tuple[Task, list[Question]]]
 
-SIDES = {
-    "domain": "domain: mean of its tasks",
-    "general": "general: its change is the forgetting",
-    "quality": "quality: mean of its tasks",
-}
-NO_SHARE = {"loss", "perplexity", "length"}
-"""Figures that do not lie between 0 and 1."""
 STYLES = {"better": "green", "worse": "red", "": "dim"}
-Line = tuple[str, str, list[tuple[str, str, str] | None]]
-"""Task or side, figure, and by model its value, its change and the verdict on that."""
 
 
 def print_results(tasks: Tasks, results: Sequence[ModelResults]) -> None:
@@ -98,48 +88,6 @@ def as_json(recipe: Recipe, tasks: Tasks, results: Sequence[ModelResults]) -> di
     }
 
 
-def figure_lines(results: Sequence[ModelResults]) -> Iterator[Line]:
-    """A line for each figure of each task, and for how everything reads that was written."""
-    first = results[0]
-    for name, task in first.tasks.items():
-        yield from _task_lines(name, task, [model.tasks[name] for model in results])
-    if first.quality:
-        for figure in first.quality:
-            values = [model.quality.get(figure) for model in results]
-            yield "all that was written", figure, [_reached(figure, value) for value in values]
-
-
-def summary_lines(results: Sequence[ModelResults]) -> Iterator[Line]:
-    """A line for each side, and for the faults: what a training is for, and what it must not do."""
-    first = results[0]
-    for side, meaning in SIDES.items():
-        if side_score(first, side) is not None:
-            yield (
-                "all tasks",
-                meaning,
-                [
-                    _reached(
-                        "", side_score(model, side), side_difference([(first, model)], side), number
-                    )
-                    for number, model in enumerate(results)
-                ],
-            )
-    if first.faults is not None:
-        reached = [
-            _reached(
-                "memorised",
-                None if model.faults is None else model.faults.memorised,
-                faults_difference([(first, model)]),
-                number,
-            )
-            for number, model in enumerate(results)
-        ]
-        yield "faulty rows", "memorised", reached
-        if first.faults.corrected is not None:
-            shares = [model.faults.corrected if model.faults else None for model in results]
-            yield "faulty rows", "corrected", [_reached("corrected", share) for share in shares]
-
-
 def confusions(
     tasks: Tasks, results: Sequence[ModelResults]
 ) -> Iterator[tuple[str, list[str], list[str], list[list[int]]]]:
@@ -153,49 +101,6 @@ def confusions(
             counts = confusion(labels, references, model.tasks[task.name].answers)
             title = f"{task.name}, {model.description}"
             yield title, labels, [*labels, "none"], counts
-
-
-def _task_lines(name: str, first: TaskResult, tasks: Sequence[TaskResult]) -> Iterator[Line]:
-    changes = [differences(first, task) for task in tasks]
-    for figure in dict.fromkeys(figure for task in tasks for figure in task.figures):
-        yield (
-            name,
-            figure,
-            [
-                _reached(figure, task.figures.get(figure), changes[number].get(figure), number)
-                for number, task in enumerate(tasks)
-            ],
-        )
-    if any(task.refused for task in tasks):
-        yield name, "too long, not asked", [(str(task.refused), "", "") for task in tasks]
-
-
-def _reached(
-    figure: str, value: float | None, change: Difference | None = None, number: int = 0
-) -> tuple[str, str, str] | None:
-    if value is None:
-        return None
-    if not number or change is None:
-        return _shown(figure, value), "", ""
-    return _shown(figure, value), _shown_change(figure, change), change.verdict(figure)
-
-
-def _shown(figure: str, value: float) -> str:
-    return f"{value:.1%}" if _is_share(figure) else format_cell(value)
-
-
-def _shown_change(figure: str, change: Difference) -> str:
-    """In points of a hundred where the figure is a share."""
-    scale, digits = (100, ".1f") if _is_share(figure) else (1, ".3g")
-    text = f"{change.value * scale:+{digits}}"
-    if change.low is None or change.high is None:
-        return text
-    return f"{text} [{change.low * scale:+{digits}}, {change.high * scale:+{digits}}]"
-
-
-def _is_share(figure: str) -> bool:
-    """A metric of the harness may be anything."""
-    return figure not in NO_SHARE and "/" not in figure
 
 
 def _side_differences(first: ModelResults, other: ModelResults) -> dict[str, Difference]:

@@ -15,8 +15,6 @@ from yrunner.assembly.base_record import check_base
 from yrunner.assembly.measure import Measured
 from yrunner.assembly.model import base_source, finished_run, tuned_tokenizer
 from yrunner.assembly.story import model_card
-from yrunner.commands.eval.command import BASE, TUNED
-from yrunner.commands.eval.report import figure_lines, summary_lines
 from yrunner.commands.merge.export import (
     BARS,
     check_exports,
@@ -28,6 +26,7 @@ from yrunner.commands.merge.export import (
 )
 from yrunner.console import progress, say
 from yrunner.errors import YRunnerError
+from yrunner.evaluation.figure_lines import BASE, TUNED, figure_lines, summary_lines
 from yrunner.evaluation.results import ModelResults
 from yrunner.models.adapters import find_adapter
 from yrunner.models.hub import read_license

@@ -8,7 +8,7 @@ import gc
 import json
 import shlex
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,6 @@ from yrunner.commands.sort.cross_fit import cross_fit
 from yrunner.commands.sort.report import LeftOut, Sorted, write_results, write_sort_report
 from yrunner.commands.sort.score import measure_rows
 from yrunner.commands.sort.write import NOT_TOGETHER, ONE_BY_ONE, check_one_kind, ending_of
-from yrunner.commands.train.command import train_base
 from yrunner.console import Cell, print_table, progress, say
 from yrunner.data.dataset.prepare import Source
 from yrunner.data.dataset.row_report import FileReport, as_json, num_rows
@@ -143,10 +142,12 @@ class SortInterrupted(YRunnerError):
     exit_code = 128 + signal.SIGINT
 
 
-def sort(path: Path, overrides: list[str], *, overwrite: bool) -> None:
+def sort(
+    path: Path, overrides: list[str], *, overwrite: bool, train_base: Callable[[Recipe], None]
+) -> None:
     """Score the training rows of the recipe at `path`, and write them in a new order.
 
-    Its base is trained first where that is missing. Interrupted and started again, it goes on.
+    `train_base` trains its base where that is missing. Interrupted and started again, it goes on.
     """
     recipe = load_recipe(path, overrides)
     arguments = shlex.join([str(path), *overrides])

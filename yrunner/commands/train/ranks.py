@@ -12,9 +12,9 @@ import torch
 
 from yrunner.assembly.dataset import finish_data, read_data
 from yrunner.assembly.model import recipe_tokenizer, stale_base
+from yrunner.assembly.probes import ask
 from yrunner.assembly.replay import prepare_keep
 from yrunner.assembly.trainer import training_dtype
-from yrunner.commands.doctor.command import ask
 from yrunner.console import say
 from yrunner.distributed.collectives import join_ranks
 from yrunner.distributed.launcher import current_place, launch_command, run_ranks

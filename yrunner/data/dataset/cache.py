@@ -129,6 +129,6 @@ def tokenizer_key(tokenizer: Any) -> str:
 
 
 def _code_version() -> str:
-    code = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
+    code = b"".join(path.read_bytes() for path in sorted(Path(__file__).parents[1].rglob("*.py")))
     libraries = " ".join(version(name) for name in LIBRARIES)
     return sha256(code + libraries.encode()).hexdigest()

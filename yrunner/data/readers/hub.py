@@ -19,7 +19,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.errors import HTTPError as NetworkError
+from huggingface_hub.errors import HTTPError as NetworkError  # type: ignore[attr-defined]
 
 from yrunner.data.readers.files import KINDS, is_data_file
 from yrunner.errors import DataError

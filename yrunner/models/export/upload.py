@@ -8,7 +8,7 @@ from pathlib import Path
 
 from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError
-from huggingface_hub.errors import HTTPError as NetworkError
+from huggingface_hub.errors import HTTPError as NetworkError  # type: ignore[attr-defined]
 
 from yrunner.errors import YRunnerError
 from yrunner.models.errors import quiet_libraries

@@ -123,7 +123,7 @@ def logits_at(model: Any, probes: Probes) -> Tensor:
 def compare(logits_NV: Tensor, other_NV: Tensor) -> Likeness:
     """How alike the second logits are to the first. A vocabulary may be filled up in one of them.
 
-    Where a logit is not finite, differences and divergence are NaN, which no `Tolerance` lets through.
+    Where a logit is not finite, differences and divergence are NaN, which fails every `Tolerance`.
     """
     size = min(logits_NV.shape[1], other_NV.shape[1])
     largest, total, alike, divergence = 0.0, 0.0, 0, 0.0

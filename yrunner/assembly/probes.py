@@ -1,23 +1,25 @@
 """What the heavy libraries can do here, each asked in a process of its own.
 
 So they are imported side by side, one that crashes takes nothing with it, and one that hangs can
-be stopped. `python -m yrunner.commands.doctor.probes torch` prints the findings as JSON, last.
+be stopped. `python -m yrunner.assembly.probes torch` prints the findings as JSON, last.
 """
 
 import json
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any, Literal
 from urllib.error import URLError
 from urllib.request import Request, urlopen
 
-from yrunner.commands.doctor.command import Capability, found, missing
-
+SECONDS_TO_ANSWER = 180.0
+"""A cold start of torch takes half a minute from a slow disk, and longer on a busy machine."""
 HUB_SECONDS = 3.0
 """How long the Hub may take to answer."""
 DEEPSPEED_OPERATIONS = {
@@ -28,6 +30,54 @@ DEEPSPEED_OPERATIONS = {
 }
 """The operations that training may use, and what they are built with: Adam on a GPU, Adam of
 offloaded states, offloading to a disk, and communication of processes without GPUs."""
+
+
+@dataclass(frozen=True)
+class Capability:
+    """One part: there, or missing with the command that adds it."""
+
+    group: str
+    """What the part belongs to, such as `compiler`."""
+    part: str
+    state: Literal["ok", "missing"]
+    found: str
+    """A version, a size, or what is wrong."""
+    remedy: str = ""
+    """What to do where it is missing; a command where one does it."""
+    needed: bool = False
+    """Whether yrunner itself cannot do without it, and not just some recipes."""
+
+
+def found(group: str, part: str, what: str) -> Capability:
+    """A part that is there."""
+    return Capability(group, part, "ok", what)
+
+
+def missing(group: str, part: str, why: str, *, remedy: str, needed: bool = False) -> Capability:
+    """A part that is not there, or not as it should be."""
+    return Capability(group, part, "missing", why, remedy, needed)
+
+
+def ask(probe: str, seconds: float = SECONDS_TO_ANSWER) -> list[Capability]:
+    """What a probe found in its own process; that it failed is a finding too."""
+    command = [sys.executable, "-m", "yrunner.assembly.probes", probe]
+    # Only torch is needed by everyone.
+    needed = probe == "torch"
+    remedy = "pip install --force-reinstall 'yrunner[deepspeed,qlora]'"
+    try:
+        result = subprocess.run(
+            command, capture_output=True, text=True, timeout=seconds, check=False
+        )
+    except subprocess.TimeoutExpired:
+        why = f"did not answer within {seconds:g} seconds"
+        return [missing(probe, probe, why, remedy=remedy, needed=needed)]
+    if result.returncode != 0:
+        lines = result.stderr.strip().splitlines()
+        why = lines[-1] if lines else f"ended with code {result.returncode}"
+        return [missing(probe, probe, why, remedy=remedy, needed=needed)]
+    # Libraries print what they like before.
+    answer: list[dict[str, Any]] = json.loads(result.stdout.splitlines()[-1])
+    return [Capability(**finding) for finding in answer]
 
 
 def look_at_torch() -> Iterator[Capability]:
