@@ -46,7 +46,7 @@ class Pen:
 
 @pytest.fixture
 def pen(monkeypatch):
-    monkeypatch.setattr(replay_rows, "Author", lambda *_, **__: Pen())
+    monkeypatch.setattr(replay_rows, "ReplayWriter", lambda *_, **__: Pen())
 
 
 def run(*changes, resume=False, overwrite=False):

@@ -59,7 +59,7 @@ def write_recipe(monkeypatch):
 @pytest.fixture
 def pen(monkeypatch):
     pen = Pen()
-    monkeypatch.setattr(replay_rows, "Author", lambda *_, **__: pen)
+    monkeypatch.setattr(replay_rows, "ReplayWriter", lambda *_, **__: pen)
     for name in ("base_model", "load_tokenizer", "check_vocabulary"):
         monkeypatch.setattr(replay_rows, name, lambda *_, **__: None)
     monkeypatch.setattr(replay_rows, "model_key", lambda source: f"key of {source}")
