@@ -3,6 +3,7 @@
 The model, the rows and the settings are those of the benchmark, which compares every combination.
 """
 
+import math
 import shutil
 from collections import Counter
 from functools import cache
@@ -11,8 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.ranks_cases import LEARNED, Case, Found, write_base
+from benchmarks.ranks_cases import LEARNED, VOCABULARY, WATCHED, Case, Found, write_base
 from benchmarks.ranks_training import found_together, start_processes, train_case
+from tests.rounding import rounding
 from yrunner.data.batching.plan import make_plan
 
 CASES = [
@@ -42,6 +44,16 @@ KEPT = [
 RESUMED = [CASES[0], CASES[3], CASES[4], CASES[5]]
 UPDATE = 3
 """After it there is a checkpoint, and all cases go on."""
+NUM_WATCHED = sum(len(example.target_positions) for example in WATCHED)
+DRIFT_ROUNDING = rounding(math.log(VOCABULARY), NUM_WATCHED) / NUM_WATCHED
+"""Of a mean of small differences of logarithms, which are as large as that of the vocabulary."""
+KEPT_ROUNDING = dict.fromkeys(("replay", "one_row"), rounding(math.log(VOCABULARY)))
+"""The same of the divergence of a single target: an update may hold the model to no more."""
+WEIGHT_GAP = 1e-4
+"""Adam divides each gradient by its own size. Of n weights, the parts of one gradient cancel to
+about 1/n, so that their rounding is n times as large in its step: rate * eps * sqrt(parts) * n =
+1e-2 * 1e-7 * 10 * 2e4, that is 1e-5 of the norm of all weights, in each of at most 20 updates.
+If one row of the 19 is another, the gap is 4e-2."""
 
 
 @cache
@@ -76,11 +88,10 @@ def test_two_processes_come_to_the_losses_and_weights_of_one(case: Case, folder:
     found = found_together(case, folder)
     assert len(reference.losses) > 2 * UPDATE
     assert reference.loss_gap(found) < 1e-5
-    assert reference.weight_gap(found) < 1e-4
-    # How far the model moved is a small difference of large numbers.
-    assert found.drifts == pytest.approx(reference.drifts, rel=1e-3)
+    assert reference.weight_gap(found) < WEIGHT_GAP
+    assert found.drifts == pytest.approx(reference.drifts, rel=1e-3, abs=DRIFT_ROUNDING)
     assert 0 < found.drifts[0] and (case in KEPT or found.drifts[0] < found.drifts[-1])
-    assert found.kept == pytest.approx(reference.kept, rel=1e-3, abs=1e-6)
+    assert found.kept == pytest.approx(reference.kept, rel=1e-3, abs=KEPT_ROUNDING.get(case.keep))
     assert bool(found.kept) == (case in KEPT) and all(kept > 0 for kept in found.kept[-2:])
 
 
@@ -105,7 +116,7 @@ def _is_trained(name: str, case: Case) -> bool:
 def test_another_number_of_processes_goes_on_to_the_same_weights(
     case: Case, folder: Path, resumed_by_one: dict[str, Found]
 ):
-    assert alone(case, folder).weight_gap(resumed_by_one[case.name]) < 1e-4
+    assert alone(case, folder).weight_gap(resumed_by_one[case.name]) < WEIGHT_GAP
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2, 3])

@@ -100,4 +100,6 @@ def _leave_shared_memory_alone() -> None:
     """DeepSpeed would compile its own way between processors for a minute, to be a bit faster."""
     import deepspeed
 
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # A table of our own: to fill its own, DeepSpeed links test programs, whose failures
+    # ("collect2: error: ld returned 1") it lets through, and this operation is all it looks up.
+    deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False}

@@ -8,7 +8,7 @@ import torch
 from benchmarks.processes import run_together
 from benchmarks.ranks_cases import SHARINGS, Case, write_base
 from benchmarks.ranks_training import train_case, train_together
-from yrunner.commands.doctor.probes import look_at_deepspeed
+from yrunner.commands.doctor.command import ask
 from yrunner.recipe.schema.distributed import DeepSpeedSection
 from yrunner.training.deepspeed import config as deepspeed_settings
 
@@ -34,7 +34,7 @@ def train_and_go_on(rank: int, folder: Path) -> None:
 @pytest.fixture
 def built() -> None:
     """Skip where the operation would have to be compiled, which takes minutes."""
-    findings = {finding.part: finding.found for finding in look_at_deepspeed()}
+    findings = {finding.part: finding.found for finding in ask("deepspeed")}
     if findings.get("async_io") != "built":
         pytest.skip("DeepSpeed's async_io is not built here; its first use compiles it")
 
