@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 pytest_plugins = ["tests.project"]
 
@@ -22,6 +23,10 @@ if not torch.cuda.is_available():
 # start inherits it, for threads that wait for each other on a full machine wait very long.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
+
+# No test fails because a machine is slow, or has much else to do.
+settings.register_profile("slow", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("slow")
 
 LONGEST_FIRST = (
     "test_main_job.py",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 
@@ -42,7 +42,6 @@ def test_dft_falls_from_1_to_0_with_the_loss(losses: list[float]):
     assert (weight_N.diff() <= 0).all()
 
 
-@settings(deadline=None)
 @given(seed=st.integers(0, 2**31), spread=st.floats(0.1, 10))
 def test_the_gradient_of_dft_is_that_of_minus_the_probability(seed: int, spread: float):
     generator = torch.Generator().manual_seed(seed)

@@ -231,7 +231,7 @@ def test_a_refused_target_passes_on_nothing_that_is_not_a_number(way):
         assert hidden_ND.grad.isfinite().all() and head.weight.grad.isfinite().all()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 999),
     rows=st.integers(1, 3),
@@ -250,7 +250,6 @@ def test_fused_is_plain_for_any_shape_mask_and_chunk(seed, rows, length, share, 
     size=st.floats(0.1, 30),
     chunk=st.integers(1, 9),
 )
-@settings(deadline=None)
 def test_both_ways_equal_logits_of_any_size(scale, softcap, size, chunk):
     generator = torch.Generator().manual_seed(0)
     head = nn.Linear(6, 13).double()

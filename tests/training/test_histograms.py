@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import TrainerCallback
@@ -53,7 +53,6 @@ def assert_equal(histogram, values):
     assert parts == pytest.approx(expected)
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=5).filter(any), st.integers(0, 2**31))
 def test_the_histograms_are_those_of_all_targets_however_they_came(sizes, seed):
     batches = [random_targets(seed + place, size) for place, size in enumerate(sizes)]

@@ -171,7 +171,7 @@ TEXTS = st.lists(
 
 
 @pytest.mark.parametrize("kind", [*READERS, *(f"{kind}.gz" for kind in (".jsonl", ".csv"))])
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(data=st.data())
 def test_whatever_is_written_is_read_again_in_the_new_order(kind, data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("rows")

@@ -4,7 +4,7 @@ from collections import Counter
 from itertools import chain, pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.data.conftest import example_of
@@ -41,7 +41,6 @@ def choices_of_a_run(**fixed):
 numbers_of_targets = st.lists(st.integers(1, 30), min_size=1, max_size=12)
 
 
-@settings(deadline=None)
 @given(num_targets=numbers_of_targets, choices=choices_of_a_run())
 def test_every_target_is_trained_exactly_once_an_epoch(num_targets, choices):
     examples = [example_of(2, number) for number in num_targets]
@@ -64,7 +63,6 @@ def test_every_target_is_trained_exactly_once_an_epoch(num_targets, choices):
     assert learned == dict.fromkeys(expected, choices["epochs"])
 
 
-@settings(deadline=None)
 @given(
     num_targets=numbers_of_targets,
     choices=choices_of_a_run(max_updates=st.none() | st.integers(1, 60)),
@@ -82,7 +80,6 @@ def test_the_number_of_micro_batches_is_exact(num_targets, choices):
         assert len({example for ((example, _),) in update}) == len(update)
 
 
-@settings(deadline=None)
 @given(num_targets=numbers_of_targets, choices=choices_of_a_run())
 def test_epochs_end_where_every_target_was_seen_as_often(num_targets, choices):
     plan = plan_of(num_targets, **choices)
@@ -95,7 +92,6 @@ def test_epochs_end_where_every_target_was_seen_as_often(num_targets, choices):
         start = end
 
 
-@settings(deadline=None)
 @given(num_targets=numbers_of_targets, choices=choices_of_a_run(max_updates=st.integers(1, 60)))
 def test_a_run_that_ends_early_is_the_beginning_of_the_whole_one(num_targets, choices):
     short = plan_of(num_targets, **choices)
@@ -139,7 +135,6 @@ def test_groups_of_an_example_stay_in_order_beside_other_examples():
     ]
 
 
-@settings(deadline=None)
 @given(num_targets=numbers_of_targets, choices=choices_of_a_run(order=st.just("shuffle")))
 def test_shuffled_lanes_end_within_one_example_of_each_other(num_targets, choices):
     plan = plan_of(num_targets, **choices)
@@ -163,7 +158,6 @@ def test_the_same_seed_gives_the_same_plan_and_another_another():
 lengths_of_examples = st.lists(st.integers(1, 20), min_size=1, max_size=30)
 
 
-@settings(deadline=None)
 @given(lengths=lengths_of_examples, choices=choices_of_a_run(token_batch=st.just(0)))
 def test_packed_every_example_is_learned_once_an_epoch_and_the_updates_are_counted(
     lengths, choices

@@ -5,7 +5,7 @@ import time
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 
@@ -115,7 +115,6 @@ def test_without_token_batches_an_example_stays_as_it_is():
 any_lanes = given(num_groups=num_groups_of_examples, num_lanes=st.integers(1, 8), data=st.data())
 
 
-@settings(deadline=None)
 @any_lanes
 def test_lanes_that_share_a_queue_walk_as_one_for_each_would(num_groups, num_lanes, data):
     order = data.draw(st.permutations(range(len(num_groups))))
@@ -125,7 +124,6 @@ def test_lanes_that_share_a_queue_walk_as_one_for_each_would(num_groups, num_lan
 
 
 @pytest.mark.parametrize("schedule", [share, balance])
-@settings(deadline=None)
 @any_lanes
 def test_every_group_comes_once_in_order_and_never_two_of_an_example_at_once(
     schedule, num_groups, num_lanes, data
@@ -140,7 +138,6 @@ def test_every_group_comes_once_in_order_and_never_two_of_an_example_at_once(
         assert len({example for example, _ in update}) == len(update)
 
 
-@settings(deadline=None)
 @any_lanes
 def test_updates_are_counted_without_walking(num_groups, num_lanes, data):
     order = data.draw(st.permutations(range(len(num_groups))))
@@ -150,7 +147,6 @@ def test_updates_are_counted_without_walking(num_groups, num_lanes, data):
     assert count_updates(falling, num_lanes) == len(balance(order, num_groups, num_lanes))
 
 
-@settings(deadline=None)
 @any_lanes
 def test_balanced_lanes_keep_the_order_and_differ_by_one_example_at_the_most(
     num_groups, num_lanes, data
@@ -165,7 +161,6 @@ def test_balanced_lanes_keep_the_order_and_differ_by_one_example_at_the_most(
         assert load - min(loads) <= min((num_groups[example] for example in lane), default=0)
 
 
-@settings(deadline=None)
 @any_lanes
 def test_balanced_lanes_of_examples_with_one_group_take_turns(num_groups, num_lanes, data):
     order = data.draw(st.permutations(range(len(num_groups))))

@@ -60,7 +60,7 @@ def ids_of(text, tokenizer):
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(parts=st.lists(TEXT, min_size=2, max_size=6))
 def test_no_part_gets_a_blank_that_is_not_in_it(name, parts):
     tokenizer = TOKENIZERS[name]
@@ -73,7 +73,7 @@ def test_no_part_gets_a_blank_that_is_not_in_it(name, parts):
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(prompt=TEXT, reply=TEXT, after=TEXT)
 def test_the_first_part_has_the_tokens_of_the_prompt_at_inference(name, prompt, reply, after):
     tokenizer = TOKENIZERS[name]

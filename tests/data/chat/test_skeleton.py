@@ -17,7 +17,7 @@ contents = st.lists(st.sampled_from(PIECES), max_size=4).map("".join)
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_both_ways_find_the_same_spans(template, data):
     num_messages = 2 * data.draw(st.integers(1, 3))

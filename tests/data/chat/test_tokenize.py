@@ -53,7 +53,7 @@ def tokenize_one(talk, tokenizer, **options):
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_the_mask_is_right_decoded_targets_are_the_replies_and_their_end_marks(template, data):
     talk = conversation(*data.draw(talks(texts)))
@@ -66,7 +66,7 @@ def test_the_mask_is_right_decoded_targets_are_the_replies_and_their_end_marks(t
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_the_tokens_before_an_answer_are_those_of_the_prompt_at_inference(template, data):
     """Not so in these cases.
