@@ -25,14 +25,12 @@ from torch import Tensor
 
 from benchmarks.sort_quality import ROOT
 from yrunner.assembly.dataset import first_examples
-from yrunner.assembly.model import load_finished
+from yrunner.assembly.run import Run
 from yrunner.console import print_table
 from yrunner.data.conversation import TokenizedExample
 from yrunner.losses.nlirg import nlirg_weight
 from yrunner.losses.token_weights import nlirg_entropy_weight
 from yrunner.models.load import load_tokenizer
-from yrunner.recipe.load import load_recipe
-from yrunner.recipe.schema.recipe import Recipe
 from yrunner.scoring.measure import score_tokens
 
 # N = targets of all rows
@@ -55,19 +53,19 @@ class Groups:
 def main() -> None:
     """Print a table for each model."""
     arguments = _parse()
-    recipe = load_recipe(RECIPE)
+    run = Run.load(RECIPE)
     tokenizer = load_tokenizer(arguments.models[0])
     rows = [json.loads(line) for line in (DATA / "legal_train.jsonl").read_text().splitlines()]
     faults = [json.loads(line) for line in (DATA / "legal_faults.jsonl").read_text().splitlines()]
     right_answers = {fault["row"]: fault["right"] for fault in faults}
-    examples = first_examples(recipe, tokenizer, len(rows))
-    groups = group_targets(examples, _mended(recipe, tokenizer, rows, right_answers))
-    first = load_finished(recipe, arguments.models[0])
+    examples = _examples(run, tokenizer, len(rows))
+    groups = group_targets(examples, _mended(tokenizer, rows, right_answers))
+    first = run.load_model(arguments.models[0])
     is_hard_N = _score(first, tokenizer, examples)[0] > NEWS_ABOVE
     news_N = groups.right_N & is_hard_N
     places = {"right": groups.right_N, "news": news_N, "faulty": groups.faulty_N}
     for source in arguments.models:
-        model = load_finished(recipe, source)
+        model = run.load_model(source)
         title = f"{source}, moved by {moved(first, model):.3f}"
         _print(title, places, *_score(model, tokenizer, examples), arguments)
 
@@ -106,8 +104,12 @@ def _targets(example: TokenizedExample) -> list[int]:
     return [example.labels[place] for place in example.target_positions]
 
 
+def _examples(run: Run, tokenizer: Any, number: int) -> list[TokenizedExample]:
+    return first_examples(run.sources[0], tokenizer, number, system=run.recipe.data.system)
+
+
 def _mended(
-    recipe: Recipe, tokenizer: Any, rows: Sequence[dict[str, str]], right: Mapping[int, str]
+    tokenizer: Any, rows: Sequence[dict[str, str]], right: Mapping[int, str]
 ) -> dict[int, TokenizedExample]:
     lines = [
         json.dumps({**row, "output": right.get(number, row["output"])}, ensure_ascii=False)
@@ -116,8 +118,8 @@ def _mended(
     with TemporaryDirectory() as folder:
         file = Path(folder) / "mended.jsonl"
         file.write_text("\n".join(lines), "utf-8")
-        overridden = load_recipe(RECIPE, [f"data.train.0.file={file}"])
-        examples = first_examples(overridden, tokenizer, len(rows))
+        mended = Run.load(RECIPE, [f"data.train.0.file={file}"])
+        examples = _examples(mended, tokenizer, len(rows))
     return {number: examples[number - 1] for number in right}
 
 

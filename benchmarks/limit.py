@@ -20,7 +20,7 @@ import torch
 
 from benchmarks.sft import BATCH, SIZES, save_model, write_rows
 from benchmarks.sft_ours import load_lora, read_examples
-from yrunner.assembly.plan import layout_for
+from yrunner.assembly.trainer import layout_for
 from yrunner.data.batching.collate import collate
 from yrunner.data.conversation import TokenizedExample
 from yrunner.losses.fused_head import attach, measure_targets

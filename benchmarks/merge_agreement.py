@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from yrunner.commands.merge.command import merge
-from yrunner.commands.train.command import train
+from yrunner.commands.train import train
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "legal_sft.yaml"
 TUNINGS = {

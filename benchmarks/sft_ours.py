@@ -11,7 +11,7 @@ import torch
 from transformers import Trainer, TrainingArguments
 
 from benchmarks.sft import BATCH
-from yrunner.assembly.plan import layout_for
+from yrunner.assembly.trainer import layout_for
 from yrunner.data.batching.collate import collate
 from yrunner.data.batching.plan import make_plan
 from yrunner.data.conversation import TokenizedExample

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from benchmarks.second_world.write import write_second_world
 from yrunner.commands.sort.command import sort
-from yrunner.commands.train.command import train_base
+from yrunner.commands.train import train_base
 from yrunner.console import print_table
 from yrunner.scoring.rank import suspicion
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from benchmarks.sort_quality import ROOT
 from yrunner.assembly.measure import Measured
 from yrunner.commands.sort.command import sort
-from yrunner.commands.train.command import train, train_base
+from yrunner.commands.train import train, train_base
 from yrunner.console import print_table, say
 from yrunner.storage.run_dir import RunDir
 

@@ -30,22 +30,24 @@ settings.load_profile("slow")
 
 LONGEST_FIRST = (
     "test_main_job.py",
-    "test_train_ranks.py",
-    "test_campaign.py",
-    "test_ranks.py",
-    "test_train.py",
-    "test_merge.py",
-    "test_compare.py",
-    "test_trainer.py",
-    "test_sort.py",
-    "test_memory.py",
+    "commands/test_train_ranks.py",
+    "faults/test_campaign.py",
+    "training/test_ranks.py",
+    "commands/test_train.py",
+    "commands/merge/test_command.py",
+    "commands/compare/test_command.py",
+    "training/test_trainer.py",
+    "commands/sort/test_command.py",
+    "training/memory/test_memory.py",
 )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the longest files, or one process would wait for the other at the end."""
-    place = {name: number for number, name in enumerate(LONGEST_FIRST)}
-    items.sort(key=lambda item: place.get(item.path.name, len(place)))
+    """Start with the longest files, or one process would wait for the other at the end."""
+    tests = Path(__file__).parent
+    place = {tests / name: number for number, name in enumerate(LONGEST_FIRST)}
+    assert all(path.exists() for path in place), "a file of LONGEST_FIRST has moved"
+    items.sort(key=lambda item: place.get(item.path, len(place)))
 
 
 def pytest_collection_finish() -> None:

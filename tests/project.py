@@ -91,7 +91,7 @@ def kept_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def trained_base(project: Path, kept_base: Path) -> Path:
     """The folder of the recipes, where base.yaml has a result and tuned.yaml has none."""
-    from yrunner.commands.train.command import train
+    from yrunner.commands.train import train
 
     result = project / "outputs/base"
     if kept_base.exists():

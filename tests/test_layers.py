@@ -25,7 +25,7 @@ LEAVES = {"losses", "storage", "data", "scoring", "reports"}
 """Folders that take plain values: they can be called from a notebook, without a recipe."""
 WITHOUT_TORCH = {"tokens", "errors", "console", "recipe", "storage", "process"}
 HEAVY = {"torch", "transformers", "datasets", "deepspeed", "peft", "accelerate", "bitsandbytes"}
-MOST_MODULES, MOST_IN_A_FOLDER, DEEPEST_CHAIN = 175, 17, 18
+MOST_MODULES, MOST_IN_A_FOLDER, DEEPEST_CHAIN, MOST_OF_TRAIN = 175, 17, 19, 15
 
 MODULES = {
     ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts): path
@@ -101,6 +101,17 @@ def test_the_house_stays_small_enough_to_be_known():
     assert not crowded
     assert len(MODULES) <= MOST_MODULES
     assert depth_of_chain(tuple(MODULES)) <= DEEPEST_CHAIN
+
+
+def test_the_train_command_leaves_the_building_of_its_parts_to_assembly():
+    outside = {
+        other
+        for module in MODULES
+        if room_of(module) == "commands/train"
+        for other in modules_below(module)
+        if room_of(other) != "commands/train"
+    }
+    assert len(outside) <= MOST_OF_TRAIN, sorted(outside)
 
 
 def test_no_two_public_classes_have_one_name():

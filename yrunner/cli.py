@@ -52,7 +52,7 @@ def train(
         raise YRunnerError("--resume and --overwrite cannot be combined", remedy="choose one")
     check_recipe(recipe, overrides)
     with stopping_at_once():
-        from yrunner.commands.train.command import train as run_training
+        from yrunner.commands.train import train as run_training
 
     run_training(
         recipe,
@@ -76,7 +76,7 @@ def sort(
     check_recipe(recipe, overrides)
     with stopping_at_once():
         from yrunner.commands.sort.command import sort as run_sort
-        from yrunner.commands.train.command import train_base
+        from yrunner.commands.train import train_base
 
     run_sort(recipe, overrides or [], overwrite=overwrite, train_base=train_base)
 
@@ -221,7 +221,7 @@ def replay(recipe: RecipePath, overrides: Overrides = None) -> None:
     check_recipe(recipe, overrides)
     with stopping_at_once():
         from yrunner.commands.replay import replay as run_replay
-        from yrunner.commands.train.command import train_base
+        from yrunner.commands.train import train_base
 
     run_replay(recipe, overrides or [], train_base=train_base)
 

@@ -67,7 +67,7 @@ def import_everything() -> None:
     import yrunner.commands.inspect.heat_map
     import yrunner.commands.merge.command
     import yrunner.commands.sort.command
-    import yrunner.commands.train.command
+    import yrunner.commands.train
 
     assert encodings and matplotlib and transformers and yrunner, "imported for their sake"
     if find_spec("deepspeed"):  # Trainer imports it wherever it is installed

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from yrunner.assembly.identity import changes_since, fingerprint
-from yrunner.commands.train.resume import check_resume
+from yrunner.assembly.record import check_resume
+from yrunner.assembly.run import Run
 from yrunner.recipe.load import load_recipe
 from yrunner.storage.run_dir import RunDir, write_json
 
@@ -53,7 +54,7 @@ def test_the_rows_of_the_gauge_matter_only_where_it_may_end_the_run(tmp_path, me
 
 
 def test_a_run_may_go_on_with_a_gauge_that_may_end_it_now(tmp_path):
-    run_dir = RunDir(tmp_path)
-    write_json(run_dir.fingerprint, fingerprint(load_recipe(LEGAL, ["drift.rows=8"])))
     stopping = "train.early_stopping={metric: drift, patience: 2}"
-    check_resume(run_dir, load_recipe(LEGAL, ["drift.rows=8", stopping]))
+    run = Run.load(LEGAL, [f"output={tmp_path}", "drift.rows=8", stopping])
+    write_json(run.folder.fingerprint, fingerprint(load_recipe(LEGAL, ["drift.rows=8"])))
+    check_resume(run)

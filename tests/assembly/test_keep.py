@@ -11,7 +11,7 @@ from yrunner.assembly import replay as replay_rows
 from yrunner.assembly.memory import keep_notes
 from yrunner.assembly.replay import without_opening
 from yrunner.commands.replay import replay
-from yrunner.commands.train.command import train, train_base
+from yrunner.commands.train import train, train_base
 from yrunner.data.conversation import Message, TokenizedExample
 from yrunner.errors import Origin, RecipeError, YRunnerError
 from yrunner.evaluation.self_replay import Draft

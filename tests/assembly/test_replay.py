@@ -6,11 +6,11 @@ import pytest
 
 from yrunner.assembly import replay as replay_rows
 from yrunner.assembly.replay import FIRST_LOOK, HELD_OUT_EVERY, Wanted, written_rows
+from yrunner.assembly.run import Run
 from yrunner.data.conversation import Message
 from yrunner.errors import ModelError, RunError
 from yrunner.evaluation.self_replay import Draft
 from yrunner.models.load import check_vocabulary
-from yrunner.recipe.load import load_recipe
 from yrunner.recipe.schema.keep import ReplayWriting
 
 NUMBERS = "zero one two three four five six seven eight nine".split()
@@ -40,29 +40,31 @@ class Pen:
 
 
 @pytest.fixture
-def recipe(tmp_path, write_recipe):
-    return write_recipe(tmp_path)
+def run(tmp_path, make_run):
+    return make_run(tmp_path)
 
 
 @pytest.fixture
-def write_recipe(monkeypatch):
-    def write(folder):
+def make_run():
+    def make(folder):
         (folder / "rows.jsonl").write_text('{"prompt": "a", "response": "b"}\n')
         (folder / "base").mkdir(exist_ok=True)
         text = "name: x\nmodel: {base: ./base}\ndata: {train: [{file: rows.jsonl}]}\n"
         (folder / "x.yaml").write_text(text)
-        return load_recipe(folder / "x.yaml", [f"output={folder / 'outputs' / 'x'}"])
+        run = Run.load(folder / "x.yaml", [f"output={folder / 'outputs' / 'x'}"])
+        run.base_key = f"key of {run.base_source}"
+        return run
 
-    return write
+    return make
 
 
 @pytest.fixture
 def pen(monkeypatch):
     pen = Pen()
     monkeypatch.setattr(replay_rows, "ReplayWriter", lambda *_, **__: pen)
-    for name in ("base_model", "load_tokenizer", "check_vocabulary"):
+    monkeypatch.setattr(Run, "load_base", lambda _: None)
+    for name in ("load_tokenizer", "check_vocabulary"):
         monkeypatch.setattr(replay_rows, name, lambda *_, **__: None)
-    monkeypatch.setattr(replay_rows, "model_key", lambda source: f"key of {source}")
     return pen
 
 
@@ -70,8 +72,8 @@ def drafts_of(lines):
     return [json.loads(line)["draft"] for line in lines]
 
 
-def test_rows_and_held_out_rows_are_apart_and_the_rest_is_counted(recipe, pen, capsys):
-    written = written_rows(recipe, ReplayWriting(), Wanted(rows=20, held_out=5))
+def test_rows_and_held_out_rows_are_apart_and_the_rest_is_counted(run, pen, capsys):
+    written = written_rows(run, ReplayWriting(), Wanted(rows=20, held_out=5))
     rows, held_out = drafts_of(written.rows), drafts_of(written.held_out)
     assert (len(rows), len(held_out)) == (20, 5)
     kept = [number for number in pen.numbers if number % 5]
@@ -85,21 +87,21 @@ def test_rows_and_held_out_rows_are_apart_and_the_rest_is_counted(recipe, pen, c
     assert "kept; dropped:" in capsys.readouterr().out
 
 
-def test_what_is_there_is_not_written_again_and_more_is_added(recipe, pen):
-    few = written_rows(recipe, ReplayWriting(), Wanted(rows=5, held_out=2))
+def test_what_is_there_is_not_written_again_and_more_is_added(run, pen):
+    few = written_rows(run, ReplayWriting(), Wanted(rows=5, held_out=2))
     number = len(pen.numbers)
-    assert written_rows(recipe, ReplayWriting(), Wanted(rows=4)).rows == few.rows[:4]
+    assert written_rows(run, ReplayWriting(), Wanted(rows=4)).rows == few.rows[:4]
     assert len(pen.numbers) == number
-    many = written_rows(recipe, ReplayWriting(), Wanted(rows=60, held_out=2))
+    many = written_rows(run, ReplayWriting(), Wanted(rows=60, held_out=2))
     assert many.rows[:5] == few.rows
     assert many.held_out == few.held_out
     assert pen.numbers == list(range(len(pen.numbers))), "no draft is written twice"
 
 
 def test_work_that_was_interrupted_ends_with_the_same_rows(
-    recipe, write_recipe, pen, monkeypatch, tmp_path_factory
+    run, make_run, pen, monkeypatch, tmp_path_factory
 ):
-    other = write_recipe(tmp_path_factory.mktemp("other"))
+    other = make_run(tmp_path_factory.mktemp("other"))
     whole = written_rows(other, ReplayWriting(), Wanted(rows=40)).rows
     saved, saves = replay_rows.write_json, []
 
@@ -111,26 +113,26 @@ def test_work_that_was_interrupted_ends_with_the_same_rows(
 
     monkeypatch.setattr(replay_rows, "write_json", killed)
     with pytest.raises(KeyboardInterrupt):
-        written_rows(recipe, ReplayWriting(), Wanted(rows=40))
+        written_rows(run, ReplayWriting(), Wanted(rows=40))
     monkeypatch.setattr(replay_rows, "write_json", saved)
-    assert written_rows(recipe, ReplayWriting(), Wanted(rows=40)).rows == whole
+    assert written_rows(run, ReplayWriting(), Wanted(rows=40)).rows == whole
 
 
-def test_a_row_that_a_person_took_out_or_changed_stays_as_it_is(recipe, pen):
-    written = written_rows(recipe, ReplayWriting(), Wanted(rows=10))
+def test_a_row_that_a_person_took_out_or_changed_stays_as_it_is(run, pen):
+    written = written_rows(run, ReplayWriting(), Wanted(rows=10))
     lines = written.rows
     lines[2] = '{"prompt": "by hand", "response": "yes"}'
     written.folder.rows.write_text("\n".join([*lines[:5], *lines[6:]]) + "\n")
     number = len(pen.numbers)
-    again = written_rows(recipe, ReplayWriting(), Wanted(rows=10)).rows
+    again = written_rows(run, ReplayWriting(), Wanted(rows=10)).rows
     assert again[2] == lines[2]
     assert lines[5] not in again
     assert len(pen.numbers) == number
 
 
-def test_another_way_to_write_has_a_folder_of_its_own(recipe, pen):
+def test_another_way_to_write_has_a_folder_of_its_own(run, pen):
     folders = {
-        written_rows(recipe, writing, Wanted(rows=2)).folder.folder
+        written_rows(run, writing, Wanted(rows=2)).folder.folder
         for writing in (
             ReplayWriting(),
             ReplayWriting(temperature=0.7),
@@ -142,26 +144,26 @@ def test_another_way_to_write_has_a_folder_of_its_own(recipe, pen):
 
 
 def test_a_base_that_writes_nothing_of_use_ends_it_soon_and_in_one_sentence(
-    recipe, pen, monkeypatch, capsys
+    run, pen, monkeypatch, capsys
 ):
     monkeypatch.setattr(replay_rows, "find_fault", lambda *_: "loop")
     with pytest.raises(
         RunError, match=r"the base wrote 0 rows that are of use, of 50 \(\d+ loop\)"
     ):
-        written_rows(recipe, ReplayWriting(), Wanted(rows=50))
+        written_rows(run, ReplayWriting(), Wanted(rows=50))
     assert len(pen.numbers) < FIRST_LOOK + pen.batch_size
-    assert not written_rows(recipe, ReplayWriting(), Wanted(held_out=8)).held_out, "a run goes on"
+    assert not written_rows(run, ReplayWriting(), Wanted(held_out=8)).held_out, "a run goes on"
     assert "the base has no more to say" in capsys.readouterr().err
 
 
 def test_a_base_with_fewer_embeddings_than_its_tokenizer_has_ids_writes_nothing(
-    recipe, pen, monkeypatch, make_model, capitals_tokenizer
+    run, pen, monkeypatch, make_model, capitals_tokenizer
 ):
     model = make_model()
     model.resize_token_embeddings(len(capitals_tokenizer) - 1)
-    monkeypatch.setattr(replay_rows, "base_model", lambda *_: model)
+    monkeypatch.setattr(Run, "load_base", lambda _: model)
     monkeypatch.setattr(replay_rows, "load_tokenizer", lambda *_, **__: capitals_tokenizer)
     monkeypatch.setattr(replay_rows, "check_vocabulary", check_vocabulary)
     with pytest.raises(ModelError, match="Use the tokenizer that belongs to the model"):
-        written_rows(recipe, ReplayWriting(), Wanted(rows=5))
+        written_rows(run, ReplayWriting(), Wanted(rows=5))
     assert pen.numbers == []

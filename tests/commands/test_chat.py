@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from yrunner.assembly.run import Run
 from yrunner.commands import chat as module
 from yrunner.commands.chat import COMMANDS, Talk, chat
 from yrunner.console import printable
 from yrunner.evaluation.generate import generate_answers
-from yrunner.recipe.load import load_recipe
 
 TUNED = Path("tuned.yaml")
 
@@ -24,8 +24,8 @@ def models(make_talker):
 @pytest.fixture
 def talk(project, models, capitals_tokenizer, monkeypatch):
     tuned, base = models
-    monkeypatch.setattr(module, "base_model", lambda recipe: base)
-    return Talk(load_recipe(TUNED, ["data.system=Be brief."]), capitals_tokenizer, tuned, 6)
+    monkeypatch.setattr(Run, "load_base", lambda _: base)
+    return Talk(Run.load(TUNED, ["data.system=Be brief."]), capitals_tokenizer, tuned, 6)
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def test_the_base_answers_the_last_question_beside_and_is_not_remembered(
 
 
 def test_a_model_without_a_base_says_so(project, models, capitals_tokenizer, capsys):
-    talk = Talk(load_recipe(Path("base.yaml")), capitals_tokenizer, models[0], 6)
+    talk = Talk(Run.load(Path("base.yaml")), capitals_tokenizer, models[0], 6)
     talk.ask("a?")
     talk.obey("/base")
     assert "base was trained from random weights" in capsys.readouterr().out
@@ -186,8 +186,8 @@ def test_lines_of_a_person_are_questions_and_commands(project, models, monkeypat
             raise EOFError from None
 
     asked = []
-    for name in ("finished_run", "tuned_tokenizer", "tuned_model"):
-        monkeypatch.setattr(f"yrunner.commands.chat.{name}", lambda *_: None)
+    for name in ("require_result", "result_tokenizer", "load_result"):
+        monkeypatch.setattr(Run, name, lambda _: None)
     monkeypatch.setattr(Talk, "ask", lambda self, line: asked.append(line))
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
     monkeypatch.setattr("yrunner.commands.chat.is_terminal", lambda: True)

@@ -16,16 +16,14 @@ from tests.models.conftest import logits_of, tiny_config
 from tests.models.export.test_gguf_file import LLAMA3_ROPE, write
 from tests.models.export.test_gguf_pieces import SCHEMES, pieces_tokenizer, texts_of
 from tests.project import write_project
-from yrunner.assembly.model import tuned_tokenizer
+from yrunner.assembly.run import Run
 from yrunner.commands.merge.command import merge
 from yrunner.commands.merge.export import GGUF_BARS, probes_of
-from yrunner.commands.train.command import train
+from yrunner.commands.train import train
 from yrunner.models.load import load_model
 from yrunner.models.merge.proof import Probes, compare, folder_logits
 from yrunner.models.save import save_model
 from yrunner.models.scratch import build_model
-from yrunner.recipe.load import load_recipe
-from yrunner.storage.run_dir import RunDir
 
 FORMS = {
     "qwen3": tiny_config("qwen3", head_dim=16),
@@ -159,9 +157,8 @@ def test_llama_cpp_answers_as_a_merged_model_of_pieces_does(card, tmp_path, monk
 def assert_answers_alike(tuned: Path, kind: str) -> None:
     """Merge, write the file, and let llama.cpp answer beside the merged model."""
     merge(tuned, [f"merge.gguf={kind}"])
-    recipe = load_recipe(tuned)
-    run_dir = RunDir(recipe.run_folder)
-    probes = probes_of(recipe, tuned_tokenizer(run_dir))
+    run = Run.load(tuned)
+    run_dir, probes = run.folder, probes_of(run)
     expected_NV = folder_logits(run_dir.merged, probes, trust_remote_code=False)
     llama = Llama(
         str(run_dir.gguf / f"tuned-{kind}.gguf"), n_ctx=256, logits_all=True, verbose=False

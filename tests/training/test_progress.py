@@ -8,15 +8,8 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from yrunner.training.progress import (
-    History,
-    LiveProgress,
-    draw,
-    format_duration,
-    log_line,
-    sparkline,
-    zone_bar,
-)
+from yrunner.console import format_duration
+from yrunner.training.progress import History, LiveProgress, draw, log_line, sparkline, zone_bar
 
 RECORD = {
     "loss": 1.2345,

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from yrunner.assembly.dataset import keep_sources, recipe_sources
+from yrunner.assembly.dataset import find_sources, keep_sources
 from yrunner.recipe.load import base_recipe_path, load_recipe
 from yrunner.recipe.schema.recipe import Recipe
 from yrunner.storage.run_dir import RunDir, differences, hash_files, read_json
@@ -81,7 +81,7 @@ def fingerprint(recipe: Recipe) -> dict[str, Any]:
     its files are taken, which is cheap for weights of any size. Folders that lie above a file are
     left out.
     """
-    files = [file for source in recipe_sources(recipe) for file in source.files]
+    files = [file for source in find_sources(recipe.data) for file in source.files]
     extra = [recipe.model.chat_template] if recipe.model.chat_template else []
     extra += [file for source in keep_sources(recipe) for file in source.files]
     return {

@@ -6,25 +6,25 @@ from typing import Any, assert_never
 from filelock import FileLock
 
 from yrunner.assembly.replay import KeptData, rows_key
+from yrunner.assembly.run import Run
 from yrunner.console import progress
 from yrunner.data.batching.replay_rows import make_keep_plan
 from yrunner.errors import RunError
 from yrunner.recipe.schema.keep import Ewc, KeepRows, NoKeep, SelfReplay
-from yrunner.recipe.schema.recipe import Recipe
 from yrunner.scoring.score_file import row_hashes
-from yrunner.storage.run_dir import RunDir, read_json, write_json
+from yrunner.storage.run_dir import read_json, write_json
 from yrunner.training.drift import DriftGauge
 from yrunner.training.ewc import EwcPenalty, estimate_fisher, load_fisher, save_fisher
 from yrunner.training.replay_loss import HeldRows, Regulariser
 from yrunner.training.trainer import SignalTrainer
 
 
-def add_regulariser(trainer: SignalTrainer, recipe: Recipe, kept: KeptData) -> None:
+def add_regulariser(trainer: SignalTrainer, run: Run, kept: KeptData) -> None:
     """Let the recipe's `keep` add to the loss of a trainer whose model is as the run starts.
 
     And let it measure how far it moves from its base, where that wrote rows for it.
     """
-    keeping = _make_keeping(trainer, recipe, kept)
+    keeping = _make_keeping(trainer, run, kept)
     if keeping is not None:
         trainer.add_regulariser(keeping)
     if kept.held_out:
@@ -32,11 +32,11 @@ def add_regulariser(trainer: SignalTrainer, recipe: Recipe, kept: KeptData) -> N
             kept.held_out,
             kept.held_out_tops,
             trainer.pad_token_id,
-            max_tokens=recipe.train.batch_size * recipe.data.max_length,
+            max_tokens=run.max_tokens,
         )
 
 
-def record_kept(run_dir: RunDir, kept: KeptData, *, resume: bool) -> None:
+def record_kept(run: Run, kept: KeptData) -> None:
     """Note in the run folder which rows it is held to, if any.
 
     Raises `RunError` for a run that is taken up with others: they may be edited by hand.
@@ -45,7 +45,8 @@ def record_kept(run_dir: RunDir, kept: KeptData, *, resume: bool) -> None:
         return
     text = "".join(row_hashes(kept.rows))
     content = {"rows": len(kept.rows), "hash": sha256(text.encode()).hexdigest()}
-    if resume and run_dir.keep.exists() and read_json(run_dir.keep) != content:
+    run_dir, resumes = run.folder, run.options.from_step is not None
+    if resumes and run_dir.keep.exists() and read_json(run_dir.keep) != content:
         raise RunError(
             f"the rows that {run_dir.folder} is held to have changed since it was begun",
             remedy="bring them back, or start anew with --overwrite",
@@ -53,8 +54,8 @@ def record_kept(run_dir: RunDir, kept: KeptData, *, resume: bool) -> None:
     write_json(run_dir.keep, content)
 
 
-def _make_keeping(trainer: SignalTrainer, recipe: Recipe, kept: KeptData) -> Regulariser | None:
-    keep = recipe.keep
+def _make_keeping(trainer: SignalTrainer, run: Run, kept: KeptData) -> Regulariser | None:
+    recipe, keep = run.recipe, run.recipe.keep
     match keep:
         case NoKeep():
             return None
@@ -78,24 +79,23 @@ def _make_keeping(trainer: SignalTrainer, recipe: Recipe, kept: KeptData) -> Reg
                 layout=trainer.layout,
             )
         case Ewc():
-            return _make_springs(recipe, keep, kept, trainer.model, trainer.pad_token_id)
+            return _make_springs(run, keep.strength, kept, trainer.model)
         case _:
             assert_never(keep)
 
 
-def _make_springs(
-    recipe: Recipe, keep: Ewc, kept: KeptData, model: Any, pad_token_id: int
-) -> EwcPenalty:
+def _make_springs(run: Run, strength: float, kept: KeptData, model: Any) -> EwcPenalty:
+    recipe = run.recipe
     assert kept.folder is not None, "rows were written or read"
     tuning = recipe.tuning.model_dump(mode="json")
     # The random half of a new adapter comes of the seed.
-    path = kept.folder.fisher(rows_key(recipe, kept.rows, tuning, recipe.seed, recipe.model.dtype))
+    path = kept.folder.fisher(rows_key(run, kept.rows, tuning, recipe.seed, recipe.model.dtype))
     kept.folder.folder.mkdir(parents=True, exist_ok=True)
     with FileLock(kept.folder.lock):
         if not path.exists():
             with progress("what the base depends on, rows", len(kept.rows)) as advance:
                 fisher = estimate_fisher(
-                    model, kept.rows, pad_token_id=pad_token_id, advance=advance
+                    model, kept.rows, pad_token_id=run.tokenizer.pad_token_id, advance=advance
                 )
             save_fisher(fisher, path)
-    return EwcPenalty(model, load_fisher(path, model), keep.strength)
+    return EwcPenalty(model, load_fisher(path, model), strength)

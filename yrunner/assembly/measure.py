@@ -1,43 +1,32 @@
-"""One model in all tasks of a recipe: what `yrun eval` and `yrun compare` are made of.
-
-What a run measures before and after training, kept in its folder.
-"""
+"""How a model does on the tasks and rows of a recipe, before, after and beside training."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from yrunner.assembly.dataset import recipe_sources
-from yrunner.assembly.score_rows import score_rows
+from yrunner.assembly.run import Run
 from yrunner.console import progress
-from yrunner.data.conversation import Conversation, TokenizedExample
-from yrunner.data.formats.formats import read_conversations
+from yrunner.data.conversation import TokenizedExample
 from yrunner.evaluation.candidate import Candidate
-from yrunner.evaluation.memorised_faults import KnownFault, find_memorised, read_faults
+from yrunner.evaluation.memorised_faults import find_memorised
 from yrunner.evaluation.parallel import is_first
-from yrunner.evaluation.questions import Question, question_of
 from yrunner.evaluation.results import ModelResults
-from yrunner.evaluation.tasks import examine, quality_of, read_task
+from yrunner.evaluation.tasks import examine, quality_of
 from yrunner.evaluation.text_metrics import Answered, share_right
-from yrunner.recipe.schema.eval import AnswerTask, Task
-from yrunner.recipe.schema.recipe import Recipe
+from yrunner.recipe.schema.eval import AnswerTask
+from yrunner.scoring.measure import TokenScores, score_tokens
 from yrunner.storage.run_dir import read_json, write_json
+from yrunner.training.arguments import token_weight
 
 
-def evaluate(
-    recipe: Recipe,
-    tasks: Sequence[tuple[Task, list[Question]]],
-    model: Any,
-    tokenizer: Any,
-    description: str,
-) -> ModelResults:
+def evaluate(run: Run, model: Any, tokenizer: Any, description: str) -> ModelResults:
     """Examine a loaded model in every task, and in the recipe's list of faults.
 
-    `tasks` is what `read_tasks` gave. `description` names the model in progress bars and reports.
+    `description` names the model in progress bars and reports.
     """
+    recipe = run.recipe
     candidate = Candidate(
         model,
         tokenizer,
@@ -48,19 +37,13 @@ def evaluate(
     )
     results = {
         task.name: examine(task, questions, _watched(candidate, task.name, description))
-        for task, questions in tasks
+        for task, questions in (run.tasks if recipe.eval.tasks else [])
     }
     faults = None
     if recipe.eval.faults is not None:
         watched = _watched(candidate, "memorised faults", description)
-        faults = find_memorised(known_faults(recipe), watched, recipe.eval.faults.max_new_tokens)
+        faults = find_memorised(run.known_faults, watched, recipe.eval.faults.max_new_tokens)
     return ModelResults(description, results, quality_of(candidate.written), faults)
-
-
-def known_faults(recipe: Recipe) -> list[KnownFault]:
-    """The faulty rows that the recipe lists. Raises `DataError` where the list cannot be used."""
-    listed = recipe.eval.faults
-    return [] if listed is None else read_faults(listed.data, listed.list)
 
 
 def _watched(candidate: Candidate, task: str, description: str) -> Candidate:
@@ -71,7 +54,6 @@ def _watched(candidate: Candidate, task: str, description: str) -> Candidate:
 
 
 EXAMPLES_FOR_LOSSES = 200
-FIRST_ROWS = 10
 
 
 @dataclass(frozen=True)
@@ -105,55 +87,26 @@ class Measured:
         return cls(answers, content["token_losses"])
 
 
-def read_tasks(recipe: Recipe) -> list[tuple[Task, list[Question]]]:
-    """The questions of every task; a faulty file is found before anything is loaded or trained.
-
-    A recipe without tasks gets one of its first rows, so that there are answers to look at.
-    """
-    if recipe.eval.tasks:
-        return [(task, read_task(task)) for task in recipe.eval.tasks]
-    source = recipe_sources(recipe)[len(recipe.data.train) if recipe.data.validation else 0]
-    file = source.files[0]
-    rows = read_conversations(file, source.reading).rows
-    talks = (row for row in rows if isinstance(row, Conversation) and not row.is_text)
-    questions = [question_of(row) for row in islice(talks, FIRST_ROWS)]
-    task = AnswerTask(kind="answer", name=f"first rows of {file.name}", side="domain", data=file)
-    return [(task, questions)] if questions else []
-
-
-def measure(
-    model: Any,
-    tokenizer: Any,
-    recipe: Recipe,
-    tasks: Sequence[tuple[Task, list[Question]]],
-    examples: Sequence[TokenizedExample],
-    when: str,
-) -> Measured:
+def measure(run: Run, model: Any, examples: Sequence[TokenizedExample], when: str) -> Measured:
     """Let the model answer the tasks of kind answer, and measure its loss on the first examples."""
-    answers = answer_tasks(model, tokenizer, recipe, tasks, f"{when} training")
+    answers = answer_tasks(run, model, f"{when} training")
     watched = examples[:EXAMPLES_FOR_LOSSES]
-    scores = score_rows(model, tokenizer, recipe, watched, f"losses, {when} training")
+    scores = score_rows(run, model, watched, f"losses, {when} training")
     return Measured(answers, [loss for scored in scores for loss in scored.loss_N.tolist()])
 
 
-def answer_tasks(
-    model: Any,
-    tokenizer: Any,
-    recipe: Recipe,
-    tasks: Sequence[tuple[Task, list[Question]]],
-    who: str,
-) -> dict[str, list[Answered]]:
+def answer_tasks(run: Run, model: Any, who: str) -> dict[str, list[Answered]]:
     """The answers to every task of the kind answer, by its name. `who` is for the progress bar.
 
     The other kinds wait for `yrun eval`: a training should not take longer for being measured.
     """
-    answers = {}
-    for task, questions in tasks:
+    recipe, answers = run.recipe, {}
+    for task, questions in run.tasks:
         if not isinstance(task, AnswerTask):
             continue
         candidate = Candidate(
             model,
-            tokenizer,
+            run.tokenizer,
             system=recipe.data.system,
             batch_size=recipe.eval.batch_size,
             watch=partial(progress, f"{task.name}, {who}"),
@@ -164,3 +117,22 @@ def answer_tasks(
             for question, answer in zip(questions, written, strict=True)
         ]
     return answers
+
+
+def score_rows(
+    run: Run, model: Any, examples: Sequence[TokenizedExample], description: str
+) -> list[TokenScores]:
+    """The scores of each example, in their order, with the weights of the recipe's loss."""
+    scores = score_tokens(
+        model,
+        examples,
+        pad_token_id=run.tokenizer.pad_token_id,
+        batch_size=run.recipe.train.batch_size,
+        weight=token_weight(run.recipe.loss)[0],
+    )
+    found = []
+    with progress(description, len(examples)) as advance:
+        for scored in scores:
+            found.append(scored)
+            advance(1)
+    return found

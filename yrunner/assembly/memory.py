@@ -1,43 +1,28 @@
-"""What holding on to the base costs, for `yrun check`: memory and disk beside those of training.
-
-The machine that a run is planned for: this one, or one that somebody thinks of renting.
-
-What a run needs of memory and disk, found without loading a weight.
-
-What a run writes against what is free, before it starts.
-
-What would save memory, and how much: the recipe's update traced again with one key changed.
-
-Whether every row finds a place in the model, which has only so many positions and embeddings.
-"""
+"""What a run needs of memory, found without loading a weight, and what would save most of it."""
 
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 
-from yrunner.assembly.model import base_source, stale_base
-from yrunner.assembly.plan import layout_for
+from yrunner.assembly.preflight import DiskFacts, disk_facts
 from yrunner.assembly.replay import has_base_beneath
-from yrunner.console import as_gigabytes
+from yrunner.assembly.run import Run
+from yrunner.assembly.trainer import layout_for
 from yrunner.data.batching.collate import collate
 from yrunner.data.batching.plan import Plan
 from yrunner.data.conversation import TokenizedExample
-from yrunner.data.dataset.splits import Prepared
 from yrunner.distributed.topology import lay_out
-from yrunner.errors import RunError, YRunnerError
-from yrunner.models.limits import check_lengths
-from yrunner.models.load import check_ids, check_vocabulary, choose_dtype
+from yrunner.errors import YRunnerError
+from yrunner.models.load import check_vocabulary, choose_dtype
 from yrunner.models.local import container_memory
-from yrunner.models.meta import build_weightless, read_config
+from yrunner.models.meta import build_weightless
 from yrunner.models.quantization import bytes_of_stored
-from yrunner.models.scratch import make_config
-from yrunner.models.size import DiskNeed, count_weights_of, estimate_disk
+from yrunner.models.size import count_weights_of, estimate_disk
 from yrunner.models.tuning import count_parameters
 from yrunner.recipe.schema.distributed import DistributedSection
 from yrunner.recipe.schema.keep import Ewc, KeepRows, SelfReplay
@@ -50,15 +35,12 @@ from yrunner.recipe.schema.model import (
     Tuning,
 )
 from yrunner.recipe.schema.recipe import Recipe
-from yrunner.storage.run_dir import RunDir, free_bytes
 from yrunner.tokens import IGNORE_INDEX
-from yrunner.training.callbacks import count_checkpoints
 from yrunner.training.deepspeed.config import deepspeed_settings
 from yrunner.training.memory.trace import (
     METHOD,
     NOT_COUNTED,
     Untraceable,
-    optimizer_bytes,
     trace_update,
 )
 from yrunner.training.memory.zero import Sharing, Workload, memory_per_gpu, sharings_for
@@ -169,59 +151,6 @@ def as_bytes(text: str) -> int:
     return round(float(match[1]) * UNITS[match[2]])
 
 
-@dataclass(frozen=True)
-class DiskFacts:
-    """What the run writes, in bytes."""
-
-    checkpoint: int
-    num_checkpoints: int
-    """That stand there at the fullest moment."""
-    model: int
-    needed: int
-    """At the fullest moment."""
-    free: int
-    """What an earlier run has left in the folder is counted as free: it is replaced bit by bit."""
-
-
-def disk_facts(recipe: Recipe, need: DiskNeed, plan: Plan) -> DiskFacts:
-    """The need of a recipe's run, beside what is free where it writes."""
-    validates = bool(recipe.data.validation) or recipe.data.validation_share is not None
-    section = recipe.train.checkpoint
-    # Beside the newest there is the best one by validation; one is written before another goes.
-    written = count_checkpoints(plan.num_updates, section.every, plan.epoch_ends)
-    number = min(section.keep + validates + 1, written)
-    run_dir = RunDir(recipe.run_folder)
-    free = free_bytes(run_dir.folder) + _used(run_dir.checkpoints) + _used(run_dir.model)
-    needed = number * need.checkpoint + need.model
-    return DiskFacts(need.checkpoint, number, need.model, needed, free)
-
-
-def lack_of_space(recipe: Recipe, facts: DiskFacts) -> RunError | None:
-    """Why the run would fill the disk; None where there is room for it."""
-    if facts.needed <= facts.free:
-        return None
-    return RunError(
-        f"{RunDir(recipe.run_folder).folder} has room for {as_gigabytes(facts.free)}, and the run "
-        f"needs {as_gigabytes(facts.needed)}: {facts.num_checkpoints} checkpoints of "
-        f"{as_gigabytes(facts.checkpoint)} at its fullest moment, and the model of "
-        f"{as_gigabytes(facts.model)}",
-        remedy="free some space, keep fewer checkpoints (train.checkpoint.keep), or choose another "
-        "place, such as output=/another/folder",
-    )
-
-
-def check_disk(recipe: Recipe, model: Any, tokenizer: Any, plan: Plan) -> None:
-    """Raise `RunError` where the training of this model would fill the disk."""
-    trained = [weight for weight in model.parameters() if weight.requires_grad]
-    need = estimate_disk(model, optimizer_bytes(recipe.train.optimizer, trained), tokenizer)
-    if lack := lack_of_space(recipe, disk_facts(recipe, need, plan)):
-        raise lack
-
-
-def _used(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
 LIKE_OTHERS = {
     "adamw_8bit": ("adamw_torch", 0.25),
     "paged_adamw_8bit": ("adamw_torch", 0.25),
@@ -274,13 +203,13 @@ class Estimate:
 class Estimator:
     """Runs updates of a recipe's model that have no values, each of them once."""
 
-    def __init__(self, recipe: Recipe, tokenizer: Any, machine: Machine) -> None:
-        self.recipe, self.tokenizer, self.machine = recipe, tokenizer, machine
+    def __init__(self, run: Run, machine: Machine) -> None:
+        self.run, self.recipe, self.machine = run, run.recipe, machine
         self._kept: dict[tuple[str, int, bool], Estimate | Untraceable] = {}
-        self.config = recipe_config(recipe, tokenizer)
-        is_planned = recipe.model.dtype == "auto" and not machine.is_cpu
+        self.config = run.config
+        is_planned = self.recipe.model.dtype == "auto" and not machine.is_cpu
         # A machine to rent may have a GPU where this one has none.
-        self.dtype = torch.bfloat16 if is_planned else choose_dtype(recipe.model.dtype)
+        self.dtype = torch.bfloat16 if is_planned else choose_dtype(self.recipe.model.dtype)
 
     def estimate(
         self, tuning: Tuning, micro_batch: Sequence[TokenizedExample], *, recomputes: bool
@@ -308,11 +237,11 @@ class Estimator:
             trust_remote_code=recipe.model.trust_remote_code,
         )
         model = build(self.config)
-        check_vocabulary(model, self.tokenizer)
+        check_vocabulary(model, self.run.tokenizer)
         counts = count_weights_of(model)
         # As if the model kept examples apart, which the run tries out on its weights.
         layout = layout_for(model.config, isolates=True)
-        batch = collate(micro_batch, self.tokenizer.pad_token_id, layout)
+        batch = collate(micro_batch, self.run.tokenizer.pad_token_id, layout)
         optimizer, remembered = LIKE_OTHERS.get(recipe.train.optimizer, (recipe.train.optimizer, 1))
         update = trace_update(
             model,
@@ -360,8 +289,8 @@ def estimate_memory(
         own = own_sharing(recipe, machine.gpus) if is_own else None
         lines += lines_of(tuning.kind, found.job, machine, own)
         if is_own:
-            need = estimate_disk(found.model, found.job.optimizer, estimator.tokenizer)
-            disk = disk_facts(recipe, need, plan)
+            need = estimate_disk(found.model, found.job.optimizer, estimator.run.tokenizer)
+            disk = disk_facts(estimator.run, need, plan)
             notes.insert(0, found.described)
             notes += keep_notes(recipe, count_parameters(found.model)[0])
     return MemoryFacts(str(machine), lines, notes), disk
@@ -397,17 +326,6 @@ def lines_of(
 def _form(tuning: Tuning) -> str:
     """What of a tuning an update depends on: quantized or not, an adapter is trained alike."""
     return tuning.model_dump_json(exclude={"quant_type", "double_quant"}).replace("qlora", "lora")
-
-
-def recipe_config(recipe: Recipe, tokenizer: Any) -> Any:
-    """The config of the recipe's model, also before its base has been trained."""
-    if recipe.model.scratch is not None:
-        return make_config(recipe.model.scratch.config, tokenizer)
-    stale = stale_base(recipe)
-    if stale is not None:
-        return recipe_config(stale[0], tokenizer)
-    source = base_source(recipe)
-    return read_config(source, trust_remote_code=recipe.model.trust_remote_code)
 
 
 def _tunings(recipe: Recipe) -> list[Tuning]:
@@ -447,26 +365,25 @@ class Variant:
     micro_batch: Sequence[TokenizedExample]
 
 
-def find_savings(
-    recipe: Recipe, tokenizer: Any, micro_batch: Sequence[TokenizedExample]
-) -> list[Saving]:
+def find_savings(run: Run, micro_batch: Sequence[TokenizedExample]) -> list[Saving]:
     """The changes that save most in the run's largest micro-batch, the best first, at most three.
 
     Estimated as `yrun check` estimates memory; none where the model cannot be traced.
     """
-    own = _peak(recipe, tokenizer, micro_batch)
+    own = _peak(run, micro_batch)
     if own is None:
         return []
     savings = []
-    for variant in variants(recipe, micro_batch):
-        peak = _peak(variant.recipe, tokenizer, variant.micro_batch)
+    for variant in variants(run.recipe, micro_batch):
+        peak = _peak(run.variant(variant.recipe), variant.micro_batch)
         if peak is not None and own - peak > SMALLEST_SAVING * own:
             savings.append(Saving(variant.change, own - peak))
     return sorted(savings, key=lambda saving: saving.saved, reverse=True)[:MOST]
 
 
-def _peak(recipe: Recipe, tokenizer: Any, micro_batch: Sequence[TokenizedExample]) -> int | None:
-    found = Estimator(recipe, tokenizer, this_machine()).estimate(
+def _peak(run: Run, micro_batch: Sequence[TokenizedExample]) -> int | None:
+    recipe = run.recipe
+    found = Estimator(run, this_machine()).estimate(
         recipe.tuning, micro_batch, recomputes=recipe.train.gradient_checkpointing
     )
     return None if isinstance(found, Untraceable) else memory_per_gpu(found.job, Sharing()).peak
@@ -509,15 +426,3 @@ def _with(section: Any, **keys: Any) -> Any:
 
 def _cut(example: TokenizedExample, length: int) -> TokenizedExample:
     return TokenizedExample(example.input_ids[:length], example.labels[:length], example.origin)
-
-
-def check_fit(recipe: Recipe, tokenizer: Any, prepared: Prepared) -> None:
-    """Look whether the recipe's model can read every row, before its weights are loaded.
-
-    Raises `DataError` with the longest row where it has more tokens than the model positions, and
-    `ModelError` where the tokenizer has ids that the model has no embedding for.
-    """
-    config = recipe_config(recipe, tokenizer)
-    check_ids(tokenizer, config.get_text_config().vocab_size)
-    for examples in (prepared.train, prepared.validation):
-        check_lengths(examples.lengths, examples.origin, config)

@@ -15,13 +15,11 @@ from typing import Any
 import torch
 from filelock import FileLock
 
-from yrunner.assembly.dataset import keep_sources, recipe_rules
-from yrunner.assembly.model import base_model, base_source, model_key
+from yrunner.assembly.run import Run
 from yrunner.assembly.trainer import untrained_model
 from yrunner.console import progress, say, warn
 from yrunner.data.conversation import TokenizedExample
-from yrunner.data.dataset.cache import Cache
-from yrunner.data.dataset.prepare import Rules, Source, prepare
+from yrunner.data.dataset.prepare import Rules, Source
 from yrunner.data.dataset.row_report import num_rows
 from yrunner.errors import DataError, RunError
 from yrunner.evaluation.self_replay import (
@@ -33,12 +31,11 @@ from yrunner.evaluation.self_replay import (
     find_fault,
 )
 from yrunner.models.load import check_vocabulary, load_tokenizer
-from yrunner.recipe.load import base_recipe_path
 from yrunner.recipe.schema.keep import Ewc, HeldToRows, KeepRows, ReplayWriting, SelfReplay
 from yrunner.recipe.schema.recipe import Recipe
 from yrunner.scoring.base_predictions import KeptTops, keep_tops
 from yrunner.scoring.score_file import row_hashes
-from yrunner.storage.run_dir import ReplayDir, RunDir, read_json, write_json, write_text
+from yrunner.storage.run_dir import ReplayDir, read_json, write_json, write_text
 from yrunner.tokens import IGNORE_INDEX
 
 LONGEST_TURN = 256
@@ -80,29 +77,28 @@ class Written:
         return _lines(self.folder.held_out)[: self.wanted.held_out]
 
 
-def replay_folder(recipe: Recipe, writing: ReplayWriting) -> ReplayDir:
+def replay_folder(run: Run, writing: ReplayWriting) -> ReplayDir:
     """Where the rows of the recipe's base are; the base has to exist by now."""
-    key = model_key(base_source(recipe))
-    how = [key, recipe.data.system, _turn_length(recipe, writing), writing.temperature]
+    recipe, base = run.recipe, run.recipe.model.base
+    how = [run.base_key, recipe.data.system, _turn_length(recipe, writing), writing.temperature]
     text = json.dumps([*how, writing.openings], ensure_ascii=False)
-    path = base_recipe_path(recipe)
-    name = path.stem if path else Path(base_source(recipe)).name
+    name = Path(run.base_source).name if run.base is None else Path(str(base)).stem
     digest = sha256(text.encode()).hexdigest()[:8]
-    return ReplayDir(RunDir(recipe.run_folder).replay / f"{name}-{digest}")
+    return ReplayDir(run.folder.replay / f"{name}-{digest}")
 
 
-def written_rows(recipe: Recipe, writing: ReplayWriting, wanted: Wanted) -> Written:
+def written_rows(run: Run, writing: ReplayWriting, wanted: Wanted) -> Written:
     """The rows that the recipe's base wrote; those that are missing are written now.
 
     Another process that wants them, too, waits and finds them. Raises `RunError` where the base
     does not write enough that is of use.
     """
-    folder = replay_folder(recipe, writing)
+    folder = replay_folder(run, writing)
     folder.folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.lock):
         desk = _ReplayStore.open(folder)
         if desk.lacks(wanted):
-            _write(recipe, writing, wanted, desk)
+            _write(run, writing, wanted, desk)
     return Written(folder, wanted)
 
 
@@ -183,13 +179,13 @@ class _ReplayStore:
         return self.folder.held_out if is_held_out else self.folder.rows
 
 
-def _write(recipe: Recipe, writing: ReplayWriting, wanted: Wanted, desk: _ReplayStore) -> None:
+def _write(run: Run, writing: ReplayWriting, wanted: Wanted, desk: _ReplayStore) -> None:
     """Let the base write until there is enough, or until it says nothing new."""
-    source = base_source(recipe)
-    record = {"base": source, "key": model_key(source), "writing": writing.model_dump()}
+    recipe, source = run.recipe, run.base_source
+    record = {"base": source, "key": run.base_key, "writing": writing.model_dump()}
     write_json(desk.folder.record, record)
     desk.save()
-    model = base_model(recipe)
+    model = run.load_base()
     tokenizer = load_tokenizer(source, trust_remote_code=recipe.model.trust_remote_code)
     check_vocabulary(model, tokenizer)
     author = ReplayWriter(
@@ -313,53 +309,54 @@ def has_base_beneath(recipe: Recipe) -> bool:
     return tuning.kind not in ("full", "freeze") and getattr(tuning, "adapter", None) is None
 
 
-def check_keep_file(recipe: Recipe, tokenizer: Any) -> None:
+def check_keep_file(run: Run) -> None:
     """Raise what is wrong with the recipe's file of kept rows, before anything is loaded."""
-    for source in keep_sources(recipe):
-        _examples(recipe, tokenizer, source, recipe_rules(recipe))
+    for source in run.keep_sources:
+        _examples(run, source, run.rules)
 
 
-def prepare_keep(recipe: Recipe, tokenizer: Any, dtype: torch.dtype) -> KeptData:
+def prepare_keep(run: Run) -> KeptData:
     """The rows that a run is held to, written now where they are missing.
 
     Comes before TrainingArguments: under DeepSpeed ZeRO-3 those decide how weights load, and here
     the base is needed whole. Raises `YRunnerError` for rows that are of no use.
     """
-    wanted = wanted_rows(recipe)
-    sources = keep_sources(recipe)
-    if not (wanted.rows or wanted.held_out or sources):
+    recipe = run.recipe
+    wanted, writing = wanted_rows(recipe), writing_of(recipe)
+    if not (wanted.rows or wanted.held_out or run.keep_sources):
         return KeptData()
-    folder = replay_folder(recipe, writing_of(recipe))
+    folder = replay_folder(run, writing)
     rows: list[TokenizedExample] = []
     held_out: list[TokenizedExample] = []
     if wanted.rows or wanted.held_out:
-        written = written_rows(recipe, writing_of(recipe), wanted)
+        written = written_rows(run, writing, wanted)
         folder = written.folder
         if wanted.rows:
-            rows = _tokenized(recipe, tokenizer, folder.rows)[: wanted.rows]
+            rows = _tokenized(run, folder.rows)[: wanted.rows]
         if written.held_out:
-            held_out = _tokenized(recipe, tokenizer, folder.held_out)[: wanted.held_out]
-    for source in sources:
-        rows = _examples(recipe, tokenizer, source, recipe_rules(recipe))
+            held_out = _tokenized(run, folder.held_out)[: wanted.held_out]
+    for source in run.keep_sources:
+        rows = _examples(run, source, run.rules)
     if isinstance(recipe.keep, HeldToRows):
         say(f"held to {num_rows(len(rows))}, {recipe.keep.share:.0%} of each update")
-    return _with_tops(recipe, tokenizer, dtype, KeptData(folder, rows, held_out))
+    return _with_tops(run, KeptData(folder, rows, held_out))
 
 
-def rows_key(recipe: Recipe, rows: Sequence[TokenizedExample], *what: Any) -> str:
+def rows_key(run: Run, rows: Sequence[TokenizedExample], *what: Any) -> str:
     """Changes with the rows, with the model as it is before training, and with `what`."""
-    tuning = recipe.tuning.model_dump(mode="json")
-    facts = [model_key(base_source(recipe)), tuning.get("adapter"), row_hashes(rows), *what]
+    tuning = run.recipe.tuning.model_dump(mode="json")
+    facts = [run.base_key, tuning.get("adapter"), row_hashes(rows), *what]
     return sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
-def _with_tops(recipe: Recipe, tokenizer: Any, dtype: torch.dtype, kept: KeptData) -> KeptData:
+def _with_tops(run: Run, kept: KeptData) -> KeptData:
+    recipe = run.recipe
     if has_base_beneath(recipe) or kept.folder is None:
         return kept
     keep = recipe.keep
     by_kl = isinstance(keep, SelfReplay | KeepRows) and keep.by == "kl"
     tops = [
-        _tops(recipe, tokenizer, dtype, kept.folder, rows, top) if rows and top else None
+        _tops(run, kept.folder, rows, top) if rows and top else None
         for rows, top in (
             (kept.rows, keep.top if by_kl and isinstance(keep, SelfReplay | KeepRows) else 0),
             (kept.held_out, recipe.drift.top),
@@ -368,29 +365,23 @@ def _with_tops(recipe: Recipe, tokenizer: Any, dtype: torch.dtype, kept: KeptDat
     return KeptData(kept.folder, kept.rows, kept.held_out, *tops)
 
 
-def _tops(
-    recipe: Recipe,
-    tokenizer: Any,
-    dtype: torch.dtype,
-    folder: ReplayDir,
-    rows: Sequence[TokenizedExample],
-    top: int,
-) -> KeptTops:
+def _tops(run: Run, folder: ReplayDir, rows: Sequence[TokenizedExample], top: int) -> KeptTops:
     """What the model predicts for rows before it is trained: computed once, then read from disk."""
-    path = folder.tops(rows_key(recipe, rows, top, str(dtype)))
+    dtype = run.dtype
+    path = folder.tops(rows_key(run, rows, top, str(dtype)))
     folder.folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.lock):
         if not path.exists():
             device = "cuda" if torch.cuda.is_available() else "cpu"
-            model = untrained_model(recipe, tokenizer, dtype).to(device)
+            model = untrained_model(run).to(device)
             autocast = torch.autocast(device, dtype=dtype, enabled=dtype != torch.float32)
             with autocast, progress("what the base predicts, rows", len(rows)) as advance:
                 tops = keep_tops(
                     model,
                     rows,
                     top=top,
-                    pad_token_id=tokenizer.pad_token_id,
-                    max_tokens=recipe.train.batch_size * recipe.data.max_length,
+                    pad_token_id=run.tokenizer.pad_token_id,
+                    max_tokens=run.max_tokens,
                     advance=advance,
                 )
             partial = path.with_suffix(".partial")
@@ -404,23 +395,20 @@ def _tops(
     return tops
 
 
-def _tokenized(recipe: Recipe, tokenizer: Any, file: Path) -> list[TokenizedExample]:
+def _tokenized(run: Run, file: Path) -> list[TokenizedExample]:
     """Rows that the base wrote; learned is what it wrote, not the opening that it was given."""
     rules = Rules(
-        max_length=recipe.data.max_length,
+        max_length=run.recipe.data.max_length,
         too_long="drop",
         invalid="drop",
-        system=recipe.data.system,
+        system=run.recipe.data.system,
         targets="all",
     )
-    return without_opening(_examples(recipe, tokenizer, Source((file,)), rules))
+    return without_opening(_examples(run, Source((file,)), rules))
 
 
-def _examples(
-    recipe: Recipe, tokenizer: Any, source: Source, rules: Rules
-) -> list[TokenizedExample]:
-    cache = Cache(RunDir(recipe.run_folder).prepared)
-    prepared = prepare([source], tokenizer, rules, cache, seed=recipe.seed)
+def _examples(run: Run, source: Source, rules: Rules) -> list[TokenizedExample]:
+    prepared = run.prepare([source], rules)
     left_out = sum(len(report.refusals) for report in prepared.reports)
     if left_out and rules.too_long == "drop":
         say(f"{source.files[0].name}: {num_rows(left_out)} left out, longer than data.max_length")

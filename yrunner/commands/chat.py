@@ -13,14 +13,12 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 from rich.text import Text
 
-from yrunner.assembly.model import base_model, finished_run, tuned_model, tuned_tokenizer
+from yrunner.assembly.run import Run
 from yrunner.console import is_terminal, say, show
 from yrunner.data.chat.tokenize import prompt_text, with_system
 from yrunner.data.conversation import Message
 from yrunner.evaluation.generate import Generated, stream_answer
-from yrunner.recipe.load import load_recipe
 from yrunner.recipe.schema.eval import Generation
-from yrunner.recipe.schema.recipe import Recipe
 
 COMMANDS = {
     "/base": "the base answers the last question too",
@@ -34,8 +32,9 @@ COMMANDS = {
 class Talk:
     """What was said so far, and how the next answer is written."""
 
-    def __init__(self, recipe: Recipe, tokenizer: Any, model: Any, max_new_tokens: int) -> None:
-        self._recipe, self._tokenizer, self._model = recipe, tokenizer, model
+    def __init__(self, run: Run, tokenizer: Any, model: Any, max_new_tokens: int) -> None:
+        self._run, self._tokenizer, self._model = run, tokenizer, model
+        self._recipe = recipe = run.recipe
         self._base: Any = None
         self._max_new_tokens = max_new_tokens
         self._generation: Generation = recipe.eval.generation
@@ -100,7 +99,7 @@ class Talk:
             say(f"{self._recipe.name} was trained from random weights, it has no base")
         else:
             if self._base is None:
-                self._base = base_model(self._recipe)
+                self._base = self._run.load_base()
             self._answer(self._base, self._messages[:-1])
 
     def _save(self, name: str) -> None:
@@ -145,10 +144,9 @@ _ANY_KIND: TypeAdapter[Generation] = TypeAdapter(Generation)
 
 def chat(path: Path, overrides: list[str], *, max_new_tokens: int) -> None:
     """Answer each line of standard input; the conversation goes on until /reset or its end."""
-    recipe = load_recipe(path, overrides)
-    run_dir = finished_run(recipe)
-    tokenizer = tuned_tokenizer(run_dir)
-    talk = Talk(recipe, tokenizer, tuned_model(recipe, run_dir), max_new_tokens)
+    run = Run.load(path, overrides)
+    run.require_result()
+    talk = Talk(run, run.result_tokenizer, run.load_result(), max_new_tokens)
     for line in _lines():
         if line.startswith("/"):
             talk.obey(line)

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from tests.conftest import write_jsonl
 from yrunner.cli import app
 from yrunner.commands.check.command import check
-from yrunner.commands.train.command import train
+from yrunner.commands.train import train
 from yrunner.errors import ModelError, YRunnerError
 
 

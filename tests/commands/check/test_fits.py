@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.commands.check.test_command import facts_of
-from yrunner.assembly import memory as check_machine
+from yrunner.assembly import memory
 from yrunner.assembly.memory import Machine, as_bytes, choose_machine
 from yrunner.commands.check.command import check
 from yrunner.errors import YRunnerError
@@ -61,7 +61,7 @@ def test_where_nothing_fits_every_proposal_has_been_estimated(
 ) -> None:
     needed = lines_of(facts_on(capsys, 1, "80GB"), "lora")["alone"]["peak"]
     # CUDA's own half a gigabyte, and room for a little less than the recipe needs.
-    size = (0.9 * needed + check_machine.CONTEXT) / check_machine.IN_USE
+    size = (0.9 * needed + memory.CONTEXT) / memory.IN_USE
     facts = facts_on(capsys, 1, f"{size / 1e6:.3f}MB")
     assert not any(line["fits"] for line in lines_of(facts, "lora").values())
     assert any("train.gradient_checkpointing=true" in line for line in facts["advice"])
@@ -97,7 +97,7 @@ def test_without_flags_it_is_this_machine(
     project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here = Machine(2, 24 * 10**9, host=64 * 10**9)
-    monkeypatch.setattr(check_machine, "this_machine", lambda: here)
+    monkeypatch.setattr(memory, "this_machine", lambda: here)
     assert choose_machine(None, None) is here
     assert choose_machine(8, None) == Machine(8, 24 * 10**9)
     assert choose_machine(None, "80GB") == Machine(2, 80 * 10**9)
@@ -108,7 +108,7 @@ def test_without_flags_it_is_this_machine(
 def test_offloading_that_the_machine_has_no_memory_for_does_not_fit(
     project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(check_machine, "this_machine", lambda: Machine(2, 10**10, host=1000))
+    monkeypatch.setattr(memory, "this_machine", lambda: Machine(2, 10**10, host=1000))
     lines = lines_of(facts_of(capsys, "tuned.yaml"), "lora")
     assert lines["ZeRO 2"]["fits"]
     assert not lines["ZeRO 2, offload"]["fits"]
@@ -129,6 +129,6 @@ def test_a_memory_that_is_no_size_is_refused(text: str) -> None:
 
 
 def test_gpus_without_a_memory_need_one_to_look_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(check_machine, "this_machine", lambda: Machine(1, 10**9, is_cpu=True))
+    monkeypatch.setattr(memory, "this_machine", lambda: Machine(1, 10**9, is_cpu=True))
     with pytest.raises(YRunnerError, match="--gpus 4 --memory 80GB"):
         choose_machine(4, None)

@@ -11,21 +11,18 @@ import pytest
 from huggingface_hub import constants
 
 from tests.commands.check.test_command import facts_of
-from yrunner.assembly.dataset import read_data
-from yrunner.assembly.model import recipe_tokenizer
+from yrunner.assembly.run import Run
 from yrunner.commands.check import signal as check_sample
 from yrunner.commands.check.command import check
 from yrunner.commands.check.signal import NotScored, find_base, score_sample, spread
-from yrunner.commands.train.command import train
+from yrunner.commands.train import train
 from yrunner.errors import ModelError
-from yrunner.recipe.load import load_recipe
 
 TUNED = Path("tuned.yaml")
 
 
 def training_examples(recipe_path: Path) -> Any:
-    recipe = load_recipe(recipe_path, [])
-    return read_data(recipe, recipe_tokenizer(recipe)).train
+    return Run.load(recipe_path).dataset.train
 
 
 @pytest.mark.parametrize("number", [1, 3, 5, 16, 99])
@@ -83,9 +80,8 @@ def test_a_sample_of_zero_and_data_without_targets_are_not_scored(
 ) -> None:
     check(TUNED, [], as_machine=True, sample=0)
     assert "--sample 0" in json.loads(capsys.readouterr().out)["signal"]["skipped"]
-    recipe = load_recipe(TUNED, [])
-    tokenizer = recipe_tokenizer(recipe)
-    found = score_sample(recipe, tokenizer, read_data(recipe, tokenizer).train[:0], None)
+    run = Run.load(TUNED)
+    found = score_sample(run, run.dataset.train[:0], None)
     assert found == NotScored("there is no target to learn from")
 
 
@@ -116,8 +112,7 @@ def test_a_base_of_the_hub_is_scored_from_the_cache_and_never_downloaded(
     text = json.dumps({"base_model_name_or_path": "someone/base"})
     (adapter / "adapter_config.json").write_text(text, "utf-8")
     (adapter / "adapter_model.safetensors").touch()
-    recipe = load_recipe(TUNED, [f"model.base={adapter.absolute()}"])
-    found = find_base(recipe)
+    found = find_base(Run.load(TUNED, [f"model.base={adapter.absolute()}"]))
     assert isinstance(found, NotScored)
     assert found.skipped.startswith("the weights of someone/base are not on this machine")
     shutil.copy("outputs/base/model/model.safetensors", hub_base)

@@ -9,13 +9,12 @@ import yaml
 
 from tests.conftest import write_jsonl
 from tests.project import write_project, write_recipe
-from yrunner.assembly.model import tuned_model, tuned_tokenizer
+from yrunner.assembly.run import Run
 from yrunner.cli import app
 from yrunner.commands.compare.command import compare
-from yrunner.commands.compare.points import Measurement, measure_model, read_questions
+from yrunner.commands.compare.points import Measurement, measure_model
 from yrunner.commands.compare.runs import Failure
 from yrunner.errors import RunError, YRunnerError
-from yrunner.recipe.load import load_recipe
 from yrunner.storage.run_dir import RunDir, read_json
 
 TRIAL = Path("trial.yaml")
@@ -142,16 +141,9 @@ def test_the_last_point_of_a_run_is_what_its_model_says(trial, commands):
     The micro base answers next to nothing rightly: what tells models apart is repetition.
     """
     compare(TRIAL, ["data.validation=[]", "output=other"], only="plain")
-    recipe = load_recipe(TRIAL, ["output=other/arms/plain-seed-0"])
-    run_dir = RunDir(recipe.run_folder)
-    results = measure_model(
-        recipe,
-        read_questions(recipe),
-        tuned_model(recipe, run_dir),
-        tuned_tokenizer(run_dir),
-        "update 8",
-    )
-    first, last = Measurement.load(run_dir.measured).points
+    run = Run.load(TRIAL, ["output=other/arms/plain-seed-0"])
+    results = measure_model(run, run.load_result(), run.result_tokenizer, "update 8")
+    first, last = Measurement.load(run.folder.measured).points
     assert last.results == results
     assert last.figures["repetition_3"] > 0
     assert last.results.tasks != first.results.tasks

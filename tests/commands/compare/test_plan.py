@@ -2,10 +2,8 @@
 
 import pytest
 
-from yrunner.assembly.dataset import read_data
-from yrunner.assembly.model import recipe_tokenizer
+from yrunner.assembly.run import Run
 from yrunner.commands.compare.plan import environment_notes, fairness_notes, plan_facts
-from yrunner.recipe.load import load_recipe
 from yrunner.storage.run_dir import RunDir, write_json
 
 
@@ -14,14 +12,13 @@ def facts(project):
     """Plan tuned.yaml with these overrides; its base has not been trained, only its tokenizer."""
 
     def plan(*overrides):
-        return plan_facts(load_recipe(project / "tuned.yaml", overrides))
+        return plan_facts(Run.load(project / "tuned.yaml", overrides))
 
     return plan
 
 
 def test_a_plan_tells_updates_targets_and_rows_as_counted_by_hand(facts, project):
-    recipe = load_recipe(project / "tuned.yaml")
-    targets = read_data(recipe, recipe_tokenizer(recipe)).train.num_targets
+    targets = Run.load(project / "tuned.yaml").dataset.train.num_targets
     plan = facts()
     assert (plan.updates, plan.rows) == (2 * 16 // 4, 16)
     assert plan.targets == 2 * int(targets.sum())
@@ -35,8 +32,8 @@ def test_token_batches_see_the_same_targets_in_more_updates(facts, token_batch):
 
 
 def test_the_last_update_of_max_steps_ends_the_count_of_targets(facts, project):
-    recipe = load_recipe(project / "tuned.yaml", ["train.order=as_written"])
-    targets = read_data(recipe, recipe_tokenizer(recipe)).train.num_targets
+    run = Run.load(project / "tuned.yaml", ["train.order=as_written"])
+    targets = run.dataset.train.num_targets
     plan = facts("train.order=as_written", "train.epochs=1", "train.max_steps=3")
     assert (plan.updates, plan.targets) == (3, int(targets[:12].sum()))
 

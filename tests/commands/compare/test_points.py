@@ -7,8 +7,8 @@ import yaml
 
 from tests.conftest import write_jsonl
 from tests.project import answers_of, write_recipe
-from yrunner.assembly.measure import known_faults
-from yrunner.commands.compare.points import figures_of, measure_key, measure_model, read_questions
+from yrunner.assembly.run import Run
+from yrunner.commands.compare.points import check_questions, figures_of, measure_key, measure_model
 from yrunner.errors import YRunnerError
 from yrunner.evaluation.generate import Generated
 from yrunner.evaluation.results import ModelResults
@@ -40,9 +40,8 @@ def test_every_task_and_fault_is_asked_and_becomes_the_figure_of_its_measure(
     recipe_path, capitals_tokenizer, monkeypatch
 ):
     """The model is a list of what it says, so that every figure is known."""
-    recipe = load_recipe(recipe_path)
-    tasks = read_questions(recipe)
-    faults = known_faults(recipe)
+    run = Run.load(recipe_path)
+    tasks, faults = run.tasks, run.known_faults
     asked = {question.text: question.reference for _, each in tasks for question in each}
     asked |= {fault.question.text: fault.question.reference for fault in faults}
     texts = list(asked)
@@ -60,7 +59,7 @@ def test_every_task_and_fault_is_asked_and_becomes_the_figure_of_its_measure(
         return [Generated(text, num_tokens=len(text), stopped=True) for text in texts]
 
     monkeypatch.setattr("yrunner.evaluation.candidate.generate_answers", answer)
-    results = measure_model(recipe, tasks, None, capitals_tokenizer, "nobody")
+    results = measure_model(run, None, capitals_tokenizer, "nobody")
     assert results.tasks["learned"].per_question["exact"] == [0.0, 0.0, 1.0, 1.0]
     assert results.faults.per_row == [1.0, 0.0, 0.0]
     figures = figures_of(results)
@@ -76,7 +75,7 @@ def test_every_task_and_fault_is_asked_and_becomes_the_figure_of_its_measure(
     written += [said[fault.question.text] for fault in faults]
     by_hand = fmean(repetition(pieces_of(text), 3) for text in written)
     assert figures["repetition_3"] == pytest.approx(by_hand) != 0
-    measure_model(load_recipe(recipe_path, ["seed=9"]), tasks, None, capitals_tokenizer, "it")
+    measure_model(Run.load(recipe_path, ["seed=9"]), None, capitals_tokenizer, "it")
     assert len(seeds) == 1, "whatever seed a run was trained with"
 
 
@@ -93,10 +92,10 @@ def test_the_mean_over_a_sides_tasks_is_its_figure_and_what_was_not_measured_has
 
 def test_an_experiment_needs_a_task_of_each_side(recipe_path):
     for side in ("domain", "general"):
-        recipe = load_recipe(recipe_path, [f"eval.tasks.{n}.side={side}" for n in range(3)])
+        run = Run.load(recipe_path, [f"eval.tasks.{n}.side={side}" for n in range(3)])
         missing = {"domain": "general", "general": "domain"}[side]
         with pytest.raises(YRunnerError, match=rf"no task of side {missing} in eval\.tasks"):
-            read_questions(recipe)
+            check_questions(run)
 
 
 def test_the_key_tells_what_changes_a_figure_from_what_does_not(recipe_path, project):

@@ -9,16 +9,9 @@ from pathlib import Path
 import pytest
 
 from yrunner.assembly import probes
+from yrunner.assembly.probes import Capability, ask, found, missing
 from yrunner.commands.doctor import command
-from yrunner.commands.doctor.command import (
-    Capability,
-    ask,
-    doctor,
-    found,
-    look_at_machine,
-    look_at_packages,
-    missing,
-)
+from yrunner.commands.doctor.command import doctor, look_at_machine, look_at_packages
 from yrunner.errors import MissingError
 
 

@@ -9,14 +9,13 @@ import pytest
 
 from benchmarks.processes import start_ranks
 from tests.conftest import questions, write_jsonl
-from yrunner.assembly.measure import evaluate, read_tasks
-from yrunner.assembly.model import base_model, finished_run, tuned_tokenizer
+from yrunner.assembly.measure import evaluate
+from yrunner.assembly.run import Run
 from yrunner.cli import app
 from yrunner.commands.eval.command import eval_recipe
-from yrunner.commands.train.command import train
+from yrunner.commands.train import train
 from yrunner.errors import RecipeError, RunError, YRunnerError
 from yrunner.evaluation.results import ModelResults, differences, side_score
-from yrunner.recipe.load import load_recipe
 from yrunner.storage.run_dir import RunDir
 
 TUNED = Path("tuned.yaml")
@@ -139,9 +138,8 @@ def test_models_can_be_examined_before_anything_was_tuned(trained, change, capfd
 def test_the_batch_size_changes_no_answer(trained):
     results = []
     for size in (1, 16):
-        recipe = load_recipe(TUNED, [f"eval.batch_size={size}"])
-        tokenizer = tuned_tokenizer(finished_run(recipe))
-        results.append(evaluate(recipe, read_tasks(recipe), base_model(recipe), tokenizer, "b"))
+        run = Run.load(TUNED, [f"eval.batch_size={size}"])
+        results.append(evaluate(run, run.load_base(), run.result_tokenizer, "b"))
     one, other = results
     assert side_score(one, "general") == pytest.approx(side_score(other, "general"), rel=1e-5)
     for name in one.tasks:
@@ -205,7 +203,7 @@ def test_faulty_tasks_are_found_before_a_model_is_loaded(
     def refuse(*_, **__):
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr("yrunner.commands.eval.command.load_finished", refuse)
+    monkeypatch.setattr(Run, "load_model", refuse)
     write_jsonl(project / "task.jsonl", rows)
     change(
         "tuned.yaml",

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from tests.conftest import questions
+from yrunner.assembly.run import Run
 from yrunner.cli import main
-from yrunner.commands.inspect import heat_map as command
 from yrunner.commands.inspect.heat_map import inspect_html
-from yrunner.commands.train.command import train
+from yrunner.commands.train import train
 from yrunner.errors import RunError, YRunnerError
 from yrunner.losses.nlirg import nlirg_weight
 
@@ -127,17 +127,17 @@ def test_two_models_are_never_in_memory_at_once(trained_base, monkeypatch):
     gc.collect()
     seen = []
 
-    def base_model(recipe, load=command.base_model):
-        model = load(recipe)
+    def load_base(run, load=Run.load_base):
+        model = load(run)
         seen.append(weakref.ref(model))
         return model
 
-    def tuned_model(recipe, run_dir, load=command.tuned_model):
+    def load_result(run, load=Run.load_result):
         assert seen[0]() is None
-        return load(recipe, run_dir)
+        return load(run)
 
-    monkeypatch.setattr(command, "base_model", base_model)
-    monkeypatch.setattr(command, "tuned_model", tuned_model)
+    monkeypatch.setattr(Run, "load_base", load_base)
+    monkeypatch.setattr(Run, "load_result", load_result)
     show(number=1)
 
 

@@ -22,7 +22,7 @@ from yrunner.commands.eval.command import eval_recipe
 from yrunner.commands.merge import command
 from yrunner.commands.merge import export as merge_export
 from yrunner.commands.merge.command import merge
-from yrunner.commands.train.command import train
+from yrunner.commands.train import train
 from yrunner.errors import ModelError, ProofError, RunError, YRunnerError
 from yrunner.models.load import load_model
 from yrunner.models.merge import proof as folder_logits

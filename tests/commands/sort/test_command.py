@@ -12,14 +12,13 @@ import pytest
 import torch
 
 from tests.conftest import write_jsonl
-from yrunner.assembly.dataset import read_data
-from yrunner.assembly.model import base_model, recipe_tokenizer
+from yrunner.assembly.run import Run
 from yrunner.cli import main
 from yrunner.commands.sort import command
 from yrunner.commands.sort import score as sort_measure
 from yrunner.commands.sort.command import SortInterrupted, sort
 from yrunner.commands.sort.score import measure_together
-from yrunner.commands.train.command import train, train_base
+from yrunner.commands.train import train, train_base
 from yrunner.errors import DataError, RunError, YRunnerError
 from yrunner.recipe.load import load_recipe
 from yrunner.scoring.measure import score_tokens
@@ -78,11 +77,10 @@ def test_the_reasons_stand_beside_the_dropped_rows_line_by_line(trained_base):
 
 def test_the_scores_are_those_of_the_base_one_row_at_a_time(trained_base):
     run("sort.score=excess", "sort.also=[loss, correlation]")
-    recipe = load_recipe(TUNED)
-    tokenizer = recipe_tokenizer(recipe)
-    examples = read_data(recipe, tokenizer).train
+    alone_run = Run.load(TUNED)
+    tokenizer, examples = alone_run.tokenizer, alone_run.dataset.train
     alone = score_tokens(
-        base_model(recipe), examples, pad_token_id=tokenizer.pad_token_id, batch_size=1
+        alone_run.load_base(), examples, pad_token_id=tokenizer.pad_token_id, batch_size=1
     )
     for record, scored in zip(records_of("scores.jsonl"), alone, strict=True):
         assert list(record["scores"]) == ["excess", "loss", "correlation"]
@@ -156,7 +154,7 @@ def test_a_finished_sort_is_replaced_only_when_asked_and_without_measuring_again
     def load(_):
         raise AssertionError("nothing is to be measured")
 
-    monkeypatch.setattr(sort_measure, "base_model", load)
+    monkeypatch.setattr(Run, "load_base", load)
     run(overwrite=True)
     assert "measured before: 16 of 16" in capfd.readouterr().out
     assert len(lines_of("sorted.jsonl")) == 16
@@ -218,8 +216,7 @@ def test_a_long_text_that_is_split_is_one_row_with_one_score(trained_base):
     run(*overrides)
     long, _short = records_of("scores.jsonl")
     assert len(lines_of("sorted.jsonl")) == 2
-    recipe = load_recipe(TUNED, overrides)
-    examples = read_data(recipe, recipe_tokenizer(recipe)).train
+    examples = Run.load(TUNED, overrides).dataset.train
     assert len(examples) > 3
     assert long["num_targets"] == examples.num_targets[:-1].sum()
 
@@ -234,9 +231,9 @@ def test_several_files_become_one_and_the_scores_tell_them_apart(trained_base):
 def test_the_scores_of_a_cross_fit_decide_and_those_of_the_base_are_kept(trained_base, monkeypatch):
     run("output=outputs/alone", "sort.order=ascending")
 
-    def turned(recipe, folder, prepared, tokenizer):
+    def turned(run, folder):
         """The base's scores, but the most suspicious row is the least."""
-        scores = measured(recipe, tokenizer, prepared.train, folder)
+        scores = measured(run, folder)
         return [
             type(one)(-one.loss_N + 50, one.entropy_N, one.weight_N, one.top_N, one.origin)
             for one in scores
@@ -260,9 +257,9 @@ def test_what_neither_neighbours_nor_models_of_a_cross_fit_expect_decides(
 ):
     asked = []
 
-    def turned(recipe, folder, prepared, tokenizer):
+    def turned(run, folder):
         """The base's scores, but each row's target that it expected least is expected."""
-        scores = sort_measure.measure_rows(recipe, tokenizer, prepared.train, folder)
+        scores = sort_measure.measure_rows(run, folder)
         for one in scores:
             losses = one.loss_N.clone()
             losses[losses.argmax()] = 0

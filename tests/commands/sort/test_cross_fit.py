@@ -7,13 +7,11 @@ import pytest
 import torch
 
 from tests.conftest import write_jsonl
-from yrunner.assembly.dataset import prepare_data
-from yrunner.assembly.model import recipe_tokenizer, tuned_model
+from yrunner.assembly.run import Run
 from yrunner.commands.sort import cross_fit as story
 from yrunner.commands.sort.cross_fit import cross_fit
-from yrunner.commands.train.command import train
+from yrunner.commands.train import train
 from yrunner.errors import YRunnerError
-from yrunner.recipe.load import load_recipe
 from yrunner.scoring.folds import make_folds
 from yrunner.scoring.measure import TokenScores, score_tokens
 from yrunner.scoring.score_file import row_hashes
@@ -23,10 +21,8 @@ SORT = ["sort.cross_fit=2"]
 
 
 def run(*overrides: str) -> list[TokenScores]:
-    recipe = load_recipe(Path("tuned.yaml"), [*SORT, *overrides])
-    tokenizer = recipe_tokenizer(recipe)
-    prepared = prepare_data(recipe, tokenizer)
-    return cross_fit(recipe, recipe.run_folder.absolute() / "cross_fit", prepared, tokenizer)
+    tuned = Run.load(Path("tuned.yaml"), [*SORT, *overrides])
+    return cross_fit(tuned, tuned.folder.folder.absolute() / "cross_fit")
 
 
 def losses(scores: list[TokenScores]) -> torch.Tensor:
@@ -46,9 +42,9 @@ def trainings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The rows that each training learns from; grows while the test runs."""
     seen: list[int] = []
 
-    def make_and_count(recipe, model, tokenizer, prepared, *arguments, **keys):
-        seen.append(len(prepared.train))
-        return original(recipe, model, tokenizer, prepared, *arguments, **keys)
+    def make_and_count(run, model, arguments, task):
+        seen.append(len(task.train))
+        return original(run, model, arguments, task)
 
     original = story.make_trainer
     monkeypatch.setattr(story, "make_trainer", make_and_count)
@@ -65,17 +61,16 @@ def trainings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 )
 def test_a_row_is_scored_as_by_a_model_that_yrun_trained_on_the_other_folds(trained_base, tuning):
     scores = run(tuning)
-    recipe = load_recipe(Path("tuned.yaml"), [*SORT, tuning])
-    tokenizer = recipe_tokenizer(recipe)
-    rows = prepare_data(recipe, tokenizer).train
-    folds = make_folds(row_hashes(rows), 2, recipe.seed)
+    tuned = Run.load(Path("tuned.yaml"), [*SORT, tuning])
+    rows = tuned.dataset.train
+    folds = make_folds(row_hashes(rows), 2, tuned.recipe.seed)
     lines = Path("train.jsonl").read_text("utf-8").splitlines()
     others = [json.loads(line) for line, fold in zip(lines, folds, strict=True) if fold != 1]
     write_jsonl(Path("others.jsonl"), others)
     alone = [tuning, "name=alone", "train.epochs=10", "data.validation=[]"]
     alone.append("data.train=[{file: others.jsonl}]")
     train(Path("tuned.yaml"), alone, resume=False, overwrite=False)
-    model = tuned_model(recipe, RunDir(Path("outputs/alone")))
+    model = tuned.load_model(RunDir(Path("outputs/alone")).model)
     held_out = [place for place, fold in enumerate(folds) if fold == 1]
     expected = score_tokens(
         model, [rows[place] for place in held_out], pad_token_id=0, batch_size=1

@@ -8,7 +8,7 @@ import torch
 from benchmarks.processes import run_together
 from benchmarks.ranks_cases import SHARINGS, Case, write_base
 from benchmarks.ranks_training import train_case, train_together
-from yrunner.commands.doctor.command import ask
+from yrunner.assembly.probes import ask
 from yrunner.recipe.schema.distributed import DeepSpeedSection
 from yrunner.training.deepspeed import config as deepspeed_settings
 

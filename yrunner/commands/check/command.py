@@ -9,26 +9,22 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from yrunner.assembly.dataset import finish_data, print_left_out, print_rows, read_data
-from yrunner.assembly.measure import read_tasks
+from yrunner.assembly.dataset import print_left_out, print_rows
 from yrunner.assembly.memory import (
-    DiskFacts,
     Estimator,
     Machine,
     MemoryFacts,
     MemoryLine,
-    check_fit,
     choose_machine,
     count_ranks,
     estimate_memory,
-    lack_of_space,
     lines_of,
     variants,
 )
-from yrunner.assembly.model import recipe_tokenizer
-from yrunner.assembly.plan import plan_run
+from yrunner.assembly.preflight import DiskFacts, check_fit, lack_of_space
 from yrunner.assembly.replay import check_keep_file
-from yrunner.assembly.story import zone_edges
+from yrunner.assembly.report import zone_edges
+from yrunner.assembly.run import Run
 from yrunner.commands.check.facts import (
     DataFacts,
     Schedule,
@@ -55,11 +51,8 @@ from yrunner.console import say
 from yrunner.data.batching.plan import Plan
 from yrunner.data.conversation import TokenizedExample
 from yrunner.data.dataset.row_report import as_json
-from yrunner.data.dataset.splits import Prepared
 from yrunner.errors import DataError, YRunnerError
-from yrunner.recipe.load import load_recipe
-from yrunner.recipe.schema.recipe import Recipe
-from yrunner.storage.run_dir import RunDir, page_beside
+from yrunner.storage.run_dir import page_beside
 from yrunner.training.memory.trace import Untraceable
 from yrunner.training.trackers import check_trackers
 
@@ -92,10 +85,11 @@ def _other_kinds(own: str, lines: Sequence[MemoryLine]) -> Iterator[str]:
 
 
 def _other_keys(estimator: Estimator, micro_batch: Sequence[TokenizedExample]) -> Iterator[str]:
-    for variant in variants(estimator.recipe, micro_batch):
-        if variant.recipe.tuning.kind != estimator.recipe.tuning.kind:
+    run = estimator.run
+    for variant in variants(run.recipe, micro_batch):
+        if variant.recipe.tuning.kind != run.recipe.tuning.kind:
             continue
-        changed = Estimator(variant.recipe, estimator.tokenizer, estimator.machine)
+        changed = Estimator(run.variant(variant.recipe), estimator.machine)
         line = _first_that_fits(changed, variant.micro_batch, estimator.machine)
         if line is not None:
             yield _say(variant.change, line)
@@ -171,28 +165,27 @@ def check(
     "80GB"; default this one. Raises what `yrun train` would raise for the recipe, its files, its
     rows and missing weights, after everything else was said.
     """
-    recipe = load_recipe(path, overrides)
+    run = Run.load(path, overrides)
+    recipe = run.recipe
     num_ranks = count_ranks(recipe.distributed, gpus)
     machine = choose_machine(gpus, memory, num_ranks)
     page = page_beside(recipe.run_folder, "check", page) if as_page else None
     check_trackers(recipe.train.trackers)
-    read_tasks(recipe)
-    tokenizer = recipe_tokenizer(recipe)
-    open_question = check_model(recipe, tokenizer)
-    prepared = read_data(recipe, tokenizer)
-    check_keep_file(recipe, tokenizer)
-    refusal = _refusal(recipe, tokenizer, prepared) or missing_weights(recipe)
+    _ = run.tasks  # raises for a faulty file
+    open_question = check_model(run)
+    prepared = run.dataset
+    check_keep_file(run)
+    refusal = _refusal(run) or missing_weights(run)
     facts = None
     if len(prepared.train):
-        estimator = Estimator(recipe, tokenizer, machine)
-        facts = _gather(estimator, prepared, plan_run(recipe, prepared, num_ranks=num_ranks))
+        facts = _gather(Estimator(run, machine), run.plan(num_ranks=num_ranks))
     if refusal is None and facts is not None and facts.disk is not None:
-        refusal = lack_of_space(recipe, facts.disk)
+        refusal = lack_of_space(run, facts.disk)
     if not as_machine:
-        _print(recipe, prepared, facts)
-    signal = _measure_signal(recipe, tokenizer, prepared, sample, page)
+        _print(run, facts)
+    signal = _measure_signal(run, sample, page)
     if as_machine:
-        content = _as_json(recipe, prepared, facts, signal, refusal)
+        content = _as_json(run, facts, signal, refusal)
         say(json.dumps(content, ensure_ascii=False, indent=2))
     else:
         print_signal(recipe, signal)
@@ -201,57 +194,56 @@ def check(
     if refusal is not None:
         raise refusal
     if not as_machine:
-        _say_verdict(recipe, open_question)
+        _say_verdict(run, open_question)
 
 
-def _refusal(recipe: Recipe, tokenizer: Any, prepared: Prepared) -> YRunnerError | None:
+def _refusal(run: Run) -> YRunnerError | None:
     """Why training would refuse the data; the validation rows are set aside where it would not."""
     try:
-        finish_data(recipe, prepared)
-        check_fit(recipe, tokenizer, prepared)
+        run.refuse_faulty_rows()
+        check_fit(run)
     except YRunnerError as error:
         return error
     return None
 
 
-def _gather(estimator: Estimator, prepared: Prepared, plan: Plan) -> Facts:
-    recipe = estimator.recipe
-    batch = largest_micro_batch(recipe, prepared, plan)
+def _gather(estimator: Estimator, plan: Plan) -> Facts:
+    run = estimator.run
+    batch = largest_micro_batch(run, plan)
     memory, disk = estimate_memory(estimator, batch, plan)
     return Facts(
-        data_facts(prepared),
-        count_steps(recipe, prepared, plan),
-        schedule(recipe.train, plan.num_updates),
+        data_facts(run.dataset),
+        count_steps(run, plan),
+        schedule(run.recipe.train, plan.num_updates),
         memory,
         advise(estimator, batch, memory.lines),
         disk,
     )
 
 
-def _measure_signal(
-    recipe: Recipe, tokenizer: Any, prepared: Prepared, rows: int | None, page: Path | None
-) -> Signal | NotScored:
+def _measure_signal(run: Run, rows: int | None, page: Path | None) -> Signal | NotScored:
     try:
-        sample = score_sample(recipe, tokenizer, prepared.train, rows)
+        sample = score_sample(run, run.dataset.train, rows)
     except DataError as error:
         # A row that the base cannot read: `_refusal` has found it, too.
         return NotScored(error.message)
     if isinstance(sample, NotScored):
         return sample
-    signal = describe_sample(sample, zone_edges(recipe.loss))
+    signal = describe_sample(sample, zone_edges(run.recipe.loss))
     if page is not None:
-        write_signal_page(recipe, sample, signal, page)
+        write_signal_page(run.recipe, sample, signal, page)
     return signal
 
 
-def _print(recipe: Recipe, prepared: Prepared, facts: Facts | None) -> None:
-    print_rows(recipe, prepared)
+def _print(run: Run, facts: Facts | None) -> None:
+    prepared = run.dataset
+    print_rows(prepared, run.folder.prepared)
     print_left_out(prepared)
     print_unread(prepared.reports)
     if facts is None:
         return
     print_data(facts.data)
-    print_steps(facts.steps, "packed rows" if recipe.data.packing else "examples")
+    print_steps(facts.steps, "packed rows" if run.recipe.data.packing else "examples")
     print_schedule(facts.schedule)
     print_memory(facts.memory, facts.advice)
     if facts.disk is not None:
@@ -259,14 +251,14 @@ def _print(recipe: Recipe, prepared: Prepared, facts: Facts | None) -> None:
 
 
 def _as_json(
-    recipe: Recipe,
-    prepared: Prepared,
+    run: Run,
     facts: Facts | None,
     signal: Signal | NotScored,
     refusal: YRunnerError | None,
 ) -> dict[str, Any]:
+    prepared = run.dataset
     return {
-        "recipe": recipe.name,
+        "recipe": run.recipe.name,
         "refused": None if refusal is None else str(refusal),
         "rows": as_json(prepared.reports, prepared.findings),
         **(asdict(facts) if facts else {}),
@@ -274,10 +266,10 @@ def _as_json(
     }
 
 
-def _say_verdict(recipe: Recipe, open_question: str | None) -> None:
+def _say_verdict(run: Run, open_question: str | None) -> None:
     say("")
     if open_question is not None:
         say(open_question)
-    if RunDir(recipe.run_folder).is_used():
-        say(f"{recipe.run_folder} already holds a run: train with --resume or --overwrite")
-    say(f"{recipe.name}: nothing stands in the way of training")
+    if run.folder.is_used():
+        say(f"{run.folder.folder} already holds a run: train with --resume or --overwrite")
+    say(f"{run.recipe.name}: nothing stands in the way of training")

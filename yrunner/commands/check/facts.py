@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from yrunner.assembly.model import base_source, stale_base
+from yrunner.assembly.run import Run
 from yrunner.data.batching.collate import SlicedExamples
 from yrunner.data.batching.packing import fill_rate
 from yrunner.data.batching.plan import Plan
@@ -24,7 +24,7 @@ from yrunner.models.adapters import find_adapter, read_base
 from yrunner.models.limits import check_isolation
 from yrunner.models.load import check_folder, choose_dtype, load_model
 from yrunner.models.scratch import build_model
-from yrunner.recipe.schema.recipe import Recipe, TrainSection
+from yrunner.recipe.schema.recipe import TrainSection
 from yrunner.training.arguments import count_warmup, learning_rates
 
 SHORTEST_BIN = 16
@@ -105,7 +105,7 @@ def script_shares(reports: Sequence[FileReport]) -> dict[str, float]:
     return {name: n / total for name, n in counts.most_common() if n >= total / 1000}
 
 
-def count_steps(recipe: Recipe, prepared: Prepared, plan: Plan) -> Steps:
+def count_steps(run: Run, plan: Plan) -> Steps:
     """The exact updates of the run, and how full its packed rows are."""
     ends = [min(end, plan.num_updates) for end in plan.epoch_ends]
     return Steps(
@@ -116,13 +116,13 @@ def count_steps(recipe: Recipe, prepared: Prepared, plan: Plan) -> Steps:
         packed_rows=None if plan.packs is None else len(plan.packs),
         packing_fill=None
         if plan.packs is None
-        else fill_rate(prepared.train.lengths, len(plan.packs), recipe.data.max_length),
+        else fill_rate(run.dataset.train.lengths, len(plan.packs), run.recipe.data.max_length),
     )
 
 
-def largest_micro_batch(recipe: Recipe, prepared: Prepared, plan: Plan) -> list[TokenizedExample]:
+def largest_micro_batch(run: Run, plan: Plan) -> list[TokenizedExample]:
     """The examples of the micro-batch of the first epoch that has the most tokens."""
-    return SlicedExamples(prepared.train, recipe.train.token_batch).__getitems__(
+    return SlicedExamples(run.dataset.train, run.recipe.train.token_batch).__getitems__(
         plan.largest_micro_batch()
     )
 
@@ -140,52 +140,52 @@ BYTES_WORTH_LOADING = 4 * 10**9
 """Weights up to this size are loaded to try whether the model keeps packed examples apart."""
 
 
-def check_model(recipe: Recipe, tokenizer: Any) -> str | None:
+def check_model(run: Run) -> str | None:
     """Look whether packed examples are kept apart.
 
     Returns what only the run itself can find out. Raises `ModelError` where the run would.
     """
-    if not recipe.data.packing:
+    if not run.recipe.data.packing:
         return None
-    model = _small_model(recipe, tokenizer)
+    model = _small_model(run)
     if model is None:
         return "packing: whether the model keeps examples apart is tried when training starts"
     check_isolation(model)
     return None
 
 
-def missing_weights(recipe: Recipe) -> ModelError | None:
+def missing_weights(run: Run) -> ModelError | None:
     """Why the run could not load its base. All but that is known from a config and a tokenizer."""
-    if recipe.model.scratch is None and stale_base(recipe) is None:
+    if run.recipe.model.scratch is None and run.stale_base is None:
         try:
-            check_folder(_whole_base(recipe))
+            check_folder(_whole_base(run))
         except ModelError as error:
             return error
     return None
 
 
-def _whole_base(recipe: Recipe) -> Path:
+def _whole_base(run: Run) -> Path:
     """The folder of the base's weights: beneath an adapter, that of its own base.
 
     A Hub id stays what it is, which is no folder here.
     """
-    source = base_source(recipe)
+    source = run.base_source
     adapter = find_adapter(source) if Path(source).is_dir() else None
     return Path(source if adapter is None else read_base(adapter))
 
 
-def _small_model(recipe: Recipe, tokenizer: Any) -> Any:
+def _small_model(run: Run) -> Any:
     """The recipe's model, its weights random where it is yet to be trained; None if it is large."""
+    recipe = run.recipe
     if recipe.model.scratch is not None:
-        return build_model(recipe.model.scratch.config, tokenizer, recipe.seed)
-    stale = stale_base(recipe)
-    if stale is not None:
-        return _small_model(stale[0], tokenizer)
-    size = sum(file.stat().st_size for file in _whole_base(recipe).glob("*.safetensors"))
+        return build_model(recipe.model.scratch.config, run.tokenizer, recipe.seed)
+    if run.base is not None and run.stale_base is not None:
+        return _small_model(run.base)
+    size = sum(file.stat().st_size for file in _whole_base(run).glob("*.safetensors"))
     if not 0 < size <= BYTES_WORTH_LOADING:
         return None
     return load_model(
-        base_source(recipe),
+        run.base_source,
         dtype=choose_dtype(recipe.model.dtype),
         attention=recipe.model.attention,
         trust_remote_code=recipe.model.trust_remote_code,

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from rich.text import Text
 
-from yrunner.assembly.memory import DiskFacts, MemoryFacts, MemoryLine
-from yrunner.assembly.story import weight_plot
+from yrunner.assembly.memory import MemoryFacts, MemoryLine
+from yrunner.assembly.preflight import DiskFacts
+from yrunner.assembly.report import weight_plot
 from yrunner.commands.check.facts import DataFacts, Schedule, Steps
 from yrunner.commands.check.signal import NotScored, Sample, Signal, Zone
 from yrunner.console import as_gigabytes, is_terminal, print_table, say, show, terminal

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from yrunner.assembly.model import base_source, stale_base
-from yrunner.assembly.score_rows import score_rows
-from yrunner.assembly.story import HIGHEST_LOSS
+from yrunner.assembly.measure import score_rows
+from yrunner.assembly.report import HIGHEST_LOSS
+from yrunner.assembly.run import Run
 from yrunner.data.conversation import TokenizedExample
 from yrunner.data.dataset.examples import Examples
 from yrunner.losses.nlirg import ZONES, zone_of
@@ -53,9 +53,7 @@ class NotScored:
     skipped: str
 
 
-def score_sample(
-    recipe: Recipe, tokenizer: Any, examples: Examples, rows: int | None
-) -> Sample | NotScored:
+def score_sample(run: Run, examples: Examples, rows: int | None) -> Sample | NotScored:
     """Score `rows` of the examples with the base and the recipe's weight.
 
     None: as many as tell enough and take no more than about half a minute. Raises `ModelError`
@@ -65,7 +63,7 @@ def score_sample(
         return NotScored("not asked for (--sample 0)")
     if not len(examples) or not examples.num_targets.sum():
         return NotScored("there is no target to learn from")
-    base = find_base(recipe)
+    base = find_base(run)
     if isinstance(base, NotScored):
         return base
     folder, num_weights = base
@@ -76,7 +74,7 @@ def score_sample(
             f"a row takes long on this machine, with a base of {num_weights:,} weights; "
             "ask for some with --sample 8"
         )
-    return _score(recipe, tokenizer, _load(recipe, folder), spread(examples, rows))
+    return _score(run, _load(run.recipe, folder), spread(examples, rows))
 
 
 def spread(examples: Examples, number: int) -> list[TokenizedExample]:
@@ -85,20 +83,20 @@ def spread(examples: Examples, number: int) -> list[TokenizedExample]:
     return [examples[(2 * place + 1) * len(examples) // (2 * number)] for place in range(number)]
 
 
-def find_base(recipe: Recipe) -> tuple[Path, int] | NotScored:
+def find_base(run: Run) -> tuple[Path, int] | NotScored:
     """The folder of the base and the number of its weights, where it can be loaded at no cost."""
+    recipe = run.recipe
     if recipe.model.scratch is not None:
         return NotScored("a model from scratch knows nothing yet, so its losses say nothing")
-    stale = stale_base(recipe)
-    if stale is not None:
+    if run.base is not None and run.stale_base is not None:
         path = base_recipe_path(recipe)
         assert path is not None, "only a recipe can be stale"
         here = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
         return NotScored(
-            f"{stale[0].name} has no result of its recipe as it is now; "
+            f"{run.base.recipe.name} has no result of its recipe as it is now; "
             f"train it with: yrun train {here}"
         )
-    source = base_source(recipe)
+    source = run.base_source
     folder = local_folder(source)
     files = [] if folder is None else weight_files(folder)
     if folder is None or not files:
@@ -121,10 +119,10 @@ def find_base(recipe: Recipe) -> tuple[Path, int] | NotScored:
     return folder, num_weights
 
 
-def _score(recipe: Recipe, tokenizer: Any, model: Any, chosen: list[TokenizedExample]) -> Sample:
+def _score(run: Run, model: Any, chosen: list[TokenizedExample]) -> Sample:
     # Neighbours share a batch: rows of like length waste nothing on each other.
     chosen = sorted(chosen, key=lambda example: len(example.input_ids))
-    scores = score_rows(model, tokenizer, recipe, chosen, "scoring rows with the base")
+    scores = score_rows(run, model, chosen, "scoring rows with the base")
     loss_N = torch.cat([scored.loss_N for scored in scores]).double()
     weight_N = torch.cat([scored.weight_N for scored in scores]).double()
     return Sample(len(chosen), loss_N, weight_N)

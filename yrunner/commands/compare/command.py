@@ -11,13 +11,14 @@ from pathlib import Path
 
 import torch
 
+from yrunner.assembly.run import Run
 from yrunner.commands.compare.figures import domain_threshold
 from yrunner.commands.compare.plan import PlanFacts, environment_notes, fairness_notes, plan_facts
-from yrunner.commands.compare.points import Measurement, Point, read_questions
+from yrunner.commands.compare.points import Measurement, Point, check_questions
 from yrunner.commands.compare.report import print_experiment, write_experiment
 from yrunner.commands.compare.runs import (
+    ArmRun,
     Failure,
-    Run,
     base_jobs,
     base_name,
     plan_runs,
@@ -64,15 +65,15 @@ def compare(
     What is there already is not done again. Raises `RunError` at the end where runs have failed;
     the others are in the report.
     """
-    recipe = load_recipe(path, overrides)
-    _check(path, recipe)
+    recipe = load_recipe(path, list(overrides))
+    _check(path, Run(recipe))
     arms = choose_arms(path, overrides, vary=vary, only=only)
     used_seeds = recipe.compare.seeds if seeds is None else read_seeds(seeds)
     runs = plan_runs(path, overrides, arms, used_seeds)
     changed = [run for run in runs if run.changes()]
     if changed and not overwrite:
         refuse_changed(changed)
-    plans = {run.arm: plan_facts(run.recipe) for run in runs[: len(arms)]}
+    plans = {run.arm: plan_facts(Run(run.recipe)) for run in runs[: len(arms)]}
     order = _CompareOptions(
         recipe, list(arms), used_seeds, runs, changed, plans, fairness_notes(plans)
     )
@@ -95,8 +96,8 @@ class _CompareOptions:
     recipe: Recipe
     arms: Sequence[Arm]
     seeds: Sequence[int]
-    runs: Sequence[Run]
-    changed: Sequence[Run]
+    runs: Sequence[ArmRun]
+    changed: Sequence[ArmRun]
     """Runs that are there with other settings, and are trained anew."""
     plans: Mapping[str, PlanFacts]
     """By the arm's name."""
@@ -108,14 +109,14 @@ class _CompareOptions:
         return CompareDir(self.recipe.run_folder)
 
 
-def _check(path: Path, recipe: Recipe) -> None:
+def _check(path: Path, run: Run) -> None:
     """Refuse what cannot be compared, and faulty questions, before anything is trained."""
-    if recipe.model.base is None:
+    if run.recipe.model.base is None:
         raise YRunnerError(
             f"{path} builds a new model: nothing can be forgotten",
             remedy="compare recipes that start from a base",
         )
-    read_questions(recipe)
+    check_questions(run)
 
 
 def _say_order(order: _CompareOptions) -> None:

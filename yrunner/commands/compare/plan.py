@@ -6,13 +6,9 @@ from hashlib import sha256
 
 import numpy as np
 
-from yrunner.assembly.dataset import finish_data, read_data
-from yrunner.assembly.model import recipe_tokenizer
-from yrunner.assembly.plan import plan_run
+from yrunner.assembly.run import Run
 from yrunner.data.batching.plan import Plan
 from yrunner.data.batching.token_batches import count_targets
-from yrunner.data.dataset.splits import Prepared
-from yrunner.recipe.schema.recipe import Recipe
 from yrunner.storage.run_dir import RunDir, read_json
 from yrunner.training.callbacks import checkpoint_is_due
 
@@ -32,27 +28,29 @@ class PlanFacts:
     """The model that it starts from, as the recipe names it."""
 
 
-def plan_facts(recipe: Recipe) -> PlanFacts:
+def plan_facts(run: Run) -> PlanFacts:
     """Plan a run as `yrun train` would. Raises `DataError` where that would refuse the data."""
-    plan, prepared = _plan(recipe)
-    targets, order = _walk(plan, np.asarray(prepared.train.num_targets).tolist())
+    run.refuse_faulty_rows()
+    plan, examples = run.plan(), run.dataset.train
+    targets, order = _walk(plan, np.asarray(examples.num_targets).tolist())
     return PlanFacts(
         updates=plan.num_updates,
         targets=targets,
-        rows=len(prepared.train),
+        rows=len(examples),
         order=order,
-        base=str(recipe.model.base),
+        base=str(run.recipe.model.base),
     )
 
 
-def due_checkpoints(recipe: Recipe, saved: Sequence[int]) -> list[int]:
+def due_checkpoints(run: Run, saved: Sequence[int]) -> list[int]:
     """Of the updates after which a finished run was saved, those that the recipe asks for.
 
     An interruption leaves a checkpoint wherever it comes; a run must not be looked at more often
     for having been interrupted.
     """
-    plan, _ = _plan(recipe)
-    every = recipe.train.checkpoint.every
+    run.refuse_faulty_rows()
+    plan = run.plan()
+    every = run.recipe.train.checkpoint.every
     return [
         step
         for step in saved
@@ -96,12 +94,6 @@ def environment_notes(run_dirs: Mapping[str, RunDir]) -> list[str]:
             groups = "; ".join(f"{value}: {', '.join(names)}" for value, names in values.items())
             notes.append(f"the runs were not made alike, {key} differ: {groups}")
     return notes
-
-
-def _plan(recipe: Recipe) -> tuple[Plan, Prepared]:
-    prepared = read_data(recipe, recipe_tokenizer(recipe))
-    finish_data(recipe, prepared)
-    return plan_run(recipe, prepared), prepared
 
 
 def _walk(plan: Plan, num_targets: list[int]) -> tuple[int, str]:

@@ -16,18 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from yrunner.assembly.identity import without_folders
-from yrunner.assembly.measure import evaluate, known_faults, read_tasks
-from yrunner.assembly.model import (
-    base_model,
-    checkpoint_model,
-    finished_run,
-    recipe_tokenizer,
-    tuned_tokenizer,
-)
+from yrunner.assembly.measure import evaluate
+from yrunner.assembly.run import Run
 from yrunner.commands.compare.plan import due_checkpoints
 from yrunner.console import say
 from yrunner.errors import YRunnerError
-from yrunner.evaluation.questions import Question
 from yrunner.evaluation.results import (
     Difference,
     ModelPairs,
@@ -36,7 +29,6 @@ from yrunner.evaluation.results import (
     side_difference,
     side_score,
 )
-from yrunner.recipe.load import load_recipe
 from yrunner.recipe.schema.eval import FormatTask, HarnessTask, JsonForm, Task
 from yrunner.recipe.schema.recipe import Recipe
 from yrunner.storage.ownership import remove
@@ -48,36 +40,30 @@ REPETITIONS = ("repetition_3", "repetition_4")
 SEED_OF_ANSWERS = 0
 
 
-def read_questions(recipe: Recipe) -> list[tuple[Task, list[Question]]]:
-    """The questions of the recipe's tasks; a faulty file is found before training.
+def check_questions(run: Run) -> None:
+    """Read the questions of the recipe's tasks: a faulty file is found before training.
 
     Raises `YRunnerError` for a recipe without a task of each side, and `DataError` for files, the
     list of faults among them.
     """
+    recipe = run.recipe
     for side in NEEDED_SIDES:
         if not any(task.side == side for task in recipe.eval.tasks):
             raise YRunnerError(
                 f"{recipe.name} has no task of side {side} in eval.tasks",
                 remedy="an experiment needs both: what is learned, and what must not be forgotten",
             )
-    known_faults(recipe)
-    return read_tasks(recipe)
+    _ = run.known_faults, run.tasks
 
 
-def measure_model(
-    recipe: Recipe,
-    tasks: Sequence[tuple[Task, list[Question]]],
-    model: Any,
-    tokenizer: Any,
-    description: str,
-) -> ModelResults:
-    """Examine a model as `yrun eval` does, in the tasks that `read_questions` gave.
+def measure_model(run: Run, model: Any, tokenizer: Any, description: str) -> ModelResults:
+    """Examine a model as `yrun eval` does.
 
     What is left to chance (drawn answers, examples of the harness) is drawn alike for all models:
     the seed of a run is that of its training.
     """
-    asked = recipe.model_copy(update={"seed": SEED_OF_ANSWERS})
-    return evaluate(asked, tasks, model, tokenizer, description)
+    asked = run.variant(run.recipe.model_copy(update={"seed": SEED_OF_ANSWERS}))
+    return evaluate(asked, model, tokenizer, description)
 
 
 def figures_of(results: ModelResults) -> dict[str, float]:
@@ -177,26 +163,27 @@ class Measurement:
 
 def measure(path: Path, overrides: Sequence[str], *, base: Path | None) -> None:
     """Measure every checkpoint of a finished run, or, into the file `base`, its base."""
-    recipe = load_recipe(path, overrides)
+    run = Run.load(path, overrides)
     if base is None:
-        measure_run(recipe)
+        measure_run(run)
     else:
-        measure_base(recipe, base)
+        measure_base(run, base)
 
 
-def measure_run(recipe: Recipe) -> None:
+def measure_run(run: Run) -> None:
     """Measure the checkpoints that were due and not measured yet; then remove those that may go."""
-    run_dir = finished_run(recipe)
-    tasks, tokenizer = read_questions(recipe), tuned_tokenizer(run_dir)
+    run.require_result()
+    check_questions(run)
+    recipe, run_dir = run.recipe, run.folder
     key = measure_key(recipe)
     found = Measurement.load(run_dir.measured)
     measurement = found if found is not None and found.key == key else Measurement(key)
     steps = run_dir.saved_steps()
-    for step in due_checkpoints(recipe, steps):
+    for step in due_checkpoints(run, steps):
         if step in measurement.steps:
             continue
-        model = checkpoint_model(recipe, run_dir, step)
-        results = measure_model(recipe, tasks, model, tokenizer, f"update {step:,}")
+        model = run.load_model(run_dir.checkpoint(step))
+        results = measure_model(run, model, run.result_tokenizer, f"update {step:,}")
         measurement = replace(measurement, points=(*measurement.points, Point(step, results)))
         measurement.save(run_dir.measured)
         say(_line(measurement.points[-1]))
@@ -206,11 +193,11 @@ def measure_run(recipe: Recipe) -> None:
     replace(measurement, is_complete=True).save(run_dir.measured)
 
 
-def measure_base(recipe: Recipe, file: Path) -> None:
+def measure_base(run: Run, file: Path) -> None:
     """Measure the model that the recipe starts from, as a run whose only point is at update 0."""
-    tasks, tokenizer = read_questions(recipe), recipe_tokenizer(recipe)
-    point = Point(0, measure_model(recipe, tasks, base_model(recipe), tokenizer, "the base"))
-    Measurement(measure_key(recipe), (point,), is_complete=True).save(file)
+    check_questions(run)
+    point = Point(0, measure_model(run, run.load_base(), run.tokenizer, "the base"))
+    Measurement(measure_key(run.recipe), (point,), is_complete=True).save(file)
     say(_line(point))
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, NoReturn
 
 from yrunner.assembly.identity import changes_since, fingerprint
-from yrunner.assembly.model import stale_base
+from yrunner.assembly.run import Run
 from yrunner.commands.compare.points import Measurement, measure_key
 from yrunner.console import format_duration, progress, say
 from yrunner.distributed.launcher import COMMAND
@@ -198,7 +198,7 @@ ALL_CHECKPOINTS = 10**6
 
 
 @dataclass(frozen=True, eq=False)
-class Run:
+class ArmRun:
     """One arm with one seed."""
 
     arm: str
@@ -261,7 +261,7 @@ def run_name(arm: str, seed: int) -> str:
 
 def plan_runs(
     path: Path, overrides: Sequence[str], arms: Mapping[Arm, Recipe], seeds: Sequence[int]
-) -> list[Run]:
+) -> list[ArmRun]:
     """Every arm with every seed; all arms with the first seed come first."""
     runs = []
     for seed in seeds:
@@ -276,11 +276,11 @@ def plan_runs(
                 f"output={json.dumps(str(folder), ensure_ascii=False)}",
                 f"train.checkpoint.keep={ALL_CHECKPOINTS}",
             ]
-            runs.append(Run(arm.name, seed, load_recipe(path, own), (str(path), *own)))
+            runs.append(ArmRun(arm.name, seed, load_recipe(path, own), (str(path), *own)))
     return runs
 
 
-def refuse_changed(changed: Sequence[Run]) -> NoReturn:
+def refuse_changed(changed: Sequence[ArmRun]) -> NoReturn:
     """Raise `RunError`: these folders hold runs with other settings, and may be worth something."""
     first = changed[0]
     others = f" (and {len(changed) - 1:,} more runs)" if len(changed) > 1 else ""
@@ -298,28 +298,26 @@ def base_name(recipe: Recipe) -> str:
     return f"base-{sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]}"
 
 
-def base_jobs(runs: Sequence[Run], folder: CompareDir) -> list[Job]:
+def base_jobs(runs: Sequence[ArmRun], folder: CompareDir) -> list[Job]:
     """What is to do before the arms: train each base that is missing, and measure it once."""
     jobs: dict[str, Job] = {}
     trained: set[str | None] = set()
     for run in runs:
         name, base = base_name(run.recipe), run.recipe.model.base
         file = folder.base(name)
-        stale = stale_base(run.recipe)
-        if name in jobs or (stale is None and file.exists()):
+        start = Run(run.recipe)
+        if name in jobs or (start.stale_base is None and file.exists()):
             continue
         commands: list[Command] = [(*YRUN, "measure", *run.arguments, "--base", str(file))]
-        if stale is not None and base not in trained:
-            commands.insert(0, (*YRUN, "train", str(base), *_how(stale[0])))
+        if start.base is not None and start.stale_base is not None and base not in trained:
+            commands.insert(0, (*YRUN, "train", str(base), *_how(start.base)))
             trained.add(base)
         jobs[name] = Job(name, tuple(commands), folder.log(name))
     return list(jobs.values())
 
 
-def _how(base: Recipe) -> list[str]:
-    """Go on with a base that was not finished, replace one that has changed."""
-    run_dir = RunDir(base.run_folder)
-    if not run_dir.is_used():
+def _how(base: Run) -> list[str]:
+    """Resume a base that was not finished, replace one that has changed."""
+    if not base.folder.is_used():
         return []
-    goes_on = run_dir.fingerprint.exists() and run_dir.saved_steps()
-    return ["--resume"] if goes_on and not changes_since(run_dir, base) else ["--overwrite"]
+    return ["--resume"] if base.can_resume() else ["--overwrite"]

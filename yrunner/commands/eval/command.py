@@ -7,17 +7,15 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
-from yrunner.assembly.measure import evaluate, known_faults, read_tasks
-from yrunner.assembly.model import base_source, finished_run, load_finished, tuned_tokenizer
+from yrunner.assembly.measure import evaluate
+from yrunner.assembly.run import Run
 from yrunner.commands.eval.report import as_json, print_results, write_eval_page
 from yrunner.console import say
 from yrunner.errors import RunError, YRunnerError
 from yrunner.evaluation.figure_lines import BASE, TUNED
 from yrunner.evaluation.parallel import joined
 from yrunner.evaluation.results import ModelResults
-from yrunner.models.load import check_vocabulary, load_tokenizer
-from yrunner.recipe.load import base_recipe_path, load_recipe
-from yrunner.recipe.schema.recipe import Recipe
+from yrunner.models.load import check_vocabulary
 from yrunner.recipe.schema.section import is_recipe_path
 from yrunner.storage.run_dir import RunDir, write_json
 
@@ -28,18 +26,18 @@ def eval_recipe(path: Path, overrides: list[str], models: Sequence[str]) -> None
     `models` are folders, Hub ids or recipes beside the recipe's own base and result. Whatever can
     be wrong with the tasks is found before a model is loaded.
     """
-    recipe = load_recipe(path, overrides)
-    RunDir(recipe.run_folder).check()
+    run = Run.load(path, overrides)
+    recipe, run_dir = run.recipe, run.folder
+    run_dir.check()
     if not recipe.eval.tasks and recipe.eval.faults is None:
         raise YRunnerError(f"{path} has no eval.tasks", remedy="add one, with name, side and data")
-    tasks = read_tasks(recipe) if recipe.eval.tasks else []
-    faults = known_faults(recipe)
+    tasks = run.tasks if recipe.eval.tasks else []
+    faults = run.known_faults
     with joined() as is_writer:
-        contestants = _contestants(recipe, models)
-        results = [_examine(recipe, tasks, contestant) for contestant in contestants]
+        contestants = _contestants(run, models)
+        results = [_examine(run, contestant) for contestant in contestants]
     if not is_writer:
         return
-    run_dir = RunDir(recipe.run_folder)
     run_dir.folder.mkdir(parents=True, exist_ok=True)
     write_json(run_dir.eval, as_json(recipe, tasks, results))
     write_eval_page(recipe, tasks, faults, results, run_dir.eval_page)
@@ -57,26 +55,27 @@ class _Contestant:
     tokenizer: Any
 
 
-def _contestants(recipe: Recipe, models: Sequence[str]) -> list[_Contestant]:
+def _contestants(run: Run, models: Sequence[str]) -> list[_Contestant]:
     """The base and the result, and the models that were asked for.
 
     A recipe without a result may still examine its base and other models.
     """
-    run_dir = RunDir(recipe.run_folder) if models else finished_run(recipe)
-    found = []
-    if recipe.model.base is not None:
-        source = _base(recipe)
+    if not models:
+        run.require_result()
+    run_dir, found = run.folder, []
+    if run.recipe.model.base is not None:
+        if run.base is not None:
+            run.base.require_result()
         # The result's tokenizer brings the chat template that both were asked with in training.
-        tokenizer = (
-            tuned_tokenizer(run_dir) if run_dir.is_finished() else _tokenizer(recipe, source)
-        )
+        source = run.base_source
+        tokenizer = run.result_tokenizer if run_dir.is_finished() else run.load_tokenizer(source)
         found.append(_Contestant(BASE, source, tokenizer))
     if run_dir.is_finished():
-        found.append(_Contestant(TUNED, str(run_dir.model), tuned_tokenizer(run_dir)))
+        found.append(_Contestant(TUNED, str(run_dir.model), run.result_tokenizer))
     for model in models:
         name, source = _named_source(model)
         name = _unused(name, [other.name for other in found])
-        found.append(_Contestant(name, source, _tokenizer(recipe, source)))
+        found.append(_Contestant(name, source, run.load_tokenizer(source)))
     return found
 
 
@@ -86,26 +85,12 @@ def _unused(name: str, used: Sequence[str]) -> str:
     return next(free for free in chain([name], numbered) if free not in used)
 
 
-def _base(recipe: Recipe) -> str:
-    path = base_recipe_path(recipe)
-    if path is not None:
-        finished_run(load_recipe(path))
-    return base_source(recipe)
-
-
-def _tokenizer(recipe: Recipe, source: str) -> Any:
-    return load_tokenizer(
-        source,
-        chat_template=recipe.model.chat_template,
-        trust_remote_code=recipe.model.trust_remote_code,
-    )
-
-
 def _named_source(model: str) -> tuple[str, str]:
     """What a person calls a model, and where it is: a recipe and a run folder stand for theirs."""
     if is_recipe_path(model):
-        recipe = load_recipe(Path(model))
-        return recipe.name, str(finished_run(recipe).model)
+        run = Run.load(Path(model))
+        run.require_result()
+        return run.recipe.name, str(run.folder.model)
     folder = Path(model)
     if RunDir(folder).is_finished():
         return folder.name, str(RunDir(folder).model)
@@ -114,10 +99,10 @@ def _named_source(model: str) -> tuple[str, str]:
     return folder.name, model
 
 
-def _examine(recipe: Recipe, tasks: Any, contestant: _Contestant) -> ModelResults:
-    model = load_finished(recipe, contestant.source)
+def _examine(run: Run, contestant: _Contestant) -> ModelResults:
+    model = run.load_model(contestant.source)
     check_vocabulary(model, contestant.tokenizer)
-    results = evaluate(recipe, tasks, model, contestant.tokenizer, contestant.name)
+    results = evaluate(run, model, contestant.tokenizer, contestant.name)
     # Before the next is loaded: two models need not fit into memory at once.
     del model
     gc.collect()

@@ -10,13 +10,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from rich.text import Text
 
-from yrunner.assembly.dataset import finish_data, read_data, recipe_rules, recipe_sources
-from yrunner.assembly.model import recipe_tokenizer
-from yrunner.assembly.plan import plan_run
+from yrunner.assembly.run import Run
 from yrunner.console import is_terminal, printable, show, terminal
 from yrunner.data.batching.plan import Plan
 from yrunner.data.chat.tokenize import tokenize_chunks
@@ -27,8 +24,6 @@ from yrunner.data.formats.formats import Reading, read_conversations
 from yrunner.data.readers.files import read_rows
 from yrunner.data.readers.text import Damaged
 from yrunner.errors import DataError, Origin, YRunnerError
-from yrunner.recipe.load import load_recipe
-from yrunner.recipe.schema.recipe import Recipe
 from yrunner.reports.token_view import TokenView
 
 SHOWN_FILES = 10
@@ -111,29 +106,28 @@ class FoundRow:
     """The row as it stands in its file, where it has no examples."""
 
 
-def first_rows(recipe: Recipe, tokenizer: Any, number: int) -> list[list[TokenizedExample]]:
+def first_rows(run: Run, number: int) -> list[list[TokenizedExample]]:
     """The examples of the first rows of tokens, in the order of the training.
 
     Raises `YRunnerError` where the training would refuse the data.
     """
-    prepared = read_data(recipe, tokenizer)
-    finish_data(recipe, prepared)
-    rows = islice(_rows_in_order(plan_run(recipe, prepared)), number)
-    return [[prepared.train[index] for index in row] for row in rows]
+    run.refuse_faulty_rows()
+    rows = islice(_rows_in_order(run.plan()), number)
+    return [[run.dataset.train[index] for index in row] for row in rows]
 
 
-def one_row(recipe: Recipe, tokenizer: Any, place: str) -> FoundRow:
+def one_row(run: Run, place: str) -> FoundRow:
     """The row of a place such as `train.jsonl:12`, also when it is not learned from.
 
     Raises `YRunnerError` where there is no such row.
     """
     name, number = parse_place(place)
-    file, reading = find_file(name, recipe_sources(recipe))
+    file, reading = find_file(name, run.sources)
     found = find_row(file, reading, number)
-    whole = _tokenize(found, recipe, tokenizer)
+    whole = _tokenize(found, run)
     if isinstance(whole, Refusal):
         return FoundRow([], whole, 0, raw_row(whole.origin, reading))
-    rules = recipe_rules(recipe)
+    rules = run.rules
     left_out = None
     try:
         is_text = isinstance(found, Conversation) and found.is_text
@@ -145,13 +139,14 @@ def one_row(recipe: Recipe, tokenizer: Any, place: str) -> FoundRow:
     return FoundRow([piece.example() for piece in pieces], left_out, num_cut, "")
 
 
-def count_cut(example: TokenizedExample, recipe: Recipe, tokenizer: Any) -> int:
+def count_cut(example: TokenizedExample, run: Run) -> int:
     """Tokens of the example's row that were cut off: prepared examples do not tell."""
     length = len(example.input_ids)
-    if recipe.data.too_long != "cut" or length < recipe.data.max_length:
+    data = run.recipe.data
+    if data.too_long != "cut" or length < data.max_length:
         return 0
-    file, reading = find_file(str(example.origin.file), recipe_sources(recipe))
-    whole = _tokenize(find_row(file, reading, example.origin.row), recipe, tokenizer)
+    file, reading = find_file(str(example.origin.file), run.sources)
+    whole = _tokenize(find_row(file, reading, example.origin.row), run)
     assert isinstance(whole, TokenizedParts), "a prepared row can be tokenized"
     return len(whole) - length
 
@@ -168,14 +163,14 @@ def _rows_in_order(plan: Plan) -> Iterator[tuple[int, ...]]:
                 yield row
 
 
-def _tokenize(
-    row: Conversation | Refusal, recipe: Recipe, tokenizer: Any
-) -> TokenizedParts | Refusal:
+def _tokenize(row: Conversation | Refusal, run: Run) -> TokenizedParts | Refusal:
     """The row before it is cut to the longest length."""
     if isinstance(row, Refusal):
         return row
-    rules = recipe_rules(recipe)
-    ((result,),) = tokenize_chunks([[row]], tokenizer, system=rules.system, targets=rules.targets)
+    rules = run.rules
+    ((result,),) = tokenize_chunks(
+        [[row]], run.tokenizer, system=rules.system, targets=rules.targets
+    )
     if isinstance(result, FaultyRow):
         return Refusal(row.origin, result.kind, str(result))
     return result
@@ -187,30 +182,30 @@ def inspect(path: Path, overrides: list[str], *, number: int, row: str | None) -
     `row` is the place of a single row that is shown instead, such as `train.jsonl:12`, also when it
     is not learned from. Raises `YRunnerError` where there is no such row.
     """
-    recipe = load_recipe(path, overrides)
-    tokenizer = recipe_tokenizer(recipe)
+    run = Run.load(path, overrides)
+    recipe, tokenizer = run.recipe, run.tokenizer
     has_colours = is_terminal() and not terminal().no_color
     view = TokenView(tokenizer, token_batch=recipe.train.token_batch, coloured=has_colours)
     if row is None:
-        shown = _show_first(recipe, tokenizer, number, view)
+        shown = _show_first(run, number, view)
     else:
-        shown = _show_one(recipe, tokenizer, row, view)
+        shown = _show_one(run, row, view)
     for text in shown:
         show(text, end="\n\n")
 
 
-def _show_first(recipe: Recipe, tokenizer: Any, number: int, view: TokenView) -> Iterator[Text]:
-    rows = first_rows(recipe, tokenizer, number)
+def _show_first(run: Run, number: int, view: TokenView) -> Iterator[Text]:
+    data, rows = run.recipe.data, first_rows(run, number)
     yield view.legend()
     for place, examples in enumerate(rows, start=1):
-        if recipe.data.packing:
-            yield view.packed_row(place, examples, recipe.data.max_length)
+        if data.packing:
+            yield view.packed_row(place, examples, data.max_length)
         for example in examples:
-            yield view.example(example, count_cut(example, recipe, tokenizer))
+            yield view.example(example, count_cut(example, run))
 
 
-def _show_one(recipe: Recipe, tokenizer: Any, place: str, view: TokenView) -> Iterator[Text]:
-    row = one_row(recipe, tokenizer, place)
+def _show_one(run: Run, place: str, view: TokenView) -> Iterator[Text]:
+    row = one_row(run, place)
     if row.examples:
         yield view.legend()
     if row.left_out is not None:

@@ -2,32 +2,21 @@
 
 import gc
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 from transformers import PreTrainedModel
 
 from yrunner.assembly.identity import changes_since
-from yrunner.assembly.model import (
-    base_model,
-    finished_run,
-    recipe_tokenizer,
-    stale_base,
-    tuned_model,
-    tuned_tokenizer,
-)
-from yrunner.assembly.score_rows import score_rows
+from yrunner.assembly.measure import score_rows
+from yrunner.assembly.run import Run
 from yrunner.commands.inspect.command import first_rows, one_row
 from yrunner.console import say
 from yrunner.data.conversation import TokenizedExample
 from yrunner.errors import RunError, YRunnerError
 from yrunner.models.load import check_vocabulary
-from yrunner.recipe.load import base_recipe_path, load_recipe
-from yrunner.recipe.schema.recipe import Recipe
 from yrunner.reports.heat_map import AFTER, BEFORE, HeatMap, ScoredExample, write_heat_map
 from yrunner.scoring.measure import TokenScores
-from yrunner.storage.run_dir import RunDir, page_beside
+from yrunner.storage.run_dir import page_beside
 from yrunner.training.arguments import token_weight
 
 
@@ -39,17 +28,15 @@ def inspect_html(
     `page` is the file; None puts it beside the run folder. Raises `YRunnerError` where it is no
     .html file, and where the base, or the result of a new model, has yet to be trained.
     """
-    recipe = load_recipe(path, overrides)
+    run = Run.load(path, overrides)
+    recipe = run.recipe
     page = page_beside(recipe.run_folder, "tokens", page)
-    result = _find_models(recipe)
-    tokenizer = recipe_tokenizer(recipe)
-    if result is not None:
-        _check_tokenizer(result, tokenizer)
-    examples, left_out = _examples(recipe, tokenizer, number, row)
-    models = _models(recipe, result)
-    scores = {
-        when: _score(load, tokenizer, recipe, examples, when) for when, (_, load) in models.items()
-    }
+    has_result = _has_result(run)
+    if has_result:
+        _check_tokenizer(run)
+    examples, left_out = _examples(run, number, row)
+    models = _models(run)
+    scores = {when: _score(run, load, examples, when) for when, (_, load) in models.items()}
     heat_map = HeatMap(
         title=recipe.name,
         models={when: name for when, (name, _) in models.items()},
@@ -59,44 +46,41 @@ def inspect_html(
             ScoredExample(example, {when: of[place] for when, of in scores.items()}, left_out)
             for place, example in enumerate(examples)
         ],
-        other_settings=[] if result is None else _other_settings(result, recipe),
+        other_settings=_other_settings(run) if has_result else [],
     )
     page.parent.mkdir(parents=True, exist_ok=True)
-    write_heat_map(heat_map, tokenizer, page)
+    write_heat_map(heat_map, run.tokenizer, page)
     say(f"tokens: {page}")
 
 
-def _find_models(recipe: Recipe) -> RunDir | None:
-    """Where the result is, if there is one. Raises `RunError` where a model has to be trained."""
+def _has_result(run: Run) -> bool:
+    """Whether the run is finished. Raises `RunError` where a model has to be trained first."""
+    recipe, base = run.recipe, run.base
     if recipe.model.scratch is not None:
         # What random weights make of a token tells nothing.
-        return finished_run(recipe)
-    stale = stale_base(recipe)
-    if stale is not None:
+        run.require_result()
+    if base is not None and run.stale_base is not None:
         raise RunError(
-            f"{stale[0].name}, the base of {recipe.name}, has no result that fits its recipe",
-            remedy=f"train it first: yrun train {base_recipe_path(recipe)}",
+            f"{base.recipe.name}, the base of {recipe.name}, has no result that fits its recipe",
+            remedy=f"train it first: yrun train {base.options.arguments}",
         )
-    run_dir = RunDir(recipe.run_folder)
-    return run_dir if run_dir.is_finished() else None
+    return run.folder.is_finished()
 
 
-def _check_tokenizer(result: RunDir, tokenizer: Any) -> None:
-    if tuned_tokenizer(result).get_vocab() != tokenizer.get_vocab():
+def _check_tokenizer(run: Run) -> None:
+    if run.result_tokenizer.get_vocab() != run.tokenizer.get_vocab():
         raise RunError(
-            f"the result in {result.folder} has another tokenizer than the recipe has now",
+            f"the result in {run.folder.folder} has another tokenizer than the recipe has now",
             remedy="train it again: yrun train ... --overwrite",
         )
 
 
-def _examples(
-    recipe: Recipe, tokenizer: Any, number: int, row: str | None
-) -> tuple[list[TokenizedExample], str]:
+def _examples(run: Run, number: int, row: str | None) -> tuple[list[TokenizedExample], str]:
     """The examples that are shown, and why they are not learned from where that is so."""
     if row is None:
-        rows = first_rows(recipe, tokenizer, number)
+        rows = first_rows(run, number)
         return [example for examples in rows for example in examples], ""
-    found = one_row(recipe, tokenizer, row)
+    found = one_row(run, row)
     left_out = found.left_out.reason if found.left_out else ""
     examples = [example for example in found.examples if example.target_positions]
     if not examples:
@@ -107,33 +91,26 @@ def _examples(
     return examples, left_out
 
 
-def _models(
-    recipe: Recipe, result: RunDir | None
-) -> dict[str, tuple[str, Callable[[], PreTrainedModel]]]:
+def _models(run: Run) -> dict[str, tuple[str, Callable[[], PreTrainedModel]]]:
     """What a person calls the base and the result, as far as they are there; how each is loaded."""
     models: dict[str, tuple[str, Callable[[], PreTrainedModel]]] = {}
-    if recipe.model.scratch is None:
-        path = base_recipe_path(recipe)
-        name = str(recipe.model.base) if path is None else load_recipe(path).name
-        models[BEFORE] = (name, partial(base_model, recipe))
-    if result is not None:
-        models[AFTER] = (str(recipe.run_folder), partial(tuned_model, recipe, result))
+    if run.recipe.model.scratch is None:
+        name = str(run.recipe.model.base) if run.base is None else run.base.recipe.name
+        models[BEFORE] = (name, run.load_base)
+    if run.folder.is_finished():
+        models[AFTER] = (str(run.folder.folder), run.load_result)
     return models
 
 
 def _score(
-    load: Callable[[], PreTrainedModel],
-    tokenizer: Any,
-    recipe: Recipe,
-    examples: list[TokenizedExample],
-    when: str,
+    run: Run, load: Callable[[], PreTrainedModel], examples: list[TokenizedExample], when: str
 ) -> list[TokenScores]:
     # A model with a fused head refers to itself: without this, two would be in memory at once.
     gc.collect()
     model = load()
-    check_vocabulary(model, tokenizer)
-    return score_rows(model, tokenizer, recipe, examples, f"scoring, {when} training")
+    check_vocabulary(model, run.tokenizer)
+    return score_rows(run, model, examples, f"scoring, {when} training")
 
 
-def _other_settings(result: RunDir, recipe: Recipe) -> list[str]:
-    return changes_since(result, recipe) if result.fingerprint.exists() else []
+def _other_settings(run: Run) -> list[str]:
+    return changes_since(run.folder, run.recipe) if run.folder.fingerprint.exists() else []

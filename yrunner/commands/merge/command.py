@@ -11,10 +11,10 @@ from typing import Any
 
 from transformers import GenerationConfig
 
-from yrunner.assembly.base_record import check_base
 from yrunner.assembly.measure import Measured
-from yrunner.assembly.model import base_source, finished_run, tuned_tokenizer
-from yrunner.assembly.story import model_card
+from yrunner.assembly.record import check_base
+from yrunner.assembly.report import model_card
+from yrunner.assembly.run import Run
 from yrunner.commands.merge.export import (
     BARS,
     check_exports,
@@ -37,35 +37,34 @@ from yrunner.models.merge.proof import Likeness, compare, folder_logits, merge_l
 from yrunner.models.merge.safetensors_io import SafetensorsFolder, open_checkpoint
 from yrunner.models.merge.write import changed_weights, merged_sizes, write_merged
 from yrunner.models.save import ModelCard, complete_folder
-from yrunner.recipe.load import load_recipe
 from yrunner.recipe.schema.recipe import Recipe
 from yrunner.storage.run_dir import RunDir, read_json, whole_folder, write_json
 
 
-def merged_card(recipe: Recipe, run_dir: RunDir, base_key: str | None) -> ModelCard:
+def merged_card(run: Run, base_key: str | None) -> ModelCard:
     """The card without the figures of a proof.
 
     What `yrun eval` measured stands in it where it was run, else the answers of the training.
     """
+    run_dir = run.folder
     before, after = Measured.load(run_dir.before), Measured.load(run_dir.after)
     figures = _evaluated(read_json(run_dir.eval)) if run_dir.eval.exists() else []
     card = model_card(
-        recipe,
-        run_dir,
+        run,
         before,
         Measured({}) if figures else after,
         base_key=base_key,
         data_hashes=read_json(run_dir.fingerprint)["files"],
-        license=_license(recipe),
+        license=_license(run),
     )
     card.figures.extend(figures)
     return card
 
 
-def _license(recipe: Recipe) -> str | None:
-    if recipe.model.base is None:
+def _license(run: Run) -> str | None:
+    if run.recipe.model.base is None:
         return None
-    folder = local_folder(base_source(recipe))
+    folder = local_folder(run.base_source)
     return None if folder is None else read_license(folder)
 
 
@@ -124,12 +123,13 @@ class MergeSource:
         return "written model against the trained one"
 
 
-def merge_source(recipe: Recipe, run_dir: RunDir) -> MergeSource:
+def merge_source(run: Run) -> MergeSource:
     """Find base and adapters of a finished run; no weight is read.
 
     Raises `RunError` for a base that is not the one of the run, `YRunnerError` for settings that
     leave nothing to do, and `ModelError` for a base that cannot be read.
     """
+    recipe, run_dir = run.recipe, run.folder
     own = recipe.tuning.kind in WITH_ADAPTER
     _check_there_is_work(recipe, own=own)
     adapters = [Weighted(run_dir.model, recipe.merge.weight)] if own else []
@@ -144,9 +144,9 @@ def merge_source(recipe: Recipe, run_dir: RunDir) -> MergeSource:
     if not own:
         key = read_json(run_dir.base)["key"] if run_dir.base.exists() else None
         return MergeSource(open_checkpoint(str(run_dir.model)), key, adapters, None)
-    key = check_base(recipe, run_dir)
+    key = check_base(run)
     return MergeSource(
-        open_checkpoint(base_source(recipe)),
+        open_checkpoint(run.base_source),
         key,
         adapters,
         _four_bits(recipe),
@@ -190,11 +190,12 @@ def merge(path: Path, overrides: list[str]) -> None:
     Raises `ProofError`, and leaves no merged model, where it answers differently. All that can be
     known to fail is looked for before the first weight is read.
     """
-    recipe = load_recipe(path, overrides)
-    run_dir = finished_run(recipe)
+    run = Run.load(path, overrides)
+    run.require_result()
+    recipe, run_dir = run.recipe, run.folder
     run_dir.check(run_dir.merged, run_dir.gguf)
-    source = merge_source(recipe, run_dir)
-    check_exports(recipe, source.base)
+    source = merge_source(run)
+    check_exports(run, source.base)
     give_back_freed_memory()
     prepared = prepare_merge(
         source.base,
@@ -204,16 +205,16 @@ def merge(path: Path, overrides: list[str]) -> None:
     )
     say(f"base: {source.base.folder} ({source.described})")
     run_dir.merge_figures.unlink(missing_ok=True)  # those of a model that is about to go
-    figures = _write(recipe, run_dir, prepared, source)
+    figures = _write(run, prepared, source)
     write_json(run_dir.merge_figures, figures)
     say(f"merged model: {run_dir.merged}")
-    export(recipe, run_dir, figures)
+    export(run, figures)
 
 
-def _write(recipe: Recipe, run_dir: RunDir, prepared: Merge, source: MergeSource) -> dict[str, Any]:
+def _write(run: Run, prepared: Merge, source: MergeSource) -> dict[str, Any]:
     """Write the merged model, and give the figures of its proof; it is there when proven."""
-    tokenizer = tuned_tokenizer(run_dir)
-    card = merged_card(recipe, run_dir, source.base_key)
+    recipe, run_dir, tokenizer = run.recipe, run.folder, run.result_tokenizer
+    card = merged_card(run, source.base_key)
     dtype = None if recipe.merge.dtype == "auto" else DTYPES[recipe.merge.dtype]
     result_dtype = dtype or source.base.main_dtype()
     with whole_folder(run_dir.merged) as partial:
@@ -228,7 +229,7 @@ def _write(recipe: Recipe, run_dir: RunDir, prepared: Merge, source: MergeSource
             )
         likeness = None
         if recipe.merge.verify:
-            likeness = _prove(recipe, prepared, source.adapters, partial, tokenizer)
+            likeness = _prove(run, prepared, source.adapters, partial)
             say_likeness(source.result, likeness)
             judge(likeness, BARS[result_dtype], "the merged model")
             card.figures.append(figure_of(source.result, likeness))
@@ -243,11 +244,9 @@ def _write(recipe: Recipe, run_dir: RunDir, prepared: Merge, source: MergeSource
     }
 
 
-def _prove(
-    recipe: Recipe, prepared: Merge, adapters: list[Weighted], folder: Path, tokenizer: Any
-) -> Likeness:
-    probes = probes_of(recipe, tokenizer)
-    trusts = recipe.model.trust_remote_code
+def _prove(run: Run, prepared: Merge, adapters: list[Weighted], folder: Path) -> Likeness:
+    probes = probes_of(run)
+    trusts = run.recipe.model.trust_remote_code
     expected_NV = merge_logits(prepared, adapters, probes, trust_remote_code=trusts)
     return compare(expected_NV, folder_logits(folder, probes, trust_remote_code=trusts))
 

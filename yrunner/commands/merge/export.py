@@ -10,7 +10,7 @@ import torch
 from transformers import AutoConfig, GenerationConfig
 
 from yrunner.assembly.dataset import first_examples
-from yrunner.assembly.model import tuned_tokenizer
+from yrunner.assembly.run import Run
 from yrunner.console import progress, say, warn
 from yrunner.errors import MissingError, ProofError
 from yrunner.models.export.upload import check_upload, upload
@@ -25,8 +25,7 @@ from yrunner.models.merge.proof import (
 )
 from yrunner.models.merge.safetensors_io import SafetensorsFolder, open_checkpoint
 from yrunner.models.meta import read_config
-from yrunner.recipe.schema.recipe import Recipe
-from yrunner.storage.run_dir import RunDir, whole_folder, write_json, write_text
+from yrunner.storage.run_dir import whole_folder, write_json, write_text
 
 NUM_ROWS = 16
 MOST_TOKENS = 128
@@ -50,9 +49,11 @@ BARS = {
 """By the dtype of the merged weights: each is rounded to 24, 11 or 8 bits."""
 
 
-def probes_of(recipe: Recipe, tokenizer: Any) -> Probes:
+def probes_of(run: Run) -> Probes:
     """The first rows of the recipe's data, as they are learned, and some fixed texts."""
-    rows = [example.input_ids for example in first_examples(recipe, tokenizer, NUM_ROWS)]
+    tokenizer, system = run.result_tokenizer, run.recipe.data.system
+    examples = first_examples(run.sources[0], tokenizer, NUM_ROWS, system=system)
+    rows = [example.input_ids for example in examples]
     fixed = [tokenizer(text).input_ids for text in FIXED_TEXTS]
     return Probes([ids[:MOST_TOKENS] for ids in [*rows, *fixed] if ids])
 
@@ -99,8 +100,9 @@ GGUF_BARS = {
 """What a GGUF file has to reach against the merged model: the fewer bits, the less."""
 
 
-def check_exports(recipe: Recipe, base: SafetensorsFolder) -> None:
+def check_exports(run: Run, base: SafetensorsFolder) -> None:
     """Refuse, before anything is merged, an export that cannot be made."""
+    recipe = run.recipe
     if recipe.merge.gguf is not None:
         if find_spec("gguf") is None:
             raise MissingError(
@@ -110,16 +112,17 @@ def check_exports(recipe: Recipe, base: SafetensorsFolder) -> None:
 
         trusts = recipe.model.trust_remote_code
         check_supported(read_config(str(base.folder), trust_remote_code=trusts))
-        check_tokenizer(tuned_tokenizer(RunDir(recipe.run_folder)))
+        check_tokenizer(run.result_tokenizer)
     if recipe.merge.push is not None:
         check_upload(recipe.merge.push)
 
 
-def export(recipe: Recipe, run_dir: RunDir, figures: dict[str, Any]) -> None:
+def export(run: Run, figures: dict[str, Any]) -> None:
     """Write the GGUF file and upload, as the recipe says; `figures` gets those of the GGUF file."""
+    recipe, run_dir = run.recipe, run.folder
     folders = {"": run_dir.merged}
     if recipe.merge.gguf is not None:
-        figures["gguf"] = write_gguf_folder(recipe, run_dir, recipe.merge.gguf)
+        figures["gguf"] = write_gguf_folder(run, recipe.merge.gguf)
         write_json(run_dir.merge_figures, figures)
         say(f"GGUF: {run_dir.gguf}")
         folders["gguf"] = run_dir.gguf
@@ -128,7 +131,7 @@ def export(recipe: Recipe, run_dir: RunDir, figures: dict[str, Any]) -> None:
         say(f"uploaded: {address}")
 
 
-def write_gguf_folder(recipe: Recipe, run_dir: RunDir, kind: str) -> dict[str, Any]:
+def write_gguf_folder(run: Run, kind: str) -> dict[str, Any]:
     """Write the merged model as GGUF with a Modelfile, and give the figures of its proof.
 
     Raises `ProofError`, and leaves no file, where it answers too differently.
@@ -136,9 +139,9 @@ def write_gguf_folder(recipe: Recipe, run_dir: RunDir, kind: str) -> dict[str, A
     from yrunner.models.export.gguf import write_gguf
     from yrunner.models.export.ollama import modelfile
 
+    recipe, run_dir, tokenizer = run.recipe, run.folder, run.result_tokenizer
     checkpoint = open_checkpoint(str(run_dir.merged))
     config = AutoConfig.from_pretrained(run_dir.merged)
-    tokenizer = tuned_tokenizer(run_dir)
     name = f"{recipe.name}-{kind}.gguf"
     with whole_folder(run_dir.gguf) as partial:
         with progress(f"GGUF {kind}, weights", len(checkpoint.sizes)) as advance:
@@ -159,25 +162,24 @@ def write_gguf_folder(recipe: Recipe, run_dir: RunDir, kind: str) -> dict[str, A
             warn(f"the Modelfile has no place for {lack}")
         proof = None
         if recipe.merge.verify:
-            proof = _prove(recipe, run_dir, partial / name, config, tokenizer)
+            proof = _prove(run, partial / name, config)
     return {"file": name, "kind": kind, "proof": proof}
 
 
-def _prove(
-    recipe: Recipe, run_dir: RunDir, file: Any, config: Any, tokenizer: Any
-) -> dict[str, Any] | None:
+def _prove(run: Run, file: Any, config: Any) -> dict[str, Any] | None:
     from yrunner.models.export.gguf import read_gguf, read_gguf_tokenizer
 
-    prove_tokens(read_gguf_tokenizer(file), tokenizer)
+    run_dir = run.folder
+    prove_tokens(read_gguf_tokenizer(file), run.result_tokenizer)
     needed = 4 * sum(size.numel() for size in open_checkpoint(str(run_dir.merged)).sizes.values())
     if needed > free_memory():
         warn(f"the GGUF file is not proven: it would have to be read back as {needed:,} bytes")
         return None
-    probes = probes_of(recipe, tokenizer)
-    trusts = recipe.model.trust_remote_code
+    probes = probes_of(run)
+    trusts = run.recipe.model.trust_remote_code
     expected_NV = folder_logits(run_dir.merged, probes, trust_remote_code=trusts)
     likeness = compare(expected_NV, logits_at(read_gguf(file, config), probes))
-    kind = str(recipe.merge.gguf)
+    kind = str(run.recipe.merge.gguf)
     say_likeness(f"GGUF {kind} against the merged model", likeness)
     judge(likeness, GGUF_BARS[kind], "the GGUF file")
     return likeness.as_json()

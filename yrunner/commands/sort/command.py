@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from yrunner.assembly.dataset import print_left_out, print_rows, read_data, recipe_sources
+from yrunner.assembly.dataset import print_left_out, print_rows
 from yrunner.assembly.identity import describe_environment
-from yrunner.assembly.model import recipe_tokenizer
+from yrunner.assembly.run import Run
 from yrunner.commands.sort.corpus import Seen, corpus_rows, decide, deciding_score, judge, mark_span
 from yrunner.commands.sort.cross_fit import cross_fit
 from yrunner.commands.sort.report import LeftOut, Sorted, write_results, write_sort_report
@@ -31,15 +31,14 @@ from yrunner.data.formats.formats import Reading
 from yrunner.data.readers.files import kind_of
 from yrunner.data.readers.text import states_of, unchanged
 from yrunner.errors import DataError, RunError, YRunnerError
-from yrunner.recipe.load import load_recipe, recipe_to_yaml
-from yrunner.recipe.schema.recipe import Recipe
+from yrunner.recipe.load import recipe_to_yaml
 from yrunner.reports.terminal_plot import block_bar
 from yrunner.reports.token_text import TokenText
 from yrunner.scoring.folds import group_copies
 from yrunner.scoring.knn import look_up
 from yrunner.scoring.rank import suspicion
 from yrunner.scoring.score_file import row_hashes
-from yrunner.storage.run_dir import RunDir, SortDir, write_json, write_text
+from yrunner.storage.run_dir import SortDir, write_json, write_text
 
 SHOWN_ROWS = 10
 BINS = 12
@@ -143,35 +142,33 @@ class SortInterrupted(YRunnerError):
 
 
 def sort(
-    path: Path, overrides: list[str], *, overwrite: bool, train_base: Callable[[Recipe], None]
+    path: Path, overrides: list[str], *, overwrite: bool, train_base: Callable[[Run], None]
 ) -> None:
     """Score the training rows of the recipe at `path`, and write them in a new order.
 
     `train_base` trains its base where that is missing. Interrupted and started again, it goes on.
     """
-    recipe = load_recipe(path, overrides)
-    arguments = shlex.join([str(path), *overrides])
-    sources = [source for source in recipe_sources(recipe) if source.purpose == "train"]
-    folder = _check(recipe, sources, overwrite=overwrite)
-    train_base(recipe)
-    tokenizer = recipe_tokenizer(recipe)
+    run = Run.load(path, overrides)
+    sources = [source for source in run.sources if source.purpose == "train"]
+    folder = _check(run, sources, overwrite=overwrite)
+    train_base(run)
     states = states_of(file for source in sources for file in source.files)
-    prepared = _read_corpus(recipe, tokenizer)
-    reports = _check_formats(sources, prepared)
+    _read_corpus(run)
+    reports = _check_formats(sources, run.dataset)
     with _saying_how_to_go_on(folder.folder):
-        _open_folder(recipe, folder, prepared)
-        seen = _look(recipe, folder, prepared, tokenizer)
-        corpus = _judge(recipe, tokenizer, prepared, seen)
-        _write_report(recipe, tokenizer, prepared, corpus, seen, folder)
+        _open_folder(run, folder)
+        seen = _look(run, folder)
+        corpus = _judge(run, seen)
+        _write_report(run, corpus, seen, folder)
         with unchanged(states, undo=folder.clear):
             write_results(corpus, folder)
     say_sorted(corpus, folder)
-    say_next(arguments, folder, reports[0].format, sources[0].reading)
+    say_next(run.options.arguments, folder, reports[0].format, sources[0].reading)
 
 
-def _check(recipe: Recipe, sources: Sequence[Source], *, overwrite: bool) -> SortDir:
+def _check(run: Run, sources: Sequence[Source], *, overwrite: bool) -> SortDir:
     """Refuse what cannot be sorted, or would lose something, before any time is spent."""
-    if recipe.model.scratch is not None:
+    if run.recipe.model.scratch is not None:
         raise YRunnerError(
             "a model from scratch knows nothing yet, so it cannot judge rows",
             remedy="sort with a recipe that has a model.base",
@@ -185,7 +182,7 @@ def _check(recipe: Recipe, sources: Sequence[Source], *, overwrite: bool) -> Sor
                 "documents that fill whole txt files cannot stand in one sorted file",
                 remedy='write them as jsonl, {"text": ...} a line',
             )
-    folder = SortDir(RunDir(recipe.run_folder).sort, ending_of(files))
+    folder = SortDir(run.folder.sort, ending_of(files))
     folder.check(files, overwrite=overwrite)
     return folder
 
@@ -206,26 +203,25 @@ def _check_formats(sources: Sequence[Source], prepared: Prepared) -> list[FileRe
     return reports
 
 
-def _read_corpus(recipe: Recipe, tokenizer: Any) -> Prepared:
-    """The rows, their fate printed; `validation_share` sets none aside, for all are sorted."""
-    prepared = read_data(recipe, tokenizer)
-    print_rows(recipe, prepared)
-    prepared.check(too_long=recipe.data.too_long, invalid=recipe.data.invalid)
-    print_left_out(prepared)
-    return prepared
+def _read_corpus(run: Run) -> None:
+    """Print the fate of the rows; `validation_share` sets none aside, because all are sorted."""
+    print_rows(run.dataset, run.folder.prepared)
+    run.dataset.check(too_long=run.recipe.data.too_long, invalid=run.recipe.data.invalid)
+    print_left_out(run.dataset)
 
 
-def _open_folder(recipe: Recipe, folder: SortDir, prepared: Prepared) -> None:
+def _open_folder(run: Run, folder: SortDir) -> None:
+    prepared = run.dataset
     folder.clear()
-    write_text(folder.recipe, recipe_to_yaml(recipe))
+    write_text(folder.recipe, recipe_to_yaml(run.recipe))
     write_json(folder.environment, describe_environment())
     write_json(folder.data_report, as_json(prepared.reports, prepared.findings))
 
 
-def _look(recipe: Recipe, folder: SortDir, prepared: Prepared, tokenizer: Any) -> Seen:
+def _look(run: Run, folder: SortDir) -> Seen:
     """Let the base look at the rows, its memory of the others, and models that learned those."""
-    rows = prepared.train
-    base = measure_rows(recipe, tokenizer, rows, folder.measured)
+    recipe, rows = run.recipe, run.dataset.train
+    base = measure_rows(run, folder.measured)
     # A model with a fused head refers to itself: it would stay in memory.
     gc.collect()
     lookups = None
@@ -239,7 +235,7 @@ def _look(recipe: Recipe, folder: SortDir, prepared: Prepared, tokenizer: Any) -
                 advance(1)
     crossed = None
     if recipe.sort.cross_fit:
-        crossed = cross_fit(recipe, folder.cross_fit, prepared, tokenizer)
+        crossed = cross_fit(run, folder.cross_fit)
     return Seen(base, lookups, crossed)
 
 
@@ -262,10 +258,11 @@ def _saying_how_to_go_on(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _judge(recipe: Recipe, tokenizer: Any, prepared: Prepared, seen: Seen) -> Sorted:
+def _judge(run: Run, seen: Seen) -> Sorted:
+    recipe, prepared = run.recipe, run.dataset
     rows = corpus_rows(prepared.train)
     verdicts = [judge(row, seen, recipe.sort) for row in rows]
-    text = TokenText(tokenizer)
+    text = TokenText(run.tokenizer)
     deciding = deciding_score(recipe.sort)
     reports = [report for report in prepared.reports if report.purpose == "train"]
     return Sorted(
@@ -288,25 +285,18 @@ def _judge(recipe: Recipe, tokenizer: Any, prepared: Prepared, seen: Seen) -> So
     )
 
 
-def _write_report(
-    recipe: Recipe,
-    tokenizer: Any,
-    prepared: Prepared,
-    corpus: Sorted,
-    seen: Seen,
-    folder: SortDir,
-) -> None:
+def _write_report(run: Run, corpus: Sorted, seen: Seen, folder: SortDir) -> None:
     """The page shows examples: of a row that is split, every part has the scores of the whole."""
     dropped = {row.index: row.reason for row in corpus.decision.dropped}
     row_of = [number for number, row in enumerate(corpus.rows) for _ in row.examples]
     write_sort_report(
-        recipe.name,
-        tokenizer,
-        prepared.train,
+        run.recipe.name,
+        run.tokenizer,
+        run.dataset.train,
         seen,
         corpus.deciding,
         [corpus.verdicts[number].named_scores() for number in row_of],
         {place: dropped[number] for place, number in enumerate(row_of) if number in dropped},
-        prepared.findings,
+        run.dataset.findings,
         folder.report,
     )

@@ -14,13 +14,16 @@ from numpy.typing import NDArray
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from yrunner.assembly.identity import fingerprint
-from yrunner.assembly.model import base_source, model_key
-from yrunner.assembly.plan import plan_run
-from yrunner.assembly.trainer import make_trainer, mixed_precision, training_dtype, untrained_model
+from yrunner.assembly.run import Run
+from yrunner.assembly.trainer import (
+    TrainingTask,
+    make_trainer,
+    mixed_precision,
+    untrained_model,
+)
 from yrunner.console import format_duration, say
 from yrunner.data.batching.plan import Plan
 from yrunner.data.dataset.examples import Examples
-from yrunner.data.dataset.splits import Prepared
 from yrunner.models.errors import quiet_libraries
 from yrunner.recipe.schema.keep import DriftSection, NoKeep
 from yrunner.recipe.schema.recipe import Recipe
@@ -38,9 +41,7 @@ COST_OF_LEARNING = 3
 """Of a token, where scoring it costs 1: a backward pass takes twice as long as a forward pass."""
 
 
-def cross_fit(
-    recipe: Recipe, folder: Path, prepared: Prepared, tokenizer: Any
-) -> list[TokenScores]:
+def cross_fit(run: Run, folder: Path) -> list[TokenScores]:
     """The scores of each training row, in order, by a model that did not learn from its fold.
 
     For each of the `sort.cross_fit` folds the base is loaded anew and tuned on the rest as the
@@ -49,7 +50,7 @@ def cross_fit(
     again; one that was interrupted is, and scores what is missing. Raises `YRunnerError` where
     there are fewer different rows than folds.
     """
-    folds = _cut_into_folds(recipe, folder, prepared.train)
+    folds = _cut_into_folds(run, folder)
     pending = [fold for fold in folds if not fold.is_finished]
     if len(pending) < len(folds):
         say(f"cross-fit: {len(folds) - len(pending)} of {len(folds)} folds are scored already")
@@ -58,8 +59,8 @@ def cross_fit(
         for fold in folds:
             files.enter_context(fold.file)
         for fold in pending:
-            _score_fold(fold, folder, tokenizer, clock)
-        return _in_order(folds, len(prepared.train))
+            _score_fold(fold, folder, clock)
+        return _in_order(folds, len(run.dataset.train))
 
 
 @dataclass(frozen=True)
@@ -68,9 +69,9 @@ class _Fold:
 
     name: str
     """How lines call it: fold 1 of 3."""
-    recipe: Recipe
-    """What the training of every fold is."""
-    learned: Prepared
+    run: Run
+    """The training of every fold."""
+    learned: Examples
     held_out: Examples
     places: NDArray[np.intp]
     """Of the held-out rows among all."""
@@ -84,7 +85,7 @@ class _Fold:
     @property
     def work_of_update(self) -> float:
         """What one update costs, in tokens scored."""
-        tokens_of_pass = float(self.learned.train.lengths.sum())
+        tokens_of_pass = float(self.learned.lengths.sum())
         return COST_OF_LEARNING * tokens_of_pass / self.plan.updates_per_epoch
 
     @property
@@ -93,25 +94,26 @@ class _Fold:
         return self.work_of_update * self.plan.num_updates + float(self.held_out.lengths.sum())
 
 
-def _cut_into_folds(recipe: Recipe, folder: Path, rows: Examples) -> list[_Fold]:
-    training = _training_of_a_fold(recipe)
+def _cut_into_folds(run: Run, folder: Path) -> list[_Fold]:
+    recipe, rows = run.recipe, run.dataset.train
     number = recipe.sort.cross_fit
     hashes = row_hashes(rows)
     rows_E = zip(rows.file_E.tolist(), rows.column("rows").tolist(), strict=True)
     fold_E = np.array(make_folds(group_copies(list(rows_E), hashes), number, recipe.seed))
+    training = run.variant(_training_of_a_fold(recipe))
     key = _key(training, hashes, fold_E.tolist())
     folds = []
     for index in range(number):
         places = np.flatnonzero(fold_E == index)
-        learned = Prepared(train=rows.select(np.flatnonzero(fold_E != index)))
+        learned = rows.select(np.flatnonzero(fold_E != index))
         folds.append(
             _Fold(
                 name=f"fold {index + 1} of {number}",
-                recipe=training,
+                run=training,
                 learned=learned,
                 held_out=rows.select(places),
                 places=places,
-                plan=plan_run(training, learned, num_ranks=1),
+                plan=training.plan_for(learned, num_ranks=1),
                 file=ScoreFile.open(
                     folder / f"fold-{index + 1}", key, [hashes[place] for place in places]
                 ),
@@ -137,39 +139,38 @@ def _training_of_a_fold(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"train": train, **others})
 
 
-def _key(training: Recipe, hashes: list[str], fold_of_row: list[int]) -> str:
+def _key(training: Run, hashes: list[str], fold_of_row: list[int]) -> str:
     """Changes with everything that the scores of a fold depend on."""
-    facts = [fingerprint(training), model_key(base_source(training)), hashes, fold_of_row]
+    facts = [fingerprint(training.recipe), training.base_key, hashes, fold_of_row]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def _score_fold(fold: _Fold, folder: Path, tokenizer: Any, clock: "_Clock") -> None:
+def _score_fold(fold: _Fold, folder: Path, clock: "_Clock") -> None:
     say(
         f"cross-fit, {fold.name}: {fold.plan.num_updates:,} updates on "
-        f"{len(fold.learned.train):,} rows, then {len(fold.held_out):,} others are scored"
+        f"{len(fold.learned):,} rows, then {len(fold.held_out):,} others are scored"
     )
     # A model with a fused head refers to itself: without this, two would be in memory at once.
     gc.collect()
-    trainer = _tuned(fold, folder, tokenizer, clock)
+    trainer = _tuned(fold, folder, clock)
     scores = score_by_length(
         trainer.model,
         fold.held_out,
-        pad_token_id=tokenizer.pad_token_id,
-        max_tokens=fold.recipe.train.batch_size * fold.recipe.data.max_length,
-        weight=token_weight(fold.recipe.loss)[0],
+        pad_token_id=fold.run.tokenizer.pad_token_id,
+        max_tokens=fold.run.max_tokens,
+        weight=token_weight(fold.run.recipe.loss)[0],
         done=fold.file.done,
     )
-    with mixed_precision(trainer, training_dtype(fold.recipe)):
+    with mixed_precision(trainer, fold.run.dtype):
         for index, scored in scores:
             fold.file.append(index, scored)
     clock.add(float(fold.held_out.lengths.sum()))
     say(f"cross-fit, {fold.name}: scored, {clock.left()}")
 
 
-def _tuned(fold: _Fold, folder: Path, tokenizer: Any, clock: "_Clock") -> SignalTrainer:
+def _tuned(fold: _Fold, folder: Path, clock: "_Clock") -> SignalTrainer:
     """The trainer of the fold when it has trained."""
-    recipe = fold.recipe
-    dtype = training_dtype(recipe)
+    recipe = fold.run.recipe
     # Before the model, as in train.py: under DeepSpeed ZeRO-3 they decide how weights load.
     arguments = make_arguments(
         recipe.train,
@@ -177,19 +178,16 @@ def _tuned(fold: _Fold, folder: Path, tokenizer: Any, clock: "_Clock") -> Signal
         name=f"{recipe.name}, {fold.name}",
         num_updates=fold.plan.num_updates,
         seed=recipe.seed,
-        dtype=dtype,
+        dtype=fold.run.dtype,
         validates=False,
     )
-    trainer = make_trainer(
-        recipe,
-        untrained_model(recipe, tokenizer, dtype),
-        tokenizer,
-        fold.learned,
-        fold.plan,
-        arguments,
-        RunDir(folder),
+    task = TrainingTask(
+        plan=fold.plan,
+        train=fold.learned,
+        folder=RunDir(folder),
         callbacks=[_Lines(fold, clock)],
     )
+    trainer = make_trainer(fold.run, untrained_model(fold.run), arguments, task)
     with quiet_libraries():
         trainer.train()
     return trainer

@@ -16,14 +16,13 @@ from typing import Any
 import torch
 from torch.multiprocessing import get_context
 
-from yrunner.assembly.dataset import read_data
-from yrunner.assembly.model import base_model, base_source, model_key, recipe_tokenizer
+from yrunner.assembly.run import Run
 from yrunner.console import progress, say
-from yrunner.data.dataset.examples import Examples
 from yrunner.errors import RunError, YRunnerError
 from yrunner.models.adapters import attach_adapter
 from yrunner.models.errors import quiet_libraries
 from yrunner.models.load import check_vocabulary, choose_dtype
+from yrunner.models.model_key import model_key
 from yrunner.recipe.schema.model import AdapterTuning
 from yrunner.recipe.schema.recipe import Recipe
 from yrunner.scoring.measure import TokenScores, score_by_length
@@ -32,7 +31,7 @@ from yrunner.training.arguments import token_weight
 
 Share = tuple[int, int]
 """Number of a process, from 0, and how many there are."""
-Measure = Callable[[Recipe, Any, Examples, Path, Share, Callable[[int], None]], None]
+Measure = Callable[[Run, Path, Share, Callable[[int], None]], None]
 """Measures a share of the rows, and says of each how many tokens it has."""
 
 LOOK_AFTER = 1.0
@@ -106,9 +105,7 @@ def _work(
         else:
             torch.set_num_threads(max(1, torch.get_num_threads() // processes))
         with quiet_libraries():
-            tokenizer = recipe_tokenizer(recipe)
-            examples = read_data(recipe, tokenizer).train
-            measure(recipe, tokenizer, examples, folder, share, messages.put)
+            measure(Run(recipe), folder, share, messages.put)
         messages.put(LAST)
     except YRunnerError as error:
         messages.put(RunError(error.message, remedy=error.remedy))
@@ -116,45 +113,38 @@ def _work(
         messages.put(RuntimeError(traceback.format_exc()))
 
 
-def measure_rows(
-    recipe: Recipe, tokenizer: Any, examples: Examples, folder: Path
-) -> Sequence[TokenScores]:
+def measure_rows(run: Run, folder: Path) -> Sequence[TokenScores]:
     """The scores of every example by the model that training starts from, in their order.
 
     Those that `folder` holds already are not measured again. Raises `ModelError` where the base
     cannot be loaded.
     """
+    examples = run.dataset.train
     lengths = examples.lengths.tolist()
-    with ScoreFile.open(folder, _key(recipe), row_hashes(examples)) as file:
+    with ScoreFile.open(folder, _key(run), row_hashes(examples)) as file:
         if file.done:
             say(f"measured before: {len(file.done):,} of {len(examples):,} examples")
         if len(file.done) < len(examples):
             # In tokens, because rows differ in length, and the longest come first.
             with progress("scoring rows with the base, tokens", sum(lengths)) as advance:
                 advance(sum(lengths[index] for index in file.done))
-                processes = num_processes(recipe)
+                processes = num_processes(run.recipe)
                 if processes == 1:
-                    measure_share(recipe, tokenizer, examples, folder, (0, 1), advance)
+                    measure_share(run, folder, (0, 1), advance)
                 else:
-                    measure_together(recipe, folder, processes, measure_share, advance)
+                    measure_together(run.recipe, folder, processes, measure_share, advance)
         return file.read(examples.origin)
 
 
-def measure_share(
-    recipe: Recipe,
-    tokenizer: Any,
-    examples: Examples,
-    folder: Path,
-    share: Share,
-    advance: Callable[[int], None],
-) -> None:
+def measure_share(run: Run, folder: Path, share: Share, advance: Callable[[int], None]) -> None:
     """Measure what one of several processes has to, and say of each row how many tokens it has."""
-    with ScoreFile.open(folder, _key(recipe), row_hashes(examples), rank=share[0]) as file:
+    recipe, examples = run.recipe, run.dataset.train
+    with ScoreFile.open(folder, _key(run), row_hashes(examples), rank=share[0]) as file:
         scores = score_by_length(
-            _load_base(recipe, tokenizer),
+            _load_base(run),
             examples,
-            pad_token_id=tokenizer.pad_token_id,
-            max_tokens=_max_tokens(recipe),
+            pad_token_id=run.tokenizer.pad_token_id,
+            max_tokens=run.max_tokens,
             weight=token_weight(recipe.loss)[0],
             done=file.done,
             shard=share,
@@ -165,10 +155,10 @@ def measure_share(
             advance(len(examples[index].input_ids))
 
 
-def _load_base(recipe: Recipe, tokenizer: Any) -> Any:
-    model = base_model(recipe)
-    check_vocabulary(model, tokenizer)
-    adapter = _adapter(recipe)
+def _load_base(run: Run) -> Any:
+    model = run.load_base()
+    check_vocabulary(model, run.tokenizer)
+    adapter = _adapter(run.recipe)
     if adapter is None:
         return model
     return attach_adapter(model, adapter, trainable=False).to(model.device)
@@ -182,21 +172,16 @@ def _adapter(recipe: Recipe) -> Path | None:
     return None
 
 
-def _max_tokens(recipe: Recipe) -> int:
-    """Tokens that are computed at once: no more than training may meet in a micro-batch."""
-    return recipe.train.batch_size * recipe.data.max_length
-
-
-def _key(recipe: Recipe) -> str:
+def _key(run: Run) -> str:
     """Everything that a row's scores depend on besides its tokens, down to the last digit."""
-    adapter = _adapter(recipe)
+    recipe, adapter = run.recipe, _adapter(run.recipe)
     facts = {
-        "base": model_key(base_source(recipe)),
+        "base": run.base_key,
         "adapter": None if adapter is None else model_key(adapter),
         "dtype": str(choose_dtype(recipe.model.dtype)),
         "attention": recipe.model.attention,
         "device": "cuda" if torch.cuda.is_available() else "cpu",
-        "max_tokens": _max_tokens(recipe),
+        "max_tokens": run.max_tokens,
         "context": recipe.sort.asks_neighbours,
         "loss": recipe.loss.model_dump(mode="json"),
     }

@@ -1,4 +1,4 @@
-"""A training in several processes: what is done once before they start, and how they share it."""
+"""A run in several processes: what is done once before they start, and how they share it."""
 
 import os
 import shlex
@@ -6,23 +6,26 @@ import shutil
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from yrunner.assembly.dataset import finish_data, read_data
-from yrunner.assembly.model import recipe_tokenizer, stale_base
 from yrunner.assembly.probes import ask
 from yrunner.assembly.replay import prepare_keep
-from yrunner.assembly.trainer import training_dtype
+from yrunner.assembly.run import Run
 from yrunner.console import say
 from yrunner.distributed.collectives import join_ranks
-from yrunner.distributed.launcher import current_place, launch_command, run_ranks
+from yrunner.distributed.launcher import (
+    ProcessRank,
+    current_place,
+    launch_command,
+    run_ranks,
+)
 from yrunner.distributed.topology import Topology, lay_out
 from yrunner.errors import MissingError, RunError
 from yrunner.recipe.schema.distributed import needs_whole_weights
 from yrunner.recipe.schema.recipe import Recipe
-from yrunner.storage.run_dir import RunDir, read_json
+from yrunner.storage.run_dir import read_json
 from yrunner.training.deepspeed.config import (
     apart,
     check_settings,
@@ -35,11 +38,21 @@ from yrunner.training.deepspeed.state import check_saved_alike
 
 
 def ranks_to_launch(recipe: Recipe) -> Topology | None:
-    """The processes that a run needs beside this one; None where this one is to train."""
+    """The processes to start for a run; None where this process trains."""
     if current_place() is not None or not recipe.distributed.is_launched:
         return None
     layout = lay_out(recipe.distributed, torch.cuda.device_count())
     return layout if layout.num_ranks > 1 or recipe.distributed.deepspeed is not None else None
+
+
+def this_process() -> ProcessRank:
+    """Rank of this process among all; the first of one where the run has no other."""
+    return current_place() or ProcessRank(0, 1)
+
+
+def is_launched() -> bool:
+    """Whether another command has started this process."""
+    return current_place() is not None
 
 
 def keeps_run_folder(layout: Topology | None) -> bool:
@@ -49,16 +62,17 @@ def keeps_run_folder(layout: Topology | None) -> bool:
     return is_first_machine and (place is None or place.rank == 0)
 
 
-def say_launch(recipe: Recipe, arguments: str, options: list[str]) -> None:
+def say_launch(run: Run) -> None:
     """Print the command that starts the processes of this machine."""
-    layout = lay_out(recipe.distributed, torch.cuda.device_count())
-    say(shlex.join(_command(layout, arguments, options)))
+    layout = lay_out(run.recipe.distributed, torch.cuda.device_count())
+    say(shlex.join(_command(layout, run)))
 
 
-def check_sharing(recipe: Recipe, run_dir: RunDir, layout: Topology, *, resume: bool) -> None:
-    """Raise what stands against sharing this run out, before any time is spent."""
-    _, micro_steps = updates_shared(recipe, run_dir, layout.num_ranks, resume=resume)
-    if layout.num_machines > 1 and stale_base(recipe) is not None:
+def check_sharing(run: Run, layout: Topology) -> None:
+    """Raise why this run cannot be shared by these processes, before any time is spent."""
+    recipe = run.recipe
+    micro_steps = updates_shared(run, layout.num_ranks).micro_steps
+    if layout.num_machines > 1 and run.stale_base is not None:
         raise RunError(
             "the base has to be trained before several machines start from it",
             remedy=f"run yrun train {recipe.model.base} on one of them",
@@ -75,23 +89,22 @@ def check_sharing(recipe: Recipe, run_dir: RunDir, layout: Topology, *, resume: 
         check_settings(
             section.config,
             recipe.train,
-            dtype=str(training_dtype(recipe)).removeprefix("torch."),
+            dtype=str(run.dtype).removeprefix("torch."),
             micro_steps=micro_steps,
             num_ranks=layout.num_ranks,
         )
         _check_pieces(recipe, section.config)
 
 
-def launch(recipe: Recipe, layout: Topology, arguments: str, options: list[str]) -> None:
+def launch(run: Run, layout: Topology) -> None:
     """Prepare the data and let the processes train; they find it prepared."""
-    tokenizer = recipe_tokenizer(recipe)
-    finish_data(recipe, read_data(recipe, tokenizer))
-    prepare_keep(recipe, tokenizer, training_dtype(recipe))
+    run.refuse_faulty_rows()
+    prepare_keep(run)
     say(f"training in {layout.num_ranks:,} processes{_where(layout)}")
     try:
-        run_ranks(_command(layout, arguments, options), _environment(layout))
+        run_ranks(_command(layout, run), _environment(layout))
     finally:
-        _free_disk(recipe)
+        _free_disk(run.recipe)
 
 
 def _free_disk(recipe: Recipe) -> None:
@@ -113,16 +126,23 @@ def init_process_group(recipe: Recipe) -> dict[str, Any] | None:
     return apart(complete(deepspeed_settings(section)), recipe.run_folder)
 
 
-def updates_shared(
-    recipe: Recipe, run_dir: RunDir, num_ranks: int, *, resume: bool
-) -> tuple[int, int]:
-    """How many processes the run was begun by, and the micro-steps of an update in each of these.
+class SharedUpdates(NamedTuple):
+    """How the processes share an update."""
 
-    A run keeps what its updates learn from: fewer processes than began it do more micro-steps.
-    Raises `RunError` where they cannot share an update evenly, or go on from its checkpoint.
+    started_by: int
+    """Number of processes that started the run, which decides what an update learns from."""
+    micro_steps: int
+    """Of an update, in each of today's processes."""
+
+
+def updates_shared(run: Run, num_ranks: int) -> SharedUpdates:
+    """How `num_ranks` processes share the updates of a run, perhaps started by another number.
+
+    Raises `RunError` where they cannot share an update evenly, or resume from its checkpoint.
     """
+    recipe, run_dir = run.recipe, run.folder
     begun_by = num_ranks
-    if resume:
+    if run.options.resume:
         begun_by = read_json(run_dir.environment).get("processes", 1)
         newest = run_dir.checkpoint(run_dir.saved_steps()[-1])
         check_saved_alike(newest, under_zero=recipe.distributed.deepspeed is not None)
@@ -133,7 +153,7 @@ def updates_shared(
             f"{micro_batches} micro-batches, which {num_ranks} processes cannot share evenly",
             remedy=f"set distributed.processes to a number that divides {micro_batches}",
         )
-    return begun_by, micro_batches // num_ranks
+    return SharedUpdates(begun_by, micro_batches // num_ranks)
 
 
 def _check_pieces(recipe: Recipe, config: Path) -> None:
@@ -173,9 +193,9 @@ def _check_way_to_disk(settings: Mapping[str, Any]) -> None:
             )
 
 
-def _command(layout: Topology, arguments: str, options: list[str]) -> list[str]:
-    """`arguments`: recipe and overrides as they were typed."""
-    return launch_command(layout, ["train", *shlex.split(arguments), *options])
+def _command(layout: Topology, run: Run) -> list[str]:
+    arguments = shlex.split(run.options.arguments)
+    return launch_command(layout, ["train", *arguments, *run.options.flags])
 
 
 def _where(layout: Topology) -> str:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from tests.project import SCRATCH
 from yrunner.commands.merge.command import merge
-from yrunner.commands.train.command import train
+from yrunner.commands.train import train
 from yrunner.errors import MissingError, RecipeError
 from yrunner.recipe.load import load_recipe
 from yrunner.storage.run_dir import RunDir

@@ -20,13 +20,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from yrunner.commands.doctor.command import missing
-from yrunner.commands.train import ranks as train_ranks
-from yrunner.commands.train.command import train
-from yrunner.commands.train.ranks import check_sharing, updates_shared
+from yrunner.assembly import sharing
+from yrunner.assembly.probes import missing
+from yrunner.assembly.run import Run
+from yrunner.assembly.sharing import check_sharing, updates_shared
+from yrunner.commands.train import train
 from yrunner.distributed.topology import lay_out
 from yrunner.errors import MissingError, RunError
-from yrunner.recipe.load import load_recipe
 from yrunner.storage.run_dir import RunDir, write_json
 from yrunner.training.deepspeed.config import deepspeed_settings, disk_folder
 
@@ -170,12 +170,12 @@ def test_the_launch_is_shown_and_nothing_is_started(project, capfd):
     assert not Path("outputs").exists()
 
 
-def begun(folder: Path, processes: int) -> RunDir:
-    """A run with a checkpoint."""
-    run_dir = RunDir(folder)
-    run_dir.checkpoint(1).mkdir(parents=True)
-    write_json(run_dir.environment, {"processes": processes})
-    return run_dir
+def begun(processes: int, *overrides: str, resume: bool = True) -> Run:
+    """A run of base.yaml with a checkpoint."""
+    run = Run.load(Path("base.yaml"), overrides, resume=resume)
+    run.folder.checkpoint(1).mkdir(parents=True, exist_ok=True)
+    write_json(run.folder.environment, {"processes": processes})
+    return run
 
 
 @pytest.mark.parametrize(
@@ -184,39 +184,34 @@ def begun(folder: Path, processes: int) -> RunDir:
 )
 def test_a_resumed_run_keeps_what_its_updates_learn_from(project, change, begun_by, now, expected):
     change("base.yaml", train__gradient_accumulation_steps=4)
-    run_dir = begun(project / "run", begun_by)
-    recipe = load_recipe(Path("base.yaml"))
-    assert updates_shared(recipe, run_dir, now, resume=True) == expected
-    assert updates_shared(recipe, run_dir, now, resume=False) == (now, 4)
+    assert updates_shared(begun(begun_by), now) == expected
+    assert updates_shared(begun(begun_by, resume=False), now) == (now, 4)
 
 
 def test_an_update_that_cannot_be_shared_evenly_is_refused(project):
-    run_dir = begun(project / "run", 4)
     with pytest.raises(RunError, match=r"4 micro-batches, which 3 processes cannot share evenly"):
-        updates_shared(load_recipe(Path("base.yaml")), run_dir, 3, resume=True)
+        updates_shared(begun(4), 3)
 
 
 def test_a_checkpoint_of_deepspeed_and_a_run_without_it_do_not_meet(project):
-    run_dir = begun(project / "run", 1)
-    plain = load_recipe(Path("base.yaml"))
-    shared = load_recipe(Path("base.yaml"), ["distributed.deepspeed={stage: 2}"])
+    plain, shared = begun(1), begun(1, "distributed.deepspeed={stage: 2}")
     with pytest.raises(RunError, match=r"saved without DeepSpeed. Go on without distributed"):
-        updates_shared(shared, run_dir, 1, resume=True)
-    zero = run_dir.checkpoint(1) / "zero"
+        updates_shared(shared, 1)
+    zero = plain.folder.checkpoint(1) / "zero"
     zero.mkdir()
     write_json(zero / "step.json", {"step": 1})
-    assert updates_shared(shared, run_dir, 1, resume=True) == (1, 1)
+    assert updates_shared(shared, 1) == (1, 1)
     with pytest.raises(RunError, match=r"saved under DeepSpeed. Go on with distributed"):
-        updates_shared(plain, run_dir, 1, resume=True)
+        updates_shared(plain, 1)
 
 
 @pytest.mark.parametrize("keys", ["keep={kind: ewc}", "tuning.kind=qlora"])
 def test_what_needs_whole_weights_is_refused_where_a_file_says_stage_3(project, keys):
     (project / "zero3.json").write_text('{"zero_optimization": {"stage": 3}}')
-    shared = load_recipe(Path("tuned.yaml"), ["distributed.deepspeed={config: zero3.json}", keys])
-    layout = lay_out(shared.distributed, 0)
+    shared = Run.load(Path("tuned.yaml"), ["distributed.deepspeed={config: zero3.json}", keys])
+    topology = lay_out(shared.recipe.distributed, 0)
     with pytest.raises(RunError, match=r"zero3.json: .*pieces. Use deepspeed.stage 2 or 1"):
-        check_sharing(shared, RunDir(project / "run"), layout, resume=False)
+        check_sharing(shared, topology)
 
 
 @pytest.mark.parametrize("written", ["recipe", "file"])
@@ -224,7 +219,7 @@ def test_a_disk_that_deepspeed_cannot_reach_is_named_before_anything_starts(
     project, monkeypatch, written
 ):
     """DeepSpeed itself would say so in every process, when the model is loaded."""
-    shipped = Path(__file__).parents[3] / "deepspeed_configs/zero3_nvme.json"
+    shipped = Path(__file__).parents[2] / "deepspeed_configs/zero3_nvme.json"
     file = project / "mine.json"
     file.write_text(shipped.read_text().replace("/nvme", str(project / "disk")))
     section = {
@@ -232,7 +227,7 @@ def test_a_disk_that_deepspeed_cannot_reach_is_named_before_anything_starts(
         "file": f"{{config: {file}}}",
     }[written]
     lacking = missing("deepspeed", "async_io", "cannot be built here", remedy="apt-get install it")
-    monkeypatch.setattr(train_ranks, "ask", lambda probe: [lacking])
+    monkeypatch.setattr(sharing, "ask", lambda probe: [lacking])
     overrides = [*TOGETHER, f"distributed.deepspeed={section}"]
     with pytest.raises(MissingError, match=r"needs DeepSpeed's async_io.* Run apt-get install it"):
         train(Path("base.yaml"), overrides, resume=False, overwrite=False)
@@ -242,32 +237,33 @@ def test_a_disk_that_deepspeed_cannot_reach_is_named_before_anything_starts(
 def test_a_file_that_names_no_folder_on_the_disk_is_refused(project):
     offload = '{"stage": 3, "offload_optimizer": {"device": "nvme"}}'
     (project / "mine.json").write_text(f'{{"zero_optimization": {offload}}}')
-    recipe = load_recipe(Path("base.yaml"), ["distributed.deepspeed={config: mine.json}"])
-    layout = lay_out(recipe.distributed, 0)
+    run = Run.load(Path("base.yaml"), ["distributed.deepspeed={config: mine.json}"])
+    topology = lay_out(run.recipe.distributed, 0)
     with pytest.raises(RunError, match=r'no folder is named there\. Add "nvme_path"'):
-        check_sharing(recipe, RunDir(project / "run"), layout, resume=False)
+        check_sharing(run, topology)
 
 
 def test_a_run_that_ends_leaves_nothing_on_the_disk_and_others_their_own(project, monkeypatch):
     def fail(command, environment):
-        left = disk_folder(deepspeed_settings(recipe.distributed.deepspeed), recipe.run_folder)
+        settings = deepspeed_settings(run.recipe.distributed.deepspeed)
+        left = disk_folder(settings, run.folder.folder)
         (left / "rank0").mkdir(parents=True)
         raise RunError("a process has failed")
 
     section = "{stage: 3, offload: nvme, nvme_folder: disk}"
-    recipe = load_recipe(Path("base.yaml"), [*TOGETHER, f"distributed.deepspeed={section}"])
+    run = Run.load(Path("base.yaml"), [*TOGETHER, f"distributed.deepspeed={section}"])
     others = project / "disk/yours-0123"
     others.mkdir(parents=True)
-    monkeypatch.setattr(train_ranks, "ask", lambda probe: [])
-    monkeypatch.setattr(train_ranks, "run_ranks", fail)
+    monkeypatch.setattr(sharing, "ask", lambda probe: [])
+    monkeypatch.setattr(sharing, "run_ranks", fail)
     with pytest.raises(RunError, match="a process has failed"):
-        train_ranks.launch(recipe, lay_out(recipe.distributed, 0), "base.yaml", [])
+        sharing.launch(run, lay_out(run.recipe.distributed, 0))
     assert list((project / "disk").iterdir()) == [others]
 
 
 def test_a_disk_that_cannot_be_written_is_named_before_anything_starts(project, monkeypatch):
     (project / "disk").write_text("no folder")
-    monkeypatch.setattr(train_ranks, "ask", lambda probe: [])
+    monkeypatch.setattr(sharing, "ask", lambda probe: [])
     section = "{stage: 3, offload: nvme, nvme_folder: disk/mine}"
     with pytest.raises(RunError, match=r"in disk/mine, which cannot be written\. Name a folder"):
         train(

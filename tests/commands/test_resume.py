@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.yrun_process import SAID, start_yrun, wait_until
-from yrunner.commands.train.command import train
+from yrunner.commands.train import train
 from yrunner.errors import Interrupted, RunError
 from yrunner.storage.run_dir import RunDir
 from yrunner.training.callbacks import Cadence

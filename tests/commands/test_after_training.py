@@ -4,7 +4,7 @@ import io
 from pathlib import Path
 
 from yrunner.cli import app
-from yrunner.commands.train.command import train
+from yrunner.commands.train import train
 
 
 def test_chat_answers_the_lines_of_a_pipe(trained_base, monkeypatch, capfd):

@@ -12,7 +12,7 @@ import torch
 
 from tests.conftest import write_jsonl
 from tests.yrun_process import ERRORS, SAID, ending, start_yrun, wait_until
-from yrunner.commands.train.command import train
+from yrunner.commands.train import train
 from yrunner.errors import DataError, MissingError, RunError, YRunnerError
 from yrunner.storage.run_dir import RunDir
 

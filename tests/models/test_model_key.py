@@ -9,8 +9,8 @@ import torch
 from huggingface_hub import constants
 from safetensors.torch import save_file
 
-from yrunner.assembly.model import NUM_PIECES, PIECE_BYTES, model_key
 from yrunner.errors import ModelError
+from yrunner.models.model_key import NUM_PIECES, PIECE_BYTES, model_key
 
 
 def write_model(folder: Path, config: str = "config.json", weights: str = "model") -> Path:

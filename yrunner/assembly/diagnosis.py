@@ -9,12 +9,13 @@ from typing import Any
 import torch
 
 from yrunner.assembly.memory import find_savings
+from yrunner.assembly.run import Run
 from yrunner.console import as_gigabytes
 from yrunner.distributed.collectives import this_rank
 from yrunner.errors import RunError
 from yrunner.losses.fused_head import measure_targets
 from yrunner.recipe.schema.recipe import Recipe
-from yrunner.storage.run_dir import RunDir, write_json
+from yrunner.storage.run_dir import write_json
 from yrunner.training.spike_guard import Exploded
 from yrunner.training.trainer import SignalTrainer
 
@@ -38,9 +39,7 @@ class UpdateRow:
 
 
 @contextmanager
-def explaining_stops(
-    trainer: SignalTrainer, recipe: Recipe, tokenizer: Any, run_dir: RunDir
-) -> Iterator[None]:
+def explaining_stops(trainer: SignalTrainer, run: Run) -> Iterator[None]:
     """Raise `RunError` with rows, causes and remedies where the training stops by itself."""
     try:
         yield
@@ -52,22 +51,21 @@ def explaining_stops(
                 remedy="start anew with a lower train.learning_rate; the checkpoints are from "
                 "before it",
             ) from exploded
-        raise _explain_explosion(exploded, trainer, recipe, run_dir) from exploded
+        raise _explain_explosion(exploded, trainer, run) from exploded
     except (MemoryError, RuntimeError) as error:
         if not _is_lack_of_memory(error):
             raise
         # The traceback holds the tensors of the failed update; the explanation needs none of them.
         error.__traceback__ = None
-        raise _explain_memory(trainer, recipe, tokenizer) from None
+        raise _explain_memory(trainer, run) from None
 
 
-def _explain_explosion(
-    exploded: Exploded, trainer: SignalTrainer, recipe: Recipe, run_dir: RunDir
-) -> RunError:
+def _explain_explosion(exploded: Exploded, trainer: SignalTrainer, run: Run) -> RunError:
+    run_dir = run.folder
     broken = _broken_weight(trainer)
     rows = _rows_alone(trainer)
     guilty = [row for row in rows if not row.is_finite]
-    causes = _causes(recipe, broken, guilty, rows)
+    causes = _causes(run.recipe, broken, guilty, rows)
     content = {
         "update": exploded.update,
         "what": exploded.what,
@@ -158,12 +156,12 @@ def _is_lack_of_memory(error: Exception) -> bool:
     return any(words in str(error).lower() for words in NO_MEMORY)
 
 
-def _explain_memory(trainer: SignalTrainer, recipe: Recipe, tokenizer: Any) -> RunError:
+def _explain_memory(trainer: SignalTrainer, run: Run) -> RunError:
     model: Any = trainer.model
     model.zero_grad()
     data: Any = trainer.train_dataset
     micro_batch = data.__getitems__(trainer.plan.largest_micro_batch())
-    savings = find_savings(recipe, tokenizer, micro_batch)
+    savings = find_savings(run, micro_batch)
     longest = max(len(example.input_ids) for example in micro_batch)
     done = trainer.state.global_step
     when = f"after update {done:,}" if done else "before the first update"

@@ -14,9 +14,9 @@ import torch
 
 from yrunner.assembly.dataset import data_name
 from yrunner.assembly.measure import Measured
+from yrunner.assembly.run import Run
 from yrunner.console import print_table, say
 from yrunner.data.batching.plan import Plan, epoch_after
-from yrunner.data.dataset.splits import Prepared
 from yrunner.losses.nlirg import EASY_UP_TO, LEARNING_UP_TO
 from yrunner.models.save import ModelCard
 from yrunner.models.tuning import count_parameters
@@ -115,10 +115,10 @@ def weight_plot(loss: Loss, *, before: Sequence[float] = (), after: Sequence[flo
 SHOWN_ANSWERS = 10
 
 
-def say_plan(recipe: Recipe, model: Any, prepared: Prepared, plan: Plan) -> None:
+def say_plan(run: Run, model: Any, plan: Plan) -> None:
     """Print what is about to happen: model, trainable share, rows, updates."""
+    recipe, train, prepared = run.recipe, run.recipe.train, run.dataset
     trained, total = count_parameters(model)
-    train = recipe.train
     rows = [
         ("model", f"{recipe.model.base or 'from scratch'}, {total:,} parameters"),
         ("trained", f"{trained:,} of them ({trained / total:.2%}), tuning {recipe.tuning.kind}"),
@@ -132,15 +132,16 @@ def say_plan(recipe: Recipe, model: Any, prepared: Prepared, plan: Plan) -> None
     print_table("Run", (recipe.name, ""), rows)
 
 
-def say_result(recipe: Recipe, run_dir: RunDir, before: Measured, after: Measured) -> None:
+def say_result(run: Run, before: Measured, after: Measured) -> None:
     """Print what the run reached, and where it is."""
-    print_tasks(recipe, before, after)
-    say(f"model:  {run_dir.model}")
-    say(f"report: {run_dir.report}")
+    print_tasks(run.recipe, before, after)
+    say(f"model:  {run.folder.model}")
+    say(f"report: {run.folder.report}")
 
 
-def say_next(recipe: Recipe, arguments: str) -> None:
+def say_next(run: Run) -> None:
     """Print the commands that come next."""
+    recipe, arguments = run.recipe, run.options.arguments
     say("")
     say(f"yrun chat {arguments}    # talk to it")
     if recipe.eval.tasks:
@@ -157,15 +158,14 @@ def print_tasks(recipe: Recipe, before: Measured | None, after: Measured) -> Non
         print_table("Answered exactly", columns, rows)
 
 
-def model_card(
-    recipe: Recipe, run_dir: RunDir, before: Measured, after: Measured, **origin: Any
-) -> ModelCard:
+def model_card(run: Run, before: Measured, after: Measured, **origin: Any) -> ModelCard:
     """The card that goes with the model's weights; `origin`: fields that only some cards have."""
+    recipe = run.recipe
     figures = [
         (f"{name}: answered exactly", f"{now} (before: {then})")
         for name, _, _, then, now in _task_rows(recipe, before, after)
     ]
-    best = _best_validation(run_dir)
+    best = _best_validation(run.folder)
     if best is not None:
         figures.insert(0, ("validation loss", f"{best:.4f} nats per target"))
     base_recipe = base_recipe_path(recipe)
@@ -180,11 +180,12 @@ def model_card(
     )
 
 
-def write_run_report(recipe: Recipe, run_dir: RunDir, before: Measured, after: Measured) -> None:
+def write_run_report(run: Run, before: Measured, after: Measured) -> None:
     """Write report.html: figures, curves, zones, the weight curve, answers before and after."""
+    recipe, run_dir = run.recipe, run.folder
     records = read_metrics(run_dir.metrics)
     blocks: list[Block] = [
-        KeyFigures(_key_figures(recipe, run_dir, before, after, records)),
+        KeyFigures(_key_figures(run, before, after, records)),
         Plot("Loss", plots.loss_curves(records), "Plain loss chooses the checkpoint."),
         *drift_plots(records),
         Plot(
@@ -250,13 +251,14 @@ def _best_validation(run_dir: RunDir) -> float | None:
 
 
 def _key_figures(
-    recipe: Recipe, run_dir: RunDir, before: Measured, after: Measured, records: list[Any]
+    run: Run, before: Measured, after: Measured, records: list[Any]
 ) -> list[tuple[str, str, str]]:
+    recipe = run.recipe
     figures = [
         (name, now, f"of {count} questions exactly right; {then} before")
         for name, _, count, then, now in _task_rows(recipe, before, after)
     ]
-    best = _best_validation(run_dir)
+    best = _best_validation(run.folder)
     if best is not None:
         figures.append(("validation loss", f"{best:.4f}", "nats per target, best checkpoint"))
     figures += drift_figures(records)

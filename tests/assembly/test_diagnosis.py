@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from tests.conftest import write_jsonl
-from yrunner.assembly import trainer as train_model
-from yrunner.assembly.memory import DiskFacts, lack_of_space
+from yrunner.assembly import trainer
+from yrunner.assembly.preflight import DiskFacts, lack_of_space
 from yrunner.commands.check.command import check
-from yrunner.commands.train.command import train
+from yrunner.commands.train import train
 from yrunner.errors import DataError, RunError, YRunnerError
 from yrunner.models.size import state_bytes
 from yrunner.recipe.load import load_recipe
@@ -29,7 +29,7 @@ def spoil(monkeypatch):
     """Let every model that is trained answer to a fault, given its batch of tokens."""
 
     def spoil_with(fault):
-        build = train_model.untrained_model
+        build = trainer.untrained_model
 
         def built(*args):
             model = build(*args)
@@ -38,7 +38,7 @@ def spoil(monkeypatch):
             )
             return model
 
-        monkeypatch.setattr("yrunner.commands.train.command.untrained_model", built)
+        monkeypatch.setattr("yrunner.commands.train.untrained_model", built)
 
     return spoil_with
 

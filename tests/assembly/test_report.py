@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
-from yrunner.assembly.story import shown_entropies, weight_plot, zone_edges
+from yrunner.assembly.report import shown_entropies, weight_plot, zone_edges
 from yrunner.recipe.schema.recipe import Loss
 
 

@@ -1,0 +1,162 @@
+"""`yrun train`: from a recipe to a tuned model, measured before and after."""
+
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+
+from yrunner.assembly.diagnosis import explaining_stops
+from yrunner.assembly.keep import add_regulariser, record_kept
+from yrunner.assembly.measure import Measured, measure
+from yrunner.assembly.preflight import check_disk, check_fit, check_needs
+from yrunner.assembly.record import check_run_folder, find_start, record_start
+from yrunner.assembly.replay import check_keep_file, prepare_keep
+from yrunner.assembly.report import model_card, say_next, say_plan, say_result, write_run_report
+from yrunner.assembly.run import Run
+from yrunner.assembly.sharing import (
+    check_sharing,
+    init_process_group,
+    is_launched,
+    keeps_run_folder,
+    launch,
+    ranks_to_launch,
+    say_launch,
+    this_process,
+    updates_shared,
+)
+from yrunner.assembly.trainer import (
+    mixed_precision,
+    run_trainer,
+    save_result,
+    train_to_the_end,
+    training_arguments,
+    untrained_model,
+)
+from yrunner.console import say
+from yrunner.distributed.collectives import leave_ranks, this_rank, wait_for_ranks
+from yrunner.storage.run_lock import run_lock
+from yrunner.training.callbacks import Cadence, telling_how_to_go_on
+from yrunner.training.trainer import SignalTrainer
+
+
+def train(path: Path, overrides: list[str], *, print_launch: bool = False, **options: bool) -> None:
+    """Train the recipe at `path`, and before it a base that is missing or has changed.
+
+    `options`: `resume`, `overwrite` and `is_base` of `RunOptions`. `print_launch`: only print the
+    command that starts its processes.
+    """
+    run = Run.load(path, overrides, **options)
+    if print_launch:
+        say_launch(run)
+    else:
+        train_run(run)
+
+
+def train_run(run: Run) -> None:
+    """Train one recipe; see `train`."""
+    topology = ranks_to_launch(run.recipe)
+    is_keeper = keeps_run_folder(topology)
+    # Processes that were launched run under the lock of the command that started them.
+    with run_lock(run.folder.folder) if is_keeper and not is_launched() else nullcontext():
+        if is_keeper:
+            check_run_folder(run)
+        if run.options.resume and run.folder.is_finished():
+            _say_finished(run)
+            return
+        check_needs(run.recipe)
+        # Faulty questions are found now, not after the training.
+        _ = run.tasks, run.known_faults
+        if run.options.resume:
+            step = find_start(run.folder)
+            run.options = replace(
+                run.options, resume=step is not None, overwrite=step is None, from_step=step
+            )
+        if topology is not None:
+            check_sharing(run, topology)
+        if not is_launched():
+            train_base(run)
+        if topology is None:
+            _train_here(run)
+        else:
+            launch(run, topology)
+
+
+def train_base(run: Run) -> None:
+    """Train the base of a run where that is a recipe without a result, or has changed."""
+    base = run.base
+    if base is None or run.stale_base is None:
+        return
+    # Training it takes long: what can be known to fail afterwards is looked for first.
+    run.refuse_unreadable_rows()
+    say(run.stale_base)
+    resumes = base.can_resume()
+    base.options = replace(base.options, resume=resumes, overwrite=not resumes)
+    train_run(base)
+    run.forget_base()
+
+
+def _train_here(run: Run) -> None:
+    """Train in this process. Nothing is written before rows and disk are known to be good."""
+    run.accept_rows()
+    check_fit(run)
+    check_keep_file(run)
+    process = this_process()
+    shared = updates_shared(run, process.num_ranks)
+    plan = run.plan(num_ranks=shared.started_by)
+    # Before the processes meet: who waits in a group gives up after some time.
+    kept = prepare_keep(run)
+    deepspeed = init_process_group(run.recipe)
+    # Before the model: under DeepSpeed ZeRO-3 the arguments decide how weights load.
+    arguments = training_arguments(run, plan, shared.micro_steps, deepspeed)
+    model = untrained_model(run)
+    if process.rank == 0:
+        check_disk(run, model, plan)
+        record_start(run, plan, process.num_ranks)
+        record_kept(run, kept)
+    # The run folder's fingerprint is of the files as they were read.
+    run.refuse_changed_files()
+    wait_for_ranks()
+    say_plan(run, model, plan)
+    with telling_how_to_go_on(run.options.how_to_resume):
+        trainer, cadence = run_trainer(run, model, plan, arguments)
+        with explaining_stops(trainer, run):
+            with mixed_precision(trainer, run.dtype):
+                add_regulariser(trainer, run, kept)
+            _measure_and_train(trainer, cadence, run)
+    leave_ranks(together=True)
+
+
+def _measure_and_train(trainer: SignalTrainer, cadence: Cadence, run: Run) -> None:
+    """Measure, train, measure again, and write down what came of it."""
+    is_writer = this_rank() == 0
+
+    def measured(when: str) -> Measured:
+        examples = run.dataset.validation or run.dataset.train
+        with mixed_precision(trainer, run.dtype):
+            return measure(run, trainer.model, examples, when)
+
+    def measure_before() -> None:
+        before = measured("before")
+        if is_writer:
+            before.save(run.folder.before)
+
+    if run.options.from_step is None:
+        trainer.when_model_runs(measure_before)
+    train_to_the_end(trainer, cadence, run)
+    after = measured("after")
+    weights = None if trainer.zero is None else trainer.zero.whole_weights()
+    if is_writer:
+        before = Measured.load(run.folder.before)
+        after.save(run.folder.after)
+        save_result(trainer, run, model_card(run, before, after), weights)
+        write_run_report(run, before, after)
+        say_result(run, before, after)
+        if not run.options.is_base:
+            say_next(run)
+
+
+def _say_finished(run: Run) -> None:
+    """A kill can have come between the model and its report, which is written now."""
+    if not run.folder.report.exists():
+        measured = [Measured.load(path) for path in (run.folder.before, run.folder.after)]
+        write_run_report(run, *measured)
+    say(f"{run.recipe.name} is finished: {run.folder.model}")
