@@ -28,7 +28,7 @@ def test_a_faulty_recipe_ends_with_code_2_and_clickable_lines(tmp_path: Path):
 def test_a_recipe_that_does_not_exist_ends_with_code_2():
     result = yrun("train", "nowhere.yaml")
     assert result.returncode == 2
-    assert "nowhere.yaml: there is no such file" in result.stderr
+    assert "nowhere.yaml: no such file" in result.stderr
 
 
 def test_an_unknown_command_or_option_ends_with_code_2():
@@ -42,7 +42,7 @@ def test_resume_and_overwrite_exclude_each_other(tmp_path: Path):
     assert "--resume and --overwrite cannot be combined. Choose one" in result.stderr
 
 
-def test_the_schema_goes_into_a_pipe_that_closes_early_without_a_sound():
+def test_the_schema_goes_into_a_pipe_that_closes_early_silently():
     result = subprocess.run(
         f"{sys.executable} -m yrunner.cli schema | head -1",
         shell=True,
@@ -88,7 +88,7 @@ def test_init_copies_recipes_that_load(tmp_path: Path):
     assert "mine exists already. Name a folder that does not" in again.stderr
 
 
-def test_a_full_disk_is_a_sentence_and_no_bug(
+def test_a_full_disk_is_a_sentence_and_not_a_bug(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     def full() -> None:
@@ -99,7 +99,8 @@ def test_a_full_disk_is_a_sentence_and_no_bug(
         main()
     assert caught.value.code == 2
     errors = capsys.readouterr().err
-    assert errors.startswith("outputs/x/metrics.jsonl: No space left on device. Free some space")
+    sentence = "outputs/x/metrics.jsonl: No space left on device. Free some disk space"
+    assert errors.startswith(sentence)
     assert "Traceback" not in errors
 
 
@@ -114,7 +115,7 @@ def test_an_interrupt_during_heavy_imports_ends_with_code_130_and_one_word():
     assert (result.returncode, result.stderr) == (130, "stopped\n")
 
 
-def test_libraries_without_news_are_silent_when_they_are_imported():
+def test_harmless_warnings_are_silent_on_import():
     program = (
         "import sys; from yrunner.cli import main; sys.argv = ['yrun', '--help']\n"
         "try:\n    main()\n"

@@ -1,4 +1,4 @@
-"""The command line; nothing heavy is imported at the top."""
+"""The command line. No heavy imports at the top."""
 
 import os
 from functools import partial
@@ -30,7 +30,7 @@ app = typer.Typer(
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a YAML file.")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Changes, such as train.learning_rate=1e-5."),
+    typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, such as train.learning_rate=1e-5."),
 ]
 
 
@@ -38,16 +38,18 @@ Overrides = Annotated[
 def train(
     recipe: RecipePath,
     overrides: Overrides = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where it stopped.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue from the last checkpoint.")
+    ] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the run in its folder.")
+        bool, typer.Option("--overwrite", help="Replace the existing run.")
     ] = False,
     print_launch: Annotated[
-        bool, typer.Option("--print-launch", help="Only print how its processes are started.")
+        bool, typer.Option("--print-launch", help="Only print the launch command.")
     ] = False,
     is_base: Annotated[bool, typer.Option("--is-base", hidden=True)] = False,
 ) -> None:
-    """Train a model; its base is trained first when it is a recipe without a result."""
+    """Train a model. If its base is a recipe without a result, that is trained first."""
     if resume and overwrite:
         raise YRunnerError("--resume and --overwrite cannot be combined", remedy="choose one")
     check_recipe(recipe, overrides)
@@ -69,10 +71,10 @@ def sort(
     recipe: RecipePath,
     overrides: Overrides = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the finished sort in its folder.")
+        bool, typer.Option("--overwrite", help="Replace the existing result.")
     ] = False,
 ) -> None:
-    """Score every row with the base; write the corpus in a new order, and a report."""
+    """Score every row with the base, and write the reordered corpus and a report."""
     check_recipe(recipe, overrides)
     with stopping_at_once():
         from yrunner.commands.sort.command import sort as run_sort
@@ -86,17 +88,17 @@ def inspect(
     recipe: RecipePath,
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]... [PAGE]", help="Changes; the file for --html."),
+        typer.Argument(metavar="[KEY=VALUE]... [PAGE]", help="Overrides; the file for --html."),
     ] = None,
-    number: Annotated[int, typer.Option("-n", min=1, help="How many rows of tokens.")] = 3,
+    number: Annotated[int, typer.Option("-n", min=1, help="Number of examples.")] = 3,
     row: Annotated[
-        str | None, typer.Option(metavar="FILE:ROW", help="One row, such as train.jsonl:12.")
+        str | None, typer.Option(metavar="FILE:ROW", help="Show one row, such as train.jsonl:12.")
     ] = None,
     html: Annotated[
-        bool, typer.Option("--html", help="Write a page of losses, entropies and weights.")
+        bool, typer.Option("--html", help="Write a page with the losses, entropies and weights.")
     ] = False,
 ) -> None:
-    """Print real examples as the model sees them, with what it learns in colour."""
+    """Print examples as the model sees them, with the targets in colour."""
     from yrunner.recipe.load import split_page
 
     changes, page = split_page(overrides or [], html)
@@ -116,20 +118,20 @@ def check(
     recipe: RecipePath,
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]... [PAGE]", help="Changes; the file for --html."),
+        typer.Argument(metavar="[KEY=VALUE]... [PAGE]", help="Overrides; the file for --html."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object instead.")] = False,
     sample: Annotated[
         int | None,
         typer.Option(min=0, help="Rows to score with the base; 0: none. Default: at most 64."),
     ] = None,
     html: Annotated[
-        bool, typer.Option("--html", help="Write a page with the curve of the weight.")
+        bool, typer.Option("--html", help="Write a page with the weight curve.")
     ] = False,
-    gpus: Annotated[int | None, typer.Option(min=1, help="Plan for so many GPUs.")] = None,
-    memory: Annotated[str | None, typer.Option(help="Memory of each, such as 80GB.")] = None,
+    gpus: Annotated[int | None, typer.Option(min=1, help="Plan for this number of GPUs.")] = None,
+    memory: Annotated[str | None, typer.Option(help="Memory per GPU, such as 80GB.")] = None,
 ) -> None:
-    """Read the data and plan the run: rows, steps, memory, disk, weights. Trains nothing."""
+    """Read the data and plan the run: rows, steps, memory, disk, weights. No training."""
     from yrunner.recipe.load import split_page
 
     changes, page = split_page(overrides or [], html)
@@ -150,7 +152,7 @@ def evaluate(
         typer.Option(metavar="PATH", help="Another model: folder, Hub id or recipe. Repeatable."),
     ] = None,
 ) -> None:
-    """Examine base and result in the recipe's tasks: figures, differences, answers side by side."""
+    """Evaluate base and result on the recipe's tasks: scores, differences, answers side by side."""
     check_recipe(recipe, overrides)
     with stopping_at_once():
         from yrunner.commands.eval.command import eval_recipe
@@ -164,20 +166,22 @@ def compare(
     overrides: Overrides = None,
     vary: Annotated[
         list[str] | None,
-        typer.Option(metavar="KEY=A,B", help="Arms: one per value; several make a grid."),
+        typer.Option(metavar="KEY=A,B", help="One arm per value; several options make a grid."),
     ] = None,
     seeds: Annotated[
-        str | None, typer.Option(metavar="0,1,2", help="Each arm is trained with each of these.")
+        str | None, typer.Option(metavar="0,1,2", help="Train each arm once per seed.")
     ] = None,
     arms: Annotated[
-        str | None, typer.Option(metavar="A,B", help="Only these arms; the first leads.")
+        str | None, typer.Option(metavar="A,B", help="Only these arms; the first is the baseline.")
     ] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Runs at once, each on its own GPU.")] = 1,
+    jobs: Annotated[
+        int, typer.Option(min=1, help="Number of parallel runs, each on its own GPU.")
+    ] = 1,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Train runs anew whose settings have changed.")
+        bool, typer.Option("--overwrite", help="Retrain runs whose settings have changed.")
     ] = False,
 ) -> None:
-    """Train a recipe in several versions, measure each, and set them side by side."""
+    """Train several versions of a recipe, evaluate each and compare them."""
     from yrunner.recipe.arms import choose_arms, read_seeds
     from yrunner.recipe.load import alert_of_code
 
@@ -204,10 +208,10 @@ def measure(
     recipe: RecipePath,
     overrides: Overrides = None,
     base: Annotated[
-        Path | None, typer.Option(help="Measure the base, and write it to this file.")
+        Path | None, typer.Option(help="Evaluate the base, and write the result to this file.")
     ] = None,
 ) -> None:
-    """Answer the recipe's tasks with every checkpoint of its run; `yrun compare` asks for it."""
+    """Evaluate every checkpoint of a run on the recipe's tasks; used by `yrun compare`."""
     check_recipe(recipe, overrides)
     with stopping_at_once():
         from yrunner.commands.compare.points import measure as run_measurement
@@ -217,7 +221,7 @@ def measure(
 
 @app.command()
 def replay(recipe: RecipePath, overrides: Overrides = None) -> None:
-    """Let the base write rows of its own: for keep.kind self_replay and for the drift gauge."""
+    """Generate replay rows with the base: for keep.kind self_replay and for measuring drift."""
     check_recipe(recipe, overrides)
     with stopping_at_once():
         from yrunner.commands.replay import replay as run_replay
@@ -230,9 +234,9 @@ def replay(recipe: RecipePath, overrides: Overrides = None) -> None:
 def chat(
     recipe: RecipePath,
     overrides: Overrides = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 256,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Maximum length of an answer.")] = 256,
 ) -> None:
-    """Talk to the result; /help lists what can be done. It also answers the lines of a pipe."""
+    """Chat with the result; /help lists the commands. Also answers lines from a pipe."""
     check_recipe(recipe, overrides)
     with stopping_at_once():
         from yrunner.commands.chat import chat as run_chat
@@ -242,7 +246,7 @@ def chat(
 
 @app.command()
 def merge(recipe: RecipePath, overrides: Overrides = None) -> None:
-    """Merge the adapter into its base, prove that both answer alike, and export the result."""
+    """Merge the adapter into its base, verify that predictions agree, and export the result."""
     check_recipe(recipe, overrides)
     with stopping_at_once():
         from yrunner.commands.merge.command import merge as run_merge
@@ -252,9 +256,9 @@ def merge(recipe: RecipePath, overrides: Overrides = None) -> None:
 
 @app.command()
 def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object instead.")] = False,
 ) -> None:
-    """Say what this machine can run, and the command that adds each thing that it lacks."""
+    """Show what this machine can run, and the commands that install what is missing."""
     from yrunner.commands.doctor.command import doctor as examine_machine
 
     examine_machine(as_machine=as_json)
@@ -262,9 +266,9 @@ def doctor(
 
 @app.command()
 def init(
-    folder: Annotated[Path, typer.Argument(help="Where to put them.")] = Path("recipes"),
+    folder: Annotated[Path, typer.Argument(help="Destination.")] = Path("recipes"),
 ) -> None:
-    """Copy the recipes that come with yrunner, and their data, into a folder."""
+    """Copy the example recipes and their data into a folder."""
     from yrunner.commands.init import init as copy_recipes
 
     copy_recipes(folder)
@@ -281,7 +285,7 @@ def schema() -> None:
 
 
 def main() -> None:
-    """Run the command that was typed, and end with the exit code that says how it went."""
+    """Run the command line and exit with its code."""
     switch_off_telemetry()
     hide_what_is_no_news()
     if not {"RANK", "YRUNNER_COMMAND"} & os.environ.keys():

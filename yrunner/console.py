@@ -1,4 +1,4 @@
-"""The one place that prints: lines, errors, tables and progress, on a terminal or into a log.
+"""All printing: lines, errors, tables and progress, on a terminal or into a log.
 
 Rich is imported only where it is needed: `yrun --help` must answer in a third of a second.
 """
@@ -16,11 +16,10 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 Cell = str | int | float | None
-"""One value of a table; `None` is a value that was not measured."""
+"""One value in a table; `None` means not measured."""
 
-# Everything that can move the cursor, colour the screen, reverse the reading direction
-# or break the encoding: control characters but for tab and line feed, direction overrides
-# and lone surrogates.
+# Characters that can move the cursor, colour the screen, reverse the reading direction or break the
+# encoding: control characters except tab and line feed, direction overrides, lone surrogates.
 _HARMFUL = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
 )
@@ -29,18 +28,18 @@ _SPREAD = rf" ?± ?{_FIGURE}|\sto\s{_FIGURE}(\s\*)?"
 _NUMBER = re.compile(rf"{_FIGURE}({_SPREAD})?( ?[%\w/]{{1,10}})?", re.IGNORECASE)
 _NO_NUMBER = {"", "–", "nan", "inf", "-inf"}
 
-# A log without a terminal is as wide as its tables: a cut number would be worse than a long line.
+# A log is as wide as its tables: a truncated number is worse than a long line.
 _LOG_WIDTH = 10_000
 _SECONDS_BETWEEN_REFRESHES = 0.1
 
 
 def say(message: str) -> None:
-    """Print one plain line to standard output, never wrapped and never read as markup."""
+    """Print one plain line to standard output, without wrapping or markup."""
     _write(sys.stdout, f"{printable(message)}\n")
 
 
 def show(text: "Text", end: str = "\n") -> None:
-    """Print a styled text, its lines unbroken: a line end on the screen is one of the text."""
+    """Print styled text without wrapping: every line break comes from the text."""
     if is_terminal():
         terminal().print(text, end=end, soft_wrap=True)
     else:
@@ -48,19 +47,19 @@ def show(text: "Text", end: str = "\n") -> None:
 
 
 def warn(message: str) -> None:
-    """Print something the user should know, though the work goes on, to standard error."""
+    """Print a warning to standard error; the work continues."""
     _write(sys.stderr, _coloured(f"warning: {printable(message)}", "yellow"))
 
 
 def alert(message: str) -> None:
-    """Print what the user must not overlook, in red, to standard error; the work goes on."""
+    """Print an important warning to standard error, in red; the work continues."""
     _write(sys.stderr, _coloured(f"warning: {printable(message)}", "bold red"))
 
 
 def fail(message: str) -> None:
     """Print why the command stops to standard error.
 
-    No word stands before the message, so that `file:line:column` at its start stays clickable.
+    The message has no prefix, so that `file:line:column` at its start stays clickable.
     """
     _write(sys.stderr, _coloured(printable(message), "red"))
 
@@ -68,10 +67,10 @@ def fail(message: str) -> None:
 def print_table(
     title: str, columns: Sequence[str], rows: Sequence[Sequence["Cell | Text"]]
 ) -> None:
-    """Print a table to standard output; columns of numbers are aligned to the right.
+    """Print a table to standard output, with columns of numbers right-aligned.
 
-    Full-width text stays aligned. Long cells are folded on a terminal and never cut. A `Text` of
-    Rich keeps its style.
+    Full-width text stays aligned. On a terminal long cells are folded, never truncated. A Rich
+    `Text` keeps its style.
     """
     from rich import box
     from rich.table import Table
@@ -98,37 +97,37 @@ def print_table(
 
 
 def progress(description: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
-    """Show how far long work is, on standard error: `with progress(...) as advance: advance(1)`.
+    """Show progress on standard error: `with progress(...) as advance: advance(1)`.
 
-    A bar with the time left on a terminal; elsewhere a line at the start and at each quarter.
+    On a terminal a bar with the time left; elsewhere a line at the start and at each quarter.
     """
-    # Two live views cannot share a terminal: under one that is already drawn, print lines.
+    # Two live views cannot share a terminal: if one is already shown, print lines.
     if is_terminal(sys.stderr) and not hasattr(sys.stderr, "rich_proxied_file"):
         return _progress_bar(printable(description), total)
     return _progress_lines(printable(description), total)
 
 
 def is_terminal(stream: TextIO | None = None) -> bool:
-    """Whether a person looks at this stream (by default standard output) on a capable terminal."""
+    """Whether a stream (default: standard output) is a terminal that supports styles."""
     stream = stream or sys.stdout
     return stream.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
 
 
 def terminal() -> "Console":
-    """The Rich console of standard output, for live views; plain text where no terminal is."""
+    """The Rich console of standard output, for live views; plain text without a terminal."""
     return _console(sys.stdout)
 
 
 def printable(text: str) -> str:
-    r"""The text with harmful characters made visible: an escape becomes `\x1b`, four letters.
+    r"""The text with harmful characters escaped: ESC becomes the four characters `\x1b`.
 
-    Data and models can hold anything; printed raw, it could recolour or rewrite the screen.
+    Text from data or models could otherwise recolour or rewrite the screen.
     """
     return _HARMFUL.sub(_visible, text.replace("\r\n", "\n"))
 
 
 def format_cell(value: Cell) -> str:
-    """A table value as text: thousands separated, floats to four figures, a dash for `None`."""
+    """A table value as text: thousands separators, four significant digits, a dash for `None`."""
     match value:
         case None:
             return "–"
@@ -142,7 +141,7 @@ def format_cell(value: Cell) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """`2:31` or `1:02:31`; hours are not cut into days."""
+    """`2:31` or `1:02:31`; no days."""
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
@@ -156,7 +155,7 @@ def as_gigabytes(number: int) -> str:
 
 
 def reads_as_number(text: str) -> bool:
-    """Whether a cell belongs to a column of numbers: `12,345`, `91 %`, `0.4 ± 0.1`, `-1 to 2 *`."""
+    """Whether a cell is a number: `12,345`, `91 %`, `0.4 ± 0.1`, `-1 to 2 *`."""
     return text.lower() in _NO_NUMBER or _NUMBER.fullmatch(text) is not None
 
 
@@ -165,7 +164,7 @@ def _visible(harmful: re.Match[str]) -> str:
 
 
 def _write(stream: TextIO, text: str) -> None:
-    """Write through the stream itself, so that a live view on it can make room for the text."""
+    """Write to the stream itself, so that a live view on it can make room for the text."""
     encoding = getattr(stream, "encoding", None) or "utf-8"
     stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
     stream.flush()
@@ -180,7 +179,7 @@ def _coloured(message: str, style: str) -> str:
 
 
 def _rendered(renderable: "RenderableType", stream: TextIO) -> str:
-    """What Rich would print on this stream, long lines of text unbroken."""
+    """What Rich prints on this stream, with long lines of text unbroken."""
     from rich.text import Text
 
     console = _console(stream)
@@ -192,7 +191,7 @@ def _rendered(renderable: "RenderableType", stream: TextIO) -> str:
 def _console(stream: TextIO) -> "Console":
     from rich.console import Console
 
-    # Rich would believe FORCE_COLOR and fill a log with control characters; we look for ourselves.
+    # Rich obeys FORCE_COLOR and would fill a log with control characters, so decide here.
     seen = is_terminal(stream)
     return Console(
         stderr=stream is sys.stderr, force_terminal=seen, width=None if seen else _LOG_WIDTH
@@ -205,8 +204,8 @@ def _progress_bar(description: str, total: int) -> Iterator[Callable[[int], None
     from rich.progress import TimeRemainingColumn as TimeLeft
 
     description_column = TextColumn("{task.description}", markup=False)
-    # No refresh thread: a process that forks (data workers do) would inherit its locked lock.
-    # Standard output is left alone when it is a file: its lines belong there.
+    # No refresh thread: a forked process (a data worker) could inherit its lock while it is held.
+    # Do not redirect standard output if it is a file.
     bar = Progress(
         *(description_column, BarColumn(), MofNCompleteColumn(), TimeLeft(compact=True)),
         console=_console(sys.stderr),

@@ -1,14 +1,14 @@
-"""What can go wrong for a user: each error says where, what, and what to do."""
+"""Errors for the user: each says where, what and what to do."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
-REPORT_A_BUG = "this is a bug of yrunner; please report it with the lines above"
+REPORT_A_BUG = "this is a bug in yrunner; please report it with the lines above"
 
 
 @dataclass(frozen=True, order=True)
 class Origin:
-    """The place of a row: the file that it was read from and its number there, counted from 1."""
+    """Where a row comes from: its file, and its number there, from 1."""
 
     file: Path
     row: int
@@ -18,7 +18,7 @@ class Origin:
 
 
 class YRunnerError(Exception):
-    """Something that the user can mend. `cli.py` prints it as one sentence, without a traceback.
+    """An error that the user can fix, printed as one sentence without a traceback.
 
     `message` says what is wrong, `remedy` what to do about it; both without a full stop.
     """
@@ -38,7 +38,7 @@ class YRunnerError(Exception):
 
 @dataclass(frozen=True)
 class Problem:
-    """One fault of a recipe: `where` is `file:line:column` or the override that brought it in."""
+    """One fault of a recipe: `where` is `file:line:column` or the override that caused it."""
 
     where: str
     path: str
@@ -49,7 +49,7 @@ class Problem:
 
 
 class RecipeError(YRunnerError):
-    """Everything that is wrong with a recipe, a clickable line for each."""
+    """All faults of a recipe, one clickable line each."""
 
     def __init__(self, problems: list[Problem]) -> None:
         assert problems, "a recipe error needs at least one problem"
@@ -58,7 +58,7 @@ class RecipeError(YRunnerError):
 
 
 class DataError(YRunnerError):
-    """A data file, or a row of one, that cannot be used."""
+    """A data file or row that cannot be used."""
 
     def __init__(self, origin: Origin | Path, message: str, *, remedy: str = "") -> None:
         super().__init__(f"{origin}: {message}", remedy=remedy)
@@ -70,17 +70,17 @@ class ModelError(YRunnerError):
 
 
 class RunError(YRunnerError):
-    """A run folder that cannot be used as asked."""
+    """A run that cannot be started or continued as requested."""
 
 
 class ProofError(YRunnerError):
-    """A result that does not answer as it should; it has been removed."""
+    """A result failed its verification and was removed."""
 
     exit_code = 1
 
 
 class Interrupted(YRunnerError):
-    """A signal stopped the run after it had saved a checkpoint."""
+    """A signal stopped the run, after it had saved a checkpoint."""
 
     def __init__(self, signal_number: int, step: int, folder: Path, *, remedy: str) -> None:
         super().__init__(f"stopped; update {step:,} is saved in {folder}", remedy=remedy)
@@ -88,16 +88,16 @@ class Interrupted(YRunnerError):
 
 
 class Stopped(YRunnerError):
-    """A signal stopped work that goes on when the same command, or that of `remedy`, is run."""
+    """A signal stopped work that the command in `remedy` continues."""
 
     def __init__(
-        self, signal_number: int, *, remedy: str = "run the same command again to go on"
+        self, signal_number: int, *, remedy: str = "run the same command again to continue"
     ) -> None:
         super().__init__("stopped", remedy=remedy)
         self.exit_code = 128 + signal_number
 
 
 class MissingError(YRunnerError):
-    """Something that this machine lacks; the remedy is the command that adds it."""
+    """Something is missing on this machine; the remedy is the command that installs it."""
 
     exit_code = 3

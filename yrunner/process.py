@@ -1,10 +1,10 @@
-"""How each command begins: a faulty recipe is answered before anything heavy is imported.
+"""Start of every command: check the recipe before heavy imports.
 
-How a command ends: the only place that catches errors, and turns them into an exit code.
+Turn errors into exit codes: the only place that catches them.
 
-What libraries say where nothing is wrong, and nobody has to hear.
+Silence known harmless warnings of libraries.
 
-Nobody is told that yrunner runs: what libraries would report by themselves is switched off.
+Turn off the libraries' telemetry.
 """
 
 import errno
@@ -25,21 +25,21 @@ from yrunner.errors import REPORT_A_BUG, YRunnerError
 STOPPED = "stopped"
 
 WHAT_TO_DO = {
-    errno.ENOSPC: "Free some space on the disk; a run goes on from its last checkpoint by --resume",
-    errno.EDQUOT: "Free some of your quota; a run goes on from its last checkpoint by --resume",
-    errno.EACCES: "Set the permissions so that it can be read and written, or choose another place",
-    errno.EPERM: "Set the permissions so that it can be written, or choose another place",
-    errno.EROFS: "Choose a place that can be written, such as output=/another/folder",
-    errno.ENOTDIR: "A file stands where a folder is needed; move it, or choose another place",
-    errno.ENAMETOOLONG: "Choose a shorter name or another place",
-    errno.ELOOP: "A link stands where a file is needed; remove it, or choose another place",
-    errno.EIO: "The disk or its connection fails; look at it before you run the command again",
+    errno.ENOSPC: "Free some disk space; --resume continues a run from its last checkpoint",
+    errno.EDQUOT: "Free some of your quota; --resume continues a run from its last checkpoint",
+    errno.EACCES: "Make it readable and writable, or choose another path",
+    errno.EPERM: "Make it writable, or choose another path",
+    errno.EROFS: "Choose a writable path, such as output=/another/folder",
+    errno.ENOTDIR: "There is a file where a folder is needed; move it, or choose another path",
+    errno.ENAMETOOLONG: "Choose a shorter path",
+    errno.ELOOP: "There is a symlink where a file is needed; remove it, or choose another path",
+    errno.EIO: "The disk or its connection is failing; check it before you run the command again",
 }
-"""Faults of the disk that a person can mend, wherever they happen."""
+"""Disk errors that the user can fix, wherever they occur."""
 
 
 def say_ending(_code: int, message: str) -> None:
-    """Print why a command stops."""
+    """Print why the command failed."""
     if message:
         fail(message)
 
@@ -47,9 +47,9 @@ def say_ending(_code: int, message: str) -> None:
 def run_to_exit(
     command: Callable[[], object], tell: Callable[[int, str], object] = say_ending
 ) -> None:
-    """Run it; exit with 2 for what the user can mend, 3 for what is missing, 1 for a bug.
+    """Run the command; exit with 2 for a user error, 3 for something missing, 1 for a bug.
 
-    `tell` is given the exit code, and why it is not 0.
+    `tell` receives the exit code, and a message if it is not 0.
     """
     try:
         command()
@@ -60,14 +60,14 @@ def run_to_exit(
         tell(128 + signal.SIGINT, STOPPED)
         sys.exit(128 + signal.SIGINT)
     except SystemExit as error:
-        # What typer makes of a command that has come to its end.
+        # Typer raises this when a command has finished.
         tell(error.code if isinstance(error.code, int) else 1, "")
         raise
     except BrokenPipeError:
-        # The reader went away (`yrun schema | head`); that is no fault of anybody.
+        # The reader has closed the pipe (`yrun schema | head`); not an error.
         sys.stderr.close()
         sys.exit(0)
-    except Exception as error:  # noqa: BLE001  the last place
+    except Exception as error:  # noqa: BLE001  the outermost handler
         if isinstance(error, OSError) and error.errno in WHAT_TO_DO:
             why = f"{error.filename or 'writing'}: {error.strerror}. {WHAT_TO_DO[error.errno]}"
             tell(2, why)
@@ -79,7 +79,7 @@ def run_to_exit(
 
 @contextmanager
 def stopping_at_once() -> Iterator[None]:
-    """For heavy imports: inside a C++ module, KeyboardInterrupt would abort the process."""
+    """Exit at once on Ctrl-C: during imports of C++ modules a KeyboardInterrupt would abort."""
 
     def stop(_number: int, _frame: object) -> None:
         fail(STOPPED)
@@ -93,7 +93,7 @@ def stopping_at_once() -> Iterator[None]:
 
 
 def check_recipe(recipe: Path, overrides: list[str] | None) -> None:
-    """Answer a faulty recipe at once, before torch is imported."""
+    """Report faults of the recipe before torch is imported."""
     from yrunner.recipe.load import alert_of_code, load_recipe
 
     alert_of_code(load_recipe(recipe, overrides or []))
@@ -104,14 +104,14 @@ NO_NEWS = {
     "DeepSpeed": "Setting accelerator to CPU",
     "accelerate.accelerator": "Gradient accumulation steps mismatch",
 }
-"""Beginnings or parts of such messages, by the name of the logger."""
+"""Part of each message, by the name of its logger."""
 
 
 def hide_what_is_no_news() -> None:
-    """Let these messages, and no others, be dropped."""
+    """Drop exactly these messages."""
     for name, message in NO_NEWS.items():
         logging.getLogger(name).addFilter(partial(_is_news, message))
-    # DeepSpeed calls what torch will rename one day.
+    # DeepSpeed calls functions that torch has deprecated.
     warnings.filterwarnings("ignore", "`torch.distributed.", FutureWarning)
 
 
@@ -120,15 +120,15 @@ def _is_news(known: str, record: logging.LogRecord) -> bool:
 
 
 SWITCHES = {
-    "DO_NOT_TRACK": "1",  # the common sign; the Hub's client and others look at it
+    "DO_NOT_TRACK": "1",  # honoured by the Hub's client and others
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "WANDB_ERROR_REPORTING": "false",
 }
-"""Environment variables that the libraries read when they are imported; none changes a result."""
+"""Environment variables that libraries read on import; none changes results."""
 
 
 def switch_off_telemetry() -> None:
-    """Do so for this process and for those that it starts; what a person has set stays."""
+    """Set them for this process and its children, unless the user has set them."""
     for name, value in SWITCHES.items():
         os.environ.setdefault(name, value)

@@ -1,4 +1,4 @@
-"""Numbers that mean the same to every part of the tool."""
+"""Constants shared by all modules."""
 
 IGNORE_INDEX = -100
-"""Label of a token that is context only: its loss never counts. PyTorch's own default."""
+"""Label of a token that is only context and not a target; PyTorch's default."""

@@ -17,7 +17,7 @@ SENTENCES = (
     "has changed while it was read",
     "is gone",
     "there is no file",
-    "there is no such file",
+    "no such file",
 )
 
 

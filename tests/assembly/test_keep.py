@@ -137,13 +137,13 @@ def test_a_faulty_file_of_kept_rows_is_found_before_the_base_is_trained(project)
     [
         (
             ["model={scratch: {config: {model_type: qwen3}, vocab_size: 300}}", SELF_REPLAY],
-            "know nothing to keep",
+            "have nothing to keep",
         ),
-        (["train.batch_size=1", SELF_REPLAY], "two examples or more"),
+        (["train.batch_size=1", SELF_REPLAY], "at least two examples"),
         (["loss.normalize=weights", SELF_REPLAY], "cannot be combined"),
         (["loss.normalize=weights", "keep={kind: ewc}"], "cannot be combined"),
         (["distributed.deepspeed={stage: 3}", "keep={kind: ewc}"], "use deepspeed.stage 2 or 1"),
-        (["drift.rows=0", "train.early_stopping={metric: drift}"], "drift.rows of 1 or more"),
+        (["drift.rows=0", "train.early_stopping={metric: drift}"], "drift.rows of at least 1"),
     ],
 )
 def test_a_recipe_that_cannot_keep_says_why(project, changes, words):

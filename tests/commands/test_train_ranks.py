@@ -210,7 +210,7 @@ def test_what_needs_whole_weights_is_refused_where_a_file_says_stage_3(project, 
     (project / "zero3.json").write_text('{"zero_optimization": {"stage": 3}}')
     shared = Run.load(Path("tuned.yaml"), ["distributed.deepspeed={config: zero3.json}", keys])
     topology = lay_out(shared.recipe.distributed, 0)
-    with pytest.raises(RunError, match=r"zero3.json: .*pieces. Use deepspeed.stage 2 or 1"):
+    with pytest.raises(RunError, match=r"zero3.json: .*shard.*\. Use deepspeed.stage 2 or 1"):
         check_sharing(shared, topology)
 
 

@@ -1,4 +1,4 @@
-"""Processes that are started together: which failure is told, and that none is left behind."""
+"""Launching ranks: the first failure is reported, and no process is left behind."""
 
 import os
 import signal
@@ -24,7 +24,7 @@ ranks = [
 ]
 sys.exit(max(rank.wait() for rank in ranks))
 """
-"""Stands in for torch's launcher, which takes seconds to start."""
+"""A stand-in for torch's launcher, which takes seconds to start."""
 RANK = """
 import signal, sys, time
 from pathlib import Path
@@ -47,13 +47,13 @@ run_to_exit(work, take_place())
 
 
 def command(folder: Path, work: str) -> list[str]:
-    """What starts two processes that do `work`."""
+    """The command that starts two ranks that do `work`."""
     lines = "".join(f"    {line}\n" for line in work.strip().splitlines())
     return [sys.executable, "-c", LAUNCHER, RANK.format(folder=str(folder), work=lines)]
 
 
 def children() -> list[str]:
-    """The commands of all living children, but for Python's own, which other tests have started."""
+    """The commands of all living children, except helpers of Python that other tests started."""
     commands = [
         " ".join(process.cmdline())
         for process in psutil.Process().children(recursive=True)
@@ -69,8 +69,8 @@ def test_only_rank_0_speaks(tmp_path, capfd):
     assert (found.out, found.err) == ("rank 0 speaks\n", "rank 0 warns\n")
 
 
-def test_the_first_failure_is_told_with_its_exit_code_and_all_others_end(tmp_path, capfd):
-    """The other one would wait for ever, as in a sum over all processes."""
+def test_the_first_failure_is_reported_with_its_exit_code_and_all_others_end(tmp_path, capfd):
+    """The other rank would wait forever, as in an all-reduce."""
     work = """
 if rank == 1:
     raise DataError(Path("rows.jsonl"), "row 7 is broken", remedy="mend it")
@@ -86,7 +86,7 @@ time.sleep(60)
     assert children() == []
 
 
-def test_a_bug_is_told_with_its_traceback(tmp_path):
+def test_a_bug_is_reported_with_its_traceback(tmp_path):
     with pytest.raises(RanksFailed, match=r"(?s)Traceback.*ZeroDivisionError") as caught:
         run_ranks(command(tmp_path, "1 / 0 if rank == 0 else time.sleep(60)"), {})
     assert caught.value.exit_code == 1
@@ -106,7 +106,7 @@ time.sleep(60)
     assert children() == []
 
 
-def test_what_breaks_because_another_was_killed_is_not_told(tmp_path):
+def test_what_breaks_because_another_was_killed_is_not_reported(tmp_path):
     work = """
 import os
 if rank == 1:
@@ -122,7 +122,7 @@ raise RuntimeError("connection closed by peer")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_reaches_every_process_once_and_all_say_how_they_ended(tmp_path, number):
+def test_a_signal_reaches_every_process_once_and_all_report_how_they_ended(tmp_path, number):
     work = """
 came = []
 for number in (signal.SIGINT, signal.SIGTERM):
@@ -169,11 +169,11 @@ def test_the_processes_end_when_the_command_is_killed(tmp_path):
 
 
 def test_a_launcher_that_cannot_start_says_so():
-    with pytest.raises(RunError, match="ended with code 7 before the run began"):
+    with pytest.raises(RunError, match="exited with code 7 before the run started"):
         run_ranks([sys.executable, "-c", "import sys; sys.exit(7)"], {})
 
 
-def test_the_command_is_a_list_that_keeps_blanks_and_names_the_place():
+def test_the_command_is_a_list_that_keeps_spaces_and_names_the_machine():
     alone = launch_command(Topology(2, num_ranks=2), ["train", "my recipe.yaml"])
     assert alone[:3] == [sys.executable, "-m", "torch.distributed.run"]
     assert alone[-4:] == ["-m", "yrunner.cli", "train", "my recipe.yaml"]

@@ -1,4 +1,4 @@
-"""Which machine this is, and where all meet."""
+"""Which machine this is, and where all machines meet."""
 
 import os
 import socket
@@ -29,7 +29,7 @@ def test_a_number_of_processes_needs_no_gpus():
     assert lay_out(section(processes=3), 0) == Topology(3, num_ranks=3)
 
 
-def test_a_rendezvous_names_everything_itself():
+def test_a_rendezvous_needs_nothing_else():
     machines = RendezvousMachines(kind="rendezvous", number=4, this=2, address="node0:29500")
     layout = lay_out(section(processes=8, machines=machines), 8)
     assert layout == Topology(8, 4, 2, "node0:29500", 32)
@@ -41,13 +41,13 @@ def hostfile(folder: Path, text: str, processes="auto") -> DistributedSection:
     return section(processes=processes, machines=HostfileMachines(kind="hostfile", file=file))
 
 
-def test_a_hostfile_tells_the_place_by_this_machines_name(tmp_path):
+def test_a_hostfile_finds_the_machine_by_this_machines_name(tmp_path):
     own = socket.gethostname()
     text = f"# two of them\nfirst slots=8\n\n{own} slots=4  # ours\n"
     assert lay_out(hostfile(tmp_path, text), 1) == Topology(4, 2, 1, "first:29500", 12)
 
 
-def test_a_hostfile_may_name_machines_by_their_addresses(tmp_path):
+def test_a_hostfile_may_name_machines_by_address(tmp_path):
     layout = lay_out(hostfile(tmp_path, "10.9.9.9 slots=2\n127.0.0.1 slots=2\n"), 1)
     assert (layout.machine, layout.num_ranks) == (1, 4)
 
@@ -68,7 +68,7 @@ def test_a_hostfile_that_does_not_fit_is_refused(tmp_path, text, processes, mess
 SLURM = {"SLURM_NNODES": "3", "SLURM_NODEID": "2", "SLURM_JOB_NODELIST": "gpu[07-09]"}
 
 
-def test_slurm_tells_the_place(tmp_path, monkeypatch):
+def test_slurm_names_the_machines(tmp_path, monkeypatch):
     program = tmp_path / "scontrol"
     program.write_text('#!/bin/sh\n[ "$*" = "show hostnames gpu[07-09]" ] && echo gpu07 gpu08\n')
     program.chmod(0o755)
@@ -82,10 +82,10 @@ def test_slurm_tells_the_place(tmp_path, monkeypatch):
 def test_without_slurm_a_sentence_says_so(monkeypatch):
     monkeypatch.delenv("SLURM_NNODES", raising=False)
     slurm = section(machines=SlurmMachines(kind="slurm"))
-    with pytest.raises(RunError, match="no SLURM job here: SLURM_NNODES is not set"):
+    with pytest.raises(RunError, match="not inside a SLURM job: SLURM_NNODES is not set"):
         lay_out(slurm, 0)
     for name, value in SLURM.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("PATH", "/nowhere")
-    with pytest.raises(MissingError, match="scontrol could not name the machines"):
+    with pytest.raises(MissingError, match="scontrol could not list the machines"):
         lay_out(slurm, 0)

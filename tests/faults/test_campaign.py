@@ -96,7 +96,7 @@ def test_a_result_that_differs_or_is_missing_is_seen():
         (0, "", False),
         (2, "the disk is full. Free some space\n", False),
         (2, "", True),
-        (1, "this is a bug of yrunner\n", True),
+        (1, "this is a bug in yrunner\n", True),
         (2, "Traceback (most recent call last):\n", True),
     ],
 )

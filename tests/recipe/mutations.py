@@ -1,4 +1,4 @@
-"""Ways to spoil a recipe: every kind of slip, and what somebody wrote on purpose."""
+"""Ways to break a recipe: typos of every kind, and malice."""
 
 import random
 import re

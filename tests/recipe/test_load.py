@@ -37,22 +37,22 @@ def test_the_path_is_shown_as_it_was_given(folder, valid):
 def test_a_file_that_is_not_there_names_the_nearest_one(folder, valid):
     (folder / "legal_sft.yaml").write_text(valid)
     assert failure("legal-sft.yaml") == [
-        'legal-sft.yaml: there is no such file, did you mean "legal_sft.yaml"?'
+        'legal-sft.yaml: no such file, did you mean "legal_sft.yaml"?'
     ]
-    assert failure("zzz.yaml") == ["zzz.yaml: there is no such file; check the path"]
+    assert failure("zzz.yaml") == ["zzz.yaml: no such file; check the path"]
     assert failure("no/x.yaml") == [
-        "no/x.yaml: there is no such file; the folder no does not exist or cannot be read"
+        "no/x.yaml: no such file; the folder no does not exist or cannot be read"
     ]
 
 
-def test_a_folder_is_no_recipe(folder):
-    assert failure("base") == ["base: this is a folder; name the recipe file in it"]
+def test_a_folder_is_not_a_recipe(folder):
+    assert failure("base") == ["base: this is a folder; give the recipe file in it"]
 
 
 def test_a_large_file_is_refused_unread(folder):
     (folder / "recipe.yaml").write_text("#" * 1_000_001)
     assert failure("recipe.yaml") == [
-        "recipe.yaml: larger than 1,000,000 bytes, this is no recipe; name the YAML file"
+        "recipe.yaml: larger than 1,000,000 bytes, so not a recipe; give the YAML file"
     ]
 
 
@@ -123,7 +123,7 @@ def test_signs_of_a_glob_in_a_real_name_mean_themselves(folder, valid):
 
 
 @pytest.mark.parametrize("base", ["Qwen/Qwen3-0.6B", "gpt2", "unsloth/Qwen3-4B-bnb-4bit"])
-def test_a_hub_id_stays_as_it_stands(base, folder, valid):
+def test_a_hub_id_stays_unchanged(base, folder, valid):
     (folder / "recipe.yaml").write_text(valid.replace("./base", base))
     assert load_recipe(Path("recipe.yaml")).model.base == base
 
@@ -132,16 +132,16 @@ def test_a_hub_id_stays_as_it_stands(base, folder, valid):
     ("base", "message"),
     [
         ("./gone", "there is no folder {}/gone; paths are relative to the recipe file"),
-        ("rows.jsonl", "{}/rows.jsonl is a file; name the folder of the model"),
+        ("rows.jsonl", "{}/rows.jsonl is a file; give the model's folder"),
         ("gone.yaml", "there is no file {}/gone.yaml; paths are relative to the recipe file"),
         (
             "a/b/c",
-            '"a/b/c" is neither a folder beside the recipe file nor a Hub id; write '
+            '"a/b/c" is neither a folder, relative to the recipe file, nor a Hub id; write '
             '"./folder" or "organisation/name"',
         ),
         (
             "my model",
-            '"my model" is neither a folder beside the recipe file nor a Hub id; write '
+            '"my model" is neither a folder, relative to the recipe file, nor a Hub id; write '
             '"./folder" or "organisation/name"',
         ),
     ],
@@ -179,12 +179,12 @@ def test_faults_of_the_base_recipe_follow_under_its_own_name(folder, valid, prob
     ]
 
 
-def test_bases_that_go_in_a_circle_show_the_circle(folder, valid):
+def test_a_cycle_of_bases_is_shown(folder, valid):
     (folder / "a.yaml").write_text(valid.replace("./base", "b.yaml"))
     (folder / "b.yaml").write_text(valid.replace("./base", "a.yaml"))
     (folder / "c.yaml").write_text(valid.replace("./base", "./c.yaml"))
     (folder / "d.yaml").write_text(valid.replace("./base", "a.yaml"))
-    sentence = "the recipes are each other's base ({}); name a model in one of them"
+    sentence = "the base recipes form a cycle ({}); use a model as the base of one"
     circle = sentence.format("a.yaml -> b.yaml -> a.yaml")
     assert failure("a.yaml") == [f"b.yaml:3:9: model.base: {circle}"]
     assert failure("d.yaml") == [f"b.yaml:3:9: model.base: {circle}"]

@@ -1,4 +1,4 @@
-"""A recipe spoilt in any way loads, or fails with a place in every problem; nothing else."""
+"""A mutated recipe loads, or fails with a location for every problem."""
 
 import random
 import re

@@ -72,20 +72,19 @@ def test_an_aliased_section_is_changed_in_one_place_only(folder, valid):
         ("foo", "not an override; write key=value, for example train.learning_rate=1e-5"),
         ("=3", "not an override; write key=value, for example train.learning_rate=1e-5"),
         ("train..x=3", "not an override; write key=value, for example train.learning_rate=1e-5"),
-        ("name.x=1", 'name.x: "name" is a single value and has no "x"; set "name" as a whole'),
+        ("name.x=1", 'name.x: "name" is a single value and has no "x"; set "name" itself'),
         (
             "data.train.7.file=x",
-            'data.train.7.file: "data.train" is a list of 1; number its items from 0, '
-            "data.train.1 adds one at its end",
+            'data.train.7.file: "data.train" is a list of length 1; indices start at 0, '
+            "data.train.1 appends an item",
         ),
         (
             "loss={kind: plain",
-            'the "{" that opens here lacks its "}", or a comma is missing in it; add it',
+            'the "{" opened here has no "}", or a comma is missing; add it',
         ),
         (
             "seed=!!python/name:os.system x",
-            "seed: the tag !!python/name:os.system is not allowed, a "
-            "recipe holds plain values; remove it",
+            "seed: the tag !!python/name:os.system is not allowed in a recipe; remove it",
         ),
     ],
 )
@@ -126,7 +125,6 @@ def test_faults_of_the_file_come_first_then_overrides_in_their_order(valid, prob
 
 def test_malformed_overrides_are_reported_beside_a_file_that_cannot_be_read(problems):
     assert problems("a: [1", "foo") == [
-        'recipe.yaml:1:4: the "[" that opens here lacks its "]", or a comma is missing in it; '
-        "add it",
+        'recipe.yaml:1:4: the "[" opened here has no "]", or a comma is missing; add it',
         "override foo: not an override; write key=value, for example train.learning_rate=1e-5",
     ]

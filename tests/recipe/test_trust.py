@@ -1,10 +1,10 @@
-"""A model's own code never runs without a red line before it."""
+"""Remote code never runs without a red warning."""
 
 from pathlib import Path
 
 from yrunner.recipe.load import alert_of_code, load_recipe
 
-LINE = "model.trust_remote_code: Python code that comes with"
+LINE = "model.trust_remote_code: Python code from"
 
 
 def test_no_recipe_trusts_unless_it_says_so(folder: Path, valid: str, capsys):
@@ -13,13 +13,13 @@ def test_no_recipe_trusts_unless_it_says_so(folder: Path, valid: str, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_a_recipe_that_trusts_is_told_of_on_the_error_stream(folder: Path, valid: str, capsys):
+def test_a_recipe_that_trusts_warns_on_standard_error(folder: Path, valid: str, capsys):
     Path("recipe.yaml").write_text(valid)
     alert_of_code(load_recipe(Path("recipe.yaml"), ["model.trust_remote_code=true"]))
     assert f"warning: {LINE} {folder / 'base'} runs here" in capsys.readouterr().err
 
 
-def test_the_trust_of_a_base_is_told_of_too(folder: Path, valid: str, capsys):
+def test_the_trust_of_a_base_warns_too(folder: Path, valid: str, capsys):
     trusting = valid.replace("  base: ./base\n", "  base: ./base\n  trust_remote_code: true\n")
     Path("lower.yaml").write_text(trusting)
     Path("recipe.yaml").write_text(valid.replace("./base", "lower.yaml"))

@@ -1,4 +1,4 @@
-"""What the YAML itself can get wrong."""
+"""Errors in the YAML itself."""
 
 from pathlib import Path
 
@@ -26,62 +26,68 @@ def test_every_broken_recipe_gives_its_lines_and_sentences(name, problems, eithe
 
 
 ALIGN = (
-    "this line does not line up with the lines above it, or the value before it goes on after its "
-    "closing quote; give keys of one section the same indentation"
+    "this line is not aligned with the lines above it, or text follows the closing quote of a "
+    "value; indent all keys of a section alike"
 )
-TOO_DEEP = "nested more than 30 deep, no recipe needs that; remove the excess"
-TAG = 'a word that begins with "!" is a tag, which recipes do not have; put it in quotes'
+TOO_DEEP = "nested more than 30 levels deep; flatten it"
+TAG = 'a word that begins with "!" is a YAML tag; put it in quotes'
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ('a: "x\nb: 1\n', '1:4: the quote " that opens here is never closed'),
-        ("a: 'x\nb: 1\n", "1:4: the quote ' that opens here is never closed"),
+        ('a: "x\nb: 1\n', '1:4: the quote " opened here is never closed'),
+        ("a: 'x\nb: 1\n", "1:4: the quote ' opened here is never closed"),
         (
             "a: [1, 2\nb: 3\n",
-            '1:4: the "[" that opens here lacks its "]", or a comma is missing in it; add it',
+            '1:4: the "[" opened here has no "]", or a comma is missing; add it',
         ),
         (
             "a: {x: 1\nb: 3\n",
-            '1:4: the "{" that opens here lacks its "}", or a comma is missing in it; add it',
+            '1:4: the "{" opened here has no "}", or a comma is missing; add it',
         ),
-        ("a:\n\tb: 1\n", "2:1: a tab indents this line; YAML wants spaces, two for each level"),
-        ("a:\n  \tb: 1\n", "2:3: a tab indents this line; YAML wants spaces, two for each level"),
+        ("a:\n\tb: 1\n", "2:1: this line is indented with a tab; use spaces, two per level"),
+        ("a:\n  \tb: 1\n", "2:3: this line is indented with a tab; use spaces, two per level"),
         (
             "a: b: c\n",
-            '1:5: a ":" cannot stand here; put a value that contains ": " in quotes, and indent '
-            "keys of one section alike",
+            '1:5: ":" is not allowed here; put a value that contains ": " in quotes, and indent '
+            "all keys of a section alike",
         ),
         ("a: 1\nfoo\nb: 2\n", '2:1: this line has no ":"; write "key: value"'),
         ("a:\n    b: 1\n  c: 2\n", f"3:3: {ALIGN}"),
         ('a: "x" y\n', f"1:8: {ALIGN}"),
         ("a: @x\n", '1:4: text cannot begin with "@"; put it in quotes'),
         ("a: `x`\n", '1:4: text cannot begin with "`"; put it in quotes'),
-        ("a: *\n", '1:5: "*" and "&" are signs of YAML; put text that begins with one in quotes'),
-        ("a: ]\n", "1:4: a value is missing here, or there is a sign too many; see the line"),
-        ("a: - b\n", '1:4: a list cannot begin behind "key:"; put "- " on new lines'),
+        (
+            "a: *\n",
+            '1:5: "*" and "&" have a meaning in YAML; put text that begins with one in quotes',
+        ),
+        ("a: ]\n", "1:4: a value is missing here, or a character is not needed; check the line"),
+        (
+            "a: - b\n",
+            '1:4: a list cannot begin on the line of its key; put each "- " on a new line',
+        ),
         ("a: !e!x 1\n", f"1:4: {TAG}"),
-        ("%YAML 3.0\n---\na: 1\n", "1:1: this version of YAML is not known; remove the %YAML line"),
-        ("a: \x01\n", "1:4: the invisible character U+0001 cannot stand in YAML; remove it"),
+        ("%YAML 3.0\n---\na: 1\n", "1:1: unknown YAML version; remove the %YAML line"),
+        ("a: \x01\n", "1:4: YAML does not allow the invisible character U+0001; remove it"),
         ("a: " + "[" * 100_000, f"1:33: {TOO_DEEP}"),
         ("- " * 5_000 + "x", f"1:61: {TOO_DEEP}"),
         (
             "a: *x\n",
-            '1:4: a: the alias *x stands for nothing; write "&x" before the value that it '
-            "repeats, or put the text in quotes",
+            '1:4: a: the alias *x has no anchor; write "&x" before the value it repeats, or put '
+            "the text in quotes",
         ),
         (
             "a: &a [*a]\n",
-            "1:8: a.0: the alias *a stands inside the value that it repeats; remove it",
+            "1:8: a.0: the alias *a refers to a value that contains it; remove it",
         ),
-        ("", "1:1: the recipe is empty; `yrun init` writes one to start from"),
-        ("# nothing\n", "1:1: the recipe is empty; `yrun init` writes one to start from"),
+        ("", "1:1: the recipe is empty; `yrun init` writes examples to start from"),
+        ("# nothing\n", "1:1: the recipe is empty; `yrun init` writes examples to start from"),
         ("- a\n", "1:1: the recipe is a list; write keys and values, such as name: my-run"),
         ("hi\n", "1:1: the recipe is a single value; write keys and values, such as name: my-run"),
     ],
 )
-def test_what_is_no_recipe_gives_one_sentence(text, expected, problems, either_parser):
+def test_what_is_not_a_recipe_gives_one_sentence(text, expected, problems, either_parser):
     assert problems(text) == [f"recipe.yaml:{expected}"]
 
 
@@ -90,14 +96,17 @@ def test_what_is_no_recipe_gives_one_sentence(text, expected, problems, either_p
     [
         (
             "seed: !!python/object/apply:os.system [ls]\n",
-            "7:7: seed: the tag !!python/object/apply:os.system is not allowed, a recipe holds "
-            "plain values; remove it",
+            "7:7: seed: the tag !!python/object/apply:os.system is not allowed in a recipe; "
+            "remove it",
         ),
         ("1: 2\n", '7:1: the key 1 is not text; put it in quotes: "1"'),
         ("on: 2\n", '7:1: the key on is not text; put it in quotes: "on"'),
-        ("? [a]\n: 2\n", "7:3: a key must be text, and this is none; write a name"),
+        ("? [a]\n: 2\n", "7:3: a key must be text; write a name"),
         ("name: b\n", "7:1: name: this key is given twice, first in line 1; remove one of them"),
-        ("---\nname: b\n", '7:1: a second document begins here; a recipe is one, remove the "---"'),
+        (
+            "---\nname: b\n",
+            '7:1: a second YAML document begins here; a recipe is only one, remove the "---"',
+        ),
         (
             "train: {<<: 3}\n",
             '7:13: train: only a section can be merged with "<<"; write "<<: *name"',
@@ -118,7 +127,7 @@ def test_a_chain_of_aliases_cannot_hide_its_depth(problems):
 def test_utf_16_is_named(valid, problems):
     assert problems(valid.encode("utf-16-le").join([b"\xff\xfe", b""])) == [
         "recipe.yaml:1:1: byte 1 of the file (0xff) is not UTF-8, it looks like UTF-16; "
-        "save the file in the encoding UTF-8"
+        "save the file as UTF-8"
     ]
 
 

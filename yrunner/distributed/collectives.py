@@ -1,6 +1,6 @@
-"""This process among those that train together: which one it is, and what all of them sum up.
+"""Collective operations over the ranks of a run.
 
-Alone, it is rank 0 of one, and every function gives back what it was given.
+Without a launcher there is one rank, 0, and every function returns its input.
 """
 
 import os
@@ -12,13 +12,13 @@ from torch import Tensor, distributed
 
 
 def join_ranks(*, deepspeed: bool = False) -> None:
-    """Meet the other processes that torch's launcher has started; each waits for all others."""
+    """Initialize the process group; waits for all ranks."""
     if deepspeed:
         os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
     if torch.cuda.is_available():
         PartialState()
     elif deepspeed:
-        # Without GPUs accelerate would not know which back end it is to be.
+        # Without GPUs accelerate cannot choose the backend.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         _leave_shared_memory_alone()
         PartialState(backend="gloo")
@@ -27,22 +27,22 @@ def join_ranks(*, deepspeed: bool = False) -> None:
 
 
 def is_joined() -> bool:
-    """Whether this process has met others, or itself, through a launcher."""
+    """Whether the process group is initialized."""
     return distributed.is_available() and distributed.is_initialized()
 
 
 def this_rank() -> int:
-    """Number of this process, from 0."""
+    """Rank of this process, from 0."""
     return distributed.get_rank() if is_joined() else 0
 
 
 def num_ranks() -> int:
-    """How many processes there are."""
+    """World size."""
     return distributed.get_world_size() if is_joined() else 1
 
 
 def sum_over_ranks(tensor: Tensor) -> Tensor:
-    """The sum of this tensor over all processes, in each of them."""
+    """The sum of a tensor over all ranks, on every rank."""
     if num_ranks() == 1:
         return tensor
     total = tensor.clone()
@@ -51,7 +51,7 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
 
 
 def highest_of_ranks(number: float) -> float:
-    """The highest of the numbers of all processes, in each of them."""
+    """The maximum of a number over all ranks, on every rank."""
     if num_ranks() == 1:
         return number
     highest = torch.tensor(float(number), dtype=torch.float64, device=_device())
@@ -60,7 +60,7 @@ def highest_of_ranks(number: float) -> float:
 
 
 def least_and_highest(least: Tensor, highest: Tensor) -> tuple[Tensor, Tensor]:
-    """The least of the first tensor and the highest of the second over all processes."""
+    """Minimum of the first tensor and maximum of the second over all ranks, on every rank."""
     if num_ranks() == 1:
         return least, highest
     both = torch.stack([-least, highest])
@@ -69,7 +69,7 @@ def least_and_highest(least: Tensor, highest: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def from_all_ranks(value: Any) -> list[Any]:
-    """The values of all processes, by rank, in each of them. Any object that can be pickled."""
+    """The values of all ranks, in rank order, on every rank. Any picklable object."""
     values: list[Any] = [value]
     if num_ranks() > 1:
         values = [None] * num_ranks()
@@ -78,13 +78,13 @@ def from_all_ranks(value: Any) -> list[Any]:
 
 
 def wait_for_ranks() -> None:
-    """Go on when every process has come this far."""
+    """Barrier: wait until every rank gets here."""
     if num_ranks() > 1:
         distributed.barrier()
 
 
 def leave_ranks(*, together: bool = False) -> None:
-    """Part from the other processes. `together`: when all are done, as one that failed is never."""
+    """Destroy the process group. `together`: wait for all ranks first; not after a failure."""
     if is_joined():
         if together:
             wait_for_ranks()
@@ -92,12 +92,12 @@ def leave_ranks(*, together: bool = False) -> None:
 
 
 def _device() -> str:
-    """Where NCCL can reach a number; gloo reaches the processor's memory."""
+    """Device of the tensors that the backend reduces: NCCL needs the GPU, gloo the CPU."""
     return "cuda" if "nccl" in distributed.get_backend() else "cpu"
 
 
 def _leave_shared_memory_alone() -> None:
-    """DeepSpeed would compile its own way between processors for a minute, to be a bit faster."""
+    """Skip DeepSpeed's shared-memory backend: it compiles for a minute and gains little."""
     import deepspeed
 
     # A table of our own: to fill its own, DeepSpeed links test programs, whose failures

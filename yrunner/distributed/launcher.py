@@ -1,8 +1,8 @@
-"""How a run starts in several processes, and how they end: all together, the first failure said.
+"""Launch a run in several processes: start all ranks, stop all on failure, report the first error.
 
-torch's elastic launcher starts them. Each tells what became of it in a file of its own, by
-`tell_ending`, and waits to be ended: so the one that failed is known, and what its end would break
-in the others is never heard of.
+torch's elastic launcher starts them. Each rank writes how it ended to a file, by `tell_ending`, and
+a failed rank then waits to be killed: so the first failure is known, and the others do not report
+the broken connections that follow from it.
 """
 
 import json
@@ -25,27 +25,27 @@ from yrunner.distributed.topology import Topology
 from yrunner.errors import RunError, YRunnerError
 
 ENDINGS = "YRUNNER_ENDINGS"
-"""Names the folder for what became of each process, to the processes."""
+"""Environment variable: the folder where each rank writes how it ended."""
 COMMAND = "YRUNNER_COMMAND"
-"""Names the process that has started this one, and all that stand beside it."""
+"""Environment variable: the PID of the command that started the ranks."""
 SECONDS_BETWEEN_LOOKS = 0.1
 SECONDS_BETWEEN_WATCHES = 2.0
 SECONDS_TO_END = 20
-"""How long a process that failed waits to be ended, and the launcher for the last to stop."""
+"""How long a failed rank waits to be killed; half of it, how long we wait for ranks to stop."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-"""Those that ask a run to stop; SLURM warns by the last."""
+"""Signals that stop a run; SLURM sends the last one as a warning."""
 
 
 @dataclass(frozen=True)
 class ProcessRank:
-    """Where a process stands among all."""
+    """Rank and world size of a process."""
 
     rank: int
     num_ranks: int
 
 
 class RanksFailed(YRunnerError):
-    """A process of the run failed; the message and the exit code are its own."""
+    """A rank failed; message and exit code are those of the rank."""
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
@@ -53,23 +53,23 @@ class RanksFailed(YRunnerError):
 
 
 def current_place() -> ProcessRank | None:
-    """The place that torch's launcher has given to this process; None where it stands alone."""
+    """Rank and world size set by torch's launcher; None for a process without a launcher."""
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         return None
     return ProcessRank(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
 
 
 def take_place() -> Callable[[int, str], None] | None:
-    """As one of the processes of a launcher: only rank 0 speaks.
+    """Set up this process as a rank: silence all but rank 0.
 
-    Gives back how to tell the launcher of the end; None where nobody waits for that.
+    Returns the function that reports how the rank ended; None if nobody waits for that report.
     """
     place = current_place()
     if place is None:
         return None
     is_heard = ENDINGS in os.environ
     if place.rank:
-        # Whole streams: libraries write to them, too, and not only through Python.
+        # Redirect the file descriptors: libraries also write to them without Python.
         silence = os.open(os.devnull, os.O_WRONLY)
         for stream in (1, 2) if is_heard else (1,):
             os.dup2(silence, stream)
@@ -80,7 +80,7 @@ def take_place() -> Callable[[int, str], None] | None:
 
 
 def launch_command(layout: Topology, arguments: Sequence[str]) -> list[str]:
-    """The command that starts the processes of this machine, each `yrun` with these arguments."""
+    """The command that starts this machine's ranks, each running `yrun` with these arguments."""
     places = (
         ["--standalone"]
         if layout.address is None
@@ -97,16 +97,16 @@ def launch_command(layout: Topology, arguments: Sequence[str]) -> list[str]:
 
 
 def run_ranks(command: Sequence[str], environment: Mapping[str, str]) -> None:
-    """Run the processes to their end.
+    """Run all ranks until they end.
 
-    SIGINT and SIGTERM are passed on to all of them. Where one fails all are ended; raises
-    `RanksFailed` with what it said, or `RunError` where it was killed and could say nothing.
+    Forwards stop signals to every rank. If one fails, kills all and raises `RanksFailed` with its
+    message, or `RunError` if it was killed and left no message.
     """
     with TemporaryDirectory(prefix="yrunner-") as folder:
         ranks = _Ranks(Path(folder))
-        # LOGLEVEL: what the launcher has to say of a failure is known better from the endings.
+        # LOGLEVEL: silences the launcher's report of a failure; the endings say more.
         own = {ENDINGS: folder, COMMAND: str(os.getpid()), "LOGLEVEL": "CRITICAL"}
-        # A group of its own: Ctrl-C in the terminal reaches us alone, and is passed on once.
+        # A separate process group: Ctrl-C in the terminal reaches only us, and is forwarded once.
         launcher = subprocess.Popen(
             command, env={**os.environ, **environment, **own}, process_group=0
         )
@@ -116,7 +116,7 @@ def run_ranks(command: Sequence[str], environment: Mapping[str, str]) -> None:
                     time.sleep(SECONDS_BETWEEN_LOOKS)
                 failure = ranks.failure(signals, launcher.poll())
         finally:
-            # The launcher first: it would tell at length what is known here already.
+            # The launcher first, or it would print a long report of the failure.
             launcher.kill()
             launcher.wait()
             ranks.send(signal.SIGKILL)
@@ -125,21 +125,21 @@ def run_ranks(command: Sequence[str], environment: Mapping[str, str]) -> None:
 
 
 def tell_start(place: ProcessRank) -> None:
-    """Let the launcher know this process."""
+    """Register this rank with the command that waits for it."""
     _write(f"{place.rank}.pid", str(os.getpid()))
 
 
 def end_with_command() -> None:
-    """End this process when the command that has started it is gone, if there is one.
+    """Kill this process when the command that started it, if any, is gone.
 
-    Whatever has killed that: nobody would wait for this process, or could stop it by the command.
+    Otherwise it would keep its GPU, with nobody waiting for it or able to stop it.
     """
     if COMMAND in os.environ:
         Thread(target=_end_with, args=(int(os.environ[COMMAND]),), daemon=True).start()
 
 
 def tell_ending(place: ProcessRank, code: int, message: str) -> None:
-    """Tell the launcher what became of this process; a failed one waits there to be ended."""
+    """Report how this rank ended; a failed rank then waits to be killed."""
     ending = {"code": code, "message": message, "time": time.time()}
     _write(f"{place.rank}.json", json.dumps(ending))
     if code:
@@ -162,7 +162,7 @@ class _Ending:
 
 
 class _Ranks:
-    """The processes of this machine, as far as they have told of themselves."""
+    """The ranks of this machine that have registered."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -172,13 +172,13 @@ class _Ranks:
         return {int(file.stem): int(file.read_text("utf-8")) for file in files}
 
     def endings(self) -> list[_Ending]:
-        """In the order of time."""
+        """The endings so far, the earliest first."""
         files = self.folder.glob("*.json")
         found = [_Ending(int(f.stem), **json.loads(f.read_text("utf-8"))) for f in files]
         return sorted(found, key=lambda ending: ending.time)
 
     def killed(self) -> list[int]:
-        """Processes that are gone without a word."""
+        """Ranks that exited without reporting an ending."""
         gone = [rank for rank, pid in self.pids().items() if not _is_alive(pid)]
         told = {ending.rank for ending in self.endings()}
         return [rank for rank in gone if rank not in told]
@@ -187,34 +187,34 @@ class _Ranks:
         return any(ending.code for ending in self.endings()) or bool(self.killed())
 
     def failure(self, signals: Sequence[int], code_of_launcher: int | None) -> YRunnerError | None:
-        """Why the run failed; None where it did not."""
+        """Why the run failed; None if it did not."""
         killed = self.killed()
         if killed and signals:
             asked = signal.SIGINT if signals[0] == signal.SIGINT else signal.SIGTERM
             return RanksFailed("stopped", 128 + asked)
         if killed:
             return RunError(
-                f"process {killed[0]} of the run was killed, perhaps for want of memory",
-                remedy="go on by --resume, with a smaller train.batch_size if memory was short",
+                f"process {killed[0]} of the run was killed, possibly because memory ran out",
+                remedy="continue with --resume, and a smaller train.batch_size if it was memory",
             )
         failed = [ending for ending in self._when_all_have_stopped() if ending.code]
         if failed:
             return RanksFailed(failed[0].message, failed[0].code)
         if code_of_launcher:
             return RunError(
-                f"torch's launcher ended with code {code_of_launcher} before the run began",
-                remedy="the lines above say why; --print-launch shows the command",
+                f"torch's launcher exited with code {code_of_launcher} before the run started",
+                remedy="see the lines above; --print-launch shows the command",
             )
         return None
 
     def send(self, number: int) -> None:
-        """Send a signal to every process that is there."""
+        """Send a signal to every rank that is alive."""
         for pid in self.pids().values():
             if _is_alive(pid):
                 os.kill(pid, number)
 
     def _when_all_have_stopped(self) -> list[_Ending]:
-        """The endings. Where a signal has stopped one, each stops after the same update."""
+        """The endings. After a stop signal, wait for all: they stop after the same update."""
         deadline = time.monotonic() + SECONDS_TO_END / 2
         while True:
             endings = self.endings()
@@ -227,7 +227,7 @@ class _Ranks:
 
 @contextmanager
 def _passing_on(ranks: _Ranks) -> Iterator[list[int]]:
-    """Pass signals on to the processes; yields those that have come."""
+    """Forward stop signals to the ranks; yields the list of signals received."""
     passed: list[int] = []
 
     def pass_on(number: int, _frame: object) -> None:

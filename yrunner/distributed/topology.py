@@ -1,4 +1,4 @@
-"""The machines that train together, and which of them this is."""
+"""The machines of a run, and which one this is."""
 
 import os
 import socket
@@ -19,23 +19,23 @@ from yrunner.recipe.schema.distributed import (
 
 @dataclass(frozen=True)
 class Topology:
-    """The machines of a run, seen from this one."""
+    """The machines of a run, as seen from this one."""
 
     processes: int
-    """Those of this machine."""
+    """Processes on this machine."""
     num_machines: int = 1
     machine: int = 0
-    """Number of this machine."""
+    """Index of this machine, from 0."""
     address: str | None = None
-    """Host and port where all meet; None for a machine alone."""
+    """Host and port where all machines meet; None for a single machine."""
     num_ranks: int = 0
-    """Processes of all machines."""
+    """World size: processes on all machines."""
 
 
 def lay_out(section: DistributedSection, num_devices: int) -> Topology:
-    """Machines and processes of a run. `num_devices`: the GPUs of this machine, or 0.
+    """Machines and processes of a run. `num_devices`: number of GPUs of this machine.
 
-    Raises `RunError` where this machine is none of them.
+    Raises `RunError` if this machine is not part of the run.
     """
     per_machine = max(1, num_devices) if section.processes == "auto" else section.processes
     match section.machines:
@@ -50,7 +50,7 @@ def lay_out(section: DistributedSection, num_devices: int) -> Topology:
 
 
 def _of_hostfile(section: DistributedSection, file: Path, port: int) -> Topology:
-    """The machines of a DeepSpeed hostfile, of which this one is found by its name."""
+    """The machines of a DeepSpeed hostfile; this one is found by its name or address."""
     slots: dict[str, int] = {}
     for number, line in enumerate(file.read_text("utf-8").splitlines(), start=1):
         words = line.partition("#")[0].split()
@@ -66,14 +66,14 @@ def _of_hostfile(section: DistributedSection, file: Path, port: int) -> Topology
     if not here:
         raise RunError(
             f"{file} does not list this machine, {socket.gethostname()}",
-            remedy="add a line with its name, or start the command on one that is listed",
+            remedy="add a line with its name, or run the command on a listed machine",
         )
     processes = slots[here[0]]
     if section.processes not in ("auto", processes):
         raise RunError(
             f"distributed.processes is {section.processes}, but {file} gives {here[0]} "
             f"{processes} slots",
-            remedy="set distributed.processes to auto: the slots decide",
+            remedy="set distributed.processes to auto to use the slots",
         )
     first = f"{next(iter(slots))}:{port}"
     return Topology(processes, len(slots), list(slots).index(here[0]), first, sum(slots.values()))
@@ -89,23 +89,23 @@ def _own_addresses() -> list[str]:
 
 
 def _of_slurm(processes: int, port: int) -> Topology:
-    """The machines of the SLURM job that this process is a task of."""
+    """The machines of the SLURM job that this process belongs to."""
     try:
         number = int(os.environ["SLURM_NNODES"])
         machine = int(os.environ["SLURM_NODEID"])
         names = os.environ["SLURM_JOB_NODELIST"]
     except KeyError as error:
         raise RunError(
-            f"there is no SLURM job here: {error.args[0]} is not set",
-            remedy="start the command by srun, once on each machine",
+            f"not inside a SLURM job: {error.args[0]} is not set",
+            remedy="start the command with srun, once per machine",
         ) from error
-    # The list is written short (node[01-04]); SLURM alone knows how to read every form of it.
+    # The list is abbreviated (node[01-04]); only SLURM can expand every form of it.
     command = ["scontrol", "show", "hostnames", names]
     try:
         found = subprocess.run(command, capture_output=True, text=True, check=True)
     except (FileNotFoundError, subprocess.CalledProcessError) as error:
         raise MissingError(
-            f"scontrol could not name the machines of {names}",
+            f"scontrol could not list the machines of {names}",
             remedy="use distributed.machines of kind rendezvous",
         ) from error
     first = found.stdout.split()[0]

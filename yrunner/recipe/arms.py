@@ -1,4 +1,4 @@
-"""The arms of an experiment: a name for each set of changes, from the recipe or from `--vary`."""
+"""The arms of an experiment: named sets of overrides, from the recipe or from `--vary`."""
 
 import json
 import re
@@ -20,11 +20,11 @@ VARY_EXAMPLE = "write --vary key=value,value, for example --vary loss.kind=plain
 
 @dataclass(frozen=True, eq=False)
 class Arm:
-    """One recipe of an experiment: the changes that make it of the recipe that all arms share."""
+    """One arm of an experiment: its changes to the recipe that all arms share."""
 
     name: str
     changes: Mapping[str, Any]
-    """Values by their dotted keys; none for the recipe as it stands."""
+    """Values by dotted key; empty for the recipe unchanged."""
 
     @property
     def overrides(self) -> list[str]:
@@ -36,11 +36,10 @@ class Arm:
 def choose_arms(
     path: Path, overrides: Sequence[str], *, vary: Sequence[str], only: str | None
 ) -> dict[Arm, Recipe]:
-    """The arms to compare, the first to set the others against, each with its checked recipe.
+    """The arms to compare, each with its validated recipe; the first is the baseline.
 
-    They are the grid of `vary`, or, without it, those of the recipe's `compare.arms`; `only` names
-    some of these, in the order in which they are wanted. Raises `RecipeError` with every fault of
-    every arm.
+    They are the grid of `vary`, or else the recipe's `compare.arms`; `only` selects some of them,
+    in the given order. Raises `RecipeError` with every fault of every arm.
     """
     recipe = load_recipe(path, overrides)
     if vary:
@@ -48,14 +47,14 @@ def choose_arms(
     else:
         arms = [Arm(name, changes) for name, changes in recipe.compare.arms.items()]
     if not arms:
-        raise YRunnerError(f"{path} names no arms", remedy=f"{VARY_EXAMPLE}; or add compare.arms")
+        raise YRunnerError(f"{path} has no arms", remedy=f"{VARY_EXAMPLE}, or add compare.arms")
     return _load_arms(path, overrides, _chosen(arms, only))
 
 
 def grid(vary: Sequence[str]) -> list[Arm]:
-    """An arm for each combination of the values of some `key=value,value`.
+    """One arm per combination of the values of several `key=value,value`.
 
-    Raises `YRunnerError` for a text that cannot be read, and for two arms of one name.
+    Raises `YRunnerError` for invalid text, and if two arms get the same name.
     """
     keys = [_read_vary(text) for text in vary]
     arms = []
@@ -70,10 +69,10 @@ def grid(vary: Sequence[str]) -> list[Arm]:
 
 
 def read_seeds(text: str) -> list[int]:
-    """The seeds of `--seeds 0,1,2`. Raises `YRunnerError` for what is no list of seeds."""
+    """The seeds of `--seeds 0,1,2`. Raises `YRunnerError` for anything but a list of seeds."""
     words = text.split(",")
     if not all(re.fullmatch(r"[0-9]{1,9}", word.strip()) for word in words):
-        raise YRunnerError(f"--seeds {shown(text)} is no list of numbers", remedy="write 0,1,2")
+        raise YRunnerError(f"--seeds {shown(text)} is not a list of numbers", remedy="write 0,1,2")
     return list(dict.fromkeys(int(word) for word in words))
 
 
@@ -81,7 +80,7 @@ def _read_vary(text: str) -> tuple[str, list[Node]]:
     key, equals, values = text.partition("=")
     place = SourceLocation(1, 0, 0, f"--vary {shown(text)}")
     if not key.strip() or not equals or not values.strip():
-        raise YRunnerError(f"{place}: no key with values", remedy=VARY_EXAMPLE)
+        raise YRunnerError(f"{place}: a key or its values are missing", remedy=VARY_EXAMPLE)
     if is_fixed(key.strip()):
         raise YRunnerError(f"{place}: {key} is the same for every arm", remedy=VARY_EXAMPLE)
     try:
@@ -95,7 +94,7 @@ def _read_vary(text: str) -> tuple[str, list[Node]]:
 
 
 def _word(key: str, value: Node) -> str:
-    """What a value adds to the name of its arm: `plain` of a kind, else `learning_rate-3e-4`."""
+    """A value's part of the arm's name: `plain` for a kind, else `learning_rate-3e-4`."""
     last = key.split(".")[-1]
     content = plain(value)
     if isinstance(content, dict):

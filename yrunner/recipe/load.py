@@ -1,8 +1,8 @@
-"""Load a recipe: read it, check everything, and name every fault with its line and column.
+"""Load a recipe: parse it, validate it, and report every fault with its line and column.
 
-`train.learning_rate=1e-5`: changes of a recipe that are given on the command line.
+Recipe overrides on the command line: `train.learning_rate=1e-5`.
 
-Say aloud when code that comes with a model is going to run: nobody should do that unawares.
+Warn before Python code that comes with a model runs.
 """
 
 import json
@@ -38,25 +38,25 @@ from yrunner.recipe.yaml_tree import (
 
 @dataclass(frozen=True)
 class Override:
-    """One change: the value that is put at a path. In the path, digits number list items."""
+    """A value and the path to set. In the path, digits are list indices."""
 
     path: tuple[str, ...]
     value: Node
 
 
 class NoPlace(Exception):
-    """The recipe has no room for an override; the message says why."""
+    """An override does not fit the recipe; the message says why."""
 
 
 def split_page(texts: Sequence[str], wanted: bool) -> tuple[list[str], Path | None]:
-    """The overrides, and the file of a page among them, where one is wanted: it has no `=`."""
+    """The overrides, and the path of the page, if one is wanted: the argument without `=`."""
     page = next((text for text in texts if wanted and "=" not in text), None)
     changes = [text for text in texts if text is not page]
     return changes, None if page is None else Path(page)
 
 
 def parse_overrides(texts: Sequence[str]) -> tuple[list[Override], list[RecipeFault]]:
-    """The overrides that can be read, and the faults of the others."""
+    """The valid overrides, and the faults of the others."""
     overrides: list[Override] = []
     faults: list[RecipeFault] = []
     for turn, text in enumerate(texts, start=1):
@@ -78,7 +78,7 @@ def parse_overrides(texts: Sequence[str]) -> tuple[list[Override], list[RecipeFa
 
 
 def apply_overrides(root: Node, overrides: Sequence[Override]) -> tuple[Node, list[RecipeFault]]:
-    """The recipe with each override in turn; one that fits nowhere becomes a fault."""
+    """The recipe with the overrides applied in order; one that does not fit becomes a fault."""
     faults = []
     for override in overrides:
         try:
@@ -89,9 +89,9 @@ def apply_overrides(root: Node, overrides: Sequence[Override]) -> tuple[Node, li
 
 
 def _put(node: Node, path: tuple[str, ...], value: Node, above: KeyPath) -> Node:
-    """A copy of `node` with `value` at `path`; sections and lists on the way are made if missing.
+    """A copy of `node` with `value` at `path`; missing sections and lists are created.
 
-    Copies, because an alias lets one node stand at several places of the recipe.
+    Copies, because an alias can put one node at several places in the recipe.
     """
     if not path:
         return replace(value, key_place=value.place)
@@ -108,15 +108,15 @@ def _put(node: Node, path: tuple[str, ...], value: Node, above: KeyPath) -> Node
         child = _put(content[index] if index < len(content) else missing, rest, value, above)
         return replace(node, content=[*content[:index], child, *content[index + 1 :]])
     owner = ".".join(str(key) for key in above)
-    raise NoPlace(f'"{owner}" is a single value and has no "{part}"; set "{owner}" as a whole')
+    raise NoPlace(f'"{owner}" is a single value and has no "{part}"; set "{owner}" itself')
 
 
 def _list_index(part: str, length: int, above: KeyPath) -> int:
     owner = ".".join(str(key) for key in above)
     if not (part.isascii() and part.isdigit() and len(part) < 6 and int(part) <= length):
         raise NoPlace(
-            f'"{owner}" is a list of {length}; number its items from 0, '
-            f"{owner}.{length} adds one at its end"
+            f'"{owner}" is a list of length {length}; indices start at 0, '
+            f"{owner}.{length} appends an item"
         )
     return int(part)
 
@@ -125,38 +125,38 @@ MAX_BYTES = 1_000_000
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe of a file, with `key=value` changes; raises one RecipeError with all problems.
+    """The recipe of a file, with `key=value` overrides; raises one RecipeError with all problems.
 
-    Paths in it are absolute afterwards; `model.base` and `tuning.adapter` are an absolute path
-    or a Hub id. A base that is a recipe is checked too, and its problems are reported with it.
+    Paths are made absolute; `model.base` and `tuning.adapter` become an absolute path or a Hub id.
+    If the base is a recipe, it is checked too, and its problems are included.
     """
     return _load(Path(path), overrides, chain=())
 
 
 def base_recipe_path(recipe: Recipe) -> Path | None:
-    """The recipe whose result this one starts from, or None when the base is a model."""
+    """The recipe whose result this one starts from; None if the base is a model."""
     base = recipe.model.base
     return Path(base) if base is not None and is_recipe_path(base) else None
 
 
 def recipe_to_yaml(recipe: Recipe) -> str:
-    """The recipe with every default filled in; loading this text gives an equal recipe."""
+    """The recipe as YAML with every default filled in; loading it gives an equal recipe."""
     exclude: dict[str, set[str]] = {}
     if isinstance(recipe.tuning, AdapterTuning) and recipe.tuning.adapter is not None:
-        exclude["tuning"] = set(ADAPTER_SHAPE)  # an adapter brings these; they may not be given
+        exclude["tuning"] = set(ADAPTER_SHAPE)  # these come from the adapter and may not be set
     values = recipe.model_dump(mode="json", exclude=exclude)
     return yaml.dump(values, Dumper=_Dumper, allow_unicode=True, sort_keys=False, width=100)
 
 
 class _Dumper(yaml.SafeDumper):
-    """Puts quotes around text that `plain_words.py` would read as a number, such as "1e-4"."""
+    """Quotes text that `read_plain_scalar` would read as a number, such as "1e-4"."""
 
 
 _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", FLOAT, list("-+.0123456789"))
 
 
 def _load(path: Path, overrides: Sequence[str], chain: tuple[Path, ...]) -> Recipe:
-    """`chain` holds the recipes that have this one for a base, the outermost first."""
+    """`chain` holds the recipes that this one is the base of, the outermost first."""
     changes, faults = parse_overrides(overrides)
     below: list[Problem] = []
     try:
@@ -187,7 +187,7 @@ def _read_tree(path: Path) -> tuple[Node, list[RecipeFault]]:
     start = SourceLocation(0, 1, 1, str(path))
     root, faults = read_document(_read_text(path), start)
     if root.content is None:
-        message = "the recipe is empty; `yrun init` writes one to start from"
+        message = "the recipe is empty; `yrun init` writes examples to start from"
     elif not isinstance(root.content, dict):
         shape = "a list" if isinstance(root.content, list) else "a single value"
         message = f"the recipe is {shape}; write keys and values, such as name: my-run"
@@ -200,20 +200,20 @@ def _read_text(path: Path) -> str:
     whole_file = SourceLocation(0, 0, 0, str(path))
     if os.path.isdir(path):
         raise Unreadable(
-            RecipeFault(whole_file, (), "this is a folder; name the recipe file in it")
+            RecipeFault(whole_file, (), "this is a folder; give the recipe file in it")
         )
     try:
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
     except FileNotFoundError as error:
-        message = f"there is no such file{_similar_file(path)}"
+        message = f"no such file{_similar_file(path)}"
         raise Unreadable(RecipeFault(whole_file, (), message)) from error
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         message = f"the file cannot be read ({reason}); check its path and permissions"
         raise Unreadable(RecipeFault(whole_file, (), message)) from error
     if len(content) > MAX_BYTES:
-        message = f"larger than {MAX_BYTES:,} bytes, this is no recipe; name the YAML file"
+        message = f"larger than {MAX_BYTES:,} bytes, so not a recipe; give the YAML file"
         raise Unreadable(RecipeFault(whole_file, (), message))
     return _decode(content, whole_file)
 
@@ -242,14 +242,14 @@ def _decode(content: bytes, whole_file: SourceLocation) -> str:
         utf16 = content.startswith((b"\xff\xfe", b"\xfe\xff"))
         message = (
             f"byte {position + 1} of the file (0x{content[position]:02x}) is not UTF-8"
-            f"{', it looks like UTF-16' if utf16 else ''}; save the file in the encoding UTF-8"
+            f"{', it looks like UTF-16' if utf16 else ''}; save the file as UTF-8"
         )
         raise Unreadable(RecipeFault(place, (), message)) from error
 
 
 def _validate(root: Node, folder: Path) -> tuple[Recipe | None, list[RecipeFault]]:
-    # As JSON, because strict JSON is exactly right for a recipe: text is fit for a path, but not
-    # for a number, and true is not 1. The tree has already turned 1e-4 into a number.
+    # Validate as strict JSON: text is accepted for a path, but not for a number, and true is
+    # not 1. The tree has already turned 1e-4 into a number.
     text = json.dumps(plain(root))
     try:
         recipe = Recipe.model_validate_json(text, strict=True, context={"folder": folder.resolve()})
@@ -261,7 +261,7 @@ def _validate(root: Node, folder: Path) -> tuple[Recipe | None, list[RecipeFault
 def _check_base(
     root: Node, path: Path, chain: tuple[Path, ...]
 ) -> tuple[list[RecipeFault], list[Problem]]:
-    """Faults of naming a recipe as the base, and the problems of that recipe itself."""
+    """Faults in the reference to a base recipe, and the problems of that recipe itself."""
     key = ("model", "base")
     node, whole = find(root, key)
     base = node.content
@@ -269,13 +269,13 @@ def _check_base(
         return [], []
     base_path = Path(os.path.normpath(path.parent / os.path.expanduser(base)))
     if not os.path.isfile(base_path):
-        return [], []  # the schema has said so
+        return [], []  # already reported by the schema
     chain = (*chain, path)
     followed = [recipe.resolve() for recipe in chain]
     if base_path.resolve() in followed:
         circle = [*chain[followed.index(base_path.resolve()) :], base_path]
         names = " -> ".join(recipe.name for recipe in circle)
-        message = f"the recipes are each other's base ({names}); name a model in one of them"
+        message = f"the base recipes form a cycle ({names}); use a model as the base of one"
         return [RecipeFault(node.place, key, message)], []
     try:
         _load(base_path, (), chain)
@@ -285,11 +285,11 @@ def _check_base(
 
 
 def alert_of_code(recipe: Recipe) -> None:
-    """Print a red line for a recipe, or a recipe that is its base, that trusts a model's code."""
+    """Print a red warning if the recipe, or a recipe it is based on, trusts remote code."""
     if recipe.model.trust_remote_code:
         alert(
-            f"model.trust_remote_code: Python code that comes with {recipe.model.base} runs here, "
-            "with all rights that you have"
+            f"model.trust_remote_code: Python code from {recipe.model.base} runs here with "
+            "all your permissions"
         )
     path = base_recipe_path(recipe)
     if path is not None:

@@ -1,12 +1,12 @@
-"""Turn Pydantic's errors into one sentence each, at the line that the user must change.
+"""Turn each of Pydantic's errors into one sentence, at the line to change.
 
-For a union Pydantic puts the name of the variant into the path, `('tuning', 'lora', 'rnak')`, and
-for a plain union it reports every member's complaint. Walking the schema beside the path tells
-the variants from the keys.
+For a discriminated union Pydantic inserts the variant into the path, `('tuning', 'lora', 'rnak')`;
+for a plain union it reports the errors of every member. Walking the schema along the path tells
+variants from keys.
 
-The recipe as JSON Schema: for editors, and for the sentences about what a key may hold.
+The recipe as JSON Schema: for editors, and for messages about invalid values.
 
-Say what a key may hold, what it was given, and what was probably meant.
+Describe in words what a key accepts, what it was given and what was probably meant.
 """
 
 import re
@@ -34,7 +34,7 @@ from yrunner.recipe.yaml_tree import (
 
 Schema = dict[str, Any]
 
-# What YAML 1.1 parsers, such as `yaml.safe_load`, hand over as text although it is a number: 1e-4.
+# Numbers that YAML 1.1 parsers, such as `yaml.safe_load`, return as text: 1e-4.
 _NUMBER_AS_TEXT = r"^[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+$"
 
 
@@ -47,12 +47,12 @@ class _WithoutFieldTitles(GenerateJsonSchema):
 
 @cache
 def strict_schema() -> Schema:
-    """The schema of the values that `load.py` hands to Pydantic; do not change the result."""
+    """The schema of the values that `load.py` passes to Pydantic; do not modify the result."""
     schema = Recipe.model_json_schema(schema_generator=_WithoutFieldTitles)
     for union in [part for part in _parts(schema) if "discriminator" in part]:
         for reference in union["discriminator"]["mapping"].values():
             variant = schema["$defs"][reference.rsplit("/", 1)[1]]
-            # Pydantic needs the kind to choose a variant, also where the variant has a default.
+            # Pydantic needs the kind to choose a variant, even if the kind has a default.
             variant["required"] = sorted({*variant.get("required", []), "kind"})
     return schema
 
@@ -73,7 +73,7 @@ def recipe_json_schema() -> Schema:
 
 
 def resolve(schema: Schema) -> Schema:
-    """Follow references, and look through "or null", until the schema says what is wanted."""
+    """Follow references and drop "or null" until the schema itself describes the value."""
     while True:
         options = [option for option in schema.get("anyOf", []) if option.get("type") != "null"]
         if "$ref" in schema:
@@ -87,13 +87,13 @@ def resolve(schema: Schema) -> Schema:
 
 
 def variants(schema: Schema) -> dict[str, Schema]:
-    """The members of a union that is told apart by `kind`, by that kind; else nothing."""
+    """The members of a union discriminated by `kind`, by kind; empty for other schemas."""
     mapping = schema.get("discriminator", {}).get("mapping", {})
     return {kind: resolve({"$ref": reference}) for kind, reference in mapping.items()}
 
 
 def _parts(schema: Any) -> list[Schema]:
-    """Every schema inside a schema, itself first."""
+    """A schema and every schema inside it."""
     if isinstance(schema, list):
         return [part for item in schema for part in _parts(item)]
     if not isinstance(schema, dict):
@@ -112,12 +112,11 @@ _TYPES = {"boolean": "true or false", "integer": "a whole number", "number": "a 
 
 
 def wanted(schema: Schema) -> str:
-    """What a value must be, from its schema: "a number above 0 and below 1"."""
+    """What the schema accepts, in words: "a number above 0 and below 1"."""
     schema = resolve(schema)
     if kinds := variants(schema):
         return f"a section with a kind ({', '.join(kinds)})"
     if "anyOf" in schema:
-        # Listing true, false and "nothing" behind "text" would help nobody.
         options = [wanted(option) for option in schema["anyOf"] if option.get("type") != "null"]
         if "a number" in options and "a whole number" in options:
             options.remove("a whole number")
@@ -142,25 +141,25 @@ def wanted(schema: Schema) -> str:
 def _wanted_text(schema: Schema) -> str:
     if schema.get("format") == "path":
         return "a path"
-    return "text that is not empty" if schema.get("minLength") else "text"
+    return "non-empty text" if schema.get("minLength") else "text"
 
 
 def choices_of(schema: Schema) -> list[str]:
-    """The words that may stand here, if only certain words may."""
+    """The allowed words, if only certain words are allowed."""
     if "const" in schema:
         return [schema["const"]]
     return [str(choice) for choice in schema.get("enum", [])]
 
 
 def all_choices(schema: Schema) -> list[str]:
-    """The words that may stand here among other things."""
+    """The allowed words of a schema and of its alternatives."""
     schema = resolve(schema)
     options = [schema, *map(resolve, schema.get("anyOf", []))]
     return [choice for option in options for choice in choices_of(option)]
 
 
 def given(node: Node) -> str:
-    """What stands there, as the user wrote it."""
+    """The value as the user wrote it."""
     match node.content:
         case None:
             return "nothing"
@@ -177,7 +176,7 @@ def given(node: Node) -> str:
 
 
 def remedy(schema: Schema, node: Node) -> str:
-    """What would make the value fit, where that is clear; begins with a comma or semicolon."""
+    """How to fix the value, if that is clear; begins with a comma or semicolon."""
     schema = resolve(schema)
     types = {resolve(option).get("type") for option in schema.get("anyOf", [schema])}
     match node.content:
@@ -199,7 +198,7 @@ def _remedy_for_text(schema: Schema, types: set[str | None], text: str) -> str:
     if types & fits.get(type(bare), set()):
         return "; remove the quotes"
     if "array" in types:
-        return f"; a list of one is written [{shown(text)}]"
+        return f"; for a list of one write [{shown(text)}]"
     required = schema.get("required", [])
     if types == {"object"} and len(required) == 1:
         return f"; write {{{required[0]}: {shown(text)}}}"
@@ -218,14 +217,14 @@ def _remedy_for_number(schema: Schema, types: set[str | None], node: Node) -> st
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`, did you mean "rank"?`, or nothing when no known word is near."""
+    """`, did you mean "rank"?`, or an empty text if no known word is close."""
     meant = closest(word, known)
     return f', did you mean "{meant}"?' if meant else ""
 
 
 def closest(word: Any, known: Iterable[str]) -> str:
-    """The known word that is nearest to a misspelt one, or an empty text."""
-    # Nobody misspells a name into a novel, and difflib is slow on long text.
+    """The known word closest to a misspelled one, or an empty text."""
+    # difflib is slow on long text, and no key is longer than this.
     words = list(known)
     folded = {choice.lower(): choice for choice in words}
     near = get_close_matches(str(word)[:60].lower().replace("-", "_"), folded, n=1, cutoff=0.6)
@@ -234,10 +233,10 @@ def closest(word: Any, known: Iterable[str]) -> str:
 
 @dataclass(frozen=True)
 class _Spot:
-    """Where an error belongs: the path as the file has it, and what is wanted there.
+    """Where an error belongs: the path in the file, and the schema there.
 
-    `union` is the path of the plain union on the way there, `member` Pydantic's name for the
-    member that complains.
+    `union` is the path of a plain union on the way, `member` Pydantic's name for the union member
+    that reported the error.
     """
 
     path: KeyPath
@@ -247,7 +246,7 @@ class _Spot:
 
 
 def explain_errors(errors: Sequence[ErrorDetails], root: Node) -> list[RecipeFault]:
-    """One fault for each thing that is wrong."""
+    """One fault per problem."""
     spots = [(error, _locate(error["loc"])) for error in errors]
     faults = [_explain(error, spot, root) for error, spot in spots if spot.union is None]
     for union in dict.fromkeys(spot.union for _, spot in spots if spot.union is not None):
@@ -275,7 +274,7 @@ def _locate(location: Sequence[str | int]) -> _Spot:
 
 
 def _union_member(schema: Schema, label: str) -> Schema:
-    """The member that Pydantic calls `label`: a class's name or list[str], dict[str,int]."""
+    """The member that Pydantic calls `label`: a class name, list[str] or dict[str,int]."""
     for option in schema["anyOf"]:
         if option.get("$ref", "/").rsplit("/", 1)[1] in re.findall(r"\w+", label):
             return resolve(option)
@@ -295,7 +294,7 @@ def _child(schema: Schema, part: str | int) -> Schema:
 def _explain_union(
     union: KeyPath, group: list[tuple[ErrorDetails, _Spot]], root: Node
 ) -> Iterator[RecipeFault]:
-    """A member that looked inside the value knows best what is wrong there; else ask for either."""
+    """Errors inside the value are the most precise; without any, list what the union accepts."""
     inside: dict[str, list[tuple[ErrorDetails, _Spot]]] = {}
     for error, spot in group:
         if len(spot.path) > len(union):
@@ -308,7 +307,7 @@ def _explain_union(
 
 
 def _schema_at(path: KeyPath, root: Node) -> Schema:
-    """What is wanted at a path of the file, whose own kinds say which variant applies."""
+    """The schema at a path of the file; each `kind` in the file selects its variant."""
     schema = strict_schema()
     for depth, part in enumerate(path):
         schema = resolve(schema)
@@ -360,11 +359,11 @@ def _meant_key(key: str, section: Schema) -> str:
     if len(elsewhere) == 1:
         return f' here, did you mean "{elsewhere.pop()}"?'
     known = section.get("properties", {})
-    return did_you_mean(key, known) or f"; the keys here are {', '.join(known)}"
+    return did_you_mean(key, known) or f"; valid keys are {', '.join(known)}"
 
 
 def _key_paths(schema: Schema) -> Iterator[tuple[str, ...]]:
-    """Every key of the recipe outside lists, as a path."""
+    """The path of every key of the recipe outside lists."""
     schema = resolve(schema)
     for section in variants(schema).values() or [schema]:
         for key, child in section.get("properties", {}).items():
@@ -398,18 +397,18 @@ def _explain_pattern(spot: _Spot, root: Node) -> RecipeFault:
     node, _ = find(root, spot.path)
     meaning = str(spot.schema.get("description", f"text like {spot.schema['pattern']}"))
     meaning = " ".join(meaning.split()).rstrip(".")
-    message = f"{given(node)} cannot be used; wanted: {meaning[0].lower()}{meaning[1:]}"
+    message = f"{given(node)} is not valid; expected: {meaning[0].lower()}{meaning[1:]}"
     return RecipeFault(_value_place(node), spot.path, message)
 
 
 def _explain_refusal(error: ErrorDetails, spot: _Spot, root: Node) -> RecipeFault:
-    """What one of the schema's own validators says, at the key that it speaks of."""
+    """The message of one of the schema's validators, at the key it mentions."""
     message = shown(error["msg"].removeprefix("Value error, "), limit=600)
     node, _ = find(root, spot.path)
     if not isinstance(node.content, dict):
         return RecipeFault(_value_place(node), spot.path, message)
-    # A validator of a section names the keys that do not go together: show the first of them
-    # that an override brought in, otherwise the first at all, otherwise the section.
+    # A validator of a section names the keys that conflict: point at the first one set by an
+    # override, else at the first one, else at the section.
     words = [tuple(word.split(".")) for word in re.findall(r"[\w.]*\w", message)]
     named = [found for found, whole in (find(node, word) for word in words) if whole]
     from_overrides = [key for key in named if _key_place(key).turn]
@@ -422,5 +421,5 @@ def _key_place(node: Node) -> SourceLocation:
 
 
 def _value_place(node: Node) -> SourceLocation:
-    """The value, or, where nothing is written behind the key, the key."""
+    """The location of the value, or of the key if its value is empty."""
     return _key_place(node) if node.content is None and not node.text else node.place

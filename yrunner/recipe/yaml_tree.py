@@ -1,16 +1,16 @@
-"""Read YAML into values that know where they were written.
+"""Parse YAML into a tree whose nodes know their line and column.
 
-`yaml.safe_load` forgets the lines, keeps the last of two equal keys, expands alias bombs, and
-reads 1e-4 as text. So a tree is built here from PyYAML's events; `plain_words.py` reads its words.
+`yaml.safe_load` drops line numbers, keeps the last of two equal keys, expands alias bombs and
+reads 1e-4 as text. So the tree is built here, from PyYAML's events.
 
-What a word without quotes means in a recipe: a number, true or false, nothing, or text.
+Resolve unquoted YAML scalars: a number, a boolean, null or text.
 
-As in YAML 1.2, where 1e-4 is a number and 010, 1:30 and 2026-01-01 are not something surprising;
-besides, yes/no/on/off are the booleans that many people expect them to be.
+The rules are those of YAML 1.2, where 1e-4 is a number and 010, 1:30 and 2026-01-01 are text. In
+addition, yes/no/on/off are booleans, as in YAML 1.1, because many people expect them to be.
 
-Say in plain words what keeps a text from being YAML.
+Explain YAML syntax errors in plain words.
 
-PyYAML's own messages name the parser's states ("did not find expected key"), not the slip.
+PyYAML's own messages name parser states ("did not find expected key"), not the mistake.
 """
 
 import re
@@ -22,7 +22,7 @@ import yaml
 
 Scalar = str | int | float | bool | None
 
-# 18 digits always fit 64 bits; a longer number is a slip of the finger and stays text.
+# 18 digits always fit in 64 bits; a longer number is a typo and stays text.
 _INTEGER = re.compile(r"[-+]?(0|[1-9](_?[0-9]){0,17}|0x[0-9a-fA-F]{1,15})")
 FLOAT = re.compile(
     r"[-+]?(\.[0-9]+|[0-9]+\.[0-9]*)([eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+"
@@ -36,7 +36,7 @@ _NAMED: dict[str, bool | None] = {"": None, "~": None, "null": None} | {
 
 
 def read_plain_scalar(text: str) -> Scalar:
-    """What a word without quotes means."""
+    """The value of an unquoted scalar."""
     word = text.lower() if text in (text.lower(), text.title(), text.upper()) else text
     if word in _NAMED:
         return _NAMED[word]
@@ -48,37 +48,43 @@ def read_plain_scalar(text: str) -> Scalar:
 
 
 _ALIGNMENT = (
-    "this line does not line up with the lines above it, or the value before it goes on after its "
-    "closing quote; give keys of one section the same indentation"
+    "this line is not aligned with the lines above it, or text follows the closing quote of a "
+    "value; indent all keys of a section alike"
 )
 _COLON = (
-    'a ":" cannot stand here; put a value that contains ": " in quotes, and indent keys of one '
+    '":" is not allowed here; put a value that contains ": " in quotes, and indent all keys of a '
     "section alike"
 )
-_NAME = '"*" and "&" are signs of YAML; put text that begins with one in quotes'
+_NAME = '"*" and "&" have a meaning in YAML; put text that begins with one in quotes'
 
-# Words of the parser, in C or in Python, to our sentence; the first that is found counts.
+# From the wording of both parsers, C and Python, to our sentence; the first match counts.
 _SENTENCES = (
     ("mapping values are not allowed", _COLON),
     ("unexpected ':'", _COLON),
-    ("mapping keys are not allowed", 'a "? " cannot stand here; put text that begins so in quotes'),
+    (
+        "mapping keys are not allowed",
+        '"? " is not allowed here; put text that begins with it in quotes',
+    ),
     (
         "sequence entries are not allowed",
-        'a list cannot begin behind "key:"; put "- " on new lines',
+        'a list cannot begin on the line of its key; put each "- " on a new line',
     ),
     ("expected alphabetic or numeric", _NAME),
-    ("unknown escape", "a backslash begins an escape in \"...\"; use '...' for a plain backslash"),
-    ("escape", "this is no valid escape sequence; put the text in '...' instead of \"...\""),
+    (
+        "unknown escape",
+        "a backslash starts an escape in \"...\"; use '...' for a literal backslash",
+    ),
+    ("escape", "invalid escape sequence; put the text in '...' instead of \"...\""),
     ("directive", 'a line cannot begin with "%"; remove it'),
-    ("incompatible", "this version of YAML is not known; remove the %YAML line"),
-    ("document start", "the recipe ended above, and yet it goes on; indent it alike"),
+    ("incompatible", "unknown YAML version; remove the %YAML line"),
+    ("document start", "the recipe has ended above this line; check the indentation"),
     ("document indicator", 'a quote is still open at this "---"; close it'),
-    ("tag", 'a word that begins with "!" is a tag, which recipes do not have; put it in quotes'),
+    ("tag", 'a word that begins with "!" is a YAML tag; put it in quotes'),
     ("expected key", _ALIGNMENT),
     ("expected <block end>", _ALIGNMENT),
     ("expected '-' indicator", _ALIGNMENT),
-    ("node content", "a value is missing here, or there is a sign too many; see the line"),
-    ("block scalar", 'behind "|" or ">" the line must end; put the text into the next line'),
+    ("node content", "a value is missing here, or a character is not needed; check the line"),
+    ("block scalar", 'nothing may follow "|" or ">"; put the text on the next line'),
 )
 _BRACKET_CONTEXTS = {
     "while parsing a flow sequence": ("[", "]"),
@@ -90,7 +96,7 @@ _CONTROL = re.compile(
 
 
 def find_control_character(text: str) -> tuple[int, int, str] | None:
-    """Line and column, from 0, of the first character that YAML forbids, and a sentence."""
+    """Line and column, from 0, of the first character that YAML forbids, and a message."""
     found = _CONTROL.search(text)
     if found is None:
         return None
@@ -98,29 +104,27 @@ def find_control_character(text: str) -> tuple[int, int, str] | None:
     line = before.count("\n")
     column = len(before) - (before.rfind("\n") + 1)
     code = f"U+{ord(found.group()):04X}"
-    return line, column, f"the invisible character {code} cannot stand in YAML; remove it"
+    return line, column, f"YAML does not allow the invisible character {code}; remove it"
 
 
 def explain_syntax_error(error: yaml.MarkedYAMLError, text: str) -> tuple[int, int, str]:
-    """Line and column of the slip, both from 0, and a sentence that says what to do."""
+    """Line and column of the mistake, both from 0, and a message that says how to fix it."""
     problem = error.problem or ""
     context = error.context or ""
     mark = error.problem_mark or error.context_mark
     assert mark is not None, "PyYAML marks every syntax error"
     opened = error.context_mark or mark
-    # A tab deforms the structure, and the parser may notice only lines below.
+    # A tab breaks the structure, and the parser may notice only further down.
     tab = _find_tab(text, opened.line, mark.line)
     if tab is not None:
-        return tab[0], tab[1], "a tab indents this line; YAML wants spaces, two for each level"
+        return tab[0], tab[1], "this line is indented with a tab; use spaces, two per level"
     if "quoted scalar" in context and "end of stream" in problem:
         quote = _sign_at(text, opened.line, opened.column)
-        return opened.line, opened.column, f"the quote {quote} that opens here is never closed"
+        return opened.line, opened.column, f"the quote {quote} opened here is never closed"
     if context in _BRACKET_CONTEXTS and "expected ','" in problem:
         opening, closing = _BRACKET_CONTEXTS[context]
-        message = (
-            f'the "{opening}" that opens here lacks its "{closing}", or a comma is missing in it'
-        )
-        return opened.line, opened.column, f"{message}; add it"
+        message = f'the "{opening}" opened here has no "{closing}", or a comma is missing; add it'
+        return opened.line, opened.column, message
     if "could not find expected ':'" in problem:
         return opened.line, opened.column, 'this line has no ":"; write "key: value"'
     if "cannot start any token" in problem:
@@ -129,7 +133,7 @@ def explain_syntax_error(error: yaml.MarkedYAMLError, text: str) -> tuple[int, i
     for words, sentence in _SENTENCES:
         if words in problem or words in context:
             return mark.line, mark.column, sentence
-    return mark.line, mark.column, f"this is not valid YAML ({problem}); see the line"
+    return mark.line, mark.column, f"invalid YAML ({problem}); check the line"
 
 
 def _find_tab(text: str, first_line: int, last_line: int) -> tuple[int, int] | None:
@@ -155,9 +159,9 @@ MAX_DEPTH = 30
 
 @dataclass(frozen=True, order=True)
 class SourceLocation:
-    """A line and column of the recipe, both from 1, or, with line 0, a whole override.
+    """A line and column of the recipe, both from 1; line 0 means a whole override.
 
-    `turn` orders the sources: 0 for the file, then the overrides as they were given.
+    `turn` orders the sources: 0 for the file, then 1, 2, ... for the overrides.
     """
 
     turn: int
@@ -171,7 +175,7 @@ class SourceLocation:
 
 @dataclass(frozen=True)
 class RecipeFault:
-    """Something wrong at a place; `path` names the key, as far as there is one."""
+    """A problem and its location; `path` is the key, if there is one."""
 
     place: SourceLocation
     path: KeyPath
@@ -180,9 +184,9 @@ class RecipeFault:
 
 @dataclass(frozen=True)
 class Node:
-    """A value, where it was written and how; under a key also where the key was written.
+    """A value, its location and its source text; below a key, also the location of the key.
 
-    `size` and `depth` count what it holds after its aliases are written out.
+    `size` and `depth` count its contents with every alias expanded.
     """
 
     content: "Scalar | list[Node] | dict[str, Node]"
@@ -194,7 +198,7 @@ class Node:
 
 
 class Unreadable(Exception):
-    """The text is no recipe at all, so there is nothing to look for further faults in."""
+    """The text is not a recipe, so it cannot be checked further."""
 
     def __init__(self, fault: RecipeFault) -> None:
         super().__init__(fault.message)
@@ -202,9 +206,9 @@ class Unreadable(Exception):
 
 
 def read_document(text: str, start: SourceLocation) -> tuple[Node, list[RecipeFault]]:
-    """The tree of a YAML text, and the faults that did not keep it from being read.
+    """The tree of a YAML text, and the faults that did not prevent parsing.
 
-    With `start.line` 0 the text is an override, which is one place as a whole.
+    If `start.line` is 0, the text is an override, and every node gets the location `start`.
     """
     if forbidden := find_control_character(text):
         line, column, message = forbidden
@@ -220,7 +224,7 @@ def read_document(text: str, start: SourceLocation) -> tuple[Node, list[RecipeFa
 
 
 def plain(node: Node) -> Any:
-    """The bare value, as JSON would hold it."""
+    """The value as plain JSON types."""
     match node.content:
         case dict():
             return {key: plain(child) for key, child in node.content.items()}
@@ -231,7 +235,7 @@ def plain(node: Node) -> Any:
 
 
 def find(node: Node, path: KeyPath) -> tuple[Node, bool]:
-    """The node at a path, or the deepest one on the way there; and whether it is the whole way."""
+    """The node at a path, or the deepest one on the way; and whether the whole path exists."""
     for part in path:
         content = node.content
         if isinstance(content, dict) and part in content:
@@ -244,33 +248,31 @@ def find(node: Node, path: KeyPath) -> tuple[Node, bool]:
 
 
 def shown(text: str, limit: int = 60) -> str:
-    """Text of a recipe as it may stand in a message: one line, short, nothing unprintable."""
+    """Recipe text for a message: one short line, printable characters only."""
     line = "".join(sign if sign.isprintable() else "?" for sign in " ".join(text.split()))
     return line if len(line) <= limit else line[: limit - 3] + "..."
 
 
-_TOO_DEEP = f"nested more than {MAX_DEPTH} deep, no recipe needs that; remove the excess"
+_TOO_DEEP = f"nested more than {MAX_DEPTH} levels deep; flatten it"
 _HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # PyYAML's parser in Python lets "\\ud800" pass
-_NOT_TEXT = "this text holds half a character (\\ud800 to \\udfff); remove that escape"
-_TOO_MANY = (
-    f"more than {MAX_VALUES:,} values, counting what each alias (*name) stands for; cut it down"
-)
+_NOT_TEXT = "this text contains a lone surrogate (\\ud800 to \\udfff); remove that escape"
+_TOO_MANY = f"more than {MAX_VALUES:,} values, with every alias (*name) expanded; shorten it"
 
 
 def _loader_class() -> Any:
-    """The parser in C where PyYAML has it: ten times faster, with the same events."""
+    """PyYAML's C parser where it is available: the same events, ten times faster."""
     return getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class _Composer:
-    """Builds the tree, event by event, so that a bomb is refused before it is expanded."""
+    """Builds the tree event by event, so that an alias bomb is refused before it expands."""
 
     def __init__(self, text: str, start: SourceLocation) -> None:
         self.start = start
         self.loader = _loader_class()(text)
         self.faults: list[RecipeFault] = []
         self.num_values = 0
-        self.anchors: dict[str, Node | None] = {}  # None while the node is still being read
+        self.anchors: dict[str, Node | None] = {}  # None while the node is being parsed
 
     def close(self) -> None:
         self.loader.dispose()
@@ -286,7 +288,7 @@ class _Composer:
         node = self.node(())
         self.loader.get_event()  # the document ends
         if not self.loader.check_event(yaml.StreamEndEvent):
-            message = 'a second document begins here; a recipe is one, remove the "---"'
+            message = 'a second YAML document begins here; a recipe is only one, remove the "---"'
             self.faults.append(RecipeFault(self.place_of(self.loader.peek_event()), (), message))
         return node
 
@@ -317,21 +319,20 @@ class _Composer:
     def aliased(self, anchor: str, place: SourceLocation, path: KeyPath) -> Node:
         if anchor not in self.anchors:
             message = (
-                f'the alias *{shown(anchor)} stands for nothing; write "&{shown(anchor)}" before '
-                "the value that it repeats, or put the text in quotes"
+                f'the alias *{shown(anchor)} has no anchor; write "&{shown(anchor)}" before '
+                "the value it repeats, or put the text in quotes"
             )
         elif (node := self.anchors[anchor]) is not None:
             return replace(node, place=place)
         else:
-            message = f"the alias *{shown(anchor)} stands inside the value that it repeats"
-            message += "; remove it"
+            message = f"the alias *{shown(anchor)} refers to a value that contains it; remove it"
         raise Unreadable(RecipeFault(place, path, message))
 
     def written(self, event: Any, place: SourceLocation, path: KeyPath) -> Node:
-        # "!" alone and !!str say only that the value is text, which a recipe can hold.
+        # "!" alone and !!str only mark a value as text, which is fine in a recipe.
         if event.tag not in (None, "!", "tag:yaml.org,2002:str"):
             tag = event.tag.replace("tag:yaml.org,2002:", "!!")
-            message = f"the tag {shown(tag)} is not allowed, a recipe holds plain values; remove it"
+            message = f"the tag {shown(tag)} is not allowed in a recipe; remove it"
             self.faults.append(RecipeFault(place, path, message))
         match event:
             case yaml.ScalarEvent():
@@ -357,7 +358,7 @@ class _Composer:
         merged: dict[str, Node] = {}
         while not self.loader.check_event(yaml.MappingEndEvent):
             is_merge = _is_merge_key(self.loader.peek_event())
-            key = self.node((*path, "?"))  # a key may itself be nested, until it is refused
+            key = self.node((*path, "?"))  # a nested key is parsed, then refused
             if is_merge:
                 self.merge(self.node(path), merged, path)
             elif self.key_is_fit(key, own, path):
@@ -371,7 +372,7 @@ class _Composer:
     def key_is_fit(self, key: Node, own: dict[str, Node], path: KeyPath) -> bool:
         if not isinstance(key.content, str):
             word = shown(key.text)
-            message = "a key must be text, and this is none; write a name"
+            message = "a key must be text; write a name"
             if word:
                 message = f'the key {word} is not text; put it in quotes: "{word}"'
             self.faults.append(RecipeFault(key.place, path, message))
@@ -385,7 +386,7 @@ class _Composer:
         return True
 
     def merge(self, source: Node, merged: dict[str, Node], path: KeyPath) -> None:
-        """Take over the keys of `<<: *name`; the section's own keys and earlier merges win."""
+        """Merge the keys of `<<: *name`; the section's own keys and earlier merges win."""
         sources = source.content if isinstance(source.content, list) else [source]
         for section in sources:
             if isinstance(section.content, dict):
@@ -397,7 +398,7 @@ class _Composer:
 
 
 def _place(start: SourceLocation, line: int, column: int) -> SourceLocation:
-    """The place of PyYAML's line and column, which count from 0."""
+    """The location of PyYAML's line and column, which start at 0."""
     return replace(start, line=line + 1, column=column + 1) if start.line else start
 
 

@@ -232,7 +232,7 @@ def test_a_faulty_list_of_faults_is_found_before_a_model_is_loaded(project, chan
     [
         (
             {"kind": "format", "form": {"kind": "regex", "pattern": "("}},
-            r'eval\.tasks\.0\.form\.pattern: "\(" is no regular expression: missing \)',
+            r'eval\.tasks\.0\.form\.pattern: "\(" is not a valid regular expression: missing \)',
         ),
         (
             {"kind": "judge_by_rule", "rules": [{"name": "a"}]},

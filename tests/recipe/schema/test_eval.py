@@ -18,7 +18,10 @@ ANSWER = {"kind": "answer", "name": "a", "side": "domain", "data": "rows.jsonl"}
         ({**ANSWER, "kind": "classify", "labels": ["one"]}, "one label leaves nothing to choose"),
         ({**ANSWER, "kind": "classify", "labels": ["b", "b"]}, '"b" is given twice'),
         ({**ANSWER, "kind": "format"}, "form"),
-        ({**ANSWER, "kind": "format", "form": {"kind": "regex", "pattern": "["}}, "no regular"),
+        (
+            {**ANSWER, "kind": "format", "form": {"kind": "regex", "pattern": "["}},
+            "not a valid regular",
+        ),
         ({**ANSWER, "kind": "judge_by_rule", "rules": []}, "at least 1"),
         ({**ANSWER, "kind": "harness", "tasks": ["x"]}, "Extra inputs"),
     ],
@@ -28,20 +31,20 @@ def test_a_task_that_makes_no_sense_is_refused(task, reason):
         TASK.validate_python(task)
 
 
-def test_a_rule_is_one_of_two_and_has_a_name_of_its_own():
+def test_a_rule_is_one_of_two_and_has_a_unique_name():
     both = {"name": "r", "must_match": "a", "must_not_match": "b"}
     one = {"name": "r", "must_match": "a"}
-    for rules, reason in (([both], "make two rules of both"), ([one, one], 'the name "r"')):
+    for rules, reason in (([both], "write two rules to use both"), ([one, one], 'the name "r"')):
         with pytest.raises(ValidationError, match=reason):
             TASK.validate_python({**ANSWER, "kind": "judge_by_rule", "rules": rules})
 
 
-def test_two_tasks_cannot_have_one_name():
+def test_two_tasks_cannot_have_the_same_name():
     with pytest.raises(ValidationError, match='two tasks have the name "a"'):
         EvalSection(tasks=[ANSWER, ANSWER])
 
 
-def test_quality_has_a_side_of_its_own_unless_it_is_given_another():
+def test_quality_tasks_are_on_the_quality_side_by_default():
     without = {key: value for key, value in ANSWER.items() if key != "side"}
     assert TASK.validate_python({**without, "kind": "quality"}).side == "quality"
     assert TASK.validate_python({**ANSWER, "kind": "quality"}).side == "domain"

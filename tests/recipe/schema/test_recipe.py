@@ -75,7 +75,7 @@ def validator():
         ),
         (
             "train: {checkpoint: {zzz: 1}}\n",
-            "7:22: train.checkpoint.zzz: unknown key; the keys here are every, keep",
+            "7:22: train.checkpoint.zzz: unknown key; valid keys are every, keep",
         ),
         ("tuning:\n", f"7:1: tuning: {TUNING}, got nothing"),
         ("tuning: 3\n", f"7:9: tuning: {TUNING}, got 3"),
@@ -95,7 +95,7 @@ def validator():
         (
             "tuning: {kind: lora, targets: q_proj}\n",
             '7:31: tuning.targets: must be "all-linear" or a list, got "q_proj"; '
-            "a list of one is written [q_proj]",
+            "for a list of one write [q_proj]",
         ),
         (
             "tuning: {kind: lora, targets: [q_proj, 1]}\n",
@@ -107,7 +107,7 @@ def validator():
         ),
         (
             "tuning: {kind: lora, adapter: ./base, rank: 4}\n",
-            "7:22: tuning: an adapter brings its own rank; remove that here",
+            "7:22: tuning: the adapter already defines rank; remove it here",
         ),
         (
             "loss: {kind: nlirg, loss_deadline: 1}\n",
@@ -150,8 +150,8 @@ def validator():
         ),
         (
             "train: {stage: pretrain}\n",
-            '7:9: model.scratch and train.stage "pretrain" need each other: random weights are '
-            "pretrained, a base is not",
+            '7:9: model.scratch and train.stage "pretrain" require each other: pretrain starts '
+            "from random weights, the other stages from a base",
         ),
         ("rank: 3\n", '7:1: rank: unknown key here, did you mean "tuning.rank"?'),
         ("train: {中文: 1, seed: 2}\n", '7:16: train.seed: unknown key here, did you mean "seed"?'),
@@ -168,16 +168,16 @@ def test_a_wrong_value_gives_one_sentence(addition, expected, valid, problems):
         ("hub: fog/harbour", ""),
         ("hub: fog/harbour, files: 'data/*.parquet', revision: v1, share: 0.2", ""),
         ("file: rows.jsonl, take: 1000", ""),
-        ("hub: a/b/c", '"a/b/c" is no Hub id; write "organisation/name"'),
-        ("take: 1", "give either file, a path, or hub, the name of a dataset"),
+        ("hub: a/b/c", '"a/b/c" is not a Hub id; write "organisation/name"'),
+        ("take: 1", "needs file, a path, or hub, the name of a dataset"),
         (
             "file: rows.jsonl, hub: a/b",
-            "file and hub cannot be combined; give each an entry of its own",
+            "file and hub cannot be combined; write two entries",
         ),
-        ("file: rows.jsonl, files: '*'", "files needs hub, the name of a dataset; remove it"),
-        ("file: rows.jsonl, revision: v1", "revision needs hub, the name of a dataset; remove it"),
+        ("file: rows.jsonl, files: '*'", "files applies only to hub, not to file; remove it"),
+        ("file: rows.jsonl, revision: v1", "revision applies only to hub, not to file; remove it"),
         ("hub: a/b, take: 1, share: 0.5", "take and share cannot be combined; remove one"),
-        ("file: rows.jsonl, document: file", "document: file is for txt files only; remove it"),
+        ("file: rows.jsonl, document: file", "document: file applies only to txt files; remove it"),
         ("hub: a/b, take: 0", "must be a whole number of at least 1, got 0"),
         ("hub: a/b, share: 1", "must be a number above 0 and below 1, got 1"),
     ],
@@ -207,7 +207,7 @@ def test_data_comes_from_one_place_all_of_it_or_a_part(entry, expected, valid, p
         (
             "name: legal",
             "name: my run",
-            '1:7: name: "my run" cannot be used; wanted: name of the run and of its folder: '
+            '1:7: name: "my run" is not valid; expected: name of the run and of its folder: '
             "letters, digits, dot, dash and underscore",
         ),
         ("name: legal\n", "", "1:1: name: this key is missing; it must be text"),
@@ -215,8 +215,7 @@ def test_data_comes_from_one_place_all_of_it_or_a_part(entry, expected, valid, p
         (
             "\n    - file: rows.jsonl",
             " [rows.jsonl]",
-            '5:11: data.train.0: a section is needed here, got "rows.jsonl"; '
-            "write {file: rows.jsonl}",
+            '5:11: data.train.0: must be a section, got "rows.jsonl"; write {file: rows.jsonl}',
         ),
         (
             "    - file: rows.jsonl",

@@ -112,10 +112,10 @@ def test_what_is_no_configuration_is_refused(tmp_path, text, message):
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({}, 'either "stage" or "config"'),
-        ({"stage": 2, "config": "x.json"}, 'either "stage" or "config"'),
-        ({"config": "x.json", "offload": "cpu"}, "offload belongs into the file"),
-        ({"stage": 3, "offload": "nvme"}, "need each other"),
+        ({}, 'exactly one of "stage" and "config"'),
+        ({"stage": 2, "config": "x.json"}, 'exactly one of "stage" and "config"'),
+        ({"config": "x.json", "offload": "cpu"}, "set offload in the config file"),
+        ({"stage": 3, "offload": "nvme"}, "require each other"),
         ({"stage": 2, "offload": "nvme", "nvme_folder": "/nvme"}, "needs stage 3"),
     ],
 )
@@ -127,11 +127,11 @@ def test_a_section_that_means_two_things_is_refused(keys, message):
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"optimizer": "adafactor"}, "adafactor looks at whole weights"),
-        ({"optimizer": "paged_adamw_8bit"}, "paged_adamw_8bit looks at whole weights"),
-        ({"tuning": "qlora"}, "quantized weights cannot be cut"),
+        ({"optimizer": "adafactor"}, "adafactor needs whole weights"),
+        ({"optimizer": "paged_adamw_8bit"}, "paged_adamw_8bit needs whole weights"),
+        ({"tuning": "qlora"}, "quantized weights cannot be sharded"),
         ({"torch_compile": True}, "torch_compile and distributed.deepspeed"),
-        ({"keep": "ewc"}, "ewc looks at whole weights"),
+        ({"keep": "ewc"}, "ewc needs whole weights"),
         ({"keep": "self_replay"}, None),
         ({}, None),
     ],

@@ -1,4 +1,4 @@
-"""The recipe's `compare`: the arms of an experiment, and how they are set against each other."""
+"""The recipe's `compare`: the arms of an experiment, and how they are compared."""
 
 import re
 from typing import Annotated, Any, Literal, Self
@@ -11,34 +11,33 @@ ARM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 SET_BY_THE_EXPERIMENT = ("name", "output", "seed", "eval", "compare", "train.checkpoint.keep")
 OF_OTHER_COMMANDS = ("sort", "merge")
 FIXED_KEYS = (*SET_BY_THE_EXPERIMENT, *OF_OTHER_COMMANDS)
-"""What an arm may not change: it is the same for all, or no training reads it."""
+"""Keys that an arm may not change: fixed by the experiment, or not used by training."""
 
 
 def is_fixed(key: str) -> bool:
-    """Whether a dotted key, or a section that holds it, is one that no arm may change."""
+    """Whether no arm may change this dotted key."""
     return any(key == fixed or key.startswith(f"{fixed}.") for fixed in FIXED_KEYS)
 
 
 class CompareSection(Section):
-    """The arms and seeds of an experiment, for `yrun compare`; see docs/guide/compare.md."""
+    """The arms that `yrun compare` trains and compares; see docs/guide/compare.md."""
 
     arms: dict[str, dict[str, Any]] = Field({})
-    """For each arm, by its name, the dotted keys that it changes: `slow: {train.learning_rate:
-    1e-5}`. `{}` is the recipe as it stands. The others are set against the first."""
+    """The dotted keys that each named arm changes: `slow: {train.learning_rate: 1e-5}`. `{}` is
+    the recipe unchanged. The first arm is the baseline."""
     seeds: list[Annotated[int, Field(ge=0, lt=2**32)]] = Field([0, 1, 2], min_length=1)
-    """Each arm is trained once with each of these."""
+    """Seeds; each arm is trained once per seed."""
     domain_accuracy: float | None = Field(None, gt=0, le=1)
-    """The score of the domain's tasks at which arms are compared as equals; default 90 % of what
-    the best arm reaches."""
+    """Domain score at which arms are compared. Default: 90 % of the best arm's score."""
     checkpoints: Literal["last", "all"] = "last"
-    """Which checkpoints of an arm stay on the disk after all of them have been measured."""
+    """Which checkpoints of an arm to keep on disk once all have been measured."""
 
     @model_validator(mode="after")
     def arms_have_names_for_folders(self) -> Self:
         for name in self.arms:
             if not ARM_NAME.fullmatch(name):
                 raise ValueError(
-                    f'arms: "{name}" cannot be the name of an arm; '
+                    f'arms: "{name}" is not a valid arm name; '
                     "use letters, digits, dot, dash and underscore"
                 )
         return self
@@ -56,5 +55,5 @@ class CompareSection(Section):
     @model_validator(mode="after")
     def seeds_are_different(self) -> Self:
         if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError("seeds: each may stand there once")
+            raise ValueError("seeds: list each seed once")
         return self

@@ -1,4 +1,4 @@
-"""The recipe's `data`: what is learned from, and which of its tokens count."""
+"""The recipe's `data`: the training data, and which of its tokens are targets."""
 
 from typing import Any, Literal, Self
 
@@ -8,51 +8,51 @@ from yrunner.recipe.schema.section import HubId, RecipePlace, Section
 
 
 class DataFile(Section):
-    """One place of data and how to read it."""
+    """A source of data and how to read it."""
 
     file: RecipePlace | None = None
-    """A json, jsonl, csv, tsv, parquet or txt file, also packed as .gz; a folder of such files, or
-    a glob. Relative to the recipe."""
+    """A json, jsonl, csv, tsv, parquet or txt file, optionally compressed as .gz; a folder of such
+    files; or a glob. Relative to the recipe."""
     hub: HubId | None = None
-    """Or: the name of a dataset of the Hub, `organisation/name`, downloaded once."""
+    """Instead of file: a dataset on the Hub, `organisation/name`, downloaded once."""
     files: str | None = Field(None, min_length=1)
-    """Which files of the Hub dataset: a name or a glob, where * also stands for folders; default
-    its only data file, or those of the split train."""
+    """Which files of the Hub dataset: a name or a glob, where `*` also matches `/`. Default: its
+    only data file, or the files of its train split."""
     revision: str | None = Field(None, min_length=1)
-    """Branch, tag or commit of the Hub dataset; a commit is the same data for ever."""
+    """Branch, tag or commit of the Hub dataset; only a commit pins the data."""
     format: Literal[
         "auto", "alpaca", "sharegpt", "messages", "prompt_response", "question_answer", "text"
     ] = "auto"
-    """What a row looks like. auto looks at the keys of the rows and says what it chose."""
+    """Format of a row. `auto` detects it from the keys of the rows and prints its choice."""
     columns: dict[str, str] = Field({})
-    """Names in this file for the names of the format: `{instruction: question, output: reply}`."""
+    """Column for each name of the format: `{instruction: question, output: reply}`."""
     document: Literal["line", "file"] = "line"
-    """What one document is in a txt file: a line, or the whole file."""
+    """What counts as one document in a txt file: each line, or the whole file."""
     take: int | None = Field(None, ge=1)
-    """How many of the rows to use, chosen at random by the seed; default all."""
+    """Number of rows to use, chosen at random with the seed. Default: all."""
     share: float | None = Field(None, gt=0, lt=1)
-    """Or: the share of the rows to use, chosen at random by the seed."""
+    """Instead of take: the share of rows to use, chosen at random with the seed."""
 
     @model_validator(mode="before")
     @classmethod
     def a_name_alone_is_no_section(cls, value: Any) -> Any:
         if isinstance(value, str):
-            raise ValueError(f'a section is needed here, got "{value}"; write {{file: {value}}}')
+            raise ValueError(f'must be a section, got "{value}"; write {{file: {value}}}')
         return value
 
     @model_validator(mode="after")
     def exactly_one_origin(self) -> Self:
         if self.file is not None and self.hub is not None:
-            raise ValueError("file and hub cannot be combined; give each an entry of its own")
+            raise ValueError("file and hub cannot be combined; write two entries")
         if self.file is None and self.hub is None:
-            raise ValueError("give either file, a path, or hub, the name of a dataset")
+            raise ValueError("needs file, a path, or hub, the name of a dataset")
         return self
 
     @model_validator(mode="after")
     def only_the_hub_has_files_and_revisions(self) -> Self:
         for key in ("files", "revision"):
             if self.hub is None and getattr(self, key) is not None:
-                raise ValueError(f"{key} needs hub, the name of a dataset; remove it")
+                raise ValueError(f"{key} applies only to hub, not to file; remove it")
         return self
 
     @model_validator(mode="after")
@@ -61,7 +61,7 @@ class DataFile(Section):
         if self.document == "file" and name.endswith(
             (".json", ".jsonl", ".csv", ".tsv", ".parquet")
         ):
-            raise ValueError("document: file is for txt files only; remove it")
+            raise ValueError("document: file applies only to txt files; remove it")
         return self
 
     @model_validator(mode="after")
@@ -72,29 +72,29 @@ class DataFile(Section):
 
 
 class DataSection(Section):
-    """What is learned from, and which of its tokens count."""
+    """The training data, and which of its tokens are targets."""
 
     system: str | None = None
     """System message for conversations that have none."""
     max_length: int = Field(2048, ge=2)
-    """Longest example in tokens."""
+    """Maximum length of an example in tokens."""
     too_long: Literal["refuse", "drop", "cut", "split"] = "refuse"
-    """What happens to a longer one: stop before training, leave it out, or cut its end off.
-    split makes several of a long text, so that all of it is learned; for conversations it is as
-    refuse."""
+    """What to do with a longer example. `refuse`: stop before training. `drop`: leave it out.
+    `cut`: truncate it. `split`: divide a long text into several examples; for conversations the
+    same as `refuse`."""
     invalid: Literal["refuse", "drop"] = "refuse"
-    """What happens to a row that cannot be used: stop before training, or leave it out, counted."""
+    """What to do with an unusable row: stop before training, or drop it and report the count."""
     packing: bool = False
-    """Fill rows of max_length with several examples each, which do not see each other. With
-    train.order as_written only neighbours share a row."""
+    """Pack several examples into a row of max_length tokens, isolated from each other. With
+    train.order: as_written, only neighbours share a row."""
     targets: Literal["assistant", "last_assistant", "all"] = "assistant"
-    """The tokens whose loss counts: every assistant turn, the last one, or everything."""
+    """Which tokens are targets: every assistant turn, the last assistant turn, or all tokens."""
     train: list[DataFile] = Field(min_length=1)
-    """Files to learn from."""
+    """Training data."""
     validation: list[DataFile] = Field([])
-    """Files to watch the loss on; never learned from."""
+    """Validation data, never trained on."""
     validation_share: float | None = Field(None, gt=0, lt=1)
-    """Or: the share of the training rows that is set aside for validation."""
+    """Instead of validation: the share of training rows to set aside for it."""
 
     @model_validator(mode="after")
     def one_source_of_validation(self) -> Self:

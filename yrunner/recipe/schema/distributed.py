@@ -1,4 +1,4 @@
-"""The recipe's `distributed`: how many processes train together, where, and what they share out."""
+"""The recipe's `distributed`: processes, machines and DeepSpeed."""
 
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -8,43 +8,43 @@ from pydantic import Field, model_validator
 from yrunner.recipe.schema.section import RecipeFile, Section
 
 SHARED_OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd")
-"""Optimizers that treat every number alike: DeepSpeed hands them flat pieces of the weights."""
+"""Element-wise optimizers: they work on the flat shards that DeepSpeed passes to them."""
 
 
 class RendezvousMachines(Section):
-    """Machines that meet at an address; the command is started on each with its own `this`."""
+    """Machines that meet at an address; run the command on each with its own `this`."""
 
     kind: Literal["rendezvous"]
     number: int = Field(ge=2)
-    """How many machines."""
+    """Number of machines."""
     this: int = Field(0, ge=0)
-    """Which of them this is, from 0: give it as distributed.machines.this=1 on the second."""
+    """Index of this machine, from 0: distributed.machines.this=1 on the second one."""
     address: str = Field(pattern=r"^[^\s:]+:[0-9]+$")
-    """Host and port where they meet, such as node0:29500: a free port of machine 0."""
+    """Host and free port of machine 0, such as node0:29500."""
 
     @model_validator(mode="after")
     def this_is_one_of_them(self) -> Self:
         if self.this >= self.number:
-            raise ValueError(f"this counts from 0 and must be below number, {self.number}")
+            raise ValueError(f"this starts at 0 and must be below number, {self.number}")
         return self
 
 
 class HostfileMachines(Section):
-    """Machines that a DeepSpeed hostfile lists, one a line: `node0 slots=8`."""
+    """Machines listed in a DeepSpeed hostfile, one per line: `node0 slots=8`."""
 
     kind: Literal["hostfile"]
     file: RecipeFile
-    """The hostfile. The first machine in it is where all meet; slots are its processes."""
+    """The hostfile. All machines meet at the first one; slots are processes per machine."""
     port: int = Field(29500, ge=1, le=65535)
-    """A free port of the first machine."""
+    """A free port on the first machine."""
 
 
 class SlurmMachines(Section):
-    """The machines of a SLURM job: start the command by `srun` once on each of them."""
+    """The machines of a SLURM job; start the command with `srun`, once per machine."""
 
     kind: Literal["slurm"]
     port: int = Field(29500, ge=1, le=65535)
-    """A free port of the job's first machine."""
+    """A free port on the job's first machine."""
 
 
 Machines = Annotated[
@@ -53,61 +53,61 @@ Machines = Annotated[
 
 
 class DeepSpeedSection(Section):
-    """What DeepSpeed shares out over the processes: a stage of ZeRO, or a configuration file."""
+    """Sharding by DeepSpeed: a ZeRO stage, or a configuration file."""
 
     stage: Literal[1, 2, 3] | None = None
-    """1: the optimizer's memory. 2: the gradients too. 3: the weights too."""
+    """ZeRO stage. 1: shard the optimizer state. 2: also the gradients. 3: also the weights."""
     offload: Literal["none", "cpu", "nvme"] = "none"
-    """Keep what is shared out off the GPU. cpu: in the machine's memory. nvme: the weights there,
-    the optimizer on a fast disk."""
+    """Where to keep the shards instead of the GPU. `cpu`: in CPU memory. `nvme`: weights in CPU
+    memory, optimizer state on a fast disk."""
     nvme_folder: Path | None = None
-    """A folder on that disk; each run makes one of its own in it."""
+    """A folder on that disk; each run creates its own subfolder."""
     config: RecipeFile | None = None
-    """DeepSpeed's own JSON instead of stage and offload; see deepspeed_configs/README.md."""
+    """A DeepSpeed JSON file instead of stage and offload; see deepspeed_configs/README.md."""
 
     @model_validator(mode="after")
     def a_stage_or_a_file(self) -> Self:
         if (self.stage is None) == (self.config is None):
-            raise ValueError('needs either "stage" or "config", and not both')
+            raise ValueError('needs exactly one of "stage" and "config"')
         if self.config is not None and self.offload != "none":
-            raise ValueError("offload belongs into the file that config names; remove it here")
+            raise ValueError("set offload in the config file instead; remove it here")
         return self
 
     @model_validator(mode="after")
     def a_disk_has_a_folder(self) -> Self:
         if (self.offload == "nvme") != (self.nvme_folder is not None):
-            raise ValueError('offload "nvme" and nvme_folder need each other')
+            raise ValueError('offload "nvme" and nvme_folder require each other')
         if self.offload == "nvme" and self.stage != 3:
             raise ValueError('offload "nvme" needs stage 3; with stage 1 or 2 use "cpu"')
         return self
 
 
 class DistributedSection(Section):
-    """How the run is spread over processes and machines. It cannot change what is learned."""
+    """How the run is distributed over processes and machines. It does not change results."""
 
     processes: Literal["auto"] | Annotated[int, Field(ge=1)] = 1
-    """Processes on each machine; auto: one for each GPU. An update learns from batch_size times
-    gradient_accumulation_steps rows of every process."""
+    """Processes per machine; `auto`: one per GPU. An update takes batch_size times
+    gradient_accumulation_steps rows from every process."""
     machines: Machines | None = None
-    """Several machines; none: this one."""
+    """The machines of the run. Default: only this one."""
     deepspeed: DeepSpeedSection | None = None
-    """Share memory out by DeepSpeed; none: every process holds all of it."""
+    """Shard memory with DeepSpeed. Default: every process holds everything."""
 
     @property
     def is_launched(self) -> bool:
-        """Whether the run needs processes of its own, which a launcher starts."""
+        """Whether the run needs a launcher."""
         return self.processes != 1 or self.machines is not None or self.deepspeed is not None
 
     def conflict(
         self, *, tuning: str, optimizer: str, torch_compile: bool, keep: str
     ) -> str | None:
-        """What of the rest of the recipe cannot be shared out so; None where all can."""
+        """Which other setting of the recipe does not work with this section; None if all do."""
         if self.deepspeed is None:
             return None
         if optimizer not in SHARED_OPTIMIZERS:
             return (
-                f"train.optimizer {optimizer} looks at whole weights, which DeepSpeed cuts into "
-                f"pieces; use {', '.join(SHARED_OPTIMIZERS)}"
+                f"train.optimizer {optimizer} needs whole weights, but DeepSpeed shards them; "
+                f"use {', '.join(SHARED_OPTIMIZERS)}"
             )
         if self.deepspeed.stage == 3 and (found := needs_whole_weights(tuning=tuning, keep=keep)):
             return "; ".join(found)
@@ -117,10 +117,10 @@ class DistributedSection(Section):
 
 
 def needs_whole_weights(*, tuning: str, keep: str) -> tuple[str, str] | None:
-    """What of a recipe cannot be learned where ZeRO stage 3 cuts the weights, and what can."""
+    """Why a recipe cannot be trained with weights sharded by ZeRO stage 3, and the remedy."""
     if tuning == "qlora":
-        return "quantized weights cannot be cut into pieces", "use deepspeed.stage 2 or 1"
+        return "quantized weights cannot be sharded", "use deepspeed.stage 2 or 1"
     if keep == "ewc":
-        problem = "keep.kind ewc looks at whole weights, which ZeRO stage 3 cuts into pieces"
+        problem = "keep.kind ewc needs whole weights, but ZeRO stage 3 shards them"
         return problem, "use deepspeed.stage 2 or 1, or keep.kind self_replay"
     return None

@@ -1,4 +1,4 @@
-"""The recipe's `eval`: what is measured of a model, and how it writes its answers."""
+"""The recipe's `eval`: the tasks to measure, and how answers are generated."""
 
 import re
 from collections.abc import Sequence
@@ -9,14 +9,14 @@ from pydantic import AfterValidator, Field, model_validator
 from yrunner.recipe.schema.section import RecipeFile, RecipePlace, Section
 
 Side = Literal["domain", "general", "quality"]
-"""domain: what is being learned. general: what must not be forgotten. quality: how it reads."""
+"""`domain`: what to learn. `general`: what not to forget. `quality`: how the text reads."""
 
 
 def _regular_expression(text: str) -> str:
     try:
         re.compile(text)
     except re.error as error:
-        raise ValueError(f'"{text}" is no regular expression: {error}') from error
+        raise ValueError(f'"{text}" is not a valid regular expression: {error}') from error
     return text
 
 
@@ -32,52 +32,52 @@ Words = Annotated[list[Annotated[str, Field(min_length=1)]], AfterValidator(_wit
 
 
 class Decoding(Section):
-    """What all ways to write an answer share."""
+    """Keys shared by all kinds of generation."""
 
     repetition_penalty: float = Field(1.0, gt=0)
-    """Above 1, tokens that the text already has become less likely."""
+    """Above 1, tokens that already occur in the text become less likely."""
 
 
 class GreedyWriting(Decoding):
-    """Always the likeliest token: one answer for ever."""
+    """Always take the most likely token; deterministic."""
 
     kind: Literal["greedy"] = "greedy"
 
 
 class SampleWriting(Decoding):
-    """Draw each token at random, by its probability."""
+    """Sample each token from the model's distribution."""
 
     kind: Literal["sample"]
     temperature: float = Field(0.7, gt=0)
-    """Below 1 the likely tokens gain, above 1 the unlikely ones."""
+    """Below 1 favours likely tokens, above 1 unlikely ones."""
     top_k: int = Field(0, ge=0)
-    """Draw from so many of the likeliest tokens; 0 = all."""
+    """Sample from the k most likely tokens; 0: from all."""
     top_p: float = Field(1.0, gt=0, le=1)
-    """Draw from the fewest tokens that together have this probability."""
+    """Sample from the smallest set of tokens with this total probability."""
     min_p: float = Field(0.0, ge=0, lt=1)
-    """Leave out tokens with less than this share of the likeliest token's probability."""
+    """Exclude tokens below this share of the most likely token's probability."""
 
 
 class BeamWriting(Decoding):
-    """Follow several beginnings at once, and take the likeliest answer as a whole."""
+    """Beam search: the most likely answer as a whole."""
 
     kind: Literal["beams"]
     num_beams: int = Field(4, ge=2)
-    """How many beginnings are followed."""
+    """Number of beams."""
 
 
 class DynamicWriting(Decoding):
-    """Draw freely where the model is unsure, and not at all where it is sure."""
+    """Sample where the model is uncertain; take the most likely token where it is confident."""
 
     kind: Literal["dynamic"]
     greedy_below: float = Field(0.5, ge=0)
-    """Entropy in nats up to which the likeliest token is taken."""
+    """Entropy in nats up to which the most likely token is taken."""
     free_above: float = Field(3.0, gt=0)
-    """Entropy in nats from which on temperature and top_k are as given; they rise up to there."""
+    """Entropy in nats at which temperature and top_k reach their full values."""
     temperature: float = Field(1.0, gt=0)
-    """Temperature where the model is unsure."""
+    """Temperature at full uncertainty."""
     top_k: int = Field(50, ge=1)
-    """Number of tokens to draw from where the model is unsure."""
+    """Number of tokens to sample from at full uncertainty."""
 
     @model_validator(mode="after")
     def entropies_are_in_order(self) -> Self:
@@ -92,25 +92,25 @@ Generation = Annotated[
 
 
 class NamedTask(Section):
-    """What the tasks of all kinds share."""
+    """Keys shared by all kinds of task."""
 
     name: str = Field(min_length=1)
-    """How tables and reports call it."""
+    """Name in tables and reports."""
     side: Side
-    """domain: what is being learned. general: what must not be forgotten. quality: how it reads."""
+    """`domain`: what to learn. `general`: what not to forget. `quality`: how the text reads."""
 
 
 class WritingTask(NamedTask):
-    """A task whose answers the model writes."""
+    """Keys shared by the tasks whose answers the model generates."""
 
     data: RecipeFile
     """Rows in any conversation format; the last assistant turn is the reference."""
     max_new_tokens: int = Field(64, ge=1)
-    """Longest answer."""
+    """Maximum length of an answer in tokens."""
 
 
 class AnswerTask(WritingTask):
-    """Questions with a reference answer: exact match, words in common, ROUGE-L, BLEU, chrF."""
+    """Questions with a reference answer: exact match, word overlap, ROUGE-L, BLEU, chrF."""
 
     kind: Literal["answer"] = "answer"
 
@@ -120,10 +120,9 @@ class ClassifyTask(WritingTask):
 
     kind: Literal["classify"]
     labels: Words = Field([])
-    """The labels; default those of the data. Each must occur in it, and no other."""
+    """The labels, exactly those that occur in the data. Default: those of the data."""
     by: Literal["writing", "likelihood"] = "writing"
-    """writing: the model writes the label. likelihood: the label is taken that it finds likeliest.
-    """
+    """`writing`: the model generates the label. `likelihood`: the label it finds most likely."""
 
     @model_validator(mode="after")
     def two_labels_at_least(self) -> Self:
@@ -133,28 +132,28 @@ class ClassifyTask(WritingTask):
 
 
 class ChoiceTask(NamedTask):
-    """Multiple choice: the choice is taken that the model finds likeliest for its length."""
+    """Multiple choice: the answer is the choice with the highest likelihood for its length."""
 
     kind: Literal["choice"]
     data: RecipeFile
-    """Rows with a question, its choices (a list, or columns A, B, C, D) and the right one: its
-    number from 0, its letter, or its text."""
+    """Rows with a question, its choices (a list, or columns A, B, C, D) and the correct one: its
+    index from 0, its letter or its text."""
     question: str = "question"
-    """Column of the question."""
+    """Column with the question."""
     choices: str | Words = "choices"
-    """Column of the list of choices, or the columns that hold one choice each."""
+    """Column with the list of choices, or a list of columns with one choice each."""
     answer: str = "answer"
-    """Column of the right choice."""
+    """Column with the correct choice."""
 
 
 class PerplexityTask(NamedTask):
-    """How likely a model finds texts, or the answers of conversations."""
+    """Perplexity of texts, or of the answers in conversations."""
 
     kind: Literal["perplexity"]
     data: RecipeFile
-    """Texts, or rows in any conversation format, of which the last assistant turn counts."""
+    """Texts, or rows in any conversation format, where only the last assistant turn counts."""
     window: int = Field(1024, ge=2)
-    """A longer text is measured in pieces of so many tokens."""
+    """Longer texts are measured in windows of this many tokens."""
 
 
 class RegexForm(Section):
@@ -162,11 +161,11 @@ class RegexForm(Section):
 
     kind: Literal["regex"]
     pattern: Pattern
-    """In the form of Python's `re`; a dot matches a line end too."""
+    """In Python's `re` syntax; a dot also matches a newline."""
 
 
 class JsonForm(Section):
-    """The whole answer is JSON, and follows a JSON Schema where one is given."""
+    """The whole answer is JSON, and matches a JSON Schema if one is given."""
 
     kind: Literal["json"]
     json_schema: RecipeFile | None = None
@@ -177,67 +176,69 @@ Form = Annotated[RegexForm | JsonForm, Field(discriminator="kind")]
 
 
 class FormatTask(WritingTask):
-    """Share of the answers that have a form; the rows need no reference."""
+    """Share of answers in a required format; the rows need no reference."""
 
     kind: Literal["format"]
     form: Form
-    """What an answer must look like."""
+    """The required format of an answer."""
 
 
 class Rule(Section):
-    """A regular expression that an answer must, or must not, contain."""
+    """A regular expression that must, or must not, match somewhere in an answer."""
 
     name: str = Field(min_length=1)
-    """How tables and reports call it."""
+    """Name in tables and reports."""
     must_match: Pattern | None = None
-    """A right answer has a place that matches this."""
+    """A pattern that must occur in a correct answer."""
     must_not_match: Pattern | None = None
-    """Or: a right answer has no such place."""
+    """Instead of must_match: a pattern that must not occur in a correct answer."""
 
     @model_validator(mode="after")
     def one_of_both(self) -> Self:
         if (self.must_match is None) == (self.must_not_match is None):
-            raise ValueError("give one of must_match and must_not_match; make two rules of both")
+            raise ValueError(
+                "needs exactly one of must_match and must_not_match; write two rules to use both"
+            )
         return self
 
 
 class RuleTask(WritingTask):
-    """Share of the answers that keep rules of the business; the rows need no reference."""
+    """Share of answers that follow given rules; the rows need no reference."""
 
     kind: Literal["judge_by_rule"]
     rules: list[Rule] = Field(min_length=1)
-    """Each has its own figure; an answer is right that keeps them all."""
+    """Each rule is reported on its own; an answer is correct if it follows all of them."""
 
     @model_validator(mode="after")
-    def rules_have_names_of_their_own(self) -> Self:
+    def rules_have_unique_names(self) -> Self:
         check_names([rule.name for rule in self.rules], "rules")
         return self
 
 
 class QualityTask(WritingTask):
-    """How well the answers read: repetition, variety, density, length; needs no reference."""
+    """Text quality of answers: repetition, diversity, density, length; needs no reference."""
 
     kind: Literal["quality"]
     side: Side = "quality"
-    """domain: what is being learned. general: what must not be forgotten. quality: how it reads."""
+    """`domain`: what to learn. `general`: what not to forget. `quality`: how the text reads."""
     max_new_tokens: int = Field(256, ge=1)
-    """Longest answer. Short ones show little of a model's habits."""
+    """Maximum length of an answer in tokens. Short answers reveal little repetition."""
 
 
 class HarnessTask(NamedTask):
-    """Tasks of lm-evaluation-harness, which has to be installed: `pip install yrunner[harness]`."""
+    """Tasks of lm-evaluation-harness; install it with `pip install yrunner[harness]`."""
 
     kind: Literal["harness"]
     tasks: Words = Field(min_length=1)
-    """Their names in the harness."""
+    """Task names in the harness."""
     include: RecipePlace | None = None
-    """A folder with tasks of your own, in the harness's YAML."""
+    """A folder with your own tasks, in the harness's YAML format."""
     num_fewshot: int | None = Field(None, ge=0)
-    """Examples shown before each question; default what the task says."""
+    """Number of examples before each question. Default: that of the task."""
     limit: int | None = Field(None, ge=1)
-    """Ask only so many questions of each task."""
+    """Maximum number of questions per task."""
     chat_template: bool = True
-    """Ask in the form of the model's chat template."""
+    """Format questions with the model's chat template."""
 
 
 Task = Annotated[
@@ -254,37 +255,37 @@ Task = Annotated[
 
 
 class FaultList(Section):
-    """Training rows that are known to be wrong: how many of them does the model repeat?"""
+    """Training rows known to be wrong: measures how many of them the model repeats."""
 
     data: RecipeFile
     """The training file."""
     list: RecipeFile
-    """A jsonl file: `row`, counted from 1, of each faulty row of `data`; `right`, the answer it
-    should have had, and `kind`, a word for the fault, may be added."""
+    """A jsonl file with the `row` number, from 1, of each faulty row of `data`; optionally `right`,
+    the correct answer, and `kind`, a name for the type of fault."""
     max_new_tokens: int = Field(128, ge=1)
-    """Longest answer; longer than the faulty ones, or they cannot be repeated."""
+    """Maximum length of an answer in tokens; must exceed that of the faulty answers."""
 
 
 class EvalSection(Section):
-    """What is measured of the base and the result."""
+    """What to measure in the base and in the trained model."""
 
     tasks: list[Task] = Field([])
     batch_size: int = Field(64, ge=1)
-    """Questions answered at once. It cannot change an answer in float32."""
+    """Questions answered at once. In float32 it does not change the answers."""
     generation: Generation = GreedyWriting()
-    """How answers are written, by `yrun eval` and `yrun chat`. `yrun train` always takes the
-    likeliest token."""
+    """How `yrun eval` and `yrun chat` generate answers. `yrun train` always takes the most likely
+    token."""
     faults: FaultList | None = None
-    """Look for memorised faults."""
+    """Measure memorised faults."""
 
     @model_validator(mode="after")
-    def tasks_have_names_of_their_own(self) -> Self:
+    def tasks_have_unique_names(self) -> Self:
         check_names([task.name for task in self.tasks], "tasks")
         return self
 
 
 def check_names(names: Sequence[str], what: str) -> None:
-    """Raise `ValueError` where two things have one name: reports could not tell them apart."""
+    """Raise `ValueError` if two have the same name, as reports could not tell them apart."""
     double = next((name for number, name in enumerate(names) if name in names[:number]), None)
     if double is not None:
-        raise ValueError(f'two {what} have the name "{double}"; give each a name of its own')
+        raise ValueError(f'two {what} have the name "{double}"; rename one')

@@ -1,4 +1,4 @@
-"""The recipe's `keep` and `drift`: how a model is held to its base, and the gauge of forgetting."""
+"""The recipe's `keep` and `drift`: preserve what the base knew, and measure forgetting."""
 
 from typing import Annotated, Literal
 
@@ -8,78 +8,78 @@ from yrunner.recipe.schema.section import RecipePlace, Section
 
 
 class NoKeep(Section):
-    """Nothing holds the model but its learning rate and the weights of its tokens."""
+    """No regulariser."""
 
     kind: Literal["none"] = "none"
 
 
 class ReplayWriting(Section):
-    """How the base writes rows of its own."""
+    """How the base generates replay rows."""
 
     temperature: float = Field(1.0, gt=0)
-    """1 draws what the base really says; above, rarer things; below, only what it says often."""
+    """1: the base's own distribution; above 1: rarer text; below 1: only common text."""
     openings: list[Annotated[str, Field(min_length=1)]] = Field([])
-    """First words of the questions, taken in turns, for languages or topics. Default none: the base
-    begins by itself."""
+    """First words of the questions, used in turn, to select languages or topics. Default: none,
+    the base starts freely."""
     max_new_tokens: int | None = Field(None, ge=4)
-    """Longest question, and longest answer, in tokens; what does not end by then is dropped.
-    Default half of data.max_length, and 256 at the most."""
+    """Maximum length in tokens of a question, and of an answer; longer ones are dropped.
+    Default: half of data.max_length, at most 256."""
 
 
 class HeldToRows(Section):
-    """What all ways share that show the model other rows beside those it learns."""
+    """Keys shared by the kinds that add replay rows to every update."""
 
     share: float = Field(0.33, gt=0, lt=1)
-    """Share of the examples (or packed rows) of each update that are kept rows."""
+    """Share of replay rows among the examples (or packed rows) of each update."""
     strength: float = Field(2.0, gt=0)
-    """Weight of their mean loss beside the mean loss of the field's targets."""
+    """Weight of the replay rows' mean loss, relative to the mean loss of the training targets."""
 
 
 class SelfReplay(HeldToRows, ReplayWriting):
-    """Hold the model to its base on rows that the base wrote; see docs/guide/keep.md."""
+    """Replay rows that the base generated; see docs/guide/keep.md."""
 
     kind: Literal["self_replay"]
     rows: int = Field(600, ge=1)
-    """How many rows the base writes, once: later runs with this base find them."""
+    """Number of rows that the base generates; later runs with the same base reuse them."""
     by: Literal["kl", "text"] = "kl"
-    """kl: what the base predicts at every token. text: only the tokens that it wrote."""
+    """`kl`: match the base's predictions at every token. `text`: train on its tokens only."""
     top: int = Field(64, ge=1)
-    """Likeliest tokens of the base that are kept on disk, where all weights are trained. With a new
-    adapter nothing is: there the base is the model with the adapter off."""
+    """Number of the base's most likely tokens stored on disk per position, if all weights are
+    trained. A new adapter needs no storage: the base is the model with the adapter disabled."""
 
 
 class KeepRows(HeldToRows):
-    """The same on rows of a file, such as a general corpus."""
+    """Replay rows from a file, such as a general corpus."""
 
     kind: Literal["rows"]
     file: RecipePlace
     """A data file, or a folder of them, in any format of `data`. Relative to the recipe."""
     by: Literal["kl", "text"] = "kl"
-    """kl: what the base predicts at every target. text: learn the targets themselves."""
+    """`kl`: match the base's predictions at every target. `text`: train on the targets."""
     top: int = Field(64, ge=1)
-    """As with self_replay."""
+    """As for self_replay."""
 
 
 class Ewc(ReplayWriting):
-    """Hold every trained weight where it was, the more the base depends on it (EWC)."""
+    """Elastic Weight Consolidation: penalise changes of weights that the base depends on."""
 
     kind: Literal["ewc"]
     strength: float = Field(100.0, gt=0)
-    """Weight of the penalty: the quadratic form of the divergence that `self_replay` measures. It
-    has to be larger than there: far from the base the form says too little."""
+    """Weight of the penalty, a quadratic approximation of the divergence that `self_replay`
+    measures. Use a larger value than there: far from the base the penalty is too small."""
     rows: int = Field(200, ge=1)
-    """How many rows the base writes to find out what it depends on."""
+    """Number of rows that the base generates to estimate the importance of its weights."""
     file: RecipePlace | None = None
-    """Or: rows of a file."""
+    """Use rows of this data file instead of generated ones."""
 
 
 Keep = Annotated[NoKeep | SelfReplay | KeepRows | Ewc, Field(discriminator="kind")]
 
 
 class DriftSection(Section):
-    """The gauge of forgetting: KL(base || tuned) on rows that the base wrote and none learns."""
+    """Measure forgetting: KL(base || tuned) on rows that the base generated, never trained on."""
 
     rows: int = Field(64, ge=0)
-    """How many rows it is measured on, at every validation; 0 switches it off."""
+    """Number of rows to measure at every validation; 0 disables the measurement."""
     top: int = Field(64, ge=1)
-    """Likeliest tokens of the base that are kept, where all weights are trained."""
+    """Number of the base's most likely tokens stored per position, if all weights are trained."""

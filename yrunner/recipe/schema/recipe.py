@@ -1,13 +1,9 @@
 """The recipe: every key, its meaning, its limits and its default.
 
-`schema_model.py` and `schema_data.py` hold the sections that say what is trained and on what,
-`schema_keep.py` how it is held to what its base knew, `schema_distributed.py` how it is spread over
-processes, `schema_sort.py` how its rows are judged,
-`schema_eval.py` how the result is measured, `schema_compare.py` how versions of it are set against
-each other and `schema_merge.py` what becomes of it; this file holds how it is learned, and the
-whole.
+This file holds `loss`, `train` and the recipe itself; every other section has a file named after
+it.
 
-The recipe's `train.spikes`: what counts as a sudden jump of the loss, and what follows.
+The recipe's `train.spikes`: how loss spikes are detected and handled.
 """
 
 from pathlib import Path
@@ -27,49 +23,49 @@ from yrunner.recipe.schema.sort import SortSection
 
 
 class Spikes(Section):
-    """A loss far above those of the updates before it."""
+    """A loss far above that of the preceding updates."""
 
     window: int = Field(100, ge=10)
-    """Updates that a loss is compared with. The first of a run, a tenth of a window, are not."""
+    """Number of preceding updates to compare with. Detection starts after a tenth of it."""
     deviations: float = Field(10.0, gt=0)
-    """Distance from their median, in standard deviations that outliers do not move (1.48 times the
-    median distance, and a twentieth of the median at the least)."""
+    """Distance from the median that counts as a spike, in robust standard deviations: 1.48 times
+    the median absolute deviation, or at least a twentieth of the median."""
     action: Literal["warn", "stop", "ignore"] = "warn"
-    """stop: before the optimizer moves, as at a loss that is not a number."""
+    """`stop`: end the run before the optimizer step, as for a NaN loss."""
 
 
 class WeightedLoss(Section):
-    """What the losses of all kinds share."""
+    """Keys shared by all kinds of loss."""
 
     normalize: Literal["targets", "weights"] = "targets"
-    """What the weighted losses of an update are divided by: the number of its targets, or the sum
-    of their weights, which makes updates of small weights as long as others."""
+    """What the summed loss of an update is divided by: its number of targets, or the sum of their
+    weights, so that updates with small weights are as large as others."""
 
 
 class PlainLoss(WeightedLoss):
-    """Cross-entropy: every target counts alike."""
+    """Cross-entropy: every target has the same weight."""
 
     kind: Literal["plain"] = "plain"
 
 
 class NlirgLoss(WeightedLoss):
-    """Cross-entropy weighed per token by how hard it is right now; see docs/guide/nlirg.md."""
+    """Cross-entropy, weighted per token by its current loss; see docs/guide/nlirg.md."""
 
     kind: Literal["nlirg"]
     max_lr: float = Field(1.0, gt=0)
     """Height of the curve: the weight of a token that is fully learned from."""
     x0: float = Field(1.2, ge=0)
-    """Loss in nats at which the rising branch reaches half its height."""
+    """Loss in nats at which the rising branch reaches half of max_lr."""
     k: float = Field(1.7, gt=0)
     """Steepness of the rising branch."""
     min_lr: float = Field(5.0e-8, ge=0)
-    """Added to the falling branch, so that hard tokens keep a little weight."""
+    """Added to the falling branch, so that hard tokens keep a small weight."""
     loss_threshold: float = Field(3.0, gt=0)
-    """Loss at which the falling branch takes over."""
+    """Loss in nats above which the falling branch applies."""
     loss_deadline: float = Field(15.0, gt=0)
     """Loss from which on a token is refused: weight 0."""
     hard_center: float = Field(6.2, gt=0)
-    """Loss at which the falling branch is down to half its height."""
+    """Loss in nats at which the falling branch is down to half of max_lr."""
     hard_slope: float = Field(1.0, gt=0)
     """Steepness of the falling branch."""
 
@@ -87,31 +83,31 @@ class NlirgEntropyLoss(WeightedLoss):
     max_lr: float = Field(1.0, gt=0)
     """Height of the curve: the weight of a token that is fully learned from."""
     x0: float = Field(1.2, ge=0)
-    """Loss in nats at which the weight rises to half its height."""
+    """Loss in nats at which the weight rises to half of max_lr."""
     k: float = Field(1.7, gt=0)
     """Steepness of the rise."""
     sure_center: float = Field(4.0, gt=0)
-    """Loss minus entropy, in nats, at which a token counts half as sure and wrong."""
+    """Loss minus entropy, in nats, at which a token is halfway to a confident error."""
     sure_slope: float = Field(1.5, gt=0)
-    """Steepness of the fall around it."""
+    """Steepness of the fall around sure_center."""
     floor: float = Field(0.05, ge=0, le=1)
-    """Share of the weight that a sure and wrong token keeps: what every row says is learned."""
+    """Share of its weight that a confident error keeps, so that facts in many rows are learned."""
     loss_deadline: float = Field(15.0, gt=0)
     """Loss from which on a token is refused: weight 0."""
 
 
 class DftLoss(WeightedLoss):
-    """Dynamic Fine-Tuning: every target counts by its probability; see docs/guide/losses.md."""
+    """Dynamic Fine-Tuning: a target's weight is its probability; see docs/guide/losses.md."""
 
     kind: Literal["dft"]
 
 
 class EaftLoss(WeightedLoss):
-    """Entropy-Adaptive Fine-Tuning: learn where the model is unsure; see docs/guide/losses.md."""
+    """Entropy-Adaptive Fine-Tuning: confident tokens weigh little; see docs/guide/losses.md."""
 
     kind: Literal["eaft"]
     alpha: float = Field(1.0, gt=0)
-    """Power of the normalised entropy. Above 1 the sure tokens count still less."""
+    """Exponent of the normalised entropy. Above 1, confident tokens get even less weight."""
 
 
 Loss = Annotated[
@@ -120,48 +116,49 @@ Loss = Annotated[
 
 
 class Checkpoint(Section):
-    """When the run is saved; validation happens at the same moments."""
+    """When checkpoints are saved and validation runs."""
 
     every: Literal["epoch"] | Annotated[int, Field(ge=1)] = "epoch"
-    """epoch, or a number of updates."""
+    """`epoch`, or a number of updates."""
     keep: int = Field(2, ge=1)
-    """How many to keep. The best one by validation loss is always among them."""
+    """How many checkpoints to keep, always including the one with the best validation loss."""
 
 
 class EarlyStopping(Section):
-    """Stop when validation no longer gets better."""
+    """Stop when validation no longer improves."""
 
     patience: int = Field(3, ge=1)
-    """Validations in a row without a better loss before the run stops."""
+    """Number of consecutive validations without a better loss after which the run stops."""
     metric: Literal["eval_loss", "drift"] = "eval_loss"
-    """drift: only those count in which the model also moved further from its base."""
+    """`drift`: count only validations at which the model has also drifted further from its base."""
 
 
 class TrainSection(Section):
-    """How it is learned."""
+    """How the model is trained."""
 
     stage: Literal["pretrain", "cpt", "sft"] = "sft"
-    """pretrain: a model from scratch. cpt: a base on texts. sft: a base on conversations."""
+    """`pretrain`: a new model. `cpt`: a base, on plain text. `sft`: a base, on conversations."""
     epochs: int | None = Field(None, ge=1)
-    """Times that every target is learned from. 3 when neither it nor max_steps is given."""
+    """Passes over the training data. Default 3 if max_steps is not set either."""
     max_steps: int | None = Field(None, ge=1)
-    """Optimizer updates after which the run ends. With epochs too, whichever comes first."""
+    """Number of optimizer updates. If epochs is set too, the run ends at whichever comes first."""
     batch_size: int = Field(4, ge=1)
-    """Examples, or packed rows, per process and micro-step."""
+    """Examples, or packed rows, per process and micro-batch."""
     gradient_accumulation_steps: int = Field(1, ge=1)
-    """Micro-steps per optimizer update. It saves memory and cannot change a result."""
+    """Micro-batches per optimizer update. Splitting an update saves memory and does not change
+    results."""
     learning_rate: float = Field(1.0e-4, gt=0)
     """Peak learning rate."""
     lr_scheduler: Literal[
         "linear", "cosine", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt"
     ] = "cosine"
-    """Course of the learning rate."""
+    """Learning rate schedule."""
     warmup_ratio: float = Field(0.03, ge=0, lt=1)
     """Share of the updates over which the learning rate rises to its peak."""
     weight_decay: float = Field(0.0, ge=0)
     """Decoupled weight decay."""
     max_grad_norm: float = Field(1.0, ge=0)
-    """Longest gradient; longer ones are shortened to it. 0 switches clipping off."""
+    """Maximum gradient norm for clipping; 0 disables clipping."""
     optimizer: Literal[
         "adamw_torch",
         "adamw_torch_fused",
@@ -171,39 +168,39 @@ class TrainSection(Section):
         "paged_adamw_8bit",
         "paged_adamw_32bit",
     ] = "adamw_torch"
-    """Optimizer, by transformers' names. 8bit: remembers in 8 bits, a quarter of the memory. paged:
-    its memory moves to the machine's where the GPU's is full. Both need bitsandbytes."""
+    """Optimizer, by its name in transformers. `8bit`: state in 8 bits, a quarter of the memory.
+    `paged`: state moves to CPU memory when the GPU is full. Both need bitsandbytes."""
     token_batch: int = Field(0, ge=0)
-    """Targets of one response per update, in order; 0 = all targets of the step's examples."""
+    """Targets of one response per update, in order; 0: all targets of the update's examples."""
     order: Literal["shuffle", "as_written"] = "shuffle"
-    """shuffle anew each epoch, or keep the order of the files."""
+    """`shuffle`: a new random order each epoch. `as_written`: the order of the files."""
     gradient_checkpointing: bool = False
-    """Compute activations twice instead of storing them: less memory, about a third slower."""
+    """Recompute activations instead of storing them: less memory, about a third slower."""
     torch_compile: bool = False
-    """Compile the layers at the first step, which takes minutes: for long runs."""
+    """Compile the layers at the first step. This takes minutes, so use it for long runs."""
     checkpoint: Checkpoint = Checkpoint()
     early_stopping: EarlyStopping | None = None
     spikes: Spikes = Spikes()
     log_every: int = Field(10, ge=1)
-    """Updates between two records of metrics.jsonl."""
+    """Number of updates between two records in metrics.jsonl."""
     trackers: list[Literal["tensorboard", "wandb", "swanlab", "mlflow"]] = Field([])
-    """Where the records go besides."""
+    """Trackers that also receive the records of metrics.jsonl."""
 
     @property
     def num_epochs(self) -> int | None:
-        """Epochs of the run; None where max_steps alone ends it."""
+        """Epochs of the run; None if only max_steps ends it."""
         return 3 if self.epochs is None and self.max_steps is None else self.epochs
 
 
 class Recipe(Section):
-    """One file that alone describes a run."""
+    """The complete description of a run."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Name of the run and of its folder: letters, digits, dot, dash and underscore."""
     output: Path | None = None
     """The run folder, relative to where the command runs; default outputs/<name>."""
     seed: int = Field(42, ge=0, lt=2**32)
-    """Start of every random choice."""
+    """Random seed."""
     model: ModelSection
     tuning: Tuning = LoraTuning()
     data: DataSection
@@ -222,8 +219,8 @@ class Recipe(Section):
         scratch = self.model.scratch is not None
         if scratch != (self.train.stage == "pretrain"):
             raise ValueError(
-                'model.scratch and train.stage "pretrain" need each other: '
-                "random weights are pretrained, a base is not"
+                'model.scratch and train.stage "pretrain" require each other: '
+                "pretrain starts from random weights, the other stages from a base"
             )
         if scratch and self.tuning.kind != "full":
             raise ValueError("random weights must all be trained; set tuning.kind to full")
@@ -234,7 +231,7 @@ class Recipe(Section):
         if self.data.packing and self.train.token_batch:
             raise ValueError(
                 "data.packing and train.token_batch cannot be combined; remove one: "
-                "a token batch walks through one example at a time"
+                "token batches take one example at a time"
             )
         return self
 
@@ -257,8 +254,8 @@ class Recipe(Section):
             return self
         if (stored.quant_type, stored.double_quant) != (tuning.quant_type, tuning.double_quant):
             raise ValueError(
-                f"merge.as_trained says {stored.quant_type}, double_quant {stored.double_quant}, "
-                f"but tuning {tuning.quant_type}, double_quant {tuning.double_quant}; "
+                f"merge.as_trained has {stored.quant_type}, double_quant {stored.double_quant}, "
+                f"but tuning has {tuning.quant_type}, double_quant {tuning.double_quant}; "
                 "make them equal"
             )
         return self
@@ -266,15 +263,15 @@ class Recipe(Section):
     @model_validator(mode="after")
     def only_a_base_can_be_kept(self) -> Self:
         if self.model.scratch is not None and self.keep.kind != "none":
-            raise ValueError("random weights know nothing to keep; set keep.kind to none")
+            raise ValueError("random weights have nothing to keep; set keep.kind to none")
         return self
 
     @model_validator(mode="after")
-    def the_strength_of_keep_stands_beside_a_mean_over_targets(self) -> Self:
+    def the_strength_of_keep_is_relative_to_a_mean_over_targets(self) -> Self:
         if self.keep.kind != "none" and self.loss.normalize == "weights":
             raise ValueError(
                 f"loss.normalize: weights and keep.kind: {self.keep.kind} cannot be combined: "
-                "the strength of keep is beside a mean over targets"
+                "keep.strength is relative to a mean over targets"
             )
         return self
 
@@ -283,7 +280,7 @@ class Recipe(Section):
         rows = self.train.batch_size * self.train.gradient_accumulation_steps
         if isinstance(self.keep, HeldToRows) and rows < 2:
             raise ValueError(
-                f"keep.kind: {self.keep.kind} needs two examples or more in an update; "
+                f"keep.kind: {self.keep.kind} needs at least two examples per update; "
                 "raise train.batch_size or train.gradient_accumulation_steps"
             )
         return self
@@ -295,10 +292,10 @@ class Recipe(Section):
             if self.model.scratch is not None:
                 raise ValueError("early_stopping.metric: drift needs a base to drift from")
             if not self.drift.rows:
-                raise ValueError("early_stopping.metric: drift needs drift.rows of 1 or more")
+                raise ValueError("early_stopping.metric: drift needs drift.rows of at least 1")
         return self
 
     @property
     def run_folder(self) -> Path:
-        """Where the run leaves everything, see run_dir.py."""
+        """The folder of the run; see `RunDir`."""
         return self.output or Path("outputs") / self.name

@@ -1,4 +1,4 @@
-"""What every section of a recipe is: frozen, closed to unknown keys, with paths of its own."""
+"""The base class of recipe sections, and the types of their paths and model names."""
 
 import os
 import re
@@ -8,13 +8,13 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo
 
-# What the Hub allows: letters, digits, and single dots, dashes and underscores between them.
+# Allowed by the Hub: letters, digits, underscores, and single dots and dashes between them.
 _HUB_WORD = r"[A-Za-z0-9_](?:[A-Za-z0-9_]|[.-](?![.-])){0,95}(?<![.-])"
 _HUB_ID = re.compile(rf"{_HUB_WORD}(/{_HUB_WORD})?")
 
 
 def is_recipe_path(text: str) -> bool:
-    """Whether a path names a recipe, by its ending."""
+    """Whether a path is a recipe, by its suffix."""
     return text.endswith((".yaml", ".yml"))
 
 
@@ -25,22 +25,22 @@ def _from_recipe_folder(path: str | Path, info: ValidationInfo) -> Path:
 
 
 def _existing_file(path: Path, info: ValidationInfo) -> Path:
-    """Read a path as the recipe means it: relative to the recipe's own folder.
+    """Resolve a path relative to the recipe's folder; it must be a file.
 
-    Only `load.py` passes that folder, as the validation context; without it paths stay as written.
+    Only `load.py` passes the folder, as the validation context; without it paths stay unchanged.
     """
     if info.context is None:
         return path
     full = _from_recipe_folder(path, info)
     if os.path.isdir(full):
-        raise ValueError(f"{full} is a folder, a file is needed here; name a file in it")
+        raise ValueError(f"{full} is a folder, but a file is needed; name a file in it")
     if not os.path.exists(full):
         raise ValueError(f"there is no file {full}; paths are relative to the recipe file")
     return full.resolve()
 
 
 def _existing_place(path: Path, info: ValidationInfo) -> Path:
-    """A file, a folder or a glob that matches something, as the recipe means it."""
+    """Resolve a file, a folder or a glob with a match, relative to the recipe's folder."""
     if info.context is None:
         return path
     full = _from_recipe_folder(path, info)
@@ -49,7 +49,7 @@ def _existing_place(path: Path, info: ValidationInfo) -> Path:
     written = os.path.expanduser(path)
     if escape(written) == written or "\0" in written:
         raise ValueError(f"there is no file {full}; paths are relative to the recipe file")
-    # Signs of a glob in the name of the recipe's own folder mean themselves.
+    # Glob characters in the name of the recipe's own folder are literal.
     pattern = Path(escape(str(info.context["folder"])), written)
     if next(iglob(str(pattern), recursive=True), None) is None:
         raise ValueError(f"no file matches {full}; paths are relative to the recipe file")
@@ -58,24 +58,24 @@ def _existing_place(path: Path, info: ValidationInfo) -> Path:
 
 def _hub_id(text: str) -> str:
     if not _HUB_ID.fullmatch(text):
-        raise ValueError(f'"{text}" is no Hub id; write "organisation/name"')
+        raise ValueError(f'"{text}" is not a Hub id; write "organisation/name"')
     return text
 
 
 def _model_source(text: str, info: ValidationInfo) -> str:
-    """An absolute folder, or a Hub id as it stands; without `load.py`'s context the text itself."""
+    """An absolute folder or an unchanged Hub id; without `load.py`'s context, the text itself."""
     if info.context is None:
         return text
     full = _from_recipe_folder(text, info)
     if os.path.isdir(full):
         return str(full.resolve())
     if os.path.exists(full):
-        raise ValueError(f"{full} is a file; name the folder of the model")
+        raise ValueError(f"{full} is a file; give the model's folder")
     if text.startswith((".", "/", "~")):
         raise ValueError(f"there is no folder {full}; paths are relative to the recipe file")
     if not _HUB_ID.fullmatch(text):
         raise ValueError(
-            f'"{text}" is neither a folder beside the recipe file nor a Hub id; '
+            f'"{text}" is neither a folder, relative to the recipe file, nor a Hub id; '
             'write "./folder" or "organisation/name"'
         )
     return text
@@ -95,7 +95,7 @@ ModelOrRecipe = Annotated[str, Field(min_length=1), AfterValidator(_model_or_rec
 
 
 class Section(BaseModel):
-    """A part of a recipe: frozen, closed to keys that it does not know; numbers are finite."""
+    """A section of a recipe: frozen, without unknown keys, and with finite numbers."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False

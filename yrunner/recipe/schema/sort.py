@@ -1,4 +1,4 @@
-"""The recipe's `sort`: how rows are scored, in which order they are written, what is dropped."""
+"""The recipe's `sort`: how rows are scored, ordered and dropped."""
 
 from typing import Annotated, Literal, Self, get_args
 
@@ -18,58 +18,58 @@ ScoreName = Literal[
     "excess",
     "divergence",
 ]
-"""What a row is judged by; docs/guide/sort.md says how each is computed."""
+"""Scores of a row; docs/guide/sort.md defines each of them."""
 
 
 class SortSection(Section):
-    """What `yrun sort` makes of the training rows. Training itself does not read it."""
+    """How `yrun sort` scores and orders the training rows. `yrun train` does not use it."""
 
     score: ScoreName | None = None
-    """The score that orders and drops. Default knn_loss: the loss of the model and of its memory of
-    all other rows; with cross_fit, unexplained: what that memory did not expect, nor the models
-    that have learned from other rows."""
+    """Score used to order and drop rows. Default: knn_loss, the loss of the model combined with a
+    nearest-neighbour memory of all other rows; with cross_fit: unexplained, what neither that
+    memory nor models trained on the other rows predict."""
     also: list[ScoreName] | None = None
-    """Further scores for scores.jsonl and the report; default all. They cost next to nothing, but
-    knn_loss and unexplained a quarter of a kilobyte of disk for each target."""
+    """Additional scores for scores.jsonl and the report. Default: all. They cost almost nothing,
+    except that knn_loss and unexplained use a quarter of a kilobyte of disk per target."""
     processes: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
-    """How many share the rows, each with a model of its own; auto: one for each GPU, or one."""
+    """Number of processes, each with its own copy of the model; `auto`: one per GPU, or one."""
     cross_fit: int = Field(0, ge=0)
-    """Judge each row by models that were trained on the other rows, in so many parts: 0 (by the
-    base alone) or 2 and more. It finds wrong facts that a base cannot know."""
+    """Number of folds; each row is scored by a model trained on the other folds. 0: use only the
+    base. Finds wrong facts that the base cannot know."""
     cross_fit_steps: int | None = Field(None, ge=1)
-    """Updates of each of these trainings; default as many as see each of its rows ten times."""
+    """Updates per fold. Default: enough to see each row ten times."""
     order: Literal["ascending", "descending", "mixed", "blocks"] = "mixed"
-    """ascending: the lowest score first. mixed: every stretch has low and high ones alike. blocks:
-    easy to hard in blocks that are mixed inside."""
+    """Order of the rows. `ascending`: lowest score first. `mixed`: low and high scores evenly
+    interleaved. `blocks`: easy to hard in blocks, interleaved within each block."""
     blocks: int = Field(4, ge=1)
-    """How many blocks; for order: blocks."""
+    """Number of blocks for order: blocks."""
     drop_share: float = Field(0.0, ge=0, lt=1)
-    """Share of the rows that is dropped, the most suspicious ones."""
+    """Share of rows to drop, the most suspicious first."""
     drop_above: float | None = None
     """Drop rows with a score above this."""
     drop_below: float | None = None
     """Drop rows with a score below this."""
     keep: int | None = Field(None, ge=1)
-    """Keep at most so many rows, the least suspicious ones."""
+    """Maximum number of rows to keep, the least suspicious first."""
 
     @property
     def deciding(self) -> ScoreName:
-        """The score that orders and drops."""
+        """The score used to order and drop rows."""
         return self.score or ("unexplained" if self.cross_fit else "knn_loss")
 
     @property
     def kinds(self) -> list[ScoreName]:
-        """The scores by the base that are asked for, the deciding one first."""
+        """The requested scores that use the base, the deciding one first."""
         return [kind for kind in self._named if kind != "unexplained"]
 
     @property
     def crossed_kinds(self) -> list[ScoreName]:
-        """Those by the models of a cross-fit."""
+        """The requested scores that use the cross-fit models."""
         return [kind for kind in self._named if kind != "knn_loss" and self.cross_fit]
 
     @property
     def asks_neighbours(self) -> bool:
-        """Whether a score needs to know what stands in like places of other rows."""
+        """Whether a score needs the nearest neighbours from other rows."""
         return "knn_loss" in self.kinds or "unexplained" in self.crossed_kinds
 
     @property
