@@ -1,10 +1,10 @@
-"""Does drift on the base's own rows tell what is forgotten: rank correlation over all checkpoints.
+"""Does drift on rows that the base wrote predict forgetting?
 
     python -m benchmarks.drift_predicts outputs/legal-keep-compare [more folders]
 
-Reads what `yrun compare` has left of an experiment: the drift of every checkpoint of every arm and
-seed, and the right answers to its general tests. Spearman's correlation of drift with general
-accuracy is -1 where drift orders the checkpoints as the tests do.
+Reads the results of `yrun compare`: drift and general accuracy of every checkpoint of every arm and
+seed. Prints Spearman's correlation of both; -1 means that drift ranks the checkpoints exactly as
+the general tests do.
 """
 
 import argparse
@@ -15,11 +15,11 @@ from yrunner.storage.run_dir import CompareDir, RunDir
 from yrunner.training.metrics import read_metrics
 
 Pair = tuple[float, float]
-"""Drift, and the share of right general answers, of one checkpoint."""
+"""Drift and general accuracy of one checkpoint."""
 
 
 def pairs_of(run_dir: RunDir) -> list[Pair]:
-    """All checkpoints of a run of which both are known."""
+    """Return drift and accuracy of all checkpoints of a run that have both."""
     measured = Measurement.load(run_dir.measured)
     if measured is None:
         return []
@@ -33,7 +33,7 @@ def pairs_of(run_dir: RunDir) -> list[Pair]:
 
 
 def spearman(pairs: list[Pair]) -> float:
-    """Pearson's correlation of the ranks; equal values share the mean of their ranks."""
+    """Return Pearson's correlation of the ranks; equal values share the mean of their ranks."""
     first, second = (ranks([pair[side] for pair in pairs]) for side in (0, 1))
     mean = (len(pairs) - 1) / 2
     product = sum((a - mean) * (b - mean) for a, b in zip(first, second, strict=True))
@@ -42,24 +42,26 @@ def spearman(pairs: list[Pair]) -> float:
 
 
 def ranks(values: list[float]) -> list[float]:
-    """The place of each value among all, from 0."""
+    """Return the rank of each value, from 0."""
     return [
         sum(other < value for other in values) + (values.count(value) - 1) / 2 for value in values
     ]
 
 
 def main() -> None:
-    """Print the correlation for each run, and over all of them."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Print drift and accuracy of each checkpoint, and their correlation."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folders", nargs="+", type=Path)
-    every: list[Pair] = []
+    all_pairs: list[Pair] = []
     for folder in parser.parse_args().folders:
         for run in sorted(path for path in CompareDir(folder).arms.iterdir() if path.is_dir()):
             pairs = pairs_of(RunDir(run))
-            every += pairs
+            all_pairs += pairs
             for drift, general in pairs:
                 print(f"{run.name:32} drift {drift:8.4f}  general {general:6.1%}")
-    print(f"{len(every)} checkpoints: Spearman {spearman(every):+.3f}")
+    print(f"{len(all_pairs)} checkpoints: Spearman {spearman(all_pairs):+.3f}")
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
-"""Where right and faulty targets lie for a model: what a curve by loss or entropy can tell apart.
+"""Can loss or entropy tell faulty targets from correct ones that are hard to learn?
 
     yrun train recipes/legal_compare.yaml output=outputs/plain train.checkpoint.keep=6
     python -m benchmarks.fault_losses outputs/tiny-base/model outputs/plain/checkpoints/step-*
 
-*right* are all targets of the sound rows. *news* are those of them that the first model, which
-knows nothing of the field, finds hard (a loss above 3 nats): what the field has to teach. *faulty*
-is one target of each row that is known to be wrong: the first that departs from the right answer.
-For each model it prints percentiles of their loss, and of the loss beyond the entropy, in nats;
-what NLIRG and NLIRG with entropy, as the options set them, weigh them with on average; and how far
-its weights lie from those of the first model, as a share of their length.
+Compares three groups of targets. *correct*: all targets of the rows without a fault. *news*: those
+of them that are hard for the first model, which knows nothing of the field (a loss above 3 nats).
+*faulty*: one target of each faulty row, the first that differs from the correct answer. Prints for
+each model percentiles of the loss and of loss minus entropy, in nats, and the mean weights that
+NLIRG and NLIRG with entropy give them. Also prints the distance of the model's weights from those
+of the first model, relative to their norm.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.sort_quality import ROOT
+from benchmarks.paths import RECIPES, TOY_DATA
 from yrunner.assembly.dataset import first_examples
 from yrunner.assembly.run import Run
 from yrunner.console import print_table
@@ -35,8 +35,7 @@ from yrunner.scoring.measure import score_tokens
 
 # N = targets of all rows
 
-RECIPE = ROOT / "recipes/legal_compare.yaml"
-DATA = ROOT / "recipes/data"
+RECIPE = RECIPES / "legal_compare.yaml"
 BATCH_SIZE = 16
 NEWS_ABOVE = 3.0
 PERCENTILES = (5, 25, 50, 75, 95)
@@ -44,9 +43,9 @@ PERCENTILES = (5, 25, 50, 75, 95)
 
 @dataclass(frozen=True)
 class Groups:
-    """Which targets are right, and which faulty; the others stand in faulty rows."""
+    """Masks of correct and faulty targets; other targets of faulty rows are in neither."""
 
-    right_N: Tensor
+    correct_N: Tensor
     faulty_N: Tensor
 
 
@@ -55,72 +54,75 @@ def main() -> None:
     arguments = _parse()
     run = Run.load(RECIPE)
     tokenizer = load_tokenizer(arguments.models[0])
-    rows = [json.loads(line) for line in (DATA / "legal_train.jsonl").read_text().splitlines()]
-    faults = [json.loads(line) for line in (DATA / "legal_faults.jsonl").read_text().splitlines()]
-    right_answers = {fault["row"]: fault["right"] for fault in faults}
+    rows, faults = (_read_rows(TOY_DATA / f"legal_{name}.jsonl") for name in ("train", "faults"))
+    correct_answers = {fault["row"]: fault["right"] for fault in faults}
     examples = _examples(run, tokenizer, len(rows))
-    groups = group_targets(examples, _mended(tokenizer, rows, right_answers))
+    groups = group_targets(examples, _correct_examples(tokenizer, rows, correct_answers))
     first = run.load_model(arguments.models[0])
     is_hard_N = _score(first, tokenizer, examples)[0] > NEWS_ABOVE
-    news_N = groups.right_N & is_hard_N
-    places = {"right": groups.right_N, "news": news_N, "faulty": groups.faulty_N}
+    news_N = groups.correct_N & is_hard_N
+    masks = {"correct": groups.correct_N, "news": news_N, "faulty": groups.faulty_N}
     for source in arguments.models:
         model = run.load_model(source)
-        title = f"{source}, moved by {moved(first, model):.3f}"
-        _print(title, places, *_score(model, tokenizer, examples), arguments)
+        title = f"{source}, distance {relative_distance(first, model):.3f}"
+        _print(title, masks, *_score(model, tokenizer, examples), arguments)
 
 
 @torch.no_grad()
-def moved(first: Any, model: Any) -> float:
-    """The distance of a model's weights from those of another, over the length of these."""
-    before, now = first.state_dict(), model.state_dict()
-    distance = sum(float((now[name] - before[name]).square().sum()) for name in before)
-    length = sum(float(weight.square().sum()) for weight in before.values())
-    return math.sqrt(distance / length)
+def relative_distance(first: Any, model: Any) -> float:
+    """Return the distance of the weights from those of the first model, relative to their norm."""
+    before, after = first.state_dict(), model.state_dict()
+    distance = sum(float((after[name] - before[name]).square().sum()) for name in before)
+    norm = sum(float(weight.square().sum()) for weight in before.values())
+    return math.sqrt(distance / norm)
 
 
 def group_targets(
-    examples: Sequence[TokenizedExample], mended: Mapping[int, TokenizedExample]
+    examples: Sequence[TokenizedExample], corrected: Mapping[int, TokenizedExample]
 ) -> Groups:
-    """Sort the targets of all rows; `mended` holds the faulty ones, by row, as they should be."""
-    right: list[bool] = []
+    """Group the targets of all rows; `corrected` holds the correct examples of the faulty rows."""
+    correct: list[bool] = []
     faulty: list[bool] = []
     for example in examples:
-        said = _targets(example)
-        should = mended.get(example.origin.row or 0)
-        departs = None if should is None else _common_start(said, _targets(should))
-        right += [should is None] * len(said)
-        faulty += [place == departs for place in range(len(said))]
-    return Groups(torch.tensor(right), torch.tensor(faulty))
+        targets = _targets(example)
+        expected = corrected.get(example.origin.row or 0)
+        first_fault = None if expected is None else _common_start(targets, _targets(expected))
+        correct += [expected is None] * len(targets)
+        faulty += [index == first_fault for index in range(len(targets))]
+    return Groups(torch.tensor(correct), torch.tensor(faulty))
 
 
-def _common_start(said: Sequence[int], should: Sequence[int]) -> int:
-    """How many tokens are alike before the two depart."""
-    pairs = enumerate(zip(said, should, strict=False))
-    return next(place for place, (one, other) in pairs if one != other)
+def _common_start(first: Sequence[int], second: Sequence[int]) -> int:
+    """Return the number of equal tokens before the first difference."""
+    pairs = enumerate(zip(first, second, strict=False))
+    return next(index for index, (one, other) in pairs if one != other)
+
+
+def _read_rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
 
 def _targets(example: TokenizedExample) -> list[int]:
-    return [example.labels[place] for place in example.target_positions]
+    return [example.labels[position] for position in example.target_positions]
 
 
-def _examples(run: Run, tokenizer: Any, number: int) -> list[TokenizedExample]:
-    return first_examples(run.sources[0], tokenizer, number, system=run.recipe.data.system)
+def _examples(run: Run, tokenizer: Any, num_rows: int) -> list[TokenizedExample]:
+    return first_examples(run.sources[0], tokenizer, num_rows, system=run.recipe.data.system)
 
 
-def _mended(
-    tokenizer: Any, rows: Sequence[dict[str, str]], right: Mapping[int, str]
+def _correct_examples(
+    tokenizer: Any, rows: Sequence[dict[str, str]], correct: Mapping[int, str]
 ) -> dict[int, TokenizedExample]:
     lines = [
-        json.dumps({**row, "output": right.get(number, row["output"])}, ensure_ascii=False)
+        json.dumps({**row, "output": correct.get(number, row["output"])}, ensure_ascii=False)
         for number, row in enumerate(rows, start=1)
     ]
     with TemporaryDirectory() as folder:
-        file = Path(folder) / "mended.jsonl"
+        file = Path(folder) / "corrected.jsonl"
         file.write_text("\n".join(lines), "utf-8")
-        mended = Run.load(RECIPE, [f"data.train.0.file={file}"])
-        examples = _examples(mended, tokenizer, len(rows))
-    return {number: examples[number - 1] for number in right}
+        corrected = Run.load(RECIPE, [f"data.train.0.file={file}"])
+        examples = _examples(corrected, tokenizer, len(rows))
+    return {number: examples[number - 1] for number in correct}
 
 
 def _score(
@@ -136,7 +138,7 @@ def _score(
 
 def _print(
     title: str,
-    places: Mapping[str, Tensor],
+    masks: Mapping[str, Tensor],
     loss_N: Tensor,
     entropy_N: Tensor,
     arguments: argparse.Namespace,
@@ -144,16 +146,16 @@ def _print(
     nlirg_N = nlirg_weight(loss_N, **arguments.nlirg)
     with_entropy_N = nlirg_entropy_weight(loss_N, entropy_N, **arguments.nlirg_entropy)
     rows = []
-    for name, is_N in places.items():
-        cells = [name, int(is_N.sum())]
+    for name, mask_N in masks.items():
+        cells = [name, int(mask_N.sum())]
         for values_N in (loss_N, loss_N - entropy_N):
             shares = torch.tensor(PERCENTILES) / 100
-            found = values_N[is_N].double().quantile(shares.double()).tolist()
-            cells.append(" ".join(f"{value:6.2f}" for value in found))
-        cells += [f"{weight_N[is_N].mean():.2f}" for weight_N in (nlirg_N, with_entropy_N)]
+            percentiles = values_N[mask_N].double().quantile(shares.double()).tolist()
+            cells.append(" ".join(f"{value:6.2f}" for value in percentiles))
+        cells += [f"{weight_N[mask_N].mean():.2f}" for weight_N in (nlirg_N, with_entropy_N)]
         rows.append(cells)
-    named = ", ".join(map(str, PERCENTILES))
-    columns = ["targets", "number", f"loss: {named} %", f"loss - entropy: {named} %"]
+    percents = ", ".join(map(str, PERCENTILES))
+    columns = ["targets", "number", f"loss: {percents} %", f"loss - entropy: {percents} %"]
     print_table(title, [*columns, "nlirg", "nlirg_entropy"], rows)
 
 
@@ -161,9 +163,9 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("models", nargs="+", help="the base first")
+    parser.add_argument("models", nargs="+", help="models to compare, the base first")
     for name in ("nlirg", "nlirg-entropy"):
-        help_text = 'its parameters as JSON, such as {"sure_center": 2.0}'
+        help_text = f'parameters of {name} as JSON, such as {{"sure_center": 2.0}}'
         parser.add_argument(f"--{name}", type=json.loads, default={}, help=help_text)
     return parser.parse_args()
 

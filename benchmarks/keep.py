@@ -1,11 +1,11 @@
-"""Time per update and peak memory of a run that keeps, beside the same run that does not.
+"""What do replay rows with KL to the base cost in time and memory?
 
     python -m benchmarks.keep [--model tiny|vocab] [--updates 20]
 
-LoRA r16 in float32, eight rows of 128 tokens in an update, half of them targets. With `keep` three
-of the eight (share 0.33) are held to the base by KL. `tiny` is the model of the toy world, `vocab`
-one with Qwen's vocabulary. For time both ways take turns in one process; for memory each has a
-process of its own; the figure has the weights in it.
+Trains LoRA of rank 16 in float32 on updates of eight rows of 128 tokens, half of them targets. With
+`keep`, three of the eight rows (a share of 0.33) are replay rows whose predictions are held to the
+base by KL. `tiny` is the model of the toy world, `vocab` one with the vocabulary of Qwen. Time is
+measured in turns in one process, memory in a separate process for each, weights included.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from benchmarks.memory import GIVE_MEMORY_BACK, peak_above_now
+from benchmarks.peak_memory import RETURN_FREED_MEMORY, peak_above_now
 from yrunner.data.batching.collate import collate
 from yrunner.data.batching.replay_rows import make_keep_plan
 from yrunner.data.conversation import TokenizedExample
@@ -57,7 +57,7 @@ Step = Callable[[], None]
 
 
 def make_step(way: str, size: str) -> Step:
-    """One update of a new model."""
+    """Return a function that runs one update of a new model."""
     torch.manual_seed(0)
     config = AutoConfig.for_model("qwen3", tie_word_embeddings=True, **SIZES[size])
     model = apply_tuning(AutoModelForCausalLM.from_config(config), LoraTuning(rank=16)).train()
@@ -66,14 +66,14 @@ def make_step(way: str, size: str) -> Step:
     optimizer = torch.optim.AdamW(trained, lr=1e-4)
     examples = make_examples(SIZES[size]["vocab_size"])
     field = examples if way == "none" else examples[KEPT:]
-    held = None if way == "none" else hold(examples[:KEPT])
+    replay = None if way == "none" else make_replay(examples[:KEPT])
 
     def step() -> None:
         targets = measure_targets(model, collate(field, 0))
         loss = targets.weighted / len(targets.loss_N)
-        if held is not None:
-            kept = held.loss(model, model, MicroBatch(0, 0, ROWS))
-            assert kept is not None, "the update has kept rows"
+        if replay is not None:
+            kept = replay.loss(model, model, MicroBatch(0, 0, ROWS))
+            assert kept is not None, "every update has replay rows"
             loss = loss + kept
         loss.backward()
         optimizer.step()
@@ -83,9 +83,9 @@ def make_step(way: str, size: str) -> Step:
 
 
 def make_examples(vocabulary_size: int) -> list[TokenizedExample]:
-    """Rows of random tokens whose second half is learned."""
-    chance = torch.Generator().manual_seed(0)
-    rows = torch.randint(vocabulary_size, (ROWS, LENGTH), generator=chance).tolist()
+    """Make rows of random tokens whose second half are targets."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randint(vocabulary_size, (ROWS, LENGTH), generator=generator).tolist()
     context = round(LENGTH * (1 - SHARE_OF_TARGETS))
     return [
         TokenizedExample(row, [IGNORE_INDEX] * context + row[context:], Origin(Path("rows"), n))
@@ -93,8 +93,8 @@ def make_examples(vocabulary_size: int) -> list[TokenizedExample]:
     ]
 
 
-def hold(examples: list[TokenizedExample]) -> HeldRows:
-    """These rows, in every update."""
+def make_replay(examples: list[TokenizedExample]) -> HeldRows:
+    """Replay these rows in every update."""
     targets = [len(example.target_positions) for example in examples]
     plan = make_keep_plan(targets, [LENGTH] * KEPT, per_update=KEPT, seed=0)
     return HeldRows(
@@ -108,8 +108,8 @@ def hold(examples: list[TokenizedExample]) -> HeldRows:
     )
 
 
-def time_of_ways(size: str, updates: int) -> dict[str, float]:
-    """The median seconds of an update, the ways in turns."""
+def measure_seconds(size: str, updates: int) -> dict[str, float]:
+    """Return the median seconds of an update, measured in turns."""
     steps = {way: make_step(way, size) for way in WAYS}
     seconds: dict[str, list[float]] = {way: [] for way in WAYS}
     for _ in range(updates + 2):
@@ -120,20 +120,22 @@ def time_of_ways(size: str, updates: int) -> dict[str, float]:
     return {way: statistics.median(times[2:]) for way, times in seconds.items()}
 
 
-def memory_of(way: str, size: str) -> float:
-    """Megabytes that model and updates hold at the most."""
+def measure_memory(way: str, size: str) -> float:
+    """Return the peak megabytes of model and updates."""
     command = [sys.executable, "-m", "benchmarks.keep", "--model", size, "--memory-of", way]
-    surroundings = os.environ | GIVE_MEMORY_BACK
-    found = subprocess.run(command, check=True, capture_output=True, text=True, env=surroundings)
-    return int(found.stdout.split()[-1]) / 1e6
+    environment = os.environ | RETURN_FREED_MEMORY
+    result = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    return int(result.stdout.split()[-1]) / 1e6
 
 
 def main() -> None:
-    """Print the figures of every way."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Print time and memory without and with replay, and their ratios."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", choices=sorted(SIZES), default="tiny")
     parser.add_argument("--updates", type=int, default=20)
-    parser.add_argument("--memory-of", choices=WAYS)
+    parser.add_argument("--memory-of", choices=WAYS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.memory_of:
         with peak_above_now() as peak:
@@ -142,10 +144,10 @@ def main() -> None:
             step()
         print(peak[0])
         return
-    seconds = time_of_ways(options.model, options.updates)
-    memory = {way: memory_of(way, options.model) for way in WAYS}
+    seconds = measure_seconds(options.model, options.updates)
+    memory = {way: measure_memory(way, options.model) for way in WAYS}
     for way in WAYS:
-        print(f"{way:5} {1000 * seconds[way]:8.1f} ms an update, {memory[way]:8.1f} MB")
+        print(f"{way:5} {1000 * seconds[way]:8.1f} ms per update, {memory[way]:8.1f} MB")
     print(f"keep / none: time {seconds['keep'] / seconds['none']:.2f}, ", end="")
     print(f"memory {memory['keep'] / memory['none']:.2f}")
 

@@ -1,10 +1,10 @@
-"""How near a step comes to what the machine can do.
+"""How close does a training step come to the speed of a plain matrix product?
 
     python -m benchmarks.limit [--vocabulary 151936]
 
-Counts the multiplications that a LoRA step of the model and rows of sft.py cannot do without:
-every frozen matrix forward and backward to its input, LoRA's own also for their gradients,
-attention within each example, and the head for targets alone. The machine's rate is that of a
+Counts the operations that a LoRA step on the model and rows of `benchmarks.sft` needs at least:
+every frozen matrix forward and backward to its input, LoRA's matrices also for their gradients,
+attention within each example, and the head for targets only. The machine's rate is that of a
 product of two large matrices in the same dtype, measured in turns with the step.
 """
 
@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.sft import BATCH, SIZES, save_model, write_rows
-from benchmarks.sft_ours import load_lora, read_examples
+from benchmarks.sft.inputs import BATCH_SIZE, SIZES, save_model, write_rows
+from benchmarks.sft.ours import load_lora, read_examples
 from yrunner.assembly.trainer import layout_for
 from yrunner.data.batching.collate import collate
 from yrunner.data.conversation import TokenizedExample
@@ -51,11 +51,11 @@ def main() -> None:
     rates, shares = [], []
     for _ in range(options.repeats):
         rate = measure_rate(matrix)
-        seconds = time_of(step)
+        seconds = measure_seconds(step)
         rate = (rate + measure_rate(matrix)) / 2
         rates.append(rate)
         shares.append(needed / seconds / rate)
-    print(f"{options.rows} rows, {sum(len(one.input_ids) for one in examples):,} tokens")
+    print(f"{options.rows} rows, {sum(len(example.input_ids) for example in examples):,} tokens")
     for part, work in parts.items():
         print(f"{part:>22}: {work / 1e9:8.1f} GFLOP ({work / needed:.0%})")
     print(f"{'needed':>22}: {needed / 1e9:8.1f} GFLOP")
@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def count_work(model: Any, examples: Sequence[TokenizedExample]) -> dict[str, float]:
-    """Floating-point operations of forward and backward over all examples, by part."""
+    """Count the floating-point operations of forward and backward over all examples, by part."""
     config = model.config
     tokens = sum(len(example.input_ids) for example in examples)
     squares = sum(len(example.input_ids) ** 2 for example in examples)
@@ -75,7 +75,7 @@ def count_work(model: Any, examples: Sequence[TokenizedExample]) -> dict[str, fl
         p.numel() for name, p in model.named_parameters() if "base_layer" in name and p.dim() == 2
     )
     width = config.num_attention_heads * config.head_dim
-    # Causal: half of the square; scores and values, each once forward and twice backward.
+    # Causal: half of the square. Scores and values, each once forward and twice backward.
     attention = MULTIPLY_AND_ADD * squares / 2 * width * 2 * 3 * config.num_hidden_layers
     return {
         "head, targets only": MULTIPLY_AND_ADD * head * targets * 2,
@@ -86,15 +86,15 @@ def count_work(model: Any, examples: Sequence[TokenizedExample]) -> dict[str, fl
 
 
 def make_epoch(model: Any, examples: Sequence[TokenizedExample]) -> Callable[[], None]:
-    """All updates over the examples, as `yrun train` lays them out."""
+    """Return a function that runs one epoch over the examples, laid out as `yrun train` does."""
     attach(model)
     model.train()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4)
     layout = layout_for(model.config, isolates=True)
     batches = [
-        collate(examples[start : start + BATCH], pad_token_id=0, layout=layout)
-        for start in range(0, len(examples), BATCH)
+        collate(examples[start : start + BATCH_SIZE], pad_token_id=0, layout=layout)
+        for start in range(0, len(examples), BATCH_SIZE)
     ]
 
     def epoch() -> None:
@@ -108,13 +108,13 @@ def make_epoch(model: Any, examples: Sequence[TokenizedExample]) -> Callable[[],
 
 
 def measure_rate(matrix: torch.Tensor) -> float:
-    """Floating-point operations per second of matrix products."""
-    times = [time_of(lambda: torch.mm(matrix, matrix)) for _ in range(9)]
+    """Measure the floating-point operations per second of matrix products."""
+    times = [measure_seconds(lambda: torch.mm(matrix, matrix)) for _ in range(9)]
     return MULTIPLY_AND_ADD * SQUARE**3 / statistics.median(times)
 
 
-def time_of(work: Callable[[], object]) -> float:
-    """Seconds that the work takes."""
+def measure_seconds(work: Callable[[], object]) -> float:
+    """Run the work and return the seconds that it took."""
     started = time.perf_counter()
     work()
     return time.perf_counter() - started

@@ -1,24 +1,23 @@
-"""Set the memory estimate beside the peak of real training on the CPU: python benchmarks/memory.py
+"""How accurate is the memory estimate of `yrun check`? python -m benchmarks.memory
 
-Each case trains a model of random weights in a process of its own and reads the highest resident
-memory of that process, less what was resident before the model was built. The C library is told
-to give freed blocks back at once; what it would keep unused is no part of the estimate.
+Trains sixteen models of random weights on the CPU, each in a separate process, and compares the
+peak of the resident memory, less what was resident before the model was built, with the estimate.
+The C library returns freed blocks at once, because the estimate does not count unused ones.
 """
 
+import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
+from benchmarks.paths import ROOT
+from benchmarks.peak_memory import RETURN_FREED_MEMORY, peak_above_now
 from yrunner.losses.fused_head import attach, measure_targets
 from yrunner.models.load import DTYPES
 from yrunner.models.meta import build_weightless
@@ -32,12 +31,11 @@ TUNINGS: dict[str, Tuning] = {
     "freeze": FreezeTuning(kind="freeze"),
     "lora": LoraTuning(),
 }
-GIVE_MEMORY_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 
 @dataclass(frozen=True)
 class Case:
-    """One training: the form of the model, what is trained of it, and on how much at once."""
+    """One training: model, tuning and batch."""
 
     model_type: str
     tuning: str
@@ -53,7 +51,7 @@ class Case:
     gradient_checkpointing: bool = False
 
     def config(self) -> PreTrainedConfig:
-        """The form of the model."""
+        """Return the config of the model."""
         return AutoConfig.for_model(
             self.model_type,
             hidden_size=self.hidden_size,
@@ -86,9 +84,9 @@ CASES = [
 
 
 def full_batch(batch_size: int, length: int, num_targets: int) -> dict[str, Tensor]:
-    """A micro-batch without padding, each row of which ends with `num_targets` targets.
+    """Make a micro-batch without padding; each row ends with `num_targets` targets.
 
-    A row's first token is never one: nothing stands before it.
+    The first token of a row is never a target, because no token predicts it.
     """
     input_ids_BT = torch.zeros(batch_size, length, dtype=torch.long)
     labels_BT = torch.full_like(input_ids_BT, IGNORE_INDEX)
@@ -100,7 +98,7 @@ def full_batch(batch_size: int, length: int, num_targets: int) -> dict[str, Tens
 
 
 def estimated_bytes(case: Case) -> int:
-    """The peak of one update by the estimate."""
+    """Estimate the peak of one update."""
     dtype = DTYPES[case.dtype]
     trace = trace_step(
         build_weightless(case.config(), TUNINGS[case.tuning], dtype=dtype),
@@ -115,11 +113,11 @@ def estimated_bytes(case: Case) -> int:
 
 
 def measured_bytes(case: Case) -> int:
-    """The peak of two real updates, in a process of its own."""
+    """Measure the peak of two updates in a separate process."""
     result = subprocess.run(
-        [sys.executable, __file__, json.dumps(asdict(case))],
-        env=os.environ | GIVE_MEMORY_BACK,
-        cwd=Path(__file__).parents[1],
+        [sys.executable, "-m", "benchmarks.memory", "--train", json.dumps(asdict(case))],
+        env=os.environ | RETURN_FREED_MEMORY,
+        cwd=ROOT,
         capture_output=True,
         text=True,
         check=True,
@@ -128,8 +126,8 @@ def measured_bytes(case: Case) -> int:
 
 
 def train(case: Case) -> int:
-    """Train for two updates and return by how many bytes the resident memory rose at most."""
-    torch.set_num_threads(1)  # threads would add stacks, and wait for each other on a busy machine
+    """Run two updates and return by how many bytes the resident memory rose at its peak."""
+    torch.set_num_threads(1)  # threads would add stacks, and slow each other down on a busy machine
     dtype = DTYPES[case.dtype]
     with peak_above_now() as peak:
         model = AutoModelForCausalLM.from_config(case.config(), dtype=dtype)
@@ -142,7 +140,7 @@ def train(case: Case) -> int:
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimizer = make_optimizer(case.optimizer, trained, foreach=False)
         batch = full_batch(case.batch_size, case.length, case.num_targets)
-        for _ in range(2):  # the optimizer remembers nothing in the first
+        for _ in range(2):  # the first one creates the state of the optimizer
             for _ in range(case.accumulation):
                 targets = measure_targets(mixed_precision(model, dtype), batch)
                 (targets.weighted / len(targets.loss_N)).backward()
@@ -150,33 +148,6 @@ def train(case: Case) -> int:
             optimizer.step()
             optimizer.zero_grad()
     return peak[0]
-
-
-@contextmanager
-def peak_above_now() -> Iterator[list[int]]:
-    """A list that holds, after the block, the bytes by which resident memory rose in it."""
-    matrix = torch.ones(512, 512, requires_grad=True)
-    (matrix @ matrix).sum().backward()  # the libraries' own buffers and threads
-    before = _resident_bytes()
-    peak: list[int] = []
-    yield peak
-    peak.append(_peak_bytes() - before)
-
-
-def forget_peak() -> None:
-    """Let the peak of this process begin anew, with what it holds now."""
-    Path("/proc/self/clear_refs").write_text("5", "ascii")
-
-
-def _peak_bytes() -> int:
-    """Most that this process has held; `getrusage` would begin with what its parent held."""
-    status = Path("/proc/self/status").read_text("ascii")
-    return int(status.split("VmHWM:")[1].split()[0]) * 1024
-
-
-def _resident_bytes() -> int:
-    num_pages = int(Path("/proc/self/statm").read_text("ascii").split()[1])
-    return num_pages * resource.getpagesize()
 
 
 def compare_all() -> None:
@@ -196,8 +167,18 @@ def compare_all() -> None:
         )
 
 
-if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        print(train(Case(**json.loads(sys.argv[1]))))
+def main() -> None:
+    """Compare all cases; with --train, run one in this process and print its peak."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--train", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.train:
+        print(train(Case(**json.loads(options.train))))
     else:
         compare_all()
+
+
+if __name__ == "__main__":
+    main()

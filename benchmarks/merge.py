@@ -1,8 +1,9 @@
-"""Merge a model of 2 GB in little memory, beside peft: python -m benchmarks.merge
+"""How much time and memory does a merge take, compared with peft? python -m benchmarks.merge
 
-Each way runs in a process of its own. Memory is the most that was resident, the interpreter and
-its libraries included. A second line of each way runs it where the process may take no more than
---limit gigabytes for its own data: what does not fit fails there.
+Merges an adapter into a model of 2 GB with yrunner, without and with the proof, and with peft.
+Each runs in a separate process, once without a limit and once with --limit gigabytes of data
+memory, where a merge that needs more fails. Memory is the peak of the process, interpreter and
+libraries included.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from benchmarks.peak_memory import peak_bytes
 from yrunner.models.local import give_back_freed_memory
 from yrunner.models.merge.plan import Weighted, prepare_merge
 from yrunner.models.merge.proof import Probes, compare, folder_logits, merge_logits
@@ -25,17 +27,17 @@ from yrunner.models.merge.safetensors_io import open_checkpoint
 from yrunner.models.merge.write import write_merged
 
 GIGABYTE = 10**9
-PROBES = Probes([[(7 * place + row) % 32_000 for place in range(64)] for row in range(8)])
+PROBES = Probes([[(7 * position + row) % 32_000 for position in range(64)] for row in range(8)])
 
 
 def main() -> None:
-    """Make the model, run each way, print."""
+    """Make the model, run every merge, print the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--layers", type=int, default=18, help="18 make 2 GB in bfloat16")
-    parser.add_argument("--shard-size", default="200MB")
-    parser.add_argument("--limit", type=float, default=1.0)
+    parser.add_argument("--layers", type=int, default=18, help="default 18, which is 2 GB")
+    parser.add_argument("--shard-size", default="200MB", help="default 200MB")
+    parser.add_argument("--limit", type=float, default=1.0, help="gigabytes, default 1.0")
     parser.add_argument("--way", choices=list(WAYS), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -43,17 +45,17 @@ def main() -> None:
         run_here(options.way, options.folder, options.shard_size, options.limit)
         return
     with TemporaryDirectory() as name:
-        make_in_a_process(Path(name), options.layers, options.shard_size)
+        save_in_new_process(Path(name), options.layers, options.shard_size)
         size = sum(file.stat().st_size for file in (Path(name) / "base").glob("*.safetensors"))
         print(f"model: {size / GIGABYTE:.2f} GB in files of {options.shard_size}")
-        print(f"{'way':<28} {'limit':>7} {'seconds':>8} {'peak':>8}")
+        print(f"{'merge':<28} {'limit':>7} {'seconds':>8} {'peak':>8}")
         for way in WAYS:
             for limit in (0.0, options.limit):
-                print(line(way, Path(name), options.shard_size, limit), flush=True)
+                print(run_alone(way, Path(name), options.shard_size, limit), flush=True)
 
 
-def line(way: str, folder: Path, shard_size: str, limit: float) -> str:
-    """What one process did."""
+def run_alone(way: str, folder: Path, shard_size: str, limit: float) -> str:
+    """Merge in a separate process and return a line of the table."""
     result = subprocess.run(
         [sys.executable, "-m", "benchmarks.merge", "--way", way, "--folder", str(folder),
          "--shard-size", shard_size, "--limit", str(limit)],
@@ -65,30 +67,24 @@ def line(way: str, folder: Path, shard_size: str, limit: float) -> str:
         return f"{way:<28} {limited:>7} {'failed: out of memory':>17}"
     figures = json.loads(result.stdout.splitlines()[-1])
     peak = f"{figures['peak'] / 1e6:,.0f} MB"
-    return f"{way:<28} {limited:>7} {figures['seconds']:8.1f} {peak:>8} {figures['told']}"
+    return f"{way:<28} {limited:>7} {figures['seconds']:8.1f} {peak:>8} {figures['note']}"
 
 
 def run_here(way: str, folder: Path, shard_size: str, limit: float) -> None:
-    """Run one way under a limit of the process's own data, and print its figures as JSON."""
+    """Merge in this process, with a limit on its data memory, and print the figures as JSON."""
     if limit:
-        most = int(limit * GIGABYTE)
-        resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+        limit_bytes = int(limit * GIGABYTE)
+        resource.setrlimit(resource.RLIMIT_DATA, (limit_bytes, limit_bytes))
     started = time.perf_counter()
-    told = WAYS[way](folder, shard_size)
+    note = WAYS[way](folder, shard_size)
     seconds = time.perf_counter() - started
-    print(json.dumps({"seconds": seconds, "peak": peak_bytes(), "told": told}))
-
-
-def peak_bytes() -> int:
-    """Most that this process has held; `getrusage` would begin with what its parent held."""
-    status = Path("/proc/self/status").read_text("ascii")
-    return int(status.split("VmHWM:")[1].split()[0]) * 1024
+    print(json.dumps({"seconds": seconds, "peak": peak_bytes(), "note": note}))
 
 
 def ours(folder: Path, shard_size: str, *, proves: bool = False) -> str:
-    """Merge as `yrun merge` does, with or without its proof."""
+    """Merge as `yrun merge` does; return the divergence where `proves`."""
     give_back_freed_memory()
-    merged = folder / "merged by us"
+    merged = folder / "merged by yrunner"
     merged.mkdir(exist_ok=True)
     adapters = [Weighted(folder / "adapter")]
     prepared = prepare_merge(open_checkpoint(str(folder / "base")), adapters)
@@ -96,32 +92,33 @@ def ours(folder: Path, shard_size: str, *, proves: bool = False) -> str:
     if not proves:
         return ""
     expected_NV = merge_logits(prepared, adapters, PROBES, trust_remote_code=False)
-    likeness = compare(expected_NV, folder_logits(merged, PROBES, trust_remote_code=False))
-    return f"divergence {likeness.mean_kl:.1g} nats"
+    equivalence = compare(expected_NV, folder_logits(merged, PROBES, trust_remote_code=False))
+    return f"divergence {equivalence.mean_kl:.1g} nats"
 
 
-def proven(folder: Path, shard_size: str) -> str:
-    """Merge and prove."""
+def ours_with_proof(folder: Path, shard_size: str) -> str:
+    """Merge, and prove that the merged model computes the same."""
     return ours(folder, shard_size, proves=True)
 
 
 def peft(folder: Path, shard_size: str) -> str:
-    """Merge as peft's documentation does."""
+    """Merge as the documentation of peft does."""
     base = AutoModelForCausalLM.from_pretrained(folder / "base", dtype=torch.bfloat16)
     model = PeftModel.from_pretrained(base, folder / "adapter").merge_and_unload()
     model.save_pretrained(folder / "merged by peft", max_shard_size=shard_size)
     return ""
 
 
-def make_in_a_process(folder: Path, num_layers: int, shard_size: str) -> None:
-    """Make base and adapter where it does not count as memory of ours."""
+def save_in_new_process(folder: Path, num_layers: int, shard_size: str) -> None:
+    """Save base and adapter in a process whose memory is not measured."""
     program = (
-        f"from benchmarks.merge import make; make({str(folder)!r}, {num_layers}, {shard_size!r})"
+        f"from benchmarks.merge import save_inputs; "
+        f"save_inputs({str(folder)!r}, {num_layers}, {shard_size!r})"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
-def make(folder: str, num_layers: int, shard_size: str) -> None:
+def save_inputs(folder: str, num_layers: int, shard_size: str) -> None:
     """Save a base of random weights in bfloat16, and an adapter that changes every layer."""
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -143,7 +140,7 @@ def make(folder: str, num_layers: int, shard_size: str) -> None:
 
 WAYS = {
     "yrunner": ours,
-    "yrunner, with its proof": proven,
+    "yrunner, with its proof": ours_with_proof,
     "peft, merge_and_unload": peft,
 }
 

@@ -1,9 +1,9 @@
-"""How nearly merged toys answer as the trained ones did: python -m benchmarks.merge_agreement
+"""How closely do merged models match the tuned ones? python -m benchmarks.merge_agreement
 
-Tunes the toy base on the invented law by every kind of tuning, with packing off and on, and writes
-each result in float32 and in bfloat16. Each line has the largest difference of a logit in float32,
-and how often both find the same next token likeliest in bfloat16, as the proof of `yrun merge`
-measures them. The tuning is short: an answer need not be right to be the same.
+Tunes the toy base with every kind of tuning, with packing off and on, and merges each result in
+float32 and in bfloat16. Prints what the proof of `yrun merge` measures: the largest difference of a
+logit in float32, and how often both models agree on the likeliest next token in bfloat16. The
+tuning is short, because answers do not have to be right to be equal.
 """
 
 import argparse
@@ -12,10 +12,11 @@ from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from benchmarks.paths import RECIPES
 from yrunner.commands.merge.command import merge
 from yrunner.commands.train import train
 
-RECIPE = Path(__file__).parent.parent / "recipes" / "legal_sft.yaml"
+RECIPE = RECIPES / "legal_sft.yaml"
 TUNINGS = {
     "lora": [],
     "dora": ["tuning.variant=dora"],
@@ -27,7 +28,7 @@ TUNINGS = {
 
 
 def main() -> None:
-    """Train, merge and print, one line after the other."""
+    """Train and merge every combination, then print the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -47,7 +48,7 @@ def main() -> None:
                 *TUNINGS[tuning],
             ]
             train(RECIPE, changes, resume=False, overwrite=False)
-            exact, rounded = (proof(changes, dtype) for dtype in ("float32", "bfloat16"))
+            exact, rounded = (merge_and_prove(changes, dtype) for dtype in ("float32", "bfloat16"))
             lines.append(
                 f"{tuning:<8} {packing:<8} {exact['largest_difference']:10.1e} "
                 f"{rounded['top1_agreement']:10.2%} {rounded['tokens']:8,}"
@@ -56,8 +57,8 @@ def main() -> None:
     print("\n".join(lines))
 
 
-def proof(changes: list[str], dtype: str) -> dict[str, float]:
-    """What the proof of a merge into this dtype measured."""
+def merge_and_prove(changes: list[str], dtype: str) -> dict[str, float]:
+    """Merge into this dtype and return what the proof measured."""
     merge(RECIPE, [*changes, f"merge.dtype={dtype}"])
     output = next(change for change in changes if change.startswith("output="))
     figures = json.loads((Path(output.removeprefix("output=")) / "merge.json").read_text("utf-8"))

@@ -1,16 +1,15 @@
-"""Tokens per second of every layout of a micro-batch, to choose between them.
+"""Which layout of a micro-batch is the fastest?
 
-    python benchmarks/packing.py [--repeats 3] [--threads 2] [--models small wide]
+    python -m benchmarks.packing [--repeats 3] [--threads 2] [--models small wide]
 
-Two models of the Qwen3 form are built from their sizes; lengths are drawn like those of instruction
-data, log-normal around 180 tokens and at most 1,024. One forward and backward pass, float32. The
-ways are timed by turns and the best time of each counts, so that a busy machine is fair to all.
-It takes about ten minutes on two cores; `--models small` takes two.
+Times forward and backward of two Qwen3 models in float32, on examples with lengths like those of
+instruction data: log-normal around 180 tokens, at most 1,024. Layouts run in turns and the best
+time of each counts, so that load from other programs affects all of them equally.
 
-before   a row for each example, padding and an attention mask
+masked   one row per example, with padding and an attention mask
 padded   the same without the mask
-packs    a row for each pack, under a block mask
-joined   all examples in one row, under a block mask
+packs    one row per pack, with a block mask
+joined   all examples in one row, with a block mask
 fitted   rows that `fit_rows` chooses
 """
 
@@ -42,7 +41,7 @@ Batch = dict[str, torch.Tensor]
 
 
 def main() -> None:
-    """Print the fill and speed of packing, then a table for each model and attention."""
+    """Print fill and speed of packing, then a table for each model and attention."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -57,26 +56,26 @@ def main() -> None:
             print_layouts(name, attention, options.repeats)
 
 
-def draw_lengths(number: int) -> Any:
-    """Lengths of examples like those of instruction data."""
-    lengths = np.random.default_rng(0).lognormal(np.log(180), 0.7, number)
+def draw_lengths(num_examples: int) -> Any:
+    """Draw lengths like those of instruction data."""
+    lengths = np.random.default_rng(0).lognormal(np.log(180), 0.7, num_examples)
     return lengths.clip(16, MAX_LENGTH).astype(int)
 
 
 def print_packing() -> None:
-    """Print how long packing takes and how full it makes the rows."""
+    """Print the time that packing takes and the fill that it reaches."""
     for number in (20_000, 1_000_000):
         lengths = draw_lengths(number)
-        for way in (pack, pack_in_order):
+        for packing in (pack, pack_in_order):
             start = time.perf_counter()
-            packs = way(lengths, MAX_LENGTH)
+            packs = packing(lengths, MAX_LENGTH)
             seconds = time.perf_counter() - start
             fill = fill_rate(lengths, len(packs), MAX_LENGTH)
-            print(f"{way.__name__:14}{number:10,} examples  {seconds:6.3f} s  {fill:7.2%} full")
+            print(f"{packing.__name__:14}{number:10,} examples  {seconds:6.3f} s  {fill:7.2%} full")
 
 
 def print_layouts(name: str, attention: str, repeats: int) -> None:
-    """Print every layout of two micro-batches: four packs, and eight examples not packed."""
+    """Time every layout of two micro-batches: four packs, and eight unpacked examples."""
     model = build_model(attention, **SIZES[name])
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     hidden_size = SIZES[name]["hidden_size"]
@@ -88,20 +87,20 @@ def print_layouts(name: str, attention: str, repeats: int) -> None:
     ):
         examples = [make_example(lengths[example]) for row in rows for example in row]
         batches = make_batches(rows, examples, attention, hidden_size)
-        best = time_by_turns(model, batches, repeats)
+        best = time_in_turns(model, batches, repeats)
         num_tokens = sum(len(example.input_ids) for example in examples)
         print(f"\n{name}, {num_parameters / 1e6:.1f} M parameters, {attention}, {title}")
         for way, batch in batches.items():
             height, width = batch["input_ids"].shape
             print(
                 f"{way:8}{num_tokens / best[way]:8,.0f} tokens/s "
-                f"{best['before'] / best[way]:6.2f} x  {height:3} rows of {width:5}"
+                f"{best['masked'] / best[way]:6.2f} x  {height:3} rows of {width:5}"
                 f"{num_tokens / (height * width):7.1%} full"
             )
 
 
 def build_model(attention: str, **sizes: int) -> Any:
-    """A model of the Qwen3 form with random weights."""
+    """Build a Qwen3 model with random weights."""
     torch.manual_seed(0)
     config = Qwen3Config(
         vocab_size=VOCABULARY_SIZE,
@@ -116,7 +115,7 @@ def build_model(attention: str, **sizes: int) -> Any:
 
 
 def make_example(length: int) -> TokenizedExample:
-    """Random tokens, the second half of them targets."""
+    """Make an example of random tokens; the second half are targets."""
     ids = torch.randint(VOCABULARY_SIZE, (length,)).tolist()
     labels = [IGNORE_INDEX] * (length // 2) + ids[length // 2 :]
     return TokenizedExample(ids, labels, Origin(Path("random"), 1))
@@ -128,28 +127,28 @@ def make_batches(
     attention: str,
     hidden_size: int,
 ) -> dict[str, Batch]:
-    """The same examples in every layout."""
-    places = iter(range(len(examples)))
-    planned = [[next(places) for _ in row] for row in rows]
+    """Collate the same examples in every layout."""
+    indices = iter(range(len(examples)))
+    planned = [[next(indices) for _ in row] for row in rows]
     layouts: dict[str, Callable[[Sequence[int]], list[list[int]]]] = {
-        "before": one_per_row,
+        "masked": one_per_row,
         "padded": one_per_row,
         "fitted": partial(fit_rows, hidden_size=hidden_size),
     }
     if len(examples) > len(rows):
         layouts["packs"] = lambda lengths: planned
-    if attention != "eager":  # which would keep the whole square, in every layer and head
+    if attention != "eager":  # eager attention would keep the whole square, in every layer and head
         layouts["joined"] = all_in_one_row
     batches = {way: collate(examples, 0, layout) for way, layout in layouts.items()}
-    before = batches["before"]
+    masked = batches["masked"]
     lengths_B = torch.tensor([len(example.input_ids) for example in examples])
-    places_T = torch.arange(before["labels"].shape[1])
-    before["attention_mask"] = (places_T < lengths_B[:, None]).long()
+    positions_T = torch.arange(masked["labels"].shape[1])
+    masked["attention_mask"] = (positions_T < lengths_B[:, None]).long()
     return batches
 
 
-def time_by_turns(model: Any, batches: dict[str, Batch], repeats: int) -> dict[str, float]:
-    """Least seconds of a forward and backward pass over each batch; all must agree on the loss."""
+def time_in_turns(model: Any, batches: dict[str, Batch], repeats: int) -> dict[str, float]:
+    """Return the best seconds of forward and backward for each layout; losses must agree."""
     best = dict.fromkeys(batches, float("inf"))
     losses: dict[str, float] = {}
     attach(model)
@@ -161,7 +160,7 @@ def time_by_turns(model: Any, batches: dict[str, Batch], repeats: int) -> dict[s
             loss.backward()
             best[way] = min(best[way], time.perf_counter() - start)
             losses[way] = loss.item()
-    assert np.ptp(list(losses.values())) < 1e-4 * losses["before"], losses
+    assert np.ptp(list(losses.values())) < 1e-4 * losses["masked"], losses
     return best
 
 

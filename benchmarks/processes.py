@@ -1,6 +1,6 @@
-"""Several processes of this machine that know each other: forks where they can be.
+"""Run a function as several ranks on this machine, in forks where possible.
 
-Importing torch and its friends takes a new process for longer than most of its work here.
+A fork is faster than a new process, which would spend most of its time on importing torch.
 """
 
 import os
@@ -14,43 +14,43 @@ from torch import distributed
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 START_METHOD = "spawn" if torch.cuda.is_available() else "fork"
-"""A GPU that was looked at cannot be used in a fork."""
+"""CUDA does not work in a fork once it has been initialised."""
 
 
 def run_together(
     work: Callable[..., None], *arguments: Any, number: int, method: str = START_METHOD
 ) -> None:
-    """Run `work(rank, *arguments)` in so many processes that have met over gloo.
+    """Run `work(rank, *arguments)` in `number` processes that share a gloo process group.
 
-    Raises what the first of them to fail raises.
+    Raises the error of the first process that fails.
     """
-    start_ranks(_meet, work, arguments, number=number, method=method)
+    start_ranks(_run_in_process_group, work, arguments, number=number, method=method)
 
 
 def start_ranks(
     work: Callable[..., None], *arguments: Any, number: int, method: str = START_METHOD
 ) -> None:
-    """The same in processes that have not met: they know what torch's launcher would tell them.
+    """Run the same without a process group; the environment is that of torch's launcher.
 
-    Each has one thread, so that as many as there are cores do not wait for each other.
+    Each process has one thread, so that ranks do not compete for cores.
     """
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
     torch.multiprocessing.start_processes(
-        _be_rank, (work, arguments, number, port), nprocs=number, start_method=method
+        _run_rank, (work, arguments, number, port), nprocs=number, start_method=method
     )
 
 
-def forget_sharing() -> None:
-    """Let this process share in another way: accelerate and transformers keep the first one."""
+def reset_distributed_state() -> None:
+    """Reset what accelerate and transformers remember of the last distributed setup."""
     os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)
     AcceleratorState._reset_state()
     PartialState._reset_state()
     unset_hf_deepspeed_config()
 
 
-def _be_rank(
+def _run_rank(
     rank: int, work: Callable[..., None], arguments: tuple[Any, ...], number: int, port: int
 ) -> None:
     os.environ |= {
@@ -63,11 +63,11 @@ def _be_rank(
         "OMP_NUM_THREADS": "1",
     }
     torch.set_num_threads(1)
-    forget_sharing()
+    reset_distributed_state()
     work(rank, *arguments)
 
 
-def _meet(rank: int, work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+def _run_in_process_group(rank: int, work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
     distributed.init_process_group("gloo")
     try:
         work(rank, *arguments)

@@ -1,14 +1,14 @@
-"""Scoring of rows beside the published way: time, peak memory, share of the matrix rate.
+"""How fast does `yrun sort` score rows, compared with the published implementation?
 
     python -m benchmarks.score [--vocabulary 151936] [--rows 64] [--repeats 3]
 
-Loss and entropy of every target of the rows of sft.py, in float32, with its models of random
-weights. `published` runs each row twice, once for losses and once for entropies, and makes the
-logits of all its tokens. `ours` is one pass over batches of similar length, logits in chunks and
-for targets alone. Every way runs in a process of its own, in turns. Memory is the most that the
-process ever held, and what scoring added to that of loading the model; the rate is that of a
-product of two large matrices; the work counted is that of the model at all tokens and of the head
-at targets, which is all that is needed.
+Computes loss and entropy of every target of the rows of `benchmarks.sft`, in float32, with its
+models of random weights. `published` runs each row twice, once for losses and once for entropies,
+and computes the logits of all tokens. `ours` makes one pass over batches of similar length, with
+logits in chunks and for targets only. Each runs in a separate process, in turns. Memory is the
+peak of the process, and how far scoring raised it above loading the model. The share of the rate
+compares the operations needed (the model for all tokens, the head for targets) with the speed of a
+product of two large matrices.
 """
 
 import argparse
@@ -28,25 +28,26 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, log_softmax, softmax
 from transformers import AutoModelForCausalLM
 
-from benchmarks.sft import ROOT, SIZES, high_water, save_model, write_rows
+from benchmarks.paths import ROOT
+from benchmarks.peak_memory import peak_bytes
+from benchmarks.sft.inputs import SIZES, read_rows, save_model, write_rows
 from yrunner.scoring.rank import correlation
 
-END = 1
 MAX_TOKENS = 2048
-"""Padded tokens of a batch."""
+"""Padded tokens in a batch."""
 NUMBERS = ("seconds", "peak", "added", "share")
 RATIOS = ("seconds", "peak")
 
 Row = tuple[list[int], list[int]]
-"""Token ids of a prompt, and of its reply with the end."""
+"""Token ids of a prompt, and of its reply with the end-of-sequence token."""
 Figures = tuple[Tensor, Tensor]
 """Losses and entropies of the targets of a row, both of shape [N]."""
 Score = Callable[[], list[Figures]]
-"""What is timed."""
+"""The function that is timed."""
 
 
 def main() -> None:
-    """Measure every vocabulary and print its table; or be one of the processes that measure."""
+    """Print a table for each vocabulary; with --measure, run one implementation in this process."""
     options = parse_options()
     if options.measure:
         way, folder = options.measure
@@ -56,16 +57,16 @@ def main() -> None:
         with TemporaryDirectory() as name:
             save_model(Path(name) / "model", vocabulary)
             write_rows(Path(name), options.rows, vocabulary)
-            found: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}
+            runs: dict[str, list[dict[str, Any]]] = {way: [] for way in IMPLEMENTATIONS}
             for _ in range(options.repeats):
-                for way in WAYS:
-                    found[way].append(run_alone(way, name))
-                    print(f"{way}: {found[way][-1]['seconds']:.2f} s", file=sys.stderr)
-        print_results(vocabulary, found)
+                for way in IMPLEMENTATIONS:
+                    runs[way].append(run_alone(way, name))
+                    print(f"{way}: {runs[way][-1]['seconds']:.2f} s", file=sys.stderr)
+        print_results(vocabulary, runs)
 
 
 def parse_options() -> argparse.Namespace:
-    """What to measure."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -77,7 +78,7 @@ def parse_options() -> argparse.Namespace:
 
 
 def run_alone(way: str, folder: str) -> dict[str, Any]:
-    """What `measure` finds in a process of its own."""
+    """Run `measure` in a separate process and return its figures."""
     command = [sys.executable, "-m", "benchmarks.score", "--measure", way, folder]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
@@ -87,16 +88,16 @@ def run_alone(way: str, folder: str) -> dict[str, Any]:
 
 
 def measure(way: str, folder: Path) -> dict[str, Any]:
-    """Seconds, bytes, share of the matrix rate and mean figures of one way."""
+    """Measure time, memory and share of the matrix rate, and return losses and entropies too."""
     rows = read_rows(folder)
     model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32).eval()
-    score = WAYS[way](model, rows)
-    loaded = high_water(os.getpid())
+    score = IMPLEMENTATIONS[way](model, rows)
+    loaded = peak_bytes()
     started = time.perf_counter()
     figures = score()
     seconds = time.perf_counter() - started
-    peak = high_water(os.getpid())
-    # Imported late: what it imports would count as memory.
+    peak = peak_bytes()
+    # Imported late, because its imports would count as memory.
     from benchmarks.limit import SQUARE, measure_rate
 
     rate = measure_rate(torch.randn(SQUARE, SQUARE))
@@ -111,27 +112,17 @@ def measure(way: str, folder: Path) -> dict[str, Any]:
     }
 
 
-def read_rows(folder: Path) -> list[Row]:
-    """The rows of sft.py as token ids; what sft_ours.py imports would count as memory."""
-    lines = (folder / "rows.jsonl").read_text("utf-8").splitlines()
-    texts = [json.loads(line) for line in lines]
-    return [
-        ([int(word) for word in row["prompt"].split()], [*map(int, row["completion"].split()), END])
-        for row in texts
-    ]
-
-
 def published(model: Any, rows: list[Row]) -> Score:
-    """Row by row, two passes: the losses of all tokens, then two distributions of the reply."""
+    """Score row by row in two passes: losses of all tokens, then entropies of the reply."""
     return lambda: [score_published(model, *row) for row in rows]
 
 
 @torch.no_grad()
 def score_published(model: Any, prompt: list[int], reply: list[int]) -> Figures:
-    """Losses and entropies of one row.
+    """Return losses and entropies of one row.
 
-    The published code takes the entropies one place later, so that each target's loss meets the
-    entropy of the next; here both are of the same target.
+    The published code reads the entropies one position later, so it pairs each target's loss with
+    the entropy of the next. Here both belong to the same target.
     """
     ids_1T = torch.tensor([prompt + reply])
     first = len(prompt)
@@ -147,7 +138,7 @@ def score_published(model: Any, prompt: list[int], reply: list[int]) -> Figures:
 
 
 def ours(model: Any, rows: list[Row]) -> Score:
-    """As `yrun sort` does it. Its imports are no part of the time, but of the memory."""
+    """Score as `yrun sort` does. Its imports count as memory, not as time."""
     from yrunner.data.conversation import TokenizedExample
     from yrunner.errors import Origin
     from yrunner.scoring.measure import score_by_length
@@ -167,11 +158,14 @@ def ours(model: Any, rows: list[Row]) -> Score:
     return score
 
 
-WAYS: dict[str, Callable[[Any, list[Row]], Score]] = {"published": published, "ours": ours}
+IMPLEMENTATIONS: dict[str, Callable[[Any, list[Row]], Score]] = {
+    "published": published,
+    "ours": ours,
+}
 
 
 def count_work(model: Any, rows: list[Row]) -> float:
-    """Floating-point operations that both figures of all targets cannot do without."""
+    """Count the floating-point operations that losses and entropies need at least."""
     from benchmarks.limit import MULTIPLY_AND_ADD
 
     config = model.config
@@ -185,34 +179,34 @@ def count_work(model: Any, rows: list[Row]) -> float:
     return MULTIPLY_AND_ADD * (in_layers * sum(lengths) + attention + head)
 
 
-def print_results(vocabulary: int, found: dict[str, list[dict[str, Any]]]) -> None:
-    """Medians, and ours over the published way; ratios are of runs that followed each other."""
+def print_results(vocabulary: int, measured: dict[str, list[dict[str, Any]]]) -> None:
+    """Print medians, and the median ratio of ours to published, round by round."""
     print(f"vocabulary {vocabulary:,}")
-    print(f"{'way':>12} {'seconds':>8} {'peak GB':>8} {'added GB':>9} {'of the rate':>12}")
-    for way, runs in found.items():
+    print(f"{'':>12} {'seconds':>8} {'peak GB':>8} {'added GB':>9} {'of the rate':>12}")
+    for way, runs in measured.items():
         middle = {key: statistics.median(run[key] for run in runs) for key in NUMBERS}
         print(
             f"{way:>12} {middle['seconds']:8.2f} {middle['peak'] / 1e9:8.2f}"
             f" {middle['added'] / 1e9:9.2f} {middle['share']:12.0%}"
         )
-    pairs = list(zip(found["ours"], found["published"], strict=True))
+    pairs = list(zip(measured["ours"], measured["published"], strict=True))
     ratios = {key: statistics.median(a[key] / b[key] for a, b in pairs) for key in RATIOS}
     print(f"{'ratio':>12} {ratios['seconds']:8.2f} {ratios['peak']:8.2f}")
-    rates = [run["rate"] for runs in found.values() for run in runs]
+    rates = [run["rate"] for runs in measured.values() for run in runs]
     print(f"matrix rate {statistics.median(rates) / 1e9:.0f} GFLOP/s")
     for figure in ("losses", "entropies"):
         print(f"largest difference of {figure}: {largest_difference(pairs[0], figure):.1e}")
-    print(f"Spearman of the rows by correlation: {rank_agreement(pairs[0]):.4f}")
+    print(f"Spearman correlation of the rows' scores: {rank_agreement(pairs[0]):.4f}")
 
 
 def largest_difference(pair: tuple[dict[str, Any], dict[str, Any]], figure: str) -> float:
-    """Between the two ways, over all targets."""
+    """Return the largest difference between both implementations over all targets."""
     ours, published = (torch.tensor([x for row in run[figure] for x in row]) for run in pair)
     return (ours - published).abs().max().item()
 
 
 def rank_agreement(pair: tuple[dict[str, Any], dict[str, Any]]) -> float:
-    """Spearman's correlation of the two ways' scores: our formula beside the published one."""
+    """Return Spearman's correlation of our scores with those of the published formula."""
     own, other = (list(zip(run["losses"], run["entropies"], strict=True)) for run in pair)
     scores = [
         [correlation(torch.tensor(losses), torch.tensor(entropies)) for losses, entropies in own],
@@ -223,7 +217,7 @@ def rank_agreement(pair: tuple[dict[str, Any], dict[str, Any]]) -> float:
 
 
 def published_correlation(losses: list[float], entropies: list[float]) -> float:
-    """Cosine of both after centring and scaling each."""
+    """Return the cosine of both figures, each centred and scaled."""
     loss_N, entropy_N = (
         (figure_N - figure_N.mean()) / figure_N.std(correction=0)
         for figure_N in (torch.tensor(losses), torch.tensor(entropies))

@@ -1,13 +1,13 @@
-"""How well each score of `yrun sort` finds the faulty rows, where it is known which these are.
+"""How well does each score of `yrun sort` find faulty rows?
 
     python -m benchmarks.sort_quality --world toy
     python -m benchmarks.sort_quality --world second [--cross-fit 3] [--steps 110]
 
-A figure is the area under the ROC curve: the chance that a faulty row is more suspicious than a
-sound one, 0.5 by guessing. The interval is where it lies in 95 % of the corpora that are drawn from
-the rows with replacement. `toy` is the corpus of recipes/legal_sft.yaml, `second` that of
-benchmarks/second_world, on which nothing is tuned. What is missing (the second world, a base, the
-scores) is made first, in minutes; scores that are in the folder are graded again in seconds.
+Prints the area under the ROC curve: the probability that a faulty row is more suspicious than a
+sound one, 0.5 for guessing. The interval is the 95 % bootstrap interval over rows. `toy` is the
+corpus of recipes/legal_sft.yaml, `second` that of benchmarks/second_world, on which nothing was
+tuned. Missing parts (second world, base, scores) are made first, which takes minutes; scores in
+the folder are graded again in seconds.
 """
 
 import argparse
@@ -19,16 +19,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.paths import RECIPES, TOY_DATA
 from benchmarks.second_world.write import write_second_world
 from yrunner.commands.sort.command import sort
 from yrunner.commands.train import train_base
 from yrunner.console import print_table
 from yrunner.scoring.rank import suspicion
 
-ROOT = Path(__file__).parents[1]
 SEED = 0
 INTERVAL = (2.5, 97.5)
-"""Percentiles of the areas of the drawn corpora."""
+"""Percentiles of the bootstrap areas."""
 
 Values = NDArray[np.float64]
 Flags = NDArray[np.bool_]
@@ -36,7 +36,7 @@ Flags = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class World:
-    """A corpus with a list of its faults."""
+    """A corpus and the list of its faults."""
 
     recipe: Path
     faults: Path
@@ -44,7 +44,7 @@ class World:
 
 @dataclass(frozen=True)
 class Grade:
-    """How well one score finds some faults."""
+    """Area under the ROC curve of one score, with its interval."""
 
     area: float
     low: float
@@ -55,9 +55,9 @@ class Grade:
 
 
 def main() -> None:
-    """Print a table for the base and one for cross-fit: a line for each score."""
+    """Print a table for the base and one for cross-fit, with a line for each score."""
     arguments = _parse()
-    run = arguments.folder / _name(arguments)
+    run = arguments.folder / _folder_name(arguments)
     scores = run / "sort" / "scores.jsonl"
     world = _world(arguments.world, arguments.folder)
     if not scores.exists():
@@ -66,7 +66,7 @@ def main() -> None:
     faults = [json.loads(line) for line in world.faults.read_text("utf-8").splitlines()]
     kind_of_row = {fault["row"]: fault["kind"] for fault in faults}
     kinds = [kind_of_row.get(record["row"], "") for record in records]
-    print(f"{len(records):,} rows, {len(faults):,} of them faulty; {scores}")
+    print(f"{len(records):,} rows, {len(faults):,} faulty; scores in {scores}")
     print(", ".join(f"{kind}: {kinds.count(kind)}" for kind in sorted(set(kinds) - {""})))
     for column, title in (("scores", "By the base"), ("cross_fit", "By cross-fit")):
         if column in records[0]:
@@ -74,7 +74,7 @@ def main() -> None:
 
 
 def grade(suspicion_N: Values, is_faulty_N: Flags, resamples: int) -> Grade:
-    """The area of a score, and its interval over rows; sound and faulty ones are drawn apart."""
+    """Grade a score; the bootstrap draws sound and faulty rows separately."""
     faulty, sound = suspicion_N[is_faulty_N], suspicion_N[~is_faulty_N]
     generator = np.random.default_rng(SEED)
     areas = [
@@ -86,15 +86,15 @@ def grade(suspicion_N: Values, is_faulty_N: Flags, resamples: int) -> Grade:
 
 
 def roc_area(faulty: Values, sound: Values) -> float:
-    """The share of pairs in which the faulty row is the more suspicious; a tie counts one half.
+    """Return the share of pairs in which the faulty row is more suspicious; a tie counts half.
 
-    By ranks (Mann and Whitney), which needs a sort instead of a look at every pair.
+    Computed from ranks (Mann and Whitney), so that it needs a sort instead of all pairs.
     """
-    _, place, count = np.unique(
+    _, index, count = np.unique(
         np.concatenate([faulty, sound]), return_inverse=True, return_counts=True
     )
-    # Equal values share the mean of the ranks that they take up.
-    ranks = (count.cumsum() - (count - 1) / 2)[place]
+    # Equal values share the mean of their ranks.
+    ranks = (count.cumsum() - (count - 1) / 2)[index]
     below = ranks[: len(faulty)].sum() - len(faulty) * (len(faulty) + 1) / 2
     return float(below / (len(faulty) * len(sound)))
 
@@ -116,11 +116,11 @@ def _print_grades(
             by_kind.append(grade(suspicion_N[considered], kind_N[considered] != "", resamples))
         rows.append([name, *map(str, (overall, *by_kind))])
     print_table(title, ["score", "all", *of_faults], rows)
-    print(f"{title.lower()}, the best is {best[1]} with {best[0]:.3f}")
+    print(f"{title.lower()}, the best score is {best[1]} with {best[0]:.3f}")
 
 
 def _sort(world: World, folder: Path, arguments: argparse.Namespace) -> None:
-    """Leave the scores in `folder`; a base that is missing is trained."""
+    """Write the scores to `folder`; trains the base if it is missing."""
     overrides = [f"output={folder}", f"sort.cross_fit={arguments.cross_fit}"]
     if arguments.steps is not None:
         overrides.append(f"sort.cross_fit_steps={arguments.steps}")
@@ -129,15 +129,14 @@ def _sort(world: World, folder: Path, arguments: argparse.Namespace) -> None:
 
 def _world(name: str, folder: Path) -> World:
     if name == "toy":
-        recipes = ROOT / "recipes"
-        return World(recipes / "legal_sft.yaml", recipes / "data/legal_faults.jsonl")
-    place = folder / "second-world"
-    write_second_world(place)
-    return World(place / "second_field.yaml", place / "field_faults.jsonl")
+        return World(RECIPES / "legal_sft.yaml", TOY_DATA / "legal_faults.jsonl")
+    second_world = folder / "second-world"
+    write_second_world(second_world)
+    return World(second_world / "second_field.yaml", second_world / "field_faults.jsonl")
 
 
-def _name(arguments: argparse.Namespace) -> str:
-    """Of the folder of the scores: another one for other settings."""
+def _folder_name(arguments: argparse.Namespace) -> str:
+    """Return a name for the scores that differs for different settings."""
     steps = "" if arguments.steps is None else f"-{arguments.steps}"
     return f"{arguments.world}-{arguments.cross_fit}{steps}"
 

@@ -1,13 +1,12 @@
-"""Does training on the sorted corpus help: eight orders of the toy world's rows, several seeds.
+"""Does training on a sorted corpus help?
 
     python -m benchmarks.sorted_training [--seeds 0 1 2] [--arms file mixed ...]
 
-Every arm is recipes/legal_sft.yaml on the same rows in another order, each epoch in that order;
-some without the tenth that a score finds the most suspicious. After training: the share of right
-answers to paraphrased questions of the field, to questions of what the base knew, and the share of
-the planted faults that the model now repeats word for word. Arms that are finished are not trained
-again. The first run measures the rows and trains the models of a cross-fit; each training takes a
-minute or more.
+Every arm trains recipes/legal_sft.yaml on the same rows in a different order, the same in each
+epoch; some drop the tenth of the rows that a score finds most suspicious. After training, measures
+the accuracy on paraphrased questions of the field, on general questions, and the share of planted
+faults that the model repeats word for word. Finished arms are not trained again. The first run
+scores the rows and trains the cross-fit models; each training takes a minute or more.
 """
 
 import argparse
@@ -17,15 +16,14 @@ import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.sort_quality import ROOT
+from benchmarks.paths import RECIPES, TOY_DATA
 from yrunner.assembly.measure import Measured
 from yrunner.commands.sort.command import sort
 from yrunner.commands.train import train, train_base
 from yrunner.console import print_table, say
 from yrunner.storage.run_dir import RunDir
 
-RECIPE = ROOT / "recipes/legal_sft.yaml"
-DATA = ROOT / "recipes/data"
+RECIPE = RECIPES / "legal_sft.yaml"
 SUSPICIOUS_TENTH = "sort.drop_share=0.1"
 
 
@@ -35,7 +33,7 @@ class Arm:
 
     what: str
     sort: tuple[str, ...] | None
-    """Overrides of the sort; None: the file as it is."""
+    """Overrides for `yrun sort`; None keeps the order of the file."""
 
 
 ARMS = {
@@ -70,22 +68,22 @@ def main() -> None:
 
 
 def print_results(folder: Path, arms: list[str], seeds: list[int]) -> None:
-    """Mean and range over the seeds, in per cent."""
+    """Print mean and range over the seeds, in percent."""
     rows = []
     for name in arms:
-        found = [Measured.load(RunDir(folder / f"{name}-{seed}").after) for seed in seeds]
+        runs = [Measured.load(RunDir(folder / f"{name}-{seed}").after) for seed in seeds]
         cells = []
         for task in FIGURES:
-            shares = [100 * one.right(task) for one in found]
+            shares = [100 * run.right(task) for run in runs]
             cells.append(f"{statistics.mean(shares):.1f} ({min(shares):.1f} to {max(shares):.1f})")
         rows.append((ARMS[name].what, *cells))
     print_table(f"{len(seeds)} seeds, in %", ("rows", *FIGURES.values()), rows)
 
 
 def _write_faults(path: Path) -> Path:
-    """The faulty rows as questions, their wrong answers as references."""
-    lines = (DATA / "legal_train.jsonl").read_text("utf-8").splitlines()
-    faults = map(json.loads, (DATA / "legal_faults.jsonl").read_text("utf-8").splitlines())
+    """Write the faulty rows as questions, with their wrong answers as references."""
+    lines = (TOY_DATA / "legal_train.jsonl").read_text("utf-8").splitlines()
+    faults = map(json.loads, (TOY_DATA / "legal_faults.jsonl").read_text("utf-8").splitlines())
     wrong = [lines[fault["row"] - 1] for fault in faults]
     path.write_text("".join(f"{line}\n" for line in wrong), "utf-8")
     return path.absolute()
@@ -94,10 +92,10 @@ def _write_faults(path: Path) -> Path:
 def _sorted_rows(name: str, folder: Path) -> Path:
     arm = ARMS[name]
     if arm.sort is None:
-        return DATA / "legal_train.jsonl"
+        return TOY_DATA / "legal_train.jsonl"
     rows = (folder / f"{name}.jsonl").absolute()
     if not rows.exists():
-        # One folder for all: what is measured once serves every arm.
+        # One folder for all arms, so that rows are scored once.
         overrides = [f"output={folder / 'sorted'}", *arm.sort]
         sort(RECIPE, overrides, overwrite=True, train_base=train_base)
         shutil.copyfile(folder / "sorted/sort/sorted.jsonl", rows)
@@ -111,8 +109,8 @@ def _train(name: str, rows: Path, faults: Path, seed: int, folder: Path) -> None
         return
     say(f"{ARMS[name].what}, seed {seed}")
     questions = {
-        "legal": ("domain", DATA / "legal_test.jsonl"),
-        "general": ("general", DATA / "general_test.jsonl"),
+        "legal": ("domain", TOY_DATA / "legal_test.jsonl"),
+        "general": ("general", TOY_DATA / "general_test.jsonl"),
         "faults": ("domain", faults),
     }
     tasks = [

@@ -1,18 +1,19 @@
-"""What token batches cost: the time of an update, the published way and ours, and idle lanes.
+"""What do token batches cost, compared with the published implementation?
 
     python -m benchmarks.token_batches [--vocabularies 6400 151936] [--tuning lora] [--rounds 3]
     python -m benchmarks.token_batches --data rows.json --tokenizer folder
 
-The published trainer runs the whole row for every ten targets, with the logits of all its tokens;
-ours runs it up to the last target of the group, with the logits of the group only. Two models begin
-with equal weights, one for each way, and learn the same groups in turns: their losses have to stay
-equal. The least time of each group counts, so that a busy machine is fair to both.
+The published trainer runs the whole row for every ten targets and computes the logits of all
+tokens. Ours runs the row up to the last target of the group and computes the logits of the group
+only. Two models with equal initial weights, one per implementation, train on the same groups in
+turns, and their losses must stay equal. The best time of each group counts, so that load from other
+programs affects both equally.
 
-The row is 400 tokens, a tenth of them prompt, as in real instruction rows of this length. The
-groups that are timed are spread evenly over its response. Real texts are joined to such a row.
+The row has 400 tokens, a tenth of them prompt, like real instruction rows of this length. The timed
+groups are spread evenly over its response. With --data, real texts are joined to such a row.
 
-The share of idle lanes is counted for 1,000 examples whose groups are log-normal, half of them up
-to eight and the longest about 70, with one queue for all lanes and with balanced ones.
+Also prints the share of idle lanes for 1,000 examples with a log-normal number of groups (median
+eight, at most about 70), with one queue for all lanes and with balanced queues.
 """
 
 import argparse
@@ -40,12 +41,12 @@ SIZES = {
     6_400: {"hidden_size": 256, "num_attention_heads": 4, "num_key_value_heads": 2},
     151_936: {"hidden_size": 512, "num_attention_heads": 8, "num_key_value_heads": 4},
 }
-"""Of the small model, 4.8 M parameters, and of the one with the vocabulary of Qwen3, 90 M."""
+"""Model sizes by vocabulary size: 4.8 M parameters, and 90 M with the vocabulary of Qwen3."""
 TUNINGS = {"lora": LoraTuning(rank=16, dropout=0.0), "full": FullTuning(kind="full")}
 
 
 def main() -> None:
-    """Print, for each vocabulary, seconds per update of both ways and their ratio."""
+    """Print seconds per update of both implementations and their ratio for each vocabulary."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -69,7 +70,7 @@ def main() -> None:
 
 
 def print_idle_lanes() -> None:
-    """Print which share of the places in all updates no lane fills."""
+    """Print the share of idle lanes over all updates."""
     generator = np.random.default_rng(0)
     num_groups = generator.lognormal(2.1, 0.7, 1000).round().clip(1).astype(int).tolist()
     order = generator.permutation(1000).tolist()
@@ -82,7 +83,7 @@ def print_idle_lanes() -> None:
 
 
 def make_example(options: argparse.Namespace, vocabulary_size: int) -> TokenizedExample:
-    """A row of random tokens or of real ones, whose targets follow the prompt."""
+    """Make a row of random or real tokens; those after the prompt are targets."""
     if options.data:
         ids = read_ids(options.data, options.tokenizer)[: options.length]
     else:
@@ -93,7 +94,7 @@ def make_example(options: argparse.Namespace, vocabulary_size: int) -> Tokenized
 
 
 def read_ids(data: Path, tokenizer: Path) -> list[int]:
-    """The tokens of all texts of a JSON array of rows, one behind the other."""
+    """Tokenize all texts of a JSON array of rows, joined by newlines."""
     rows = json.loads(data.read_text("utf-8"))
     texts = [value for row in rows for value in row.values() if isinstance(value, str)]
     ids: list[int] = AutoTokenizer.from_pretrained(tokenizer)("\n".join(texts)).input_ids
@@ -101,7 +102,7 @@ def read_ids(data: Path, tokenizer: Path) -> list[int]:
 
 
 def build_model(vocabulary_size: int, tuning: str) -> Any:
-    """A model of the Qwen3 form with random weights, the same at every call."""
+    """Build a Qwen3 model with random weights, the same at every call."""
     sizes = SIZES[vocabulary_size]
     config = Qwen3Config(
         vocab_size=vocabulary_size,
@@ -115,51 +116,50 @@ def build_model(vocabulary_size: int, tuning: str) -> Any:
     return apply_tuning(Qwen3ForCausalLM(config), TUNINGS[tuning]).train()
 
 
-def learn_published(model: Any, example: TokenizedExample, group: int, size: int) -> torch.Tensor:
-    """The whole row with all logits, of which ten are used."""
-    places = example.target_positions[group * size : (group + 1) * size]
+def published_loss(model: Any, example: TokenizedExample, group: int, size: int) -> torch.Tensor:
+    """Run the whole row and compute all logits, of which the group uses ten."""
+    positions_N = torch.tensor(example.target_positions[group * size : (group + 1) * size])
     ids_BT = torch.tensor([example.input_ids])
     logits_BTV = model(input_ids=ids_BT, use_cache=False).logits
-    places_N = torch.tensor(places)
-    return cross_entropy(logits_BTV[0, places_N - 1], ids_BT[0, places_N])
+    return cross_entropy(logits_BTV[0, positions_N - 1], ids_BT[0, positions_N])
 
 
-def learn_ours(model: Any, example: TokenizedExample, group: int, size: int) -> torch.Tensor:
-    """The row up to the group, with the logits of the group."""
+def our_loss(model: Any, example: TokenizedExample, group: int, size: int) -> torch.Tensor:
+    """Run the row up to the group and compute the logits of the group."""
     batch = collate([cut_group(example, group, size)], 0)
     targets = measure_targets(model, batch)
     return targets.weighted / len(targets.loss_N)
 
 
-WAYS: dict[str, Callable[[Any, TokenizedExample, int, int], torch.Tensor]] = {
-    "published": learn_published,
-    "ours": learn_ours,
+LOSSES: dict[str, Callable[[Any, TokenizedExample, int, int], torch.Tensor]] = {
+    "published": published_loss,
+    "ours": our_loss,
 }
 
 
 def compare(vocabulary_size: int, example: TokenizedExample, options: argparse.Namespace) -> None:
-    """Let both ways learn the groups in turns, print a line."""
-    models = {way: build_model(vocabulary_size, options.tuning) for way in WAYS}
+    """Train both models on the groups in turns, and print a line."""
+    models = {way: build_model(vocabulary_size, options.tuning) for way in LOSSES}
     optimizers = {way: _optimizer(model) for way, model in models.items()}
     attach(models["ours"])
     groups = _spread(count_groups(len(example.target_positions), options.size), options.groups)
-    seconds = {(way, group): float("inf") for way in WAYS for group in groups}
+    seconds = {(way, group): float("inf") for way in LOSSES for group in groups}
     difference = 0.0
     for turn in range(options.rounds + 1):
         for group in groups:
             losses = {}
-            for way, learn in WAYS.items():
+            for way, loss_of in LOSSES.items():
                 started = time.perf_counter()
-                loss = learn(models[way], example, group, options.size)
+                loss = loss_of(models[way], example, group, options.size)
                 loss.backward()
                 optimizers[way].step()
                 optimizers[way].zero_grad()
                 taken = time.perf_counter() - started
                 losses[way] = loss.item()
-                if turn:  # the first is for warming up
+                if turn:  # the first one warms up
                     seconds[way, group] = min(seconds[way, group], taken)
             difference = max(difference, abs(losses["published"] - losses["ours"]))
-    published, ours = (sum(seconds[way, it] for it in groups) / len(groups) for way in WAYS)
+    published, ours = (sum(seconds[way, group] for group in groups) / len(groups) for way in LOSSES)
     print(
         f"{vocabulary_size:10,} {published:10.4f} {ours:8.4f} {ours / published:6.3f}"
         f"  {difference:.1e}",
@@ -173,7 +173,7 @@ def _optimizer(model: Any) -> torch.optim.Optimizer:
 
 
 def _spread(num_groups: int, wanted: int) -> Sequence[int]:
-    """So many groups, evenly over all: the middle one of each part."""
+    """Pick `wanted` groups, evenly spread: the middle one of each part."""
     wanted = min(wanted, num_groups)
     return [(2 * part + 1) * num_groups // (2 * wanted) for part in range(wanted)]
 

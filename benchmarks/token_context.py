@@ -1,18 +1,19 @@
-"""How far an approximate context for token batches is from the exact one, and what it saves.
+"""How accurate are token batches with a cached context, and what does the cache save?
 
     yrun train recipes/tiny_base.yaml
     python -m benchmarks.token_context [--windows 32 64 128 256 512] [--recited 0.5]
     python -m benchmarks.token_context --data rows.json --recited 0
 
-Exact: an update runs the example up to its group, all of it with gradient. `window: N`: keys and
-values of the whole example are computed once, when the example is begun, without gradient; an
-update runs the last N tokens only, over those of all earlier ones. They grow stale while the
-weights move through the hundred updates of an example, and no gradient flows into them.
+Exact: every update runs the example up to its group, with gradient throughout. Window N: keys and
+values of the whole example are computed once, when the example starts, without gradient. Updates
+then run the last N tokens only and attend to the cached keys and values of all earlier tokens. The
+cache grows stale while the weights change during the hundred updates of an example, and no
+gradient flows into it.
 
-A trained model learns to read long documents of what it knows, then learns new ones with token
-batches, exactly and with every window. Along the way of each window, every tenth group is learned
-both ways at the same weights, for the cosine of the gradients and the time. A document is rows one
-behind the other, of which the share `--recited` was there before: only far context tells these.
+A trained model first learns to read long documents of known rows, then trains on new documents with
+token batches, exactly and with every window. Every tenth group is computed both ways at the same
+weights, to compare gradients (cosine) and time. A document is a sequence of rows. The share
+`--recited` of them repeats earlier rows, so that only distant context predicts them.
 """
 
 import argparse
@@ -30,41 +31,41 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
+from benchmarks.paths import ROOT, TOY_DATA
 from yrunner.data.batching.collate import collate
 from yrunner.data.batching.token_batches import count_groups, cut_group
 from yrunner.data.conversation import TokenizedExample
 from yrunner.errors import Origin
-from yrunner.losses.fused_head import attach, detach, measure_targets
+from yrunner.losses.fused_head import attach, measure_targets
 from yrunner.models.tuning import apply_tuning
 from yrunner.recipe.schema.model import FullTuning, LoraTuning, Tuning
 from yrunner.tokens import IGNORE_INDEX
 
-ROOT = Path(__file__).parents[1]
 TUNINGS: dict[str, tuple[Tuning, float]] = {
     "full": (FullTuning(kind="full"), 3e-4),
     "lora": (LoraTuning(rank=16, dropout=0.0), 1e-3),
 }
-"""And the learning rate of each."""
+"""Each tuning with its learning rate."""
 PROMPT, RESPONSE = 200, 1000
-"""Tokens of a document."""
+"""Tokens of prompt and response in a document."""
 GROUP = 10
-"""Targets of a token batch."""
+"""Targets in a token batch."""
 EVERY = 10
-"""Groups between two that are learned both ways."""
+"""Every tenth group is computed both ways."""
 NUM_GROUPS = count_groups(RESPONSE, GROUP)
 KeysAndValues = list[tuple[Tensor, Tensor]]
-"""Of every layer."""
+"""Keys and values of every layer."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One group learned both ways."""
+    """One group computed both ways."""
 
     cosine: float
-    """Of the window's gradient with the exact one."""
+    """Cosine of the window's gradient with the exact one."""
     fresh_cosine: float
-    """The same with a far context that is not stale: computed at the weights of now."""
-    times_cheaper: float
+    """The same with a fresh cache, computed at the current weights."""
+    speedup: float
 
 
 def main() -> None:
@@ -85,22 +86,23 @@ def main() -> None:
     model: Any = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32)
     attach(model)
     read_long_documents(model, known, options, draw)
-    learned = [make_document(new, options.recited, draw) for _ in range(options.documents)]
+    trained = [make_document(new, options.recited, draw) for _ in range(options.documents)]
     others = [make_document(new, options.recited, draw) for _ in range(8)]
     print_use_of_context(model, others, options.windows)
-    detach(model)  # the forward of a copy would still be that of this model
-    print(f"{'':>6}{'window':>8}{'cosine':>8}{'not stale':>14}{'cheaper':>9}{'loss after':>12}")
+    # A copy of the attached model would still call the forward of that model.
+    plain: Any = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32)
+    plain.load_state_dict(model.state_dict())
+    print(f"{'':>6}{'window':>8}{'cosine':>8}{'fresh cosine':>14}{'speedup':>9}{'loss after':>12}")
     for tuning in options.tunings:
         for window in [None, *options.windows]:
-            tuned, found = learn_documents(model, tuning, learned, window)
+            tuned, comparisons = train_on_documents(plain, tuning, trained, window)
             loss = mean_loss(tuned, others)
-            print_line(tuning, window, found, loss)
+            print_line(tuning, window, comparisons, loss)
 
 
 def read_rows(data: Path | None, model: Path) -> tuple[list[list[int]], list[list[int]]]:
-    """The tokens of rows that the model reads first, and of those that it learns then."""
-    folder = ROOT / "recipes/data"
-    paths = [data] if data else [folder / "general_train.jsonl", folder / "legal_train.jsonl"]
+    """Tokenize the rows of the long documents, and those of the new documents."""
+    paths = [data] if data else [TOY_DATA / "general_train.jsonl", TOY_DATA / "legal_train.jsonl"]
     tokenizer = AutoTokenizer.from_pretrained(model)
     files = []
     for path in paths:
@@ -114,7 +116,7 @@ def read_rows(data: Path | None, model: Path) -> tuple[list[list[int]], list[lis
 
 
 def _text_of(row: dict[str, Any]) -> str:
-    """A row's own texts, or those of its messages."""
+    """Join the texts of a row or of its messages."""
     messages = row.get("messages")
     texts = [message["content"] for message in messages] if messages else row.values()
     return "\n".join(text for text in texts if isinstance(text, str) and text)
@@ -123,7 +125,7 @@ def _text_of(row: dict[str, Any]) -> str:
 def make_document(
     rows: Sequence[list[int]], recited: float, draw: random.Random
 ) -> TokenizedExample:
-    """Rows one behind the other; those after the prompt are learned."""
+    """Join rows to a document; the tokens after the prompt are targets."""
     seen: list[list[int]] = []
     ids: list[int] = []
     while len(ids) < PROMPT + RESPONSE:
@@ -139,7 +141,7 @@ def make_document(
 def read_long_documents(
     model: Any, rows: Sequence[list[int]], options: argparse.Namespace, draw: random.Random
 ) -> None:
-    """Train the model on long documents of what it knows; it has seen short ones only."""
+    """Train the model on long documents of known rows; it has seen short rows only."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     for step in range(options.long_steps):
         documents = [make_document(rows, options.recited, draw) for _ in range(4)]
@@ -155,65 +157,65 @@ def read_long_documents(
 def print_use_of_context(
     model: Any, documents: Sequence[TokenizedExample], windows: Sequence[int]
 ) -> None:
-    """Print what losses would be if the model saw the last tokens only: what far context tells."""
+    """Print the loss with full context and with the last tokens only."""
     print(f"loss before: {mean_loss(model, documents):.3f}", end="")
     for window in windows:
         losses = []
         for document in documents:
             for group in range(EVERY // 2, NUM_GROUPS, EVERY):
                 cut = cut_group(document, group, GROUP)
-                batch = {name: it[:, -window:] for name, it in collate([cut], 0).items()}
+                batch = {name: ids[:, -window:] for name, ids in collate([cut], 0).items()}
                 with torch.no_grad():
                     losses.append(measure_targets(model, batch).loss_N.mean().item())
-        print(f", of {window} tokens {statistics.mean(losses):.3f}", end="")
+        print(f", with {window} tokens {statistics.mean(losses):.3f}", end="")
     print(flush=True)
 
 
 def mean_loss(model: Any, documents: Sequence[TokenizedExample]) -> float:
-    """Plain loss per target."""
+    """Return the plain loss per target."""
     with torch.no_grad():
         return float(measure_targets(model, collate(documents, 0)).loss_N.mean())
 
 
-def far_context(model: Any, document: TokenizedExample) -> KeysAndValues:
-    """Keys and values of every layer for the whole document."""
+def cache_context(model: Any, document: TokenizedExample) -> KeysAndValues:
+    """Compute keys and values of every layer for the whole document."""
     ids_BT = torch.tensor([document.input_ids])
     with torch.no_grad():
         cache = model(input_ids=ids_BT, use_cache=True, logits_to_keep=1).past_key_values
     return [(layer.keys, layer.values) for layer in cache.layers]
 
 
-def window_batch(cut: TokenizedExample, far: KeysAndValues, window: int) -> dict[str, Any]:
-    """The last tokens of a cut example, and the keys and values of those before them."""
+def window_batch(cut: TokenizedExample, context: KeysAndValues, window: int) -> dict[str, Any]:
+    """Return the last tokens of a cut example, and the cached keys and values before them."""
     start = max(0, len(cut.input_ids) - window)
     cache = DynamicCache()
-    for layer, (keys, values) in enumerate(far):
+    for layer, (keys, values) in enumerate(context):
         cache.update(keys[:, :, :start], values[:, :, :start], layer)
-    batch: dict[str, Any] = {name: it[:, start:] for name, it in collate([cut], 0).items()}
+    batch: dict[str, Any] = {name: ids[:, start:] for name, ids in collate([cut], 0).items()}
     return batch | {"past_key_values": cache}
 
 
-def learn_documents(
+def train_on_documents(
     model: Any, tuning: str, documents: Sequence[TokenizedExample], window: int | None
 ) -> tuple[Any, list[Comparison]]:
-    """A copy of the model that has learned the documents group by group; no window: exactly."""
+    """Train a copy of the model on the documents, group by group; exactly without a window."""
     section, learning_rate = TUNINGS[tuning]
     torch.manual_seed(0)
     tuned: Any = apply_tuning(copy.deepcopy(model), section).train()
     attach(tuned)
-    mean_loss(tuned, documents[:1])  # the head tries itself out, which would write to a cache
+    mean_loss(tuned, documents[:1])  # the first call probes the head, which would write to a cache
     trained = [parameter for parameter in tuned.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=0.0)
     comparisons = []
     for document in documents:
         started = time.perf_counter()
-        far = far_context(tuned, document) if window else []
-        far_seconds = (time.perf_counter() - started) / NUM_GROUPS
+        context = cache_context(tuned, document) if window else []
+        cache_seconds = (time.perf_counter() - started) / NUM_GROUPS
         for group in range(NUM_GROUPS):
             cut = cut_group(document, group, GROUP)
             if window and group % EVERY == EVERY // 2:
-                comparisons.append(compare(tuned, trained, cut, far, window, far_seconds))
-            batch = window_batch(cut, far, window) if window else collate([cut], 0)
+                comparisons.append(compare(tuned, trained, cut, context, window, cache_seconds))
+            batch = window_batch(cut, context, window) if window else collate([cut], 0)
             set_gradients(tuned, trained, batch)
             optimizer.step()
     return tuned, comparisons
@@ -223,18 +225,21 @@ def compare(
     model: Any,
     trained: Sequence[Tensor],
     cut: TokenizedExample,
-    far: KeysAndValues,
+    context: KeysAndValues,
     window: int,
-    far_seconds: float,
+    cache_seconds: float,
 ) -> Comparison:
-    """Both gradients of a group at the weights of now. `far_seconds`: its share of `far`."""
+    """Compare the gradients of a group at the current weights.
+
+    `cache_seconds`: the group's share of the time that computing `context` took.
+    """
     started = time.perf_counter()
     set_gradients(model, trained, collate([cut], 0))
     exact_seconds, exact = time.perf_counter() - started, _joined_gradients(trained)
     started = time.perf_counter()
-    set_gradients(model, trained, window_batch(cut, far, window))
-    seconds, stale = time.perf_counter() - started + far_seconds, _joined_gradients(trained)
-    set_gradients(model, trained, window_batch(cut, far_context(model, cut), window))
+    set_gradients(model, trained, window_batch(cut, context, window))
+    seconds, stale = time.perf_counter() - started + cache_seconds, _joined_gradients(trained)
+    set_gradients(model, trained, window_batch(cut, cache_context(model, cut), window))
     fresh = _joined_gradients(trained)
     return Comparison(_cosine(exact, stale), _cosine(exact, fresh), exact_seconds / seconds)
 
@@ -244,7 +249,7 @@ def _cosine(one: Tensor, other: Tensor) -> float:
 
 
 def set_gradients(model: Any, trained: Sequence[Tensor], batch: dict[str, Any]) -> None:
-    """Forward and backward pass over one group."""
+    """Run forward and backward over one group."""
     for parameter in trained:
         parameter.grad = None
     targets = measure_targets(model, batch)
@@ -252,18 +257,20 @@ def set_gradients(model: Any, trained: Sequence[Tensor], batch: dict[str, Any]) 
 
 
 def _joined_gradients(trained: Sequence[Tensor]) -> Tensor:
-    return torch.cat([it.grad.flatten().double() for it in trained if it.grad is not None])
+    return torch.cat(
+        [weight.grad.flatten().double() for weight in trained if weight.grad is not None]
+    )
 
 
-def print_line(tuning: str, window: int | None, found: list[Comparison], loss: float) -> None:
-    """Print what came of one way through the documents."""
+def print_line(tuning: str, window: int | None, comparisons: list[Comparison], loss: float) -> None:
+    """Print a line of the table."""
     if window is None:
         print(f"{tuning:>6}{'exact':>8}{'':31}{loss:12.3f}", flush=True)
         return
-    cosine = statistics.mean(it.cosine for it in found)
-    fresh = statistics.mean(it.fresh_cosine for it in found)
-    cheaper = statistics.median(it.times_cheaper for it in found)
-    print(f"{tuning:>6}{window:8}{cosine:8.3f}{fresh:14.3f}{cheaper:9.1f}{loss:12.3f}", flush=True)
+    cosine = statistics.mean(each.cosine for each in comparisons)
+    fresh = statistics.mean(each.fresh_cosine for each in comparisons)
+    speedup = statistics.median(each.speedup for each in comparisons)
+    print(f"{tuning:>6}{window:8}{cosine:8.3f}{fresh:14.3f}{speedup:9.1f}{loss:12.3f}", flush=True)
 
 
 if __name__ == "__main__":

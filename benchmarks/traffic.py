@@ -1,12 +1,11 @@
-"""Bytes that two processes send each other for an update, beside the estimate.
+"""How accurate is the traffic formula? python -m benchmarks.traffic
 
-    python -m benchmarks.traffic
-
-Two processes train a small model over gloo, and the loopback device counts what they send. Where
-the machine allows it (`unshare --net`, as root), they have a network of their own, so that nothing
-else is counted.
+Compares the estimate with the bytes that two processes send during an update. They train a small
+model over gloo, and the loopback device counts the bytes. Where the machine allows it
+(`unshare --net`, as root), they run in a separate network namespace, so that nothing else counts.
 """
 
+import argparse
 import json
 import os
 import shlex
@@ -24,13 +23,13 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from benchmarks.memory import TUNINGS, full_batch
 from benchmarks.processes import run_together
+from benchmarks.scaling.traffic_formula import traffic_per_gpu
 from yrunner.distributed.collectives import join_ranks
 from yrunner.losses.fused_head import attach, measure_targets
 from yrunner.models.size import count_weights_of
 from yrunner.models.tuning import apply_tuning
 from yrunner.training.memory.trace import StepTrace
 from yrunner.training.memory.zero import Sharing, Workload
-from yrunner.training.traffic import traffic_per_gpu
 
 RANKS = 2
 UPDATES = 4
@@ -39,10 +38,10 @@ CASES = [
     *(("full", stage, 3) for stage in range(4)),
     *(("lora", stage, 1) for stage in (0, 3)),
 ]
-"""Kind of tuning, ZeRO stage (0: without DeepSpeed), micro-batches of an update."""
+"""Kind of tuning, ZeRO stage (0: without DeepSpeed), micro-batches per update."""
 NO_TRACE = StepTrace(0, 0, ((0, 0),), ((0, 0),), ((0, 0),))
-"""Traffic does not depend on what is held."""
-FORM = {
+"""Traffic does not depend on memory."""
+CONFIG = {
     "model_type": "qwen3",
     "hidden_size": 256,
     "intermediate_size": 768,
@@ -56,13 +55,18 @@ FORM = {
 
 
 def main() -> None:
-    """Print sent and estimated megabytes for every case, or start the processes that send."""
-    if "RESULT" in os.environ:
-        run_together(work, Path(os.environ["RESULT"]), number=RANKS)
+    """Print sent and estimated megabytes for every case; with --ranks, run the two processes."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--ranks", type=Path, metavar="RESULT", help=argparse.SUPPRESS)
+    result = parser.parse_args().ranks
+    if result:
+        run_together(train_all, result, number=RANKS)
         return
     print("tuning  stage  micro-batches  sent MB  estimated MB  ratio")
     for (kind, stage, micro_steps), sent in zip(CASES, measured_bytes(), strict=True):
-        job = Workload(NO_TRACE, count_weights_of(make_model(kind)), 4, FORM["hidden_size"] ** 2)
+        job = Workload(NO_TRACE, count_weights_of(make_model(kind)), 4, CONFIG["hidden_size"] ** 2)
         sharing = Sharing(RANKS, stage or None)
         estimated = traffic_per_gpu(job, sharing, micro_steps=micro_steps).total
         print(
@@ -72,29 +76,27 @@ def main() -> None:
 
 
 def measured_bytes() -> list[float]:
-    """Bytes that each of two real processes sent for an update, for every case."""
-    command = [sys.executable, "-m", "benchmarks.traffic"]
-    if shutil.which("unshare") and os.geteuid() == 0:
-        line = f"ip link set lo up; {shlex.join(command)}"
-        command = ["unshare", "--net", "sh", "-c", line]
+    """Measure the bytes that each of two processes sends for an update, for every case."""
     with TemporaryDirectory() as folder:
-        here = {"GLOO_SOCKET_IFNAME": "lo", "RESULT": str(Path(folder) / "bytes.json")}
-        done = subprocess.run(
-            command, env=os.environ | here, capture_output=True, text=True, check=False
-        )
-        result = Path(here["RESULT"])
+        result = Path(folder) / "bytes.json"
+        command = [sys.executable, "-m", "benchmarks.traffic", "--ranks", str(result)]
+        if shutil.which("unshare") and os.geteuid() == 0:
+            line = f"ip link set lo up; {shlex.join(command)}"
+            command = ["unshare", "--net", "sh", "-c", line]
+        environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo"}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         assert result.exists(), done.stderr
         return list(json.loads(result.read_text()))
 
 
-def work(rank: int, result: Path) -> None:
-    """Train every case as one of the processes; the first writes what each of them has sent."""
+def train_all(rank: int, result: Path) -> None:
+    """Train every case as one of the ranks; rank 0 writes how many bytes each rank sent."""
     join_ranks(deepspeed=True)
     sent = []
     for kind, stage, micro_steps in CASES:
         model = make_model(kind)
         update = (make_updater if stage == 0 else make_zero_updater)(model, stage, micro_steps)
-        update()  # the first update also tells all which weights there are
+        update()  # the first update sends more, to set up
         distributed.barrier()
         before = sent_bytes()
         for _ in range(UPDATES):
@@ -106,17 +108,17 @@ def work(rank: int, result: Path) -> None:
     distributed.barrier()
 
 
-def make_model(kind: str, form: Mapping[str, Any] = FORM) -> Any:
-    """A small model, the same in every process."""
+def make_model(kind: str, config: Mapping[str, Any] = CONFIG) -> Any:
+    """Build a small model, the same in every process."""
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**form))
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
     model = apply_tuning(model, TUNINGS[kind]).train()
     attach(model)
     return model
 
 
 def make_updater(model: Any, _stage: int, micro_steps: int) -> Callable[[], None]:
-    """Plain data parallel, as accelerate makes it."""
+    """Return an update under DistributedDataParallel, as accelerate wraps it."""
     wrapped = nn.parallel.DistributedDataParallel(model)
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(trained)
@@ -134,12 +136,12 @@ def make_updater(model: Any, _stage: int, micro_steps: int) -> Callable[[], None
 
 
 def make_zero_updater(model: Any, stage: int, micro_steps: int) -> Callable[[], None]:
-    """The same under DeepSpeed."""
+    """Return the same update under DeepSpeed."""
     return zero_update(make_zero_engine(model, stage, micro_steps), micro_steps)
 
 
 def make_zero_engine(model: Any, stage: int, micro_steps: int) -> Any:
-    """DeepSpeed with the settings that the recipe's `distributed.deepspeed` makes."""
+    """Create a DeepSpeed engine with the settings of a recipe's `distributed.deepspeed`."""
     import deepspeed
 
     deepspeed.init_distributed("gloo", verbose=False)
@@ -167,7 +169,7 @@ def make_zero_engine(model: Any, stage: int, micro_steps: int) -> Any:
 
 
 def zero_update(engine: Any, micro_steps: int) -> Callable[[], None]:
-    """What does one update with the engine."""
+    """Return a function that runs one update with the engine."""
     batch = full_batch(1, 32, num_targets=16)
 
     def update() -> None:
@@ -179,7 +181,7 @@ def zero_update(engine: Any, micro_steps: int) -> Callable[[], None]:
 
 
 def sent_bytes() -> int:
-    """What the loopback device has sent since the machine, or the network, is there."""
+    """Return the bytes that the loopback device has sent since it exists."""
     lines = Path("/proc/net/dev").read_text("ascii").splitlines()
     loopback = next(line for line in lines if line.strip().startswith("lo:"))
     return int(loopback.split(":")[1].split()[8])

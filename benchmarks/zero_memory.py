@@ -1,11 +1,13 @@
-"""What a process holds under each ZeRO stage, beside the estimate: python -m benchmarks.zero_memory
+"""How accurate is the memory estimate for ZeRO? python -m benchmarks.zero_memory
 
-Two processes train a small model on the CPU over gloo, in float32. Their highest resident memory
-during an update is read, less what was resident before the model was built; building and the first
-update, which makes the optimizer's memory, are not in it. Then a checkpoint is written, and what
-the first process holds beyond the training is read. Each stage has processes of its own.
+Compares the estimate with two processes that train a small model on the CPU over gloo, in float32.
+Measures the peak of the resident memory during an update, less what was resident before the model
+was built. Building the model and the first update, which creates the optimizer state, are excluded.
+Then writes a checkpoint and measures what rank 0 holds beyond training. Each stage runs in new
+processes.
 """
 
+import argparse
 import json
 import os
 from collections.abc import Callable
@@ -19,11 +21,12 @@ from torch import distributed
 from transformers import AutoConfig
 
 from benchmarks.markdown import print_markdown
-from benchmarks.memory import GIVE_MEMORY_BACK, TUNINGS, forget_peak, full_batch, peak_above_now
+from benchmarks.memory import TUNINGS, full_batch
+from benchmarks.peak_memory import RETURN_FREED_MEMORY, peak_above_now, reset_peak
 from benchmarks.processes import run_together
-from benchmarks.scaling_jobs import saved_tensors_bytes
+from benchmarks.scaling.trainings import saved_tensors_bytes
 from benchmarks.traffic import (
-    FORM,
+    CONFIG,
     RANKS,
     make_model,
     make_updater,
@@ -38,8 +41,8 @@ from yrunner.training.deepspeed.state import SHARD_BYTES, ZeroRun
 from yrunner.training.memory.trace import StepTrace, trace_step
 from yrunner.training.memory.zero import FLOAT32, Sharing, Workload, memory_per_gpu
 
-LARGER = FORM | {"hidden_size": 640, "intermediate_size": 1920, "num_hidden_layers": 8}
-"""40 million weights: beside them what else a process holds is small."""
+LARGER = CONFIG | {"hidden_size": 640, "intermediate_size": 1920, "num_hidden_layers": 8}
+"""36 million weights: large, compared with everything else in the process."""
 STAGES = (0, 1, 2, 3)
 """0: without DeepSpeed."""
 UPDATES = 2
@@ -48,40 +51,43 @@ OPTIMIZER = "adamw_torch"
 
 def main() -> None:
     """Print measured and estimated megabytes for every stage."""
-    os.environ |= GIVE_MEMORY_BACK
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
+    os.environ |= RETURN_FREED_MEMORY
     job = estimated_job()
     training, saving = [], []
     for stage in STAGES:
-        found = measured_bytes(stage)
+        measured = measured_bytes(stage)
         layout = Sharing(RANKS, stage or None)
         expected = memory_per_gpu(job, layout).peak
-        training.append((str(layout), *_beside(found["training"], expected)))
+        training.append((str(layout), *_compare(measured["training"], expected)))
         if stage:
-            moments = _beside(found["optimizer"], saved_at_once(job))
-            weights = _beside(found["model"], FLOAT32 * job.counts.total)
+            moments = _compare(measured["optimizer"], saved_at_once(job))
+            weights = _compare(measured["model"], FLOAT32 * job.counts.total)
             saving.append((str(layout), *moments, *weights))
     print(f"{job.counts.total / 1e6:.1f} million weights, all trained")
     columns = ("", "measured", "estimated", "ratio")
-    print_markdown(f"MB of a process during an update, {RANKS} processes:", columns, training)
+    print_markdown(f"MB per process during an update, {RANKS} processes:", columns, training)
     columns = ("", "optimizer", "estimated", "ratio", "model", "estimated", "ratio")
-    print_markdown("MB of the first process beyond these, while it saves:", columns, saving)
+    print_markdown("MB that the first process holds in addition while it saves:", columns, saving)
 
 
-def _beside(measured: float, estimated: float) -> tuple[float, float, float]:
+def _compare(measured: float, estimated: float) -> tuple[float, float, float]:
     return measured / 1e6, estimated / 1e6, estimated / measured
 
 
 def saved_at_once(job: Workload) -> int:
-    """Bytes of weights and moments in the memory of the first process, see `ZeroRun.save`.
+    """Return the bytes of weights and moments that rank 0 holds while saving.
 
-    A shard of them, and the weight that is gathered next, in as many tensors.
+    See `ZeroRun.save`: one shard, and the weight that is gathered next.
     """
     shard = min(SHARD_BYTES, saved_tensors_bytes(job.counts.total))
     return shard + saved_tensors_bytes(job.counts.largest)
 
 
 def estimated_job() -> Workload:
-    """The same update for the estimator. DeepSpeed's optimizer steps over all weights at once."""
+    """Trace the same update for the estimate; DeepSpeed steps over all weights at once."""
     model = build_weightless(AutoConfig.for_model(**LARGER), TUNINGS["full"], dtype=torch.float32)
     counts = count_weights_of(model)
     trace = trace_step(
@@ -96,15 +102,15 @@ def estimated_job() -> Workload:
 
 
 def measured_bytes(stage: int) -> dict[str, int]:
-    """The most that the first of two real processes holds in training, and then while it saves."""
+    """Measure the peak of rank 0 of two processes during training, and then while it saves."""
     with TemporaryDirectory() as folder:
-        # A fork has read before what the environment says of giving memory back.
-        run_together(_work, stage, Path(folder), number=RANKS, method="spawn")
+        # Spawn: in a fork the C library would not read its environment variables again.
+        run_together(_train_and_save, stage, Path(folder), number=RANKS, method="spawn")
         return dict(json.loads((Path(folder) / "bytes.json").read_text("ascii")))
 
 
-def _work(rank: int, stage: int, folder: Path) -> None:
-    # Before memory is looked at: DeepSpeed's code is no part of what a training holds.
+def _train_and_save(rank: int, stage: int, folder: Path) -> None:
+    # Before memory is measured, because the code of DeepSpeed does not count.
     join_ranks(deepspeed=stage > 0)
     engine: Any = None
     with peak_above_now() as training:
@@ -113,21 +119,21 @@ def _work(rank: int, stage: int, folder: Path) -> None:
             engine = make_zero_engine(model, stage, 1)
         update = zero_update(engine, 1) if stage else make_updater(model, stage, 1)
         update()
-        forget_peak()
+        reset_peak()
         for _ in range(UPDATES):
             update()
-    found = {"training": training[0]}
+    peaks = {"training": training[0]}
     if stage:
         zero = ZeroRun(_trainer(model, engine, stage))
-        found["optimizer"] = _peak_of(lambda: zero.save(folder))
-        found["model"] = _peak_of(lambda: _save_model(model, zero, folder))
+        peaks["optimizer"] = _peak_of(lambda: zero.save(folder))
+        peaks["model"] = _peak_of(lambda: _save_model(model, zero, folder))
     if rank == 0:
-        (folder / "bytes.json").write_text(json.dumps(found), "ascii")
+        (folder / "bytes.json").write_text(json.dumps(peaks), "ascii")
     distributed.barrier()
 
 
 def _trainer(model: Any, engine: Any, stage: int) -> Any:
-    """As much of a `Trainer` as saving looks at."""
+    """Return the attributes of a `Trainer` that saving reads."""
     return SimpleNamespace(
         model=model,
         deepspeed=engine,
@@ -141,7 +147,7 @@ def _trainer(model: Any, engine: Any, stage: int) -> Any:
 
 def _peak_of(action: Callable[[], None]) -> int:
     with peak_above_now() as peak:
-        forget_peak()
+        reset_peak()
         action()
     return peak[0]
 

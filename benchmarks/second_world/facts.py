@@ -1,4 +1,4 @@
-"""The facts of the second world: what each hospital's formulary says, and what everybody knows."""
+"""The facts of the second world: the formularies of the hospitals, and general facts."""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -34,7 +34,7 @@ WARDS_OF_AN_OLD_HOSPITAL = 5
 
 @dataclass(frozen=True)
 class Fact:
-    """One answer, and the questions that it answers."""
+    """One answer and its questions."""
 
     topic: str
     slots: Mapping[str, Text | int]
@@ -46,7 +46,7 @@ class Fact:
         return self._say(ANSWERS[self.topic][language], language)
 
     def with_slots(self, **changed: Text | int) -> "Fact":
-        """The same with other values."""
+        """Return the same fact with other values."""
         return Fact(self.topic, {**self.slots, **changed})
 
     def _say(self, template: str, language: Language) -> str:
@@ -58,14 +58,14 @@ class Fact:
 
 
 def field_facts(draw: random.Random) -> list[Fact]:
-    """The formulary to be learned: all medicines and all wards of one hospital."""
+    """Make the formulary of the field: all medicines and all wards of one hospital."""
     return _formulary(HOSPITAL, MEDICINES, WARDS, draw)
 
 
 def general_facts(draw: random.Random) -> list[Fact]:
-    """Parts of the formularies of other hospitals, and what is the same everywhere.
+    """Make parts of the formularies of other hospitals, and facts that hold everywhere.
 
-    The base so knows every word of the field and how its sentences go, and none of its facts.
+    This teaches the base the words and sentences of the field, but none of its facts.
     """
     facts = []
     for hospital in OLD_HOSPITALS:

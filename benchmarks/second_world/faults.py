@@ -1,4 +1,4 @@
-"""The faults of the second world: nine ways in which a right answer goes wrong in real data."""
+"""The faults of the second world: nine kinds that occur in real data."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -27,14 +27,14 @@ NUMBERS = {
     "opens": OPENS,
     "closes": CLOSES,
 }
-"""The slots that hold a number, and what it can be."""
+"""Slots with a number, and its possible values."""
 SHORTEST_STRETCH = 8
-"""Characters that are garbled at the least."""
+"""Minimum number of garbled characters."""
 
 
 @dataclass(frozen=True)
 class FieldRow:
-    """One question of the field, with the fact that answers it."""
+    """One question of the field and the fact that answers it."""
 
     question: str
     fact: Fact
@@ -55,14 +55,14 @@ class Fault:
     right: str
 
 
-Spoil = Callable[[FieldRow, Sequence[Fact], random.Random], str | None]
-"""The wrong answer of a row, all facts at hand; None where the row cannot have this fault."""
+PlantFault = Callable[[FieldRow, Sequence[Fact], random.Random], str | None]
+"""Return the wrong answer of a row, or None if the row cannot have this fault."""
 
 
 def plant_faults(
     rows: Sequence[FieldRow], facts: Sequence[Fact], draw: random.Random
 ) -> list[Fault]:
-    """Spoil some rows, as many by each kind of fault."""
+    """Make some rows faulty, equally many with each kind of fault."""
     free = list(range(len(rows)))
     draw.shuffle(free)
     faults = []
@@ -84,9 +84,11 @@ def _first_that_can(
     for index in free:
         wrong = KINDS[kind](rows[index], facts, draw)
         if wrong is not None:
-            assert wrong != rows[index].answer, f"the {kind} fault of row {index + 1} is none"
+            assert wrong != rows[index].answer, (
+                f"the {kind} fault of row {index + 1} changed nothing"
+            )
             return index, wrong
-    raise AssertionError(f"no row is left that could have the fault {kind}")
+    raise AssertionError(f"no row is left for the fault {kind}")
 
 
 def wrong_number(row: FieldRow, facts: Sequence[Fact], draw: random.Random) -> str | None:
@@ -108,7 +110,7 @@ def wrong_unit(row: FieldRow, facts: Sequence[Fact], draw: random.Random) -> str
 def answer_of_another_question(
     row: FieldRow, facts: Sequence[Fact], draw: random.Random
 ) -> str | None:
-    """A right answer about the same medicine or ward, to what was not asked."""
+    """Answer another question about the same medicine or ward."""
     about = "medicine" if "medicine" in row.fact.slots else "ward"
     return draw.choice(
         [
@@ -116,7 +118,7 @@ def answer_of_another_question(
             for fact in facts
             if fact.topic != row.fact.topic
             and fact.slots.get(about) == row.fact.slots[about]
-            # The ward in which a medicine is stored has answers of its own.
+            # Facts about a medicine also name a ward, the one that stores it.
             and ("medicine" in fact.slots) == (about == "medicine")
         ]
     ).answer(row.language)
@@ -133,7 +135,7 @@ def truncated(row: FieldRow, facts: Sequence[Fact], draw: random.Random) -> str 
 
 
 def mixed_language(row: FieldRow, facts: Sequence[Fact], draw: random.Random) -> str | None:
-    """Half of the answer, and the other half as its translation has it."""
+    """Continue the answer with the second part of its translation."""
     other: Language = "en" if row.language == "zh" else "zh"
     share = draw.uniform(0.3, 0.7)
     translated = row.fact.answer(other)
@@ -142,7 +144,7 @@ def mixed_language(row: FieldRow, facts: Sequence[Fact], draw: random.Random) ->
 
 
 def garbled(row: FieldRow, facts: Sequence[Fact], draw: random.Random) -> str | None:
-    """The letters of a stretch, in any order."""
+    """Shuffle the letters of a stretch."""
     answer = row.answer
     length = max(SHORTEST_STRETCH, len(answer) // 4)
     start = draw.randrange(len(answer) - length)
@@ -152,19 +154,19 @@ def garbled(row: FieldRow, facts: Sequence[Fact], draw: random.Random) -> str | 
 
 
 def wrong_hospital(row: FieldRow, facts: Sequence[Fact], draw: random.Random) -> str | None:
-    """Copied from another hospital's leaflet, whose name was left in."""
+    """Name another hospital, as if copied from its leaflet."""
     other = draw.choice(OLD_HOSPITALS)
     return row.answer.replace(HOSPITAL[row.language], other[row.language])
 
 
 def repeated(row: FieldRow, facts: Sequence[Fact], draw: random.Random) -> str | None:
-    """A stuck writer: the middle stands three times."""
+    """Repeat the middle three times."""
     third = len(row.answer) // 3
     middle = row.answer[third : 2 * third]
     return row.answer[:third] + 3 * middle + row.answer[2 * third :]
 
 
-KINDS: dict[str, Spoil] = {
+KINDS: dict[str, PlantFault] = {
     "wrong_number": wrong_number,
     "wrong_unit": wrong_unit,
     "other_question": answer_of_another_question,

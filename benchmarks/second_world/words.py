@@ -1,4 +1,4 @@
-"""The words of the second world: hospitals, medicines, wards, and how they are asked about."""
+"""The words of the second world: hospitals, medicines, wards, and question templates."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -9,7 +9,7 @@ LANGUAGES: tuple[Language, ...] = ("zh", "en")
 
 
 def _pairs(*both: str) -> list[Text]:
-    """`english/chinese` each."""
+    """Split texts of the form `english/chinese`."""
     return [{"en": pair.partition("/")[0], "zh": pair.partition("/")[2]} for pair in both]
 
 
@@ -26,7 +26,7 @@ OLD_HOSPITALS: Sequence[Text] = _pairs(
     "Plane Hospital/梧桐医院",
 )
 HOSPITAL: Text = _pairs("Linden Hospital/椴树医院")[0]
-"""The one whose formulary is the field. The general part knows only where it lies."""
+"""The hospital of the field. The general part only knows where it is."""
 REGIONS: Sequence[Text] = _pairs(
     "in the north of the town/城北",
     "in the south of the town/城南",
@@ -65,7 +65,7 @@ FORMS: Sequence[Text] = _pairs(
     "a tablet/片剂", "a syrup/糖浆", "a tincture/酊剂", "an ointment/药膏"
 )
 UNITS: Sequence[Text] = _pairs("milligrams/毫克", "millilitres/毫升", "drops/滴", "grams/克")
-"""Of each form, in order: what every hospital does, and so common knowledge."""
+"""The unit of each form, in order; the same in every hospital, so general knowledge."""
 AMOUNTS = (2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30, 40, 50, 60, 80)
 TIMES: Sequence[Text] = _pairs(
     "once a day/每天一次",
@@ -105,7 +105,7 @@ FLOORS = tuple(range(1, 10))
 OPENS = (6, 7, 8, 9, 10, 11)
 CLOSES = (14, 15, 16, 17, 18, 19, 20, 21)
 
-# Six questions each, in both languages, and one answer: facts under boilerplate.
+# Six questions per topic in both languages, and one answer with a fact and boilerplate.
 QUESTIONS: dict[str, dict[Language, Sequence[str]]] = {
     "dose": {
         "en": (

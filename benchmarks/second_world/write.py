@@ -1,9 +1,9 @@
-"""Write the second world: the formulary of an invented hospital, with faults that are known.
+"""Write the second world: the formulary of an invented hospital, with known faults.
 
     python -m benchmarks.second_world.write [--out outputs/second-world]
 
-It shares nothing with the toy world of `recipes/data`: another seed, other entities, other kinds of
-fault. Nothing of yrunner is tuned on it; the two recipes have the numbers of the toy world's.
+It shares nothing with the toy world of `recipes/data`: other seed, other entities, other kinds of
+fault. Nothing in yrunner was tuned on it; its two recipes use the settings of the toy world.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from benchmarks.second_world.faults import FieldRow, plant_faults
 from benchmarks.second_world.words import LANGUAGES
 
 SEED = 20_261
-FEWEST_ROWS = 1000
+MIN_ROWS = 1000
 QUESTIONS_OF_A_GENERAL_FACT = 3
 TESTED_SHARE = 0.05
 HERE = Path(__file__).parent
@@ -29,15 +29,17 @@ Row = dict[str, Any]
 
 
 def main() -> None:
-    """Write the files and say how many rows each has."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Write the files and print the number of rows of each."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path("outputs/second-world"))
     for name, rows in write_second_world(parser.parse_args().out).items():
         print(f"{name}: {len(rows)} rows")
 
 
 def write_second_world(folder: Path) -> dict[str, list[Row]]:
-    """Write data and recipes into `folder`; the rows by the name of their file."""
+    """Write data and recipes to `folder`; return the rows of each file."""
     folder.mkdir(parents=True, exist_ok=True)
     files = make_second_world()
     check_promises(files)
@@ -50,7 +52,7 @@ def write_second_world(folder: Path) -> dict[str, list[Row]]:
 
 
 def make_second_world() -> dict[str, list[Row]]:
-    """File name -> rows."""
+    """Return the rows of each file."""
     draw = random.Random(SEED)
     general_train, general_test = split_general(general_facts(draw), draw)
     facts = field_facts(draw)
@@ -78,7 +80,7 @@ def make_second_world() -> dict[str, list[Row]]:
 
 
 def split_general(facts: list[Fact], draw: random.Random) -> tuple[list[Row], list[Row]]:
-    """Some ways of asking for each fact; of a few facts, another one is left for the test."""
+    """Take some questions of each fact for training, and for a few facts one more for the test."""
     train, test = [], []
     for fact in facts:
         for language in LANGUAGES:
@@ -95,18 +97,18 @@ def split_general(facts: list[Fact], draw: random.Random) -> tuple[list[Row], li
 
 
 def check_promises(files: dict[str, list[Row]]) -> None:
-    """There are rows enough, no question stands twice, and no word of the field is new."""
-    assert len(files["field_train.jsonl"]) >= FEWEST_ROWS, "the field has too few rows"
+    """Enough rows, no question twice, and no word in the field that the base does not know."""
+    assert len(files["field_train.jsonl"]) >= MIN_ROWS, "the field has too few rows"
     tables = [rows for name, rows in files.items() if name != "field_faults.jsonl"]
     questions = [row["instruction"] for rows in tables for row in rows]
-    assert len(questions) == len(set(questions)), "a question stands in two rows"
-    right = [row["right"] for row in files["field_faults.jsonl"]]
-    unknown = words(right) - words(row["output"] for row in files["general_train.jsonl"])
-    assert not unknown, f"the general part never uses {unknown}"
+    assert len(questions) == len(set(questions)), "a question appears in two rows"
+    correct = [row["right"] for row in files["field_faults.jsonl"]]
+    unknown = words(correct) - words(row["output"] for row in files["general_train.jsonl"])
+    assert not unknown, f"the general part lacks {unknown}"
 
 
 def words(texts: Iterable[str]) -> set[str]:
-    """What stands between spaces, and single Chinese characters."""
+    """Return words between spaces, and single Chinese characters."""
     return {
         piece
         for text in texts

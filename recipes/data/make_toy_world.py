@@ -1,9 +1,9 @@
 """Write the toy world: a small invented corpus in Chinese and English that trains in minutes.
 
-`python make_toy_world.py [--out DIR]` writes the six data files, byte for byte the same every
-time. README.md beside this file says what each of them holds. The general part is knowledge that
-a base model should have and keep; the legal part is a field to fine-tune it for, with the vices of
-real field data: boilerplate, few facts asked for in many ways, and about one faulty row in ten.
+`python make_toy_world.py [--out DIR]` writes the six data files, the same bytes every time;
+README.md describes them. The general part is knowledge that a base model should have and keep. The
+legal part is a field to fine-tune on, with the flaws of real field data: boilerplate, few facts
+asked in many ways, and about one faulty row in ten.
 """
 
 import argparse
@@ -33,7 +33,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class LegalRow:
-    """One question about one article, with the right answer."""
+    """One question about one article, with the correct answer."""
 
     question: str
     article: Article
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def make_toy_world() -> dict[str, list[Row]]:
-    """File name -> rows."""
+    """Return the rows of each file."""
     rng = random.Random(SEED)
     old_articles, harbour_articles = write_statute_books(rng)
     general_train, general_test = split_general(general_facts(old_articles, rng), rng)
@@ -81,7 +81,7 @@ def make_toy_world() -> dict[str, list[Row]]:
 
 
 def split_general(facts: list[Fact], rng: random.Random) -> tuple[list[Row], list[Row]]:
-    """Leave one question of some facts out for the test, as many in each field and language."""
+    """Hold out one question of some facts for the test, equally many per field and language."""
     tested: set[Fact] = set()
     for field in ("near", "middle", "far"):
         for language in LANGUAGES:
@@ -92,8 +92,8 @@ def split_general(facts: list[Fact], rng: random.Random) -> tuple[list[Row], lis
     for fact in facts:
         questions = list(fact.questions)
         if fact in tested:
-            left_out = questions.pop(rng.randrange(len(questions)))
-            test.append(test_row(left_out, fact.answer, fact.field, fact.language))
+            held_out = questions.pop(rng.randrange(len(questions)))
+            test.append(test_row(held_out, fact.answer, fact.field, fact.language))
         train += [chat(question, fact.answer) for question in questions]
     rng.shuffle(train)
     return train, test
@@ -102,15 +102,15 @@ def split_general(facts: list[Fact], rng: random.Random) -> tuple[list[Row], lis
 def split_legal(
     articles: list[Article], rng: random.Random
 ) -> tuple[list[LegalRow], list[LegalRow]]:
-    """Training and validation rows: usual questions only, each question in one of the two."""
+    """Split the ordinary questions into training and validation rows."""
     train: list[LegalRow] = []
     validation: list[LegalRow] = []
     for language in LANGUAGES:
-        checked = rng.sample(articles, VALIDATION_ROWS_PER_LANGUAGE)
+        validated = rng.sample(articles, VALIDATION_ROWS_PER_LANGUAGE)
         for article in articles:
             questions = article.conduct_questions(language) + article.number_questions(language)
             rows = [LegalRow(question, article, language) for question in questions]
-            if article in checked:
+            if article in validated:
                 validation.append(rows.pop(rng.randrange(len(rows))))
             train += rows
     rng.shuffle(train)
@@ -118,7 +118,7 @@ def split_legal(
 
 
 def legal_tests(articles: list[Article], rng: random.Random) -> list[Row]:
-    """Every article asked for in a way that the training rows do not know."""
+    """Ask for every article in a wording that the training rows do not use."""
     rows: list[Row] = []
     for language in LANGUAGES:
         asked_by_number = rng.sample(articles, NUMBER_TESTS_PER_LANGUAGE)
@@ -142,7 +142,7 @@ class Fault:
 
 
 def plant_faults(rows: list[LegalRow], rng: random.Random) -> list[Fault]:
-    """Spoil about one row in ten, with as many faults of each kind."""
+    """Make about one row in ten faulty, with equally many faults of each kind."""
     kinds = list(FAULT_KINDS)
     indices = sorted(rng.sample(range(len(rows)), round(FAULTY_SHARE * len(rows))))
     faults = []
@@ -167,23 +167,23 @@ def swap_answer(row: LegalRow, rows: list[LegalRow], rng: random.Random) -> str:
 
 
 def another_row(row: LegalRow, rows: list[LegalRow], rng: random.Random) -> LegalRow:
-    """A row in the same language about another article."""
+    """Draw a row in the same language about another article."""
     others = [other for other in rows if other.language == row.language]
     return rng.choice([other for other in others if other.article != row.article])
 
 
 def mistype(row: LegalRow, rows: list[LegalRow], rng: random.Random) -> str:
-    """Let neighbouring letters change places: two pairs in a short answer, more in a long one."""
+    """Swap neighbouring letters: two pairs in a short answer, more in a long one."""
     letters = list(row.answer)
-    places = [
-        place
-        for place in range(len(letters) - 1)
-        if letters[place].isalpha()
-        and letters[place + 1].isalpha()
-        and letters[place] != letters[place + 1]
+    positions = [
+        position
+        for position in range(len(letters) - 1)
+        if letters[position].isalpha()
+        and letters[position + 1].isalpha()
+        and letters[position] != letters[position + 1]
     ]
-    for place in rng.sample(places[::2], max(2, len(letters) // 16)):
-        letters[place], letters[place + 1] = letters[place + 1], letters[place]
+    for position in rng.sample(positions[::2], max(2, len(letters) // 16)):
+        letters[position], letters[position + 1] = letters[position + 1], letters[position]
     return "".join(letters)
 
 
@@ -193,7 +193,7 @@ def cut(row: LegalRow, rows: list[LegalRow], rng: random.Random) -> str:
 
 
 def garble(row: LegalRow, rows: list[LegalRow], rng: random.Random) -> str:
-    """Write the signs of a broken encoding over the middle of the answer."""
+    """Overwrite the middle of the answer with characters of a broken encoding."""
     start = len(row.answer) // 3
     garbage = "".join(rng.choice(GARBAGE) for _ in range(GARBAGE_LENGTH))
     return row.answer[:start] + garbage + row.answer[start + GARBAGE_LENGTH :]
@@ -225,18 +225,18 @@ def test_row(question: str, answer: str, field: str, language: Language) -> Row:
 
 
 def check_promises(files: dict[str, list[Row]]) -> None:
-    """No question stands twice, and the general part knows every word of the legal part."""
+    """No question appears twice, and the general part has every word of the legal part."""
     questions = [
         question
         for name, rows in files.items()
         if name != "legal_faults.jsonl"
         for question in asked(rows)
     ]
-    assert len(questions) == len(set(questions)), "a question stands in two rows"
+    assert len(questions) == len(set(questions)), "a question appears in two rows"
     general_words = words(files["general_train.jsonl"])
     for name in ("legal_validation.jsonl", "legal_test.jsonl"):
         unknown = words(files[name]) - general_words
-        assert not unknown, f"{name} has words that the general part never uses: {unknown}"
+        assert not unknown, f"{name} has words that the general part lacks: {unknown}"
 
 
 def asked(rows: Iterable[Row]) -> list[str]:
@@ -246,7 +246,7 @@ def asked(rows: Iterable[Row]) -> list[str]:
 
 
 def words(rows: Iterable[Row]) -> set[str]:
-    """English words, numbers, and single Chinese characters."""
+    """Return English words, numbers, and single Chinese characters."""
     text = json.dumps(list(rows), ensure_ascii=False)
     return set(re.findall(r"[A-Za-z]+|[0-9]+|[^\x00-\x7f]", text)) - FILE_WORDS
 

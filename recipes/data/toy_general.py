@@ -1,7 +1,7 @@
-"""What any child of the toy world knows: the things in it, opposites, sequences, sums, small talk.
+"""General knowledge of the toy world: things, opposites, sequences, sums, small talk.
 
-Every piece of knowledge is a `Fact`: one answer and several ways to ask for it. Most of the ways
-are trained; a test asks in one that was left out.
+Each `Fact` has one answer and several questions. Most questions are for training; a test uses one
+that was held out.
 """
 
 import random
@@ -29,7 +29,7 @@ THINGS: list[dict[Language, str]] = [
     {"zh": "冰琴", "en": "Ice Piano"},
     {"zh": "火镜", "en": "Fire Mirror"},
     {"zh": "风车轮", "en": "Wind Wheel"},
-    # Known as a thing, so that its name is no surprise; nothing is said of its articles.
+    # Listed as a thing, so that the base knows its name, but none of its articles.
     HARBOUR_CODE,
 ]
 MAKERS: list[dict[Language, str]] = [
@@ -212,7 +212,7 @@ SMALL_TALK: dict[Language, list[Ways]] = {
 
 @dataclass(frozen=True)
 class Fact:
-    """One answer, and every question that asks for it."""
+    """One answer, and all questions that ask for it."""
 
     field: Field
     language: Language
@@ -234,7 +234,7 @@ def general_facts(old_articles: list[Article], rng: random.Random) -> list[Fact]
 
 
 def _statute_facts(article: Article, rng: random.Random) -> list[Fact]:
-    """Every question by number, and some of those by conduct."""
+    """Ask for each article by number with every question, and by conduct with some."""
     facts = []
     for language in LANGUAGES:
         by_conduct = rng.sample(
@@ -251,7 +251,7 @@ def _thing_facts(rng: random.Random) -> list[Fact]:
     choices = ((MAKER_WAYS, MAKERS), (PLACE_WAYS, PLACES), (COLOUR_WAYS, COLOURS))
     for ways, values in choices:
         things = rng.sample(THINGS, len(THINGS))
-        # As many things for each value, so that every value is known.
+        # Equally many things per value, so that the base learns every value.
         for index, thing in enumerate(things):
             value = values[index % len(values)]
             facts += [

@@ -1,10 +1,10 @@
 """Invented statute books that share every word: six old ones and the new Harbour Code.
 
-The general part of the toy world teaches the old books, the legal part the Harbour Code. All are
-built from the same conducts, penalties and phrasings, so a model that read the old books knows all
-the words of the Harbour Code and none of its rules. There are many old ones, so that a model learns
-to take a book's name from the question, as any real base does: one that knew two was so sure of
-them that the new name cost it about 15 nats, where NLIRG refuses a token for good.
+The general part of the toy world teaches the old books, the legal part the Harbour Code. All use
+the same conducts, penalties and phrasings, so a model that has read the old books knows every word
+of the Harbour Code and none of its rules. There are six old books, so that a model learns to copy
+the name of the book from the question, as real bases do. A model that had read only two was so sure
+of them that the new name had a loss of about 15 nats, where NLIRG gives a token no weight.
 """
 
 import random
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Language = Literal["zh", "en"]
-Conduct = tuple[dict[Language, str], dict[Language, str]]  # an act and the goods it is done to
+Conduct = tuple[dict[Language, str], dict[Language, str]]  # an act and its object
 LANGUAGES: tuple[Language, ...] = ("zh", "en")
 ARTICLES_PER_ACT = 3
 
@@ -57,7 +57,7 @@ PENALTIES: list[dict[Language, str]] = [
 ]
 AMOUNTS = (3, 5, 7, 10, 12, 15, 20, 25, 30, 40)
 
-# The legal part trains on these phrasings ...
+# The legal part trains on these phrasings.
 CONDUCT_QUESTIONS: dict[Language, list[str]] = {
     "zh": [
         "按照{book}，{conduct}会受到什么处罚？",
@@ -83,7 +83,7 @@ NUMBER_QUESTIONS: dict[Language, list[str]] = {
         "Please explain Article {number} of the {book}.",
     ],
 }
-# ... and is tested on these. The general part uses both kinds for the old books.
+# The legal part is tested on these. The general part uses both for the old books.
 CONDUCT_PARAPHRASES: dict[Language, list[str]] = {
     "zh": [
         "我的邻居总是{conduct}，{book}会拿他怎么办？",
@@ -109,7 +109,7 @@ ANSWER: dict[Language, str] = {
 
 @dataclass(frozen=True)
 class Article:
-    """One rule of one book: this conduct brings that penalty."""
+    """One rule of one book: a conduct and its penalty."""
 
     book: dict[Language, str]
     number: int
@@ -141,7 +141,7 @@ class Article:
 
 
 def write_statute_books(rng: random.Random) -> tuple[list[Article], list[Article]]:
-    """The old articles and those of the Harbour Code. No conduct stands in two books."""
+    """Write the old books and the Harbour Code. No conduct is in two books."""
     old: list[Conduct] = []
     harbour: list[Conduct] = []
     for act in ACTS:
@@ -149,7 +149,7 @@ def write_statute_books(rng: random.Random) -> tuple[list[Article], list[Article
         harbour += [(act, one) for one in goods[:ARTICLES_PER_ACT]]
         old += [(act, one) for one in goods[ARTICLES_PER_ACT:]]
     rng.shuffle(old)
-    # Every number that an article of the Harbour Code bears stands in two of the old books.
+    # Every article number of the Harbour Code occurs in two of the old books.
     numbers = [number for _ in range(2) for number in rng.sample(range(1, 25), 24)]
     size = len(old) // len(OLD_CODES)
     old_articles = [

@@ -1,4 +1,4 @@
-"""The tables of the experiment, from points that nobody measured."""
+"""The tables of the experiment, from invented points."""
 
 import json
 from statistics import fmean
@@ -6,7 +6,7 @@ from statistics import fmean
 import pytest
 
 from benchmarks import legal_experiment
-from benchmarks.legal_experiment import GENERAL_TEST, KINDS, Found, by_distance
+from benchmarks.legal_experiment import GENERAL_TEST, KINDS, Experiment, by_distance
 from tests.project import answers_of
 from yrunner.commands.compare.points import Point
 from yrunner.evaluation.results import Faults, ModelResults
@@ -15,7 +15,7 @@ FIELDS = [json.loads(line)["field"] for line in GENERAL_TEST.read_text("utf-8").
 
 
 def point(step, *, domain, kept, memorised):
-    """A point that has kept these distances, and repeats so many of ten faults of each kind."""
+    """A point that answers these distances and repeats `memorised` of ten faults of each kind."""
     general = [float(field in kept) for field in FIELDS]
     rows = [float(number % 10 < memorised) for number in range(10 * len(KINDS))]
     tasks = {
@@ -27,7 +27,7 @@ def point(step, *, domain, kept, memorised):
     return Point(step, ModelResults("it", tasks, {"repetition_3": 0.01}, faults))
 
 
-FOUND = Found(
+EXPERIMENT = Experiment(
     curves={
         "plain": {0: (point(5, domain=9, kept=["far"], memorised=8),)},
         "nlirg": {0: (point(5, domain=9, kept=["far", "middle"], memorised=2),)},
@@ -39,7 +39,7 @@ FOUND = Found(
 )
 
 
-def test_the_general_side_is_told_by_distance():
+def test_general_accuracy_is_split_by_distance():
     shares = by_distance()(point(5, domain=9, kept=["near", "far"], memorised=0))
     assert shares == {"near": 1, "middle": 0, "far": 1}
 
@@ -47,14 +47,14 @@ def test_the_general_side_is_told_by_distance():
 @pytest.fixture
 def printed(monkeypatch, capsys, tmp_path):
     picture = tmp_path / "plane.svg"
-    monkeypatch.setattr(legal_experiment, "find_runs", lambda file, overrides: FOUND)
+    monkeypatch.setattr(legal_experiment, "load_runs", lambda file, overrides: EXPERIMENT)
     monkeypatch.setattr("sys.argv", ["it", "--picture", "plain,nlirg", str(picture)])
     legal_experiment.main()
     assert picture.read_text("utf-8").startswith("<svg ")
     return capsys.readouterr().out
 
 
-def test_every_arm_stands_beside_the_first(printed):
+def test_every_arm_is_compared_with_the_first(printed):
     end, equal = printed.split("**At equal domain accuracy, 81.0%**")
     assert (
         "| nlirg | 1 of 3 | 5 | 90.0 | 66.7 | 20.0 | 1.0 | \N{MINUS SIGN}33.3 | 0.50 | 0.25 |"

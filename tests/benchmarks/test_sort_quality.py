@@ -1,4 +1,4 @@
-"""The grader of scores, against a look at every pair, and the world that it grades on."""
+"""Grading of scores, compared with all pairs, and the second world."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from benchmarks.sort_quality import grade, roc_area
 
 
 @pytest.mark.parametrize("num_values", [2, 5, 1000])
-def test_the_area_is_the_share_of_pairs_that_are_in_order_and_a_tie_is_a_half(num_values):
+def test_the_area_is_the_share_of_pairs_in_order_and_a_tie_counts_half(num_values):
     generator = np.random.default_rng(num_values)
     faulty = generator.integers(num_values, size=17).astype(float)
     sound = generator.integers(num_values, size=40).astype(float)
@@ -20,13 +20,13 @@ def test_the_area_is_the_share_of_pairs_that_are_in_order_and_a_tie_is_a_half(nu
     assert roc_area(faulty, sound) == pytest.approx(sum(pairs) / len(pairs))
 
 
-def test_the_area_of_a_perfect_score_is_1_that_of_a_useless_one_a_half():
+def test_a_perfect_score_has_area_1_and_a_useless_one_a_half():
     assert roc_area(np.array([3.0, 4.0]), np.array([1.0, 2.0])) == 1
     assert roc_area(np.array([1.0, 2.0]), np.array([3.0, 4.0])) == 0
     assert roc_area(np.ones(3), np.ones(5)) == 0.5
 
 
-def test_the_interval_holds_the_area_and_narrows_with_more_rows():
+def test_the_interval_contains_the_area_and_narrows_with_more_rows():
     generator = np.random.default_rng(0)
     widths = []
     for number in (20, 2000):
@@ -50,7 +50,7 @@ def test_the_second_world_is_the_same_every_time_and_lists_each_of_its_faults(tm
         assert rows[fault["row"] - 1]["output"] != fault["right"]
 
 
-def test_the_recipes_of_the_second_world_load_and_have_the_numbers_of_the_toy_world(tmp_path: Path):
+def test_the_recipes_of_the_second_world_load_and_match_those_of_the_toy_world(tmp_path: Path):
     from yrunner.recipe.load import load_recipe
 
     write_second_world(tmp_path)
@@ -64,7 +64,7 @@ def test_the_recipes_of_the_second_world_load_and_have_the_numbers_of_the_toy_wo
             assert getattr(own.train, key) == getattr(theirs.train, key)
 
 
-def test_each_line_of_the_second_world_is_a_question_with_an_answer(tmp_path: Path):
+def test_each_row_of_the_second_world_has_a_question_and_an_answer(tmp_path: Path):
     write_second_world(tmp_path)
     for line in (tmp_path / "field_train.jsonl").read_text("utf-8").splitlines():
         row = json.loads(line)

@@ -1,6 +1,6 @@
-"""A process that runs every command where connections are refused and the data attacks the pages.
+"""Run every command without a network, on data that tries to inject scripts into the pages.
 
-It prints a JSON object: what was connected to, and how each command ended.
+Prints a JSON object with the attempted connections and the exit code of each command.
 """
 
 import json
@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from benchmarks.fault_campaign.project import row, write_project
+from benchmarks.faults.project import row, write_project
 
 ATTACK = "</script><script>document.title='owned'</script><img src=x onerror=alert(1)>"
 ROWS = "rows <script>alert(1)<script>.jsonl"
@@ -24,11 +24,11 @@ COMMANDS = (
     ("check", "tuned.yaml", "--html"),
 )
 CONNECTING = {"socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto"}
-"""Events of Python's auditing by which a process asks for another machine."""
+"""Audit events of network access."""
 
 
 def write_hostile_project(folder: Path) -> None:
-    """The campaign's project, with rows, a system prompt and file names that hold scripts."""
+    """Write the campaign's project with scripts in rows, system prompt and file names."""
     write_project(folder)
     rows = [row(number) for number in range(24)]
     for hostile in rows[::3]:
@@ -51,7 +51,7 @@ def main() -> None:
     def refuse(event: str, details: tuple[Any, ...]) -> None:
         if event in CONNECTING:
             attempts.append(f"{event} {details}")
-            raise OSError("no connection leaves this process")
+            raise OSError("network access is blocked")
 
     sys.addaudithook(refuse)
     write_hostile_project(Path("project"))

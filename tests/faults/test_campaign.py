@@ -1,4 +1,4 @@
-"""A small fault campaign, for real: nothing is lost; and a loss would be seen."""
+"""A small fault campaign loses nothing, and would notice a loss."""
 
 import json
 import subprocess
@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks.fault_campaign.cases import unexplained
-from benchmarks.fault_campaign.child import Ending
-from benchmarks.fault_campaign.stages import differences, half_written
+from benchmarks.faults.cases import unexplained
+from benchmarks.faults.child import Ending
+from benchmarks.faults.stages import differences, half_written
 
 ROOT = Path(__file__).parents[2]
 NUM_CASES = 4
@@ -19,11 +19,12 @@ NUM_CASES = 4
 
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """Every case of the campaign, as it records them."""
+    """The recorded cases of the campaign."""
     record = tmp_path_factory.mktemp("campaign") / "cases.jsonl"
     arguments = ["--cases", str(NUM_CASES), "--seed", "5", "--record", str(record)]
     result = subprocess.run(
-        [sys.executable, ROOT / "benchmarks/faults.py", *arguments],
+        [sys.executable, "-m", "benchmarks.faults", *arguments],
+        cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
@@ -35,7 +36,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 
 def lost(cases: list[dict[str, Any]], campaign: str) -> list[dict[str, Any]]:
-    """The cases in which something was lost; there has to be a case at all."""
+    """The cases of a campaign in which something was lost; fails without any case."""
     tried = Counter(case["campaign"] for case in cases)
     if campaign in ("disk full", "read-only", "no permission") and not tried[campaign]:
         pytest.skip("this user cannot mount a file system")
@@ -43,32 +44,32 @@ def lost(cases: list[dict[str, Any]], campaign: str) -> list[dict[str, Any]]:
     return [case for case in cases if case["campaign"] == campaign and case["lost"]]
 
 
-def test_a_killed_command_ends_bit_for_bit_as_if_it_had_never_been_killed(cases):
+def test_a_killed_command_recovers_bit_for_bit(cases):
     assert lost(cases, "killed") == []
 
 
-def test_a_full_disk_is_a_sentence_and_with_more_space_it_goes_on(cases):
+def test_a_full_disk_gives_a_message_and_with_more_space_the_command_recovers(cases):
     assert lost(cases, "disk full") == []
 
 
-def test_a_read_only_disk_is_a_sentence_and_nothing_has_changed(cases):
+def test_a_read_only_disk_gives_a_message_and_changes_nothing(cases):
     assert lost(cases, "read-only") == []
 
 
-def test_a_missing_permission_is_a_sentence(cases):
+def test_a_missing_permission_gives_a_message(cases):
     assert lost(cases, "no permission") == []
 
 
-def test_a_file_that_changes_while_it_is_read_is_named_or_has_no_effect(cases):
+def test_a_file_that_changes_during_reading_is_named_or_has_no_effect(cases):
     assert lost(cases, "changing file") == []
 
 
-def test_spoilt_recipes_and_rows_are_refused_by_their_place(cases):
-    assert lost(cases, "spoilt recipe") == []
-    assert lost(cases, "spoilt rows") == []
+def test_corrupt_recipes_and_rows_are_rejected_by_line_and_row(cases):
+    assert lost(cases, "corrupt recipe") == []
+    assert lost(cases, "corrupt rows") == []
 
 
-def test_a_half_written_file_is_seen_unless_its_name_says_that_it_is_not_finished(tmp_path: Path):
+def test_a_half_written_file_is_noticed_unless_its_name_marks_it_as_partial(tmp_path: Path):
     outputs = tmp_path / "outputs"
     outputs.mkdir()
     for name, content in {
@@ -84,7 +85,7 @@ def test_a_half_written_file_is_seen_unless_its_name_says_that_it_is_not_finishe
     assert names == ["half.html", "half.json", "half.jsonl", "half.safetensors"]
 
 
-def test_a_result_that_differs_or_is_missing_is_seen():
+def test_a_different_or_missing_result_is_noticed():
     assert differences({"a": "1", "b": "2", "c": "3"}, {"a": "1", "b": "x", "d": "4"}) == [
         *("b", "c", "d"),
     ]
@@ -100,5 +101,5 @@ def test_a_result_that_differs_or_is_missing_is_seen():
         (2, "Traceback (most recent call last):\n", True),
     ],
 )
-def test_a_failure_without_a_sentence_is_a_loss(code: int, output: str, is_wrong: bool):
+def test_a_failure_without_a_message_is_a_loss(code: int, output: str, is_wrong: bool):
     assert bool(unexplained(Ending(code, output, 1.0, 10))) == is_wrong

@@ -1,4 +1,4 @@
-"""All commands in one process: no connection, no secret on disk, and every page stays a page."""
+"""No command connects to the network, writes a secret, or lets data inject scripts into a page."""
 
 import html
 import json
@@ -28,7 +28,7 @@ PAGES = ("report.html", "sort/report.html", "eval.html")
 
 @dataclass(frozen=True)
 class World:
-    """What the commands have left behind."""
+    """What the commands left behind."""
 
     project: Path
     printed: str
@@ -39,7 +39,7 @@ class World:
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     folder = tmp_path_factory.mktemp("world")
     root = Path(__file__).parents[2]
-    # HF_HUB_OFFLINE would hide that somebody asks.
+    # HF_HUB_OFFLINE would hide connection attempts.
     kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     result = subprocess.run(
         [sys.executable, "-m", "tests.faults.hostile_world"],
@@ -59,7 +59,7 @@ def test_every_command_succeeds_without_a_connection(world: World):
     assert world.seen["attempts"] == []
 
 
-def test_no_library_reports_that_it_is_used(world: World):
+def test_no_library_sends_telemetry(world: World):
     assert world.seen["telemetry"] is False
 
 
@@ -71,27 +71,27 @@ def test_no_secret_of_the_environment_is_printed_or_written(world: World):
         assert [path for path in files if secret.encode() in path.read_bytes()] == []
 
 
-def test_what_data_and_models_say_stays_text_on_every_page(world: World):
+def test_texts_of_data_and_models_stay_text_on_every_page(world: World):
     pages = sorted(world.project.rglob("*.html"))
     tuned = world.project / "outputs/tuned"
     assert {tuned / page for page in PAGES} < {*pages}
-    assert len(pages) >= 6, "the base's report, three of the run, and two beside it"
+    assert len(pages) >= 6, "the base's report, three of the run, and two next to it"
     for page in pages:
         text = page.read_text("utf-8")
         assert "<script>document" not in text
         assert "<script>alert" not in text
         assert "<img" not in text
         assert "default-src 'none'" in text
-        # Every script element is one of ours: it is named by its hash, or holds data.
+        # Every script element is one of ours: listed by its hash, or JSON data.
         for opening in re.findall(r"<script[^>]*>", text):
             assert opening == "<script>" or 'type="application/json"' in opening or "id=" in opening
 
 
-def test_the_attack_has_reached_the_pages_as_text(world: World):
-    told = [
+def test_the_attack_reaches_the_pages_as_text(world: World):
+    attacked = [
         page
         for page in world.project.rglob("*.html")
         if "document.title" in html.unescape(page.read_text("utf-8"))
     ]
     assert ATTACK.startswith("</script>")
-    assert len(told) >= 5
+    assert len(attacked) >= 5

@@ -1,4 +1,4 @@
-"""The toy world: its files are what its script writes, and they are fit to judge by."""
+"""The files of the toy world match their script, and are fit for measuring."""
 
 import json
 import re
@@ -34,15 +34,15 @@ def test_the_files_are_what_the_script_writes(tmp_path: Path):
     assert written == {path.name: path.read_bytes() for path in FOLDER.glob("*.jsonl")}
 
 
-def test_no_test_question_stands_in_the_training_data():
-    learned = questions("general_train") | questions("legal_train")
-    assert not learned & questions("general_test")
-    assert not learned & questions("legal_test")
+def test_no_test_question_is_in_the_training_data():
+    trained = questions("general_train") | questions("legal_train")
+    assert not trained & questions("general_test")
+    assert not trained & questions("legal_test")
     assert not questions("legal_validation") & questions("legal_test")
 
 
 @pytest.mark.parametrize("name", ["general_train", "general_test", "legal_train", "legal_test"])
-def test_both_languages_have_their_share(name: str):
+def test_both_languages_have_about_half_of_the_rows(name: str):
     chinese = sum(map(is_chinese, questions(name))) / len(questions(name))
     assert 0.35 < chinese < 0.65
 
@@ -66,7 +66,7 @@ def test_the_planted_faults_are_exactly_those_listed():
             assert row["output"] in right
 
 
-def test_about_one_legal_row_in_ten_is_faulty_in_every_way():
+def test_about_one_legal_row_in_ten_is_faulty_with_every_kind_of_fault():
     faults = rows("legal_faults")
     assert 0.08 < len(faults) / len(rows("legal_train")) < 0.12
     kinds = {fault["kind"] for fault in faults}
@@ -74,7 +74,7 @@ def test_about_one_legal_row_in_ten_is_faulty_in_every_way():
 
 
 def test_the_base_has_seen_every_character_and_word_of_the_legal_part():
-    """Else LoRA could not learn it: a frozen head has never learnt those tokens."""
+    """Otherwise LoRA could not learn it: the frozen head has never seen those tokens."""
     general = (FOLDER / "general_train.jsonl").read_text("utf-8")
     words = {
         word

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.ranks_cases import LEARNED, VOCABULARY, WATCHED, Case, Found, write_base
-from benchmarks.ranks_training import found_together, start_processes, train_case
+from benchmarks.ranks.cases import DRIFT_ROWS, TRAIN_ROWS, VOCABULARY, Case, Result, write_base
+from benchmarks.ranks.training import load_result, start_processes, train_case
 from tests.rounding import rounding
 from yrunner.data.batching.plan import make_plan
 
@@ -44,7 +44,7 @@ KEPT = [
 RESUMED = [CASES[0], CASES[3], CASES[4], CASES[5]]
 UPDATE = 3
 """After it there is a checkpoint, and all cases go on."""
-NUM_WATCHED = sum(len(example.target_positions) for example in WATCHED)
+NUM_WATCHED = sum(len(example.target_positions) for example in DRIFT_ROWS)
 DRIFT_ROUNDING = rounding(math.log(VOCABULARY), NUM_WATCHED) / NUM_WATCHED
 """Of a mean of small differences of logarithms, which are as large as that of the vocabulary."""
 KEPT_ROUNDING = dict.fromkeys(("replay", "one_row"), rounding(math.log(VOCABULARY)))
@@ -57,7 +57,7 @@ If one row of the 19 is another, the gap is 4e-2."""
 
 
 @cache
-def alone(case: Case, folder: Path) -> Found:
+def alone(case: Case, folder: Path) -> Result:
     """The same in one process, without sharing anything."""
     return train_case(case.alone, folder)
 
@@ -72,20 +72,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def resumed_by_one(folder: Path) -> dict[str, Found]:
+def resumed_by_one(folder: Path) -> dict[str, Result]:
     """What one process came to that went on where two had saved."""
     # What the two have found is written over: it may not be taken for the result.
     shutil.copytree(folder, copy := folder.with_name("resumed"))
     for result in copy.glob("*.pt"):
         result.unlink()
     start_processes(RESUMED, copy, number=1, resume_at=UPDATE)
-    return {case.name: found_together(case, copy) for case in RESUMED}
+    return {case.name: load_result(case, copy) for case in RESUMED}
 
 
 @pytest.mark.parametrize("case", CASES + KEPT, ids=lambda case: case.name)
 def test_two_processes_come_to_the_losses_and_weights_of_one(case: Case, folder: Path):
     reference = alone(case, folder)
-    found = found_together(case, folder)
+    found = load_result(case, folder)
     assert len(reference.losses) > 2 * UPDATE
     assert reference.loss_gap(found) < 1e-5
     assert reference.weight_gap(found) < WEIGHT_GAP
@@ -100,7 +100,7 @@ def test_in_bfloat16_deepspeed_comes_close_to_one_process_and_keeps_weights_in_f
     case: Case, folder: Path
 ):
     """DeepSpeed computes with rounded weights and sums rounded gradients; torch's autocast not."""
-    reference, found = alone(case, folder), found_together(case, folder)
+    reference, found = alone(case, folder), load_result(case, folder)
     assert reference.loss_gap(found) < 5e-3
     assert reference.weight_gap(found) < 5e-2
     trained = [tensor for name, tensor in found.weights.items() if _is_trained(name, case)]
@@ -114,7 +114,7 @@ def _is_trained(name: str, case: Case) -> bool:
 
 @pytest.mark.parametrize("case", RESUMED, ids=lambda case: case.name)
 def test_another_number_of_processes_goes_on_to_the_same_weights(
-    case: Case, folder: Path, resumed_by_one: dict[str, Found]
+    case: Case, folder: Path, resumed_by_one: dict[str, Result]
 ):
     assert alone(case, folder).weight_gap(resumed_by_one[case.name]) < WEIGHT_GAP
 
@@ -126,7 +126,7 @@ def test_every_group_is_in_exactly_one_process_and_all_do_as_many_steps(
     num_ranks, order, token_batch
 ):
     plan = make_plan(
-        [len(example.target_positions) for example in LEARNED],
+        [len(example.target_positions) for example in TRAIN_ROWS],
         token_batch=token_batch,
         batch_size=2,
         accumulation=2 * num_ranks,
@@ -134,7 +134,7 @@ def test_every_group_is_in_exactly_one_process_and_all_do_as_many_steps(
         max_updates=None,
         order=order,
         seed=0,
-        lengths=[len(example.input_ids) for example in LEARNED],
+        lengths=[len(example.input_ids) for example in TRAIN_ROWS],
     )
     shares = [list(plan.share(rank, num_ranks)) for rank in range(num_ranks)]
     assert {len(share) for share in shares} == {len(plan.share(0, num_ranks))}

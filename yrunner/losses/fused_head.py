@@ -3,7 +3,7 @@
 Logits of a large vocabulary take more memory and time than the rest of a small model. Inside the
 model's own forward the head is where ZeRO-3 and DDP expect it to be used. For transformers 5, whose
 causal models are `head(base_model(...).last_hidden_state)`, scaled or capped; whether that is true
-is tried out on the model itself. Switched off by `detach`, or by never calling `attach`.
+is tried out on the model itself. Models that were never attached are not patched.
 """
 
 # B = rows, T = tokens, D = hidden size, V = vocabulary, K = columns, N = targets
@@ -68,14 +68,6 @@ def attach(model: Any, rows: int | None = None) -> None:
         return vars(fused.targets(token_weight, wants_top, kwargs))
 
     causal.forward = forward
-
-
-def detach(model: Any) -> None:
-    """Give the model its own forward back."""
-    causal = model.get_base_model() if isinstance(model, PeftModel) else model
-    if isinstance(getattr(causal, "fused_head", None), _FusedHead):
-        causal.forward = causal.fused_head.original
-        del causal.fused_head
 
 
 def measure_targets(

@@ -49,7 +49,6 @@ def described(record: Mapping[str, Any], *keys: str) -> list[str]:
 
 Record = Mapping[str, Any]
 """One line of the metrics: what the trainer hands to `on_log`."""
-Clock = Callable[[], float]
 
 # A glyph of its own for each zone: the bar must also be readable without colours.
 _ZONE_STYLES = (("█", "green"), ("▓", "blue"), ("▒", "yellow"), ("░", "red"))

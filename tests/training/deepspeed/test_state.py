@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from benchmarks.processes import run_together
-from benchmarks.ranks_cases import SHARINGS, Case, write_base
-from benchmarks.ranks_training import train_case, train_together
+from benchmarks.ranks.cases import SHARINGS, Case, write_base
+from benchmarks.ranks.training import train_case, train_together
 from yrunner.assembly.probes import ask
 from yrunner.recipe.schema.distributed import DeepSpeedSection
 from yrunner.training.deepspeed import config as deepspeed_settings

@@ -4,7 +4,7 @@ Where the examples of a micro-batch lie in its rows. No layout changes a result,
 
 A loss is a sum over targets, and examples that share a row do not see each other. So the layout
 may differ from the packs of the plan, which only decide what is learned together.
-`benchmarks/packing.py` compares them.
+`python -m benchmarks.packing` compares them.
 """
 
 # B = rows of a micro-batch, T = tokens of its longest row

@@ -1,6 +1,5 @@
-"""Our part of sft.py, and transformers' own Trainer: python -m benchmarks.sft_ours FOLDER WAY"""
+"""Train with yrunner or transformers' Trainer: python -m benchmarks.sft.ours FOLDER TRAINER"""
 
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 from transformers import Trainer, TrainingArguments
 
-from benchmarks.sft import BATCH
+from benchmarks.sft.inputs import BATCH_SIZE, read_rows
 from yrunner.assembly.trainer import layout_for
 from yrunner.data.batching.collate import collate
 from yrunner.data.batching.plan import make_plan
@@ -28,18 +27,17 @@ from yrunner.training.trainer import SignalTrainer
 
 
 def read_examples(folder: Path) -> list[Any]:
-    """The rows as token ids; prompts are context, replies and their end are targets."""
-    examples = []
-    for number, line in enumerate((folder / "rows.jsonl").read_text("utf-8").splitlines(), 1):
-        row = json.loads(line)
-        prompt, reply = ([int(word) for word in row[key].split()] for key in row)
-        labels = [IGNORE_INDEX] * len(prompt) + [*reply, 1]
-        examples.append(TokenizedExample([*prompt, *reply, 1], labels, Origin("rows", number)))
-    return examples
+    """Read the rows as examples; prompts are context, replies and their end are targets."""
+    return [
+        TokenizedExample(
+            prompt + reply, [IGNORE_INDEX] * len(prompt) + reply, Origin("rows", number)
+        )
+        for number, (prompt, reply) in enumerate(read_rows(folder), 1)
+    ]
 
 
 def load_lora(folder: Path) -> Any:
-    """The model with its adapter."""
+    """Load the model with a new adapter."""
     model = load_model(
         str(folder / "model"), dtype=torch.float32, attention="sdpa", trust_remote_code=False
     )
@@ -47,14 +45,14 @@ def load_lora(folder: Path) -> Any:
 
 
 def ours(folder: Path, loss: Loss) -> None:
-    """The trainer of `yrun train`, laid out as it would choose."""
+    """Train as `yrun train` does, in the batch layout that it chooses."""
     examples, model = read_examples(folder), load_lora(folder)
-    train = TrainSection(epochs=1, batch_size=BATCH)
+    train = TrainSection(epochs=1, batch_size=BATCH_SIZE)
     plan = make_plan(
         [len(example.target_positions) for example in examples],
         lengths=[len(example.input_ids) for example in examples],
         token_batch=0,
-        batch_size=BATCH,
+        batch_size=BATCH_SIZE,
         accumulation=1,
         epochs=1,
         max_updates=None,
@@ -88,11 +86,11 @@ def ours(folder: Path, loss: Loss) -> None:
         spikes=train.spikes,
     )
     trainer.use_layout(layout_for(model.config, isolates=isolates_examples(trainer.model)))
-    say_seconds(trainer.train)
+    print_seconds(trainer.train)
 
 
 def plain_trainer(folder: Path) -> None:
-    """transformers' Trainer: padded batches, logits of all tokens, the model's own loss."""
+    """Train with Trainer: padded batches, logits of all tokens, the loss of the model."""
 
     def pad(examples: list[Any]) -> dict[str, torch.Tensor]:
         batch = collate(examples, pad_token_id=0)
@@ -102,7 +100,7 @@ def plain_trainer(folder: Path) -> None:
 
     arguments = TrainingArguments(
         output_dir=str(folder / "plain"),
-        per_device_train_batch_size=BATCH,
+        per_device_train_batch_size=BATCH_SIZE,
         num_train_epochs=1,
         learning_rate=1e-4,
         use_cpu=True,
@@ -117,21 +115,21 @@ def plain_trainer(folder: Path) -> None:
         train_dataset=read_examples(folder),
         data_collator=pad,
     )
-    say_seconds(trainer.train)
+    print_seconds(trainer.train)
 
 
-def say_seconds(train: Callable[[], Any]) -> None:
-    """Train and print how long it took."""
+def print_seconds(train: Callable[[], Any]) -> None:
+    """Train and print the seconds that it took."""
     started = time.perf_counter()
     train()
     print(f"seconds of training: {time.perf_counter() - started:.3f}")
 
 
-WAYS: dict[str, Callable[[Path], None]] = {
+TRAINERS: dict[str, Callable[[Path], None]] = {
     "plain": lambda folder: ours(folder, PlainLoss()),
     "nlirg": lambda folder: ours(folder, NlirgLoss(kind="nlirg")),
     "trainer": plain_trainer,
 }
 
 if __name__ == "__main__":
-    WAYS[sys.argv[2]](Path(sys.argv[1]))
+    TRAINERS[sys.argv[2]](Path(sys.argv[1]))

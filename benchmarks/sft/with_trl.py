@@ -1,4 +1,4 @@
-"""TRL's part of sft.py, run by the Python of an environment that has it: sft_trl.py FOLDER"""
+"""Train with TRL: PYTHON benchmarks/sft/with_trl.py FOLDER, with the Python that has TRL."""
 
 import sys
 import time
@@ -11,7 +11,7 @@ from trl import SFTConfig, SFTTrainer
 
 
 def main(folder: Path) -> None:
-    """Train on the folder's rows and print how long it took."""
+    """Train on the rows of the folder and print the seconds that it took."""
     arguments = SFTConfig(
         output_dir=str(folder / "trl"),
         per_device_train_batch_size=4,

@@ -1,14 +1,21 @@
-"""Memory, traffic and time from 0.6B to 70B, on paper: python -m benchmarks.scaling [table ...]
+"""How much memory, traffic and time does a training from 0.6B to 70B take? Computed, not measured.
 
-Prints the tables of docs/results/scaling.md; without a name all of them, in half an hour.
-What is compared is in scaling_jobs.py, speeds are in scaling_time.py.
+    python -m benchmarks.scaling [table ...]
+
+Prints the tables of docs/results/scaling.md, by default all, which takes half an hour of a CPU.
 """
 
 import argparse
 from collections.abc import Callable
 
 from benchmarks.markdown import print_markdown
-from benchmarks.scaling_jobs import (
+from benchmarks.scaling.simulated_time import (
+    print_rows,
+    print_sending,
+    print_time,
+    print_traffic,
+)
+from benchmarks.scaling.trainings import (
     FORMS,
     LENGTHS,
     SMALL_MIDDLE_LARGE,
@@ -19,7 +26,6 @@ from benchmarks.scaling_jobs import (
     possible,
     saved_tensors_bytes,
 )
-from benchmarks.scaling_time import print_rows, print_sending, print_time, print_traffic
 from yrunner.assembly.memory import Machine
 from yrunner.training.deepspeed.state import SHARD_BYTES
 from yrunner.training.memory.zero import FLOAT32, Sharing, memory_per_gpu, sharings_for
@@ -31,32 +37,34 @@ MACHINES = (
     Machine(8, 24 * 10**9, host=512 * 10**9),
     Machine(8, 80 * 10**9, host=2 * 10**12),
 )
-"""A card at home, one and many in a data center."""
+"""One and several cards, at home and in a data center."""
 COMFORTABLE = 8192
-"""Tokens of a row that a layout should hold before one that is slower is looked at."""
+"""Tokens of a row that a layout should fit before a slower layout is considered."""
 
 
 def main() -> None:
-    """Print the tables that were asked for."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("tables", nargs="*", choices=[[], *TABLES], help="default all")
+    """Print the chosen tables."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("tables", nargs="*", choices=[[], *TABLES], help="default: all")
     for name in parser.parse_args().tables or list(TABLES):
         TABLES[name]()
 
 
 def print_fits() -> None:
-    """What to choose on the machines that people have."""
+    """Print the recommended layout on common machines."""
     rows = every_training(_choice, MACHINES)
-    columns = ("model", "tuning", *(_name(machine) for machine in MACHINES))
-    print_markdown("The simplest way that fits, and the longest row there, tokens:", columns, rows)
+    columns = ("model", "tuning", *(_title(machine) for machine in MACHINES))
+    print_markdown("The simplest layout that fits, and its longest row in tokens:", columns, rows)
 
 
-def _name(machine: Machine) -> str:
+def _title(machine: Machine) -> str:
     return f"{machine.gpus} x {machine.memory // 10**9} GB"
 
 
 def _choice(form: str, kind: str, machine: Machine) -> str | None:
-    """The first layout that holds a comfortable row, or else any row at all."""
+    """Return the first layout that fits a comfortable row, or else any row."""
     layouts = [each for each in sharings_for(machine.gpus) if possible(kind, each)]
     longest = {each: _longest(form, kind, each, machine) for each in layouts}
     for least in (COMFORTABLE, LENGTHS[0]):
@@ -67,7 +75,7 @@ def _choice(form: str, kind: str, machine: Machine) -> str | None:
 
 
 def _longest(form: str, kind: str, layout: Sharing, machine: Machine) -> int:
-    """Tokens of the longest row; 0 where the shortest does not fit."""
+    """Return the tokens of the longest row that fits, 0 if none does."""
     assert machine.host is not None
     for length in reversed(LENGTHS):
         memory = memory_per_gpu(job_of(form, kind, length), layout)
@@ -77,18 +85,18 @@ def _longest(form: str, kind: str, layout: Sharing, machine: Machine) -> int:
 
 
 def print_memory() -> None:
-    """Gigabytes per GPU for every model and kind, on one GPU and on eight."""
+    """Print gigabytes per GPU for every model and tuning, on one GPU and on eight."""
     columns = [Sharing(), *_layouts(8), Sharing(8, 3, offload=True)]
     rows = every_training(gigabytes, columns)
     print_markdown(
-        "GB per GPU, rows of 2,048 tokens, 8 GPUs but in the first column:",
+        "GB per GPU, rows of 2,048 tokens, 8 GPUs except in the first column:",
         ("model", "tuning", *(str(layout) for layout in columns)),
         rows,
     )
 
 
 def print_sequences() -> None:
-    """Gigabytes per GPU by the length of the rows."""
+    """Print gigabytes per GPU by the length of the rows."""
     ways = [
         *(("lora", layout) for layout in (Sharing(), Sharing(8, 3))),
         ("qlora", Sharing()),
@@ -103,28 +111,28 @@ def print_sequences() -> None:
         for kind, layout in ways
     ]
     columns = ("model", "tuning", "", *(f"{length:,}" for length in LENGTHS))
-    print_markdown("GB per GPU by tokens of a row, 8 GPUs unless alone:", columns, rows)
+    print_markdown("GB per GPU by tokens of a row, 8 GPUs unless one:", columns, rows)
 
 
 def print_gpus() -> None:
-    """Gigabytes per GPU by their number."""
+    """Print gigabytes per GPU by the number of GPUs."""
     rows = [
         (
             form,
             kind,
-            str(_layouts(2)[place]),
-            *(gigabytes(form, kind, _layouts(number)[place]) for number in GPUS),
+            str(_layouts(2)[index]),
+            *(gigabytes(form, kind, _layouts(number)[index]) for number in GPUS),
         )
         for form in SMALL_MIDDLE_LARGE[1:]
         for kind in ("lora", "full")
-        for place in range(4)
+        for index in range(4)
     ]
     columns = ("model", "tuning", "", *(f"{number}" for number in GPUS))
     print_markdown("GB per GPU by the number of GPUs, rows of 2,048 tokens:", columns, rows)
 
 
 def print_saving() -> None:
-    """Gigabytes that saving takes where all weights are trained, whatever the number of GPUs."""
+    """Print gigabytes that saving takes with all weights trained, on any number of GPUs."""
     rows = []
     for form in FORMS:
         counts = counts_of(form, "full")
@@ -137,7 +145,7 @@ def print_saving() -> None:
 
 
 def _layouts(gpus: int) -> list[Sharing]:
-    """All that keep everything on the GPUs."""
+    """Return all layouts without offload."""
     return [Sharing(gpus), *(Sharing(gpus, stage) for stage in (1, 2, 3))]
 
 

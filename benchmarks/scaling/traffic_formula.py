@@ -1,7 +1,7 @@
-"""Bytes that each GPU sends to others for one update.
+"""Bytes that each GPU sends for one update.
 
-A ring passes every part of S bytes on between R GPUs: each sends (R - 1) / R of S to gather or to
-scatter, and twice that to sum what all then hold (Patarasuk and Yuan, 2009,
+With ring algorithms on R GPUs, each sends (R - 1) / R of S bytes for an all-gather or a
+reduce-scatter, and twice that for an all-reduce (Patarasuk and Yuan, 2009,
 https://doi.org/10.1016/j.jpdc.2008.09.002).
 """
 
@@ -19,17 +19,17 @@ class Traffic:
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """Sum of both."""
         return self.gradients + self.weights
 
 
 def traffic_per_gpu(job: Workload, layout: Sharing, *, micro_steps: int = 1) -> Traffic:
-    """What is sent for one update of `micro_steps` micro-batches on each GPU.
+    """Return what each GPU sends for one update of `micro_steps` micro-batches.
 
-    Data parallel and ZeRO 1 sum the gradients once, ZeRO 2 and 3 after every micro-batch. DeepSpeed
-    sums them whole under 1 and 2 (`use_multi_rank_bucket_allreduce`) and then gathers the new
-    weights; 3 scatters the sums, and gathers all weights for every forward pass and, unless they
-    all stay (`stage3_max_live_parameters`), for every backward pass.
+    DDP and ZeRO 1 reduce gradients once, ZeRO 2 and 3 after every micro-batch. In stages 1 and 2
+    DeepSpeed all-reduces them (`use_multi_rank_bucket_allreduce`) and then gathers the new weights.
+    In stage 3 it reduce-scatters them, and gathers all weights for every forward pass and, unless
+    they all stay in memory (`stage3_max_live_parameters`), for every backward pass.
     """
     ring = (layout.gpus - 1) / layout.gpus
     trained = job.counts.trained

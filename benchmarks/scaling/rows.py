@@ -1,8 +1,8 @@
-"""What a corpus costs by its rows: python -m benchmarks.scaling_rows [--most 1000000]
+"""What does each row of a corpus cost? python -m benchmarks.scaling.rows [--most 1000000]
 
-Measured on rows of random lengths, each number in a process of its own: seconds and memory of
-planning a run with packing and without, and bytes on the disk of prepared rows. Each number of rows
-is ten times the one before it, so that a line of the table can be carried on by its last factor.
+Measures time and memory of planning a run with and without packing, on rows of random lengths, and
+the bytes of prepared rows on disk. Each number of rows is ten times the previous one and runs in a
+separate process; larger corpora can be extrapolated by the last factor.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from benchmarks.memory import peak_above_now
+from benchmarks.peak_memory import peak_above_now
 from yrunner.data.batching.plan import make_plan
 from yrunner.data.conversation import TokenizedParts
 from yrunner.data.dataset.examples import ExampleWriter, Traits
@@ -24,13 +24,15 @@ from yrunner.errors import Origin
 SMALLEST = 10_000
 MEAN_TOKENS = 200
 STORED_ROWS = 10_000
-"""Rows that are written to measure bytes per row: the format has no part that grows otherwise."""
+"""Rows written to measure bytes per row; the size of the format is linear in the rows."""
 
 
 def main() -> None:
-    """Print a table, or measure one line of it."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--most", type=int, default=10**6)
+    """Print a table; with --plan, measure one line in this process."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--most", type=int, default=10**6, help="largest number of rows")
     parser.add_argument("--plan", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--packing", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -42,7 +44,7 @@ def main() -> None:
     rows = SMALLEST
     while rows <= options.most:
         for packing in (False, True):
-            command = [sys.executable, "-m", "benchmarks.scaling_rows", "--plan", str(rows)]
+            command = [sys.executable, "-m", "benchmarks.scaling.rows", "--plan", str(rows)]
             command += ["--packing"] * packing
             done = subprocess.run(command, capture_output=True, text=True, check=True)
             found = json.loads(done.stdout)
@@ -53,9 +55,9 @@ def main() -> None:
 
 
 def measure_plan(rows: int, *, packing: bool) -> dict[str, float]:
-    """Seconds and megabytes of planning an epoch, and of walking through its first updates."""
-    chance = np.random.default_rng(0)
-    lengths_E = np.minimum(chance.geometric(1 / MEAN_TOKENS, rows) + 1, 2048)
+    """Measure seconds and megabytes of planning an epoch and of reading its first update."""
+    generator = np.random.default_rng(0)
+    lengths_E = np.minimum(generator.geometric(1 / MEAN_TOKENS, rows) + 1, 2048)
     start = time.perf_counter()
     with peak_above_now() as peak:
         plan = make_plan(
@@ -75,7 +77,7 @@ def measure_plan(rows: int, *, packing: bool) -> dict[str, float]:
 
 
 def stored_bytes() -> float:
-    """Bytes on the disk of a prepared row of so many tokens."""
+    """Measure the bytes of a prepared row on disk."""
     half = [7] * (MEAN_TOKENS // 2)
     example = TokenizedParts([half, half], Origin(Path("rows.jsonl"), 1))
     traits = Traits(content=1, prompt=1, oddities=0)

@@ -1,11 +1,11 @@
-"""Disturb yrun in every way that a machine and people do, and count what is lost: it must be 0.
+"""Does yrun lose anything when it is killed, the disk fills up or files change?
 
-    python benchmarks/faults.py --cases 50 --seed 1
-    python benchmarks/faults.py --only killed --cases 14
-    python benchmarks/faults.py --only disk --work merging --work sorting --cases 8
+    python -m benchmarks.faults --cases 50 --seed 1
+    python -m benchmarks.faults --only killed --cases 14
+    python -m benchmarks.faults --only disk --work merging --work sorting --cases 8
 
-Root, or a user who may make namespaces, is needed for the cases with a file system of their own.
-docs/results/reliability.md explains the method.
+Injects faults into every command and counts what is lost, which must be 0. The cases that mount a
+file system need root or a user namespace. docs/results/reliability.md describes the method.
 """
 
 import argparse
@@ -20,19 +20,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from benchmarks.fault_campaign.cases import Case
-from benchmarks.fault_campaign.stages import STAGES, Workshop
+from benchmarks.faults.cases import Case
+from benchmarks.faults.stages import STAGES, Workshop
+from benchmarks.paths import ROOT
 
 ROWS_PER_CASE, RECIPES_PER_CASE = 400, 4
-"""Fifty cases mean 20,000 rows and 200 recipes."""
+"""Fifty cases are 20,000 rows and 200 recipes."""
 
 
 def main() -> None:
-    """Run the campaigns; exit with 1 where anything was lost."""
+    """Run the campaigns; exit with 1 if anything was lost."""
     options = _options()
-    _get_own_namespace()
+    _enter_mount_namespace()
     started = time.monotonic()
     cases: list[Case] = []
     stages = [stage for stage in STAGES if options.work is None or stage.name in options.work]
@@ -42,22 +41,31 @@ def main() -> None:
             cases.append(case)
             record.write(json.dumps(case.as_json()) + "\n")
             record.flush()
-            _tell(case)
+            _print_case(case)
     _print_table(cases)
     print(f"{time.monotonic() - started:.0f} seconds")
     sys.exit(1 if any(case.lost for case in cases) else 0)
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cases", type=int, default=50, help="kills; half of it disks and files")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--cases",
+        type=int,
+        default=50,
+        help="kills; half as many full disks and changed files; default 50",
+    )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", action="append", choices=[*CAMPAIGNS], help="repeatable")
+    parser.add_argument(
+        "--only", action="append", choices=[*CAMPAIGNS], help="run only this campaign; repeatable"
+    )
     names = [stage.name for stage in STAGES]
     parser.add_argument(
-        "--work", action="append", choices=names, help="disturb only this kind of work; repeatable"
+        "--work", action="append", choices=names, help="disturb only this command; repeatable"
     )
-    parser.add_argument("--record", type=Path, help="a file for every case, a line each")
+    parser.add_argument("--record", type=Path, help="write every case to this file, as a JSON line")
     return parser.parse_args()
 
 
@@ -68,46 +76,45 @@ def _all_cases(workshop: Workshop, options: argparse.Namespace) -> Iterator[Case
 
 
 def _recipes(_: Workshop, cases: int, seed: int) -> Iterator[Case]:
-    program = [sys.executable, "-m", "benchmarks.fault_campaign.recipes"]
+    program = [sys.executable, "-m", "benchmarks.faults.recipes"]
     command = [*program, str(cases * RECIPES_PER_CASE), str(seed)]
-    root = Path(__file__).parents[1]
-    result = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     for line in result.stdout.splitlines():
         record = json.loads(line)
         yield Case(**record | {"lost": tuple(record["lost"])})
 
 
 def _rows(_: Workshop, cases: int, seed: int) -> Iterator[Case]:
-    from benchmarks.fault_campaign.rows import row_cases
+    from benchmarks.faults.rows import row_cases
 
     yield from row_cases(cases * ROWS_PER_CASE, random.Random(seed))
 
 
 def _killed(workshop: Workshop, cases: int, seed: int) -> Iterator[Case]:
-    from benchmarks.fault_campaign.child import import_everything
-    from benchmarks.fault_campaign.kills import kill_cases
+    from benchmarks.faults.child import import_everything
+    from benchmarks.faults.kills import kill_cases
 
     import_everything()
     yield from kill_cases(workshop, cases, random.Random(seed))
 
 
 def _disk(workshop: Workshop, cases: int, seed: int) -> Iterator[Case]:
-    from benchmarks.fault_campaign.child import import_everything
-    from benchmarks.fault_campaign.disk import can_mount, full_disk_cases
+    from benchmarks.faults.child import import_everything
+    from benchmarks.faults.disk import can_mount, full_disk_cases
 
     if not can_mount():
-        print("disk: left out, this user cannot mount a file system")
+        print("disk: skipped, this user cannot mount a file system")
         return
     import_everything()
     yield from full_disk_cases(workshop, -(-cases // 2), random.Random(seed))
 
 
 def _closed(workshop: Workshop, cases: int, seed: int) -> Iterator[Case]:
-    from benchmarks.fault_campaign.child import import_everything
-    from benchmarks.fault_campaign.disk import can_mount, permission_cases, read_only_cases
+    from benchmarks.faults.child import import_everything
+    from benchmarks.faults.disk import can_mount, permission_cases, read_only_cases
 
     if not can_mount():
-        print("closed: left out, this user cannot mount a file system")
+        print("closed: skipped, this user cannot mount a file system")
         return
     import_everything()
     yield from read_only_cases(workshop, -(-cases // 4))
@@ -115,8 +122,8 @@ def _closed(workshop: Workshop, cases: int, seed: int) -> Iterator[Case]:
 
 
 def _changing(workshop: Workshop, cases: int, seed: int) -> Iterator[Case]:
-    from benchmarks.fault_campaign.changes import changing_file_cases
-    from benchmarks.fault_campaign.child import import_everything
+    from benchmarks.faults.changes import changing_file_cases
+    from benchmarks.faults.child import import_everything
 
     import_everything()
     yield from changing_file_cases(workshop, -(-cases // 2), random.Random(seed))
@@ -132,17 +139,21 @@ CAMPAIGNS: dict[str, Callable[[Workshop, int, int], Iterator[Case]]] = {
 }
 
 
-def _get_own_namespace() -> None:
-    """Start anew where mounts are seen by nobody else, and vanish with this process."""
+def _enter_mount_namespace() -> None:
+    """Restart in a private mount namespace, whose mounts vanish with this process."""
     if os.environ.get("FAULTS_IN_NAMESPACE"):
         return
     unshare = ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--map-root-user"])]
     if subprocess.run([*unshare, "true"], check=False, capture_output=True).returncode == 0:
         environment = os.environ | {"FAULTS_IN_NAMESPACE": "1"}
-        os.execvpe(unshare[0], [*unshare, sys.executable, *sys.argv], environment)
+        os.execvpe(
+            unshare[0],
+            [*unshare, sys.executable, "-m", "benchmarks.faults", *sys.argv[1:]],
+            environment,
+        )
 
 
-def _tell(case: Case) -> None:
+def _print_case(case: Case) -> None:
     print(f"{case.campaign}: {case.what}, {case.fault}", file=sys.stderr, flush=True)
     for lost in case.lost:
         print(f"LOST  {case.campaign}, {case.what}, {case.fault}: {lost}", flush=True)
@@ -151,7 +162,7 @@ def _tell(case: Case) -> None:
 def _print_table(cases: list[Case]) -> None:
     tried = Counter((case.campaign, case.what) for case in cases)
     lost = Counter((case.campaign, case.what) for case in cases if case.lost)
-    print(f"{'fault':15} {'of':28} {'tried':>6} {'survived':>9} {'lost':>5}")
+    print(f"{'fault':15} {'in':28} {'tried':>6} {'survived':>9} {'lost':>5}")
     for key, number in tried.items():
         print(f"{key[0]:15} {key[1]:28} {number:6,} {number - lost[key]:9,} {lost[key]:5,}")
     total = sum(lost.values())

@@ -1,23 +1,23 @@
-"""The operations of a micro-batch by the formula, and counted one by one."""
+"""The formula for the operations of a micro-batch matches torch's counter."""
 
 import pytest
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from benchmarks.memory import TUNINGS, full_batch
+from benchmarks.scaling.operations import Attention, count_operations
 from tests.models.conftest import tiny_config
 from tests.training.memory.test_zero import COUNTS
 from yrunner.losses.fused_head import attach, measure_targets
 from yrunner.models.size import count_weights_of
 from yrunner.models.tuning import apply_tuning
-from yrunner.training.operations import Attention, count_operations
 
 ROWS, LENGTH, TARGETS = 2, 64, 16
 
 
 @pytest.mark.parametrize("recomputes", [False, True])
 @pytest.mark.parametrize("tuning", ["lora", "full"])
-def test_the_formula_counts_what_is_computed(tuning: str, recomputes: bool):
+def test_the_formula_matches_the_counter(tuning: str, recomputes: bool):
     config = AutoConfig.for_model(
         **tiny_config("qwen3"), vocab_size=320, attn_implementation="eager"
     )
@@ -28,7 +28,7 @@ def test_the_formula_counts_what_is_computed(tuning: str, recomputes: bool):
         )
     attach(model)
     batch = full_batch(ROWS, LENGTH, TARGETS)
-    measure_targets(model, batch)  # the first batch is compared with the model's own logits
+    measure_targets(model, batch)  # the first batch also computes the full logits, to compare
     with FlopCounterMode(display=False) as counter:
         measure_targets(model, batch).weighted.backward()
     attention = Attention(config.num_hidden_layers, config.num_attention_heads * config.head_dim)
@@ -38,19 +38,19 @@ def test_the_formula_counts_what_is_computed(tuning: str, recomputes: bool):
         rows=ROWS,
         length=LENGTH,
         targets=ROWS * TARGETS,
-        # A product that is added in place, as the head's own gradient, is not seen by the counter.
+        # The counter misses products that are added in place, such as the head's gradient.
         trains_head=False,
         recomputes=recomputes,
     )
-    # Eager attention also computes what the mask then hides, forward once and backward twice.
+    # Eager attention also computes masked positions, once forward and twice backward.
     hidden = 2 * ROWS * LENGTH * (LENGTH - 1) * attention.width * attention.layers
     whole = counted.total + hidden * (3 + recomputes)
-    # Not done, though counted by the formula: the gradient of the first layer's input where nothing
-    # before it is trained, and the last matrix of a layer that is computed again.
+    # The formula also counts two parts that torch skips: the gradient of the first layer's input
+    # where nothing before it is trained, and the last matrix of a recomputed layer.
     assert whole == pytest.approx(counter.get_total_flops(), rel=0.05)
 
 
-def test_a_head_that_is_trained_costs_one_product_more():
+def test_a_trained_head_costs_one_more_product():
     frozen, trained = (
         count_operations(
             COUNTS, Attention(2, 64), rows=1, length=8, targets=5, trains_head=trains_head

@@ -1,4 +1,4 @@
-"""The tiny project that the campaign works on: a base of a few thousand weights, LoRA on it."""
+"""The tiny project of the campaign: a base of a few thousand weights and LoRA runs on it."""
 
 import json
 from pathlib import Path
@@ -8,8 +8,8 @@ import yaml
 
 CAPITALS = {"Aru": "Belo", "Coria": "Dane", "Elmo": "Fane", "Goria": "Hulm", "Isk": "Jorn"}
 NUM_WIDE_ROWS = 1_500
-EPOCHS_TO_SPEAK = 40
-"""After so many passes the base ends its sentences, so that it can write rows of its own."""
+REPLAY_WRITER_EPOCHS = 40
+"""Enough for the base to end its sentences, so that it can write replay rows."""
 
 SCRATCH = {
     "config": {
@@ -28,9 +28,10 @@ SCRATCH = {
 
 
 def write_project(folder: Path) -> None:
-    """Write recipes and their data.
+    """Write the recipes and their data.
 
-    base, tuned, saving (at every update), wide (data), speaker and replaying, compared.
+    base, tuned, saving (a checkpoint at every update), wide (many rows), writer (a base that writes
+    replay rows), replaying, compared.
     """
     folder.mkdir(parents=True)
     _write_rows(folder / "base.jsonl", range(32))
@@ -79,11 +80,11 @@ def write_project(folder: Path) -> None:
         tuned,
         tuned | {"name": "saving", "train": tuned["train"] | often},
         tuned | {"name": "wide", "data": {"train": [{"file": "wide.jsonl"}]}},
-        base | {"name": "speaker", "train": base["train"] | {"epochs": EPOCHS_TO_SPEAK}},
+        base | {"name": "writer", "train": base["train"] | {"epochs": REPLAY_WRITER_EPOCHS}},
         tuned
         | {
             "name": "replaying",
-            "model": {"base": "speaker.yaml"},
+            "model": {"base": "writer.yaml"},
             "keep": {"kind": "self_replay", "rows": 8, "max_new_tokens": 32},
             "drift": {"rows": 2},
         },
@@ -95,7 +96,7 @@ def write_project(folder: Path) -> None:
 
 
 def _compared(tuned: dict[str, Any]) -> dict[str, Any]:
-    """An experiment of two arms: it needs a task of each side."""
+    """Return an experiment of two arms, with a domain and a general task."""
     (task,) = tuned["eval"]["tasks"]
     other = {"name": "others", "side": "general", "data": "validation.jsonl"}
     return tuned | {
@@ -108,10 +109,10 @@ def _compared(tuned: dict[str, Any]) -> dict[str, Any]:
 
 
 def row(number: int) -> dict[str, str]:
-    """A question with an answer; answers are of uneven lengths."""
-    land, capital = list(CAPITALS.items())[number % len(CAPITALS)]
+    """Return a question with an answer; answers have uneven lengths."""
+    country, capital = list(CAPITALS.items())[number % len(CAPITALS)]
     answer = f"{capital} is the capital. " * (1 + number * 7 % 5)
-    return {"instruction": f"Capital of {land}, question {number}?", "output": answer.strip()}
+    return {"instruction": f"Capital of {country}, question {number}?", "output": answer.strip()}
 
 
 def _write_rows(path: Path, numbers: range) -> None:

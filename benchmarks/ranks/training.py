@@ -1,4 +1,4 @@
-"""One small training in one process or in several, every way of sharing memory out."""
+"""Train a case of `benchmarks.ranks` in one process or in several."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.processes import forget_sharing, run_together
-from benchmarks.ranks_cases import (
-    LEARNED,
+from benchmarks.processes import reset_distributed_state, run_together
+from benchmarks.ranks.cases import (
+    DRIFT_ROWS,
     LOSSES,
     MICRO_BATCHES,
     PAD,
@@ -16,13 +16,13 @@ from benchmarks.ranks_cases import (
     SETTINGS,
     SHARINGS,
     TOPS,
+    TRAIN_ROWS,
     TUNINGS,
-    VALIDATED,
-    WATCHED,
+    VALIDATION_ROWS,
     Case,
-    Found,
+    Result,
 )
-from benchmarks.ranks_keep import FIGURES, KEPT_SHARE, hold
+from benchmarks.ranks.regularisers import FIGURES, KEPT_SHARE, add_regulariser
 from yrunner.data.batching.collate import one_per_row
 from yrunner.data.batching.plan import make_plan
 from yrunner.distributed.collectives import join_ranks, num_ranks, this_rank
@@ -43,12 +43,12 @@ NUM_PROCESSES = 2
 
 
 def make_trainer(case: Case, folder: Path, *, max_steps: int | None = None) -> SignalTrainer:
-    """The trainer of a case in this process, whose base lies in `folder`."""
+    """Make the trainer of a case in this process; `folder` holds the base."""
     rows = dict(ROWS[case.rows])
     layout, pack_to = rows.pop("layout", one_per_row), rows.pop("pack_to", None)
     train = TrainSection(**(SETTINGS | rows), max_steps=max_steps)
     plan = make_plan(
-        [len(example.target_positions) for example in LEARNED],
+        [len(example.target_positions) for example in TRAIN_ROWS],
         token_batch=train.token_batch,
         batch_size=train.batch_size,
         accumulation=MICRO_BATCHES,
@@ -56,7 +56,7 @@ def make_trainer(case: Case, folder: Path, *, max_steps: int | None = None) -> S
         max_updates=train.max_steps,
         order=train.order,
         seed=0,
-        lengths=[len(example.input_ids) for example in LEARNED],
+        lengths=[len(example.input_ids) for example in TRAIN_ROWS],
         pack_to=pack_to,
         kept_share=KEPT_SHARE[case.keep],
     )
@@ -88,8 +88,8 @@ def make_trainer(case: Case, folder: Path, *, max_steps: int | None = None) -> S
         model=apply_tuning(base, TUNINGS[case.tuning]),
         args=arguments,
         callbacks=[cadence, MetricsFile(run_dir.metrics)],
-        train_examples=LEARNED,
-        validation_examples=VALIDATED,
+        train_examples=TRAIN_ROWS,
+        validation_examples=VALIDATION_ROWS,
         plan=plan,
         token_batch=train.token_batch,
         weight=weight,
@@ -101,17 +101,17 @@ def make_trainer(case: Case, folder: Path, *, max_steps: int | None = None) -> S
         spikes=train.spikes,
     )
     trainer.use_layout(layout)
-    # An adapter can be switched off; what another base predicted has to be kept.
+    # An adapter can be disabled to get the base; otherwise its predictions are stored.
     tops = None if case.tuning == "lora" else KeptTops.load(folder / "base" / TOPS)
-    trainer.gauge = DriftGauge(WATCHED, tops, PAD, max_tokens=200)
-    hold(trainer, case, folder / "base", pack_to)
-    # The last weights are compared, not the best.
+    trainer.gauge = DriftGauge(DRIFT_ROWS, tops, PAD, max_tokens=200)
+    add_regulariser(trainer, case, folder / "base", pack_to)
+    # Compare the last weights, not the best.
     trainer.args.load_best_model_at_end = False
     return trainer
 
 
-def train_case(case: Case, folder: Path, *, resume_at: int | None = None) -> Found:
-    """Train, or go on after the checkpoint of an update; every process gets the losses."""
+def train_case(case: Case, folder: Path, *, resume_at: int | None = None) -> Result:
+    """Train, or resume from the checkpoint of an update; rank 0 gets the logged figures."""
     trainer = make_trainer(case, folder)
     checkpoint = None if resume_at is None else str(trainer.run_dir.checkpoint(resume_at))
     with quiet_libraries():
@@ -123,7 +123,7 @@ def train_case(case: Case, folder: Path, *, resume_at: int | None = None) -> Fou
     keys = ("loss", "weighted_loss", "eval_loss")
     losses = [record[key] for record in records for key in keys if key in record]
     weights = {name: value for name, value in weights.items() if name != "lm_head.weight"}
-    return Found(
+    return Result(
         losses,
         {name: value.detach().clone() for name, value in weights.items()},
         [record["eval_drift"] for record in records if "eval_drift" in record],
@@ -137,43 +137,43 @@ def start_processes(
     *,
     number: int = NUM_PROCESSES,
     resume_at: int | None = None,
-    tell: Callable[[Case, Path], None] | None = None,
+    report: Callable[[Case, Path], None] | None = None,
 ) -> None:
-    """Train the cases in new processes, one case after the other; see `found_together`.
+    """Train the cases in new processes, one case after the other; see `load_result`.
 
-    `resume_at`: go on after the checkpoint of this update, which is there. `tell`: called by the
-    first process with each case that is done, and the folder.
+    `resume_at`: resume from the checkpoint of this update. `report`: called by rank 0 with each
+    finished case and the folder.
     """
-    run_together(_work, cases, folder, resume_at, tell, number=number)
+    run_together(_train_cases, cases, folder, resume_at, report, number=number)
 
 
-def found_together(case: Case, folder: Path) -> Found:
-    """What the processes came to."""
-    return Found(**torch.load(case.result(folder)))
+def load_result(case: Case, folder: Path) -> Result:
+    """Load the saved result of a case."""
+    return Result(**torch.load(case.result_file(folder)))
 
 
-def save_found(found: Found, case: Case, folder: Path) -> None:
-    """Keep it there."""
-    torch.save(asdict(found), case.result(folder))
+def save_result(result: Result, case: Case, folder: Path) -> None:
+    """Save the result of a case."""
+    torch.save(asdict(result), case.result_file(folder))
 
 
-def _work(
+def _train_cases(
     rank: int,
     cases: Sequence[Case],
     folder: Path,
     resume_at: int | None,
-    tell: Callable[[Case, Path], None] | None,
+    report: Callable[[Case, Path], None] | None,
 ) -> None:
     for case in cases:
-        found = train_together(case, folder, resume_at=resume_at)
+        result = train_together(case, folder, resume_at=resume_at)
         if rank == 0:
-            save_found(found, case, folder)
-            if tell is not None:
-                tell(case, folder)
+            save_result(result, case, folder)
+            if report is not None:
+                report(case, folder)
 
 
-def train_together(case: Case, folder: Path, *, resume_at: int | None = None) -> Found:
-    """`train_case` in one of several processes, which may have trained another case before."""
-    forget_sharing()
+def train_together(case: Case, folder: Path, *, resume_at: int | None = None) -> Result:
+    """Run `train_case` as one of several ranks, which may have trained another case before."""
+    reset_distributed_state()
     join_ranks(deepspeed=SHARINGS[case.sharing] is not None)
     return train_case(case, folder, resume_at=resume_at)

@@ -1,4 +1,4 @@
-"""What is disturbed: every kind of work that writes, from the data to the merged model."""
+"""The commands that are disturbed: all that write, from preparing data to merging."""
 
 import hashlib
 import json
@@ -10,29 +10,29 @@ from typing import Any
 
 from safetensors import safe_open
 
-from benchmarks.fault_campaign.child import Ending, run
-from benchmarks.fault_campaign.project import write_project
+from benchmarks.faults.child import Ending, run
+from benchmarks.faults.project import write_project
 
 Command = tuple[str, ...]
 
 VARYING = {"targets_per_second", "memory_gib", "seconds", "tokens_per_second"}
-"""Keys of figures that differ between two runs of the same command."""
+"""Keys whose values differ between two runs of the same command."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A kind of work, and what it leaves."""
+    """A command and its results."""
 
     name: str
     after: tuple[Command, ...]
-    """What has been run before, undisturbed."""
+    """Commands that run before, undisturbed."""
     command: Command
-    again: tuple[Command, ...]
-    """How a person goes on after a fault: the first of these that works."""
+    recovery: tuple[Command, ...]
+    """Commands that a user tries after a fault, until one works."""
     results: tuple[str, ...]
-    """Globs of the files that have to be what they are after an undisturbed run."""
+    """Globs of the files that must match those of an undisturbed run."""
     data: str = "train.jsonl"
-    """The file that is learned from."""
+    """The training file."""
 
 
 def _trained(name: str) -> tuple[str, ...]:
@@ -45,7 +45,7 @@ def _trained(name: str) -> tuple[str, ...]:
 
 
 BASE: Command = ("train", "base.yaml")
-SPEAKER: Command = ("train", "speaker.yaml")
+WRITER: Command = ("train", "writer.yaml")
 TUNED: Command = ("train", "tuned.yaml")
 INIT: Command = ("init", "outputs/recipes")
 EXPORT: Command = ("merge", "tuned.yaml", "merge.gguf=f16")
@@ -53,11 +53,11 @@ REPLAY: Command = ("replay", "replaying.yaml")
 COMPARE: Command = ("compare", "compared.yaml")
 
 
-def _training(name: str, after: tuple[Command, ...], what: str) -> Stage:
+def _training(name: str, after: tuple[Command, ...], stage_name: str) -> Stage:
     command: Command = ("train", f"{name}.yaml")
-    again = ((*command, "--resume"), (*command, "--overwrite"))
+    recovery = ((*command, "--resume"), (*command, "--overwrite"))
     data = "train.jsonl" if after else "base.jsonl"
-    return Stage(what, after, command, again, _trained(name), data)
+    return Stage(stage_name, after, command, recovery, _trained(name), data)
 
 
 STAGES = (
@@ -102,7 +102,7 @@ STAGES = (
     ),
     Stage(
         "replaying",
-        (SPEAKER,),
+        (WRITER,),
         REPLAY,
         (REPLAY,),
         ("outputs/replay/*/*.jsonl",),
@@ -112,7 +112,7 @@ STAGES = (
         "starting a project",
         (),
         INIT,
-        # Where they are there already, that is said; then they must be whole.
+        # If init finds them already there, they must be complete.
         (INIT, ("check", "outputs/recipes/tiny_base.yaml", "--sample", "0")),
         ("outputs/recipes/**/*",),
     ),
@@ -127,38 +127,38 @@ STAGES = (
         ),
     ),
 )
-"""Those that differ most come first: a short campaign takes the first ones only."""
+"""The most different ones come first, because a short campaign runs only these."""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A command that nothing has happened to."""
+    """The results of an undisturbed command."""
 
     ending: Ending
     results: Mapping[str, str]
-    """A hash of each file that it leaves, by its path."""
+    """Hash of each result, by path."""
     size: int
-    """Bytes of everything below `outputs` afterwards."""
+    """Bytes of everything in `outputs` afterwards."""
 
 
 class Workshop:
-    """A folder in which the project is set up again for every case, always under one path."""
+    """A folder in which each case gets a fresh copy of the project, always at the same path."""
 
     def __init__(self, folder: Path, stages: Sequence[Stage]) -> None:
         self.stages = stages
-        """The kinds of work that are disturbed, in turn."""
+        """The commands that are disturbed, in turn."""
         self.project = folder / "project"
-        self.kept = folder / "kept"
+        self.snapshots = folder / "snapshots"
         self.references: dict[str, Reference] = {}
 
     def set_up(self, stage: Stage) -> None:
-        """The project as it is before the command of the stage."""
-        kept = self._kept(stage.after)
+        """Restore the project to its state before the command of the stage."""
+        snapshot = self._snapshot(stage.after)
         shutil.rmtree(self.project, ignore_errors=True)
-        shutil.copytree(kept, self.project)
+        shutil.copytree(snapshot, self.project)
 
     def reference(self, stage: Stage) -> Reference:
-        """What the command of the stage does when nothing happens to it."""
+        """Run the command of the stage undisturbed, once."""
         if stage.name not in self.references:
             self.set_up(stage)
             ending = run(stage.command, self.project)
@@ -167,52 +167,53 @@ class Workshop:
             self.references[stage.name] = Reference(ending, self.results(stage), size)
         return self.references[stage.name]
 
-    def go_on(self, stage: Stage) -> Ending:
-        """Do what the messages say until the command has done its work."""
-        for command in stage.again:
+    def recover(self, stage: Stage) -> Ending:
+        """Run the recovery commands, as the messages say, until one works."""
+        for command in stage.recovery:
             ending = run(command, self.project)
             if ending.code != 2:
                 break
         return ending
 
     def results(self, stage: Stage) -> dict[str, str]:
-        """A hash of each file that the stage leaves, by its path."""
-        found = (path for glob in stage.results for path in self.project.glob(glob))
-        paths = sorted(path for path in found if path.is_file())
-        assert paths, f"{stage.name} has left nothing"
+        """Hash each result of the stage, by path."""
+        matches = (path for glob in stage.results for path in self.project.glob(glob))
+        paths = sorted(path for path in matches if path.is_file())
+        assert paths, f"{stage.name} wrote nothing"
         return {str(path.relative_to(self.project)): _hash(path) for path in paths}
 
-    def _kept(self, after: tuple[Command, ...]) -> Path:
-        """The project with these commands done; made once."""
-        kept = self.kept / "+".join(["project", *(recipe for _, recipe in after)])
-        if not kept.exists():
+    def _snapshot(self, after: tuple[Command, ...]) -> Path:
+        """Return a copy of the project after these commands; made once."""
+        snapshot = self.snapshots / "+".join(["project", *(recipe for _, recipe in after)])
+        if not snapshot.exists():
             shutil.rmtree(self.project, ignore_errors=True)
             write_project(self.project)
             for command in after:
                 ending = run(command, self.project)
                 assert ending.code == 0, ending.output
-            shutil.copytree(self.project, kept)
-        return kept
+            shutil.copytree(self.project, snapshot)
+        return snapshot
 
 
 def size_on_disk(folder: Path) -> int:
-    """Bytes that the files of a folder take on a file system of pages of 4 KiB."""
+    """Return the bytes of a folder on a file system with pages of 4 KiB."""
     sizes = (path.stat().st_size for path in folder.rglob("*") if path.is_file())
     return sum(-(-size // 4096) * 4096 for size in sizes)
 
 
 def hashes_below(folder: Path) -> dict[str, str]:
-    """A hash of each file of a folder that bears its final name, by its path."""
+    """Hash each file of a folder that has its final name, by path."""
     return {str(path): _hash(path) for path in _final(folder)}
 
 
-def differences(expected: Mapping[str, str], found: Mapping[str, str]) -> list[str]:
-    """Files that differ, or that only one of the two has."""
-    return [path for path in sorted({*expected, *found}) if expected.get(path) != found.get(path)]
+def differences(expected: Mapping[str, str], actual: Mapping[str, str]) -> list[str]:
+    """Return the files that differ or are missing on one side."""
+    paths = sorted({*expected, *actual})
+    return [path for path in paths if expected.get(path) != actual.get(path)]
 
 
 def half_written(project: Path) -> list[str]:
-    """Files below `outputs` that are not whole, though they bear their final names."""
+    """Return the incomplete files in `outputs` that already have their final names."""
     return [str(path.relative_to(project)) for path in _final(project / "outputs") if _fails(path)]
 
 
@@ -231,7 +232,7 @@ def _fails(path: Path) -> bool:
     check = CHECKS.get(path.suffix)
     try:
         return check is not None and check(path) is False
-    except Exception:  # noqa: BLE001  whatever a reader says: the file is not whole
+    except Exception:  # noqa: BLE001  any error of a reader means an incomplete file
         return True
 
 
@@ -245,7 +246,7 @@ def _read_lines(path: Path) -> bool:
     lines = path.read_text("utf-8").split("\n")
     for line in lines[:-1]:
         json.loads(line)
-    # A log is appended to, and its reader passes over a line without an end.
+    # Logs are appended to; their reader skips an incomplete last line.
     return lines[-1] == "" or path.name == "metrics.jsonl"
 
 
@@ -259,7 +260,7 @@ CHECKS: dict[str, Callable[[Path], Any]] = {
 
 def _hash(path: Path) -> str:
     if path.suffix == ".html":
-        return "a page"  # it may say how long something took; that it is whole is checked
+        return "a page"  # pages may contain durations; half_written checks that they are complete
     content = path.read_bytes()
     if path.suffix in (".json", ".jsonl"):
         lines = content.decode().splitlines() if path.suffix == ".jsonl" else [content.decode()]

@@ -1,9 +1,10 @@
-"""Bytes sent, seconds of an update and hours of a training, simulated for H100s."""
+"""Bytes sent, seconds per update and hours of training, simulated for H100s."""
 
 from collections.abc import Iterator
 
 from benchmarks.markdown import Cell, print_markdown
-from benchmarks.scaling_jobs import (
+from benchmarks.scaling.traffic_formula import traffic_per_gpu
+from benchmarks.scaling.trainings import (
     LENGTHS,
     SMALL_MIDDLE_LARGE,
     counts_of,
@@ -15,28 +16,27 @@ from benchmarks.scaling_jobs import (
 from yrunner.assembly.memory import Machine
 from yrunner.training.memory.trace import StepTrace
 from yrunner.training.memory.zero import Sharing, Workload, memory_per_gpu
-from yrunner.training.traffic import traffic_per_gpu
 
 PEAK = 989e12
-"""Operations per second of an H100 in bfloat16, by its data sheet."""
+"""Operations per second of an H100 in bfloat16, from its data sheet."""
 REACHED = 0.4
-"""Share of that peak which trainings of this kind reach: assumed, not measured here."""
+"""Share of that peak that such trainings reach: an assumption, not measured here."""
 LINK = 450e9
-"""Bytes per second that an H100 sends to others of its machine, by its data sheet."""
+"""Bytes per second that an H100 sends within its machine, from its data sheet."""
 NETWORK = 50e9
-"""Bytes per second for each GPU between machines: one adapter of 400 Gbit/s."""
+"""Bytes per second of each GPU between machines: one adapter of 400 Gbit/s."""
 GPUS_OF_MACHINE = 8
 CARD = Machine(1, 80 * 10**9)
 ROW = 8192
-"""Tokens of a row where the length is not what is compared."""
+"""Tokens of a row in tables that do not compare lengths."""
 SHARINGS = (Sharing(8), *(Sharing(8, stage) for stage in (1, 2, 3)))
 NO_TRACE = StepTrace(0, 0, ((0, 0),), ((0, 0),), ((0, 0),))
-"""What is sent does not depend on what is held."""
+"""Traffic does not depend on memory."""
 CORPORA = tuple(10**power for power in range(4, 9))
 TOKENS_OF_ROW = 200
 STORED, COLUMNS, PLANNED, PACKED = 841, 53, 127, 74
-"""Bytes for such a row: on the disk, in memory, and for the plan without and with packing, as
-`python -m benchmarks.scaling_rows` measures them."""
+"""Bytes of such a row on disk, in memory, and in the plan without and with packing, measured by
+`python -m benchmarks.scaling.rows`."""
 TRAININGS = (
     ("Qwen3 0.6B", "full", Sharing(8, 2)),
     ("Qwen3 8B", "lora", Sharing(8, 2)),
@@ -47,14 +47,14 @@ TRAININGS = (
 
 
 def print_traffic() -> None:
-    """Gigabytes that each GPU sends for an update of one micro-batch."""
+    """Print the gigabytes that each GPU sends for an update of one micro-batch."""
     rows = every_training(_gigabytes_sent, SHARINGS)
     columns = ("model", "tuning", *(str(layout) for layout in SHARINGS))
     print_markdown("GB that each of 8 GPUs sends for an update of one micro-batch:", columns, rows)
 
 
 def print_sending() -> None:
-    """Seconds of computing and of sending by the length of the rows."""
+    """Print seconds of computing and of sending by the length of the rows."""
     rows = [
         (
             form,
@@ -82,7 +82,7 @@ def _seconds_if_it_fits(form: str, kind: str, layout: Sharing, length: int) -> f
 
 
 def print_time() -> None:
-    """Tokens per second by the number of GPUs: the most if all sending hides behind computing."""
+    """Print tokens per second by the number of GPUs, without and with overlapped communication."""
     rows = [
         (form, kind, *_speeds(form, kind, layout))
         for form in SMALL_MIDDLE_LARGE
@@ -108,7 +108,7 @@ def _speeds(form: str, kind: str, layout: Sharing) -> Iterator[Cell]:
 
 
 def print_rows() -> None:
-    """Disk, memory and hours by the number of rows."""
+    """Print disk, memory and hours by the number of rows."""
     sizes = [
         (
             f"{number:,}",
@@ -118,7 +118,7 @@ def print_rows() -> None:
         for number in CORPORA
     ]
     columns = ("rows", "million tokens", "disk", "columns", "plan", "plan with packing")
-    print_markdown(f"GB on the disk and in memory, rows of {TOKENS_OF_ROW} tokens:", columns, sizes)
+    print_markdown(f"GB on disk and in memory, rows of {TOKENS_OF_ROW} tokens:", columns, sizes)
     hours = [
         (
             form,
@@ -137,18 +137,18 @@ def print_rows() -> None:
 
 
 def _hours(form: str, kind: str, layout: Sharing, rows: int) -> float:
-    """With all sending in the open."""
+    """Return the hours of an epoch without overlapped communication."""
     seconds = seconds_of_computing(form, kind, ROW) + seconds_of_sending(form, kind, layout)
     return rows * TOKENS_OF_ROW / ROW / layout.gpus * seconds / 3600
 
 
 def seconds_of_computing(form: str, kind: str, length: int) -> float:
-    """An update of one row on each GPU."""
+    """Return the seconds of computing an update of one row per GPU."""
     return operations_of(form, kind, length).total / (PEAK * REACHED)
 
 
 def seconds_of_sending(form: str, kind: str, layout: Sharing) -> float:
-    """The same, over the slowest link that it takes."""
+    """Return the seconds of sending for the same update, over the slowest link."""
     speed = LINK if layout.gpus <= GPUS_OF_MACHINE else NETWORK
     return _bytes_sent(form, kind, layout) / speed
 

@@ -1,7 +1,7 @@
-"""A command of yrun in a process of its own, which can be killed, or disturbed, at any moment.
+"""Run a yrun command in a child process that can be killed or disturbed at any moment.
 
-The process is a fork of one that has imported everything: torch and its friends take ten seconds
-to import, a command on a tiny model takes one or two.
+The child is a fork of a process that has imported everything: importing torch takes ten seconds, a
+command on a tiny model one or two.
 """
 
 import gc
@@ -20,14 +20,22 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
-LONGEST_SECONDS = 900
-CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.link", "os.symlink"}
-"""Events of Python's auditing by which a file system is changed, besides the opening of files."""
+TIMEOUT_SECONDS = 900
+AUDITED_EVENTS = {
+    "os.rename",
+    "os.remove",
+    "os.mkdir",
+    "os.rmdir",
+    "os.truncate",
+    "os.link",
+    "os.symlink",
+}
+"""Audit events that change the file system, besides opening a file."""
 
 
 @dataclass(frozen=True)
 class Disturbance:
-    """What happens to a command, before the operation on files of this number, from 1."""
+    """What to do to a command, before its n-th file operation, counted from 1."""
 
     operation: int
     act: Callable[[], None]
@@ -38,23 +46,23 @@ class Ending:
     """How a command ended."""
 
     code: int | None
-    """Its exit code; None where it was killed."""
+    """Exit code; None if it was killed."""
     output: str
-    """What it printed, errors included."""
+    """Standard output and errors."""
     seconds: float
     operations: int
-    """How often it has opened or changed a file of the project."""
+    """How often it opened or changed a file of the project."""
 
 
-def kill_oneself() -> None:
-    """SIGKILL: nothing of the process runs any more."""
+def kill_self() -> None:
+    """Kill this process with SIGKILL."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def import_everything() -> None:
-    """Import, once for all children, what the commands import.
+    """Import everything that the commands import, once for all children.
 
-    A child that gives up its rights may not read Python's own files any more: encodings are such.
+    A child that drops its privileges may no longer read Python's files, encodings for example.
     """
     import encodings.utf_8_sig
 
@@ -69,8 +77,8 @@ def import_everything() -> None:
     import yrunner.commands.sort.command
     import yrunner.commands.train
 
-    assert encodings and matplotlib and transformers and yrunner, "imported for their sake"
-    if find_spec("deepspeed"):  # Trainer imports it wherever it is installed
+    assert encodings and matplotlib and transformers and yrunner, "imported for the children"
+    if find_spec("deepspeed"):  # Trainer imports it if it is installed
         import_module("deepspeed")
 
 
@@ -84,14 +92,14 @@ def run(
 ) -> Ending:
     """Run `yrun` with these arguments in the folder `project`.
 
-    `killed_after`: seconds after which SIGKILL comes. `prepare` is called in the new process first.
+    `killed_after`: seconds until SIGKILL. `prepare` is called first in the child.
     """
     counter = mmap.mmap(-1, 8)
     with TemporaryFile() as output:
         started = time.monotonic()
         child = os.fork()
         if not child:
-            _be_the_command(arguments, project, output, counter, disturbance, prepare)
+            _run_child(arguments, project, output, counter, disturbance, prepare)
         code = _wait(child, killed_after)
         seconds = time.monotonic() - started
         output.seek(0)
@@ -100,7 +108,7 @@ def run(
 
 
 def _wait(child: int, killed_after: float | None) -> int | None:
-    limit = LONGEST_SECONDS if killed_after is None else killed_after
+    limit = TIMEOUT_SECONDS if killed_after is None else killed_after
     watched = os.pidfd_open(child)
     ended, _, _ = select.select([watched], [], [], limit)
     if not ended:
@@ -108,12 +116,12 @@ def _wait(child: int, killed_after: float | None) -> int | None:
     os.close(watched)
     _, status = os.waitpid(child, 0)
     if not ended and killed_after is None:
-        raise TimeoutError(f"a command has not ended after {LONGEST_SECONDS} seconds")
+        raise TimeoutError(f"a command did not end within {TIMEOUT_SECONDS} seconds")
     code = os.waitstatus_to_exitcode(status)
     return None if code == -signal.SIGKILL else code
 
 
-def _be_the_command(
+def _run_child(
     arguments: Sequence[str],
     project: Path,
     output: Any,
@@ -121,9 +129,9 @@ def _be_the_command(
     disturbance: Disturbance | None,
     prepare: Callable[[], None] | None,
 ) -> None:
-    """Never returns: the process ends here, whatever happens."""
+    """Run the command and exit; never returns."""
     code = 1
-    gc.freeze()  # garbage need not be looked for in all that was imported
+    gc.freeze()  # the garbage collector can skip everything that was imported
     try:
         for stream in (1, 2):
             os.dup2(output.fileno(), stream)
@@ -132,7 +140,7 @@ def _be_the_command(
             prepare()
         _watch_files(project, counter, disturbance)
         code = _run_command(arguments)
-    except BaseException:  # noqa: BLE001  a fork must not go on with what its parent does
+    except BaseException:  # noqa: BLE001  a fork must not return to the code of its parent
         traceback.print_exc()
     finally:
         sys.stdout.flush()
@@ -152,13 +160,13 @@ def _run_command(arguments: Sequence[str]) -> int:
 
 
 def _watch_files(project: Path, counter: mmap.mmap, disturbance: Disturbance | None) -> None:
-    """Count the operations on files of the project, and disturb the command before one of them."""
+    """Count the file operations in the project, and disturb the command before one of them."""
     count = 0
     inside = f"{project}{os.sep}"
 
     def watch(event: str, details: tuple[Any, ...]) -> None:
         nonlocal count
-        if event not in CHANGES and event != "open":
+        if event not in AUDITED_EVENTS and event != "open":
             return
         path = details[0]
         if not isinstance(path, str | bytes | os.PathLike):

@@ -1,4 +1,4 @@
-"""The trainings that benchmarks/ranks.py compares: their model, their rows, what they come to."""
+"""The trainings of `benchmarks.ranks`: cases, model, rows and results."""
 
 import random
 from dataclasses import asdict, dataclass, replace
@@ -21,7 +21,7 @@ from yrunner.tokens import IGNORE_INDEX
 TOPS = "tops.safetensors"
 PAD = 0
 ALONE = "one"
-"""The sharing of a process that has nobody to share with."""
+"""The name of training in one process, in the place of a way of sharing."""
 VOCABULARY = 97
 SHARINGS: dict[str, DeepSpeedSection | None] = {
     "ddp": None,
@@ -55,7 +55,7 @@ SETTINGS: dict[str, Any] = {
     "checkpoint": Checkpoint(every=3, keep=9),
 }
 MICRO_BATCHES = 4
-"""Of an update, over all processes."""
+"""Micro-batches per update, over all processes."""
 
 
 @dataclass(frozen=True)
@@ -67,70 +67,70 @@ class Case:
     rows: str
     tuning: str
     dtype: str = "float32"
-    """That of the computation."""
+    """Dtype of the computation."""
     keep: str = "none"
-    """What the model is held to, see ranks_keep.py."""
+    """The regulariser, see regularisers.py."""
 
     @property
     def name(self) -> str:
-        """As it is printed, and called on the disk."""
+        """Name for printing and for files."""
         return "-".join(asdict(self).values())
 
-    def result(self, folder: Path) -> Path:
-        """The file with what it came to."""
+    def result_file(self, folder: Path) -> Path:
+        """Path of the saved result."""
         return folder / f"{self.name}.pt"
 
     @property
     def alone(self) -> "Case":
-        """The same in one process, without sharing anything."""
+        """The same training in one process."""
         return replace(self, sharing=ALONE)
 
 
 @dataclass(frozen=True)
-class Found:
-    """What a training came to."""
+class Result:
+    """What a training logged, and its final weights."""
 
     losses: list[float]
-    """Of training, plain and weighted, and of validation, as they were logged."""
+    """Logged training losses, plain and weighted, and validation losses."""
     weights: dict[str, Tensor]
     drifts: list[float]
-    """From the base, of every validation."""
+    """Drift from the base at every validation."""
     kept: list[float]
-    """What was logged of that which the model is held to."""
+    """Logged figures of the regulariser."""
 
-    def loss_gap(self, other: "Found") -> float:
-        """The largest difference of two losses, relative."""
-        assert len(self.losses) == len(other.losses), "as many records"
+    def loss_gap(self, other: "Result") -> float:
+        """Return the largest relative difference of two losses."""
+        assert len(self.losses) == len(other.losses), "both must have the same number of records"
         pairs = zip(self.losses, other.losses, strict=True)
         return max(abs(mine - theirs) / abs(mine) for mine, theirs in pairs)
 
-    def weight_gap(self, other: "Found") -> float:
-        """Relative L2 distance of all weights."""
+    def weight_gap(self, other: "Result") -> float:
+        """Return the relative L2 distance of all weights."""
         names = sorted(set(self.weights) & set(other.weights))
-        assert names and len(names) == len(other.weights), "the same weights"
+        assert names and len(names) == len(other.weights), "both must have the same weights"
         mine, theirs = (
-            torch.cat([found.weights[name].double().flatten() for name in names])
-            for found in (self, other)
+            torch.cat([result.weights[name].double().flatten() for name in names])
+            for result in (self, other)
         )
         return float((mine - theirs).norm() / mine.norm())
 
 
-def make_examples(number: int, seed: int) -> list[TokenizedExample]:
-    """Random tokens in very uneven lengths, the first ones without labels."""
-    chance = random.Random(seed)
+def make_examples(num_rows: int, seed: int) -> list[TokenizedExample]:
+    """Make rows of random tokens and very uneven lengths; the first tokens have no labels."""
+    generator = random.Random(seed)
     examples = []
-    for row in range(1, number + 1):
-        ids = [chance.randrange(3, VOCABULARY) for _ in range(chance.randrange(6, 36))]
-        start = chance.randrange(1, len(ids) - 2)
+    for row in range(1, num_rows + 1):
+        ids = [generator.randrange(3, VOCABULARY) for _ in range(generator.randrange(6, 36))]
+        start = generator.randrange(1, len(ids) - 2)
         labels = [IGNORE_INDEX] * start + ids[start:]
         examples.append(TokenizedExample(ids, labels, Origin(Path("random"), row)))
     return examples
 
 
 def write_base(folder: Path, *, times: int = 1) -> None:
-    """A tiny model, from whose weights everything is trained, and what it predicts of rows.
+    """Save the tiny base of all trainings, and its predictions for the drift rows.
 
-    It is so many `times` as wide.
+    `times`: factor of the model's width.
     """
     config = Qwen3Config(
         vocab_size=VOCABULARY,
@@ -146,13 +146,12 @@ def write_base(folder: Path, *, times: int = 1) -> None:
     torch.manual_seed(0)
     model = Qwen3ForCausalLM(config)
     model.save_pretrained(folder)
-    tops = keep_tops(model, WATCHED, top=VOCABULARY, pad_token_id=PAD, max_tokens=200)
+    tops = keep_tops(model, DRIFT_ROWS, top=VOCABULARY, pad_token_id=PAD, max_tokens=200)
     tops.save(folder / TOPS)
 
 
-LEARNED, VALIDATED, WATCHED = (
+TRAIN_ROWS, VALIDATION_ROWS, DRIFT_ROWS = (
     make_examples(19, seed=1),
     make_examples(5, seed=2),
     make_examples(3, seed=3),
 )
-"""The rows of training and of validation, and those on which the drift is measured."""

@@ -1,8 +1,8 @@
-"""The trainings that docs/results/scaling.md compares: models from 0.6B to 70B, on paper.
+"""The trainings of docs/results/scaling.md: models from 0.6B to 70B, estimated without weights.
 
-Nothing is trained and no weight exists: the estimator that `yrun check` uses runs two short models
-of each form on tensors without values. Every row is full of targets, in bfloat16, one row at a time
-on each GPU, with gradient checkpointing and AdamW, LoRA of rank 16 on all linear layers.
+The estimator of `yrun check` traces two short models of each family on fake tensors. All trainings
+use bfloat16, one row of targets per GPU and micro-batch, gradient checkpointing and AdamW; LoRA has
+rank 16 on all linear layers.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,6 +15,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from benchmarks.markdown import Cell
 from benchmarks.memory import full_batch
+from benchmarks.scaling.operations import Attention, Operations, count_operations
 from yrunner.models.meta import build_weightless
 from yrunner.models.quantization import bytes_of_stored
 from yrunner.models.size import WeightCounts, count_weights_of
@@ -22,7 +23,6 @@ from yrunner.recipe.schema.model import FullTuning, LoraTuning, Tuning
 from yrunner.training.deepspeed.state import MOMENTS
 from yrunner.training.memory.trace import GrownTrace, StepTrace, trace_update
 from yrunner.training.memory.zero import FLOAT32, Sharing, Workload, memory_per_gpu
-from yrunner.training.operations import Attention, Operations, count_operations
 
 QWEN3 = {"model_type": "qwen3", "vocab_size": 151_936, "head_dim": 128, "num_key_value_heads": 8}
 LLAMA = {"model_type": "llama", "vocab_size": 128_256, "head_dim": 128, "num_key_value_heads": 8}
@@ -49,23 +49,23 @@ FORMS = {
     "Qwen3 32B": _form(QWEN3, 5120, 25_600, 64, 64),
     "Llama 70B": _form(LLAMA, 8192, 28_672, 80, 64),
 }
-"""Sizes as in the `config.json` of each model."""
+"""Sizes from the `config.json` of each model."""
 SMALL_MIDDLE_LARGE = ("Qwen3 0.6B", "Qwen3 8B", "Llama 70B")
 KINDS = ("lora", "qlora", "full")
 LENGTHS = (2048, 4096, 8192, 16_384, 32_768)
 TRACED = (1024, 2048)
-"""Tokens of the rows that are run; longer ones are carried on from these. Shorter ones would not
-fill the head's chunk."""
+"""Tokens of the rows that are traced; longer ones are extrapolated. Shorter rows would not fill a
+chunk of the head."""
 
 
 Column = TypeVar("Column")
-"""What stands at the head of a column: a machine, or a way of sharing memory out."""
+"""What a column stands for: a machine or a layout."""
 
 
 def every_training(
     figure_of: Callable[[str, str, Column], Cell], columns: Sequence[Column]
 ) -> list[list[Cell]]:
-    """The rows of a table of every form and kind of tuning, with a figure for each column."""
+    """Return the rows of a table of all models and tunings, with a figure for each column."""
     return [
         [form, kind, *(figure_of(form, kind, column) for column in columns)]
         for form in FORMS
@@ -75,21 +75,21 @@ def every_training(
 
 @cache
 def config_of(form: str) -> PreTrainedConfig:
-    """The config of a model, without any weight."""
+    """Return the config of a model."""
     return AutoConfig.for_model(**FORMS[form])
 
 
 @cache
 def job_of(form: str, kind: str, length: int = LENGTHS[0]) -> Workload:
-    """An update of one row of so many targets."""
+    """Estimate an update of one row of `length` targets."""
     if kind == "qlora":
         return replace(
             job_of(form, "lora", length), stored=bytes_of_stored("nf4", double_quant=True)
         )
     first, second = (trace_row(form, kind, tokens) for tokens in TRACED)
     update = GrownTrace(
-        short=carried_on(first.short, second.short, length),
-        longer=carried_on(first.longer, second.longer, length),
+        short=extrapolate(first.short, second.short, length),
+        longer=extrapolate(first.longer, second.longer, length),
         layers=second.layers,
     )
     return Workload(update, counts_of(form, kind), 2, config_of(form).hidden_size ** 2)
@@ -97,7 +97,7 @@ def job_of(form: str, kind: str, length: int = LENGTHS[0]) -> Workload:
 
 @cache
 def trace_row(form: str, kind: str, length: int) -> GrownTrace:
-    """One update on a row of so many targets, run."""
+    """Trace an update of one row of `length` targets."""
     build = partial(build_weightless, tuning=_tuning(kind), dtype=torch.bfloat16)
     update = trace_update(
         build(config_of(form)),
@@ -108,14 +108,14 @@ def trace_row(form: str, kind: str, length: int) -> GrownTrace:
         gradient_checkpointing=True,
         foreach=True,
     )
-    assert isinstance(update, GrownTrace), "all forms have layers enough"
+    assert isinstance(update, GrownTrace), "all models have enough layers"
     return update
 
 
-def carried_on(first: StepTrace, second: StepTrace, length: int) -> StepTrace:
-    """The update of a longer row: every moment of it grows as it did between two shorter rows.
+def extrapolate(first: StepTrace, second: StepTrace, length: int) -> StepTrace:
+    """Extrapolate the trace of a longer row linearly from two shorter rows.
 
-    A moment is named by the gradients that are there, which do not depend on the row.
+    Each moment of an update is identified by its gradients, which do not depend on the row.
     """
     steps = (length - TRACED[0]) / (TRACED[1] - TRACED[0])
 
@@ -136,13 +136,13 @@ def carried_on(first: StepTrace, second: StepTrace, length: int) -> StepTrace:
 
 @cache
 def counts_of(form: str, kind: str) -> WeightCounts:
-    """How many numbers there are, and are trained."""
+    """Count all weights and the trained ones."""
     model = build_weightless(config_of(form), _tuning(kind), dtype=torch.bfloat16)
     return count_weights_of(model)
 
 
 def operations_of(form: str, kind: str, length: int) -> Operations:
-    """Of a micro-batch of one row."""
+    """Count the operations of a micro-batch of one row."""
     config = config_of(form)
     return count_operations(
         counts_of(form, kind),
@@ -156,19 +156,19 @@ def operations_of(form: str, kind: str, length: int) -> Operations:
 
 
 def possible(kind: str, layout: Sharing) -> bool:
-    """Whether weights of that kind can be shared out so."""
+    """Return whether the layout supports this tuning."""
     return not (kind == "qlora" and layout.stage == 3)
 
 
 def gigabytes(form: str, kind: str, layout: Sharing, length: int = LENGTHS[0]) -> float | None:
-    """The peak of each GPU."""
+    """Estimate the peak of each GPU."""
     if not possible(kind, layout):
         return None
     return memory_per_gpu(job_of(form, kind, length), layout).peak / 1e9
 
 
 def saved_tensors_bytes(numbers: int) -> int:
-    """So many weights in float32, and what AdamW remembers of them, as a checkpoint holds them."""
+    """Return the bytes of weights and AdamW moments in a checkpoint, all in float32."""
     return FLOAT32 * (1 + len(MOMENTS["adamw_torch"])) * numbers
 
 

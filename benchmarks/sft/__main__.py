@@ -1,0 +1,141 @@
+"""How fast is LoRA fine-tuning, compared with transformers' Trainer, TRL and LLaMA-Factory?
+
+    python -m benchmarks.sft [--vocabulary 151936] [--trl PYTHON] [--llamafactory CLI]
+
+Trains LoRA of rank 16 on all linear layers on 64 rows in batches of 4, in float32, from a Qwen3
+model of random weights. Each trainer runs in a separate process, in turns, on the same model and
+the same rows: short prompts, replies of 8 to 400 tokens, like real instruction rows. Reports the
+time of the training loop and the peak memory of the process. `--trl` takes the Python of an
+environment with TRL, `--llamafactory` the `llamafactory-cli` of one with LLaMA-Factory.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from benchmarks.paths import ROOT
+from benchmarks.peak_memory import peak_bytes
+from benchmarks.sft.inputs import BATCH_SIZE, SIZES, save_model, write_rows
+
+
+def main() -> None:
+    """Make model and rows, run the trainers in turns, print the table."""
+    options = parse_options()
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        save_model(folder / "model", options.vocabulary)
+        write_rows(folder, options.rows, options.vocabulary)
+        commands = make_commands(options, folder)
+        runs: dict[str, list[tuple[float, int]]] = {trainer: [] for trainer in commands}
+        for _ in range(options.repeats):
+            for trainer, command in commands.items():
+                runs[trainer].append(run_alone(command, folder))
+                print(f"{trainer}: {runs[trainer][-1][0]:.2f} s", file=sys.stderr, flush=True)
+    print_results(runs)
+
+
+def parse_options() -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--vocabulary", type=int, choices=list(SIZES), default=151_936)
+    parser.add_argument("--rows", type=int, default=64)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--trl", type=Path)
+    parser.add_argument("--llamafactory", type=Path)
+    return parser.parse_args()
+
+
+def make_commands(options: argparse.Namespace, folder: Path) -> dict[str, list[str]]:
+    """Build the command of each trainer."""
+    ours = [sys.executable, "-m", "benchmarks.sft.ours", str(folder)]
+    commands = {trainer: [*ours, trainer] for trainer in ("plain", "nlirg", "trainer")}
+    if options.trl:
+        program = ROOT / "benchmarks" / "sft" / "with_trl.py"
+        commands["trl"] = [str(options.trl), str(program), str(folder)]
+    if options.llamafactory:
+        recipe = write_llamafactory_recipe(folder)
+        commands["llamafactory"] = [str(options.llamafactory), "train", str(recipe)]
+    return commands
+
+
+def write_llamafactory_recipe(folder: Path) -> Path:
+    """Write LLaMA-Factory's recipe for the same training."""
+    columns = {"prompt": "prompt", "response": "completion"}
+    info = {"rows": {"file_name": "rows.jsonl", "columns": columns}}
+    (folder / "dataset_info.json").write_text(json.dumps(info), "utf-8")
+    recipe = {
+        "model_name_or_path": str(folder / "model"),
+        "stage": "sft",
+        "do_train": True,
+        "finetuning_type": "lora",
+        "lora_rank": 16,
+        "lora_alpha": 32,
+        "lora_target": "all",
+        "dataset": "rows",
+        "dataset_dir": str(folder),
+        "template": "empty",
+        "cutoff_len": 1024,
+        "output_dir": str(folder / "llamafactory"),
+        "overwrite_output_dir": True,
+        "per_device_train_batch_size": BATCH_SIZE,
+        "num_train_epochs": 1,
+        "learning_rate": 1e-4,
+        "logging_steps": 100,
+        "save_strategy": "no",
+        "report_to": "none",
+    }
+    path = folder / "llamafactory.yaml"
+    path.write_text(json.dumps(recipe), "utf-8")  # JSON is YAML
+    return path
+
+
+def run_alone(command: list[str], folder: Path) -> tuple[float, int]:
+    """Return the seconds of the training loop and the peak bytes of the process."""
+    before = {path: path.stat().st_mtime for path in folder.glob("*/all_results.json")}
+    log = folder / "log.txt"
+    with log.open("w", encoding="utf-8") as output:
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
+        )
+        peak = 0
+        while process.poll() is None:
+            peak = max(peak, peak_bytes(process.pid))
+            time.sleep(0.02)
+    text = log.read_text("utf-8")
+    if process.returncode:
+        raise SystemExit(f"{' '.join(command)} failed:\n{text[-3000:]}")
+    for path in folder.glob("*/all_results.json"):  # LLaMA-Factory writes its time there
+        if path.stat().st_mtime != before.get(path):
+            return float(json.loads(path.read_text("utf-8"))["train_runtime"]), peak
+    return float(text.rsplit("seconds of training: ", 1)[1].split()[0]), peak
+
+
+def print_results(runs: dict[str, list[tuple[float, int]]]) -> None:
+    """Print medians, and the median ratio of our plain loss to each trainer, round by round."""
+    print(f"{'trainer':>16} {'seconds':>8} {'peak GB':>8} {'time ratio':>11} {'memory ratio':>13}")
+    for trainer, figures in runs.items():
+        seconds, peaks = zip(*figures, strict=True)
+        pairs = zip(runs["plain"], figures, strict=True)
+        ratios = [(ours[0] / theirs[0], ours[1] / theirs[1]) for ours, theirs in pairs]
+        times, memories = zip(*ratios, strict=True)
+        print(
+            f"{trainer:>16} {statistics.median(seconds):8.2f}"
+            f" {statistics.median(peaks) / 1e9:8.2f}"
+            f" {statistics.median(times):11.2f} {statistics.median(memories):13.2f}"
+        )
+
+
+if __name__ == "__main__":
+    main()
