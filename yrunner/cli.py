@@ -214,7 +214,7 @@ def measure(
     """Evaluate every checkpoint of a run on the recipe's tasks; used by `yrun compare`."""
     check_recipe(recipe, overrides)
     with stopping_at_once():
-        from yrunner.commands.compare.points import measure as run_measurement
+        from yrunner.commands.compare.measure import measure as run_measurement
 
     run_measurement(recipe, overrides or [], base=base)
 

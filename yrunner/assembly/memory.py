@@ -10,9 +10,8 @@ import psutil
 import torch
 
 from yrunner.assembly.preflight import DiskFacts, disk_facts
-from yrunner.assembly.replay import has_base_beneath
 from yrunner.assembly.run import Run
-from yrunner.assembly.trainer import layout_for
+from yrunner.assembly.trainer import has_base_beneath, layout_for
 from yrunner.data.batching.collate import collate
 from yrunner.data.batching.plan import Plan
 from yrunner.data.conversation import TokenizedExample

@@ -16,7 +16,7 @@ import torch
 from filelock import FileLock
 
 from yrunner.assembly.run import Run
-from yrunner.assembly.trainer import untrained_model
+from yrunner.assembly.trainer import has_base_beneath, untrained_model
 from yrunner.console import progress, say, warn
 from yrunner.data.conversation import TokenizedExample
 from yrunner.data.dataset.prepare import Rules, Source
@@ -301,12 +301,6 @@ def wanted_rows(recipe: Recipe) -> Wanted:
         rows = keep.rows
     validates = bool(data.validation) or data.validation_share is not None
     return Wanted(rows, recipe.drift.rows if validates else 0)
-
-
-def has_base_beneath(recipe: Recipe) -> bool:
-    """Whether the trained model with its adapter off is the model as it was before training."""
-    tuning = recipe.tuning
-    return tuning.kind not in ("full", "freeze") and getattr(tuning, "adapter", None) is None
 
 
 def check_keep_file(run: Run) -> None:

@@ -27,6 +27,7 @@ from yrunner.models.save import ModelCard, save_model
 from yrunner.models.scratch import build_model
 from yrunner.models.tuning import apply_tuning
 from yrunner.recipe.schema.model import QloraTuning
+from yrunner.recipe.schema.recipe import Recipe
 from yrunner.storage.run_dir import RunDir
 from yrunner.training.arguments import make_arguments, token_weight
 from yrunner.training.callbacks import Cadence
@@ -61,6 +62,12 @@ def _quantization(run: Run) -> Any:
     if not isinstance(tuning, QloraTuning):
         return None
     return quantization_config(tuning.quant_type, double_quant=tuning.double_quant, dtype=run.dtype)
+
+
+def has_base_beneath(recipe: Recipe) -> bool:
+    """Whether the trained model with its adapter off is the model as it was before training."""
+    tuning = recipe.tuning
+    return tuning.kind not in ("full", "freeze") and getattr(tuning, "adapter", None) is None
 
 
 @dataclass(frozen=True)

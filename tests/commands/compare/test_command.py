@@ -12,8 +12,9 @@ from tests.project import write_project, write_recipe
 from yrunner.assembly.run import Run
 from yrunner.cli import app
 from yrunner.commands.compare.command import compare
-from yrunner.commands.compare.points import Measurement, measure_model
-from yrunner.commands.compare.runs import Failure
+from yrunner.commands.compare.jobs import Failure
+from yrunner.commands.compare.measure import measure_model
+from yrunner.commands.compare.points import Measurement
 from yrunner.errors import RunError, YRunnerError
 from yrunner.storage.run_dir import RunDir, read_json
 

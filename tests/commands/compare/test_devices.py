@@ -2,7 +2,7 @@
 
 import torch
 
-from yrunner.commands.compare.command import environments_for
+from yrunner.commands.compare.jobs import environments_for
 
 
 def test_one_process_alone_is_told_nothing_and_several_share_threads_or_devices(monkeypatch):

@@ -8,7 +8,8 @@ import yaml
 from tests.conftest import write_jsonl
 from tests.project import answers_of, write_recipe
 from yrunner.assembly.run import Run
-from yrunner.commands.compare.points import check_questions, figures_of, measure_key, measure_model
+from yrunner.commands.compare.measure import check_questions, measure_key, measure_model
+from yrunner.commands.compare.points import figures_of
 from yrunner.errors import YRunnerError
 from yrunner.evaluation.generate import Generated
 from yrunner.evaluation.results import ModelResults

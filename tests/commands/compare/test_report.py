@@ -10,10 +10,10 @@ from tests.project import answers_of
 from tests.reports import conftest as pages
 from yrunner.commands.compare import report as compare_report
 from yrunner.commands.compare.figures import at_domain_accuracy, domain_threshold
+from yrunner.commands.compare.jobs import Failure
 from yrunner.commands.compare.plan import PlanFacts
 from yrunner.commands.compare.points import Point
 from yrunner.commands.compare.report import details, tables, write_experiment
-from yrunner.commands.compare.runs import Failure
 from yrunner.commands.compare.tables import Experiment, as_json
 from yrunner.evaluation.results import Faults, ModelResults
 from yrunner.recipe.arms import Arm

@@ -1,30 +1,17 @@
-"""`yrun compare`: one recipe in several versions, trained, measured and set side by side.
+"""`yrun compare`: one recipe in several versions, trained, measured and set side by side."""
 
-What the processes of an experiment get of the machine: a GPU each, or a share of the threads.
-"""
-
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import cycle, islice
 from pathlib import Path
-
-import torch
 
 from yrunner.assembly.run import Run
 from yrunner.commands.compare.figures import domain_threshold
+from yrunner.commands.compare.jobs import Failure, environments_for, run_jobs
+from yrunner.commands.compare.measure import check_questions
 from yrunner.commands.compare.plan import PlanFacts, environment_notes, fairness_notes, plan_facts
-from yrunner.commands.compare.points import Measurement, Point, check_questions
+from yrunner.commands.compare.points import Measurement, Point
 from yrunner.commands.compare.report import print_experiment, write_experiment
-from yrunner.commands.compare.runs import (
-    ArmRun,
-    Failure,
-    base_jobs,
-    base_name,
-    plan_runs,
-    refuse_changed,
-    run_jobs,
-)
+from yrunner.commands.compare.runs import ArmRun, base_jobs, base_name, plan_runs, refuse_changed
 from yrunner.commands.compare.tables import Experiment, arms_table
 from yrunner.console import print_table, say
 from yrunner.errors import RunError, YRunnerError
@@ -33,21 +20,6 @@ from yrunner.recipe.load import load_recipe
 from yrunner.recipe.schema.recipe import Recipe
 from yrunner.storage.run_dir import CompareDir
 from yrunner.training.metrics import Record, read_metrics
-
-
-def environments_for(jobs_at_once: int) -> list[dict[str, str]]:
-    """What each of so many processes is told of the machine: its GPU, or its share of the threads.
-
-    One process alone is told nothing, and is what `yrun train` is.
-    """
-    if jobs_at_once == 1:
-        return [{}]
-    if torch.cuda.is_available():
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        devices = visible.split(",") if visible else map(str, range(torch.cuda.device_count()))
-        return [{"CUDA_VISIBLE_DEVICES": name} for name in islice(cycle(devices), jobs_at_once)]
-    threads = max(1, torch.get_num_threads() // jobs_at_once)
-    return [{"OMP_NUM_THREADS": str(threads)} for _ in range(jobs_at_once)]
 
 
 def compare(

@@ -1,26 +1,9 @@
-"""What an experiment measures of one model: the tasks of its recipe, listed faults, repetition.
-
-The only place of `yrun compare` that lets a model answer.
-
-`yrun measure`: the tasks of a recipe, answered by every checkpoint of its run, or by its base.
-
-`yrun compare` runs this in a process of its own, behind the training of each arm. What was
-measured is kept after each checkpoint, so that work that was interrupted goes on there.
-"""
+"""What was measured of a run: the results of its checkpoints, and the figure of each measure."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from hashlib import sha256
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from yrunner.assembly.identity import without_folders
-from yrunner.assembly.measure import evaluate
-from yrunner.assembly.run import Run
-from yrunner.commands.compare.plan import due_checkpoints
-from yrunner.console import say
-from yrunner.errors import YRunnerError
 from yrunner.evaluation.results import (
     Difference,
     ModelPairs,
@@ -29,41 +12,10 @@ from yrunner.evaluation.results import (
     side_difference,
     side_score,
 )
-from yrunner.recipe.schema.eval import FormatTask, HarnessTask, JsonForm, Task
-from yrunner.recipe.schema.recipe import Recipe
-from yrunner.storage.ownership import remove
-from yrunner.storage.run_dir import hash_files, read_json, write_text
+from yrunner.storage.run_dir import read_json, write_text
 
 SIDES = ("domain", "general", "quality")
-NEEDED_SIDES = ("domain", "general")
 REPETITIONS = ("repetition_3", "repetition_4")
-SEED_OF_ANSWERS = 0
-
-
-def check_questions(run: Run) -> None:
-    """Read the questions of the recipe's tasks: a faulty file is found before training.
-
-    Raises `YRunnerError` for a recipe without a task of each side, and `DataError` for files, the
-    list of faults among them.
-    """
-    recipe = run.recipe
-    for side in NEEDED_SIDES:
-        if not any(task.side == side for task in recipe.eval.tasks):
-            raise YRunnerError(
-                f"{recipe.name} has no task of side {side} in eval.tasks",
-                remedy="an experiment needs both: what is learned, and what must not be forgotten",
-            )
-    _ = run.known_faults, run.tasks
-
-
-def measure_model(run: Run, model: Any, tokenizer: Any, description: str) -> ModelResults:
-    """Examine a model as `yrun eval` does.
-
-    What is left to chance (drawn answers, examples of the harness) is drawn alike for all models:
-    the seed of a run is that of its training.
-    """
-    asked = run.variant(run.recipe.model_copy(update={"seed": SEED_OF_ANSWERS}))
-    return evaluate(asked, model, tokenizer, description)
 
 
 def figures_of(results: ModelResults) -> dict[str, float]:
@@ -84,35 +36,6 @@ def figures_of(results: ModelResults) -> dict[str, float]:
 def difference_in(measure: str, pairs: ModelPairs) -> Difference | None:
     """How far a side, or the share of memorised faults, differs between models, over the pairs."""
     return faults_difference(pairs) if measure == "memorised" else side_difference(pairs, measure)
-
-
-def measure_key(recipe: Recipe) -> str:
-    """Names what is measured: figures of two keys cannot be set against each other."""
-    files = [file for task in recipe.eval.tasks for file in _files_of(task)]
-    if recipe.eval.faults is not None:
-        files += [recipe.eval.faults.list, recipe.eval.faults.data]
-    if recipe.model.chat_template is not None:
-        files.append(recipe.model.chat_template)
-    what = {
-        # How many questions are answered at once changes no answer.
-        "eval": recipe.eval.model_dump(mode="json", exclude={"batch_size"}),
-        "system": recipe.data.system,
-        "model": recipe.model.model_dump(mode="json"),
-        "files": list(hash_files(files).values()),
-    }
-    text = json.dumps(without_folders(what), sort_keys=True, ensure_ascii=False)
-    return sha256(text.encode()).hexdigest()[:12]
-
-
-def _files_of(task: Task) -> list[Path]:
-    match task:
-        case HarnessTask():
-            own = task.include.rglob("*") if task.include else ()
-            return sorted(path for path in own if path.is_file())
-        case FormatTask(form=JsonForm(json_schema=Path() as schema)):
-            return [task.data, schema]
-        case _:
-            return [task.data]
 
 
 @dataclass(frozen=True)
@@ -159,48 +82,3 @@ class Measurement:
             for point in content["points"]
         )
         return cls(content["key"], points, content["complete"])
-
-
-def measure(path: Path, overrides: Sequence[str], *, base: Path | None) -> None:
-    """Measure every checkpoint of a finished run, or, into the file `base`, its base."""
-    run = Run.load(path, overrides)
-    if base is None:
-        measure_run(run)
-    else:
-        measure_base(run, base)
-
-
-def measure_run(run: Run) -> None:
-    """Measure the checkpoints that were due and not measured yet; then remove those that may go."""
-    run.require_result()
-    check_questions(run)
-    recipe, run_dir = run.recipe, run.folder
-    key = measure_key(recipe)
-    found = Measurement.load(run_dir.measured)
-    measurement = found if found is not None and found.key == key else Measurement(key)
-    steps = run_dir.saved_steps()
-    for step in due_checkpoints(run, steps):
-        if step in measurement.steps:
-            continue
-        model = run.load_model(run_dir.checkpoint(step))
-        results = measure_model(run, model, run.result_tokenizer, f"update {step:,}")
-        measurement = replace(measurement, points=(*measurement.points, Point(step, results)))
-        measurement.save(run_dir.measured)
-        say(_line(measurement.points[-1]))
-    if recipe.compare.checkpoints == "last":
-        for step in steps[:-1]:
-            remove(run_dir.checkpoint(step))
-    replace(measurement, is_complete=True).save(run_dir.measured)
-
-
-def measure_base(run: Run, file: Path) -> None:
-    """Measure the model that the recipe starts from, as a run whose only point is at update 0."""
-    check_questions(run)
-    point = Point(0, measure_model(run, run.load_base(), run.tokenizer, "the base"))
-    Measurement(measure_key(run.recipe), (point,), is_complete=True).save(file)
-    say(_line(point))
-
-
-def _line(point: Point) -> str:
-    figures = (f"{measure} {figure:.1%}" for measure, figure in point.figures.items())
-    return f"update {point.step:,}: {', '.join(figures)}"

@@ -20,9 +20,9 @@ from yrunner.commands.compare.figures import (
     measure_spread,
     spread,
 )
+from yrunner.commands.compare.jobs import Failure
 from yrunner.commands.compare.plan import PlanFacts
 from yrunner.commands.compare.points import Point
-from yrunner.commands.compare.runs import Failure
 from yrunner.console import Cell
 from yrunner.evaluation.results import Difference
 from yrunner.recipe.arms import Arm

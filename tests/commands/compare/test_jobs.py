@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from yrunner.commands.compare.runs import Failure, Job, run_jobs
+from yrunner.commands.compare.jobs import Failure, Job, run_jobs
 from yrunner.training.callbacks import MEANINGS
 
 
