@@ -104,7 +104,7 @@ SHORT = """
 import sys
 from pathlib import Path
 from yrunner.cli import main
-from yrunner.commands import compare_jobs
+from yrunner.commands.compare import jobs
 child = '''
 import signal, sys, time
 from yrunner.distributed.launcher import end_with_command
@@ -118,9 +118,9 @@ signal.signal(signal.SIGINT, stop)
 open("begun", "w").close()
 time.sleep(60)
 '''
-job = compare_jobs.Job("run", ((sys.executable, "-c", child),), Path("run.log"))
+job = jobs.Job("run", ((sys.executable, "-c", child),), Path("run.log"))
 import yrunner.cli
-yrunner.cli.app = lambda: compare_jobs.run_jobs("runs", [job, job], [{{}}])
+yrunner.cli.app = lambda: jobs.run_jobs("runs", [job, job], [{{}}])
 main()
 """
 
