@@ -131,7 +131,7 @@ def test_a_signal_lets_each_run_save_and_ends_with_its_code(tmp_path, number):
     process.send_signal(number)
     said, _ = process.communicate(timeout=30)
     assert process.returncode == 128 + MEANINGS[number]
-    assert "stopped. Run the same command again to go on" in said
+    assert "stopped. Run the same command again to continue" in said
     assert "Traceback" not in said
     assert (tmp_path / "saved").exists(), "the run was waited for"
 
