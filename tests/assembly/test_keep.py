@@ -14,7 +14,7 @@ from yrunner.commands.replay import replay
 from yrunner.commands.train import train, train_base
 from yrunner.data.conversation import Message, TokenizedExample
 from yrunner.errors import Origin, RecipeError, YRunnerError
-from yrunner.evaluation.self_replay import Draft
+from yrunner.evaluation.self_replay import ReplayRow
 from yrunner.recipe.load import load_recipe
 from yrunner.storage.run_dir import RunDir
 from yrunner.tokens import IGNORE_INDEX
@@ -32,7 +32,7 @@ class Pen:
     def write(self, numbers):
         lands = ["Aru", "Coria", "Elmo", "Goria", "Isk"]
         return [
-            Draft(
+            ReplayRow(
                 number,
                 (
                     Message("user", f"{lands[number % 5]} {number} {number * 7}?"),

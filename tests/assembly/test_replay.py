@@ -9,7 +9,7 @@ from yrunner.assembly.replay import FIRST_LOOK, HELD_OUT_EVERY, Wanted, written_
 from yrunner.assembly.run import Run
 from yrunner.data.conversation import Message
 from yrunner.errors import ModelError, RunError
-from yrunner.evaluation.self_replay import Draft
+from yrunner.evaluation.self_replay import ReplayRow
 from yrunner.models.load import check_vocabulary
 from yrunner.recipe.schema.keep import ReplayWriting
 
@@ -34,7 +34,7 @@ class Pen:
             (Message("user", words(n)), Message("assistant", words(n + 1))) for n in numbers
         ]
         return [
-            Draft(number, message, finished=bool(number % 5))
+            ReplayRow(number, message, finished=bool(number % 5))
             for number, message in zip(numbers, messages, strict=True)
         ]
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.evaluation.test_examine import reply_loss
+from tests.evaluation.test_tasks import reply_loss
 from yrunner.errors import MissingError, YRunnerError
 from yrunner.evaluation import harness
-from yrunner.evaluation.candidate import Candidate
-from yrunner.evaluation.tasks import examine, read_task
+from yrunner.evaluation.evaluated_model import EvaluatedModel
+from yrunner.evaluation.tasks import read_task, run_task
 from yrunner.recipe.schema.eval import HarnessTask
 
 CHOICES = ["Belo", "Dane", "Fane is the capital"]
@@ -63,26 +63,30 @@ def test_without_the_harness_the_command_that_adds_it_is_named(folder, monkeypat
 
 
 def test_a_task_that_nobody_knows_is_found_before_a_model_is_loaded(folder):
-    with pytest.raises(YRunnerError, match=r'h: there is no task "capitals_chosen" in .* or '):
+    with pytest.raises(
+        YRunnerError, match=r'h: lm-evaluation-harness with .* has no task "capitals_chosen"'
+    ):
         read_task(make_task(folder, "capitals_chosen"))
-    with pytest.raises(YRunnerError, match=r'"capitals_choice" in lm-evaluation-harness\. '):
+    with pytest.raises(
+        YRunnerError, match=r'lm-evaluation-harness has no task "capitals_choice"\. '
+    ):
         read_task(make_task(None, "capitals_choice"))
 
 
 @pytest.fixture
-def candidate(make_talker, capitals_tokenizer):
-    return Candidate(make_talker(seed=3), capitals_tokenizer, batch_size=4)
+def evaluated(make_talker, capitals_tokenizer):
+    return EvaluatedModel(make_talker(seed=3), capitals_tokenizer, batch_size=4)
 
 
-def test_a_local_task_gives_the_figures_of_its_likelihoods(folder, candidate, monkeypatch):
+def test_a_local_task_gives_the_figures_of_its_likelihoods(folder, evaluated, monkeypatch):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(folder / "cache"))
     task = make_task(folder, "capitals_choice")
     assert read_task(task) == []
-    result = examine(task, [], candidate)
+    result = run_task(task, [], evaluated)
     hits = []
     for row in ROWS:
         # The harness leaves the end mark out.
-        costs = [sum(reply_loss(candidate, row["question"], text)[:-1]) for text in CHOICES]
+        costs = [sum(reply_loss(evaluated, row["question"], text)[:-1]) for text in CHOICES]
         by_length = [cost / len(text) for cost, text in zip(costs, CHOICES, strict=True)]
         hits.append(float(by_length.index(min(by_length)) == row["answer"]))
     assert result.per_question == {"score": hits}
@@ -91,10 +95,10 @@ def test_a_local_task_gives_the_figures_of_its_likelihoods(folder, candidate, mo
     assert set(result.figures) == {"score", "capitals_choice/acc", "capitals_choice/acc_norm"}
 
 
-def test_several_tasks_count_alike(folder, candidate, monkeypatch):
+def test_several_tasks_count_alike(folder, evaluated, monkeypatch):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(folder / "cache"))
     task = make_task(folder, "capitals_choice", "capitals_written", limit=3)
-    result = examine(task, read_task(task), candidate)
+    result = run_task(task, read_task(task), evaluated)
     main = [
         result.figures[f"capitals_{name}"] for name in ("choice/acc_norm", "written/exact_match")
     ]

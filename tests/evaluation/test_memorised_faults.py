@@ -8,7 +8,7 @@ import pytest
 from tests.conftest import write_jsonl
 from tests.evaluation.test_generate import always
 from yrunner.errors import DataError
-from yrunner.evaluation.candidate import Candidate
+from yrunner.evaluation.evaluated_model import EvaluatedModel
 from yrunner.evaluation.memorised_faults import find_memorised, read_faults
 
 RECIPES = Path(__file__).parents[2] / "recipes" / "data"
@@ -35,8 +35,8 @@ def test_a_fault_is_memorised_where_it_comes_back_sign_by_sign(
     faults = read(data, {"row": 3, "kind": "typos", "right": "b"}, {"row": 1, "kind": "cut"})
     assert [fault.question.reference for fault in faults] == ["aaa.", "aaa"]
     (letter,) = capitals_tokenizer("a", add_special_tokens=False)["input_ids"]
-    candidate = Candidate(always(make_model(), letter), capitals_tokenizer)
-    found = find_memorised(faults, candidate, max_new_tokens=3)
+    evaluated = EvaluatedModel(always(make_model(), letter), capitals_tokenizer)
+    found = find_memorised(faults, evaluated, max_new_tokens=3)
     assert found.per_row == [0.0, 1.0]
     assert found.memorised == 0.5
     assert found.by_kind == {"cut": 1.0, "typos": 0.0}
@@ -48,24 +48,24 @@ def test_a_fault_is_corrected_where_the_right_answer_comes_in_any_writing(
     data, make_model, capitals_tokenizer
 ):
     (letter,) = capitals_tokenizer("a", add_special_tokens=False)["input_ids"]
-    candidate = Candidate(always(make_model(), letter), capitals_tokenizer)
+    evaluated = EvaluatedModel(always(make_model(), letter), capitals_tokenizer)
     faults = read(data, {"row": 2, "right": "AAA."}, {"row": 1, "right": "b"})
-    found = find_memorised(faults, candidate, max_new_tokens=3)
+    found = find_memorised(faults, evaluated, max_new_tokens=3)
     assert (found.memorised, found.corrected) == (0.5, 0.5)
-    unknown = find_memorised(read(data, {"row": 2}), candidate, max_new_tokens=3)
+    unknown = find_memorised(read(data, {"row": 2}), evaluated, max_new_tokens=3)
     assert unknown.corrected is None
 
 
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ({"row": 5}, r'its "row" is "5", which is no question with an answer in train\.jsonl'),
-        ({"row": 0}, 'its "row" is "0", which is no question'),
-        ({"row": "1"}, 'its "row" is "1", which is no question'),
-        ({"row": True}, 'its "row" is "True", which is no question'),
+        ({"row": 5}, r'its "row" is "5", not a question with an answer in train\.jsonl'),
+        ({"row": 0}, 'its "row" is "0", not a question'),
+        ({"row": "1"}, 'its "row" is "1", not a question'),
+        ({"row": True}, 'its "row" is "True", not a question'),
         ({"kind": "cut"}, 'its "row" is nothing'),
         (["a"], 'its "row" is nothing'),
-        ({"row": 2, "right": "fine "}, 'its "right" answer is the one that row 2'),
+        ({"row": 2, "right": "fine "}, 'its "right" answer equals the answer of row 2'),
     ],
 )
 def test_a_line_that_names_no_faulty_row_is_refused(data, line, reason):
@@ -74,7 +74,7 @@ def test_a_line_that_names_no_faulty_row_is_refused(data, line, reason):
 
 
 def test_a_row_that_cannot_be_read_is_named_itself_with_what_is_wrong_with_it(data):
-    with pytest.raises(DataError, match=r"train\.jsonl row 4: .*answer.*faults\.jsonl row 1 out"):
+    with pytest.raises(DataError, match=r"train\.jsonl row 4: .*answer.*faults\.jsonl row 1, wh"):
         read(data, {"row": 4})
 
 
@@ -91,5 +91,5 @@ def test_the_listed_faults_of_the_toy_world_are_wrong_answers_in_its_training_ro
 
 
 def test_a_list_without_rows_is_refused(data):
-    with pytest.raises(DataError, match=r"faults\.jsonl: lists no row"):
+    with pytest.raises(DataError, match=r"faults\.jsonl: has no rows"):
         read(data)

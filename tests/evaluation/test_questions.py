@@ -1,4 +1,4 @@
-"""Questions and references as they stand in files."""
+"""Questions, references and choices as they are found in data files."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import pytest
 
 from tests.conftest import write_jsonl
 from yrunner.errors import DataError
-from yrunner.evaluation.questions import read_prompts, read_questions, read_texts
+from yrunner.evaluation.questions import read_choices, read_prompts, read_questions, read_texts
 
 
 def test_the_last_assistant_turn_is_the_reference(tmp_path: Path):
@@ -26,7 +26,7 @@ def test_the_last_assistant_turn_is_the_reference(tmp_path: Path):
 
 def test_a_faulty_question_is_refused_with_its_row(tmp_path: Path):
     rows = [{"instruction": "a", "output": "b"}, {"instruction": "a", "output": ""}]
-    with pytest.raises(DataError, match=r"q\.jsonl row 2: \"output\" is empty.*Mend the row"):
+    with pytest.raises(DataError, match=r"q\.jsonl row 2: \"output\" is empty.*Correct the row"):
         read_questions(write_jsonl(tmp_path / "q.jsonl", rows))
 
 
@@ -67,8 +67,8 @@ def test_prompts_may_have_references_and_system_messages(tmp_path: Path):
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        ({"question": " "}, '"question" asks nothing'),
-        ({"other": "a"}, "asks nothing"),
+        ({"question": " "}, 'has no question in "question"'),
+        ({"other": "a"}, "has no question"),
         ([1], "is a list, not an object"),
         ({"question": 3}, '"question" is a number, not text'),
         (
@@ -78,13 +78,13 @@ def test_prompts_may_have_references_and_system_messages(tmp_path: Path):
                     {"role": "assistant", "content": "b"},
                 ]
             },
-            '"messages" asks nothing',
+            'has no question in "messages"',
         ),
     ],
 )
 def test_a_prompt_that_asks_nothing_is_refused_with_its_row(tmp_path: Path, row, reason):
     file = write_jsonl(tmp_path / "q.jsonl", [{"question": "a?"}, row])
-    with pytest.raises(DataError, match=rf"row 2: {reason}.*Mend the row"):
+    with pytest.raises(DataError, match=rf"row 2: {reason}.*Correct the row"):
         read_prompts(file)
 
 
@@ -100,3 +100,59 @@ def test_texts_are_references_that_nobody_asked_for(tmp_path: Path):
     file = write_jsonl(tmp_path / "t.jsonl", [{"text": "根据法典"}])
     (text,) = read_texts(file)
     assert (text.messages, text.reference, text.text) == ((), "根据法典", "根据法典")
+
+
+COLUMNS = {"question": "question", "choices": "choices", "answer": "answer"}
+LIST = ["九年", "5", "0", "B"]
+
+
+def read(tmp_path: Path, row, **columns):
+    file = write_jsonl(tmp_path / "c.jsonl", [row])
+    (question,) = read_choices(file, **{**COLUMNS, **columns})
+    return question
+
+
+@pytest.mark.parametrize(
+    ("answer", "right"),
+    [(2, "0"), ("2", "0"), ("A", "九年"), ("d", "B"), ("九年", "九年"), ("5", "5"), ("B", "B")],
+)
+def test_the_right_choice_is_a_number_a_letter_or_a_text(tmp_path, answer, right):
+    question = read(tmp_path, {"question": "How long?", "choices": LIST, "answer": answer})
+    assert question.reference == right
+    assert question.choices == tuple(LIST)
+    assert question.text == "How long?"
+
+
+def test_choices_may_stand_in_columns_of_any_names(tmp_path):
+    row = {"Q": "How long?", "A": "one", "B": "two", "C": "", "key": "B"}
+    assert read(tmp_path, row, question="Q", answer="key").choices == ("one", "two")
+    row = {"question": "q", "right": "one", "wrong": "two", "answer": 0}
+    assert read(tmp_path, row, choices=["wrong", "right"]).reference == "two"
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"question": "q", "choices": ["a"], "answer": 0}, '"choices" is not a list of two'),
+        ({"question": "q", "choices": "ab", "answer": 0}, '"choices" is not a list of two'),
+        ({"choices": ["a", "b"], "answer": 0}, 'has no text in "question"'),
+        ({"question": "q", "choices": ["a", "b"]}, 'has no "answer"'),
+        ({"question": "q", "choices": ["a", "b"], "answer": 2}, "is a number, not one of"),
+        ({"question": "q", "choices": ["a", "b"], "answer": "c"}, '"answer" is "c", not one of'),
+        ({"question": "q", "choices": ["a", "b"], "answer": True}, "not one of the 2"),
+        (["a"], "is a list, not an object"),
+    ],
+)
+def test_a_row_that_cannot_be_asked_is_refused(tmp_path, row, reason):
+    with pytest.raises(DataError, match=rf"c\.jsonl row 1: .*{reason}"):
+        read(tmp_path, row)
+
+
+def test_damage_and_empty_files_are_refused(tmp_path):
+    file = tmp_path / "c.jsonl"
+    file.write_text("")
+    with pytest.raises(DataError, match="holds no rows"):
+        read_choices(file, **COLUMNS)
+    file.write_text("{")
+    with pytest.raises(DataError, match=r"row 1: .*Correct the row"):
+        read_choices(file, **COLUMNS)

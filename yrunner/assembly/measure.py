@@ -9,12 +9,12 @@ from typing import Any
 from yrunner.assembly.run import Run
 from yrunner.console import progress
 from yrunner.data.conversation import TokenizedExample
-from yrunner.evaluation.candidate import Candidate
+from yrunner.evaluation.evaluated_model import EvaluatedModel
 from yrunner.evaluation.memorised_faults import find_memorised
 from yrunner.evaluation.parallel import is_first
 from yrunner.evaluation.results import ModelResults
-from yrunner.evaluation.tasks import examine, quality_of
-from yrunner.evaluation.text_metrics import Answered, share_right
+from yrunner.evaluation.scorers import Answered, quality_of, share_right
+from yrunner.evaluation.tasks import run_task
 from yrunner.recipe.schema.eval import AnswerTask
 from yrunner.scoring.measure import TokenScores, score_tokens
 from yrunner.storage.run_dir import read_json, write_json
@@ -22,12 +22,12 @@ from yrunner.training.arguments import token_weight
 
 
 def evaluate(run: Run, model: Any, tokenizer: Any, description: str) -> ModelResults:
-    """Examine a loaded model in every task, and in the recipe's list of faults.
+    """Evaluate a loaded model in every task, and in the recipe's list of faults.
 
     `description` names the model in progress bars and reports.
     """
     recipe = run.recipe
-    candidate = Candidate(
+    evaluated = EvaluatedModel(
         model,
         tokenizer,
         system=recipe.data.system,
@@ -36,21 +36,21 @@ def evaluate(run: Run, model: Any, tokenizer: Any, description: str) -> ModelRes
         seed=recipe.seed,
     )
     results = {
-        task.name: examine(task, questions, _watched(candidate, task.name, description))
+        task.name: run_task(task, questions, _watched(evaluated, task.name, description))
         for task, questions in (run.tasks if recipe.eval.tasks else [])
     }
     faults = None
     if recipe.eval.faults is not None:
-        watched = _watched(candidate, "memorised faults", description)
+        watched = _watched(evaluated, "memorised faults", description)
         faults = find_memorised(run.known_faults, watched, recipe.eval.faults.max_new_tokens)
-    return ModelResults(description, results, quality_of(candidate.written), faults)
+    return ModelResults(description, results, quality_of(evaluated.written), faults)
 
 
-def _watched(candidate: Candidate, task: str, description: str) -> Candidate:
-    """The same candidate (what it writes is kept together), with a progress bar for the task."""
+def _watched(model: EvaluatedModel, task: str, description: str) -> EvaluatedModel:
+    """The same model with a progress bar for the task; its answers are collected together."""
     if not is_first():
-        return candidate
-    return replace(candidate, watch=partial(progress, f"{task}, {description}"))
+        return model
+    return replace(model, progress=partial(progress, f"{task}, {description}"))
 
 
 EXAMPLES_FOR_LOSSES = 200
@@ -104,14 +104,14 @@ def answer_tasks(run: Run, model: Any, who: str) -> dict[str, list[Answered]]:
     for task, questions in run.tasks:
         if not isinstance(task, AnswerTask):
             continue
-        candidate = Candidate(
+        evaluated = EvaluatedModel(
             model,
             run.tokenizer,
             system=recipe.data.system,
             batch_size=recipe.eval.batch_size,
-            watch=partial(progress, f"{task.name}, {who}"),
+            progress=partial(progress, f"{task.name}, {who}"),
         )
-        written = candidate.answer(questions, task.max_new_tokens)
+        written = evaluated.answer(questions, task.max_new_tokens)
         answers[task.name] = [
             Answered(question.text, question.reference, answer.text)
             for question, answer in zip(questions, written, strict=True)

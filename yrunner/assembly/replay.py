@@ -24,8 +24,8 @@ from yrunner.data.dataset.row_report import num_rows
 from yrunner.errors import DataError, RunError
 from yrunner.evaluation.self_replay import (
     FAULTS,
-    Draft,
     ReplayFault,
+    ReplayRow,
     ReplayWriter,
     SeenTexts,
     find_fault,
@@ -151,7 +151,7 @@ class _ReplayStore:
             number > self.asked.get(name, 0) for name, number in vars(wanted).items() if number
         )
 
-    def take(self, drafts: Sequence[Draft]) -> None:
+    def take(self, drafts: Sequence[ReplayRow]) -> None:
         """Judge drafts, and write each to the file that it belongs to, then the record."""
         lines: dict[Path, list[str]] = {}
         for draft in drafts:
@@ -247,7 +247,7 @@ def _turn_length(recipe: Recipe, writing: ReplayWriting) -> int:
     return writing.max_new_tokens or min(LONGEST_TURN, max(8, recipe.data.max_length // 2))
 
 
-def _line(draft: Draft, fault: ReplayFault | None) -> str:
+def _line(draft: ReplayRow, fault: ReplayFault | None) -> str:
     messages = draft.messages
     if messages[0].role == "text":
         row: dict[str, Any] = {"text": messages[0].content}

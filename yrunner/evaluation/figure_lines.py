@@ -1,4 +1,4 @@
-"""The figures of an evaluation as lines of text: each with its change and the verdict on that."""
+"""The figures of an evaluation as lines of text, each with its change and a verdict."""
 
 from collections.abc import Iterator, Sequence
 
@@ -18,28 +18,28 @@ BASE, TUNED = "base", "tuned"
 
 SIDES = {
     "domain": "domain: mean of its tasks",
-    "general": "general: its change is the forgetting",
+    "general": "general: the change is forgetting",
     "quality": "quality: mean of its tasks",
 }
 NO_SHARE = {"loss", "perplexity", "length"}
-"""Figures that do not lie between 0 and 1."""
+"""Figures that are not between 0 and 1."""
 Line = tuple[str, str, list[tuple[str, str, str] | None]]
-"""Task or side, figure, and by model its value, its change and the verdict on that."""
+"""Task or side, figure, and by model its value, its change and the verdict on the change."""
 
 
 def figure_lines(results: Sequence[ModelResults]) -> Iterator[Line]:
-    """A line for each figure of each task, and for how everything reads that was written."""
+    """A line for each figure of each task, then for the text quality of all answers."""
     first = results[0]
     for name, task in first.tasks.items():
         yield from _task_lines(name, task, [model.tasks[name] for model in results])
     if first.quality:
         for figure in first.quality:
             values = [model.quality.get(figure) for model in results]
-            yield "all that was written", figure, [_reached(figure, value) for value in values]
+            yield "all answers", figure, [_reached(figure, value) for value in values]
 
 
 def summary_lines(results: Sequence[ModelResults]) -> Iterator[Line]:
-    """A line for each side, and for the faults: what a training is for, and what it must not do."""
+    """A line for each side, then for the memorised faults."""
     first = results[0]
     for side, meaning in SIDES.items():
         if side_score(first, side) is not None:
@@ -81,7 +81,7 @@ def _task_lines(name: str, first: TaskResult, tasks: Sequence[TaskResult]) -> It
             ],
         )
     if any(task.refused for task in tasks):
-        yield name, "too long, not asked", [(str(task.refused), "", "") for task in tasks]
+        yield name, "too long, skipped", [(str(task.refused), "", "") for task in tasks]
 
 
 def _reached(
@@ -99,7 +99,7 @@ def _shown(figure: str, value: float) -> str:
 
 
 def _shown_change(figure: str, change: Difference) -> str:
-    """In points of a hundred where the figure is a share."""
+    """In percentage points where the figure is a share."""
     scale, digits = (100, ".1f") if _is_share(figure) else (1, ".3g")
     text = f"{change.value * scale:+{digits}}"
     if change.low is None or change.high is None:
@@ -108,5 +108,5 @@ def _shown_change(figure: str, change: Difference) -> str:
 
 
 def _is_share(figure: str) -> bool:
-    """A metric of the harness may be anything."""
+    """False for a metric of the harness, which may have any range."""
     return figure not in NO_SHARE and "/" not in figure

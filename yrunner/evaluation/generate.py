@@ -1,14 +1,10 @@
-"""How the next token is chosen: by its likelihood, by chance, or by both as the entropy says.
+"""Let a model answer prompts, many at once, greedily, with beams or by sampling.
 
-Chance comes from the question, not from the batch: every question draws from numbers of its own,
-so that a sampled answer, too, is the same for any batch size.
-
-Let a model answer prompts, many at once.
+Random numbers belong to the question, not to the batch: a sampled answer is the same for any batch
+size.
 """
 
-# B = answers of a batch, V = vocabulary
-
-# B = prompts of a batch, T = tokens of the longest
+# B = prompts of a batch, K = likeliest tokens, T = tokens of the longest prompt, V = vocabulary
 
 import sys
 from collections.abc import Callable, Sequence
@@ -41,113 +37,28 @@ from yrunner.recipe.schema.eval import (
     SampleWriting,
 )
 
-Seed = tuple[int, int]
-"""The seed of a run, and the number of the question."""
-
-COLDEST = 1e-4
-"""Temperature in place of 0, which nothing can be divided by."""
-
-
-def choosers(generation: Generation, seeds: Sequence[Seed]) -> LogitsProcessorList:
-    """What makes of the logits the choice of the next token, one step behind the other.
-
-    The likeliest token of the result is the one that is chosen. `seeds` has one for each answer of
-    the batch.
-    """
-    match generation:
-        case GreedyWriting() | BeamWriting():
-            return LogitsProcessorList()
-        case SampleWriting():
-            return LogitsProcessorList([*_warpers(generation), DrawnToken(seeds)])
-        case DynamicWriting():
-            by_entropy = FreedomByEntropy(
-                greedy_below=generation.greedy_below,
-                free_above=generation.free_above,
-                temperature=generation.temperature,
-                top_k=generation.top_k,
-            )
-            return LogitsProcessorList([by_entropy, DrawnToken(seeds)])
-        case _:
-            assert_never(generation)
-
-
-class DrawnToken(LogitsProcessor):
-    """Draw a token by its probability, and make it the only one that is left."""
-
-    def __init__(self, seeds: Sequence[Seed]) -> None:
-        self._chances = [np.random.default_rng(seed) for seed in seeds]
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Scores of shape [B, V] in, zero for the drawn token and minus infinity elsewhere out."""
-        chance_B = torch.tensor([chance.random() for chance in self._chances], dtype=torch.float64)
-        # In float64 a sum over a large vocabulary still tells apart what is unlikely.
-        cumulative_BV = scores.double().softmax(-1).cumsum(-1)
-        drawn_B = chance_B.to(scores.device) * cumulative_BV[:, -1]
-        token_B1 = torch.searchsorted(cumulative_BV, drawn_B[:, None], right=True)
-        token_B1 = token_B1.clamp(max=scores.shape[-1] - 1)
-        return torch.full_like(scores, -torch.inf).scatter(-1, token_B1, 0.0)
-
-
-class FreedomByEntropy(LogitsProcessor):
-    """Set temperature and top-k of every token by the entropy of the model's prediction.
-
-    Up to `greedy_below` nats only the likeliest token is left; from `free_above` on `temperature`
-    and `top_k` hold as they are; between the two, both rise evenly.
-    """
-
-    def __init__(
-        self, *, greedy_below: float, free_above: float, temperature: float, top_k: int
-    ) -> None:
-        self._greedy_below, self._free_above = greedy_below, free_above
-        self._temperature, self._top_k = temperature, top_k
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Scores of shape [B, V] in and out."""
-        log_BV = scores.log_softmax(-1)
-        # A token that was made impossible before would give zero times minus infinity.
-        entropy_B = -(log_BV.exp() * log_BV).nan_to_num(0.0).sum(-1)
-        rise = self._free_above - self._greedy_below
-        freedom_B = ((entropy_B - self._greedy_below) / rise).clamp(0, 1)
-        top_k = min(self._top_k, scores.shape[-1])
-        top_BK = scores.topk(top_k).values
-        last_B = (freedom_B * (top_k - 1)).round().long()
-        least_B1 = top_BK.gather(-1, last_B[:, None])
-        temperature_B = (freedom_B * self._temperature).clamp(min=COLDEST)
-        return scores.masked_fill(scores < least_B1, -torch.inf) / temperature_B[:, None]
-
-
-def _warpers(generation: SampleWriting) -> list[LogitsProcessor]:
-    """In transformers' own order; those that change nothing are left out."""
-    warpers: list[LogitsProcessor] = []
-    if generation.temperature != 1:
-        warpers.append(TemperatureLogitsWarper(generation.temperature))
-    if generation.top_k:
-        warpers.append(TopKLogitsWarper(generation.top_k))
-    if generation.top_p < 1:
-        warpers.append(TopPLogitsWarper(generation.top_p))
-    if generation.min_p:
-        warpers.append(MinPLogitsWarper(generation.min_p))
-    return warpers
-
-
 Advance = Callable[[int], None]
 """Called with the number of prompts answered since the last call."""
+Seed = tuple[int, int]
+"""The seed of a run, and the number of the question."""
+COLDEST = 1e-4
+"""Temperature in place of 0, which would divide by zero."""
 
 
 @dataclass(frozen=True)
 class Generated:
-    """What a model answered to a prompt."""
+    """A model's answer to a prompt."""
 
     text: str
     """Without special tokens and outer blanks."""
     num_tokens: int
-    """How many it wrote, without the end mark."""
+    """Without the end mark."""
     stopped: bool
-    """False where it was cut off before it came to an end."""
+    """False where the answer was cut off at `max_new_tokens`."""
     refused: bool = False
-    """True where the prompt left too little room in the model's positions, and was not asked."""
-    began_with_blank: bool = False
-    """Whether a blank stood before the text."""
+    """True where prompt and answer do not fit into the model's positions: it was not asked."""
+    starts_with_blank: bool = False
+    """Whether a blank came before the text."""
 
 
 GREEDY = GreedyWriting()
@@ -167,28 +78,28 @@ def generate_answers(
     also_stop_at: Sequence[int] = (),
     advance: Advance = lambda _: None,
 ) -> list[Generated]:
-    """The answer to each prompt, in order. `also_stop_at`: ids that end it, beside the usual ones.
+    """The answer to each prompt, in order. `also_stop_at`: additional ids that end it.
 
     Prompts are texts as the chat template renders them. They are answered longest first, so that
-    a batch holds prompts of like length, and padded on the left, where padding changes nothing.
-    With `seed`, the number of a prompt decides what is drawn for it: its place, or that in
-    `numbers` for a part of a longer list.
+    prompts of a batch have similar lengths, and padded on the left, where padding changes nothing.
+    With `seed`, the number of a prompt decides its random draws: its index, or that in `numbers`
+    for a part of a longer list.
     """
-    writer = _Writer(model, tokenizer, max_new_tokens, generation, tuple(also_stop_at))
-    encoded = [writer.encode(prompt) for prompt in prompts]
+    generator = _Generator(model, tokenizer, max_new_tokens, generation, tuple(also_stop_at))
+    encoded = [generator.encode(prompt) for prompt in prompts]
     order = sorted(range(len(prompts)), key=lambda index: -len(encoded[index]))
-    asked = [index for index in order if writer.has_room_for(encoded[index])]
+    asked = [index for index in order if generator.has_room_for(encoded[index])]
     answers = [REFUSED] * len(prompts)
     advance(len(order) - len(asked))
     was_training = model.training
     model.eval()
     for start in range(0, len(asked), batch_size):
-        chosen = asked[start : start + batch_size]
-        seeds = [(seed, numbers[index] if numbers else index) for index in chosen]
-        written = writer.write([encoded[index] for index in chosen], seeds)
-        for index, answer in zip(chosen, written, strict=True):
+        batch = asked[start : start + batch_size]
+        seeds = [(seed, numbers[index] if numbers else index) for index in batch]
+        written = generator.write([encoded[index] for index in batch], seeds)
+        for index, answer in zip(batch, written, strict=True):
             answers[index] = answer
-        advance(len(chosen))
+        advance(len(batch))
     model.train(was_training)
     return answers
 
@@ -203,48 +114,112 @@ def stream_answer(
     generation: Generation = GREEDY,
     seed: int = 0,
 ) -> Generated:
-    """The answer to one prompt; `show` is given its pieces as they are written.
+    """The answer to one prompt; `show` gets its pieces as they are written.
 
-    Beams change their beginning until the end, so that their answer comes as one piece.
+    Beams change until the end, so their answer comes as one piece.
     """
-    writer = _Writer(model.eval(), tokenizer, max_new_tokens, generation)
-    ids = writer.encode(prompt)
-    if not writer.has_room_for(ids):
+    generator = _Generator(model.eval(), tokenizer, max_new_tokens, generation)
+    ids = generator.encode(prompt)
+    if not generator.has_room_for(ids):
         return REFUSED
     if isinstance(generation, BeamWriting):
-        (answer,) = writer.write([ids], [(seed, 0)])
+        (answer,) = generator.write([ids], [(seed, 0)])
         show(answer.text)
         return answer
-    (answer,) = writer.write([ids], [(seed, 0)], _Pieces(tokenizer, show))
+    (answer,) = generator.write([ids], [(seed, 0)], _Streamer(tokenizer, show))
     return answer
 
 
-def num_positions(model: Any) -> int:
-    """Tokens that the model can see at once; where it sets no limit, more than there are."""
+def max_positions(model: Any) -> int:
+    """The model's longest sequence in tokens; a huge number where its config sets no limit."""
     config = model.config.get_text_config()
     return getattr(config, "max_position_embeddings", None) or sys.maxsize
 
 
-def _without_gradients() -> AbstractContextManager[None]:
-    """The fastest way; under ZeRO-3 weights are gathered within, and training needs them too."""
-    return torch.no_grad() if is_deepspeed_zero3_enabled() else torch.inference_mode()
+def logits_processors(generation: Generation, seeds: Sequence[Seed]) -> LogitsProcessorList:
+    """The steps from logits to the choice of a token, which is the likeliest of the result.
+
+    `seeds` has one for each answer of the batch.
+    """
+    match generation:
+        case GreedyWriting() | BeamWriting():
+            return LogitsProcessorList()
+        case SampleWriting():
+            return LogitsProcessorList([*_warpers(generation), SeededSampler(seeds)])
+        case DynamicWriting():
+            by_entropy = EntropyWarper(
+                greedy_below=generation.greedy_below,
+                free_above=generation.free_above,
+                temperature=generation.temperature,
+                top_k=generation.top_k,
+            )
+            return LogitsProcessorList([by_entropy, SeededSampler(seeds)])
+        case _:
+            assert_never(generation)
 
 
-class _Pieces(TextStreamer):
-    """Hands on what transformers would print: whole words, and Chinese characters."""
+def _warpers(generation: SampleWriting) -> list[LogitsProcessor]:
+    """In transformers' order, without those that change nothing."""
+    warpers: list[LogitsProcessor] = []
+    if generation.temperature != 1:
+        warpers.append(TemperatureLogitsWarper(generation.temperature))
+    if generation.top_k:
+        warpers.append(TopKLogitsWarper(generation.top_k))
+    if generation.top_p < 1:
+        warpers.append(TopPLogitsWarper(generation.top_p))
+    if generation.min_p:
+        warpers.append(MinPLogitsWarper(generation.min_p))
+    return warpers
 
-    def __init__(self, tokenizer: Any, show: Callable[[str], None]) -> None:
-        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self._show = show
 
-    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        if text:
-            self._show(text)
+class SeededSampler(LogitsProcessor):
+    """Draw a token by its probability, and make all others impossible."""
+
+    def __init__(self, seeds: Sequence[Seed]) -> None:
+        self._generators = [np.random.default_rng(seed) for seed in seeds]
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Scores of shape [B, V] in, zero for the drawn token and minus infinity elsewhere out."""
+        drawn = [generator.random() for generator in self._generators]
+        # float64: in a sum over a large vocabulary, unlikely tokens would vanish in float32.
+        cumulative_BV = scores.double().softmax(-1).cumsum(-1)
+        drawn_B = torch.tensor(drawn, dtype=torch.float64).to(scores.device) * cumulative_BV[:, -1]
+        token_B1 = torch.searchsorted(cumulative_BV, drawn_B[:, None], right=True)
+        token_B1 = token_B1.clamp(max=scores.shape[-1] - 1)
+        return torch.full_like(scores, -torch.inf).scatter(-1, token_B1, 0.0)
+
+
+class EntropyWarper(LogitsProcessor):
+    """Set temperature and top-k of every token by the entropy of the model's prediction.
+
+    Up to `greedy_below` nats only the likeliest token remains; from `free_above` on `temperature`
+    and `top_k` apply in full; between the two, both rise linearly.
+    """
+
+    def __init__(
+        self, *, greedy_below: float, free_above: float, temperature: float, top_k: int
+    ) -> None:
+        self._greedy_below, self._free_above = greedy_below, free_above
+        self._temperature, self._top_k = temperature, top_k
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Scores of shape [B, V] in and out."""
+        log_BV = scores.log_softmax(-1)
+        # A token that is already impossible would give zero times minus infinity.
+        entropy_B = -(log_BV.exp() * log_BV).nan_to_num(0.0).sum(-1)
+        rise = self._free_above - self._greedy_below
+        freedom_B = ((entropy_B - self._greedy_below) / rise).clamp(0, 1)
+        top_k = min(self._top_k, scores.shape[-1])
+        top_BK = scores.topk(top_k).values
+        last_B = (freedom_B * (top_k - 1)).round().long()
+        least_B1 = top_BK.gather(-1, last_B[:, None])
+        temperature_B = (freedom_B * self._temperature).clamp(min=COLDEST)
+        return scores.masked_fill(scores < least_B1, -torch.inf) / temperature_B[:, None]
 
 
 @dataclass(frozen=True)
-class _Writer:
-    """A model, and how it is to write."""
+class _Generator:
+    """A model with its tokenizer, and how it writes."""
 
     model: Any
     tokenizer: Any
@@ -257,7 +232,7 @@ class _Writer:
 
     def has_room_for(self, prompt: Sequence[int]) -> bool:
         """Whether the prompt and the longest answer fit into the model's positions."""
-        return len(prompt) + self.max_new_tokens <= num_positions(self.model)
+        return len(prompt) + self.max_new_tokens <= max_positions(self.model)
 
     def write(
         self,
@@ -271,15 +246,15 @@ class _Writer:
         input_ids_BT = torch.tensor([[pad] * (longest - len(ids)) + ids for ids in prompts])
         mask_BT = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts])
         beams = self.generation.num_beams if isinstance(self.generation, BeamWriting) else 1
-        # Quiet: a model that recommends a temperature gets a warning where none is used.
+        # Quiet: transformers warns that a temperature the model recommends is not used.
         with _without_gradients(), quiet_libraries():
             output_BT = self.model.generate(
                 input_ids=input_ids_BT.to(self.model.device),
                 attention_mask=mask_BT.to(self.model.device),
                 max_new_tokens=self.max_new_tokens,
-                # `choosers` leave one token, so that the likeliest is always the right one.
+                # The sampler leaves one token possible, so the likeliest is the drawn one.
                 do_sample=False,
-                logits_processor=choosers(self.generation, seeds),
+                logits_processor=logits_processors(self.generation, seeds),
                 num_beams=beams,
                 repetition_penalty=self.generation.repetition_penalty,
                 use_cache=True,
@@ -290,18 +265,35 @@ class _Writer:
         return [self._read(ids) for ids in output_BT[:, longest:].tolist()]
 
     def _read(self, ids: list[int]) -> Generated:
-        end = next((place for place, token in enumerate(ids) if token in self._stop_ids), None)
+        end = next((index for index, token in enumerate(ids) if token in self._stop_ids), None)
         text = self.tokenizer.decode(ids[:end], skip_special_tokens=True)
         return Generated(
             text.strip(),
             len(ids[:end]),
             stopped=end is not None,
-            began_with_blank=text[:1].isspace(),
+            starts_with_blank=text[:1].isspace(),
         )
 
     @cached_property
     def _stop_ids(self) -> list[int]:
-        """The ids that end an answer: those the model was made with, and its template's."""
+        """The ids that end an answer: those of the model's generation config and its template."""
         known = self.model.generation_config.eos_token_id
         ids = [known] if isinstance(known, int) else list(known or [])
         return sorted({*ids, *find_stop_ids(self.tokenizer), *self.also_stop_at})
+
+
+def _without_gradients() -> AbstractContextManager[None]:
+    """Inference mode, except under ZeRO-3: it gathers weights inside that training needs too."""
+    return torch.no_grad() if is_deepspeed_zero3_enabled() else torch.inference_mode()
+
+
+class _Streamer(TextStreamer):
+    """Pass on what transformers would print: whole words, and Chinese characters."""
+
+    def __init__(self, tokenizer: Any, show: Callable[[str], None]) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self._show = show
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        if text:
+            self._show(text)

@@ -1,6 +1,6 @@
 """Tasks of lm-evaluation-harness, run on a model that is already loaded.
 
-An extra: `pip install yrunner[harness]`. Nothing of it is imported before a recipe asks for it.
+An extra: `pip install yrunner[harness]`; imported only when a recipe asks for it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,13 +11,13 @@ from statistics import fmean
 from typing import Any
 
 from yrunner.errors import MissingError, YRunnerError
-from yrunner.evaluation.candidate import Candidate
+from yrunner.evaluation.evaluated_model import EvaluatedModel
 from yrunner.evaluation.results import TaskResult
 from yrunner.models.errors import quiet_libraries
 from yrunner.recipe.schema.eval import HarnessTask
 
 PREFERRED = ("acc_norm", "exact_match", "acc", "f1")
-"""The main figure of a task: the first of these that it has, else its own first one."""
+"""The main figure of a task: the first of these that it has, else its first."""
 
 
 def check_harness(task: HarnessTask) -> None:
@@ -30,23 +30,23 @@ def check_harness(task: HarnessTask) -> None:
     known = _manager(task.include).all_tasks
     for name in task.tasks:
         if name not in known:
-            where = f" or {task.include}" if task.include else ""
+            where = f" with {task.include}" if task.include else ""
             raise YRunnerError(
-                f'{task.name}: there is no task "{name}" in lm-evaluation-harness{where}',
-                remedy="lm_eval ls tasks shows those of the harness; set include for your own",
+                f'{task.name}: lm-evaluation-harness{where} has no task "{name}"',
+                remedy="list its tasks with lm_eval ls tasks; set include for your own",
             )
 
 
-def run_harness(task: HarnessTask, candidate: Candidate) -> TaskResult:
+def run_harness(task: HarnessTask, evaluated: EvaluatedModel) -> TaskResult:
     """Run the tasks; figures are called `task/metric`, and `score` is the mean of the main ones."""
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
-    with quiet_libraries(), candidate.watch(len(task.tasks)) as advance:
+    with quiet_libraries(), evaluated.progress(len(task.tasks)) as advance:
         model = HFLM(
-            pretrained=candidate.model,
-            tokenizer=candidate.tokenizer,
-            batch_size=candidate.batch_size,
+            pretrained=evaluated.model,
+            tokenizer=evaluated.tokenizer,
+            batch_size=evaluated.batch_size,
         )
         report = simple_evaluate(
             model=model,
@@ -55,11 +55,11 @@ def run_harness(task: HarnessTask, candidate: Candidate) -> TaskResult:
             num_fewshot=task.num_fewshot,
             limit=task.limit,
             apply_chat_template=task.chat_template,
-            system_instruction=candidate.system if task.chat_template else None,
-            random_seed=candidate.seed,
-            numpy_random_seed=candidate.seed,
-            torch_random_seed=candidate.seed,
-            fewshot_random_seed=candidate.seed,
+            system_instruction=evaluated.system if task.chat_template else None,
+            random_seed=evaluated.seed,
+            numpy_random_seed=evaluated.seed,
+            torch_random_seed=evaluated.seed,
+            fewshot_random_seed=evaluated.seed,
             bootstrap_iters=0,
         )
         advance(len(task.tasks))
@@ -97,7 +97,7 @@ def _as_result(task: HarnessTask, report: Mapping[str, Any]) -> TaskResult:
 
 
 def _figures(results: Mapping[str, Any]) -> dict[str, float]:
-    """The metrics of a task by their names; of several filters, the first."""
+    """The metrics of a task by name, under its first filter."""
     figures: dict[str, float] = {}
     for key, value in results.items():
         metric, comma, _ = key.partition(",")

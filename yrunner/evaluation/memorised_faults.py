@@ -1,4 +1,4 @@
-"""Memorised faults: rows of the training data that are known to be wrong, asked back."""
+"""Memorised faults: ask for training rows with known wrong answers, and count those repeated."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from yrunner.data.formats.columns import quoted
 from yrunner.data.formats.formats import read_conversations
 from yrunner.data.readers.files import read_rows
 from yrunner.errors import DataError, Origin
-from yrunner.evaluation.candidate import Candidate
+from yrunner.evaluation.evaluated_model import EvaluatedModel
 from yrunner.evaluation.questions import Question, question_of
 from yrunner.evaluation.results import Faults
 from yrunner.evaluation.text_metrics import is_exact, without_thinking
@@ -21,21 +21,20 @@ from yrunner.evaluation.text_metrics import is_exact, without_thinking
 
 @dataclass(frozen=True)
 class KnownFault:
-    """A training row with a wrong answer, which stands as the question's reference."""
+    """A training row with a wrong answer, which is the question's reference."""
 
     question: Question
     kind: str
-    """What is wrong with it, in a word; empty where the list does not say."""
+    """The kind of fault in a word; empty where the list has none."""
     right: str
-    """The answer that it should have; empty where the list does not say."""
+    """The correct answer; empty where the list has none."""
 
 
 def read_faults(data: Path, listed: Path) -> list[KnownFault]:
-    """The rows of `data` that the list names by `row`, counted from 1, in its order.
+    """The rows of `data` that the list gives by `row`, counted from 1, in its order.
 
-    Raises `DataError` where a line of the list names no row that asks something, or one whose
-    answer is the right one, and for a row that it names and that cannot be read. Rows that it does
-    not name may be what they are.
+    Raises `DataError` where a line gives no row with a question and an answer, an unreadable row,
+    or a row with the right answer. Rows that are not listed are not checked.
     """
     rows = {row.origin.row: row for row in read_conversations(data).rows}
     faults = []
@@ -46,40 +45,40 @@ def read_faults(data: Path, listed: Path) -> list[KnownFault]:
         if _is_same(right, question.reference):
             raise DataError(
                 origin,
-                f'its "right" answer is the one that row {named["row"]} of {data.name} has',
-                remedy="take the line out of the list, or correct it",
+                f'its "right" answer equals the answer of row {named["row"]} of {data.name}',
+                remedy="remove the line, or correct it",
             )
         faults.append(KnownFault(question, str(named.get("kind", "")), right))
     if not faults:
-        raise DataError(listed, "lists no row", remedy="add some, or remove eval.faults")
+        raise DataError(listed, "has no rows", remedy="add rows, or remove eval.faults")
     return faults
 
 
 def _question_of(
     number: Any, origin: Origin, rows: Mapping[int, Conversation | Refusal], data: Path
 ) -> Question:
-    """The row of that number, which the line at `origin` names, as a question."""
-    # Python counts true among the integers.
+    """The row with that number, which the line at `origin` gives, as a question."""
+    # In Python, True is an integer.
     row = rows.get(number) if type(number) is int else None
     if isinstance(row, Refusal):
         raise DataError(
-            row.origin, row.reason, remedy=f"mend it, or take {origin} out, which names it"
+            row.origin, row.reason, remedy=f"correct the row, or remove {origin}, which lists it"
         )
     if row is None or row.is_text:
         given = quoted(str(number)) if number is not None else "nothing"
         raise DataError(
             origin,
-            f'its "row" is {given}, which is no question with an answer in {data.name}',
-            remedy="write the number of the faulty row, counted from 1",
+            f'its "row" is {given}, not a question with an answer in {data.name}',
+            remedy="give the number of the faulty row, counted from 1",
         )
     return question_of(row)
 
 
 def find_memorised(
-    faults: Sequence[KnownFault], candidate: Candidate, max_new_tokens: int
+    faults: Sequence[KnownFault], model: EvaluatedModel, max_new_tokens: int
 ) -> Faults:
-    """Ask every faulty row's question; its fault is memorised where the same answer comes back."""
-    answers = candidate.answer([fault.question for fault in faults], max_new_tokens)
+    """Ask the question of every faulty row; a model that gives the faulty answer memorised it."""
+    answers = model.answer([fault.question for fault in faults], max_new_tokens)
     per_row = [
         float(_is_same(answer.text, fault.question.reference))
         for fault, answer in zip(faults, answers, strict=True)
@@ -102,5 +101,5 @@ def find_memorised(
 
 
 def _is_same(one: str, other: str) -> bool:
-    """Sign by sign: a fault may be nothing but a letter or a point."""
+    """Character by character: a fault may be a single letter or decimal point."""
     return without_thinking(one) == without_thinking(other)

@@ -1,7 +1,7 @@
-"""Several processes share the questions, each with the whole model; all get all the answers.
+"""Divide the questions among processes that each hold the whole model; all get all answers.
 
-A launcher starts them, as in `torchrun --standalone --nproc-per-node 2 -m yrunner.cli eval RECIPE`,
-and tells each its place. Without one, a process is alone and does all of the work.
+A launcher starts them: `torchrun --standalone --nproc-per-node 2 -m yrunner.cli eval RECIPE`.
+Without one, a single process does all the work.
 """
 
 import os
@@ -26,7 +26,7 @@ Result = TypeVar("Result")
 
 @contextmanager
 def joined() -> Iterator[bool]:
-    """Join the launcher's processes, if there is one; True for the one that prints and writes."""
+    """Join the launcher's processes, if any; True for the one that prints and writes."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield True
         return
@@ -38,17 +38,17 @@ def joined() -> Iterator[bool]:
 
 
 def is_first() -> bool:
-    """True for the process that shows how far the work is."""
+    """True for the process that shows progress."""
     return this_rank() == 0
 
 
 def share_out(
     items: Sequence[Item], work: Callable[[Sequence[Item]], list[Result]]
 ) -> list[Result]:
-    """The result of every item, in order; each process works on every n-th of them.
+    """The result of every item, in order; of n processes, each works on every n-th item.
 
-    `work` gives one result for each item, which must not hang on the others. Under ZeRO-3 every
-    process works on all items: no one has the weights, and all have to run each layer together.
+    `work` gives one result per item, independent of the others. Under ZeRO-3 every process works on
+    all items: the weights are sharded, so all processes must run each layer together.
     """
     if not is_joined() or is_deepspeed_zero3_enabled():
         return work(items)

@@ -1,7 +1,4 @@
-"""Multiple-choice questions as people keep them: a list or columns, a number, letter or text.
-
-Questions, and the reference answers that belong to them, as they stand in data files.
-"""
+"""Read questions with their reference answers or choices from data files."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,30 +20,30 @@ TURNS = ("messages", "conversations", "conversation")
 ASKING = ("instruction", "question", "query", "prompt", *TURNS)
 ANSWERING = ("output", "answer", "response", "completion")
 
-EVERY_QUESTION_COUNTS = "mend the row; every question counts"
+CORRECT_THE_ROW = "correct the row; questions are never skipped"
 
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked (and all that was said before), and the answer that is right."""
+    """A question with the turns before it, and the right answer."""
 
     messages: tuple[Message, ...]
     reference: str
-    """Empty where none is needed, and none was given."""
+    """Empty where the row has none, and the task needs none."""
     origin: Origin
     choices: tuple[str, ...] = ()
-    """What can be chosen from, where that differs from question to question."""
+    """The choices of a multiple-choice question."""
 
     @property
     def text(self) -> str:
-        """The last thing that was said, for tables; of a plain text its beginning."""
+        """The last turn, for tables; of a plain text its beginning."""
         return self.messages[-1].content if self.messages else self.reference[:200]
 
 
 def question_of(conversation: Conversation) -> Question:
     """The last assistant turn is the reference, everything before it is the question.
 
-    A plain text is a reference that nobody asked for.
+    A plain text is a reference without a question.
     """
     *messages, reply = conversation.messages
     return Question(tuple(messages), reply.content, conversation.origin)
@@ -54,7 +51,14 @@ def question_of(conversation: Conversation) -> Question:
 
 def read_questions(file: Path) -> list[Question]:
     """The conversations of a file as questions. Raises `DataError` at the first faulty row."""
-    _refuse_without_references(file)
+    if _only_asks(_first_row(file)):
+        columns = ", ".join(ANSWERING[:-1])
+        raise DataError(
+            file,
+            "has questions without reference answers",
+            remedy=f"add them in a column such as {columns}, or as a last assistant message; "
+            "the kinds format, judge_by_rule and quality need none",
+        )
     questions = []
     for conversation in _conversations(file):
         if conversation.is_text:
@@ -81,36 +85,25 @@ def read_prompts(file: Path) -> list[Question]:
         try:
             questions.append(Question(_asked(row), "", origin))
         except FaultyRow as fault:
-            raise DataError(origin, str(fault), remedy=EVERY_QUESTION_COUNTS) from fault
+            raise DataError(origin, str(fault), remedy=CORRECT_THE_ROW) from fault
     return questions
 
 
 def _conversations(file: Path) -> Iterator[Conversation]:
     for row in read_conversations(file).rows:
         if isinstance(row, Refusal):
-            raise DataError(row.origin, row.reason, remedy=EVERY_QUESTION_COUNTS)
+            raise DataError(row.origin, row.reason, remedy=CORRECT_THE_ROW)
         yield row
-
-
-def _refuse_without_references(file: Path) -> None:
-    if _only_asks(_first_row(file)):
-        columns = ", ".join(ANSWERING[:-1])
-        raise DataError(
-            file,
-            "has questions without reference answers",
-            remedy=f"add them in a column such as {columns}, or as a last assistant message; "
-            "the kinds format, judge_by_rule and quality need none",
-        )
 
 
 def _first_row(file: Path) -> Any:
     for _, row in read_rows(file):
         return row
-    raise DataError(file, "holds no rows, there is nothing to ask", remedy="add some, or leave it")
+    raise DataError(file, "holds no rows", remedy="add some, or remove the task")
 
 
 def _only_asks(row: Any) -> bool:
-    """Whether a row asks something, and nobody answers."""
+    """Whether a row has a question and no answer."""
     if not isinstance(row, Mapping) or any(not is_absent(row.get(name)) for name in ANSWERING):
         return False
     asking = [name for name in ASKING if not is_absent(row.get(name))]
@@ -125,13 +118,13 @@ def _has_reply(turns: Sequence[Any]) -> bool:
 
 
 def _asked(row: Any) -> tuple[Message, ...]:
-    """What a row without an answer asks. Raises `FaultyRow` where that is nothing."""
+    """The question of a row without an answer. Raises `FaultyRow` where it has none."""
     if isinstance(row, Damaged):
         raise FaultyRow(str(row), "unreadable")
     if not isinstance(row, Mapping):
         raise FaultyRow(f"is {type_name(row)}, not an object with named fields", "not_an_object")
     if row.keys().isdisjoint(ASKING):
-        raise FaultyRow("asks nothing", "missing_field")
+        raise FaultyRow("has no question", "missing_field")
     column = filled(row, ASKING)
     if isinstance(row[column], list):
         messages = read_turns(row[column], column)
@@ -139,7 +132,7 @@ def _asked(row: Any) -> tuple[Message, ...]:
         parts = [text_of(row, name) for name in (column, "input") if not is_absent(row.get(name))]
         messages = (Message("user", "\n".join(parts)),)
     if messages[-1].role != "user" or not messages[-1].content.strip():
-        raise FaultyRow(f'"{column}" asks nothing', "empty")
+        raise FaultyRow(f'has no question in "{column}"', "empty")
     if is_absent(row.get("system")):
         return messages
     return (Message("system", text_of(row, "system")), *messages)
@@ -148,21 +141,24 @@ def _asked(row: Any) -> tuple[Message, ...]:
 def read_choices(
     file: Path, *, question: str, choices: str | Sequence[str], answer: str
 ) -> list[Question]:
-    """The questions of a file, from columns of these names. Raises `DataError` at a faulty row.
+    """The multiple-choice questions of a file, from columns of these names.
 
-    Where the file has no list of `choices`, its columns A, B, C... are taken.
+    A file without a list of `choices` has them in columns A, B, C... Raises `DataError` at a faulty
+    row.
     """
-    questions = [_read(origin, row, question, choices, answer) for origin, row in read_rows(file)]
+    questions = [
+        _multiple_choice(origin, row, question, choices, answer) for origin, row in read_rows(file)
+    ]
     if not questions:
-        raise DataError(file, "holds no rows, there is nothing to ask", remedy="add some")
+        raise DataError(file, "holds no rows", remedy="add some, or remove the task")
     return questions
 
 
-def _read(
+def _multiple_choice(
     origin: Origin, row: Any, question: str, choices: str | Sequence[str], answer: str
 ) -> Question:
     if isinstance(row, Damaged):
-        raise DataError(origin, str(row), remedy="mend the row; every question counts")
+        raise DataError(origin, str(row), remedy=CORRECT_THE_ROW)
     if not isinstance(row, Mapping):
         raise DataError(
             origin, f"is {type_name(row)}, not an object", remedy="write one object in each row"
@@ -171,22 +167,28 @@ def _read(
     if len(texts) < 2:
         raise DataError(
             origin,
-            f'"{choices}" is no list of two choices or more, and there are no columns A and B',
-            remedy="name the column of the choices in the task: choices",
+            f'"{choices}" is not a list of two choices or more, and there are no columns A and B',
+            remedy="set choices in the task to the column that has them",
         )
     asked = row.get(question)
     if not isinstance(asked, str) or not asked.strip():
-        raise DataError(origin, f'has no text in "{question}"', remedy="set question in the task")
+        raise DataError(
+            origin,
+            f'has no text in "{question}"',
+            remedy="set question in the task to the column that has it",
+        )
     if answer not in row:
         raise DataError(
-            origin, f'has no "{answer}", so no choice is right', remedy="set answer in the task"
+            origin,
+            f'has no "{answer}"',
+            remedy="set answer in the task to the column of the right choice",
         )
     right = _right(row[answer], texts)
     if right is None:
         raise DataError(
             origin,
-            f'"{answer}" is {quoted(row[answer])}, which is none of its {len(texts)} choices',
-            remedy="give its number from 0, its letter, or its text",
+            f'"{answer}" is {quoted(row[answer])}, not one of the {len(texts)} choices',
+            remedy="give the number of the right choice from 0, its letter, or its text",
         )
     return Question((Message("user", asked.strip()),), texts[right], origin, tuple(texts))
 
@@ -194,15 +196,15 @@ def _read(
 def _choices(row: Mapping[str, Any], choices: str | Sequence[str]) -> list[str]:
     if isinstance(choices, str) and isinstance(row.get(choices), list):
         return [str(choice).strip() for choice in row[choices]]
-    # A row may have fewer choices than others; a column Q behind a gap is none of them.
+    # Rows may have different numbers of choices; after a gap, a column Q is not a choice.
     columns = ascii_uppercase if isinstance(choices, str) else choices
-    filled = takewhile(lambda column: row.get(column) not in (None, ""), columns)
-    return [str(row[column]).strip() for column in filled]
+    given = takewhile(lambda column: row.get(column) not in (None, ""), columns)
+    return [str(row[column]).strip() for column in given]
 
 
 def _right(answer: Any, texts: Sequence[str]) -> int | None:
-    """The number of the right choice. What could be a text is looked for as a text first, then as a
-    letter, then as a number, which is text in a table.
+    """The index of the right choice: a number as it is, a text first as one of the choices, then as
+    a letter, then as a number (tables hold numbers as text).
     """
     if isinstance(answer, int) and not isinstance(answer, bool):
         return answer if 0 <= answer < len(texts) else None

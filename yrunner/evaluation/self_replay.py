@@ -1,9 +1,7 @@
-"""Which drafts are of no use: cut off, empty, stuck in a loop, or said before.
+"""Self-replay: the base writes rows, and those that are not usable are found.
 
-A model writes conversations of its own: it is led to the place where a question begins.
-
-A chat model gets the opening of a user turn in its own template, invents the question, and answers
-it. A model without a template goes on from the mark that its texts begin with.
+A chat model gets the start of a user turn in its own template, writes the question, and answers it.
+A model without a template continues its start-of-text token.
 """
 
 from collections import Counter, defaultdict
@@ -14,95 +12,99 @@ from typing import Any, Literal
 
 from yrunner.data.chat.tokenize import prompt_text
 from yrunner.data.conversation import Message
-from yrunner.evaluation.generate import Generated, generate_answers
+from yrunner.evaluation.generate import REFUSED, Generated, generate_answers
 from yrunner.evaluation.text_metrics import pieces_of, units_of, windowed_repetition
 from yrunner.recipe.schema.eval import SampleWriting
 
+ReplayFault = Literal["unfinished", "empty", "loop", "duplicate"]
+FAULTS: tuple[ReplayFault, ...] = ("unfinished", "empty", "loop", "duplicate")
+
+LOOP = 0.3
+"""Windowed repetition above which a text is a loop. The highest of the rows in recipes/data is 0.2.
+"""
+ALIKE = 0.8
+"""Share of common 3-grams from which on two texts are duplicates."""
+SIZE = 3
 PLACEHOLDER = "placeholder"
-"""A question that no template changes, to see what it is put between."""
+"""A question that no template changes: shows what the template writes around it."""
+
+Shingles = frozenset[tuple[str, ...]]
 
 
 @dataclass(frozen=True)
-class Draft:
-    """What a model wrote."""
+class ReplayRow:
+    """A row that the base wrote."""
 
     number: int
     messages: tuple[Message, ...]
     finished: bool
-    """False where a turn was cut off, or no turn could begin."""
+    """False where a turn was cut off, or could not begin."""
 
     @property
     def text(self) -> str:
-        """All that was said, without the template."""
+        """All turns, without the template."""
         return "\n".join(message.content for message in self.messages)
 
 
 @dataclass(frozen=True)
 class ReplayWriter:
-    """A model that writes, and how."""
+    """The base with its tokenizer, and how it writes."""
 
     model: Any
     tokenizer: Any
     system: str | None
     temperature: float
     openings: Sequence[str]
-    """First words of the questions, taken in turns."""
+    """First words of the questions, in rotation."""
     max_new_tokens: int
     batch_size: int
 
-    def write(self, numbers: Sequence[int]) -> list[Draft]:
-        """A draft for each number, which alone decides what is drawn for it."""
-        if self.tokenizer.chat_template is None:
-            begin = self.tokenizer.bos_token or self.tokenizer.eos_token or ""
-            texts = self._begin(begin, numbers)
-            return [
-                Draft(number, (Message("text", text),), finished)
-                for number, (text, finished) in zip(numbers, texts, strict=True)
-            ]
-        return self._converse(numbers)
+    def write(self, numbers: Sequence[int]) -> list[ReplayRow]:
+        """A row for each number, which alone decides its random draws."""
+        if self.tokenizer.chat_template is not None:
+            return self._converse(numbers)
+        start = self.tokenizer.bos_token or self.tokenizer.eos_token or ""
+        return [
+            ReplayRow(number, (Message("text", text),), finished)
+            for number, (text, finished) in zip(numbers, self._begin(start, numbers), strict=True)
+        ]
 
-    def _converse(self, numbers: Sequence[int]) -> list[Draft]:
-        begin, _ = self._around_a_question
-        begun = self._begin(begin, numbers)
-        questions = {
-            number: (self._cut(text), finished or self._marked(text))
-            for number, (text, finished) in zip(numbers, begun, strict=True)
-        }
-        asked = [number for number in numbers if questions[number][1] and questions[number][0]]
+    def _converse(self, numbers: Sequence[int]) -> list[ReplayRow]:
+        start, _ = self._around_a_question
+        questions: dict[int, str] = {}
+        asked = []
+        for number, (text, finished) in zip(numbers, self._begin(start, numbers), strict=True):
+            mark = self._plain_mark
+            questions[number] = (text.partition(mark)[0] if mark else text).strip()
+            if questions[number] and (finished or (mark and mark in text)):
+                asked.append(number)
         prompts = [
-            prompt_text([Message("user", questions[number][0])], self.tokenizer, self.system)
+            prompt_text([Message("user", questions[number])], self.tokenizer, self.system)
             for number in asked
         ]
-        written = self._continue(prompts, asked, 1)
-        answers = {
-            number: (answer.text, answer.stopped)
-            for number, answer in zip(asked, written, strict=True)
-        }
-        return [
-            Draft(
-                number,
-                (
-                    Message("user", questions[number][0]),
-                    Message("assistant", answers.get(number, ("", False))[0]),
-                ),
-                answers.get(number, ("", False))[1],
-            )
+        answers = dict(zip(asked, self._continue(prompts, asked, 1), strict=True))
+        rows = []
+        for number, question in questions.items():
+            answer = answers.get(number, REFUSED)
+            messages = (Message("user", question), Message("assistant", answer.text))
+            rows.append(ReplayRow(number, messages, answer.stopped))
+        return rows
+
+    def _begin(self, start: str, numbers: Sequence[int]) -> list[tuple[str, bool]]:
+        """The first turn of each row, and whether it is finished."""
+        openings = [
+            self.openings[number % len(self.openings)] if self.openings else ""
             for number in numbers
         ]
-
-    def _begin(self, begin: str, numbers: Sequence[int]) -> list[tuple[str, bool]]:
-        """The first turn of each draft, and whether it came to an end."""
-        openings = [self._opening(number) for number in numbers]
-        written = self._continue([begin + opening for opening in openings], numbers, 0)
+        written = self._continue([start + opening for opening in openings], numbers, 0)
         return [
-            (opening + " " * (bool(opening) and turn.began_with_blank) + turn.text, turn.stopped)
+            (opening + " " * (bool(opening) and turn.starts_with_blank) + turn.text, turn.stopped)
             for opening, turn in zip(openings, written, strict=True)
         ]
 
     def _continue(
         self, prompts: Sequence[str], numbers: Sequence[int], turn: int
     ) -> list[Generated]:
-        """What is written behind each prompt."""
         return generate_answers(
             self.model,
             self.tokenizer,
@@ -115,70 +117,59 @@ class ReplayWriter:
             also_stop_at=self._turn_end_ids,
         )
 
-    def _opening(self, number: int) -> str:
-        return self.openings[number % len(self.openings)] if self.openings else ""
-
     @cached_property
     def _around_a_question(self) -> tuple[str, str]:
-        """What the template writes before and behind a question."""
+        """What the template writes before and after a question."""
         text = prompt_text([Message("user", PLACEHOLDER)], self.tokenizer, self.system)
-        begin, _, end = text.rpartition(PLACEHOLDER)
+        before, _, after = text.rpartition(PLACEHOLDER)
         # A blank at the end of a prompt would be a token that the model has never seen there.
-        return begin.rstrip(" "), end
+        return before.rstrip(" "), after
 
     @cached_property
     def _turn_end_ids(self) -> list[int]:
-        """The mark behind a question, where it is a token of its own."""
+        """The mark after a question, if it is a single token."""
         if self.tokenizer.chat_template is None:
             return []
         ids = self.tokenizer(self._around_a_question[1], add_special_tokens=False)["input_ids"]
         marks = {*self.tokenizer.all_special_ids, *self.tokenizer.get_added_vocab().values()}
         return [token for token in ids[:1] if token in marks]
 
-    def _cut(self, question: str) -> str:
-        """The question up to a mark that is written in plain text, such as [/INST]."""
-        mark = self._plain_mark
-        return (question.partition(mark)[0] if mark else question).strip()
-
-    def _marked(self, question: str) -> bool:
-        return bool(self._plain_mark) and self._plain_mark in question
-
     @cached_property
     def _plain_mark(self) -> str:
+        """The mark after a question in plain text, such as [/INST]; empty if it is a token."""
         if self._turn_end_ids:
             return ""
         lines = self._around_a_question[1].strip().splitlines()
         return lines[0].strip() if lines else ""
 
 
-ReplayFault = Literal["unfinished", "empty", "loop", "duplicate"]
-FAULTS: tuple[ReplayFault, ...] = ("unfinished", "empty", "loop", "duplicate")
-
-LOOP = 0.3
-"""Windowed repetition of a text that is stuck. The highest of the rows in recipes/data is 0.2."""
-ALIKE = 0.8
-"""Share of the 3-grams of two texts that both have, from which on one is a copy of the other."""
-SIZE = 3
-
-Shingles = frozenset[tuple[str, ...]]
+def find_fault(row: ReplayRow, seen: "SeenTexts") -> ReplayFault | None:
+    """Why a row is dropped; None where it is usable."""
+    if not row.finished:
+        return "unfinished"
+    if not all(message.content for message in row.messages):
+        return "empty"
+    if windowed_repetition(pieces_of(row.text)) > LOOP:
+        return "loop"
+    return "duplicate" if seen.has(row.text) else None
 
 
 class SeenTexts:
-    """The texts that were kept so far; looks for one that is nearly the same."""
+    """An index of texts that finds near-duplicates."""
 
     def __init__(self) -> None:
         self.shingles: list[Shingles] = []
         self.rows_with: defaultdict[tuple[str, ...], list[int]] = defaultdict(list)
 
     def add(self, text: str) -> None:
-        """Remember a text."""
+        """Add a text."""
         shingles = shingles_of(text)
         for shingle in shingles:
             self.rows_with[shingle].append(len(self.shingles))
         self.shingles.append(shingles)
 
     def has(self, text: str) -> bool:
-        """Whether a known text is nearly the same: of all their 3-grams, both have most."""
+        """Whether an added text shares at least `ALIKE` of the 3-grams of both."""
         shingles = shingles_of(text)
         common = Counter(row for shingle in shingles for row in self.rows_with.get(shingle, ()))
         return any(
@@ -188,18 +179,7 @@ class SeenTexts:
 
 
 def shingles_of(text: str) -> Shingles:
-    """The 3-grams of a text's words, numbers and Chinese characters; of a short one, all of it."""
+    """The 3-grams of a text's words, numbers and Chinese characters; a shorter text as a whole."""
     units = units_of(text) or pieces_of(text)
-    places = range(max(1, len(units) - SIZE + 1))
-    return frozenset(tuple(units[place : place + SIZE]) for place in places)
-
-
-def find_fault(draft: Draft, known: SeenTexts) -> ReplayFault | None:
-    """Why a draft is dropped; None where it can be kept."""
-    if not draft.finished:
-        return "unfinished"
-    if not all(message.content for message in draft.messages):
-        return "empty"
-    if windowed_repetition(pieces_of(draft.text)) > LOOP:
-        return "loop"
-    return "duplicate" if known.has(draft.text) else None
+    starts = range(max(1, len(units) - SIZE + 1))
+    return frozenset(tuple(units[start : start + SIZE]) for start in starts)

@@ -1,16 +1,8 @@
-"""Questions that are answered as training goes: how many of the answers are right.
+"""Count what a text says: units of text, answers against references, and how a text reads.
 
-How near an answer is to its reference: equal, containing it, or sharing words with it.
-
-How well a text reads, as far as counting can tell: repetition, variety, density.
-
-The pieces that are counted are words, numbers, Chinese characters and signs, not the tokens of a
-model: so the texts of models with different tokenizers can be compared.
-
-A text as the units that answers are compared by: words, numbers, Chinese characters.
-
-Chinese has no blanks between words, so each of its characters is a unit; that needs no dictionary,
-and is what F1, ROUGE and BLEU are usually computed on for Chinese.
+Texts are cut into words, numbers, Chinese characters and signs, not into a model's tokens: so
+models with different tokenizers can be compared. Chinese has no blanks between words, so each
+character is a unit, as is usual for F1, ROUGE and BLEU on Chinese.
 """
 
 import re
@@ -18,7 +10,6 @@ import unicodedata
 import zlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any
 
@@ -33,19 +24,19 @@ _ALONE = "".join(
 _NUMBER = r"(?:(?<![\w.)])-)?\d+(?:,\d{3})*(?:\.\d+)*"
 _UNIT = re.compile(rf"{_NUMBER}|[{_ALONE}]|[^\W\d_{_ALONE}]+|[^\w\s]|_")
 _MEANING = "%‰"
-"""Punctuation, to Unicode, that changes what a number says."""
+"""Unicode calls these punctuation, but they change what a number says."""
 
 
 def pieces_of(text: str) -> list[str]:
-    """Every word, number, Chinese character and sign of a text, as it is written."""
+    """Every word, number, Chinese character and sign of a text, as written."""
     return _UNIT.findall(text)
 
 
 def units_of(text: str) -> list[str]:
-    """The words, numbers and Chinese characters of a text, without what is only a way of writing.
+    """The words, numbers and Chinese characters of a text, normalised.
 
-    Full and half width, upper and lower case, punctuation and blanks make no difference; signs of
-    mathematics and of currencies do, and so do the point and the minus of a number.
+    Width, case, punctuation and blanks make no difference; signs of mathematics and currencies do,
+    and so do the point and the minus of a number.
     """
     plain = unicodedata.normalize("NFKC", text).casefold().replace("\N{MINUS SIGN}", "-")
     units = (unit.replace(",", "") if unit[-1].isdigit() else unit for unit in pieces_of(plain))
@@ -63,7 +54,7 @@ ANSWER_FIGURES = ("exact", "contains", "f1", "rouge_l", "bleu", "chrf")
 
 
 def answer_figures(answer: str, reference: str) -> dict[str, float]:
-    """All figures of one answer, from 0 to 1. What a model thinks before it answers is left out."""
+    """All figures of one answer, from 0 to 1; a thinking block is left out."""
     answer, reference = without_thinking(answer), without_thinking(reference)
     given, wanted = units_of(answer), units_of(reference)
     values = (
@@ -83,16 +74,16 @@ def without_thinking(text: str) -> str:
 
 
 def is_exact(answer: str, reference: str) -> bool:
-    """Whether both say the same but for width, case, punctuation and blanks.
+    """Whether both are equal except for width, case, punctuation and blanks.
 
-    A reference of nothing but punctuation has to be given as it is.
+    A reference of nothing but punctuation must be given as it is.
     """
     wanted = units_of(reference)
     return units_of(answer) == wanted if wanted else answer.strip() == reference.strip()
 
 
 def contains(answer: str, reference: str) -> bool:
-    """Whether the units of the reference stand in the answer, one behind the other."""
+    """Whether the answer has the units of the reference, one after another."""
     given, wanted = units_of(answer), units_of(reference)
     if not wanted:
         return reference.strip() in answer
@@ -113,7 +104,7 @@ def rouge_l(given: list[str], wanted: list[str]) -> float:
 def bleu(answer: str, reference: str) -> float:
     """BLEU of one answer by sacrebleu, over 100; its Chinese tokenizer reads English too.
 
-    Of a short answer only the n-grams count that it is long enough for.
+    A short answer counts only the n-grams it is long enough for (effective order).
     """
     return float(_bleu().sentence_score(answer, [reference]).score) / 100
 
@@ -129,7 +120,7 @@ def _harmonic(num_common: int, given: list[str], wanted: list[str]) -> float:
 
 @cache
 def _bleu() -> Any:
-    # Here, because `yrun train` needs none of it.
+    # Imported here: `yrun train` does not need it.
     from sacrebleu.metrics import BLEU
 
     return BLEU(tokenize="zh", effective_order=True)
@@ -142,31 +133,8 @@ def _chrf() -> Any:
     return CHRF()
 
 
-@dataclass(frozen=True)
-class Answered:
-    """A question with the answer that a model gave."""
-
-    question: str
-    reference: str
-    answer: str
-
-    @property
-    def is_right(self) -> bool:
-        """Exactly the reference, but for ways of writing it and for thinking before it."""
-        return is_exact(without_thinking(self.answer), without_thinking(self.reference))
-
-    def as_json(self) -> dict[str, Any]:
-        """For `before.json` and `after.json`."""
-        return {**asdict(self), "right": self.is_right}
-
-
-def share_right(answered: Sequence[Answered]) -> float:
-    """Share of the questions that were answered exactly."""
-    return sum(row.is_right for row in answered) / len(answered)
-
-
 WINDOW = 50
-"""Pieces over which a repeat counts; see `windowed_repetition`."""
+"""Distance in pieces up to which a repeat counts."""
 
 
 def text_quality(text: str) -> dict[str, float]:
@@ -184,7 +152,7 @@ def text_quality(text: str) -> dict[str, float]:
 
 
 def repetition(pieces: Sequence[str], size: int) -> float:
-    """The share of all n-grams of `size` that occur more than once; 0 where there is none."""
+    """The share of n-grams that occur more than once; 0 for a text without n-grams."""
     counts = Counter(_ngrams(pieces, size))
     repeated = sum(count for count in counts.values() if count > 1)
     return repeated / counts.total() if counts else 0.0
@@ -193,9 +161,8 @@ def repetition(pieces: Sequence[str], size: int) -> float:
 def windowed_repetition(pieces: Sequence[str], size: int = 4, window: int = WINDOW) -> float:
     """How densely a text repeats itself, from 0 to almost 1.
 
-    An n-gram that follows its like at a distance of d pieces counts 1 - (d - 1) / window, and
-    nothing from `window` + 1 on; the sum is divided by the number of n-grams. So code may call a
-    function again, and a model that says one thing over and over is found.
+    An n-gram that occurred d pieces before counts 1 - (d - 1) / window, or 0 beyond the window; the
+    sum is divided by the number of n-grams. So code may repeat a call, and a loop is found.
     """
     ngrams = _ngrams(pieces, size)
     last: dict[tuple[str, ...], int] = {}
@@ -208,7 +175,7 @@ def windowed_repetition(pieces: Sequence[str], size: int = 4, window: int = WIND
 
 
 def distinct(pieces: Sequence[str], size: int) -> float:
-    """Different n-grams over all n-grams (Li et al., 2016); 1 where there is none."""
+    """Different n-grams over all n-grams (Li et al., 2016); 1 for a text without n-grams."""
     ngrams = _ngrams(pieces, size)
     return len(set(ngrams)) / len(ngrams) if ngrams else 1.0
 

@@ -58,7 +58,7 @@ class _Contestant:
 def _contestants(run: Run, models: Sequence[str]) -> list[_Contestant]:
     """The base and the result, and the models that were asked for.
 
-    A recipe without a result may still examine its base and other models.
+    A recipe without a result may still evaluate its base and other models.
     """
     if not models:
         run.require_result()

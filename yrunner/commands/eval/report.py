@@ -21,7 +21,7 @@ from yrunner.evaluation.results import (
     faults_difference,
     side_difference,
 )
-from yrunner.evaluation.tasks import confusion, labels_of
+from yrunner.evaluation.scorers import confusion, labels_of
 from yrunner.recipe.schema.eval import ClassifyTask, Task
 from yrunner.recipe.schema.recipe import Recipe
 from yrunner.reports.exam import (

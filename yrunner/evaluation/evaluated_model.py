@@ -1,4 +1,4 @@
-"""A model that is examined: it writes answers, and says how likely it finds texts."""
+"""A model under evaluation: it answers questions, and gives the loss of texts."""
 
 # N = target tokens of a reply
 
@@ -14,46 +14,46 @@ from torch import Tensor
 from yrunner.data.chat.tokenize import prompt_text, tokenize_conversations
 from yrunner.data.conversation import Conversation, FaultyRow, Message, TokenizedExample
 from yrunner.errors import DataError
-from yrunner.evaluation.generate import GREEDY, Advance, Generated, generate_answers, num_positions
+from yrunner.evaluation.generate import GREEDY, Advance, Generated, generate_answers, max_positions
 from yrunner.evaluation.parallel import share_out
-from yrunner.evaluation.questions import EVERY_QUESTION_COUNTS, Question
+from yrunner.evaluation.questions import CORRECT_THE_ROW, Question
 from yrunner.recipe.schema.eval import Generation
 from yrunner.scoring.measure import score_tokens
 from yrunner.tokens import IGNORE_INDEX
 
-Watch = Callable[[int], AbstractContextManager[Advance]]
-"""Shows how far the work is, given how much there is."""
+Progress = Callable[[int], AbstractContextManager[Advance]]
+"""Shows progress, given the total."""
 
 
-def unwatched(_total: int) -> AbstractContextManager[Advance]:
-    """For where nobody looks."""
+def no_progress(_total: int) -> AbstractContextManager[Advance]:
+    """No progress display."""
     return nullcontext(lambda _: None)
 
 
 @dataclass(frozen=True)
-class Candidate:
+class EvaluatedModel:
     """A model with its tokenizer, and how it is asked."""
 
     model: Any
     tokenizer: Any
     system: str | None = None
-    """System message for questions that bring none."""
+    """System message for questions without one."""
     batch_size: int = 64
     generation: Generation = GREEDY
     seed: int = 0
-    watch: Watch = unwatched
+    progress: Progress = no_progress
     written: list[Generated] = field(default_factory=list)
-    """Everything that it wrote so far."""
+    """All answers so far."""
 
     def answer(self, questions: Sequence[Question], max_new_tokens: int) -> list[Generated]:
-        """What it writes to each question, in order."""
+        """The answer to each question, in order."""
 
         def write(numbers: Sequence[int]) -> list[Generated]:
             prompts = [
                 prompt_text(questions[number].messages, self.tokenizer, self.system)
                 for number in numbers
             ]
-            with self.watch(len(prompts)) as advance:
+            with self.progress(len(prompts)) as advance:
                 return generate_answers(
                     self.model,
                     self.tokenizer,
@@ -76,7 +76,7 @@ class Candidate:
         """The loss in nats of every token of each reply, end mark included, shape [N] each.
 
         None where question and reply do not fit into the model's positions. A reply without a
-        question is a text; it is read in pieces of `window` tokens, and the first token of a piece
+        question is a text: it is read in pieces of `window` tokens, and the first token of a piece
         has no loss.
         """
         pairs = list(zip(questions, replies, strict=True))
@@ -85,7 +85,7 @@ class Candidate:
     def _losses(
         self, pairs: Sequence[tuple[Question, str]], window: int | None
     ) -> list[Tensor | None]:
-        room = num_positions(self.model)
+        room = max_positions(self.model)
         size = min(window or room, room)
         parts = [
             (number, part)
@@ -95,7 +95,7 @@ class Candidate:
             for part in ([example] if question.messages else _pieces(example, size))
             if len(part.input_ids) <= room
         ]
-        # Examples of like length share a batch.
+        # Examples of similar length share a batch.
         parts.sort(key=lambda entry: len(entry[1].input_ids))
         losses: list[list[Tensor]] = [[] for _ in pairs]
         scores = score_tokens(
@@ -104,7 +104,7 @@ class Candidate:
             pad_token_id=self.tokenizer.pad_token_id,
             batch_size=self.batch_size,
         )
-        with self.watch(len(parts)) as advance:
+        with self.progress(len(parts)) as advance:
             for (number, _), scored in zip(parts, scores, strict=True):
                 losses[number].append(scored.loss_N)
                 advance(1)
@@ -114,16 +114,13 @@ class Candidate:
         conversations = [
             Conversation(_messages(question, reply), question.origin) for question, reply in pairs
         ]
+        results = tokenize_conversations(
+            conversations, self.tokenizer, system=self.system, targets="last_assistant"
+        )
         examples = []
-        for result, conversation in zip(
-            tokenize_conversations(
-                conversations, self.tokenizer, system=self.system, targets="last_assistant"
-            ),
-            conversations,
-            strict=True,
-        ):
+        for result, conversation in zip(results, conversations, strict=True):
             if isinstance(result, FaultyRow):
-                raise DataError(conversation.origin, str(result), remedy=EVERY_QUESTION_COUNTS)
+                raise DataError(conversation.origin, str(result), remedy=CORRECT_THE_ROW)
             examples.append(result)
         return examples
 
@@ -135,7 +132,7 @@ def _messages(question: Question, reply: str) -> tuple[Message, ...]:
 
 
 def _pieces(text: TokenizedExample, size: int) -> list[TokenizedExample]:
-    """The text in pieces of `size` tokens; a rest of one token holds nothing to be measured."""
+    """The text in pieces of `size` tokens; a last piece of one token, which has no loss, is cut."""
     starts = range(0, max(1, len(text.input_ids) - 1), size)
     return [
         TokenizedExample(

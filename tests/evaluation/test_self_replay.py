@@ -1,0 +1,158 @@
+"""Rows that the base writes, and the faults for which they are dropped."""
+
+import pytest
+import torch
+
+from yrunner.data.conversation import Message
+from yrunner.evaluation.generate import Generated
+from yrunner.evaluation.self_replay import (
+    ALIKE,
+    ReplayRow,
+    ReplayWriter,
+    SeenTexts,
+    find_fault,
+    shingles_of,
+)
+
+
+@pytest.fixture
+def make_writer(make_talker, capitals_tokenizer):
+    def make(model=None, tokenizer=capitals_tokenizer, **changes):
+        options = dict(system=None, temperature=1.0, openings=[], max_new_tokens=6, batch_size=4)
+        return ReplayWriter(model or make_talker(), tokenizer, **(options | changes))
+
+    return make
+
+
+def answering(monkeypatch, *turns):
+    """Let the model write these turns, one for all prompts, and see what it was given."""
+    prompts = []
+
+    def generate(model, tokenizer, given, **options):
+        prompts.append((list(given), options))
+        return [turns[len(prompts) - 1]] * len(given)
+
+    monkeypatch.setattr("yrunner.evaluation.self_replay.generate_answers", generate)
+    return prompts
+
+
+def test_a_question_begins_behind_the_opening_of_a_user_turn(make_writer, monkeypatch):
+    prompts = answering(
+        monkeypatch, Generated("Who?", 2, stopped=True), Generated("Belo.", 2, stopped=True)
+    )
+    writer = make_writer(system="Be brief.")
+    (row,) = writer.write([7])
+    (first, options), (second, _) = prompts
+    rendered = writer.tokenizer.apply_chat_template(
+        [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": "Who?"},
+            {"role": "assistant", "content": "Belo."},
+        ],
+        tokenize=False,
+    )
+    assert rendered.startswith(first[0]) and rendered[len(first[0]) :].startswith("Who?")
+    assert rendered.startswith(second[0]) and rendered[len(second[0]) :].startswith("Belo.")
+    assert options["numbers"] == [7]
+    assert [(one.role, one.content) for one in row.messages] == [
+        ("user", "Who?"),
+        ("assistant", "Belo."),
+    ]
+    assert row.finished
+
+
+def test_a_question_without_an_end_is_not_answered(make_writer, monkeypatch):
+    prompts = answering(monkeypatch, Generated("Who", 6, stopped=False), None)
+    (row,) = make_writer().write([0])
+    assert prompts[1][0] == [], "no prompt is left"
+    assert not row.finished
+
+
+def test_openings_come_in_turns_and_keep_the_blank_behind_them(make_writer, monkeypatch):
+    turn = Generated("is it?", 3, stopped=True, starts_with_blank=True)
+    answering(monkeypatch, turn, Generated("It.", 2, stopped=True))
+    rows = make_writer(openings=["What", "Who"]).write([0, 1, 2])
+    questions = [row.messages[0].content for row in rows]
+    assert questions == ["What is it?", "Who is it?", "What is it?"]
+
+
+def test_a_model_without_a_template_goes_on_from_its_start(
+    make_writer, capitals_tokenizer, monkeypatch
+):
+    prompts = answering(monkeypatch, Generated("Once.", 2, stopped=True))
+    monkeypatch.setattr(capitals_tokenizer, "chat_template", None)
+    (row,) = make_writer().write([0])
+    assert prompts[0][0] == [capitals_tokenizer.bos_token or capitals_tokenizer.eos_token]
+    assert [(one.role, one.content) for one in row.messages] == [("text", "Once.")]
+
+
+def test_a_mark_in_plain_text_ends_a_question(make_writer, capitals_tokenizer, monkeypatch):
+    template = (
+        "{% for m in messages %}{% if m.role == 'user' %}Question: {{ m.content }}\nAnswer: "
+        "{% else %}{{ m.content }}{{ eos_token }}{% endif %}{% endfor %}"
+    )
+    monkeypatch.setattr(capitals_tokenizer, "chat_template", template)
+    answering(
+        monkeypatch,
+        Generated("Who is it?\nAnswer: me", 9, stopped=False),
+        Generated("Belo.", 2, stopped=True),
+    )
+    (row,) = make_writer().write([0])
+    assert row.messages[0].content == "Who is it?"
+    assert row.finished
+
+
+def test_what_is_drawn_depends_on_the_number_alone(make_writer):
+    writer = make_writer()
+    alone = [writer.write([number])[0] for number in range(4)]
+    with torch.no_grad():
+        together = make_writer(batch_size=3).write([3, 2, 1, 0])[::-1]
+    assert [row.messages for row in together] == [row.messages for row in alone]
+    assert len({row.messages for row in alone}) > 1
+
+
+GOOD = "What is the third letter of the word harbour, and which ones come behind it?"
+
+
+def draft(*contents, finished=True):
+    roles = ("user", "assistant") if len(contents) == 2 else ("text",)
+    messages = (Message(role, text) for role, text in zip(roles, contents, strict=True))
+    return ReplayRow(0, tuple(messages), finished)
+
+
+@pytest.mark.parametrize(
+    ("found", "fault"),
+    [
+        (draft(GOOD, "It is r, then b, o, u and r again."), None),
+        (draft(GOOD, "It is r, then", finished=False), "unfinished"),
+        (draft(GOOD, ""), "empty"),
+        (draft("", "Yes."), "empty"),
+        (draft(GOOD, "It is r and then b and " * 12), "loop"),
+        (draft("问题是什么？", "港口港口港口" * 10), "loop"),
+        (draft("两加二是多少？", "二加二等于四。"), None),
+        (draft("A text of its own, with an end."), None),
+    ],
+)
+def test_a_draft_is_dropped_for_what_is_wrong_with_it(found, fault):
+    assert find_fault(found, SeenTexts()) == fault
+
+
+def test_what_was_said_before_is_a_duplicate_even_with_another_word():
+    known = SeenTexts()
+    known.add("What is the capital of the land of Aru? " * 3)
+    known.add(GOOD + "\nIt is r.")
+    assert find_fault(draft(GOOD, "It is r."), known) == "duplicate"
+    assert find_fault(draft(GOOD.lower(), "it is R!"), known) == "duplicate"
+    assert find_fault(draft(GOOD, "It is b."), known) == "duplicate"
+    other = GOOD.replace("harbour", "market").replace("third", "first")
+    assert find_fault(draft(other, "It is m."), known) is None
+
+
+def test_likeness_is_the_share_of_the_3_grams_that_both_have():
+    texts = ["a b c d e f", "a b c d e g", "b c d e f", "c a", "一二三四五", "一二三四六"]
+    for first in texts:
+        known = SeenTexts()
+        known.add(first)
+        for second in texts:
+            mine, theirs = shingles_of(first), shingles_of(second)
+            assert known.has(second) == (len(mine & theirs) / len(mine | theirs) >= ALIKE)
