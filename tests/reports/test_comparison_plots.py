@@ -10,7 +10,7 @@ from yrunner.reports.comparison_plots import (
     curves_of_arms,
     forgetting_plane,
 )
-from yrunner.reports.plots import THEME
+from yrunner.reports.svg import THEME
 
 CURVE = [CurvePoint(step, step / 40, step / 50, step / 30) for step in (0, 10, 20)]
 PATH = [PlanePoint(-0.1 * n, 0.2 * n) for n in range(4)]
@@ -42,7 +42,7 @@ def test_an_arm_keeps_its_colour_when_another_has_no_points():
 
 
 def test_no_points_at_all_say_so():
-    assert "no records" in texts(curves_of_arms({"a": []}, "domain"))
+    assert "no data" in texts(curves_of_arms({"a": []}, "domain"))
 
 
 def test_the_plane_has_every_arm_the_base_and_a_large_last_point():

@@ -136,7 +136,7 @@ def test_one_model_alone_offers_no_change_and_what_is_odd_is_said(
     assert 'value="before"' not in page
     assert "it is too long" in page
     assert "loss.kind" in page
-    assert "All together" not in page
+    assert "Total" not in page
 
 
 def test_a_loss_that_is_no_number_is_shown_as_none(heat_map, capitals_tokenizer):

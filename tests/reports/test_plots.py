@@ -39,7 +39,7 @@ def texts(svg):
 def test_any_number_of_records_is_drawn(plot, num_records):
     words = texts(plot([record(step) for step in range(1, num_records + 1)]))
     assert "optimizer step" in words
-    assert "no records" not in words
+    assert "no data" not in words
 
 
 @pytest.mark.parametrize("plot", OVER_TIME)
@@ -55,12 +55,12 @@ def test_any_number_of_records_is_drawn(plot, num_records):
     ],
 )
 def test_records_without_usable_numbers_say_so(plot, records):
-    assert "no records" in texts(plot(records))
+    assert "no data" in texts(plot(records))
 
 
 def test_a_nan_in_the_middle_leaves_the_rest_of_the_curve():
     records = [record(step, loss=math.nan if step == 2 else 1.0) for step in (1, 2, 3)]
-    assert "no records" not in texts(loss_curves(records))
+    assert "no data" not in texts(loss_curves(records))
 
 
 def test_validation_alone_is_drawn():

@@ -1,7 +1,6 @@
-"""The pictures of an experiment: curves of the arms over each other, and what learning has cost.
+"""The plots of an experiment: the arms' curves, and what they learned against what they forgot.
 
-Each arm has a colour and a marker of its own, the same in all pictures, so that neither has to be
-told by the other. Their order in a mapping decides which.
+Each arm has its own colour and marker, the same in all plots; the order of a mapping decides which.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,18 +9,18 @@ from typing import Any
 
 from matplotlib.ticker import PercentFormatter
 
-from yrunner.reports.plots import (
+from yrunner.reports.svg import (
     THEME,
     add_legend,
-    empty_picture,
+    empty_plot,
     label_axes,
     label_steps,
     new_figure,
     svg_of,
 )
 
-# Readable on white and on black, and told apart in the common kinds of colour blindness as far as
-# ten colours can be; none is one of THEME, which the page replaces.
+# Readable on white and on black, and distinct under common colour blindness as far as ten colours
+# can be; none is in THEME, which the page replaces.
 COLOURS = (
     *("#2f7fd1", "#d9702b", "#2f9e5b", "#c9485b", "#8a63d2"),
     *("#a5822f", "#cf62a6", "#74901f", "#1f98a6", "#85796f"),
@@ -32,7 +31,7 @@ _LEGEND_COLUMNS = 3
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """A figure of an arm after so many updates: its mean over the seeds, and how far they lie."""
+    """A figure of an arm at a step: mean, lowest and highest over the seeds."""
 
     step: int
     mean: float
@@ -42,7 +41,7 @@ class CurvePoint:
 
 @dataclass(frozen=True)
 class PlanePoint:
-    """What an arm has forgotten and learned after so many updates, as shares of the questions."""
+    """What an arm has forgotten and learned at a step, as shares of the questions."""
 
     forgetting: float
     domain: float
@@ -51,13 +50,13 @@ class PlanePoint:
 def curves_of_arms(
     curves: Mapping[str, Sequence[CurvePoint]], y_label: str, *, is_share: bool = True
 ) -> str:
-    """A figure of every arm over the updates; a band shows the lowest and the highest seed."""
+    """A figure of every arm over the steps; a band spans the lowest to the highest seed."""
     name = f"curves_of_arms {y_label}"
     if not any(curves.values()):
-        return empty_picture(name)
+        return empty_plot(name)
     figure = new_figure()
     axes = figure.subplots()
-    for arm, points, style in _drawn(curves):
+    for arm, points, style in _styled(curves):
         steps = [point.step for point in points]
         axes.plot(steps, [point.mean for point in points], label=arm, linewidth=1.6, **style)
         lows, highs = [point.low for point in points], [point.high for point in points]
@@ -72,14 +71,14 @@ def curves_of_arms(
 def forgetting_plane(
     arms: Mapping[str, Sequence[PlanePoint]], base: PlanePoint, domain_accuracy: float
 ) -> str:
-    """Domain against forgetting: a point per arm and checkpoint, the last of each the largest.
+    """Domain against forgetting: one point per arm and checkpoint, larger for the last.
 
-    Up is learned, left is forgotten; the base is a star. The line is the domain accuracy at which
-    arms are compared as equals.
+    Up is learned, left is forgotten; the base is a star. The line marks the domain accuracy at
+    which arms are compared.
     """
     figure = new_figure(height_inches=4.6)
     axes = figure.subplots()
-    for arm, points, style in _drawn(arms):
+    for arm, points, style in _styled(arms):
         places = [(point.forgetting, point.domain) for point in points]
         x, y = zip(*places, strict=True)
         axes.plot(x, y, label=arm, linewidth=1.1, alpha=0.75, **style)
@@ -94,8 +93,8 @@ def forgetting_plane(
     return svg_of(figure, "forgetting_plane")
 
 
-def _drawn(arms: Mapping[str, Sequence[Any]]) -> Iterator[tuple[str, Sequence[Any], Any]]:
-    """The arms that have points, each with its colour and marker, whichever others have none."""
+def _styled(arms: Mapping[str, Sequence[Any]]) -> Iterator[tuple[str, Sequence[Any], Any]]:
+    """The arms that have points, each with its colour and marker."""
     for number, (arm, points) in enumerate(arms.items()):
         colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
         if points:

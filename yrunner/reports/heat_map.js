@@ -1,12 +1,12 @@
 "use strict";
-// Colours the targets by what is chosen above them, and tells the figures of one in a card.
+// Colours the targets by the chosen figure, and shows the figures of one target in a card.
 
 const { scales, zones, examples } = JSON.parse(document.getElementById("figures").textContent);
 const card = document.getElementById("card");
 const NONE = "–";
 
-// Each element of a target knows its example and which of its targets it shows: several where a
-// character is made of several tokens.
+// For each target element, the figures of its example and the indices of its tokens: several for a
+// character of several tokens.
 const shown = new Map();
 document.querySelectorAll(".tokens").forEach((box, example) => {
   let first = 0;
@@ -26,8 +26,8 @@ function valueOf(readings, when, figure, token) {
   return valueOf(readings, "after", figure, token) - valueOf(readings, "before", figure, token);
 }
 
-// The token that stands for its character: the hardest, or the one that changed most.
-function spokenFor({ readings, tokens }, when, figure) {
+// The token that colours its character: the hardest, or the one that changed most.
+function decisiveToken({ readings, tokens }, when, figure) {
   const size = (token) =>
     when === "change"
       ? Math.abs(valueOf(readings, when, figure, token))
@@ -40,7 +40,7 @@ function paint() {
   const when = chosen("when");
   const [borders, changes] = scales[figure];
   for (const [element, target] of shown) {
-    const token = spokenFor(target, when, figure);
+    const token = decisiveToken(target, when, figure);
     const value = valueOf(target.readings, when, figure, token);
     delete element.dataset.heat;
     delete element.dataset.shift;
@@ -76,7 +76,7 @@ function cellContent(reading, what, token) {
   return [typeof value === "string" ? value || word("half") : short(value)];
 }
 
-function tell(element) {
+function showCard(element) {
   const { readings, tokens } = shown.get(element);
   card.querySelector(".said").textContent = element.textContent;
   const readers = tokens.map((token, number) => {
@@ -91,11 +91,11 @@ function tell(element) {
   card.querySelector(".readings").replaceChildren(...readers);
   card.hidden = false;
   element.setAttribute("aria-describedby", "card");
-  place(element.getClientRects()[0]);
+  placeCard(element.getClientRects()[0]);
 }
 
-// Below the token where there is room, else above it; never beside the window.
-function place(token) {
+// Below the token where there is room, else above it; always inside the window.
+function placeCard(token) {
   const { width, height } = card.getBoundingClientRect();
   const left = Math.min(token.left, document.documentElement.clientWidth - width - 8);
   const below = token.bottom + 8;
@@ -104,7 +104,7 @@ function place(token) {
   card.style.top = `${window.scrollY + Math.max(8, top)}px`;
 }
 
-function hush() {
+function hideCard() {
   card.hidden = true;
   document.querySelector("[aria-describedby]")?.removeAttribute("aria-describedby");
 }
@@ -112,13 +112,13 @@ function hush() {
 const targetOf = (event) => event.target.closest?.(".target");
 
 for (const [begin, end] of [["mouseover", "mouseout"], ["focusin", "focusout"]]) {
-  document.addEventListener(begin, (event) => targetOf(event) && tell(targetOf(event)));
-  document.addEventListener(end, (event) => targetOf(event) && hush());
+  document.addEventListener(begin, (event) => targetOf(event) && showCard(targetOf(event)));
+  document.addEventListener(end, (event) => targetOf(event) && hideCard());
 }
 
-// One stop of the Tab key for each example; the arrows walk through its targets.
+// Tab stops once per example; the arrow keys move between its targets.
 document.addEventListener("keydown", (event) => {
-  if (event.key === "Escape") hush();
+  if (event.key === "Escape") hideCard();
   const element = targetOf(event);
   const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
   if (!element || !step) return;
@@ -131,7 +131,7 @@ document.addEventListener("keydown", (event) => {
   next.focus();
 });
 
-function speak() {
+function setLanguage() {
   document.documentElement.lang = chosen("language");
 }
 
@@ -139,8 +139,8 @@ if (navigator.language.startsWith("zh")) {
   document.querySelector('input[value="zh-Hans"]').checked = true;
 }
 for (const input of document.querySelectorAll("input")) {
-  input.addEventListener("change", input.name === "language" ? speak : paint);
+  input.addEventListener("change", input.name === "language" ? setLanguage : paint);
 }
 document.body.classList.add("ready");
-speak();
+setLanguage();
 paint();

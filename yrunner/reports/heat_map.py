@@ -1,57 +1,49 @@
-"""Examples as a page: every target coloured by its loss, entropy or weight, before and after.
-
-The page is one file and asks for nothing. Its one script is named by its hash, so that a browser
-runs no other, whatever the data holds.
-"""
+"""Examples as a page: every target coloured by its loss, entropy or weight, before and after."""
 
 # N = targets of one example or of several
 
-import base64
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
-from markupsafe import Markup
 from torch import Tensor
 
 from yrunner.data.conversation import TokenizedExample
 from yrunner.losses.nlirg import EASY_UP_TO, HARD_UP_TO, LEARNING_UP_TO, ZONES, zone_of
-from yrunner.reports.html import render_page
+from yrunner.reports.html import four_digits, render_page
 from yrunner.reports.token_text import TokenText, pieces_of, top_texts
 from yrunner.scoring.measure import TokenScores
 from yrunner.storage.run_dir import write_text
 from yrunner.tokens import IGNORE_INDEX
 
 BEFORE, AFTER = "before", "after"
-"""When a model looked at the examples: before the training, or after it."""
+"""The two models: before training and after."""
 
 SCALES: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "loss": ((0.05, 0.3, EASY_UP_TO, 3.0, LEARNING_UP_TO, HARD_UP_TO), (0.1, 1.0, 3.0)),
     "entropy": ((0.05, 0.3, 1.0, 2.0, 3.5, 5.0), (0.1, 0.5, 2.0)),
     "weight": ((0.05, 0.2, 0.4, 0.6, 0.8, 0.95), (0.05, 0.2, 0.5)),
 }
-"""Where a colour ends and the next begins: of a figure, and of its change in either direction. The
-borders of the zones are among those of the loss, so that no colour stands for two zones."""
+"""Borders between the colours: of a figure, and of its change in either direction. Those of the
+loss include the borders of the zones, so that no colour covers two zones."""
 
 _Step = tuple[str, int, str]
-"""A colour of a legend: the attribute that gives it, its number, and what it stands for."""
+"""A colour of a legend: its attribute, its number, and its range."""
 
 
 @dataclass(frozen=True)
 class ScoredExample:
-    """An example, and what each model makes of its targets."""
+    """An example with the scores of its targets by each model."""
 
     example: TokenizedExample
     scores: Mapping[str, TokenScores]
     """By `BEFORE` and `AFTER`, as in `HeatMap.models`."""
     left_out: str = ""
-    """Why it is not learned from, where that is so."""
+    """Why it is not trained on; empty if it is."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +52,11 @@ class HeatMap:
 
     title: str
     models: Mapping[str, str]
-    """What each model is, by `BEFORE` and `AFTER`; one of them or both."""
+    """Description of each model, by `BEFORE` and `AFTER`; one or both."""
     weighting: str
-    """What the weights are called."""
+    """Name of the weighting."""
     loss_deadline: float
-    """The loss from which on the zone of the refused begins."""
+    """The loss at which the refused zone begins."""
     examples: Sequence[ScoredExample]
     other_settings: Sequence[str] = ()
     """Keys of the recipe that have changed since the result was trained."""
@@ -79,7 +71,7 @@ class Summary:
     entropy: float
     weight: float
     top: float
-    """Share of the targets that are the model's own top answer."""
+    """Share of the targets that are the model's top prediction."""
     zones: list[float]
     """Share of the targets in each zone, in the order of `ZONES`."""
 
@@ -90,14 +82,14 @@ def write_heat_map(heat_map: HeatMap, tokenizer: Any, path: Path) -> None:
 
 
 def render_heat_map(heat_map: HeatMap, tokenizer: Any) -> str:
-    """The whole page as text; `tokenizer` made the examples."""
+    """The whole page as text; `tokenizer` is that of the examples."""
     text = TokenText(tokenizer)
-    script = files("yrunner.reports").joinpath("heat_map.js").read_text("utf-8")
     deadline = heat_map.loss_deadline
     borders = [0.0, *(min(border, deadline) for border in (EASY_UP_TO, LEARNING_UP_TO)), deadline]
     shown = [_shown(part, text, deadline) for part in heat_map.examples]
     return render_page(
         "heat_map.html.jinja",
+        scripts=["heat_map.js"],
         map=heat_map,
         legends={figure: _legend(*borders) for figure, borders in SCALES.items()},
         zones=list(zip(ZONES, borders, [*borders[1:], math.inf], strict=True)),
@@ -113,15 +105,13 @@ def render_heat_map(heat_map: HeatMap, tokenizer: Any) -> str:
             "zones": ZONES,
             "examples": [example["figures"] for example in shown],
         },
-        script=Markup(script),
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
 
 
 def summarize(
     scored: Sequence[tuple[TokenizedExample, TokenScores]], loss_deadline: float
 ) -> Summary:
-    """What one model makes of all targets of these examples together."""
+    """The means of one model over all targets of these examples."""
     loss_N, entropy_N, weight_N = (
         torch.cat([getattr(scores, name) for _, scores in scored]).double()
         for name in ("loss_N", "entropy_N", "weight_N")
@@ -139,7 +129,7 @@ def summarize(
 
 
 def _shown(part: ScoredExample, text: TokenText, loss_deadline: float) -> dict[str, Any]:
-    """What the template knows of an example."""
+    """An example for the template."""
     return {
         "origin": part.example.origin,
         "num_tokens": len(part.example.input_ids),
@@ -157,7 +147,7 @@ def _shown(part: ScoredExample, text: TokenText, loss_deadline: float) -> dict[s
 
 
 def _legend(borders: Sequence[float], changes: Sequence[float]) -> dict[str, list[_Step]]:
-    """The steps of a figure's colours, and those of its change, from the lowest on."""
+    """The colours of a figure and of its change, from the lowest."""
     edges = [*(-change for change in reversed(changes)), *changes]
     return {
         "value": [("heat", *step) for step in enumerate(_ranges(borders, "{:g}"))],
@@ -168,7 +158,7 @@ def _legend(borders: Sequence[float], changes: Sequence[float]) -> dict[str, lis
 
 
 def _ranges(borders: Sequence[float], form: str) -> list[str]:
-    """What lies below, between and above the borders, in signs that every language has."""
+    """The ranges below, between and above the borders, in symbols rather than words."""
     numbers = [form.format(border).replace("-", "−") for border in borders]
     between = [f"{start} … {end}" for start, end in pairwise(numbers)]
     return [f"< {numbers[0]}", *between, f"≥ {numbers[-1]}"]
@@ -177,11 +167,11 @@ def _ranges(borders: Sequence[float], form: str) -> list[str]:
 def _figures(
     example: TokenizedExample, scores: TokenScores, text: TokenText, loss_deadline: float
 ) -> dict[str, list[Any]]:
-    """What the script knows of each target."""
+    """The figures of each target for the script."""
     return {
-        "loss": _short(scores.loss_N),
-        "entropy": _short(scores.entropy_N),
-        "weight": _short(scores.weight_N),
+        "loss": _four_digits(scores.loss_N),
+        "entropy": _four_digits(scores.entropy_N),
+        "weight": _four_digits(scores.weight_N),
         "zone": zone_of(scores.loss_N, loss_deadline).tolist(),
         "agrees": (scores.top_N == _targets(example)).long().tolist(),
         "top": top_texts(example, scores.top_N.tolist(), text),
@@ -192,6 +182,5 @@ def _targets(example: TokenizedExample) -> Tensor:
     return torch.tensor([label for label in example.labels if label != IGNORE_INDEX])
 
 
-def _short(values_N: Tensor) -> list[float | None]:
-    """To four figures; JSON has no word for what is not a number."""
-    return [float(f"{value:.4g}") if math.isfinite(value) else None for value in values_N.tolist()]
+def _four_digits(values_N: Tensor) -> list[float | None]:
+    return [four_digits(value) for value in values_N.tolist()]

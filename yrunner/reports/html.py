@@ -1,12 +1,14 @@
-"""A report as one HTML file: it opens from disk, loads nothing and runs no script.
+"""Render pages as single HTML files, and reports from blocks that commands fill.
 
-A report knows nothing about runs. A command fills the blocks below and writes them.
-
-A page as one HTML file, from a template: what it is given stays text, and does no harm.
+A page opens from disk and loads nothing. Values are escaped, and only its own script may run.
 """
 
+import base64
+import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,14 @@ from yrunner.console import Cell, format_cell, printable, reads_as_number
 from yrunner.storage.run_dir import write_text
 
 
-def render_page(template: str, **values: Any) -> str:
-    """The whole page as text; `template` is the name of a file of this folder."""
+def render_page(template: str, scripts: Sequence[str] = (), **values: Any) -> str:
+    """The whole page as text; `template` and `scripts` are names of files in this folder.
+
+    The scripts become one, allowed by its hash: a browser runs no other, whatever the data holds.
+    """
+    folder = files("yrunner.reports")
+    script = "\n".join(folder.joinpath(name).read_text("utf-8") for name in scripts)
+    digest = hashlib.sha256(script.encode()).digest()
     environment = Environment(
         loader=PackageLoader("yrunner", "reports"),
         autoescape=True,
@@ -28,17 +36,24 @@ def render_page(template: str, **values: Any) -> str:
         undefined=StrictUndefined,
     )
     environment.filters["cell"] = format_cell
-    return environment.get_template(template).render(**values)
+    return environment.get_template(template).render(
+        script=Markup(script), script_hash=base64.b64encode(digest).decode(), **values
+    )
 
 
 def _without_control_characters(value: Any) -> Any:
-    """Make answers of a model harmless; what the template itself wrote is left alone."""
+    """Make control characters of data visible; markup of the template is left alone."""
     return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def four_digits(value: float) -> float | None:
+    """To four significant digits; None for NaN and infinity, which JSON cannot hold."""
+    return float(f"{value:.4g}") if math.isfinite(value) else None
 
 
 @dataclass(frozen=True)
 class Text:
-    """Prose. An empty line separates paragraphs; a title begins a section."""
+    """Prose; empty lines separate paragraphs."""
 
     body: str
     title: str = ""
@@ -46,7 +61,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Code:
-    """Text to be read as it stands, such as a recipe, folded under its title."""
+    """Preformatted text, such as a recipe, folded under its title."""
 
     title: str
     body: str
@@ -61,7 +76,7 @@ class KeyFigures:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells; columns of numbers are aligned to the right."""
+    """Rows of cells; columns of numbers are right-aligned."""
 
     title: str
     columns: Sequence[str]
@@ -71,7 +86,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Plot:
-    """A picture of `reports.drawing`. The SVG goes into the page as it is: never give it data."""
+    """An SVG of `reports.svg`. It goes into the page unescaped: never give it data."""
 
     title: str
     svg: str
@@ -80,7 +95,7 @@ class Plot:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model said before and after training; `None` where nobody judged it."""
+    """The model's answers before and after training; `None` where they were not scored."""
 
     question: str
     reference: str
@@ -91,7 +106,7 @@ class Answer:
 
     @property
     def outcome(self) -> str:
-        """What training did to this answer, in a word; empty when it was not judged."""
+        """What training did to this answer, in a word; empty where it was not scored."""
         return _OUTCOMES.get((self.before_is_right, self.after_is_right), "")
 
 
@@ -107,7 +122,7 @@ _OUTCOMES: dict[tuple[bool | None, bool | None], str] = {
 
 @dataclass(frozen=True)
 class Answers:
-    """Answers side by side, folded to their questions; the first few lie open."""
+    """Answers side by side, folded to their questions; the first few are open."""
 
     title: str
     rows: Sequence[Answer]
@@ -116,7 +131,7 @@ class Answers:
 
     @property
     def outcomes(self) -> list[tuple[str, int]]:
-        """How many answers had each outcome, in a fixed order, without those that none had."""
+        """Number of answers by outcome, in a fixed order, without zeros."""
         found = [row.outcome for row in self.rows]
         return [(word, found.count(word)) for word in _OUTCOMES.values() if word in found]
 
@@ -150,7 +165,7 @@ def render_report(report: Report) -> str:
 
 
 def _numeric_columns(table: Table) -> list[bool]:
-    """For each column, whether all its cells read as numbers."""
+    """For each column, whether all cells read as numbers."""
     columns = range(len(table.columns))
     cells = [[format_cell(value) for value in row] for row in table.rows]
     return [bool(cells) and all(reads_as_number(row[index]) for row in cells) for index in columns]

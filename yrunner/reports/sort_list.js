@@ -1,4 +1,4 @@
-// Lists: the rows that were found, a page at a time, and pairs of rows side by side.
+// The list of the rows that were found, in portions, and pairs of rows side by side.
 
 const ROWS_AT_ONCE = 50;
 const PAIRS_AT_ONCE = 10;
@@ -13,7 +13,7 @@ function rowButton(row, text) {
   return element("button", { type: "button", className: "row", value: row }, text);
 }
 
-// The lines of a list, and a button that adds more of them as long as there are any.
+// The lines of a list, and a button that adds more while there are any.
 class LongList {
   constructor(box, more, atOnce, makeLine) {
     Object.assign(this, { box, more, atOnce, makeLine });
@@ -50,7 +50,7 @@ function rowLine(row, score, isOpened) {
   return line;
 }
 
-// Where two texts part and where they meet again, in characters.
+// Split two texts into common start, different middle and common end.
 function difference(left, right) {
   const [one, other] = [[...left], [...right]];
   const least = Math.min(one.length, other.length);

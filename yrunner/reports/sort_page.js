@@ -1,4 +1,4 @@
-// Opens a row where it is pointed at, and keeps the points, the list and the row together.
+// Opens rows, and keeps the points, the list and the open row in sync.
 
 const scatter = new Scatter(document.getElementById("scatter"));
 const panel = document.getElementById("panel");
@@ -17,7 +17,7 @@ function drawPoints() {
   scatter.draw(sharesOf(chosen("score")), state.isFound, state.opened);
 }
 
-// What is found, in the order that is asked for.
+// List the rows that were found, in the chosen order.
 function listRows() {
   const score = chosen("score");
   state.isFound = findRows(search.value, chosen("fate"));
@@ -39,7 +39,7 @@ function markOpened() {
   }
 }
 
-// The heat map of a row: its elements are known to heat_map.js, which colours them.
+// The heat map of a row; heat_map.js colours the elements that `shown` holds.
 function tokensOf(map) {
   const box = element("div", { className: "tokens", dir: "auto" });
   const top = Array.from({ length: map.loss.length }, (_, token) => map.top[token] ?? "");
@@ -62,7 +62,7 @@ function tokensOf(map) {
       const tokens = Array.from({ length: count }, (_, place) => first + place);
       piece.classList.add("target");
       piece.tabIndex = first === 0 ? 0 : -1;
-      // Of the tokens of one character, the last one completes it.
+      // The last token of a character completes it.
       if (agrees[tokens.at(-1)]) top[tokens.at(-1)] = text;
       shown.set(piece, { readings: { model }, tokens });
       first += count;
@@ -82,7 +82,7 @@ function scoreLine(score) {
 
 function openRow(row) {
   state.opened = row;
-  hush();
+  hideCard();
   shown.clear();
   const map = maps[row] && JSON.parse(maps[row]);
   panel.querySelector("h2").textContent = placeOf(row);
@@ -102,7 +102,7 @@ function openRow(row) {
 }
 
 function closeRow() {
-  hush();
+  hideCard();
   panel.hidden = true;
   state.opened = null;
   for (const distribution of distributions.values()) distribution.point(null);
@@ -110,7 +110,7 @@ function closeRow() {
   drawPoints();
 }
 
-// The next row of the list, or the one before; from outside the list, its first.
+// Open the next or previous row of the list; the first if the open row is not in it.
 function walk(step) {
   const place = state.found.indexOf(state.opened);
   const next = state.found[place === -1 ? 0 : place + step];
@@ -165,5 +165,5 @@ for (const svg of document.querySelectorAll("svg[data-score]")) {
 }
 listRows();
 pairs.show(rows.pairs);
-// Beside the list there is room for a row; on a narrow window it would cover the list.
+// Only a wide window has room for a row beside the list.
 if (numRows && matchMedia("(min-width: 75rem)").matches) openRow(state.found[0]);

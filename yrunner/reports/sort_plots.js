@@ -1,4 +1,4 @@
-// Draws all rows: loss against entropy as points, and how the rows are spread over each score.
+// Draws all rows: loss against entropy as points, and the distribution of each score.
 
 const TICKS = [0, 0.1, 0.25, 0.5, 1, 2, 3, 4, 6, 8, 12, 16, 24, 40, 64, 100];
 const MARGIN = { left: 40, right: 12, top: 12, bottom: 34 };
@@ -18,7 +18,7 @@ class Scatter {
     this.y = new Float32Array(numRows);
   }
 
-  // Few rows lie far out: under a root the many near zero still have room.
+  // Square root scale: most rows are near zero, few are far out.
   place(value, axis) {
     const { width, height } = this;
     const share = Math.sqrt(Math.max(0, value ?? 0) / this.ends[axis]);
@@ -44,7 +44,7 @@ class Scatter {
     const pen = this.canvas.getContext("2d");
     pen.scale(devicePixelRatio, devicePixelRatio);
     this.drawAxes(pen);
-    // The most suspicious last, or the many would hide them.
+    // Draw the most suspicious last, so that the others do not hide them.
     const levels = Uint8Array.from(shares, levelOf);
     for (const [level, name] of LEVELS.entries()) this.drawLevel(pen, level, name, levels);
     if (opened !== null) this.drawRing(pen, opened);
@@ -72,7 +72,7 @@ class Scatter {
         pen.stroke();
       }
     }
-    // Where the loss is what the model expected.
+    // The line on which the loss equals the entropy.
     const end = Math.min(this.ends.x, this.ends.y);
     pen.setLineDash([4, 4]);
     pen.strokeStyle = colour("--soft");
@@ -116,7 +116,7 @@ class Scatter {
     pen.stroke();
   }
 
-  // The row that is meant by a place in the window; null where none is near.
+  // The nearest row to a position in the window; null where none is near.
   rowAt(clientX, clientY) {
     const { left, top } = this.canvas.getBoundingClientRect();
     let nearest = null;
@@ -136,16 +136,16 @@ class Distribution {
     this.values = rows.scores[score];
     const rising = Float64Array.from(this.values.filter((value) => value !== null)).sort();
     const at = (share) => rising[Math.round(share * (rising.length - 1))] ?? 0;
-    // What lies beyond the outermost hundredth is counted in the outermost bar.
+    // Values beyond the outermost 1 % are counted in the outermost bar.
     this.low = at(0.01) - (at(0.99) - at(0.01)) * 0.02;
     this.high = at(0.99) + (at(0.99) - at(0.01)) * 0.02;
     const counts = new Uint32Array(NUM_BARS);
     for (const value of rising) counts[this.barOf(value)] += 1;
     const most = Math.max(1, ...counts);
     counts.forEach((count, bar) => {
-      // A single row has to be seen as well.
+      // A single row must be visible.
       const height = count && Math.max(1.5, (48 * count) / most);
-      this.add("rect", { x: bar, y: 50 - height, width: 0.86, height, class: "held" });
+      this.add("rect", { x: bar, y: 50 - height, width: 0.86, height, class: "bin" });
     });
     this.mark = this.add("rect", { y: 0, width: 0.4, height: 50, class: "mark" });
     svg.setAttribute("viewBox", `0 0 ${NUM_BARS} 50`);

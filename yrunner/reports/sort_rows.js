@@ -1,12 +1,12 @@
-// The rows as columns of figures: how suspicious each is among all, and which ones are asked for.
+// The rows as columns of figures: rank them by suspicion, order and search them.
 
 const rows = JSON.parse(document.getElementById("rows").textContent);
 const maps = document.getElementById("maps").textContent.split("\n");
 const numRows = rows.number.length;
 const placeOf = (row) => `${rows.files[rows.file[row]]}:${rows.number[row]}`;
 
-// For each score the share of all rows that are less suspicious, by row: from 0 to just under 1.
-// A score that is no number is held against nobody.
+// For each score and row, the share of rows that are less suspicious: from 0 to just under 1.
+// A row without a score counts as the least suspicious.
 const sharesBelow = new Map();
 
 function sharesOf(score) {
@@ -29,7 +29,7 @@ function sharesOf(score) {
 
 const levelOf = (share) => rows.shares.filter((border) => share >= border).length;
 
-// Every row in the order of a column; rows of equal figures stay in the order of the file.
+// All rows in the order of a column; equal rows stay in the order of the file.
 function inOrder(column, score, isFalling) {
   const figures = column === "suspicion" ? sharesOf(score) : rows[column];
   const figureOf = (row) => (column === "row" ? row : figures[row]);
@@ -40,7 +40,7 @@ function inOrder(column, score, isFalling) {
 
 let smallTexts = null;
 
-// A sign for each row: 1 where it holds the words and has the fate that is asked for.
+// For each row, 1 where it contains the words and has the chosen fate.
 function findRows(words, fate) {
   smallTexts ??= rows.text.map((text, row) => `${placeOf(row)} ${text}`.toLowerCase());
   const wanted = words.toLowerCase().split(/\s+/).filter(Boolean);

@@ -1,4 +1,4 @@
-"""Weights beside the histogram of losses, in lines of text: one bin a line, one colour a zone."""
+"""A histogram of losses with their weights on a terminal: one bin per line, one colour per zone."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,27 +11,27 @@ NAMES = ("zone", "loss", "targets", "", "weight", "")
 NAME_STYLE = "bold"
 EIGHTHS = ("", *"▏▎▍▌▋▊▉█")
 NARROWEST, WIDEST = 72, 120
-"""Columns of the whole: fewer show nothing, and a longer line is hard to follow."""
+"""Columns of the whole plot."""
 WEIGHT_BAR = 14
 BESIDE_BARS = 46
-"""Columns of zone, loss, share and weight, with the gaps between all of them."""
+"""Columns of zone, loss, share and weight, with all gaps."""
 
 
 @dataclass(frozen=True)
 class ShareBar:
-    """One line: what share of the targets lies here, and what they weigh."""
+    """One bin: the share of the targets in it, and their weight."""
 
     zone: str
     label: str
     share: float
     weight: float | None
-    """None where nothing was weighed."""
+    """None where it is unknown."""
 
 
 def weight_bars(bars: Sequence[ShareBar], columns: int) -> Text:
-    """The bars as lines of text, as wide as `columns` where that can be read.
+    """The bars as lines of text, as wide as `columns` within limits.
 
-    The largest share, and the largest weight, take all the room there is for a bar.
+    The largest share and the largest weight have the longest bars.
     """
     room = min(max(columns, NARROWEST), WIDEST) - BESIDE_BARS - WEIGHT_BAR
     most = max((bar.share for bar in bars), default=0.0)
@@ -52,14 +52,14 @@ def weight_bars(bars: Sequence[ShareBar], columns: int) -> Text:
 
 
 def rounded_weight(weight: float | None) -> str:
-    """To three places; a weight that is exactly 0 has none, one that is unknown is a dash."""
+    """To three decimals; an exact 0 has none, an unknown weight is a dash."""
     if weight is None:
         return "–"
     return f"{weight:.3f}" if weight else "0"
 
 
 def block_bar(value: float, most: float, room: int) -> str:
-    """A bar of block characters, `room` of them for the value `most`; more than 0 always shows."""
+    """A bar of block characters, `room` of them for the value `most`; never empty above 0."""
     if value <= 0:
         return ""
     whole, eighths = divmod(max(1, round(8 * room * value / most)), 8)

@@ -1,7 +1,4 @@
-"""An example cut into what is shown as one: stretches of context, and targets as characters.
-
-Tokens as text that people can read: whole characters, line ends and harmful signs visible.
-"""
+"""Tokens as readable text: whole characters, with line ends and control characters visible."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,9 +12,9 @@ from yrunner.tokens import IGNORE_INDEX
 
 LINE_END = "↵"
 INCOMPLETE = "\ufffd"
-"""What a decoder writes for the bytes of half a character."""
+"""A decoder writes this for an incomplete character."""
 MOST_TOKENS_OF_A_CHARACTER = 8
-"""More tokens than this are no character, but bytes that will never make one."""
+"""More tokens than this never make a character."""
 
 
 class TokenText:
@@ -27,20 +24,20 @@ class TokenText:
         self.tokenizer = tokenizer
 
     def decode(self, ids: Sequence[int], before: Sequence[int] = ()) -> str:
-        """The text of tokens behind the tokens `before`.
+        """The text of tokens after the tokens `before`.
 
-        Some tokenizers leave out the blank that a text begins with, so these are decoded as well.
+        These are decoded as well, since some tokenizers omit a blank at the start of a text.
         """
         known, whole = (self._decode(part) for part in ([*before], [*before, *ids]))
-        # Where it does not, the border lies inside a character.
+        # If not, the boundary is inside a character.
         return whole[len(known) :] if whole.startswith(known) else self._decode([*ids])
 
     def names(self, ids: Sequence[int]) -> str:
-        """What the tokenizer calls the tokens, as special ones are shown."""
+        """The tokenizer's names of the tokens, for special ones."""
         return "".join(self.tokenizer.convert_ids_to_tokens([*ids]))
 
     def characters(self, ids: Sequence[int]) -> Iterator[list[int]]:
-        """The tokens one by one, but those together that only together make characters."""
+        """The tokens one by one, but grouped where only together they make a character."""
         open_ids: list[int] = []
         before: list[int] = []
         for id_ in ids:
@@ -57,7 +54,7 @@ class TokenText:
 
     @cached_property
     def special_ids(self) -> set[int]:
-        """Ids of the tokens that no text is made of."""
+        """Ids of the special tokens."""
         added = self.tokenizer.added_tokens_decoder.items()
         return {*self.tokenizer.all_special_ids, *(id_ for id_, token in added if token.special)}
 
@@ -68,24 +65,24 @@ class TokenText:
 
 
 def visible(text: str) -> str:
-    """The text with a sign before each line end, and harmful characters as escapes."""
-    # Line by line: `printable` takes the return before a line feed away, but the model sees it.
+    """The text with a sign before each line end, and control characters as escapes."""
+    # Line by line: `printable` removes the return before a line feed, but the model sees it.
     return f"{LINE_END}\n".join(map(printable, text.split("\n")))
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Neighbouring tokens with one text."""
+    """Adjacent tokens that are shown as one: a character of targets, or a stretch of context."""
 
     text: str
-    """Harmful characters are made visible."""
+    """With control characters made visible."""
     is_special: bool
     num_targets: int
-    """0 for context; more than one where a character is made of several targets."""
+    """0 for context; more than one for a character of several targets."""
 
 
 def pieces_of(example: TokenizedExample, text: TokenText) -> list[Piece]:
-    """The tokens of an example as pieces, in order; context that looks alike is one."""
+    """The tokens of an example as pieces, in order."""
     parts = [
         _piece(ids, before, sum(label != IGNORE_INDEX for label in labels), text)
         for ids, labels, before in _characters(example, text)
@@ -99,9 +96,9 @@ def pieces_of(example: TokenizedExample, text: TokenText) -> list[Piece]:
 
 
 def top_texts(example: TokenizedExample, top_ids: Sequence[int], text: TokenText) -> list[str]:
-    """What stands in the place of each target if the token of `top_ids` does.
+    """The text of each target if it were the token of `top_ids`.
 
-    Inside a character that is what it becomes; empty for a token that leaves it half.
+    Inside a character, the whole character; empty for a token that leaves it incomplete.
     """
     tops = iter(top_ids)
     return [
@@ -126,7 +123,7 @@ def _characters(
 
 def _piece(ids: list[int], before: list[int], num_targets: int, text: TokenText) -> Piece:
     is_special = ids[0] in text.special_ids
-    # A token without a text still has to be seen.
+    # A token without text must still be visible.
     shown = "" if is_special else text.decode(ids, before)
     return Piece(visible(shown or text.names(ids)), is_special, num_targets)
 

@@ -1,4 +1,4 @@
-"""Examples as text on a terminal, token by token: what is context, and what is learned."""
+"""Examples on a terminal, token by token: context and targets."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from yrunner.tokens import IGNORE_INDEX
 CONTEXT = "dim"
 SPECIAL_CONTEXT = "magenta"
 TARGETS = ("bold green", "bold cyan")
-"""Token batches take turns with these."""
+"""Token batches alternate between these."""
 SPECIAL = " reverse"
 """Added to the style of a target that is a special token."""
 BATCH_NUMBER = "yellow"
@@ -34,12 +34,12 @@ class TokenView:
 
     tokenizer: Any
     token_batch: int = 0
-    """Targets of one token batch, which are numbered; 0: all targets are learned together."""
+    """Targets per token batch; 0 without token batches."""
     coloured: bool = True
-    """False: brackets stand around the targets, for where no colours are seen."""
+    """False: brackets around the targets instead of colours."""
 
     def legend(self) -> Text:
-        """What the colours and signs mean, in one line."""
+        """The meaning of the colours and signs, in one line."""
         parts = [Text("context", CONTEXT)]
         if self.coloured:
             parts.append(Text("learned", TARGETS[0]))
@@ -49,11 +49,11 @@ class TokenView:
             parts.append(Text(f"{OPENED}learned{CLOSED}"))
         if self.token_batch:
             parts.append(Text.assemble((_superscript(1), BATCH_NUMBER), " token batch"))
-        parts.append(Text(f"{LINE_END} end of a line"))
+        parts.append(Text(f"{LINE_END} line end"))
         return Text("   ").join(parts)
 
     def example(self, example: TokenizedExample, num_cut: int = 0) -> Text:
-        """A headline, and the tokens as text; `num_cut` tokens behind them are cut off."""
+        """A headline, then the tokens as text; `num_cut` more tokens were cut off."""
         text = _headline(example.origin, _sizes([example]))
         if self.token_batch:
             num_batches = -(-len(example.target_positions) // self.token_batch)
@@ -65,20 +65,20 @@ class TokenView:
         return text
 
     def left_out(self, origin: Origin, reason: str) -> Text:
-        """The headline of a row that is not learned from."""
-        return _headline(origin, Text(f"not learned from: {printable(reason)}", WARNING))
+        """The headline of a row that is not trained on."""
+        return _headline(origin, Text(f"not trained on: {printable(reason)}", WARNING))
 
     def packed_row(self, number: int, examples: Sequence[TokenizedExample], room: int) -> Text:
-        """The headline of a packed row, which can hold `room` tokens; its examples follow it."""
+        """The headline of a packed row with a capacity of `room` tokens."""
         text = Text.assemble((f"━━ packed row {number:,}", NAME), " · ")
         return text.append(
             f"{_number(len(examples), 'example')}, {_sizes(examples)}, room for {room:,}"
         )
 
     def tokens(self, example: TokenizedExample) -> Text:
-        """The tokens as one text with styles, harmful characters made visible.
+        """The tokens as one styled text, with control characters made visible.
 
-        Tokens that look alike are decoded together: a character may be spread over several.
+        Tokens of one style are decoded together: a character may consist of several.
         """
         text = Text()
         num_begun = 0
@@ -99,7 +99,7 @@ class TokenView:
         return text
 
     def _stretch(self, ids: list[int], before: list[int], batch: int | None) -> Text:
-        """Tokens of one token batch, or of context, that follow each other."""
+        """Adjacent tokens of one token batch, or of context."""
         text = Text()
         for is_special, tokens in groupby(ids, key=self._text.special_ids.__contains__):
             run = list(tokens)
@@ -109,13 +109,13 @@ class TokenView:
         return text
 
     def _signed(self, stretch: Text, batch: int | None) -> Text:
-        """The stretch of targets behind the number of its batch, and in brackets if need be."""
+        """The targets after the number of their batch, in brackets where colours are off."""
         sign = Text()
         if batch is not None:
             sign.append(_superscript(batch + 1), BATCH_NUMBER)
         if self.coloured:
             return sign.append_text(stretch)
-        # The bracket belongs to the line whose end it closes.
+        # Close the bracket on its own line, before the line end.
         ends_line = stretch.plain.endswith("\n")
         if ends_line:
             stretch.right_crop()
@@ -127,7 +127,7 @@ class TokenView:
 
 
 def _batches(labels: Sequence[int], token_batch: int) -> Iterator[int | None]:
-    """The number of each token's batch, from 0, which is all of them for size 0; None: context."""
+    """The token batch of each token, from 0; always 0 without token batches; None for context."""
     targets = count()
     for label in labels:
         if label == IGNORE_INDEX:

@@ -67,7 +67,7 @@ def test_one_row_is_found_by_the_end_of_its_path(project, capfd):
 def test_a_row_that_is_too_long_is_shown_cut_with_the_reason(project, capfd):
     row = next(n for n, (_, answer) in enumerate(questions(16), start=1) if answer.count(".") == 5)
     shown = show(capfd, "data.max_length=24", row=f"train.jsonl:{row}")
-    assert re.search(r"not learned from: has \d+ tokens, data\.max_length is 24$", shown, re.M)
+    assert re.search(r"not trained on: has \d+ tokens, data\.max_length is 24$", shown, re.M)
     assert re.search(r"── train\.jsonl row \d+ · 24 tokens, ", shown)
     assert re.search(r"✂ \d+ tokens cut off", shown)
 
@@ -89,9 +89,9 @@ def test_a_row_that_cannot_be_used_is_shown_as_it_stands_with_the_reason(project
     path = write_jsonl(project / "train.jsonl", rows)
     path.write_text(path.read_text("utf-8") + "{broken\n", "utf-8")
     shown = show(capfd, row="train.jsonl:2")
-    assert re.search(r"^── train\.jsonl row 2 · not learned from: .*output", shown)
+    assert re.search(r"^── train\.jsonl row 2 · not trained on: .*output", shown)
     assert json.loads(shown[shown.index("{") :]) == rows[1]
-    assert "row 3 · not learned from: not JSON" in show(capfd, row="train.jsonl:3")
+    assert "row 3 · not trained on: not JSON" in show(capfd, row="train.jsonl:3")
 
 
 @pytest.mark.parametrize("place", ["train.jsonl", "train.jsonl:0", "train.jsonl:x", ":3", ""])

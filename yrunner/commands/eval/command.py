@@ -9,7 +9,7 @@ from typing import Any
 
 from yrunner.assembly.measure import evaluate
 from yrunner.assembly.run import Run
-from yrunner.commands.eval.report import as_json, print_results, write_eval_page
+from yrunner.commands.eval.report import as_json, print_results, write_page
 from yrunner.console import say
 from yrunner.errors import RunError, YRunnerError
 from yrunner.evaluation.figure_lines import BASE, TUNED
@@ -40,7 +40,7 @@ def eval_recipe(path: Path, overrides: list[str], models: Sequence[str]) -> None
         return
     run_dir.folder.mkdir(parents=True, exist_ok=True)
     write_json(run_dir.eval, as_json(recipe, tasks, results))
-    write_eval_page(recipe, tasks, faults, results, run_dir.eval_page)
+    write_page(recipe, tasks, faults, results, run_dir.eval_page)
     print_results(tasks, results)
     say(f"figures: {run_dir.eval}")
     say(f"answers: {run_dir.eval_page}")

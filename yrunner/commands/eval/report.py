@@ -24,14 +24,14 @@ from yrunner.evaluation.results import (
 from yrunner.evaluation.scorers import confusion, labels_of
 from yrunner.recipe.schema.eval import ClassifyTask, Task
 from yrunner.recipe.schema.recipe import Recipe
-from yrunner.reports.exam import (
+from yrunner.reports.eval_page import (
     AnswerRow,
     Confusion,
-    Exam,
+    EvalPage,
     FigureRow,
     Reached,
     TaskAnswers,
-    write_exam,
+    write_eval_page,
 )
 
 Tasks = Sequence[tuple[Task, list[Question]]]
@@ -122,7 +122,7 @@ NOTES = (
 )
 
 
-def write_eval_page(
+def write_page(
     recipe: Recipe,
     tasks: Tasks,
     faults: Sequence[KnownFault],
@@ -131,7 +131,7 @@ def write_eval_page(
 ) -> None:
     """Write the page; the answers that the last model of the run got wrong come first."""
     answers = [*_answers(tasks, results), *_fault_answers(faults, results)]
-    exam = Exam(
+    page = EvalPage(
         title=f"{recipe.name}: evaluation",
         subtitle=f"yrunner, {recipe.eval.generation.kind}, {describe_device()}",
         models=[model.description for model in results],
@@ -145,7 +145,7 @@ def write_eval_page(
         tasks=answers,
         notes=NOTES if len(results) > 1 else (),
     )
-    write_exam(exam, path)
+    write_eval_page(page, path)
 
 
 def _row(line: Line) -> FigureRow:

@@ -1,5 +1,5 @@
 "use strict";
-// Lists the answers of a task: those that are asked for, the wrong ones first, some at a time.
+// Lists the answers of a task, filtered, wrong ones first, in portions.
 
 const { models, tasks } = JSON.parse(document.getElementById("answers").textContent);
 const element = (id) => document.getElementById(id);
@@ -8,7 +8,7 @@ const AT_ONCE = 50;
 let found = [];
 let numShown = 0;
 
-// Upper and lower case, full and half width are the same to a person who searches.
+// The search ignores case and width.
 const plain = (text) => text.normalize("NFKC").toLowerCase();
 const haystacks = tasks.map(() => new Map());
 
@@ -38,7 +38,7 @@ function find() {
       words.every((word) => haystack(task, row).includes(word))
     );
   });
-  // What the judged model lost lies before what no model knew.
+  // What the judged model lost comes before what no model knew.
   found.sort((a, b) => a[3][judged] - b[3][judged] || b[3][0] - a[3][0]);
   numShown = 0;
   element("list").replaceChildren();

@@ -3,8 +3,8 @@
 import pytest
 
 from tests.reports.conftest import ATTACK, ask_page, console_of, dump_page
-from tests.reports.test_exam import make_exam
-from yrunner.reports.exam import AnswerRow, TaskAnswers, write_exam
+from tests.reports.test_eval_page import make_page
+from yrunner.reports.eval_page import AnswerRow, TaskAnswers, write_eval_page
 
 MODELS = ["base", "tuned", "third", "fourth"]
 NUM_ROWS = 2_000
@@ -27,7 +27,7 @@ def scores_of(number):
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
-    path = tmp_path_factory.mktemp("exam") / "eval.html"
+    path = tmp_path_factory.mktemp("page") / "eval.html"
     rows = [
         AnswerRow(
             f"问题 {number}？",
@@ -39,8 +39,8 @@ def path(tmp_path_factory):
     ]
     attacked = [AnswerRow(ATTACK, ATTACK, [ATTACK] * 4, [0.25, 0.5, 1, 0])]
     tasks = [TaskAnswers("law", "exact", rows), TaskAnswers("style", "unrepeated", attacked)]
-    write_exam(
-        make_exam(title="the exam", models=MODELS, summary=[], figures=[], tasks=tasks), path
+    write_eval_page(
+        make_page(title="the evaluation", models=MODELS, summary=[], figures=[], tasks=tasks), path
     )
     return path
 
@@ -121,14 +121,14 @@ def test_no_script_of_an_answer_runs_and_nothing_breaks_the_policy_of_the_page(
     browser, path, tmp_path
 ):
     page = dump_page(browser, path.as_uri(), tmp_path)
-    assert "<title>the exam</title>" in page
+    assert "<title>the evaluation</title>" in page
     script = f"""{WATCH}
       const faults = [];
       view.addEventListener("error", (event) => faults.push(event.message));
       view.addEventListener("securitypolicyviolation", (event) => faults.push(event.blockedURI));
       for (const task of ["1", "0"]) choose("task", task);
       return [faults, page.title, page.querySelectorAll("img").length];"""
-    assert ask_page(browser, path, script, tmp_path) == [[], "the exam", 0]
+    assert ask_page(browser, path, script, tmp_path) == [[], "the evaluation", 0]
 
 
 def test_nothing_is_written_on_the_console(browser, path, tmp_path):

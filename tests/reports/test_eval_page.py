@@ -6,19 +6,19 @@ import re
 import pytest
 
 from tests.reports.conftest import ATTACK
-from yrunner.reports.exam import (
+from yrunner.reports.eval_page import (
     AnswerRow,
     Confusion,
-    Exam,
+    EvalPage,
     FigureRow,
     Reached,
     TaskAnswers,
-    render_exam,
-    write_exam,
+    render_eval_page,
+    write_eval_page,
 )
 
 
-def make_exam(**changes):
+def make_page(**changes):
     settings = {
         "title": f"law {ATTACK}",
         "subtitle": "greedy",
@@ -37,11 +37,11 @@ def make_exam(**changes):
         "tasks": [TaskAnswers("law", "exact", [AnswerRow("问题？", "九年", [ATTACK, ""], [0, 1])])],
         "notes": ["what the colours mean"],
     }
-    return Exam(**{**settings, **changes})
+    return EvalPage(**{**settings, **changes})
 
 
 def test_figures_stand_beside_their_changes_in_the_colour_of_the_verdict():
-    page = render_exam(make_exam())
+    page = render_eval_page(make_page())
     cells = re.findall(
         r'<td class="number ?(\w*)\s*">([^<]*)(?:<span class="change">([^<]*))?', page
     )
@@ -53,12 +53,12 @@ def test_figures_stand_beside_their_changes_in_the_colour_of_the_verdict():
 
 
 def test_a_group_is_named_once():
-    page = render_exam(make_exam())
+    page = render_eval_page(make_page())
     assert re.findall(r'<td class="group">([^<]*)', page) == ["all tasks", "law", ""]
 
 
 def test_the_matrix_is_coloured_by_the_share_of_its_row():
-    page = render_exam(make_exam())
+    page = render_eval_page(make_page())
     assert re.findall(r"--share: ([\d.]+)\">(\d)", page) == [
         ("0.750", "3"),
         ("0.250", "1"),
@@ -70,7 +70,7 @@ def test_the_matrix_is_coloured_by_the_share_of_its_row():
 
 
 def test_the_script_gets_every_answer_and_no_answer_becomes_markup():
-    page = render_exam(make_exam())
+    page = render_eval_page(make_page())
     assert ATTACK not in page
     content = re.search(r'id="answers">(.*?)</script>', page, re.DOTALL)[1]
     (task,) = json.loads(content)["tasks"]
@@ -90,7 +90,7 @@ def test_right_and_wrong_are_said_where_there_is_nothing_else(scores, graded):
 
 
 def test_a_page_without_answers_needs_no_script(tmp_path):
-    write_exam(make_exam(tasks=[]), tmp_path / "exam.html")
-    page = (tmp_path / "exam.html").read_text("utf-8")
+    write_eval_page(make_page(tasks=[]), tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text("utf-8")
     assert "<script" not in page
     assert "Answers" not in page

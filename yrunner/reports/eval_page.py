@@ -1,17 +1,8 @@
-"""What several models answered, as a page: figures, confusions, and the answers side by side.
+"""An evaluation as a page: figures, confusion matrices, and all models' answers side by side."""
 
-The page is one file and asks for nothing. Its one script is named by its hash, so that a browser
-runs no other, whatever a model has answered.
-"""
-
-import base64
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
-
-from markupsafe import Markup
 
 from yrunner.console import printable
 from yrunner.reports.html import render_page
@@ -26,7 +17,7 @@ class Reached:
     change: str = ""
     """Against the first model, with its interval."""
     verdict: str = ""
-    """better or worse where the change is more than chance; it gives the colour."""
+    """better or worse where the change is significant; it gives the colour."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +25,7 @@ class FigureRow:
     """One figure of all models."""
 
     group: str
-    """The task or side that it belongs to; rows of one group follow each other."""
+    """The task or side that it belongs to; rows of a group are adjacent."""
     figure: str
     reached: Sequence[Reached | None]
     """By model; None where it was not measured."""
@@ -42,13 +33,13 @@ class FigureRow:
 
 @dataclass(frozen=True)
 class Confusion:
-    """Which label was taken for which."""
+    """A confusion matrix."""
 
     title: str
     labels: Sequence[str]
-    """The right ones, one for each row."""
+    """The right labels, one per row."""
     taken: Sequence[str]
-    """The given ones, one for each column."""
+    """The answered labels, one per column."""
     counts: Sequence[Sequence[int]]
 
     def share(self, row: int, column: int) -> float:
@@ -64,7 +55,7 @@ class AnswerRow:
     reference: str
     answers: Sequence[str]
     scores: Sequence[float | None]
-    """By model: 1 for right, 0 for wrong, or a figure between; None where nobody judged."""
+    """By model: 1 for right, 0 for wrong, or a figure between; None where it was not scored."""
 
 
 @dataclass(frozen=True)
@@ -73,24 +64,24 @@ class TaskAnswers:
 
     name: str
     score: str
-    """What the scores are called."""
+    """Name of the scores."""
     rows: Sequence[AnswerRow]
 
     @property
     def is_graded(self) -> bool:
-        """Whether there is nothing but right and wrong."""
+        """Whether every answer is either right or wrong."""
         return all(score in (0, 1) for row in self.rows for score in row.scores)
 
 
 @dataclass(frozen=True)
-class Exam:
-    """Everything the page shows. The first model is what the others are compared with."""
+class EvalPage:
+    """Everything the page shows. The others are compared with the first model."""
 
     title: str
     subtitle: str
     models: Sequence[str]
     judged: int
-    """Number of the model whose wrong answers come first."""
+    """Index of the model whose wrong answers come first."""
     summary: Sequence[FigureRow]
     figures: Sequence[FigureRow]
     confusions: Sequence[Confusion]
@@ -98,19 +89,19 @@ class Exam:
     notes: Sequence[str] = ()
 
 
-def write_exam(exam: Exam, path: Path) -> None:
+def write_eval_page(page: EvalPage, path: Path) -> None:
     """Write the page; the file appears under its name only when it is complete."""
-    write_text(path, render_exam(exam))
+    write_text(path, render_eval_page(page))
 
 
-def render_exam(exam: Exam) -> str:
+def render_eval_page(page: EvalPage) -> str:
     """The whole page as text."""
-    script = files("yrunner.reports").joinpath("exam.js").read_text("utf-8")
     return render_page(
-        "exam.html.jinja",
-        exam=exam,
+        "eval_page.html.jinja",
+        scripts=["eval_page.js"],
+        page=page,
         answers={
-            "models": list(exam.models),
+            "models": list(page.models),
             "tasks": [
                 {
                     "name": task.name,
@@ -118,15 +109,13 @@ def render_exam(exam: Exam) -> str:
                     "graded": task.is_graded,
                     "rows": [_row(row) for row in task.rows],
                 }
-                for task in exam.tasks
+                for task in page.tasks
             ],
         },
-        script=Markup(script),
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
 
 
 def _row(row: AnswerRow) -> list[object]:
-    """What the script knows of a question, in the order in which it unpacks it."""
+    """A question for the script, in the order in which the script unpacks it."""
     answers = [printable(answer) for answer in row.answers]
     return [printable(row.question), printable(row.reference), answers, list(row.scores)]
