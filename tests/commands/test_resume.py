@@ -109,7 +109,7 @@ def test_a_second_run_in_the_same_folder_is_refused_while_the_first_trains(proje
     wait_until(lambda: SAID.exists() and "step " in SAID.read_text(), first)
     try:
         for how in ({"resume": True}, {"overwrite": True}):
-            with pytest.raises(RunError, match=rf"is in use: process {first.pid} on "):
+            with pytest.raises(RunError, match=rf"is in use by process {first.pid} on "):
                 train(Path("base.yaml"), [], **{"resume": False, "overwrite": False} | how)
     finally:
         first.kill()

@@ -43,7 +43,7 @@ def test_a_strangers_file_in_a_folder_that_would_go_stops_the_removal_of_anythin
     stranger.parent.mkdir(exist_ok=True)
     stranger.write_text("mine")
     before = sorted(run_dir.folder.rglob("*"))
-    assert refusal(run_dir.clear).startswith(f"{stranger} was not made by yrunner, and would be")
+    assert refusal(run_dir.clear).startswith(f"{stranger} was not written by yrunner and would be")
     assert sorted(run_dir.folder.rglob("*")) == before
 
 
@@ -53,7 +53,7 @@ def test_a_folder_without_a_run_keeps_all_that_bears_a_name_of_ours(tmp_path: Pa
     mine = tmp_path / name
     mine.write_text("mine") if "." in name else mine.mkdir()
     message = refusal(RunDir(tmp_path).clear)
-    assert message.startswith(f"{mine} was not made by yrunner, and would be replaced")
+    assert message.startswith(f"{mine} was not written by yrunner and would be overwritten")
     assert mine.exists()
 
 
@@ -105,7 +105,7 @@ def test_a_link_out_of_the_run_folder_is_refused_and_its_target_stays(
     shutil.rmtree(run_dir.checkpoints)
     run_dir.checkpoints.symlink_to(outside)
     message = refusal(run_dir.check)
-    assert "is a link that leads out of the run folder" in message
+    assert "outside the run folder" in message
     assert refusal(run_dir.clear) == message
     remove(run_dir.checkpoints)
     assert not run_dir.checkpoints.is_symlink()
@@ -129,7 +129,7 @@ def test_a_link_that_waits_where_a_file_is_written_is_not_followed(tmp_path: Pat
 def test_a_file_where_the_run_folder_would_be_is_refused(tmp_path: Path):
     (tmp_path / "notes").write_text("mine")
     for folder in (tmp_path / "notes", tmp_path / "notes" / "run"):
-        assert "notes is no folder" in refusal(RunDir(folder).check)
+        assert "notes is not a folder" in refusal(RunDir(folder).check)
 
 
 def test_a_sort_removes_its_own_results_and_no_others(tmp_path: Path):
@@ -155,4 +155,4 @@ def test_results_that_no_sort_has_made_are_not_replaced(tmp_path: Path):
     (tmp_path / "sort/sorted.csv").write_text("mine")
     folder = SortDir(tmp_path / "sort", ".jsonl")
     message = refusal(lambda: folder.check([], overwrite=True))
-    assert "sorted.csv was not made by yrunner" in message
+    assert "sorted.csv was not written by yrunner" in message

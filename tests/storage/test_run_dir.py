@@ -21,7 +21,7 @@ def test_a_folder_that_holds_a_run_is_refused(tmp_path: Path):
     run_dir = RunDir(tmp_path / "run")
     run_dir.create()
     write_text(run_dir.recipe, "name: run\n")
-    with pytest.raises(RunError, match=r"already holds a run\. Go on with it by --resume"):
+    with pytest.raises(RunError, match=r"already holds a run\. Resume it with --resume"):
         run_dir.create()
 
 

@@ -38,7 +38,7 @@ def test_the_second_is_refused_and_told_who_holds_it_and_a_dead_one_is_recognise
 ):
     folder = tmp_path / "run"
     with (
-        pytest.raises(RunError, match=rf"run is in use: process {holder.pid} on \S+ \(since 20"),
+        pytest.raises(RunError, match=rf"run is in use by process {holder.pid} on \S+ \(since 20"),
         run_lock(folder),
     ):
         pytest.fail("two processes hold one lock")

@@ -1,4 +1,4 @@
-"""What belongs to a run: nothing else is ever removed, replaced or written through a link."""
+"""Which files belong to a run: no other is ever removed, overwritten or written through a link."""
 
 import os
 import shutil
@@ -16,16 +16,16 @@ WRITTEN = (
     *("*.safetensors", "*.gguf", "*.pt", "*.pth", "*.bin", "latest"),
     *("trainer_state.json", "manifest.json", "step.json", "events.out.tfevents.*"),
 )
-"""Names of the files that we, or the libraries that save for us, write into the folders of a run:
-checkpoints, trackers and models. JSON by its whole name, for that is what people leave there."""
+"""Names of the files that yrunner and its libraries write into the folders of a run: checkpoints,
+trackers and models. JSON only by full names, since people put JSON files there too."""
 UNFINISHED = (".*.partial", ".*.previous", ".*.removed", ".*.damaged", ".rehearsal")
-"""Names that files and folders of ours have before they are complete, and when they must go."""
+"""Names of our files and folders while they are written or removed."""
 
 
 def remove(path: Path) -> None:
-    """Remove a file, a link or a folder, if it is there; a link's target stays.
+    """Remove a file, a link (not its target) or a folder, if it exists.
 
-    A folder loses its name at once: a kill half-way leaves no half of it under that name.
+    A folder is renamed first: a kill half-way leaves no half of it under its name.
     """
     if path.is_symlink() or not path.is_dir():
         path.unlink(missing_ok=True)
@@ -36,8 +36,8 @@ def remove(path: Path) -> None:
     shutil.rmtree(going)
 
 
-def strangers(folder: Path) -> Iterator[Path]:
-    """Files below a run's folder that no run writes there, such as somebody's notes."""
+def foreign_files(folder: Path) -> Iterator[Path]:
+    """Files below a run's folder that no run writes, such as somebody's notes."""
     for place, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not _is_one_of(name, UNFINISHED)]
         for name in sorted(files):
@@ -45,57 +45,57 @@ def strangers(folder: Path) -> Iterator[Path]:
                 yield Path(place, name)
 
 
-def check_belongings(
+def check_ownership(
     home: Path, mark: Path, places: Sequence[Path], replaced: Sequence[Path] = ()
 ) -> None:
-    """Raise `RunError` where work on `places` would fail, leave `home`, or lose what is not ours.
+    """Raise `RunError` where writing `places` would fail, leave `home`, or lose foreign files.
 
-    They are ours only where there is a `mark`, which is written before them and removed after them.
-    `replaced` are the folders among them that may be removed, with all that is in them.
+    They are ours only if `mark` exists, which is written before them and removed after them.
+    `replaced` are the folders among them that may be removed, with everything in them.
     """
     check_writable(home)
     check_links(places, home)
     foreign = next((path for path in places if path.exists() and not mark.exists()), None)
     if foreign is not None:
         raise RunError(
-            f"{foreign} was not made by yrunner, and would be replaced",
-            remedy="choose another output, or move that away",
+            f"{foreign} was not written by yrunner and would be overwritten",
+            remedy="set another output, or move it",
         )
     for folder in replaced:
-        stranger = next(strangers(folder), None)
-        if stranger is not None:
+        foreign = next(foreign_files(folder), None)
+        if foreign is not None:
             raise RunError(
-                f"{stranger} was not made by yrunner, and would be lost with {folder}",
+                f"{foreign} was not written by yrunner and would be deleted with {folder}",
                 remedy="move it to another place",
             )
 
 
 def check_links(paths: Iterable[Path], home: Path) -> None:
-    """Raise `RunError` for a link among the paths that leads out of `home`: it would be followed.
+    """Raise `RunError` for a link among the paths to a target outside `home`.
 
-    A run folder may come from somebody else, whose link could lead to any file of this machine.
+    A run folder may come from somebody else, whose link could point to any file of this machine.
     """
     inside = home.resolve()
     for path in paths:
         if path.is_symlink() and not path.resolve().is_relative_to(inside):
             raise RunError(
-                f"{path} is a link that leads out of the run folder, to {path.resolve()}",
-                remedy="remove the link; to write elsewhere, set output to that place",
+                f"{path} is a link to {path.resolve()}, outside the run folder",
+                remedy="remove the link; to write elsewhere, set output",
             )
 
 
 def check_writable(folder: Path) -> None:
-    """Raise `RunError` where the folder cannot be written, or cannot be made."""
+    """Raise `RunError` where the folder cannot be created or written to."""
     place = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
     if not place.is_dir():
         raise RunError(
-            f"{folder} cannot be the run folder: {place} is no folder",
-            remedy="choose another place, such as output=outputs/another",
+            f"{folder} cannot be the run folder: {place} is not a folder",
+            remedy="set another output, such as output=outputs/another",
         )
     if not os.access(place, os.W_OK | os.X_OK):
         raise RunError(
-            f"{place} cannot be written",
-            remedy="set its permissions, or choose another place such as output=/another/folder",
+            f"{place} is not writable",
+            remedy="change its permissions, or set another output such as output=/another/folder",
         )
 
 

@@ -1,8 +1,6 @@
-"""The folder of what a base has written, and its files.
+"""The folders of runs, sorts and replay: the names of their files, and how they are written.
 
-The run folder: where a run leaves everything, and the only place that knows the names in it.
-
-The folder of a sort: the names in it, and what of it may be replaced.
+Only this file knows the names. A file or folder has its final name only when it is complete.
 """
 
 import errno
@@ -18,42 +16,18 @@ from typing import Any, BinaryIO
 
 from yrunner.console import as_gigabytes
 from yrunner.errors import RunError
-from yrunner.storage.ownership import check_belongings, remove
-
-
-class ReplayDir:
-    """`outputs/replay/<base>-<key>`: what one base wrote, whatever is trained from it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.rows = folder / "rows.jsonl"
-        """To be learned from; it may be edited by hand."""
-        self.held_out = folder / "held_out.jsonl"
-        """For the gauge: nothing is ever learned from these."""
-        self.dropped = folder / "dropped.jsonl"
-        """What was of no use, and why."""
-        self.record = folder / "replay.json"
-        """The base, how it wrote, how many drafts there were, and what became of them."""
-        self.lock = folder / ".lock"
-
-    def tops(self, key: str) -> Path:
-        """The base's likeliest tokens for some rows; see scoring/base_answers.py."""
-        return self.folder / f"tops-{key}.safetensors"
-
-    def fisher(self, key: str) -> Path:
-        """What the base depends on; see training/fisher.py."""
-        return self.folder / f"fisher-{key}.safetensors"
-
+from yrunner.storage.ownership import check_ownership, remove
 
 FULL_DISK = 2**20
-"""Bytes: with less space left than this, a write that failed has failed for want of it."""
+"""Bytes: with less free space than this, a failed write is blamed on the full disk."""
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""Full is the disk, or a user's share of it, or the size that a file may have."""
+"""The disk is full, or a quota or the largest size of a file is reached."""
 STEP_FOLDER = re.compile(r"step-(\d+)")
+DATA_ENDINGS = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".txt")
 
 
 class RunDir:
-    """`outputs/<name>`; a file appears in it under its final name only when it is complete."""
+    """`outputs/<name>`: everything that a run leaves behind."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.absolute()
@@ -80,49 +54,48 @@ class RunDir:
 
     @property
     def prepared(self) -> Path:
-        """Tokenized data, shared by the runs that stand beside each other; see data/cache.py."""
+        """Tokenized data, shared by the runs of one outputs folder; see data/dataset/cache.py."""
         return self.folder.parent / ".prepared"
 
     @property
     def replay(self) -> Path:
-        """Rows that bases wrote, shared by the runs that stand beside each other; see ReplayDir."""
+        """Replay of all bases, shared by the runs of one outputs folder; see `ReplayDir`."""
         return self.folder.parent / "replay"
 
     @property
     def sort(self) -> Path:
-        """What `yrun sort` leaves; a training neither needs nor removes it."""
+        """The folder of `yrun sort`; training neither needs nor removes it."""
         return self.folder / "sort"
 
     def create(self) -> None:
-        """Make the folder. Raises `RunError` where a run is already in it."""
+        """Make the folder. Raises `RunError` where it already holds a run."""
         if self.is_used():
             raise RunError(
                 f"{self.folder} already holds a run",
-                remedy="go on with it by --resume, replace it by --overwrite, "
-                "or give this run another name",
+                remedy="resume it with --resume, replace it with --overwrite, or set output",
             )
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def is_used(self) -> bool:
-        """True where a run has begun to write."""
+        """Whether a run has written anything."""
         return self.recipe.exists() or self.checkpoints.exists() or self.model.exists()
 
     def is_finished(self) -> bool:
-        """True where the trained model is complete: it is written last but for the report."""
+        """Whether the trained model is complete; only the report is written after it."""
         return self.model.exists()
 
     def check(self, *replaced: Path) -> None:
-        """Raise `RunError` where work here would fail, leave the folder, or cost somebody a file.
+        """Raise `RunError` where a run here would fail, leave the folder, or lose a foreign file.
 
         `replaced` are the folders that may be removed. The recipe is written first and removed
         last: without it, a folder `model` is not ours.
         """
-        also_without_a_run = (self.eval, self.eval_page)
-        places = [path for path in self._places() if path not in also_without_a_run]
-        check_belongings(self.folder, self.recipe, places, replaced)
+        written_without_a_run = (self.eval, self.eval_page)
+        places = [path for path in self._places() if path not in written_without_a_run]
+        check_ownership(self.folder, self.recipe, places, replaced)
 
     def clear(self) -> None:
-        """Remove what a run has written here, and nothing else. Raises `RunError` as `check`."""
+        """Remove what a run has written, and nothing else. Raises `RunError` as `check` does."""
         self.check(*self.folders())
         for path in self._places():
             if path != self.recipe:
@@ -130,24 +103,24 @@ class RunDir:
         remove(self.recipe)
 
     def folders(self) -> list[Path]:
-        """The folders of a run, which hold files that libraries write."""
+        """The folders of a run, with files that libraries write."""
         return [self.checkpoints, self.trackers, self.model, self.merged, self.gguf]
 
     def _places(self) -> list[Path]:
         return [path for path in vars(self).values() if path != self.folder]
 
     def checkpoint(self, step: int) -> Path:
-        """The folder of the checkpoint after so many updates."""
+        """The folder of the checkpoint at a step."""
         return self.checkpoints / f"step-{step}"
 
     def saved_steps(self) -> list[int]:
-        """Updates after which there is a whole checkpoint, in order."""
+        """Steps with a complete checkpoint, in order."""
         names = (STEP_FOLDER.fullmatch(path.name) for path in self.checkpoints.glob("step-*"))
         return sorted(int(match[1]) for match in names if match)
 
 
 class CompareDir:
-    """What `yrun compare` leaves in the run folder of its recipe, beside a run of its own."""
+    """The files of `yrun compare` in the run folder of its recipe."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.absolute()
@@ -160,36 +133,123 @@ class CompareDir:
         return RunDir(self.arms / name)
 
     def log(self, name: str) -> Path:
-        """What the processes of a run have printed."""
+        """The output of a run's processes."""
         return self.arms / f"{name}.log"
 
     def base(self, name: str) -> Path:
-        """What was measured of a base; see commands/compare_points.py."""
+        """The results of a base; see commands/compare/points.py."""
         return self.arms / f"{name}.json"
 
 
+class SortDir:
+    """`outputs/<name>/sort`; `ending` is the suffix of the data, such as `.jsonl`."""
+
+    def __init__(self, folder: Path, ending: str) -> None:
+        self.folder = folder
+        self.recipe = folder / "recipe.resolved.yaml"
+        self.environment = folder / "environment.json"
+        self.data_report = folder / "data_report.json"
+        self.measured = folder / "measured"
+        """Losses and entropies of all targets; see scoring/score_file.py."""
+        self.cross_fit = folder / "cross_fit"
+        """The same by cross-fit models, one folder per fold."""
+        self.sorted = folder / f"sorted{ending}"
+        self.dropped = folder / f"dropped{ending}"
+        self.reasons = folder / "dropped_reasons.jsonl"
+        self.report = folder / "report.html"
+        self.scores = folder / "scores.jsonl"
+
+    def check(self, files: Iterable[Path], *, overwrite: bool) -> None:
+        """Raise `RunError` where a finished sort, a data file or a foreign file would be lost."""
+        if any(file.resolve().parent == self.folder.resolve() for file in files):
+            raise RunError(
+                f"the data is in {self.folder}, and sorting would overwrite it",
+                remedy="set another output",
+            )
+        check_ownership(self.folder, self.recipe, [*self._results(), self.measured])
+        if self.scores.exists() and not overwrite:
+            raise RunError(
+                f"{self.folder} already holds a finished sort",
+                remedy="replace it with --overwrite, which reuses scores, or set another output",
+            )
+
+    def clear(self) -> None:
+        """Make the folder, and remove the results of an earlier sort, except its scores."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for path in self._results():
+            remove(path)
+
+    def _results(self) -> Iterator[Path]:
+        """The existing results, also of data with another suffix.
+
+        The file that marks a sort as finished comes first.
+        """
+        names = [f"{name}{ending}" for name in ("sorted", "dropped") for ending in DATA_ENDINGS]
+        rows = (self.folder / f"{name}{packed}" for name in names for packed in ("", ".gz"))
+        for path in (self.scores, self.reasons, self.report, *rows):
+            if path.exists():
+                yield path
+
+
+class ReplayDir:
+    """`outputs/replay/<base>-<key>`: the rows that one base wrote."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.rows = folder / "rows.jsonl"
+        """Rows to train on; they may be edited by hand."""
+        self.held_out = folder / "held_out.jsonl"
+        """Rows to measure drift on; never trained on."""
+        self.dropped = folder / "dropped.jsonl"
+        """Unusable rows, and why."""
+        self.record = folder / "replay.json"
+        """The base, how it wrote, and how many rows were kept and dropped."""
+        self.lock = folder / ".lock"
+
+    def tops(self, key: str) -> Path:
+        """The base's likeliest tokens for some rows; see scoring/base_predictions.py."""
+        return self.folder / f"tops-{key}.safetensors"
+
+    def fisher(self, key: str) -> Path:
+        """The Fisher information of the base; see training/ewc.py."""
+        return self.folder / f"fisher-{key}.safetensors"
+
+
+def page_beside(run_folder: Path, what: str, page: Path | None) -> Path:
+    """The path of a page about a run: `page`, or beside its folder, named by `what`.
+
+    Not inside, which holds only what the run itself has written. Raises `RunError` for a name
+    without `.html`: it could be a recipe or data that the page would overwrite.
+    """
+    page = page or run_folder.with_name(f"{run_folder.name}-{what}.html")
+    parents = [folder for folder in page.parents if folder.exists()]
+    if page.suffix != ".html" or page.is_dir() or not parents[0].is_dir():
+        raise RunError(f"{page} is not a writable .html path", remedy="give another file name")
+    return page
+
+
 def partial_folder(final: Path) -> Path:
-    """Where a folder is written before it gets its name."""
+    """The temporary name of a folder while it is written."""
     return final.with_name(f".{final.name}.partial")
 
 
 @contextmanager
 def whole_folder(final: Path, needed: int | None = None) -> Iterator[Path]:
-    """Give a folder to write into that gets the name `final` when everything is on the disk.
+    """A folder to write into, which is renamed to `final` when everything is on the disk.
 
-    Where the writing fails nothing is left of it; raises `RunError` where the disk was full, which
-    the libraries that write weights report in many ways. `needed`: bytes that will be written.
+    A failure leaves nothing of it. Raises `RunError` for a full disk, which libraries report in
+    many ways. `needed`: bytes that will be written.
     """
     partial = partial_folder(final)
     remove(partial)
     try:
-        # Within: Ctrl-C can come between any two lines.
+        # Inside `try`: Ctrl-C may come between any two lines.
         partial.mkdir(parents=True)
         check_room(final, needed)
         yield partial
         _flush(partial, *partial.rglob("*"))
     except BaseException as error:
-        is_full = _wants_room(error, free_bytes(final))
+        is_full = _is_full_disk(error, free_bytes(final))
         shutil.rmtree(partial, ignore_errors=True)
         if is_full:
             raise _full_disk(final, needed) from error
@@ -198,7 +258,7 @@ def whole_folder(final: Path, needed: int | None = None) -> Iterator[Path]:
 
 
 def free_bytes(place: Path) -> int:
-    """What is free on the disk of a place that may not exist yet."""
+    """Free bytes on the disk of a path that may not exist yet."""
     existing = next(path for path in (place.absolute(), *place.absolute().parents) if path.exists())
     return shutil.disk_usage(existing).free
 
@@ -214,22 +274,22 @@ def _full_disk(place: Path, needed: int | None) -> RunError:
     free = as_gigabytes(free_bytes(place))
     return RunError(
         f"the disk is full: {place} could not be written; {need}{free} are free",
-        remedy="free some space; the last checkpoint is whole, go on from it by --resume",
+        remedy="free some space, then continue from the last checkpoint with --resume",
     )
 
 
-def _wants_room(error: BaseException, free: int) -> bool:
-    """Whether a failure is one of room; libraries in Rust pass the number on in words only."""
+def _is_full_disk(error: BaseException, free: int) -> bool:
+    """Whether a write failed for lack of space; Rust libraries give the error number as text."""
     if free < FULL_DISK or (isinstance(error, OSError) and error.errno in NO_ROOM):
         return True
     return any(f"(os error {number})" in str(error) for number in NO_ROOM)
 
 
 def _replace_folder(final: Path, partial: Path) -> None:
-    """Put `partial` in the place of `final`, which is kept until that has worked."""
+    """Rename `partial` to `final`; the old `final` is removed only after that."""
     previous = final.with_name(f".{final.name}.previous")
     if final.exists():
-        # Only now: after a crash between the two renames, `previous` is the only copy.
+        # Not earlier: after a crash between the two renames, `previous` is the only copy.
         shutil.rmtree(previous, ignore_errors=True)
         final.rename(previous)
     partial.rename(final)
@@ -238,7 +298,7 @@ def _replace_folder(final: Path, partial: Path) -> None:
 
 
 def _flush(*paths: Path) -> None:
-    """Wait until files, and the names in folders, are on the disk."""
+    """Wait until files and the entries of folders are on the disk."""
     for path in paths:
         place = os.open(path, os.O_RDONLY)
         try:
@@ -249,14 +309,14 @@ def _flush(*paths: Path) -> None:
 
 @contextmanager
 def whole_file(final: Path) -> Iterator[BinaryIO]:
-    """Give a file to write into that gets the name `final` when all is written.
+    """A file to write into, which is renamed to `final` when it is complete.
 
     A failure leaves nothing of it.
     """
     partial = final.with_name(f".{final.name}.partial")
     remove(partial)
     try:
-        # "x": never through a link that somebody has put there.
+        # "x": never write through a link that somebody put there.
         with partial.open("xb") as file:
             yield file
             file.flush()
@@ -268,26 +328,13 @@ def whole_file(final: Path) -> Iterator[BinaryIO]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file so that it is there whole, or not at all."""
+    """Write a file completely or not at all."""
     with whole_file(path) as file:
         file.write(text.encode())
 
 
-def page_beside(run_folder: Path, what: str, page: Path | None) -> Path:
-    """Where a page about a run is written: `page`, or beside its folder, named by `what`.
-
-    Not inside, which holds only what the run itself has written. Raises `RunError` for a name that
-    is none of a page: it could be a recipe or data, which the page would replace.
-    """
-    page = page or run_folder.with_name(f"{run_folder.name}-{what}.html")
-    parents = [folder for folder in page.parents if folder.exists()]
-    if page.suffix != ".html" or page.is_dir() or not parents[0].is_dir():
-        raise RunError(f"{page} cannot be the page", remedy="name a file that ends in .html")
-    return page
-
-
 def write_json(path: Path, content: Any) -> None:
-    """Write `content` as JSON that people can read."""
+    """Write `content` as indented JSON."""
     write_text(path, json.dumps(content, ensure_ascii=False, indent=2) + "\n")
 
 
@@ -315,57 +362,3 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         elif old != new:
             changed.append(str(key))
     return changed
-
-
-DATA_ENDINGS = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".txt")
-
-
-class SortDir:
-    """`outputs/<name>/sort`; `ending` is that of the data, such as `.jsonl`."""
-
-    def __init__(self, folder: Path, ending: str) -> None:
-        self.folder = folder
-        self.recipe = folder / "recipe.resolved.yaml"
-        self.environment = folder / "environment.json"
-        self.data_report = folder / "data_report.json"
-        self.measured = folder / "measured"
-        """Losses and entropies of all tokens, see scoring/score_file.py."""
-        self.cross_fit = folder / "cross_fit"
-        """The same by models that were trained for it, a folder for each fold."""
-        self.sorted = folder / f"sorted{ending}"
-        self.dropped = folder / f"dropped{ending}"
-        self.reasons = folder / "dropped_reasons.jsonl"
-        self.report = folder / "report.html"
-        self.scores = folder / "scores.jsonl"
-
-    def check(self, files: Iterable[Path], *, overwrite: bool) -> None:
-        """Raise `RunError` where something would be lost: a finished sort, `files`, or others."""
-        if any(file.resolve().parent == self.folder.resolve() for file in files):
-            raise RunError(
-                f"the data lies in {self.folder}, where the sorted rows would replace it",
-                remedy="give this recipe another output",
-            )
-        check_belongings(self.folder, self.recipe, [*self._results(), self.measured])
-        if self.scores.exists() and not overwrite:
-            raise RunError(
-                f"{self.folder} already holds a finished sort",
-                remedy="replace it by --overwrite, which measures no row again that it has "
-                "measured, or give this one another output",
-            )
-
-    def clear(self) -> None:
-        """Make the folder, and remove the results of an earlier sort, but what it has measured."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for path in self._results():
-            remove(path)
-
-    def _results(self) -> Iterator[Path]:
-        """The results that are there, also of a sort whose data had another ending.
-
-        What says that a sort is finished comes first.
-        """
-        names = [f"{name}{ending}" for name in ("sorted", "dropped") for ending in DATA_ENDINGS]
-        rows = (self.folder / f"{name}{packed}" for name in names for packed in ("", ".gz"))
-        for path in (self.scores, self.reasons, self.report, *rows):
-            if path.exists():
-                yield path

@@ -1,4 +1,4 @@
-"""One process at a time in a run folder; the lock of a dead one is recognised and taken over."""
+"""Lock a run folder for one process; take over the stale lock of a dead one."""
 
 import fcntl
 import json
@@ -18,21 +18,20 @@ LOCK = ".lock"
 
 @contextmanager
 def run_lock(folder: Path) -> Iterator[None]:
-    """Hold the lock of a run folder, which is made where it is missing and gone again if empty,
-    with the folders around it that were made for it.
+    """Hold the lock of a run folder; the folder and its parents are made, and removed if empty.
 
-    The kernel drops the lock when its process dies, whatever killed it; the file says who holds it.
-    Raises `RunError` where another process does, or where one on another machine may.
+    The kernel drops the lock when its process dies for any reason; the file says who holds it.
+    Raises `RunError` where another process holds it, or one on another machine may.
     """
     made = [place for place in folder.parents if not place.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     file = _open_locked(folder / LOCK)
-    _look_at_the_last(folder / LOCK, file)
+    _check_last_holder(folder / LOCK, file)
     try:
         _sign(file)
         yield
     finally:
-        # The file goes before the lock: whoever waits for it then finds another file, and no lock.
+        # Remove the file before the lock: a process that waits for it must not lock a removed file.
         (folder / LOCK).unlink(missing_ok=True)
         file.close()
         with suppress(OSError):
@@ -56,23 +55,23 @@ def _open_locked(path: Path) -> TextIO:
 
 
 def _without_links(path: str, flags: int) -> int:
-    """A run folder may come from somebody else: what its `.lock` links to must not be emptied."""
+    """Refuse a link: in a folder from somebody else, `.lock` could point to any file."""
     return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
-def _look_at_the_last(path: Path, file: TextIO) -> None:
-    """Say that a process died here, if one did; refuse where it may live on another machine."""
+def _check_last_holder(path: Path, file: TextIO) -> None:
+    """Take over the lock of a dead process; refuse where it may be alive on another machine."""
     last = _read(file)
     if not last:
         return
     if last["host"] != socket.gethostname():
-        # Not every network file system shares its locks.
+        # Not every network file system shares locks between machines.
         file.close()
         raise RunError(
-            f"{path.parent} was left by {_name(last)} without a word",
+            f"{path.parent} is locked by {_name(last)}",
             remedy=f"if that process has ended, remove {path}",
         )
-    say(f"{_name(last)} has died in {path.parent}: its lock is taken over")
+    say(f"{_name(last)} left a stale lock in {path.parent} (the process died); taking it over")
 
 
 def _sign(file: TextIO) -> None:
@@ -94,8 +93,8 @@ def _read(file: TextIO) -> dict[str, Any]:
 def _refusal(path: Path, holder: dict[str, Any]) -> RunError:
     who = _name(holder) if holder else "another process"
     return RunError(
-        f"{path.parent} is in use: {who} trains there",
-        remedy="wait for it, stop it, or give this run another output",
+        f"{path.parent} is in use by {who}",
+        remedy="wait for it, stop it, or set another output",
     )
 
 

@@ -128,5 +128,5 @@ def test_the_page_can_have_a_name_of_its_own_beside_changes_of_the_recipe(
     arguments = ["check", "tuned.yaml", "--html", "pages/curve.html", "loss={kind: dft}"]
     assert CliRunner().invoke(app, arguments).exit_code == 0
     assert "kind: dft" in Path("pages/curve.html").read_text("utf-8")
-    with pytest.raises(YRunnerError, match=r"pages cannot be the page\. Name a file"):
+    with pytest.raises(YRunnerError, match=r"pages is not a writable \.html path\. Give"):
         check(TUNED, [], as_machine=False, as_page=True, page=Path("pages"))

@@ -118,7 +118,7 @@ def test_a_result_with_another_tokenizer_is_refused(trained_base):
 @pytest.mark.parametrize("name", ["base.yaml", "train.jsonl", "folder.html", "x"])
 def test_only_an_html_file_is_written_so_that_no_recipe_is_replaced(project, name):
     (project / "folder.html").mkdir()
-    with pytest.raises(YRunnerError, match=r"cannot be the page\. Name a file that ends in \.html"):
+    with pytest.raises(YRunnerError, match=r"is not a writable \.html path\. Give another file"):
         show(page=project / name)
 
 

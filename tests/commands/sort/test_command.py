@@ -148,7 +148,7 @@ def test_a_finished_sort_is_replaced_only_when_asked_and_without_measuring_again
     trained_base, monkeypatch, capfd
 ):
     run("sort.drop_share=0.2")
-    with pytest.raises(RunError, match=r"already holds a finished sort\. Replace it by --overwr"):
+    with pytest.raises(RunError, match=r"already holds a finished sort\. Replace it with --over"):
         run()
 
     def load(_):
@@ -356,7 +356,7 @@ def test_a_process_that_is_killed_ends_the_sort(trained_base):
 def test_the_data_of_a_sort_is_not_replaced_by_its_result(trained_base):
     FOLDER.mkdir(parents=True)
     shutil.copy("train.jsonl", FOLDER / "sorted.jsonl")
-    with pytest.raises(RunError, match=r"the data lies in .*, where the sorted rows would"):
+    with pytest.raises(RunError, match=r"the data is in .*, and sorting would overwrite"):
         run("data.train=[{file: outputs/tuned/sort/sorted.jsonl}]")
 
 
