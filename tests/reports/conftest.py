@@ -1,4 +1,4 @@
-"""A headless browser that opens pages from disk, and examples to be shown."""
+"""A headless browser that opens pages from disk, and examples to show."""
 
 import html
 import json
@@ -26,7 +26,7 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 @pytest.fixture(scope="session")
 def tokenize(capitals_tokenizer):
-    """A function that makes an example of texts, of which every second one is learned."""
+    """A function that makes an example of texts; every second one is a target."""
 
     def make(*texts: str, row: int = 7) -> TokenizedExample:
         ids, labels = [], []
@@ -41,7 +41,7 @@ def tokenize(capitals_tokenizer):
 
 @pytest.fixture(scope="session")
 def heat_map(tokenize):
-    """Two examples, and what two models make of them: the second finds every token easier."""
+    """Two examples with the scores of two models: the second finds every token easier."""
     chat = "<|im_start|>user\nCapital?<|im_end|>\n<|im_start|>assistant\n"
     examples = [
         tokenize(
@@ -62,7 +62,7 @@ def heat_map(tokenize):
 
 
 def scores_of(example, highest_loss):
-    """Scores that nobody measured, the same ones for the same example; every third is right."""
+    """Invented scores, the same for the same example; every third prediction is right."""
     generator = torch.Generator().manual_seed(highest_loss)
     targets_N = torch.tensor([example.labels[place] for place in example.target_positions])
     loss_N, entropy_N, weight_N = torch.rand(3, len(targets_N), generator=generator)

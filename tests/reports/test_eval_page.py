@@ -1,4 +1,4 @@
-"""The page of an evaluation: what stands in it as text."""
+"""The evaluation page as text."""
 
 import json
 import re

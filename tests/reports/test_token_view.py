@@ -1,4 +1,4 @@
-"""What a person sees of an example is what the model sees, and what it learns stands out."""
+"""A person sees the tokens that the model sees, with the targets marked."""
 
 import re
 from pathlib import Path

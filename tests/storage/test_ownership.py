@@ -1,4 +1,4 @@
-"""Only what a run has made goes; links lead nowhere else; a stranger's file stands in the way."""
+"""Only files of a run are removed, no link is followed, and foreign files are refused."""
 
 import shutil
 from collections.abc import Callable
