@@ -125,7 +125,7 @@ def test_other_models_stand_beside_them_by_folder_recipe_or_run(trained, capfd):
     assert all(model.faults is None for model in results)
 
 
-def test_models_can_be_examined_before_anything_was_tuned(trained, change, capfd):
+def test_models_can_be_evaluated_before_anything_was_tuned(trained, change, capfd):
     change("tuned.yaml", name="other")
     with pytest.raises(RunError, match=r"other has no result in .*\. Train it first: yrun train"):
         eval_recipe(TUNED, [], [])
@@ -192,7 +192,7 @@ def test_eval_without_tasks_or_without_a_result_says_what_to_do(project):
         (
             {"kind": "classify", "labels": ["yes", "no"]},
             [{"question": "a?", "answer": "maybe"}],
-            'row 1: has the label "maybe"',
+            'row 1: label "maybe" is not one of "yes", "no"',
         ),
         ({"kind": "choice"}, [{"question": "a?", "choices": ["b"], "answer": 0}], "row 1: "),
     ],
