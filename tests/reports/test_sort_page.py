@@ -134,7 +134,7 @@ def test_the_page_asks_for_nothing_and_text_of_the_data_stays_text(page):
 def test_pairs_that_are_not_shown_are_counted(page):
     text = re.sub(r"\s+", " ", Page(page).text)
     assert "7 pairs:" in text
-    assert ", 1 of them below" in text
+    assert ", 1 shown below" in text
 
 
 def test_a_score_that_is_no_number_and_an_empty_corpus_make_a_page(sort_page, tmp_path: Path):

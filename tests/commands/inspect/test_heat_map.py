@@ -83,7 +83,7 @@ def test_one_row_is_shown_also_when_it_is_not_learned_from(trained_base):
     assert question in text
     assert len(readings["before"]["loss"]) > 1
     text, _ = show(TUNED, "data.max_length=40", row="train.jsonl:3", page=page)
-    assert re.search(r"Not learned from:.*has \d+ tokens", text, re.DOTALL)
+    assert re.search(r"Not trained on:.*has \d+ tokens", text, re.DOTALL)
 
 
 def test_a_row_without_targets_is_refused_with_the_reason(trained_base):
