@@ -49,7 +49,7 @@ def test_the_base_is_shown_before_training_and_both_models_after_it(trained_base
         for when in ("before", "after")
     }
     assert sum(losses["after"]) < sum(losses["before"]), "the training has taught something"
-    assert "The result was trained with other settings" not in text
+    assert "The result was trained with different settings" not in text
 
 
 def test_the_weights_and_the_zones_are_those_of_the_recipe(trained_base):
@@ -66,7 +66,7 @@ def test_the_weights_and_the_zones_are_those_of_the_recipe(trained_base):
 def test_other_settings_than_those_of_the_result_are_named(trained_base):
     train(TUNED, [], resume=False, overwrite=False)
     text, _ = show(TUNED, "loss.k=3", number=1)
-    assert "The result was trained with other settings" in text
+    assert "The result was trained with different settings" in text
     assert "recipe.loss.k" in text
 
 
