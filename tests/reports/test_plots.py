@@ -7,7 +7,8 @@ import xml.etree.ElementTree as ElementTree
 import matplotlib
 import pytest
 
-from yrunner.reports.plots import THEME, learning_rate, loss_curves, weight_curve, zones_over_time
+from yrunner.reports.plots import learning_rate, loss_curves, weight_curve, zones_over_time
+from yrunner.reports.svg import THEME
 
 EDGES = (1.45, 6.6, 15.0)
 GRID = [index / 10 for index in range(161)]
