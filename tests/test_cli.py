@@ -106,8 +106,8 @@ def test_a_full_disk_is_a_sentence_and_not_a_bug(
 
 def test_an_interrupt_during_heavy_imports_ends_with_code_130_and_one_word():
     program = (
-        "import signal; from yrunner.process import stopping_at_once\n"
-        "with stopping_at_once():\n    signal.raise_signal(signal.SIGINT)\n"
+        "import signal; from yrunner.process import exiting_on_interrupt\n"
+        "with exiting_on_interrupt():\n    signal.raise_signal(signal.SIGINT)\n"
     )
     result = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=False

@@ -6,14 +6,14 @@ import sys
 
 import pytest
 
-from yrunner.process import SWITCHES, switch_off_telemetry
+from yrunner.process import TELEMETRY_SWITCHES, disable_telemetry
 
 
 def test_what_a_person_has_set_stays(monkeypatch: pytest.MonkeyPatch):
-    for name in SWITCHES:
+    for name in TELEMETRY_SWITCHES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("WANDB_ERROR_REPORTING", "true")
-    switch_off_telemetry()
+    disable_telemetry()
     assert os.environ["WANDB_ERROR_REPORTING"] == "true"
     assert os.environ["HF_HUB_DISABLE_TELEMETRY"] == "1"
 

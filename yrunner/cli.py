@@ -11,11 +11,11 @@ from yrunner.console import say
 from yrunner.errors import YRunnerError
 from yrunner.process import (
     check_recipe,
-    hide_what_is_no_news,
+    disable_telemetry,
+    exiting_on_interrupt,
+    print_ending,
     run_to_exit,
-    say_ending,
-    stopping_at_once,
-    switch_off_telemetry,
+    silence_harmless_warnings,
 )
 
 app = typer.Typer(
@@ -53,7 +53,7 @@ def train(
     if resume and overwrite:
         raise YRunnerError("--resume and --overwrite cannot be combined", remedy="choose one")
     check_recipe(recipe, overrides)
-    with stopping_at_once():
+    with exiting_on_interrupt():
         from yrunner.commands.train import train as run_training
 
     run_training(
@@ -76,7 +76,7 @@ def sort(
 ) -> None:
     """Score every row with the base, and write the reordered corpus and a report."""
     check_recipe(recipe, overrides)
-    with stopping_at_once():
+    with exiting_on_interrupt():
         from yrunner.commands.sort.command import sort as run_sort
         from yrunner.commands.train import train_base
 
@@ -99,11 +99,9 @@ def inspect(
     ] = False,
 ) -> None:
     """Print examples as the model sees them, with the targets in colour."""
-    from yrunner.recipe.load import split_page
-
-    changes, page = split_page(overrides or [], html)
+    changes, page = _split_page(overrides or [], html)
     check_recipe(recipe, changes)
-    with stopping_at_once():
+    with exiting_on_interrupt():
         from yrunner.commands.inspect.command import inspect as run_inspection
         from yrunner.commands.inspect.heat_map import inspect_html
 
@@ -132,11 +130,9 @@ def check(
     memory: Annotated[str | None, typer.Option(help="Memory per GPU, such as 80GB.")] = None,
 ) -> None:
     """Read the data and plan the run: rows, steps, memory, disk, weights. No training."""
-    from yrunner.recipe.load import split_page
-
-    changes, page = split_page(overrides or [], html)
+    changes, page = _split_page(overrides or [], html)
     check_recipe(recipe, changes)
-    with stopping_at_once():
+    with exiting_on_interrupt():
         from yrunner.commands.check.command import check as run_check
 
     planned = partial(run_check, recipe, changes, gpus=gpus, memory=memory)
@@ -154,7 +150,7 @@ def evaluate(
 ) -> None:
     """Evaluate base and result on the recipe's tasks: scores, differences, answers side by side."""
     check_recipe(recipe, overrides)
-    with stopping_at_once():
+    with exiting_on_interrupt():
         from yrunner.commands.eval.command import eval_recipe
 
     eval_recipe(recipe, overrides or [], model or [])
@@ -183,13 +179,13 @@ def compare(
 ) -> None:
     """Train several versions of a recipe, evaluate each and compare them."""
     from yrunner.recipe.arms import choose_arms, read_seeds
-    from yrunner.recipe.load import alert_of_code
+    from yrunner.recipe.load import warn_of_remote_code
 
     chosen = choose_arms(recipe, overrides or [], vary=vary or [], only=arms)
-    alert_of_code(next(iter(chosen.values())))
+    warn_of_remote_code(next(iter(chosen.values())))
     if seeds is not None:
         read_seeds(seeds)
-    with stopping_at_once():
+    with exiting_on_interrupt():
         from yrunner.commands.compare.command import compare as run_comparison
 
     run_comparison(
@@ -213,7 +209,7 @@ def measure(
 ) -> None:
     """Evaluate every checkpoint of a run on the recipe's tasks; used by `yrun compare`."""
     check_recipe(recipe, overrides)
-    with stopping_at_once():
+    with exiting_on_interrupt():
         from yrunner.commands.compare.measure import measure as run_measurement
 
     run_measurement(recipe, overrides or [], base=base)
@@ -223,7 +219,7 @@ def measure(
 def replay(recipe: RecipePath, overrides: Overrides = None) -> None:
     """Generate replay rows with the base: for keep.kind self_replay and for measuring drift."""
     check_recipe(recipe, overrides)
-    with stopping_at_once():
+    with exiting_on_interrupt():
         from yrunner.commands.replay import replay as run_replay
         from yrunner.commands.train import train_base
 
@@ -238,7 +234,7 @@ def chat(
 ) -> None:
     """Chat with the result; /help lists the commands. Also answers lines from a pipe."""
     check_recipe(recipe, overrides)
-    with stopping_at_once():
+    with exiting_on_interrupt():
         from yrunner.commands.chat import chat as run_chat
 
     run_chat(recipe, overrides or [], max_new_tokens=max_new_tokens)
@@ -248,7 +244,7 @@ def chat(
 def merge(recipe: RecipePath, overrides: Overrides = None) -> None:
     """Merge the adapter into its base, verify that predictions agree, and export the result."""
     check_recipe(recipe, overrides)
-    with stopping_at_once():
+    with exiting_on_interrupt():
         from yrunner.commands.merge.command import merge as run_merge
 
     run_merge(recipe, overrides or [])
@@ -284,16 +280,22 @@ def schema() -> None:
     say(json.dumps(recipe_json_schema(), ensure_ascii=False, indent=2))
 
 
+def _split_page(arguments: list[str], is_wanted: bool) -> tuple[list[str], Path | None]:
+    """The overrides, and the path of the page for --html: the first argument without `=`."""
+    page = next((text for text in arguments if is_wanted and "=" not in text), None)
+    return [text for text in arguments if text is not page], None if page is None else Path(page)
+
+
 def main() -> None:
     """Run the command line and exit with its code."""
-    switch_off_telemetry()
-    hide_what_is_no_news()
+    disable_telemetry()
+    silence_harmless_warnings()
     if not {"RANK", "YRUNNER_COMMAND"} & os.environ.keys():
         run_to_exit(app)
-    from yrunner.distributed.launcher import end_with_command, take_place
+    from yrunner.distributed.launcher import die_with_command, set_up_rank
 
-    end_with_command()
-    run_to_exit(app, take_place() or say_ending)
+    die_with_command()
+    run_to_exit(app, set_up_rank() or print_ending)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ def stopped(trained_base, change, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(Cadence, "on_step_end", interrupted)
         with pytest.raises(
-            Interrupted, match=r"update 5 is saved.*Go on with: yrun train"
+            Interrupted, match=r"update 5 is saved.*Continue with: yrun train"
         ) as caught:
             run()
     assert caught.value.exit_code == 143

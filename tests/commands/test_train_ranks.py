@@ -25,7 +25,7 @@ from yrunner.assembly.probes import missing
 from yrunner.assembly.run import Run
 from yrunner.assembly.sharing import check_sharing, updates_shared
 from yrunner.commands.train import train
-from yrunner.distributed.topology import lay_out
+from yrunner.distributed.topology import topology_of
 from yrunner.errors import MissingError, RunError
 from yrunner.storage.run_dir import RunDir, write_json
 from yrunner.training.deepspeed.config import deepspeed_settings, disk_folder
@@ -131,7 +131,7 @@ def test_two_processes_are_stopped_killed_and_gone_on_with_by_one_and_nothing_is
     drawn = (shown.count(HIDE_CURSOR), shown.count(SHOW_CURSOR))
     assert drawn == (3, 3), "two bars of measuring, and one view, of one process; all put away"
     assert re.search(r"step 2/60 .*weighted loss", shown, re.DOTALL)
-    stopped = r"stopped; update \d+ is saved in .*outputs/base\. Go on with: yrun train base.yaml"
+    stopped = r"stopped; update \d+ is saved in .*outputs/base\. Continue with: yrun train base.yaml"
     in_red = r"distributed.processes=2 --resume\x1b\[0m\s*\Z"
     assert re.search(rf"{stopped} {in_red}", shown)
     assert "Traceback" not in shown
@@ -209,7 +209,7 @@ def test_a_checkpoint_of_deepspeed_and_a_run_without_it_do_not_meet(project):
 def test_what_needs_whole_weights_is_refused_where_a_file_says_stage_3(project, keys):
     (project / "zero3.json").write_text('{"zero_optimization": {"stage": 3}}')
     shared = Run.load(Path("tuned.yaml"), ["distributed.deepspeed={config: zero3.json}", keys])
-    topology = lay_out(shared.recipe.distributed, 0)
+    topology = topology_of(shared.recipe.distributed, 0)
     with pytest.raises(RunError, match=r"zero3.json: .*shard.*\. Use deepspeed.stage 2 or 1"):
         check_sharing(shared, topology)
 
@@ -238,7 +238,7 @@ def test_a_file_that_names_no_folder_on_the_disk_is_refused(project):
     offload = '{"stage": 3, "offload_optimizer": {"device": "nvme"}}'
     (project / "mine.json").write_text(f'{{"zero_optimization": {offload}}}')
     run = Run.load(Path("base.yaml"), ["distributed.deepspeed={config: mine.json}"])
-    topology = lay_out(run.recipe.distributed, 0)
+    topology = topology_of(run.recipe.distributed, 0)
     with pytest.raises(RunError, match=r'no folder is named there\. Add "nvme_path"'):
         check_sharing(run, topology)
 
@@ -257,7 +257,7 @@ def test_a_run_that_ends_leaves_nothing_on_the_disk_and_others_their_own(project
     monkeypatch.setattr(sharing, "ask", lambda probe: [])
     monkeypatch.setattr(sharing, "run_ranks", fail)
     with pytest.raises(RunError, match="a process has failed"):
-        sharing.launch(run, lay_out(run.recipe.distributed, 0))
+        sharing.launch(run, topology_of(run.recipe.distributed, 0))
     assert list((project / "disk").iterdir()) == [others]
 
 

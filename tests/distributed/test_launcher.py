@@ -30,9 +30,9 @@ import signal, sys, time
 from pathlib import Path
 from yrunner.errors import DataError, Interrupted
 from yrunner.process import run_to_exit
-from yrunner.distributed.launcher import current_place, end_with_command, take_place
+from yrunner.distributed.launcher import current_rank, die_with_command, set_up_rank
 
-rank = current_place().rank
+rank = current_rank().rank
 folder = Path({folder!r})
 
 def work():
@@ -41,8 +41,8 @@ def work():
     print("rank", rank, "warns", file=sys.stderr, flush=True)
 {work}
 
-end_with_command()
-run_to_exit(work, take_place())
+die_with_command()
+run_to_exit(work, set_up_rank())
 """
 
 
@@ -159,7 +159,7 @@ def test_the_processes_end_when_the_command_is_killed(tmp_path):
     ranks = [
         process
         for process in psutil.Process(outer.pid).children(recursive=True)
-        if "take_place" in " ".join(process.cmdline()) and LAUNCHER not in process.cmdline()
+        if "set_up_rank" in " ".join(process.cmdline()) and LAUNCHER not in process.cmdline()
     ]
     assert len(ranks) == 2
     outer.kill()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from yrunner.distributed.topology import Topology, lay_out
+from yrunner.distributed.topology import Topology, topology_of
 from yrunner.errors import MissingError, RunError
 from yrunner.recipe.schema.distributed import (
     DistributedSection,
@@ -22,16 +22,16 @@ def section(**keys) -> DistributedSection:
 
 @pytest.mark.parametrize(("num_devices", "processes"), [(0, 1), (1, 1), (8, 8)])
 def test_auto_is_one_process_for_each_gpu_and_one_without(num_devices, processes):
-    assert lay_out(section(processes="auto"), num_devices).processes == processes
+    assert topology_of(section(processes="auto"), num_devices).processes == processes
 
 
 def test_a_number_of_processes_needs_no_gpus():
-    assert lay_out(section(processes=3), 0) == Topology(3, num_ranks=3)
+    assert topology_of(section(processes=3), 0) == Topology(3, num_ranks=3)
 
 
 def test_a_rendezvous_needs_nothing_else():
     machines = RendezvousMachines(kind="rendezvous", number=4, this=2, address="node0:29500")
-    layout = lay_out(section(processes=8, machines=machines), 8)
+    layout = topology_of(section(processes=8, machines=machines), 8)
     assert layout == Topology(8, 4, 2, "node0:29500", 32)
 
 
@@ -44,11 +44,11 @@ def hostfile(folder: Path, text: str, processes="auto") -> DistributedSection:
 def test_a_hostfile_finds_the_machine_by_this_machines_name(tmp_path):
     own = socket.gethostname()
     text = f"# two of them\nfirst slots=8\n\n{own} slots=4  # ours\n"
-    assert lay_out(hostfile(tmp_path, text), 1) == Topology(4, 2, 1, "first:29500", 12)
+    assert topology_of(hostfile(tmp_path, text), 1) == Topology(4, 2, 1, "first:29500", 12)
 
 
 def test_a_hostfile_may_name_machines_by_address(tmp_path):
-    layout = lay_out(hostfile(tmp_path, "10.9.9.9 slots=2\n127.0.0.1 slots=2\n"), 1)
+    layout = topology_of(hostfile(tmp_path, "10.9.9.9 slots=2\n127.0.0.1 slots=2\n"), 1)
     assert (layout.machine, layout.num_ranks) == (1, 4)
 
 
@@ -62,7 +62,7 @@ def test_a_hostfile_may_name_machines_by_address(tmp_path):
 )
 def test_a_hostfile_that_does_not_fit_is_refused(tmp_path, text, processes, message):
     with pytest.raises(RunError, match=message):
-        lay_out(hostfile(tmp_path, text, processes), 1)
+        topology_of(hostfile(tmp_path, text, processes), 1)
 
 
 SLURM = {"SLURM_NNODES": "3", "SLURM_NODEID": "2", "SLURM_JOB_NODELIST": "gpu[07-09]"}
@@ -75,7 +75,7 @@ def test_slurm_names_the_machines(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     for name, value in SLURM.items():
         monkeypatch.setenv(name, value)
-    layout = lay_out(section(processes=4, machines=SlurmMachines(kind="slurm")), 0)
+    layout = topology_of(section(processes=4, machines=SlurmMachines(kind="slurm")), 0)
     assert layout == Topology(4, 3, 2, "gpu07:29500", 12)
 
 
@@ -83,9 +83,9 @@ def test_without_slurm_a_sentence_says_so(monkeypatch):
     monkeypatch.delenv("SLURM_NNODES", raising=False)
     slurm = section(machines=SlurmMachines(kind="slurm"))
     with pytest.raises(RunError, match="not inside a SLURM job: SLURM_NNODES is not set"):
-        lay_out(slurm, 0)
+        topology_of(slurm, 0)
     for name, value in SLURM.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(MissingError, match="scontrol could not list the machines"):
-        lay_out(slurm, 0)
+        topology_of(slurm, 0)

@@ -34,7 +34,7 @@ def test_every_process_gets_all_results_in_order(monkeypatch, num_items, size):
 
     monkeypatch.setattr(sharing, "is_joined", lambda: True)
     monkeypatch.setattr(sharing, "num_ranks", lambda: size)
-    monkeypatch.setattr(sharing, "from_all_ranks", gather)
+    monkeypatch.setattr(sharing, "gather_over_ranks", gather)
     for rank in range(size):
         monkeypatch.setattr(sharing, "this_rank", lambda rank=rank: rank)
         assert sharing.share_out(items, work) == double(items)

@@ -102,7 +102,7 @@ def test_what_is_not_a_recipe_gives_one_sentence(text, expected, problems, eithe
         ("1: 2\n", '7:1: the key 1 is not text; put it in quotes: "1"'),
         ("on: 2\n", '7:1: the key on is not text; put it in quotes: "on"'),
         ("? [a]\n: 2\n", "7:3: a key must be text; write a name"),
-        ("name: b\n", "7:1: name: this key is given twice, first in line 1; remove one of them"),
+        ("name: b\n", "7:1: name: this key is given twice, first on line 1; remove one of them"),
         (
             "---\nname: b\n",
             '7:1: a second YAML document begins here; a recipe is only one, remove the "---"',
@@ -167,8 +167,8 @@ def test_aliases_and_merges_are_written_out_and_own_keys_win(either_parser):
     root, faults = read_document(text, SourceLocation(0, 1, 1, "recipe.yaml"))
     assert plain(root) == {"a": {"x": 1, "y": 2}, "b": {"x": 1, "y": 3}, "c": {"x": 1, "y": 2}}
     assert faults == []
-    assert str(find(root, ("c",))[0].place) == "recipe.yaml:3:4"
-    assert str(find(root, ("b", "x"))[0].place) == "recipe.yaml:1:11"
+    assert str(find(root, ("c",))[0].location) == "recipe.yaml:3:4"
+    assert str(find(root, ("b", "x"))[0].location) == "recipe.yaml:1:11"
 
 
 def test_text_in_quotes_stays_text(either_parser):

@@ -15,7 +15,7 @@ from yrunner.assembly.trainer import has_base_beneath, layout_for
 from yrunner.data.batching.collate import collate
 from yrunner.data.batching.plan import Plan
 from yrunner.data.conversation import TokenizedExample
-from yrunner.distributed.topology import lay_out
+from yrunner.distributed.topology import topology_of
 from yrunner.errors import YRunnerError
 from yrunner.models.load import check_vocabulary, choose_dtype
 from yrunner.models.local import container_memory
@@ -128,7 +128,7 @@ def choose_machine(gpus: int | None, memory: str | None, processes: int = 1) -> 
 
 def count_ranks(distributed: DistributedSection, gpus: int | None) -> int:
     """Processes of a run on this machine, or on one with so many GPUs."""
-    return lay_out(distributed, gpus or torch.cuda.device_count()).num_ranks
+    return topology_of(distributed, gpus or torch.cuda.device_count()).num_ranks
 
 
 def this_machine() -> Machine:

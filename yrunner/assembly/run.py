@@ -35,7 +35,7 @@ from yrunner.data.dataset.prepare import Rules, Source, check_conversations, pre
 from yrunner.data.dataset.splits import Prepared
 from yrunner.data.formats.formats import read_conversations
 from yrunner.data.readers.text import State, check_unchanged, states_of
-from yrunner.distributed.topology import lay_out
+from yrunner.distributed.topology import topology_of
 from yrunner.errors import MissingError, RunError
 from yrunner.evaluation.memorised_faults import KnownFault, read_faults
 from yrunner.evaluation.questions import Question, question_of
@@ -276,7 +276,7 @@ class Run:
         `num_ranks` processes start it; None: as many as the recipe asks for.
         """
         if num_ranks is None:
-            num_ranks = lay_out(self.recipe.distributed, torch.cuda.device_count()).num_ranks
+            num_ranks = topology_of(self.recipe.distributed, torch.cuda.device_count()).num_ranks
         return self.plan_for(self.dataset.train, num_ranks=num_ranks)
 
     def plan_for(self, examples: Examples, *, num_ranks: int) -> Plan:

@@ -17,11 +17,11 @@ from yrunner.console import say
 from yrunner.distributed.collectives import join_ranks
 from yrunner.distributed.launcher import (
     ProcessRank,
-    current_place,
+    current_rank,
     launch_command,
     run_ranks,
 )
-from yrunner.distributed.topology import Topology, lay_out
+from yrunner.distributed.topology import Topology, topology_of
 from yrunner.errors import MissingError, RunError
 from yrunner.recipe.schema.distributed import needs_whole_weights
 from yrunner.recipe.schema.recipe import Recipe
@@ -39,32 +39,32 @@ from yrunner.training.deepspeed.state import check_saved_alike
 
 def ranks_to_launch(recipe: Recipe) -> Topology | None:
     """The processes to start for a run; None where this process trains."""
-    if current_place() is not None or not recipe.distributed.is_launched:
+    if current_rank() is not None or not recipe.distributed.is_launched:
         return None
-    layout = lay_out(recipe.distributed, torch.cuda.device_count())
+    layout = topology_of(recipe.distributed, torch.cuda.device_count())
     return layout if layout.num_ranks > 1 or recipe.distributed.deepspeed is not None else None
 
 
 def this_process() -> ProcessRank:
     """Rank of this process among all; the first of one where the run has no other."""
-    return current_place() or ProcessRank(0, 1)
+    return current_rank() or ProcessRank(0, 1)
 
 
 def is_launched() -> bool:
     """Whether another command has started this process."""
-    return current_place() is not None
+    return current_rank() is not None
 
 
 def keeps_run_folder(layout: Topology | None) -> bool:
     """Whether the run folder is this process's to check and to fill, and not another one's."""
-    place = current_place()
+    place = current_rank()
     is_first_machine = layout is None or layout.machine == 0
     return is_first_machine and (place is None or place.rank == 0)
 
 
 def say_launch(run: Run) -> None:
     """Print the command that starts the processes of this machine."""
-    layout = lay_out(run.recipe.distributed, torch.cuda.device_count())
+    layout = topology_of(run.recipe.distributed, torch.cuda.device_count())
     say(shlex.join(_command(layout, run)))
 
 
@@ -119,7 +119,7 @@ def _free_disk(recipe: Recipe) -> None:
 def init_process_group(recipe: Recipe) -> dict[str, Any] | None:
     """Meet the other processes, where there are any; gives back DeepSpeed's configuration."""
     section = recipe.distributed.deepspeed
-    if current_place() is not None:
+    if current_rank() is not None:
         join_ranks(deepspeed=section is not None)
     if section is None:
         return None

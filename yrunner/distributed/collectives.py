@@ -20,7 +20,7 @@ def join_ranks(*, deepspeed: bool = False) -> None:
     elif deepspeed:
         # Without GPUs accelerate cannot choose the backend.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-        _leave_shared_memory_alone()
+        _skip_shared_memory()
         PartialState(backend="gloo")
     else:
         PartialState(cpu=True)
@@ -50,7 +50,7 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
     return total
 
 
-def highest_of_ranks(number: float) -> float:
+def max_over_ranks(number: float) -> float:
     """The maximum of a number over all ranks, on every rank."""
     if num_ranks() == 1:
         return number
@@ -59,7 +59,7 @@ def highest_of_ranks(number: float) -> float:
     return float(highest)
 
 
-def least_and_highest(least: Tensor, highest: Tensor) -> tuple[Tensor, Tensor]:
+def min_max_over_ranks(least: Tensor, highest: Tensor) -> tuple[Tensor, Tensor]:
     """Minimum of the first tensor and maximum of the second over all ranks, on every rank."""
     if num_ranks() == 1:
         return least, highest
@@ -68,7 +68,7 @@ def least_and_highest(least: Tensor, highest: Tensor) -> tuple[Tensor, Tensor]:
     return -both[0], both[1]
 
 
-def from_all_ranks(value: Any) -> list[Any]:
+def gather_over_ranks(value: Any) -> list[Any]:
     """The values of all ranks, in rank order, on every rank. Any picklable object."""
     values: list[Any] = [value]
     if num_ranks() > 1:
@@ -96,7 +96,7 @@ def _device() -> str:
     return "cuda" if "nccl" in distributed.get_backend() else "cpu"
 
 
-def _leave_shared_memory_alone() -> None:
+def _skip_shared_memory() -> None:
     """Skip DeepSpeed's shared-memory backend: it compiles for a minute and gains little."""
     import deepspeed
 

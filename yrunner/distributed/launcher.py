@@ -1,8 +1,8 @@
 """Launch a run in several processes: start all ranks, stop all on failure, report the first error.
 
-torch's elastic launcher starts them. Each rank writes how it ended to a file, by `tell_ending`, and
-a failed rank then waits to be killed: so the first failure is known, and the others do not report
-the broken connections that follow from it.
+torch's elastic launcher starts them. Each rank writes how it ended to a file, and a failed rank
+then waits to be killed: so the first failure is known, and the others do not report the broken
+connections that follow from it.
 """
 
 import json
@@ -52,47 +52,47 @@ class RanksFailed(YRunnerError):
         self.exit_code = exit_code
 
 
-def current_place() -> ProcessRank | None:
+def current_rank() -> ProcessRank | None:
     """Rank and world size set by torch's launcher; None for a process without a launcher."""
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         return None
     return ProcessRank(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
 
 
-def take_place() -> Callable[[int, str], None] | None:
+def set_up_rank() -> Callable[[int, str], None] | None:
     """Set up this process as a rank: silence all but rank 0.
 
     Returns the function that reports how the rank ended; None if nobody waits for that report.
     """
-    place = current_place()
-    if place is None:
+    process = current_rank()
+    if process is None:
         return None
-    is_heard = ENDINGS in os.environ
-    if place.rank:
+    is_awaited = ENDINGS in os.environ
+    if process.rank:
         # Redirect the file descriptors: libraries also write to them without Python.
-        silence = os.open(os.devnull, os.O_WRONLY)
-        for stream in (1, 2) if is_heard else (1,):
-            os.dup2(silence, stream)
-    if not is_heard:
+        null = os.open(os.devnull, os.O_WRONLY)
+        for stream in (1, 2) if is_awaited else (1,):
+            os.dup2(null, stream)
+    if not is_awaited:
         return None
-    tell_start(place)
-    return partial(tell_ending, place)
+    _write(f"{process.rank}.pid", str(os.getpid()))
+    return partial(report_ending, process)
 
 
-def launch_command(layout: Topology, arguments: Sequence[str]) -> list[str]:
+def launch_command(topology: Topology, arguments: Sequence[str]) -> list[str]:
     """The command that starts this machine's ranks, each running `yrun` with these arguments."""
-    places = (
+    rendezvous = (
         ["--standalone"]
-        if layout.address is None
+        if topology.address is None
         else [
-            f"--nnodes={layout.num_machines}",
-            f"--node-rank={layout.machine}",
-            f"--master-addr={layout.address.rpartition(':')[0]}",
-            f"--master-port={layout.address.rpartition(':')[2]}",
+            f"--nnodes={topology.num_machines}",
+            f"--node-rank={topology.machine}",
+            f"--master-addr={topology.address.rpartition(':')[0]}",
+            f"--master-port={topology.address.rpartition(':')[2]}",
         ]
     )
-    start = [sys.executable, "-m", "torch.distributed.run", *places]
-    start += [f"--nproc-per-node={layout.processes}", "--max-restarts=0"]
+    start = [sys.executable, "-m", "torch.distributed.run", *rendezvous]
+    start += [f"--nproc-per-node={topology.processes}", "--max-restarts=0"]
     return [*start, "-m", "yrunner.cli", *arguments]
 
 
@@ -111,7 +111,7 @@ def run_ranks(command: Sequence[str], environment: Mapping[str, str]) -> None:
             command, env={**os.environ, **environment, **own}, process_group=0
         )
         try:
-            with _passing_on(ranks) as signals:
+            with _forwarding_signals(ranks) as signals:
                 while launcher.poll() is None and not ranks.have_failed():
                     time.sleep(SECONDS_BETWEEN_LOOKS)
                 failure = ranks.failure(signals, launcher.poll())
@@ -124,24 +124,19 @@ def run_ranks(command: Sequence[str], environment: Mapping[str, str]) -> None:
         raise failure
 
 
-def tell_start(place: ProcessRank) -> None:
-    """Register this rank with the command that waits for it."""
-    _write(f"{place.rank}.pid", str(os.getpid()))
-
-
-def end_with_command() -> None:
+def die_with_command() -> None:
     """Kill this process when the command that started it, if any, is gone.
 
     Otherwise it would keep its GPU, with nobody waiting for it or able to stop it.
     """
     if COMMAND in os.environ:
-        Thread(target=_end_with, args=(int(os.environ[COMMAND]),), daemon=True).start()
+        Thread(target=_die_after, args=(int(os.environ[COMMAND]),), daemon=True).start()
 
 
-def tell_ending(place: ProcessRank, code: int, message: str) -> None:
+def report_ending(process: ProcessRank, code: int, message: str) -> None:
     """Report how this rank ended; a failed rank then waits to be killed."""
     ending = {"code": code, "message": message, "time": time.time()}
-    _write(f"{place.rank}.json", json.dumps(ending))
+    _write(f"{process.rank}.json", json.dumps(ending))
     if code:
         time.sleep(SECONDS_TO_END)
 
@@ -180,8 +175,8 @@ class _Ranks:
     def killed(self) -> list[int]:
         """Ranks that exited without reporting an ending."""
         gone = [rank for rank, pid in self.pids().items() if not _is_alive(pid)]
-        told = {ending.rank for ending in self.endings()}
-        return [rank for rank in gone if rank not in told]
+        reported = {ending.rank for ending in self.endings()}
+        return [rank for rank in gone if rank not in reported]
 
     def have_failed(self) -> bool:
         return any(ending.code for ending in self.endings()) or bool(self.killed())
@@ -190,14 +185,14 @@ class _Ranks:
         """Why the run failed; None if it did not."""
         killed = self.killed()
         if killed and signals:
-            asked = signal.SIGINT if signals[0] == signal.SIGINT else signal.SIGTERM
-            return RanksFailed("stopped", 128 + asked)
+            number = signal.SIGINT if signals[0] == signal.SIGINT else signal.SIGTERM
+            return RanksFailed("stopped", 128 + number)
         if killed:
             return RunError(
                 f"process {killed[0]} of the run was killed, possibly because memory ran out",
                 remedy="continue with --resume, and a smaller train.batch_size if it was memory",
             )
-        failed = [ending for ending in self._when_all_have_stopped() if ending.code]
+        failed = [ending for ending in self._final_endings() if ending.code]
         if failed:
             return RanksFailed(failed[0].message, failed[0].code)
         if code_of_launcher:
@@ -213,30 +208,30 @@ class _Ranks:
             if _is_alive(pid):
                 os.kill(pid, number)
 
-    def _when_all_have_stopped(self) -> list[_Ending]:
+    def _final_endings(self) -> list[_Ending]:
         """The endings. After a stop signal, wait for all: they stop after the same update."""
         deadline = time.monotonic() + SECONDS_TO_END / 2
         while True:
             endings = self.endings()
             stopped = any(ending.code > 128 for ending in endings)
-            all_told = {ending.rank for ending in endings} >= set(self.pids())
-            if not stopped or all_told or time.monotonic() > deadline:
+            all_reported = {ending.rank for ending in endings} >= set(self.pids())
+            if not stopped or all_reported or time.monotonic() > deadline:
                 return endings
             time.sleep(SECONDS_BETWEEN_LOOKS)
 
 
 @contextmanager
-def _passing_on(ranks: _Ranks) -> Iterator[list[int]]:
+def _forwarding_signals(ranks: _Ranks) -> Iterator[list[int]]:
     """Forward stop signals to the ranks; yields the list of signals received."""
-    passed: list[int] = []
+    received: list[int] = []
 
-    def pass_on(number: int, _frame: object) -> None:
-        passed.append(number)
+    def forward(number: int, _frame: object) -> None:
+        received.append(number)
         ranks.send(number)
 
-    previous = {number: signal.signal(number, pass_on) for number in SIGNALS}
+    previous = {number: signal.signal(number, forward) for number in SIGNALS}
     try:
-        yield passed
+        yield received
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
@@ -249,7 +244,7 @@ def _is_alive(pid: int) -> bool:
         return False
 
 
-def _end_with(command: int) -> None:
+def _die_after(command: int) -> None:
     while _is_alive(command):
         time.sleep(SECONDS_BETWEEN_WATCHES)
     os.kill(os.getpid(), signal.SIGKILL)

@@ -32,7 +32,7 @@ class Topology:
     """World size: processes on all machines."""
 
 
-def lay_out(section: DistributedSection, num_devices: int) -> Topology:
+def topology_of(section: DistributedSection, num_devices: int) -> Topology:
     """Machines and processes of a run. `num_devices`: number of GPUs of this machine.
 
     Raises `RunError` if this machine is not part of the run.
@@ -44,12 +44,12 @@ def lay_out(section: DistributedSection, num_devices: int) -> Topology:
         case RendezvousMachines(number=number, this=this, address=address):
             return Topology(per_machine, number, this, address, number * per_machine)
         case HostfileMachines(file=file, port=port):
-            return _of_hostfile(section, file, port)
+            return _from_hostfile(section, file, port)
         case SlurmMachines(port=port):
-            return _of_slurm(per_machine, port)
+            return _from_slurm(per_machine, port)
 
 
-def _of_hostfile(section: DistributedSection, file: Path, port: int) -> Topology:
+def _from_hostfile(section: DistributedSection, file: Path, port: int) -> Topology:
     """The machines of a DeepSpeed hostfile; this one is found by its name or address."""
     slots: dict[str, int] = {}
     for number, line in enumerate(file.read_text("utf-8").splitlines(), start=1):
@@ -61,7 +61,7 @@ def _of_hostfile(section: DistributedSection, file: Path, port: int) -> Topology
                 f"{file}:{number}: {line.strip()}", remedy="write a name and slots: node0 slots=8"
             )
         slots[words[0]] = int(words[1].removeprefix("slots="))
-    own = {socket.gethostname(), socket.getfqdn(), *_own_addresses()}
+    own = {socket.gethostname(), socket.getfqdn(), *_addresses()}
     here = [name for name in slots if name in own]
     if not here:
         raise RunError(
@@ -79,7 +79,7 @@ def _of_hostfile(section: DistributedSection, file: Path, port: int) -> Topology
     return Topology(processes, len(slots), list(slots).index(here[0]), first, sum(slots.values()))
 
 
-def _own_addresses() -> list[str]:
+def _addresses() -> list[str]:
     return [
         address.address
         for addresses in psutil.net_if_addrs().values()
@@ -88,7 +88,7 @@ def _own_addresses() -> list[str]:
     ]
 
 
-def _of_slurm(processes: int, port: int) -> Topology:
+def _from_slurm(processes: int, port: int) -> Topology:
     """The machines of the SLURM job that this process belongs to."""
     try:
         number = int(os.environ["SLURM_NNODES"])

@@ -12,7 +12,7 @@ from typing import TypeVar
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from yrunner.distributed.collectives import (
-    from_all_ranks,
+    gather_over_ranks,
     is_joined,
     join_ranks,
     leave_ranks,
@@ -53,5 +53,5 @@ def share_out(
     if not is_joined() or is_deepspeed_zero3_enabled():
         return work(items)
     size = num_ranks()
-    parts = from_all_ranks(work(items[this_rank() :: size]))
+    parts = gather_over_ranks(work(items[this_rank() :: size]))
     return [parts[number % size][number // size] for number in range(len(items))]

@@ -78,17 +78,17 @@ def read_seeds(text: str) -> list[int]:
 
 def _read_vary(text: str) -> tuple[str, list[Node]]:
     key, equals, values = text.partition("=")
-    place = SourceLocation(1, 0, 0, f"--vary {shown(text)}")
+    location = SourceLocation(1, 0, 0, f"--vary {shown(text)}")
     if not key.strip() or not equals or not values.strip():
-        raise YRunnerError(f"{place}: a key or its values are missing", remedy=VARY_EXAMPLE)
+        raise YRunnerError(f"{location}: a key or its values are missing", remedy=VARY_EXAMPLE)
     if is_fixed(key.strip()):
-        raise YRunnerError(f"{place}: {key} is the same for every arm", remedy=VARY_EXAMPLE)
+        raise YRunnerError(f"{location}: {key} is the same for every arm", remedy=VARY_EXAMPLE)
     try:
-        node, faults = read_document(f"[{values}]", place)
+        node, faults = read_document(f"[{values}]", location)
     except Unreadable as error:
-        raise YRunnerError(f"{place}: {error}", remedy=VARY_EXAMPLE) from error
+        raise YRunnerError(f"{location}: {error}", remedy=VARY_EXAMPLE) from error
     if faults:
-        raise YRunnerError(f"{place}: {faults[0].message}", remedy=VARY_EXAMPLE)
+        raise YRunnerError(f"{location}: {faults[0].message}", remedy=VARY_EXAMPLE)
     assert isinstance(node.content, list), "brackets make a list"
     return key.strip(), node.content
 

@@ -1,9 +1,4 @@
-"""Load a recipe: parse it, validate it, and report every fault with its line and column.
-
-Recipe overrides on the command line: `train.learning_rate=1e-5`.
-
-Warn before Python code that comes with a model runs.
-"""
+"""Load a recipe with its overrides: parse, validate, and report every fault with its location."""
 
 import json
 import os
@@ -34,92 +29,6 @@ from yrunner.recipe.yaml_tree import (
     read_document,
     shown,
 )
-
-
-@dataclass(frozen=True)
-class Override:
-    """A value and the path to set. In the path, digits are list indices."""
-
-    path: tuple[str, ...]
-    value: Node
-
-
-class NoPlace(Exception):
-    """An override does not fit the recipe; the message says why."""
-
-
-def split_page(texts: Sequence[str], wanted: bool) -> tuple[list[str], Path | None]:
-    """The overrides, and the path of the page, if one is wanted: the argument without `=`."""
-    page = next((text for text in texts if wanted and "=" not in text), None)
-    changes = [text for text in texts if text is not page]
-    return changes, None if page is None else Path(page)
-
-
-def parse_overrides(texts: Sequence[str]) -> tuple[list[Override], list[RecipeFault]]:
-    """The valid overrides, and the faults of the others."""
-    overrides: list[Override] = []
-    faults: list[RecipeFault] = []
-    for turn, text in enumerate(texts, start=1):
-        place = SourceLocation(turn, 0, 0, f"override {shown(text)}")
-        key, equals, value_text = text.partition("=")
-        path = tuple(key.strip().split("."))
-        if not equals or not all(path) or len(path) > MAX_DEPTH:
-            message = "not an override; write key=value, for example train.learning_rate=1e-5"
-            faults.append(RecipeFault(place, (), message))
-            continue
-        try:
-            value, value_faults = read_document(value_text, place)
-        except Unreadable as error:
-            faults.append(error.fault)
-            continue
-        overrides.append(Override(path, replace(value, key_place=place)))
-        faults.extend(replace(fault, path=(*path, *fault.path)) for fault in value_faults)
-    return overrides, faults
-
-
-def apply_overrides(root: Node, overrides: Sequence[Override]) -> tuple[Node, list[RecipeFault]]:
-    """The recipe with the overrides applied in order; one that does not fit becomes a fault."""
-    faults = []
-    for override in overrides:
-        try:
-            root = _put(root, override.path, override.value, ())
-        except NoPlace as error:
-            faults.append(RecipeFault(override.value.place, override.path, str(error)))
-    return root, faults
-
-
-def _put(node: Node, path: tuple[str, ...], value: Node, above: KeyPath) -> Node:
-    """A copy of `node` with `value` at `path`; missing sections and lists are created.
-
-    Copies, because an alias can put one node at several places in the recipe.
-    """
-    if not path:
-        return replace(value, key_place=value.place)
-    part, rest = path[0], path[1:]
-    content = node.content
-    if content is None:
-        content = [] if part == "0" else {}
-    missing = Node(None, value.place, key_place=value.place)
-    if isinstance(content, dict):
-        child = _put(content.get(part, missing), rest, value, (*above, part))
-        return replace(node, content={**content, part: child})
-    if isinstance(content, list):
-        index = _list_index(part, len(content), above)
-        child = _put(content[index] if index < len(content) else missing, rest, value, above)
-        return replace(node, content=[*content[:index], child, *content[index + 1 :]])
-    owner = ".".join(str(key) for key in above)
-    raise NoPlace(f'"{owner}" is a single value and has no "{part}"; set "{owner}" itself')
-
-
-def _list_index(part: str, length: int, above: KeyPath) -> int:
-    owner = ".".join(str(key) for key in above)
-    if not (part.isascii() and part.isdigit() and len(part) < 6 and int(part) <= length):
-        raise NoPlace(
-            f'"{owner}" is a list of length {length}; indices start at 0, '
-            f"{owner}.{length} appends an item"
-        )
-    return int(part)
-
 
 MAX_BYTES = 1_000_000
 
@@ -155,14 +64,26 @@ class _Dumper(yaml.SafeDumper):
 _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", FLOAT, list("-+.0123456789"))
 
 
+def warn_of_remote_code(recipe: Recipe) -> None:
+    """Print a red warning if the recipe, or a recipe it is based on, trusts remote code."""
+    if recipe.model.trust_remote_code:
+        alert(
+            f"model.trust_remote_code: Python code from {recipe.model.base} runs here with "
+            "all your permissions"
+        )
+    path = base_recipe_path(recipe)
+    if path is not None:
+        warn_of_remote_code(load_recipe(path))
+
+
 def _load(path: Path, overrides: Sequence[str], chain: tuple[Path, ...]) -> Recipe:
     """`chain` holds the recipes that this one is the base of, the outermost first."""
-    changes, faults = parse_overrides(overrides)
+    changes, faults = _parse_overrides(overrides)
     below: list[Problem] = []
     try:
         root, more = _read_tree(path)
         faults.extend(more)
-        root, more = apply_overrides(root, changes)
+        root, more = _apply_overrides(root, changes)
         faults.extend(more)
         recipe, more = _validate(root, path.parent)
         known = {fault.path for fault in faults}
@@ -172,7 +93,9 @@ def _load(path: Path, overrides: Sequence[str], chain: tuple[Path, ...]) -> Reci
     except Unreadable as error:
         faults.append(error.fault)
         recipe = None
-    problems = [_problem(fault) for fault in sorted(faults, key=lambda fault: fault.place)] + below
+    problems = [
+        _problem(fault) for fault in sorted(faults, key=lambda fault: fault.location)
+    ] + below
     if problems:
         raise RecipeError(problems)
     assert recipe is not None, "a recipe without problems is valid"
@@ -180,7 +103,7 @@ def _load(path: Path, overrides: Sequence[str], chain: tuple[Path, ...]) -> Reci
 
 
 def _problem(fault: RecipeFault) -> Problem:
-    return Problem(str(fault.place), shown(".".join(map(str, fault.path))), fault.message)
+    return Problem(str(fault.location), shown(".".join(map(str, fault.path))), fault.message)
 
 
 def _read_tree(path: Path) -> tuple[Node, list[RecipeFault]]:
@@ -193,7 +116,7 @@ def _read_tree(path: Path) -> tuple[Node, list[RecipeFault]]:
         message = f"the recipe is {shape}; write keys and values, such as name: my-run"
     else:
         return root, faults
-    raise Unreadable(RecipeFault(root.place, (), message))
+    raise Unreadable(RecipeFault(root.location, (), message))
 
 
 def _read_text(path: Path) -> str:
@@ -236,7 +159,7 @@ def _decode(content: bytes, whole_file: SourceLocation) -> str:
         position = skipped + error.start
         before = content[skipped:position].decode("utf-8")
         line_start = before.rfind("\n") + 1
-        place = SourceLocation(
+        location = SourceLocation(
             0, before.count("\n") + 1, len(before) - line_start + 1, whole_file.source
         )
         utf16 = content.startswith((b"\xff\xfe", b"\xfe\xff"))
@@ -244,7 +167,85 @@ def _decode(content: bytes, whole_file: SourceLocation) -> str:
             f"byte {position + 1} of the file (0x{content[position]:02x}) is not UTF-8"
             f"{', it looks like UTF-16' if utf16 else ''}; save the file as UTF-8"
         )
-        raise Unreadable(RecipeFault(place, (), message)) from error
+        raise Unreadable(RecipeFault(location, (), message)) from error
+
+
+@dataclass(frozen=True)
+class _Override:
+    """A value and the path to set. In the path, digits are list indices."""
+
+    path: tuple[str, ...]
+    value: Node
+
+
+class _DoesNotFit(Exception):
+    """An override does not fit the recipe; the message says why."""
+
+
+def _parse_overrides(texts: Sequence[str]) -> tuple[list[_Override], list[RecipeFault]]:
+    """The valid overrides, and the faults of the others."""
+    overrides: list[_Override] = []
+    faults: list[RecipeFault] = []
+    for turn, text in enumerate(texts, start=1):
+        location = SourceLocation(turn, 0, 0, f"override {shown(text)}")
+        key, equals, value_text = text.partition("=")
+        path = tuple(key.strip().split("."))
+        if not equals or not all(path) or len(path) > MAX_DEPTH:
+            message = "not an override; write key=value, for example train.learning_rate=1e-5"
+            faults.append(RecipeFault(location, (), message))
+            continue
+        try:
+            value, value_faults = read_document(value_text, location)
+        except Unreadable as error:
+            faults.append(error.fault)
+            continue
+        overrides.append(_Override(path, replace(value, key_location=location)))
+        faults.extend(replace(fault, path=(*path, *fault.path)) for fault in value_faults)
+    return overrides, faults
+
+
+def _apply_overrides(root: Node, overrides: Sequence[_Override]) -> tuple[Node, list[RecipeFault]]:
+    """The recipe with the overrides applied in order; one that does not fit becomes a fault."""
+    faults = []
+    for override in overrides:
+        try:
+            root = _put(root, override.path, override.value, ())
+        except _DoesNotFit as error:
+            faults.append(RecipeFault(override.value.location, override.path, str(error)))
+    return root, faults
+
+
+def _put(node: Node, path: tuple[str, ...], value: Node, above: KeyPath) -> Node:
+    """A copy of `node` with `value` at `path`; missing sections and lists are created.
+
+    Copies, because an alias can put one node at several places in the recipe.
+    """
+    if not path:
+        return replace(value, key_location=value.location)
+    part, rest = path[0], path[1:]
+    content = node.content
+    if content is None:
+        content = [] if part == "0" else {}
+    missing = Node(None, value.location, key_location=value.location)
+    if isinstance(content, dict):
+        child = _put(content.get(part, missing), rest, value, (*above, part))
+        return replace(node, content={**content, part: child})
+    if isinstance(content, list):
+        index = _list_index(part, len(content), above)
+        child = _put(content[index] if index < len(content) else missing, rest, value, above)
+        return replace(node, content=[*content[:index], child, *content[index + 1 :]])
+    owner = ".".join(str(key) for key in above)
+    raise _DoesNotFit(f'"{owner}" is a single value and has no "{part}"; set "{owner}" itself')
+
+
+def _list_index(part: str, length: int, above: KeyPath) -> int:
+    owner = ".".join(str(key) for key in above)
+    if not (part.isascii() and part.isdigit() and len(part) < 6 and int(part) <= length):
+        raise _DoesNotFit(
+            f'"{owner}" is a list of length {length}; indices start at 0, '
+            f"{owner}.{length} appends an item"
+        )
+    return int(part)
 
 
 def _validate(root: Node, folder: Path) -> tuple[Recipe | None, list[RecipeFault]]:
@@ -273,24 +274,12 @@ def _check_base(
     chain = (*chain, path)
     followed = [recipe.resolve() for recipe in chain]
     if base_path.resolve() in followed:
-        circle = [*chain[followed.index(base_path.resolve()) :], base_path]
-        names = " -> ".join(recipe.name for recipe in circle)
+        cycle = [*chain[followed.index(base_path.resolve()) :], base_path]
+        names = " -> ".join(recipe.name for recipe in cycle)
         message = f"the base recipes form a cycle ({names}); use a model as the base of one"
-        return [RecipeFault(node.place, key, message)], []
+        return [RecipeFault(node.location, key, message)], []
     try:
         _load(base_path, (), chain)
     except RecipeError as error:
         return [], error.problems
     return [], []
-
-
-def alert_of_code(recipe: Recipe) -> None:
-    """Print a red warning if the recipe, or a recipe it is based on, trusts remote code."""
-    if recipe.model.trust_remote_code:
-        alert(
-            f"model.trust_remote_code: Python code from {recipe.model.base} runs here with "
-            "all your permissions"
-        )
-    path = base_recipe_path(recipe)
-    if path is not None:
-        alert_of_code(load_recipe(path))

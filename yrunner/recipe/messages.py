@@ -1,12 +1,8 @@
-"""Turn each of Pydantic's errors into one sentence, at the line to change.
+"""Turn each of Pydantic's errors into one sentence, by the recipe's JSON Schema.
 
 For a discriminated union Pydantic inserts the variant into the path, `('tuning', 'lora', 'rnak')`;
-for a plain union it reports the errors of every member. Walking the schema along the path tells
-variants from keys.
-
-The recipe as JSON Schema: for editors, and for messages about invalid values.
-
-Describe in words what a key accepts, what it was given and what was probably meant.
+for a plain union it reports the errors of every member. Walking the JSON Schema along the path
+tells variants from keys, and says what a key accepts. Editors use the same schema.
 """
 
 import re
@@ -46,7 +42,7 @@ class _WithoutFieldTitles(GenerateJsonSchema):
 
 
 @cache
-def strict_schema() -> Schema:
+def _strict_schema() -> Schema:
     """The schema of the values that `load.py` passes to Pydantic; do not modify the result."""
     schema = Recipe.model_json_schema(schema_generator=_WithoutFieldTitles)
     for union in [part for part in _parts(schema) if "discriminator" in part]:
@@ -59,7 +55,7 @@ def strict_schema() -> Schema:
 
 def recipe_json_schema() -> Schema:
     """JSON Schema (draft 2020-12) of a recipe, for YAML language servers (`yrun schema`)."""
-    schema = deepcopy(strict_schema())
+    schema = deepcopy(_strict_schema())
     for part in _parts(schema):
         part.pop("discriminator", None)  # OpenAPI's word, unknown to JSON Schema
         if part.get("type") == "number":
@@ -72,12 +68,12 @@ def recipe_json_schema() -> Schema:
     }
 
 
-def resolve(schema: Schema) -> Schema:
+def _resolve(schema: Schema) -> Schema:
     """Follow references and drop "or null" until the schema itself describes the value."""
     while True:
         options = [option for option in schema.get("anyOf", []) if option.get("type") != "null"]
         if "$ref" in schema:
-            target = strict_schema()["$defs"][schema["$ref"].rsplit("/", 1)[1]]
+            target = _strict_schema()["$defs"][schema["$ref"].rsplit("/", 1)[1]]
         elif len(options) == 1:
             target = options[0]
         else:
@@ -86,10 +82,10 @@ def resolve(schema: Schema) -> Schema:
         schema = {**target, **beside}
 
 
-def variants(schema: Schema) -> dict[str, Schema]:
+def _variants(schema: Schema) -> dict[str, Schema]:
     """The members of a union discriminated by `kind`, by kind; empty for other schemas."""
     mapping = schema.get("discriminator", {}).get("mapping", {})
-    return {kind: resolve({"$ref": reference}) for kind, reference in mapping.items()}
+    return {kind: _resolve({"$ref": reference}) for kind, reference in mapping.items()}
 
 
 def _parts(schema: Any) -> list[Schema]:
@@ -111,17 +107,17 @@ _BOUNDS = {
 _TYPES = {"boolean": "true or false", "integer": "a whole number", "number": "a number"}
 
 
-def wanted(schema: Schema) -> str:
+def _expected(schema: Schema) -> str:
     """What the schema accepts, in words: "a number above 0 and below 1"."""
-    schema = resolve(schema)
-    if kinds := variants(schema):
+    schema = _resolve(schema)
+    if kinds := _variants(schema):
         return f"a section with a kind ({', '.join(kinds)})"
     if "anyOf" in schema:
-        options = [wanted(option) for option in schema["anyOf"] if option.get("type") != "null"]
+        options = [_expected(option) for option in schema["anyOf"] if option.get("type") != "null"]
         if "a number" in options and "a whole number" in options:
             options.remove("a whole number")
         return " or ".join(dict.fromkeys(options))
-    if choices := choices_of(schema):
+    if choices := _choices(schema):
         names = ", ".join(f'"{choice}"' for choice in choices)
         return names if len(choices) == 1 else f"one of {names}"
     match schema.get("type"):
@@ -132,33 +128,33 @@ def wanted(schema: Schema) -> str:
             few = schema.get("minItems", 0)
             return f"a list of at least {few}" if few else "a list"
         case "string":
-            return _wanted_text(schema)
+            return _expected_text(schema)
         case kind:
             bounds = [words.format(schema[key]) for key, words in _BOUNDS.items() if key in schema]
             return f"{_TYPES.get(str(kind), 'something else')} {' and '.join(bounds)}".rstrip()
 
 
-def _wanted_text(schema: Schema) -> str:
+def _expected_text(schema: Schema) -> str:
     if schema.get("format") == "path":
         return "a path"
     return "non-empty text" if schema.get("minLength") else "text"
 
 
-def choices_of(schema: Schema) -> list[str]:
+def _choices(schema: Schema) -> list[str]:
     """The allowed words, if only certain words are allowed."""
     if "const" in schema:
         return [schema["const"]]
     return [str(choice) for choice in schema.get("enum", [])]
 
 
-def all_choices(schema: Schema) -> list[str]:
+def _all_choices(schema: Schema) -> list[str]:
     """The allowed words of a schema and of its alternatives."""
-    schema = resolve(schema)
-    options = [schema, *map(resolve, schema.get("anyOf", []))]
-    return [choice for option in options for choice in choices_of(option)]
+    schema = _resolve(schema)
+    options = [schema, *map(_resolve, schema.get("anyOf", []))]
+    return [choice for option in options for choice in _choices(option)]
 
 
-def given(node: Node) -> str:
+def _given(node: Node) -> str:
     """The value as the user wrote it."""
     match node.content:
         case None:
@@ -175,10 +171,10 @@ def given(node: Node) -> str:
             return shown(node.text)
 
 
-def remedy(schema: Schema, node: Node) -> str:
+def _remedy(schema: Schema, node: Node) -> str:
     """How to fix the value, if that is clear; begins with a comma or semicolon."""
-    schema = resolve(schema)
-    types = {resolve(option).get("type") for option in schema.get("anyOf", [schema])}
+    schema = _resolve(schema)
+    types = {_resolve(option).get("type") for option in schema.get("anyOf", [schema])}
     match node.content:
         case str():
             return _remedy_for_text(schema, types, node.content)
@@ -191,8 +187,8 @@ def remedy(schema: Schema, node: Node) -> str:
 
 
 def _remedy_for_text(schema: Schema, types: set[str | None], text: str) -> str:
-    if meant := closest(text, all_choices(schema)):
-        return f', did you mean "{meant}"?'
+    if hint := did_you_mean(text, _all_choices(schema)):
+        return hint
     bare = read_plain_scalar(text)
     fits = {bool: {"boolean"}, int: {"integer", "number"}, float: {"number"}}
     if types & fits.get(type(bare), set()):
@@ -207,7 +203,7 @@ def _remedy_for_text(schema: Schema, types: set[str | None], text: str) -> str:
 
 def _remedy_for_number(schema: Schema, types: set[str | None], node: Node) -> str:
     content = node.content
-    if "string" in types and not all_choices(schema):
+    if "string" in types and not _all_choices(schema):
         return f'; to make it text, put it in quotes: "{shown(node.text)}"'
     if isinstance(content, float) and not isfinite(content):
         return "; it must be finite"
@@ -218,17 +214,10 @@ def _remedy_for_number(schema: Schema, types: set[str | None], node: Node) -> st
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`, did you mean "rank"?`, or an empty text if no known word is close."""
-    meant = closest(word, known)
-    return f', did you mean "{meant}"?' if meant else ""
-
-
-def closest(word: Any, known: Iterable[str]) -> str:
-    """The known word closest to a misspelled one, or an empty text."""
+    folded = {choice.lower(): choice for choice in known}
     # difflib is slow on long text, and no key is longer than this.
-    words = list(known)
-    folded = {choice.lower(): choice for choice in words}
-    near = get_close_matches(str(word)[:60].lower().replace("-", "_"), folded, n=1, cutoff=0.6)
-    return folded[near[0]] if near else ""
+    near = get_close_matches(word[:60].lower().replace("-", "_"), folded, n=1, cutoff=0.6)
+    return f', did you mean "{folded[near[0]]}"?' if near else ""
 
 
 @dataclass(frozen=True)
@@ -255,14 +244,15 @@ def explain_errors(errors: Sequence[ErrorDetails], root: Node) -> list[RecipeFau
     return faults
 
 
-def _locate(location: Sequence[str | int]) -> _Spot:
-    schema = strict_schema()
+def _locate(loc: Sequence[str | int]) -> _Spot:
+    """Walk the schema along the `loc` of a Pydantic error."""
+    schema = _strict_schema()
     path: KeyPath = ()
     union: KeyPath | None = None
     member = ""
-    for part in location:
-        schema = resolve(schema)
-        if kinds := variants(schema):
+    for part in loc:
+        schema = _resolve(schema)
+        if kinds := _variants(schema):
             schema = kinds.get(str(part), {})
         elif "anyOf" in schema:
             union, member = path, str(part)
@@ -270,16 +260,16 @@ def _locate(location: Sequence[str | int]) -> _Spot:
         else:
             path = (*path, part)
             schema = _child(schema, part)
-    return _Spot(path, resolve(schema), union, member)
+    return _Spot(path, _resolve(schema), union, member)
 
 
 def _union_member(schema: Schema, label: str) -> Schema:
     """The member that Pydantic calls `label`: a class name, list[str] or dict[str,int]."""
     for option in schema["anyOf"]:
         if option.get("$ref", "/").rsplit("/", 1)[1] in re.findall(r"\w+", label):
-            return resolve(option)
+            return _resolve(option)
         if label.startswith({"array": "list[", "object": "dict["}.get(option.get("type"), "?")):
-            return resolve(option)
+            return _resolve(option)
     return {}
 
 
@@ -308,14 +298,14 @@ def _explain_union(
 
 def _schema_at(path: KeyPath, root: Node) -> Schema:
     """The schema at a path of the file; each `kind` in the file selects its variant."""
-    schema = strict_schema()
+    schema = _strict_schema()
     for depth, part in enumerate(path):
-        schema = resolve(schema)
-        if kinds := variants(schema):
+        schema = _resolve(schema)
+        if kinds := _variants(schema):
             kind, _ = find(root, (*path[:depth], "kind"))
             schema = kinds.get(str(kind.content), {})
         schema = _child(schema, part)
-    return resolve(schema)
+    return _resolve(schema)
 
 
 def _explain(error: ErrorDetails, spot: _Spot, root: Node) -> RecipeFault:
@@ -330,32 +320,32 @@ def _explain(error: ErrorDetails, spot: _Spot, root: Node) -> RecipeFault:
     return sentences.get(error["type"], lambda: _explain_value(spot, root))()
 
 
-def _explain_unknown_key(location: Sequence[str | int], spot: _Spot, root: Node) -> RecipeFault:
+def _explain_unknown_key(loc: Sequence[str | int], spot: _Spot, root: Node) -> RecipeFault:
     key = str(spot.path[-1])
-    section = _locate(location[:-1]).schema
-    union = _locate(location[:-2]).schema if len(location) > 1 else {}
-    owners = [kind for kind, variant in variants(union).items() if key in variant["properties"]]
+    section = _locate(loc[:-1]).schema
+    union = _locate(loc[:-2]).schema if len(loc) > 1 else {}
+    owners = [kind for kind, variant in _variants(union).items() if key in variant["properties"]]
     node, _ = find(root, spot.path)
-    place = _key_place(node)
+    location = _key_location(node)
     if owners:
         have = f"kind {owners[0]} has" if len(owners) == 1 else f"kinds {' and '.join(owners)} have"
-        message = f"only {have} this key, not {location[-2]}; remove it"
-        message += _whole_section_hint(spot.path[:-1], place, root)
+        message = f"only {have} this key, not {loc[-2]}; remove it"
+        message += _whole_section_hint(spot.path[:-1], location, root)
     else:
         message = f"unknown key{_meant_key(key, section)}"
-    return RecipeFault(place, spot.path, message)
+    return RecipeFault(location, spot.path, message)
 
 
-def _whole_section_hint(section: KeyPath, place: SourceLocation, root: Node) -> str:
+def _whole_section_hint(section: KeyPath, location: SourceLocation, root: Node) -> str:
     kind, _ = find(root, (*section, "kind"))
-    if kind.place.turn <= place.turn:
+    if kind.location.turn <= location.turn:
         return ""
     name = ".".join(map(str, section))
     return f', or override the whole section: "{name}={{kind: {kind.content}}}"'
 
 
 def _meant_key(key: str, section: Schema) -> str:
-    elsewhere = {".".join(path) for path in _key_paths(strict_schema()) if path[-1] == key}
+    elsewhere = {".".join(path) for path in _key_paths(_strict_schema()) if path[-1] == key}
     if len(elsewhere) == 1:
         return f' here, did you mean "{elsewhere.pop()}"?'
     known = section.get("properties", {})
@@ -364,8 +354,8 @@ def _meant_key(key: str, section: Schema) -> str:
 
 def _key_paths(schema: Schema) -> Iterator[tuple[str, ...]]:
     """The path of every key of the recipe outside lists."""
-    schema = resolve(schema)
-    for section in variants(schema).values() or [schema]:
+    schema = _resolve(schema)
+    for section in _variants(schema).values() or [schema]:
         for key, child in section.get("properties", {}).items():
             yield (key,)
             for path in _key_paths(child):
@@ -375,13 +365,13 @@ def _key_paths(schema: Schema) -> Iterator[tuple[str, ...]]:
 def _explain_missing_key(path: KeyPath, schema: Schema, root: Node) -> RecipeFault:
     parent, _ = find(root, path[:-1])
     return RecipeFault(
-        _key_place(parent), path, f"this key is missing; it must be {wanted(schema)}"
+        _key_location(parent), path, f"this key is missing; it must be {_expected(schema)}"
     )
 
 
 def _explain_kind(spot: _Spot, root: Node) -> RecipeFault:
     path = (*spot.path, str(spot.schema["discriminator"]["propertyName"]))
-    choices = {"enum": list(variants(spot.schema))}
+    choices = {"enum": list(_variants(spot.schema))}
     if find(root, path)[1]:
         return _explain_value(_Spot(path, choices), root)
     return _explain_missing_key(path, choices, root)
@@ -389,16 +379,16 @@ def _explain_kind(spot: _Spot, root: Node) -> RecipeFault:
 
 def _explain_value(spot: _Spot, root: Node) -> RecipeFault:
     node, _ = find(root, spot.path)
-    message = f"must be {wanted(spot.schema)}, got {given(node)}{remedy(spot.schema, node)}"
-    return RecipeFault(_value_place(node), spot.path, message)
+    message = f"must be {_expected(spot.schema)}, got {_given(node)}{_remedy(spot.schema, node)}"
+    return RecipeFault(_value_location(node), spot.path, message)
 
 
 def _explain_pattern(spot: _Spot, root: Node) -> RecipeFault:
     node, _ = find(root, spot.path)
     meaning = str(spot.schema.get("description", f"text like {spot.schema['pattern']}"))
     meaning = " ".join(meaning.split()).rstrip(".")
-    message = f"{given(node)} is not valid; expected: {meaning[0].lower()}{meaning[1:]}"
-    return RecipeFault(_value_place(node), spot.path, message)
+    message = f"{_given(node)} is not valid; expected: {meaning[0].lower()}{meaning[1:]}"
+    return RecipeFault(_value_location(node), spot.path, message)
 
 
 def _explain_refusal(error: ErrorDetails, spot: _Spot, root: Node) -> RecipeFault:
@@ -406,20 +396,20 @@ def _explain_refusal(error: ErrorDetails, spot: _Spot, root: Node) -> RecipeFaul
     message = shown(error["msg"].removeprefix("Value error, "), limit=600)
     node, _ = find(root, spot.path)
     if not isinstance(node.content, dict):
-        return RecipeFault(_value_place(node), spot.path, message)
+        return RecipeFault(_value_location(node), spot.path, message)
     # A validator of a section names the keys that conflict: point at the first one set by an
     # override, else at the first one, else at the section.
     words = [tuple(word.split(".")) for word in re.findall(r"[\w.]*\w", message)]
     named = [found for found, whole in (find(node, word) for word in words) if whole]
-    from_overrides = [key for key in named if _key_place(key).turn]
+    from_overrides = [key for key in named if _key_location(key).turn]
     culprit = (from_overrides or named or [node])[0]
-    return RecipeFault(_key_place(culprit), spot.path, message)
+    return RecipeFault(_key_location(culprit), spot.path, message)
 
 
-def _key_place(node: Node) -> SourceLocation:
-    return node.key_place or node.place
+def _key_location(node: Node) -> SourceLocation:
+    return node.key_location or node.location
 
 
-def _value_place(node: Node) -> SourceLocation:
+def _value_location(node: Node) -> SourceLocation:
     """The location of the value, or of the key if its value is empty."""
-    return _key_place(node) if node.content is None and not node.text else node.place
+    return _key_location(node) if node.content is None and not node.text else node.location

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from yrunner.data.batching.plan import epoch_after
-from yrunner.distributed.collectives import highest_of_ranks
+from yrunner.distributed.collectives import max_over_ranks
 from yrunner.errors import Stopped
 
 MEANINGS = {
@@ -170,7 +170,7 @@ class Cadence(TrainerCallback):
 
     def _agree(self) -> None:
         """Stop together: a signal reaches one process sooner than another. All of them call it."""
-        self.interrupted_by = int(highest_of_ranks(self.interrupted_by or 0)) or None
+        self.interrupted_by = int(max_over_ranks(self.interrupted_by or 0)) or None
 
     @contextmanager
     def stopping_on_signals(self) -> Iterator[None]:

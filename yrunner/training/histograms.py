@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from yrunner.distributed.collectives import least_and_highest, sum_over_ranks
+from yrunner.distributed.collectives import min_max_over_ranks, sum_over_ranks
 from yrunner.losses.targets import Targets, TokenWeight
 
 BINS = 64
@@ -124,7 +124,7 @@ class _Counts:
 
     def of_all_ranks(self) -> "_Counts":
         """What all processes have counted together."""
-        lowest_F, highest_F = least_and_highest(self.lowest_F, self.highest_F)
+        lowest_F, highest_F = min_max_over_ranks(self.lowest_F, self.highest_F)
         return _Counts(
             sum_over_ranks(self.counts_FB),
             lowest_F,

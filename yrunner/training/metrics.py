@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
-from yrunner.distributed.collectives import highest_of_ranks, sum_over_ranks
+from yrunner.distributed.collectives import max_over_ranks, sum_over_ranks
 from yrunner.losses.nlirg import ZONES
 from yrunner.storage.run_dir import write_text
 
@@ -56,7 +56,7 @@ class SignalMeter(ExportableState):
         return {
             **figures,
             "targets_per_second": figures["targets"] / seconds if seconds else 0.0,
-            "memory_gib": highest_of_ranks(peak_memory()) / GIB,
+            "memory_gib": max_over_ranks(peak_memory()) / GIB,
         }
 
     def state(self) -> dict[str, Any]:

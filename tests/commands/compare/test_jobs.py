@@ -107,8 +107,8 @@ from yrunner.cli import main
 from yrunner.commands.compare import jobs
 child = '''
 import signal, sys, time
-from yrunner.distributed.launcher import end_with_command
-end_with_command()
+from yrunner.distributed.launcher import die_with_command
+die_with_command()
 def stop(*_):
     open("saving", "w").close()
     time.sleep({seconds})
