@@ -74,7 +74,7 @@ def sort(
         bool, typer.Option("--overwrite", help="Replace the existing result.")
     ] = False,
 ) -> None:
-    """Score every row with the base, and write the reordered corpus and a report."""
+    """Score and reorder the training rows. Write the new corpus and a report."""
     check_recipe(recipe, overrides)
     with exiting_on_interrupt():
         from yrunner.commands.sort.command import sort as run_sort
@@ -98,7 +98,7 @@ def inspect(
         bool, typer.Option("--html", help="Write a page with the losses, entropies and weights.")
     ] = False,
 ) -> None:
-    """Print examples as the model sees them, with the targets in colour."""
+    """Print examples as the model sees them, targets in colour."""
     changes, page = _split_page(overrides or [], html)
     check_recipe(recipe, changes)
     with exiting_on_interrupt():
@@ -129,7 +129,7 @@ def check(
     gpus: Annotated[int | None, typer.Option(min=1, help="Plan for this number of GPUs.")] = None,
     memory: Annotated[str | None, typer.Option(help="Memory per GPU, such as 80GB.")] = None,
 ) -> None:
-    """Read the data and plan the run: rows, steps, memory, disk, weights. No training."""
+    """Read the data and plan the run. Show rows, steps, memory, disk and weights."""
     changes, page = _split_page(overrides or [], html)
     check_recipe(recipe, changes)
     with exiting_on_interrupt():
@@ -148,7 +148,7 @@ def evaluate(
         typer.Option(metavar="PATH", help="Another model: folder, Hub id or recipe. Repeatable."),
     ] = None,
 ) -> None:
-    """Evaluate base and result on the recipe's tasks: scores, differences, answers side by side."""
+    """Evaluate base and result. Show scores, differences and answers side by side."""
     check_recipe(recipe, overrides)
     with exiting_on_interrupt():
         from yrunner.commands.eval.command import eval_recipe
@@ -177,7 +177,7 @@ def compare(
         bool, typer.Option("--overwrite", help="Retrain runs whose settings have changed.")
     ] = False,
 ) -> None:
-    """Train several versions of a recipe, evaluate each and compare them."""
+    """Train, evaluate and compare several versions of a recipe."""
     from yrunner.recipe.arms import choose_arms, read_seeds
     from yrunner.recipe.load import warn_of_remote_code
 
@@ -217,7 +217,7 @@ def measure(
 
 @app.command()
 def replay(recipe: RecipePath, overrides: Overrides = None) -> None:
-    """Generate replay rows with the base: for keep.kind self_replay and for measuring drift."""
+    """Generate replay rows with the base. For keep.kind self_replay and to measure drift."""
     check_recipe(recipe, overrides)
     with exiting_on_interrupt():
         from yrunner.commands.replay import replay as run_replay
@@ -242,7 +242,7 @@ def chat(
 
 @app.command()
 def merge(recipe: RecipePath, overrides: Overrides = None) -> None:
-    """Merge the adapter into its base, verify that predictions agree, and export the result."""
+    """Merge the adapter into its base. Verify that predictions agree, and export it."""
     check_recipe(recipe, overrides)
     with exiting_on_interrupt():
         from yrunner.commands.merge.command import merge as run_merge
@@ -254,7 +254,7 @@ def merge(recipe: RecipePath, overrides: Overrides = None) -> None:
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object instead.")] = False,
 ) -> None:
-    """Show what this machine can run, and the commands that install what is missing."""
+    """Show what this machine can run. Name the commands that install the rest."""
     from yrunner.commands.doctor.command import doctor as examine_machine
 
     examine_machine(as_machine=as_json)

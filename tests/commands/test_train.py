@@ -210,7 +210,9 @@ def test_an_interrupted_run_saves_says_how_to_go_on_and_resumes(project, change,
     os.kill(process.pid, number)
     assert ending(process) == code
     errors = ERRORS.read_text()
-    assert re.search(r"stopped; update \d+ is saved in .*outputs/base\. Continue with: yrun", errors)
+    assert re.search(
+        r"stopped; update \d+ is saved in .*outputs/base\. Continue with: yrun", errors
+    )
     assert "Traceback" not in errors
     steps = [int(path.name[5:]) for path in (project / "outputs/base/checkpoints").iterdir()]
     again = start_yrun("train", "base.yaml", "--resume")
