@@ -12,6 +12,8 @@ from benchmarks.processes import START_METHOD
 
 SAID, ERRORS = Path("said"), Path("errors")
 """Files of the current folder with what the process has printed."""
+HANGS_AFTER = 600
+"""Seconds after which a process hangs: it may be slow on a machine that has much else to do."""
 
 
 def start_yrun(*arguments: str) -> BaseProcess:
@@ -30,7 +32,7 @@ def wait_until(seen: Callable[[], bool], process: BaseProcess) -> None:
 
 def ending(process: BaseProcess) -> int:
     """The exit code of a process that is about to end."""
-    process.join(timeout=60)
+    process.join(timeout=HANGS_AFTER)
     assert process.exitcode is not None, "it has not ended"
     return process.exitcode
 

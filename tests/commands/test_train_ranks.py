@@ -20,6 +20,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.yrun_process import HANGS_AFTER
 from yrunner.assembly import sharing
 from yrunner.assembly.probes import missing
 from yrunner.assembly.run import Run
@@ -70,10 +71,10 @@ class OnTerminal:
     def press(self, key: str) -> None:
         os.write(self.terminal, key.encode())
 
-    def ended(self, timeout: float) -> str:
+    def ended(self) -> str:
         """All that was shown, when it has ended."""
-        self.process.wait(timeout)
-        self._reader.join(timeout)
+        self.process.wait(HANGS_AFTER)
+        self._reader.join(HANGS_AFTER)
         os.close(self.terminal)
         return self.shown.decode()
 
@@ -126,7 +127,7 @@ def test_two_processes_are_stopped_killed_and_gone_on_with_by_one_and_nothing_is
     watched = OnTerminal(*TOGETHER)
     wait_for_updates(watched.process, 2)
     watched.press(CTRL_C)
-    shown = watched.ended(timeout=240)
+    shown = watched.ended()
     assert watched.process.returncode == 130, shown
     drawn = (shown.count(HIDE_CURSOR), shown.count(SHOW_CURSOR))
     assert drawn == (3, 3), "two bars of measuring, and one view, of one process; all put away"
@@ -143,10 +144,9 @@ def test_two_processes_are_stopped_killed_and_gone_on_with_by_one_and_nothing_is
     wait_for_updates(running, last + 2)
     every = [rank(running, 0), rank(running, 1)]
     every[1].kill()
-    # The command itself may need long to end on a machine that has much to do.
-    _, left = psutil.wait_procs(every, timeout=30)
+    _, left = psutil.wait_procs(every, timeout=HANGS_AFTER)
     assert not left
-    said, errors = running.communicate(timeout=240)
+    said, errors = running.communicate(timeout=HANGS_AFTER)
     assert running.returncode == 2
     assert said.count(f"step {last + 1}/60 ") == 1, "only one process speaks"
     assert "process 1 of the run was killed" in errors
@@ -315,7 +315,7 @@ def test_two_machines_learn_what_one_does(project, change):
             )
             for number, machine in enumerate(machines)
         ]
-        ended = [process.communicate(timeout=300) for process in running]
+        ended = [process.communicate(timeout=HANGS_AFTER) for process in running]
         assert [process.returncode for process in running] == [0, 0], ended
     alone = ["train.gradient_accumulation_steps=2", "name=alone", "output=outputs/alone"]
     train(Path("base.yaml"), alone, resume=False, overwrite=False)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.yrun_process import HANGS_AFTER
 from yrunner.data.conversation import TokenizedExample
 from yrunner.errors import Origin
 from yrunner.reports.heat_map import AFTER, BEFORE, HeatMap, ScoredExample
@@ -101,7 +102,7 @@ def _open(browser, address, user_folder, *more_options):
     environment = {**os.environ, "LANG": "C.UTF-8"}
     return subprocess.run(
         [browser, *options, *more_options, address],
-        **{"capture_output": True, "timeout": 120, "check": True, "env": environment},
+        **{"capture_output": True, "timeout": HANGS_AFTER, "check": True, "env": environment},
     )
 
 

@@ -8,12 +8,16 @@ import subprocess
 import sys
 import textwrap
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import pytest
 
+from tests.yrun_process import HANGS_AFTER
+from yrunner.commands.compare import jobs
 from yrunner.commands.compare.jobs import Failure, Job, run_jobs
+from yrunner.console import progress
 from yrunner.training.callbacks import MEANINGS
 
 
@@ -76,18 +80,34 @@ def test_jobs_share_the_environments_one_at_a_time_each(job, tmp_path):
 
 
 def test_the_bar_counts_the_updates_that_a_run_logs_and_not_those_of_an_earlier_one(
-    job, tmp_path, capfd
+    job, tmp_path, capfd, monkeypatch
 ):
+    told = tmp_path / "told"
+    told.touch()
+
+    @contextmanager
+    def noted(what, total):
+        with progress(what, total) as advance:
+
+            def note(number):
+                advance(number)
+                with told.open("a") as file:
+                    file.write("." * number)
+
+            yield note
+
+    monkeypatch.setattr(jobs, "progress", noted)
     metrics = tmp_path / "metrics.jsonl"
     metrics.write_text(json.dumps({"step": 10}) + "\n")
     os.utime(metrics, (1, 1))
     program = f"""
-import json, time
+import json, os, time
 for step in (3, 6):
     with open({str(metrics)!r}, "w" if step == 3 else "a") as file:
         file.write(json.dumps({{"step": step, "loss": 1.0}}) + "\\n" + '{{"step": 9')
         file.flush()
-    time.sleep(0.7)
+    while os.path.getsize({str(told)!r}) < step:
+        time.sleep(0.01)
     with open({str(metrics)!r}, "w") as file: file.write('{{"step": 3}}\\n')
 """
     assert run_jobs("updates", [job("run", program, metrics=metrics, updates=12)], [{}]) == {}
@@ -116,7 +136,7 @@ def stop(*_):
     sys.exit(130)
 signal.signal(signal.SIGINT, stop)
 open("begun", "w").close()
-time.sleep(60)
+time.sleep(3600)
 '''
 job = jobs.Job("run", ((sys.executable, "-c", child),), Path("run.log"))
 import yrunner.cli
@@ -129,7 +149,7 @@ main()
 def test_a_signal_lets_each_run_save_and_ends_with_its_code(tmp_path, number):
     process = start(tmp_path, seconds=0.2)
     process.send_signal(number)
-    said, _ = process.communicate(timeout=30)
+    said, _ = process.communicate(timeout=HANGS_AFTER)
     assert process.returncode == 128 + MEANINGS[number]
     assert "stopped. Run the same command again to continue" in said
     assert "Traceback" not in said
@@ -145,12 +165,12 @@ def test_a_signal_lets_each_run_save_and_ends_with_its_code(tmp_path, number):
     ],
 )
 def test_only_a_person_who_asks_twice_ends_what_is_being_saved(tmp_path, first, second, saved):
-    process = start(tmp_path, seconds=2 if saved else 50)
+    process = start(tmp_path, seconds=2 if saved else 3600)
     process.send_signal(first)
     # The run has been told, and has not saved yet.
     wait_for(tmp_path / "saving", process)
     process.send_signal(second)
-    process.communicate(timeout=30)
+    process.communicate(timeout=HANGS_AFTER)
     assert (tmp_path / "saved").exists() == saved
     assert process.returncode == 128 + MEANINGS[first]
 
@@ -160,7 +180,7 @@ def test_no_run_goes_on_when_the_command_is_killed(tmp_path):
     (run,) = psutil.Process(process.pid).children()
     process.kill()
     process.communicate()
-    _, alive = psutil.wait_procs([run], timeout=20)
+    _, alive = psutil.wait_procs([run], timeout=HANGS_AFTER)
     assert not alive
 
 
@@ -179,7 +199,7 @@ def start(folder: Path, *, seconds: float) -> subprocess.Popen[str]:
 
 def wait_for(file: Path, process: subprocess.Popen[str]) -> None:
     """Wait until the job has written a file."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + HANGS_AFTER
     while not file.exists():
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.05)

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.project import write_project
-from tests.yrun_process import ERRORS, ending, start_yrun, wait_until
+from tests.yrun_process import ERRORS, HANGS_AFTER, ending, start_yrun, wait_until
 from yrunner.commands.eval.command import eval_recipe
 from yrunner.commands.merge import command
 from yrunner.commands.merge import export as merge_export
@@ -276,7 +276,7 @@ def killed_while(stage, at):
 
     process = multiprocessing.get_context("fork").Process(target=work)
     process.start()
-    process.join(timeout=60)
+    process.join(timeout=HANGS_AFTER)
     return process.exitcode
 
 

@@ -1,7 +1,6 @@
 """Every target is learned exactly once, in order, whatever the groups and the lanes."""
 
 import random
-import time
 
 import pytest
 import torch
@@ -176,8 +175,5 @@ def test_balanced_lanes_end_together(num_lanes):
         assert idle_share(balance(order, num_groups, num_lanes), num_lanes) < 0.007
 
 
-def test_a_hundred_thousand_examples_are_counted_in_less_than_a_second():
-    num_groups = like_instruction_data(1) * 100
-    started = time.perf_counter()
-    count_updates(sorted(num_groups, reverse=True), 64)
-    assert time.perf_counter() - started < 1
+def test_updates_are_counted_without_walking_them():
+    assert count_updates([10**15] * 128, 64) == 2 * 10**15
