@@ -153,3 +153,14 @@ def test_comments_of_recipes_name_what_exists(recipe: Path):
         assert (ROOT / page).is_file(), page
     for name in BENCHMARK.findall(comments):
         assert can_be_run(name), name
+
+
+def test_every_file_that_contributing_names_exists():
+    page = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    tables = "\n".join(line for line in page.splitlines() if line.startswith("|"))
+    named = re.findall(r"`((?:[a-z_0-9]+/)*[a-z_0-9]+(?:\.py|/))`", tables)
+    assert len(named) > 30
+    missing = [
+        name for name in named if not any((ROOT / top / name).exists() for top in ("yrunner", ""))
+    ]
+    assert not missing
