@@ -24,7 +24,12 @@ from yrunner.models.meta import build_weightless
 from yrunner.models.tuning import apply_tuning
 from yrunner.recipe.schema.model import FreezeTuning, FullTuning, LoraTuning, Tuning
 from yrunner.tokens import IGNORE_INDEX
-from yrunner.training.memory.trace import StepTrace, make_optimizer, mixed_precision, trace_step
+from yrunner.training.memory.trace import (
+    StepTrace,
+    mixed_precision,
+    trace_step,
+    weightless_optimizer,
+)
 
 TUNINGS: dict[str, Tuning] = {
     "full": FullTuning(kind="full"),
@@ -138,7 +143,7 @@ def train(case: Case) -> int:
             )
         attach(model)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        optimizer = make_optimizer(case.optimizer, trained, foreach=False)
+        optimizer = weightless_optimizer(case.optimizer, trained, foreach=False)
         batch = full_batch(case.batch_size, case.length, case.num_targets)
         for _ in range(2):  # the first one creates the state of the optimizer
             for _ in range(case.accumulation):

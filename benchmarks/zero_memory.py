@@ -13,7 +13,6 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -124,25 +123,13 @@ def _train_and_save(rank: int, stage: int, folder: Path) -> None:
             update()
     peaks = {"training": training[0]}
     if stage:
-        zero = ZeroRun(_trainer(model, engine, stage))
-        peaks["optimizer"] = _peak_of(lambda: zero.save(folder))
+        zero = ZeroRun(model, stage, OPTIMIZER)
+        zero.engine = engine
+        peaks["optimizer"] = _peak_of(lambda: zero.save(folder, UPDATES))
         peaks["model"] = _peak_of(lambda: _save_model(model, zero, folder))
     if rank == 0:
         (folder / "bytes.json").write_text(json.dumps(peaks), "ascii")
     distributed.barrier()
-
-
-def _trainer(model: Any, engine: Any, stage: int) -> Any:
-    """Return the attributes of a `Trainer` that saving reads."""
-    return SimpleNamespace(
-        model=model,
-        deepspeed=engine,
-        args=SimpleNamespace(optim=OPTIMIZER, device=torch.device("cpu")),
-        accelerator=SimpleNamespace(
-            state=SimpleNamespace(deepspeed_plugin=SimpleNamespace(zero_stage=stage))
-        ),
-        state=SimpleNamespace(global_step=UPDATES),
-    )
 
 
 def _peak_of(action: Callable[[], None]) -> int:

@@ -13,8 +13,8 @@ from yrunner.data.batching.replay_rows import make_keep_plan
 from yrunner.models.load import load_model, whole_weights
 from yrunner.scoring.base_predictions import KeptTops, keep_tops
 from yrunner.training.ewc import EwcPenalty, estimate_fisher
+from yrunner.training.loop import Trainer
 from yrunner.training.replay_loss import HeldRows
-from yrunner.training.trainer import SignalTrainer
 
 KEPT_SHARE = {"none": 0.0, "replay": 3 / 8, "one_row": 1 / 8, "text": 3 / 8, "ewc": 0.0}
 """Share of replay rows in an update. With `one_row`, only one of two processes has any."""
@@ -25,13 +25,13 @@ FIGURES = ("keep_divergence", "keep_text_loss", "keep_penalty")
 REPLAY_ROWS = make_examples(9, seed=4)
 
 
-def add_regulariser(trainer: SignalTrainer, case: Case, base: Path, pack_to: int | None) -> None:
+def add_regulariser(trainer: Trainer, case: Case, base: Path, pack_to: int | None) -> None:
     """Add the regulariser of a case to a trainer that has not run yet."""
     if case.keep == "none":
         return
     if case.keep == "ewc":
         fisher = estimate_fisher(trainer.model, REPLAY_ROWS, pad_token_id=PAD)
-        trainer.add_regulariser(EwcPenalty(trainer.model, fisher, PENALTY))
+        trainer.objective.regulariser = EwcPenalty(trainer.model, fisher, PENALTY)
         return
     plan = make_keep_plan(
         [len(row.target_positions) for row in REPLAY_ROWS],
@@ -40,18 +40,16 @@ def add_regulariser(trainer: SignalTrainer, case: Case, base: Path, pack_to: int
         seed=0,
         pack_to=pack_to,
     )
-    trainer.add_regulariser(
-        HeldRows(
-            REPLAY_ROWS,
-            plan,
-            lanes=trainer.plan.lanes,
-            strength=STRENGTH,
-            by_text=case.keep == "text",
-            # An adapter can be disabled to get the base; otherwise its predictions are stored.
-            tops=None if TUNINGS[case.tuning].kind == "lora" else compute_tops(base),
-            pad_token_id=PAD,
-            layout=trainer.layout,
-        )
+    trainer.objective.regulariser = HeldRows(
+        REPLAY_ROWS,
+        plan,
+        lanes=trainer.plan.lanes,
+        strength=STRENGTH,
+        by_text=case.keep == "text",
+        # An adapter can be disabled to get the base; otherwise its predictions are stored.
+        tops=None if TUNINGS[case.tuning].kind == "lora" else compute_tops(base),
+        pad_token_id=PAD,
+        layout=trainer.batches.layout,
     )
 
 

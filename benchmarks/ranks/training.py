@@ -23,6 +23,7 @@ from benchmarks.ranks.cases import (
     Result,
 )
 from benchmarks.ranks.regularisers import FIGURES, KEPT_SHARE, add_regulariser
+from yrunner.data.batching.batches import Batches
 from yrunner.data.batching.collate import one_per_row
 from yrunner.data.batching.plan import make_plan
 from yrunner.distributed.collectives import join_ranks, num_ranks, this_rank
@@ -36,13 +37,15 @@ from yrunner.training.arguments import make_arguments, token_weight
 from yrunner.training.callbacks import Cadence
 from yrunner.training.deepspeed.config import complete, deepspeed_settings
 from yrunner.training.drift import DriftGauge
+from yrunner.training.loop import Trainer
 from yrunner.training.metrics import MetricsFile, read_metrics
-from yrunner.training.trainer import SignalTrainer
+from yrunner.training.objective import Objective
+from yrunner.training.spike_guard import SpikeGuard
 
 NUM_PROCESSES = 2
 
 
-def make_trainer(case: Case, folder: Path, *, max_steps: int | None = None) -> SignalTrainer:
+def make_trainer(case: Case, folder: Path, *, max_steps: int | None = None) -> Trainer:
     """Make the trainer of a case in this process; `folder` holds the base."""
     rows = dict(ROWS[case.rows])
     layout, pack_to = rows.pop("layout", one_per_row), rows.pop("pack_to", None)
@@ -70,7 +73,6 @@ def make_trainer(case: Case, folder: Path, *, max_steps: int | None = None) -> S
         num_updates=plan.num_updates,
         seed=0,
         dtype=dtype,
-        validates=True,
         micro_steps=MICRO_BATCHES // num_ranks(),
         deepspeed=None if section is None else complete(deepspeed_settings(section)),
     )
@@ -78,44 +80,36 @@ def make_trainer(case: Case, folder: Path, *, max_steps: int | None = None) -> S
     torch.manual_seed(0)
     base = load_model(str(folder / "base"), dtype=dtype)
     weight, loss_deadline = token_weight(LOSSES[case.loss])
-    cadence = Cadence(
-        epoch_ends=plan.epoch_ends,
-        log_every=train.log_every,
-        checkpoint_every=train.checkpoint.every,
-        validates=True,
+    trainer = Trainer(
+        apply_tuning(base, TUNINGS[case.tuning]),
+        arguments,
+        Batches(plan, TRAIN_ROWS, VALIDATION_ROWS, PAD, this_rank(), num_ranks()),
+        Objective(
+            weight,
+            loss_deadline=loss_deadline,
+            normalize=LOSSES[case.loss].normalize,
+            guard=SpikeGuard(train.spikes),
+        ),
+        Cadence.of(train, plan),
+        run_dir,
+        callbacks=[MetricsFile(run_dir.metrics)],
     )
-    trainer = SignalTrainer(
-        model=apply_tuning(base, TUNINGS[case.tuning]),
-        args=arguments,
-        callbacks=[cadence, MetricsFile(run_dir.metrics)],
-        train_examples=TRAIN_ROWS,
-        validation_examples=VALIDATION_ROWS,
-        plan=plan,
-        token_batch=train.token_batch,
-        weight=weight,
-        loss_deadline=loss_deadline,
-        normalize=LOSSES[case.loss].normalize,
-        pad_token_id=PAD,
-        run_dir=run_dir,
-        keep_checkpoints=train.checkpoint.keep,
-        spikes=train.spikes,
-    )
-    trainer.use_layout(layout)
+    trainer.batches.layout = layout
     # An adapter can be disabled to get the base; otherwise its predictions are stored.
     tops = None if case.tuning == "lora" else KeptTops.load(folder / "base" / TOPS)
-    trainer.gauge = DriftGauge(DRIFT_ROWS, tops, PAD, max_tokens=200)
+    trainer.objective.gauge = DriftGauge(DRIFT_ROWS, tops, PAD, max_tokens=200)
     add_regulariser(trainer, case, folder / "base", pack_to)
     # Compare the last weights, not the best.
-    trainer.args.load_best_model_at_end = False
+    trainer.loads_best = False
     return trainer
 
 
 def train_case(case: Case, folder: Path, *, resume_at: int | None = None) -> Result:
     """Train, or resume from the checkpoint of an update; rank 0 gets the logged figures."""
     trainer = make_trainer(case, folder)
-    checkpoint = None if resume_at is None else str(trainer.run_dir.checkpoint(resume_at))
+    checkpoint = None if resume_at is None else trainer.run_dir.checkpoint(resume_at)
     with quiet_libraries():
-        trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.train(checkpoint)
     weights = trainer.model.state_dict()
     if trainer.zero is not None:
         weights = trainer.zero.whole_weights()

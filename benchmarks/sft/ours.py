@@ -11,6 +11,7 @@ from transformers import Trainer, TrainingArguments
 
 from benchmarks.sft.inputs import BATCH_SIZE, read_rows
 from yrunner.assembly.trainer import layout_for
+from yrunner.data.batching.batches import Batches
 from yrunner.data.batching.collate import collate
 from yrunner.data.batching.plan import make_plan
 from yrunner.data.conversation import TokenizedExample
@@ -23,7 +24,10 @@ from yrunner.recipe.schema.recipe import Loss, NlirgLoss, PlainLoss, TrainSectio
 from yrunner.storage.run_dir import RunDir
 from yrunner.tokens import IGNORE_INDEX
 from yrunner.training.arguments import make_arguments, token_weight
-from yrunner.training.trainer import SignalTrainer
+from yrunner.training.callbacks import Cadence
+from yrunner.training.loop import Trainer as OurTrainer
+from yrunner.training.objective import Objective
+from yrunner.training.spike_guard import SpikeGuard
 
 
 def read_examples(folder: Path) -> list[Any]:
@@ -67,25 +71,19 @@ def ours(folder: Path, loss: Loss) -> None:
         num_updates=plan.num_updates,
         seed=0,
         dtype=torch.float32,
-        validates=False,
     )
     weight, loss_deadline = token_weight(loss)
-    trainer = SignalTrainer(
-        model=model,
-        args=arguments,
-        train_examples=examples,
-        validation_examples=[],
-        plan=plan,
-        token_batch=0,
-        weight=weight,
-        loss_deadline=loss_deadline,
-        normalize="targets",
-        pad_token_id=0,
-        run_dir=run_dir,
-        keep_checkpoints=1,
-        spikes=train.spikes,
+    trainer = OurTrainer(
+        model,
+        arguments,
+        Batches(plan, examples, [], pad_token_id=0),
+        Objective(
+            weight, loss_deadline=loss_deadline, normalize="targets", guard=SpikeGuard(train.spikes)
+        ),
+        Cadence(plan.num_updates),
+        run_dir,
     )
-    trainer.use_layout(layout_for(model.config, isolates=isolates_examples(trainer.model)))
+    trainer.batches.layout = layout_for(model.config, isolates=isolates_examples(trainer.model))
     print_seconds(trainer.train)
 
 

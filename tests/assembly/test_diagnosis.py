@@ -17,7 +17,7 @@ from yrunner.errors import DataError, RunError, YRunnerError
 from yrunner.models.size import state_bytes
 from yrunner.recipe.load import load_recipe
 from yrunner.storage.run_dir import RunDir
-from yrunner.training.memory.trace import make_optimizer, optimizer_bytes
+from yrunner.training.memory.trace import optimizer_bytes, weightless_optimizer
 
 
 def run(recipe, *overrides):
@@ -101,7 +101,7 @@ def test_the_optimizer_takes_as_many_bytes_as_was_told(name):
     weights = [torch.nn.Parameter(torch.zeros(shape)) for shape in ((7, 5), (5,))]
     for weight in weights:
         weight.grad = torch.ones_like(weight)
-    optimizer = make_optimizer(name, weights, foreach=False)
+    optimizer = weightless_optimizer(name, weights, foreach=False)
     optimizer.step()
     assert optimizer_bytes(name, weights) == state_bytes(optimizer)
 

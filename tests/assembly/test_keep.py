@@ -1,6 +1,7 @@
 """`keep` and `drift` from the recipe to the trained model, with rows written by a stand-in."""
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from yrunner.evaluation.self_replay import ReplayRow
 from yrunner.recipe.load import load_recipe
 from yrunner.storage.run_dir import RunDir
 from yrunner.tokens import IGNORE_INDEX
-from yrunner.training.metrics import read_metrics
+from yrunner.training.metrics import MetricsFile, read_metrics
 
 SHORT = ["train.epochs=1", "eval.tasks=[]", "drift.rows=4", "train.checkpoint.every=2"]
 SELF_REPLAY = "keep={kind: self_replay, rows: 6, share: 0.5}"
@@ -83,19 +84,14 @@ def test_every_way_to_keep_trains_and_is_logged_beside_the_drift(
 
 def test_a_run_that_is_kept_and_stopped_goes_on_to_the_same_weights(trained_base, pen, monkeypatch):
     whole = load_file(run(SELF_REPLAY).model / "adapter_model.safetensors")
-    from yrunner.training.callbacks import Cadence
-
-    on_step_end = Cadence.on_step_end
 
     def interrupted(self, args, state, control, **kwargs):
         if state.global_step == 3:
-            self.interrupted_by = 15
-        return on_step_end(self, args, state, control, **kwargs)
+            signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr(Cadence, "on_step_end", interrupted)
-    with pytest.raises(YRunnerError, match="stopped"):
+    with monkeypatch.context() as patched, pytest.raises(YRunnerError, match="stopped"):
+        patched.setattr(MetricsFile, "on_step_end", interrupted)
         run(SELF_REPLAY, overwrite=True)
-    monkeypatch.setattr(Cadence, "on_step_end", on_step_end)
     again = load_file(run(SELF_REPLAY, resume=True).model / "adapter_model.safetensors")
     assert again.keys() == whole.keys()
     assert all(torch.equal(again[name], whole[name]) for name in whole)

@@ -12,7 +12,7 @@ from tests.yrun_process import SAID, start_yrun, wait_until
 from yrunner.commands.train import train
 from yrunner.errors import Interrupted, RunError
 from yrunner.storage.run_dir import RunDir
-from yrunner.training.callbacks import Cadence
+from yrunner.training.metrics import MetricsFile
 
 MODEL = Path("outputs/tuned/model/adapter_model.safetensors")
 
@@ -25,15 +25,13 @@ def run(*overrides, resume=False, overwrite=False):
 def stopped(trained_base, change, monkeypatch):
     """A run of 8 updates that a signal stopped in its sixth, with checkpoints after 2 and 4."""
     change("tuned.yaml", train__checkpoint={"every": 2}, eval__tasks=[])
-    begin = Cadence.on_step_end
 
     def interrupted(self, args, state, control, **kwargs):
         if state.global_step == 5:
-            self.interrupted_by = signal.SIGTERM
-        return begin(self, args, state, control, **kwargs)
+            signal.raise_signal(signal.SIGTERM)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Cadence, "on_step_end", interrupted)
+        patched.setattr(MetricsFile, "on_step_end", interrupted)
         with pytest.raises(
             Interrupted, match=r"update 5 is saved.*Continue with: yrun train"
         ) as caught:

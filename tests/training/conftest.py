@@ -1,4 +1,4 @@
-"""Build a SignalTrainer in one call."""
+"""Build a Trainer in one call."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import EarlyStoppingCallback
 
+from yrunner.data.batching.batches import Batches
 from yrunner.data.batching.collate import BatchLayout, one_per_row
 from yrunner.data.batching.plan import make_plan
 from yrunner.recipe.schema.recipe import (
@@ -22,9 +22,12 @@ from yrunner.recipe.schema.recipe import (
 from yrunner.storage.run_dir import RunDir
 from yrunner.training.arguments import make_arguments, token_weight
 from yrunner.training.callbacks import Cadence
+from yrunner.training.loop import Trainer
+from yrunner.training.memory.oom_probe import rehearse
 from yrunner.training.metrics import MetricsFile
-from yrunner.training.trackers import tracker_callbacks
-from yrunner.training.trainer import SignalTrainer
+from yrunner.training.objective import Objective
+from yrunner.training.spike_guard import SpikeGuard
+from yrunner.training.trackers import TensorBoard, tracker_callbacks
 
 LOSSES = {
     "plain": PlainLoss(),
@@ -37,7 +40,7 @@ LOSSES = {
 
 
 @pytest.fixture
-def make_trainer(tmp_path: Path, capitals_tokenizer: Any) -> Callable[..., SignalTrainer]:
+def make_trainer(tmp_path: Path, capitals_tokenizer: Any) -> Callable[..., Trainer]:
     def make(
         model: Any,
         train: list[Any],
@@ -47,12 +50,11 @@ def make_trainer(tmp_path: Path, capitals_tokenizer: Any) -> Callable[..., Signa
         folder: str = "run",
         seed: int = 0,
         dtype: torch.dtype = torch.float32,
-        num_updates: int | None = None,
         pack_to: int | None = None,
         layout: BatchLayout = one_per_row,
         kept: int = 0,
         **keys: Any,
-    ) -> SignalTrainer:
+    ) -> Trainer:
         """`keys` are keys of the recipe's `train`; a constant learning rate unless they say."""
         keys = {"lr_scheduler": "constant", "warmup_ratio": 0.0, "log_every": 1} | keys
         section = TrainSection(**{"epochs": 1, **keys})
@@ -72,43 +74,33 @@ def make_trainer(tmp_path: Path, capitals_tokenizer: Any) -> Callable[..., Signa
             kept_share=kept / (section.batch_size * section.gradient_accumulation_steps),
         )
         weight, loss_deadline = token_weight(LOSSES[loss])
-        cadence = Cadence(
-            epoch_ends=plan.epoch_ends,
-            log_every=section.log_every,
-            checkpoint_every=section.checkpoint.every,
-            validates=bool(validation),
-        )
         trackers = tracker_callbacks(section.trackers, run_dir.trackers, weight)
-        callbacks: list[Any] = [cadence, MetricsFile(run_dir.metrics), *trackers]
-        if section.early_stopping is not None:
-            callbacks.append(EarlyStoppingCallback(section.early_stopping.patience))
-        trainer = SignalTrainer(
-            model=model,
-            args=make_arguments(
+        histograms = [it.histograms for it in trackers if isinstance(it, TensorBoard)]
+        trainer = Trainer(
+            model,
+            make_arguments(
                 section,
                 folder=run_dir.checkpoints,
                 name="test",
-                num_updates=num_updates or plan.num_updates,
+                num_updates=plan.num_updates,
                 seed=seed,
                 dtype=dtype,
-                validates=bool(validation),
             ),
-            callbacks=callbacks,
-            train_examples=train,
-            validation_examples=validation or [],
-            plan=plan,
-            token_batch=section.token_batch,
-            weight=weight,
-            loss_deadline=loss_deadline,
-            normalize=LOSSES[loss].normalize,
-            pad_token_id=capitals_tokenizer.pad_token_id,
-            run_dir=run_dir,
-            keep_checkpoints=section.checkpoint.keep,
+            Batches(plan, train, validation or [], capitals_tokenizer.pad_token_id),
+            Objective(
+                weight,
+                loss_deadline=loss_deadline,
+                normalize=LOSSES[loss].normalize,
+                guard=SpikeGuard(section.spikes),
+                histograms=next(iter(histograms), None),
+            ),
+            Cadence.of(section, plan),
+            run_dir,
             torch_compile=section.torch_compile,
-            spikes=section.spikes,
-            watchers=[tracker.histograms for tracker in trackers],
+            callbacks=[MetricsFile(run_dir.metrics), *trackers],
         )
-        trainer.use_layout(layout)
+        trainer.batches.layout = layout
+        trainer.before_training.append(lambda: rehearse(trainer))
         return trainer
 
     return make

@@ -3,11 +3,12 @@
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import TrainerControl, TrainerState
 
 from tests.training.test_replay_loss import slow_divergences
+from yrunner.recipe.schema.recipe import EarlyStopping
 from yrunner.scoring.base_predictions import KeptTops, keep_tops
-from yrunner.training.drift import DriftGauge, StopOnDrift, count_stalled, drift_warning
+from yrunner.training.callbacks import Cadence
+from yrunner.training.drift import DriftGauge, count_stalled, drift_warning
 from yrunner.training.metrics import read_metrics
 
 STILL = [(1.0, 0.1), (0.9, 0.2), (0.95, 0.3), (0.9, 0.4)]
@@ -42,7 +43,7 @@ def test_every_validation_measures_drift_and_a_base_has_none(
     gauge = DriftGauge(examples[20:24], None, pad, 1000)
     assert gauge.measure(model) == pytest.approx(0, abs=1e-6)
     trainer = make_trainer(model, examples[:8], examples[10:12], learning_rate=0.01, epochs=2)
-    trainer.gauge = gauge
+    trainer.objective.gauge = gauge
     trainer.train()
     found = [
         row["eval_drift"] for row in read_metrics(trainer.run_dir.metrics) if "eval_loss" in row
@@ -67,6 +68,5 @@ def test_drift_that_falls_is_no_stall():
 def test_a_run_stops_when_it_has_stalled_for_so_long():
     for patience, stops in ((2, True), (3, False)):
         history = [{"eval_loss": loss, "eval_drift": drift} for loss, drift in STILL]
-        state = TrainerState(log_history=[{"loss": 1.0}, *history])
-        control = StopOnDrift(patience).on_evaluate(None, state, TrainerControl())
-        assert control.should_training_stop is stops
+        cadence = Cadence(9, early_stopping=EarlyStopping(patience=patience, metric="drift"))
+        assert cadence.stops_early([{"loss": 1.0}, *history]) is stops

@@ -7,7 +7,7 @@ import torch
 
 from tests.training.conftest import checkpoint_every, weights_of
 from yrunner.errors import RunError
-from yrunner.training.checkpointing import find_damage
+from yrunner.training.checkpointing import Checkpointer, find_damage
 
 ONE_AND_A_HALF = 600_000
 """Bytes of a disk: the first checkpoint fits, the second does not beside it."""
@@ -32,7 +32,7 @@ def small_disk(tmp_path):
 
 @pytest.mark.parametrize("foreseen", [True, False])
 def test_the_last_good_checkpoint_stays_and_with_more_room_the_run_goes_on(
-    make_model, examples, make_trainer, small_disk, foreseen
+    make_model, examples, make_trainer, small_disk, foreseen, monkeypatch
 ):
     """Also where no library says beforehand what it will write, and the write itself fails."""
 
@@ -45,7 +45,7 @@ def test_the_last_good_checkpoint_stays_and_with_more_room_the_run_goes_on(
     undisturbed.train()
     full = run("run")
     if not foreseen:
-        full._checkpoint_bytes = lambda: None
+        monkeypatch.setattr(Checkpointer, "_bytes", lambda self: None)
     needs = r"it needs 0\.\d MB, and " if foreseen else ""
     with pytest.raises(
         RunError, match=rf"full: \S+step-4 could not be written; {needs}0\.\d MB are"
@@ -55,5 +55,5 @@ def test_the_last_good_checkpoint_stays_and_with_more_room_the_run_goes_on(
     assert find_damage(full.run_dir.checkpoint(2)) is None
     small_disk(64 * 2**20)
     again = run("run")
-    again.train(resume_from_checkpoint=str(again.run_dir.checkpoint(2)))
+    again.train(again.run_dir.checkpoint(2))
     assert torch.equal(weights_of(undisturbed.model), weights_of(again.model))

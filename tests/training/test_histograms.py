@@ -2,7 +2,6 @@
 
 import math
 from itertools import pairwise
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +13,7 @@ from transformers import TrainerCallback
 
 from tests.training.conftest import LOSSES, checkpoint_every
 from yrunner.losses.targets import PLAIN, Targets, TokenWeight
+from yrunner.training import trackers
 from yrunner.training.arguments import token_weight
 from yrunner.training.histograms import BINS, FIGURES, TargetHistograms, highest_weight
 from yrunner.training.metrics import read_metrics
@@ -131,7 +131,8 @@ def test_tensorboard_shows_the_histograms_of_all_targets_since_the_last_record(
         trackers=["tensorboard"],
     )
     shown = []
-    trainer.watchers = [*trainer.watchers, SimpleNamespace(add=shown.append)]
+    add = trainer.objective.histograms.add
+    trainer.objective.histograms.add = lambda targets: (add(targets), shown.append(targets))
     trainer.train()
     events = read_events(trainer)
     records = [row for row in read_metrics(trainer.run_dir.metrics) if "loss" in row]
@@ -160,11 +161,11 @@ def test_a_resumed_run_goes_on_where_its_checkpoint_was_written(make_model, exam
     """What the run had logged after the checkpoint is hidden, as it is gone from metrics.jsonl."""
     keys = dict(batch_size=4, checkpoint=checkpoint_every(2), trackers=["tensorboard"])
     stopped = make_trainer(make_model(), examples[:24], **keys)
-    stopped.add_callback(KilledAfter(3))
+    stopped.callbacks.append(KilledAfter(3))
     with pytest.raises(Killed):
         stopped.train()
     again = make_trainer(make_model(), examples[:24], **keys)
-    again.train(resume_from_checkpoint=str(again.run_dir.checkpoint(2)))
+    again.train(again.run_dir.checkpoint(2))
     events = read_events(again)
     for logged in (events.Scalars("train/loss"), events.Histograms("train/loss_histogram")):
         assert [event.step for event in logged] == [1, 2, 3, 4, 5, 6]
@@ -178,8 +179,8 @@ class KilledAfter(TrainerCallback):
     def __init__(self, step):
         self.step = step
 
-    def on_step_begin(self, args, state, control, **kwargs):
-        if state.global_step == self.step:
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step > self.step:
             raise Killed
 
 
@@ -188,11 +189,12 @@ def test_after_training_nothing_more_is_written(make_model, examples, make_train
     trainer = make_trainer(make_model(), examples[4:8], examples[:4], trackers=["tensorboard"])
     trainer.train()
     files = sorted(trainer.run_dir.folder.rglob("*tfevents*"))
-    trainer.evaluate()
+    trainer.validate()
     assert sorted(trainer.run_dir.folder.rglob("*tfevents*")) == files
     assert {file.parent for file in files} == {trainer.run_dir.trackers}
 
 
-def test_without_tensorboard_nothing_is_counted(tmp_path):
+def test_without_tensorboard_nothing_is_counted(tmp_path, monkeypatch):
     assert tracker_callbacks([], tmp_path, PLAIN) == []
-    assert tracker_callbacks(["wandb"], tmp_path, PLAIN) == []
+    monkeypatch.setattr(trackers, "get_reporting_integration_callbacks", lambda names: [dict])
+    assert tracker_callbacks(["wandb"], tmp_path, PLAIN) == [{}], "that of the library alone"

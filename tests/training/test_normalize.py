@@ -106,7 +106,7 @@ def test_an_update_without_weight_changes_nothing(
         token_batch=token_batch,
         **(PLAIN_STEPS | {"max_grad_norm": 1.0}),
     )
-    trainer.weight = NO_WEIGHT
+    trainer.objective.weight = NO_WEIGHT
     trainer.train()
     assert torch.equal(weights_of(model), weights_of(make_model()))
     for record in read_metrics(trainer.run_dir.metrics):
@@ -127,7 +127,9 @@ def test_weights_that_are_all_alike_give_the_plain_update(make_model, examples, 
             gradient_accumulation_steps=3,
             **PLAIN_STEPS,
         )
-        trainer.weight = TokenWeight(lambda loss_N, _, h=height: torch.full_like(loss_N, h))
+        trainer.objective.weight = TokenWeight(
+            lambda loss_N, _, h=height: torch.full_like(loss_N, h)
+        )
         trainer.train()
     assert relative_difference(make_model(), reached[0]) > 1e-3
     assert relative_difference(*reached) < 1e-6

@@ -36,7 +36,7 @@ def test_a_pickle_planted_in_a_checkpoint_never_runs(
     if name == "pytorch_model.bin":
         (checkpoint / "model.safetensors").unlink()
     with suppress(Exception):
-        again.train(resume_from_checkpoint=str(checkpoint))
+        again.train(checkpoint)
     assert not (tmp_path / "owned").exists()
     torch.load(checkpoint / name, weights_only=False)
     assert (tmp_path / "owned").exists(), "it would have run"

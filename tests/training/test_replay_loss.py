@@ -66,9 +66,9 @@ def hold(make_model, capitals_tokenizer):
             by_text=by_text,
             tops=tops,
             pad_token_id=pad,
-            layout=trainer.layout,
+            layout=trainer.batches.layout,
         )
-        trainer.add_regulariser(keeping)
+        trainer.objective.regulariser = keeping
         return trainer
 
     return hold_trainer
@@ -96,7 +96,7 @@ def test_an_update_learns_the_field_and_is_held_at_the_kept_rows(
     rows = dict(batch_size=8, kept=3, layout=layout, pack_to=pack_to)
     trainer = make_trainer(model, examples[:5], loss="nlirg", **rows, **ONE_STEP)
     hold(trainer, examples[20:26], kind, by_text=kind == "text", pack_to=pack_to)
-    chosen = trainer.keeping.plan.rows(0)
+    chosen = trainer.objective.regulariser.plan.rows(0)
     assert (max(map(len, chosen)) > 1) == (pack_to is not None)
     kept = [examples[20 + example] for row in chosen for example in row]
     before = weights_of(slow)
@@ -159,7 +159,7 @@ def test_the_kept_rows_of_an_update_lie_in_its_micro_batches_once(
             gradient_accumulation_steps=accumulation,
             kept=5,
         )
-        keeping = hold(trainer, examples[20:33]).keeping
+        keeping = hold(trainer, examples[20:33]).objective.regulariser
         for update in (0, 1, 7):
             found = [
                 example
@@ -174,7 +174,7 @@ def test_a_process_without_kept_rows_takes_part_where_another_has_some(
 ):
     model = make_tuned()
     trainer = make_trainer(model, examples, batch_size=4, gradient_accumulation_steps=4, kept=5)
-    keeping = hold(trainer, examples[20:33]).keeping
+    keeping = hold(trainer, examples[20:33]).objective.regulariser
     assert keeping.loss(model, model, MicroBatch(0, 1, 4, at_once=2)) is None, "nor has the other"
     assert keeping.loss(model, model, MicroBatch(0, 2, 4, at_once=2)).item() > 0
     empty = keeping.loss(model, model, MicroBatch(0, 0, 4, at_once=4))
@@ -192,7 +192,7 @@ def test_dropout_of_the_adapter_does_not_reach_the_base(
     hold(trainer, examples[20:24])
     model.train()
     before = {name: weight.requires_grad for name, weight in model.named_parameters()}
-    loss = trainer.keeping.loss(model, model, MicroBatch(0, 0, 4))
+    loss = trainer.objective.regulariser.loss(model, model, MicroBatch(0, 0, 4))
     assert model.training
     assert before == {name: weight.requires_grad for name, weight in model.named_parameters()}
     # A new adapter changes nothing yet, whatever dropout leaves of it.
@@ -205,11 +205,11 @@ def test_an_update_that_is_taken_back_or_resumed_is_in_the_mean_once():
     standing = Snapshot([mean])
     mean.add(torch.tensor(100.0), 1)
     standing.restore()
-    resumed.pending = json.loads(json.dumps(mean.state()["attributes"]["pending"]))
+    resumed.load_state_dict(json.loads(json.dumps(mean.state_dict())))
     for each in (mean, resumed):
         each.add(torch.tensor(2.0), 4)
         assert each.take(lambda sums: sums) == pytest.approx(1.0)
-        assert each.pending is None
+        assert each.sums_2 is None
 
 
 def test_strength_beside_the_mean_of_the_field_does_not_depend_on_the_share(
@@ -220,6 +220,6 @@ def test_strength_beside_the_mean_of_the_field_does_not_depend_on_the_share(
         model = make_tuned()
         trainer = make_trainer(model, examples[:8], batch_size=8, kept=kept, folder=f"{kept}")
         hold(trainer, [examples[20]] * 6)
-        sizes.append(trainer.keeping.loss(model, model, MicroBatch(0, 0, 8)).item())
+        sizes.append(trainer.objective.regulariser.loss(model, model, MicroBatch(0, 0, 8)).item())
     assert sizes[0] == pytest.approx(sizes[1], rel=1e-4)
     assert math.isfinite(sizes[0]) and sizes[0] > 0

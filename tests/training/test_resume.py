@@ -1,17 +1,21 @@
 """Checkpoints: whole, the right ones kept, and a resumed run that equals one never stopped."""
 
 import json
+import math
 import signal
 
 import pytest
 import torch
+from accelerate.optimizer import AcceleratedOptimizer
 from peft import LoraConfig, get_peft_model
 from transformers import TrainerCallback
 
 from tests.training.conftest import checkpoint_every, weights_of
 from yrunner.data.batching.collate import all_in_one_row
 from yrunner.errors import RunError
-from yrunner.training.metrics import read_metrics
+from yrunner.recipe.schema.recipe import EarlyStopping
+from yrunner.training.callbacks import Cadence
+from yrunner.training.metrics import best_step, read_metrics
 
 SETTINGS = dict(batch_size=3, gradient_accumulation_steps=2, epochs=2, learning_rate=1e-2)
 
@@ -52,9 +56,9 @@ def test_resume_changes_nothing(make_model, examples, make_trainer, lora, rows):
     undisturbed, trainer = run("undisturbed")
     trainer.train()
     _, stopped = run("stopped")
-    assert stop_by_signal(stopped, SignalAfter(4)) == 4, "the update that was begun is cut off"
+    assert stop_by_signal(stopped, 4) == 4, "the update that was begun is cut off"
     resumed, again = run("stopped")
-    again.train(resume_from_checkpoint=str(again.run_dir.checkpoint(4)))
+    again.train(again.run_dir.checkpoint(4))
     assert torch.equal(weights_of(undisturbed), weights_of(resumed))
     assert records(trainer) == records(again), "no gaps, no doubles, the same sums"
 
@@ -66,35 +70,43 @@ def records(trainer):
     return [{key: row[key] for key in row if key not in measured} for row in rows]
 
 
-def stop_by_signal(trainer, signalling):
-    """Train until the signal; the update that is saved then."""
-    cadence = trainer.callback_handler.callbacks[0]
-    trainer.callback_handler.callbacks.insert(0, signalling)
-    with cadence.stopping_on_signals():
+def stop_by_signal(trainer, step, event="learn"):
+    """Train until a signal comes after some updates; the update that is saved then.
+
+    It comes in the midst of the next update, or at the event of a callback.
+    """
+
+    def send(*arguments, **keys):
+        if trainer.state.global_step == step:
+            signal.raise_signal(signal.SIGTERM)
+
+    def learn_and_send(*arguments, **keys):
+        learn(*arguments, **keys)
+        send()
+
+    learn = trainer.learn
+    if event == "learn":
+        trainer.learn = learn_and_send
+    else:
+        trainer.callbacks.insert(0, Sender())
+        setattr(trainer.callbacks[0], event, send)
+    with trainer.stop.listening():
         trainer.train()
     assert trainer.run_dir.saved_steps()[-1] == trainer.state.global_step
     return trainer.state.global_step
 
 
-class SignalAfter(TrainerCallback):
-    """Sends a signal to this process in the update, or the validation, after some updates."""
-
-    def __init__(self, step, event="on_step_begin", number=signal.SIGTERM):
-        def send(args, state, control, **kwargs):
-            if state.global_step == step:
-                signal.raise_signal(number)
-
-        setattr(self, event, send)
+class Sender(TrainerCallback):
+    """Gets its one event later."""
 
 
 def test_a_second_interrupt_stops_at_once(make_model, examples, make_trainer):
-    trainer = make_trainer(make_model(), examples[:4])
-    cadence = trainer.callback_handler.callbacks[0]
+    stop = make_trainer(make_model(), examples[:4]).stop
     # A shell lets what it runs in the background ignore Ctrl-C.
     before = signal.getsignal(signal.SIGINT)
-    with cadence.stopping_on_signals():
+    with stop.listening():
         signal.raise_signal(signal.SIGINT)
-        assert cadence.interrupted_by == signal.SIGINT
+        assert stop.signal == signal.SIGINT
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
@@ -109,18 +121,22 @@ def test_the_newest_checkpoints_and_the_best_are_kept(make_model, examples, make
         epochs=6,
         checkpoint=checkpoint_every(2),
     )
-    losses = iter([3.0, 1.0, 2.0, 2.5, 2.6, 2.7])
-    evaluate = trainer.evaluate
-
-    def told(**kwargs):
-        metrics = evaluate(**kwargs) | {"eval_loss": next(losses)}
-        return metrics
-
-    trainer.evaluate = told
+    pretend_losses(trainer, [3.0, 1.0, 2.0, 2.5, 2.6, 2.7])
     trainer.train()
     assert trainer.run_dir.saved_steps() == [4, 10, 12]
-    assert trainer.state.best_model_checkpoint == str(trainer.run_dir.checkpoint(4))
+    assert best_step(trainer.state.log_history) == 4
     assert not list(trainer.run_dir.checkpoints.glob(".*")), "nothing half-written is left"
+
+
+def pretend_losses(trainer, losses):
+    """Let the validations of a trainer find these losses."""
+    validate, pretended = trainer.objective.validate, iter(losses)
+
+    def find(*arguments):
+        metrics = validate(*arguments)
+        return metrics if trainer.stop.cuts_off else metrics | {"eval_loss": next(pretended)}
+
+    trainer.objective.validate = find
 
 
 @pytest.mark.parametrize("lora", [False, True])
@@ -138,23 +154,23 @@ def test_the_model_after_training_is_the_one_with_the_best_validation_loss(
         # It is made worse on purpose half-way: the learning rate jumps.
         checkpoint=checkpoint_every(2, keep=1),
     )
-    trainer.add_callback(JumpingLearningRate(at_step=8))
+    trainer.callbacks.append(JumpingLearningRate(trainer, after=8))
     trainer.train()
     losses = [
         row["eval_loss"] for row in read_metrics(trainer.run_dir.metrics) if "eval_loss" in row
     ]
     assert losses[-1] > min(losses) + 0.1, "the last model must be worse than the best"
-    trainer.state.best_metric = None
-    assert trainer.evaluate()["eval_loss"] == pytest.approx(min(losses), rel=1e-6)
+    assert trainer.validate()["eval_loss"] == pytest.approx(min(losses), rel=1e-6)
 
 
 class JumpingLearningRate(TrainerCallback):
-    def __init__(self, at_step):
-        self.at_step = at_step
+    def __init__(self, trainer, after):
+        self.trainer = trainer
+        self.after = after
 
-    def on_step_begin(self, args, state, control, optimizer=None, **kwargs):
-        if state.global_step == self.at_step:
-            for group in optimizer.param_groups:
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.after:
+            for group in self.trainer.optimizer.param_groups:
                 group["lr"] = 1.0
 
 
@@ -168,19 +184,37 @@ def test_early_stopping_waits_for_its_patience(make_model, examples, make_traine
         checkpoint=checkpoint_every(2),
         early_stopping={"patience": 3},
     )
-    losses = iter([3.0, 2.0, 2.1, 2.2, 2.3, 0.1, 0.1, 0.1])
-    log = trainer.log
-    trainer.evaluate = lambda **_: report(trainer, log, next(losses))
+    pretend_losses(trainer, [3.0, 2.0, 2.1, 2.2, 2.3, 0.1, 0.1, 0.1])
     trainer.train()
     assert trainer.state.global_step == 10
-    assert trainer.state.best_global_step == 4
+    assert best_step(trainer.state.log_history) == 4
+
+
+@pytest.mark.parametrize(
+    ("losses", "best", "stops"),
+    [
+        ([], None, False),
+        ([2.0], 1, False),
+        ([2.0, 2.0], 1, False),
+        ([2.0, 2.0, 3.0], 1, True),
+        ([2.0, 3.0, 1.9], 3, False),
+        ([math.nan, 2.0, 3.0], 2, False),
+        ([math.nan, math.nan, math.nan], None, True),
+    ],
+)
+def test_a_validation_that_is_not_better_than_the_best_uses_up_patience(losses, best, stops):
+    history = [{"loss": 1.0, "step": 1}]
+    history += [{"eval_loss": loss, "step": step} for step, loss in enumerate(losses, 1)]
+    assert best_step(history) == best
+    cadence = Cadence(9, early_stopping=EarlyStopping(patience=2))
+    assert cadence.stops_early(history) is stops
 
 
 @pytest.mark.parametrize(
     ("event", "after", "stopped_at"),
     [
-        ("on_substep_end", 0, 1),
-        ("on_substep_end", 7, 7),
+        ("learn", 0, 1),
+        ("learn", 7, 7),
         ("on_step_end", 7, 7),
         ("on_prediction_step", 6, 6),
     ],
@@ -202,32 +236,19 @@ def test_a_signal_at_any_moment_changes_nothing(
             trackers=["tensorboard"],
             **SETTINGS | {"epochs": 8, "log_every": 2},
         )
-        # To early stopping, no validation is better than the first.
-        on_evaluate = trainer.callback_handler.on_evaluate
-        trainer.callback_handler.on_evaluate = lambda *parts: on_evaluate(
-            *parts[:3], parts[3] | {"eval_loss": 99.0}
-        )
+        pretend_losses(trainer, [99.0] * 9)
         return trainer
 
     undisturbed = run("undisturbed")
     undisturbed.train()
-    assert stop_by_signal(run("stopped"), SignalAfter(after, event)) == stopped_at
+    assert stop_by_signal(run("stopped"), after, event) == stopped_at
     validated = [row["step"] for row in records(undisturbed) if "eval_loss" in row]
     assert validated == [3, 6, 9]
     again = run("stopped")
-    again.train(resume_from_checkpoint=str(again.run_dir.checkpoint(stopped_at)))
+    again.train(again.run_dir.checkpoint(stopped_at))
     assert torch.equal(weights_of(undisturbed.model), weights_of(again.model))
     assert records(undisturbed) == records(again)
     assert undisturbed.state.global_step == again.state.global_step == 9
-
-
-def report(trainer, log, loss):
-    metrics = {"eval_loss": loss}
-    log(dict(metrics))
-    trainer.control = trainer.callback_handler.on_evaluate(
-        trainer.args, trainer.state, trainer.control, metrics
-    )
-    return metrics
 
 
 def test_tensorboard_gets_every_record(make_model, examples, make_trainer):
@@ -247,13 +268,15 @@ def test_tensorboard_gets_every_record(make_model, examples, make_trainer):
     assert events.Scalars("eval/loss")
 
 
-def test_a_checkpoint_that_is_being_written_has_no_final_name(make_model, examples, make_trainer):
+def test_a_checkpoint_that_is_being_written_has_no_final_name(
+    make_model, examples, make_trainer, monkeypatch
+):
     trainer = make_trainer(make_model(), examples[:4])
 
-    def fail(folder):
+    def fail(self):
         raise OSError(28, "No space left on device")
 
-    trainer._save_optimizer_and_scheduler = fail
+    monkeypatch.setattr(AcceleratedOptimizer, "state_dict", fail)
     with pytest.raises(RunError, match=r"the disk is full: .* it needs .* and .* are free\. Free"):
         trainer.train()
     assert list(trainer.run_dir.checkpoints.iterdir()) == []

@@ -107,8 +107,8 @@ def test_an_update_with_a_nan_moves_nothing_and_the_state_before_it_resumes(
     _, poisoned = run("poisoned", poison=True)
     with pytest.raises(Exploded, match=r"update 5: the (weighted )?loss is nan"):
         poisoned.train()
-    poisoned.save_before_update()
+    poisoned.save()
     assert poisoned.run_dir.saved_steps()[-1] == 4
     resumed, again = run("poisoned")
-    again.train(resume_from_checkpoint=str(again.run_dir.checkpoint(4)))
+    again.train(again.run_dir.checkpoint(4))
     assert torch.equal(weights_of(undisturbed), weights_of(resumed))

@@ -24,13 +24,13 @@ def fitted(lengths):
 def spy_on_losses(trainer):
     """The list that the loss of every target will be written to, micro-batch by micro-batch."""
     seen = []
-    weight = trainer.weight
+    weight = trainer.objective.weight
 
     def spy(loss_N, entropy_N):
         seen.append(loss_N)
         return weight.of(loss_N, entropy_N)
 
-    trainer.weight = TokenWeight(spy, weight.top)
+    trainer.objective.weight = TokenWeight(spy, weight.top)
     return seen
 
 
@@ -83,18 +83,16 @@ def test_every_target_is_trained_exactly_once_per_epoch(
         token_batch=token_batch,
         log_every=1000,
     )
-    compute_loss = trainer.compute_loss
+    learn = trainer.learn
 
-    def spy(model, inputs, **kwargs):
-        for ids, labels in zip(
-            inputs["input_ids"].tolist(), inputs["labels"].tolist(), strict=True
-        ):
+    def spy(batch, *arguments, **keys):
+        for ids, labels in zip(batch["input_ids"].tolist(), batch["labels"].tolist(), strict=True):
             for place, label in enumerate(labels):
                 if label != IGNORE_INDEX:
                     seen[tuple(ids[: place + 1])] += 1
-        return compute_loss(model, inputs, **kwargs)
+        learn(batch, *arguments, **keys)
 
-    trainer.compute_loss = spy
+    trainer.learn = spy
     trainer.train()
     expected = Counter(
         tuple(example.input_ids[: place + 1])
@@ -137,7 +135,7 @@ def test_validation_is_the_plain_loss_per_target_whatever_the_batches(
     model = make_model()
     expected = losses_one_by_one(model, examples[:10]).mean().item()
     trainer = make_trainer(model, examples[10:], examples[:10], loss="nlirg", batch_size=batch_size)
-    assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-5)
+    assert trainer.validate()["eval_loss"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_gradient_of_an_update_is_that_of_the_weighted_mean_over_its_targets(
@@ -206,8 +204,8 @@ def test_a_leak_between_packed_examples_would_be_seen(make_model, examples, make
             layout=layout,
             **ONE_PLAIN_STEP,
         )
-        collate = trainer.data_collator
-        trainer.data_collator = lambda rows, collate=collate: without_positions(collate(rows))
+        collate = trainer.batches.collate
+        trainer.batches.collate = lambda rows, collate=collate: without_positions(collate(rows))
         trainer.train()
     gradients = [weights_of(make_model()) - weights_of(model) for model in reached]
     assert (gradients[1] - gradients[0]).norm() > 1e-2 * gradients[0].norm()
@@ -238,7 +236,7 @@ def test_packing_changes_nothing_about_validation_and_adapters(
         )
         trainer.train()
         gradients.append(before - weights_of(model))
-        validation.append(trainer.evaluate()["eval_loss"])
+        validation.append(trainer.validate()["eval_loss"])
     assert (gradients[1] - gradients[0]).norm() < 1e-5 * gradients[0].norm()
     assert validation[1] == pytest.approx(validation[0], rel=1e-5)
 

@@ -15,9 +15,10 @@ from yrunner.distributed.collectives import this_rank
 from yrunner.errors import RunError
 from yrunner.losses.fused_head import measure_targets
 from yrunner.recipe.schema.recipe import Recipe
+from yrunner.scoring.base_predictions import to_device
 from yrunner.storage.run_dir import write_json
+from yrunner.training.loop import Trainer
 from yrunner.training.spike_guard import Exploded
-from yrunner.training.trainer import SignalTrainer
 
 SHOWN_ROWS = 5
 NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
@@ -39,7 +40,7 @@ class UpdateRow:
 
 
 @contextmanager
-def explaining_stops(trainer: SignalTrainer, run: Run) -> Iterator[None]:
+def explaining_stops(trainer: Trainer, run: Run) -> Iterator[None]:
     """Raise `RunError` with rows, causes and remedies where the training stops by itself."""
     try:
         yield
@@ -60,7 +61,7 @@ def explaining_stops(trainer: SignalTrainer, run: Run) -> Iterator[None]:
         raise _explain_memory(trainer, run) from None
 
 
-def _explain_explosion(exploded: Exploded, trainer: SignalTrainer, run: Run) -> RunError:
+def _explain_explosion(exploded: Exploded, trainer: Trainer, run: Run) -> RunError:
     run_dir = run.folder
     broken = _broken_weight(trainer)
     rows = _rows_alone(trainer)
@@ -77,7 +78,7 @@ def _explain_explosion(exploded: Exploded, trainer: SignalTrainer, run: Run) -> 
         write_json(run_dir.explosion, content)
     kept = ""
     if broken is None and trainer.state.global_step:
-        trainer.save_before_update()
+        trainer.save()
         kept = f"; update {exploded.update - 1:,} is kept in {run_dir.checkpoints}"
     shown = guilty or rows
     places = ", ".join(map(str, shown[:SHOWN_ROWS]))
@@ -91,7 +92,7 @@ def _explain_explosion(exploded: Exploded, trainer: SignalTrainer, run: Run) -> 
     )
 
 
-def _broken_weight(trainer: SignalTrainer) -> str | None:
+def _broken_weight(trainer: Trainer) -> str | None:
     """The name of a weight that holds a value that is no number."""
     model: Any = trainer.model
     for name, weight in model.named_parameters():
@@ -100,17 +101,15 @@ def _broken_weight(trainer: SignalTrainer) -> str | None:
     return None
 
 
-def _rows_alone(trainer: SignalTrainer) -> list[UpdateRow]:
+def _rows_alone(trainer: Trainer) -> list[UpdateRow]:
     """Every row of the update that was not made, learned from on its own."""
     model: Any = trainer.model
     found = []
     for row in trainer.plan.rows_of(trainer.state.global_step):
-        data: Any = trainer.train_dataset
-        examples = data.__getitems__([row])
-        inputs = trainer._prepare_inputs(trainer.data_collator(examples))
+        examples = trainer.batches.train.__getitems__([row])
+        batch = to_device(trainer.batches.collate(examples), trainer.device)
         model.zero_grad()
-        with trainer.compute_loss_context_manager():
-            targets = measure_targets(model, inputs, trainer.weight)
+        targets = measure_targets(model, batch, trainer.objective.weight)
         targets.weighted.backward()  # type: ignore[no-untyped-call]
         loss = float(targets.loss_N.double().mean())
         norm = _gradient_norm(model)
@@ -156,11 +155,10 @@ def _is_lack_of_memory(error: Exception) -> bool:
     return any(words in str(error).lower() for words in NO_MEMORY)
 
 
-def _explain_memory(trainer: SignalTrainer, run: Run) -> RunError:
+def _explain_memory(trainer: Trainer, run: Run) -> RunError:
     model: Any = trainer.model
     model.zero_grad()
-    data: Any = trainer.train_dataset
-    micro_batch = data.__getitems__(trainer.plan.largest_micro_batch())
+    micro_batch = trainer.batches.train.__getitems__(trainer.plan.largest_micro_batch())
     savings = find_savings(run, micro_batch)
     longest = max(len(example.input_ids) for example in micro_batch)
     done = trainer.state.global_step

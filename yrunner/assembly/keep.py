@@ -15,23 +15,21 @@ from yrunner.scoring.score_file import row_hashes
 from yrunner.storage.run_dir import read_json, write_json
 from yrunner.training.drift import DriftGauge
 from yrunner.training.ewc import EwcPenalty, estimate_fisher, load_fisher, save_fisher
+from yrunner.training.loop import Trainer
 from yrunner.training.replay_loss import HeldRows, Regulariser
-from yrunner.training.trainer import SignalTrainer
 
 
-def add_regulariser(trainer: SignalTrainer, run: Run, kept: KeptData) -> None:
+def add_regulariser(trainer: Trainer, run: Run, kept: KeptData) -> None:
     """Let the recipe's `keep` add to the loss of a trainer whose model is as the run starts.
 
     And let it measure how far it moves from its base, where that wrote rows for it.
     """
-    keeping = _make_keeping(trainer, run, kept)
-    if keeping is not None:
-        trainer.add_regulariser(keeping)
+    trainer.objective.regulariser = _make_regulariser(trainer, run, kept)
     if kept.held_out:
-        trainer.gauge = DriftGauge(
+        trainer.objective.gauge = DriftGauge(
             kept.held_out,
             kept.held_out_tops,
-            trainer.pad_token_id,
+            trainer.batches.pad_token_id,
             max_tokens=run.max_tokens,
         )
 
@@ -54,7 +52,7 @@ def record_kept(run: Run, kept: KeptData) -> None:
     write_json(run_dir.keep, content)
 
 
-def _make_keeping(trainer: SignalTrainer, run: Run, kept: KeptData) -> Regulariser | None:
+def _make_regulariser(trainer: Trainer, run: Run, kept: KeptData) -> Regulariser | None:
     recipe, keep = run.recipe, run.recipe.keep
     match keep:
         case NoKeep():
@@ -75,8 +73,8 @@ def _make_keeping(trainer: SignalTrainer, run: Run, kept: KeptData) -> Regularis
                 strength=keep.strength,
                 by_text=keep.by == "text",
                 tops=kept.row_tops,
-                pad_token_id=trainer.pad_token_id,
-                layout=trainer.layout,
+                pad_token_id=trainer.batches.pad_token_id,
+                layout=trainer.batches.layout,
             )
         case Ewc():
             return _make_springs(run, keep.strength, kept, trainer.model)

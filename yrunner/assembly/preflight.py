@@ -15,9 +15,10 @@ from yrunner.models.size import DiskNeed, estimate_disk
 from yrunner.recipe.schema.model import QloraTuning
 from yrunner.recipe.schema.recipe import Recipe
 from yrunner.storage.run_dir import free_bytes
+from yrunner.training.arguments import OF_BITSANDBYTES
 from yrunner.training.callbacks import count_checkpoints
 from yrunner.training.compile import check_compiler
-from yrunner.training.memory.trace import OF_BITSANDBYTES, optimizer_bytes
+from yrunner.training.memory.trace import optimizer_bytes
 from yrunner.training.trackers import check_trackers
 
 

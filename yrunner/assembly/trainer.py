@@ -5,19 +5,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import (
-    EarlyStoppingCallback,
-    TrainerCallback,
-    TrainingArguments,
-    set_seed,
-)
+from transformers import TrainerCallback, TrainingArguments, set_seed
 
 from yrunner.assembly.run import Run
 from yrunner.console import say
+from yrunner.data.batching.batches import Batches
 from yrunner.data.batching.collate import BatchLayout, choose_layout
 from yrunner.data.batching.plan import Plan
 from yrunner.data.conversation import TokenizedExample
-from yrunner.distributed.collectives import this_rank
+from yrunner.distributed.collectives import num_ranks, this_rank
 from yrunner.errors import Interrupted
 from yrunner.models.errors import quiet_libraries
 from yrunner.models.limits import check_isolation, isolates_examples
@@ -31,11 +27,13 @@ from yrunner.recipe.schema.recipe import Recipe
 from yrunner.storage.run_dir import RunDir
 from yrunner.training.arguments import make_arguments, token_weight
 from yrunner.training.callbacks import Cadence
-from yrunner.training.drift import StopOnDrift
+from yrunner.training.loop import Trainer
+from yrunner.training.memory.oom_probe import rehearse
 from yrunner.training.metrics import MetricsFile
+from yrunner.training.objective import Objective
 from yrunner.training.progress import LiveProgress
-from yrunner.training.trackers import tracker_callbacks
-from yrunner.training.trainer import SignalTrainer, Watcher
+from yrunner.training.spike_guard import SpikeGuard
+from yrunner.training.trackers import TensorBoard, tracker_callbacks
 
 
 def untrained_model(run: Run) -> Any:
@@ -77,10 +75,9 @@ class TrainingTask:
     plan: Plan
     train: Sequence[TokenizedExample]
     folder: RunDir
+    cadence: Cadence
     callbacks: Sequence[TrainerCallback]
-    """They decide what is logged and saved."""
     validation: Sequence[TokenizedExample] = ()
-    watchers: Sequence[Watcher] = ()
 
 
 def training_arguments(
@@ -94,80 +91,68 @@ def training_arguments(
         num_updates=plan.num_updates,
         seed=run.recipe.seed,
         dtype=run.dtype,
-        validates=bool(run.dataset.validation),
         micro_steps=micro_steps,
         deepspeed=deepspeed,
     )
 
 
-def run_trainer(
-    run: Run, model: Any, plan: Plan, arguments: TrainingArguments
-) -> tuple[SignalTrainer, Cadence]:
+def run_trainer(run: Run, model: Any, plan: Plan, arguments: TrainingArguments) -> Trainer:
     """The trainer of a run: validated, logged, tracked and saved as its recipe says."""
-    train = run.recipe.train
-    cadence = Cadence(
-        epoch_ends=plan.epoch_ends,
-        log_every=train.log_every,
-        checkpoint_every=train.checkpoint.every,
-        validates=bool(run.dataset.validation),
-    )
     weight, _ = token_weight(run.recipe.loss)
-    trackers = tracker_callbacks(train.trackers, run.folder.trackers, weight)
-    callbacks: list[Any] = [cadence, MetricsFile(run.folder.metrics), *trackers]
-    if train.early_stopping is not None:
-        stop = StopOnDrift if train.early_stopping.metric == "drift" else EarlyStoppingCallback
-        callbacks.append(stop(train.early_stopping.patience))
+    trackers = tracker_callbacks(run.recipe.train.trackers, run.folder.trackers, weight)
     task = TrainingTask(
         plan=plan,
         train=run.dataset.train,
         validation=run.dataset.validation,
         folder=run.folder,
-        callbacks=callbacks,
-        watchers=[tracker.histograms for tracker in trackers],
+        cadence=Cadence.of(run.recipe.train, plan),
+        callbacks=[MetricsFile(run.folder.metrics), *trackers],
     )
-    return make_trainer(run, model, arguments, task), cadence
+    return make_trainer(run, model, arguments, task)
 
 
-def make_trainer(
-    run: Run, model: Any, arguments: TrainingArguments, task: TrainingTask
-) -> SignalTrainer:
+def make_trainer(run: Run, model: Any, arguments: TrainingArguments, task: TrainingTask) -> Trainer:
     """A trainer by the recipe's tuning and loss."""
     recipe = run.recipe
     weight, loss_deadline = token_weight(recipe.loss)
-    trainer = SignalTrainer(
-        model=model,
-        args=arguments,
-        callbacks=list(task.callbacks),
-        train_examples=task.train,
-        validation_examples=task.validation,
-        plan=task.plan,
-        token_batch=recipe.train.token_batch,
-        weight=weight,
+    histograms = [it.histograms for it in task.callbacks if isinstance(it, TensorBoard)]
+    objective = Objective(
+        weight,
         loss_deadline=loss_deadline,
         normalize=recipe.loss.normalize,
-        pad_token_id=run.tokenizer.pad_token_id,
-        run_dir=task.folder,
-        keep_checkpoints=recipe.train.checkpoint.keep,
-        torch_compile=recipe.train.torch_compile,
-        spikes=recipe.train.spikes,
-        watchers=task.watchers,
+        guard=SpikeGuard(recipe.train.spikes),
+        histograms=next(iter(histograms), None),
     )
-    trainer.when_model_runs(lambda: trainer.use_layout(_choose_layout(run, trainer)))
+    pad, rank = run.tokenizer.pad_token_id, this_rank()
+    batches = Batches(task.plan, task.train, task.validation, pad, rank, num_ranks())
+    trainer = Trainer(
+        model,
+        arguments,
+        batches,
+        objective,
+        task.cadence,
+        task.folder,
+        torch_compile=recipe.train.torch_compile,
+        callbacks=task.callbacks,
+    )
+
+    trainer.when_model_runs(lambda: _choose_layout(run, trainer))
+    trainer.before_training.append(lambda: rehearse(trainer))
     return trainer
 
 
-def train_to_the_end(trainer: SignalTrainer, cadence: Cadence, run: Run) -> None:
+def train_to_the_end(trainer: Trainer, run: Run) -> None:
     """Train, and raise `Interrupted` where a signal stopped it; the checkpoint is complete then."""
     step = run.options.from_step
-    checkpoint = None if step is None else str(run.folder.checkpoint(step))
-    with cadence.stopping_on_signals(), LiveProgress(run.recipe.name) as progress:
-        trainer.add_callback(progress)
+    checkpoint = None if step is None else run.folder.checkpoint(step)
+    with trainer.stop.listening(), LiveProgress(run.recipe.name) as progress:
+        trainer.callbacks.append(progress)
         with quiet_libraries():
-            trainer.train(resume_from_checkpoint=checkpoint)
+            trainer.train(checkpoint)
     stopping, state = run.recipe.train.early_stopping, trainer.state
-    if cadence.interrupted_by is not None:
+    if trainer.stop.signal is not None:
         raise Interrupted(
-            cadence.interrupted_by,
+            trainer.stop.signal,
             state.global_step,
             run.folder.folder,
             remedy=run.options.how_to_resume,
@@ -179,21 +164,20 @@ def train_to_the_end(trainer: SignalTrainer, cadence: Cadence, run: Run) -> None
         )
 
 
-def save_result(trainer: SignalTrainer, run: Run, card: ModelCard, weights: Any) -> None:
+def save_result(trainer: Trainer, run: Run, card: ModelCard, weights: Any) -> None:
     """Write `model/`. `weights` are those of the model where it does not hold them (ZeRO-3)."""
     with quiet_libraries():
         model = trainer.accelerator.unwrap_model(trainer.model)
     save_model(model, run.tokenizer, run.folder.model, card, weights=weights)
 
 
-def mixed_precision(trainer: SignalTrainer, dtype: torch.dtype) -> torch.autocast:
+def mixed_precision(trainer: Trainer, dtype: torch.dtype) -> torch.autocast:
     """Measure in the precision of the training: trained weights are float32, frozen ones not."""
-    enabled = dtype != torch.float32
-    return torch.autocast(trainer.args.device.type, dtype=dtype, enabled=enabled)
+    return torch.autocast(trainer.device.type, dtype=dtype, enabled=dtype != torch.float32)
 
 
-def _choose_layout(run: Run, trainer: SignalTrainer) -> BatchLayout:
-    """How micro-batches are laid out; the trainer has brought the model to its device.
+def _choose_layout(run: Run, trainer: Trainer) -> None:
+    """Lay micro-batches out for the model, which the trainer has brought to its device.
 
     Raises `ModelError` where the model would mix the examples of a packed row.
     """
@@ -203,7 +187,7 @@ def _choose_layout(run: Run, trainer: SignalTrainer) -> BatchLayout:
         if packs:
             check_isolation(model)
         isolates = packs or isolates_examples(model)
-    return layout_for(model.config, isolates=isolates)
+    trainer.batches.layout = layout_for(model.config, isolates=isolates)
 
 
 def layout_for(config: Any, *, isolates: bool) -> BatchLayout:

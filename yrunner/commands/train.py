@@ -34,8 +34,8 @@ from yrunner.assembly.trainer import (
 from yrunner.console import say
 from yrunner.distributed.collectives import leave_ranks, this_rank, wait_for_ranks
 from yrunner.storage.run_lock import run_lock
-from yrunner.training.callbacks import Cadence, telling_how_to_go_on
-from yrunner.training.trainer import SignalTrainer
+from yrunner.training.callbacks import telling_how_to_go_on
+from yrunner.training.loop import Trainer
 
 
 def train(path: Path, overrides: list[str], *, print_launch: bool = False, **options: bool) -> None:
@@ -117,15 +117,15 @@ def _train_here(run: Run) -> None:
     wait_for_ranks()
     say_plan(run, model, plan)
     with telling_how_to_go_on(run.options.how_to_resume):
-        trainer, cadence = run_trainer(run, model, plan, arguments)
+        trainer = run_trainer(run, model, plan, arguments)
         with explaining_stops(trainer, run):
             with mixed_precision(trainer, run.dtype):
                 add_regulariser(trainer, run, kept)
-            _measure_and_train(trainer, cadence, run)
+            _measure_and_train(trainer, run)
     leave_ranks(together=True)
 
 
-def _measure_and_train(trainer: SignalTrainer, cadence: Cadence, run: Run) -> None:
+def _measure_and_train(trainer: Trainer, run: Run) -> None:
     """Measure, train, measure again, and write down what came of it."""
     is_writer = this_rank() == 0
 
@@ -141,7 +141,7 @@ def _measure_and_train(trainer: SignalTrainer, cadence: Cadence, run: Run) -> No
 
     if run.options.from_step is None:
         trainer.when_model_runs(measure_before)
-    train_to_the_end(trainer, cadence, run)
+    train_to_the_end(trainer, run)
     after = measured("after")
     weights = None if trainer.zero is None else trainer.zero.whole_weights()
     if is_writer:

@@ -1,13 +1,20 @@
-"""What the recipe says, in the words of transformers."""
+"""What the recipe says, in the words of the libraries."""
 
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any, assert_never
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin
+from torch import nn
+from torch.optim import Optimizer
 from transformers import TrainingArguments, get_scheduler
+from transformers.optimization import Adafactor
+from transformers.trainer_pt_utils import get_parameter_names
 
 from yrunner.distributed.collectives import is_joined
 from yrunner.losses.nlirg import HARD_UP_TO, nlirg_weight
@@ -23,8 +30,10 @@ from yrunner.recipe.schema.recipe import (
     TrainSection,
 )
 
-NEVER = 10**9
-"""A number of updates that no run reaches: cadence.py says when to save and to validate."""
+OF_BITSANDBYTES = frozenset({"adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit"})
+"""Optimizers that compute on real values only."""
+NOT_DECAYED = [r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)"]
+"""Names of weights without weight decay, as everywhere in transformers."""
 
 
 def make_arguments(
@@ -35,17 +44,15 @@ def make_arguments(
     num_updates: int,
     seed: int,
     dtype: torch.dtype,
-    validates: bool,
     micro_steps: int | None = None,
     deepspeed: Mapping[str, Any] | None = None,
 ) -> TrainingArguments:
-    """Arguments of a run of `num_updates` that leaves its checkpoints in `folder`.
+    """What optimizer, schedule, DeepSpeed and trackers look at, for a run of `num_updates`.
 
     `micro_steps`: those of an update in each process, if they are not the recipe's. `deepspeed`:
     its configuration; see `join_ranks`, which comes before.
     """
-    strategy = "steps" if validates else "no"
-    arguments = TrainingArguments(
+    return TrainingArguments(
         output_dir=str(folder),
         run_name=name,
         max_steps=num_updates,
@@ -57,48 +64,79 @@ def make_arguments(
         weight_decay=train.weight_decay,
         max_grad_norm=train.max_grad_norm,
         optim=train.optimizer,
+        activation_checkpointing=train.gradient_checkpointing,
         bf16=dtype == torch.bfloat16,
         fp16=dtype == torch.float16,
         use_cpu=not torch.cuda.is_available(),
-        activation_checkpointing=train.gradient_checkpointing,
-        activation_checkpointing_kwargs={"use_reentrant": False},
         seed=seed,
-        eval_strategy=strategy,
-        eval_steps=NEVER,
-        save_strategy="steps",
-        save_steps=NEVER,
-        load_best_model_at_end=validates,
-        metric_for_best_model="eval_loss",
-        greater_is_better=False,
-        # trackers.py adds TensorBoard itself.
-        report_to=[tracker for tracker in train.trackers if tracker != "tensorboard"],
-        disable_tqdm=True,
-        remove_unused_columns=False,
+        report_to=train.trackers,
         deepspeed=None if deepspeed is None else dict(deepspeed),
-        # Every trained weight gets a gradient from every micro-batch, the empty ones too; looking
-        # for others, and copying what never changes, would only cost time.
-        ddp_find_unused_parameters=False,
-        ddp_broadcast_buffers=False,
-        # Where the processes have met already Trainer must not let them meet once more.
+        # Where the processes have met already they must not meet once more.
         accelerator_config={"use_configured_state": is_joined()},
-        # Trainer would put the average of the earlier losses in place of one that is not a number.
-        logging_nan_inf_filter=False,
     )
-    # With several GPUs in one process Trainer would fall back to DataParallel, which splits the
-    # batch behind our back.
-    arguments._n_gpu = min(arguments.n_gpu, 1)
-    return arguments
+
+
+def make_accelerator(arguments: TrainingArguments) -> Accelerator:
+    """accelerate for these arguments. The loop itself counts the micro-batches of an update."""
+    # Every trained weight gets a gradient from every micro-batch, the empty ones too; looking for
+    # others, and copying what never changes, would only cost time.
+    ddp = DistributedDataParallelKwargs(find_unused_parameters=False, broadcast_buffers=False)
+    return Accelerator(
+        mixed_precision=arguments.mixed_precision,
+        deepspeed_plugin=arguments.deepspeed_plugin,
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        kwargs_handlers=[ddp],
+    )
+
+
+def optimizer_for(model: nn.Module, arguments: TrainingArguments) -> Optimizer:
+    """The optimizer of a model's trained weights; biases and norms are not decayed."""
+    names = set(get_parameter_names(model, [nn.LayerNorm], NOT_DECAYED))
+    trained = [named for named in model.named_parameters() if named[1].requires_grad]
+    decayed = [weight for name, weight in trained if name in names]
+    others = [weight for name, weight in trained if name not in names]
+    groups = [
+        {"params": decayed, "weight_decay": arguments.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    if str(arguments.optim.value).endswith("8bit"):
+        # Rows of an embedding get few and very uneven gradients, which 8 bits round away.
+        manager: Any = import_module("bitsandbytes.optim").GlobalOptimManager.get_instance()
+        for module in model.modules():
+            if isinstance(module, nn.Embedding):
+                manager.register_module_override(module, "weight", {"optim_bits": 32})
+    return make_optimizer(str(arguments.optim.value), groups, rate=arguments.learning_rate)
+
+
+def make_optimizer(
+    name: str, parameters: Sequence[Any], *, rate: float, **options: Any
+) -> Optimizer:
+    """The optimizer that `train.optimizer` names, for weights or groups of them.
+
+    `options` are torch's own, such as `foreach`, for optimizers that have a choice.
+    """
+    match name:
+        case "adamw_torch":
+            return torch.optim.AdamW(parameters, lr=rate, **options)
+        case "adamw_torch_fused":
+            return torch.optim.AdamW(parameters, lr=rate, fused=True)
+        case "sgd":
+            return torch.optim.SGD(parameters, lr=rate, **options)
+        case "adafactor":
+            return Adafactor(parameters, lr=rate, scale_parameter=False, relative_step=False)
+        case "adamw_8bit" | "paged_adamw_8bit" | "paged_adamw_32bit":
+            bits, is_paged = 8 if name.endswith("8bit") else 32, name.startswith("paged")
+            kind: Any = import_module("bitsandbytes.optim").AdamW
+            made: Optimizer = kind(parameters, lr=rate, optim_bits=bits, is_paged=is_paged)
+            return made
+    raise AssertionError(f"no such optimizer in the recipe's schema: {name}")
 
 
 def learning_rates(train: TrainSection, num_updates: int, at: Sequence[int]) -> list[float]:
-    """The learning rate of some updates of a run, counted from 0, as Trainer sets it."""
+    """The learning rate of some updates of a run, counted from 0, as the schedule sets it."""
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=train.learning_rate)
-    scheduler = get_scheduler(
-        train.lr_scheduler,
-        optimizer,
-        num_warmup_steps=count_warmup(train, num_updates),
-        num_training_steps=num_updates,
-    )
+    warmup = count_warmup(train, num_updates)
+    scheduler = get_scheduler(train.lr_scheduler, optimizer, warmup, num_updates)
     return [train.learning_rate * scheduler.lr_lambdas[0](update) for update in at]
 
 

@@ -4,15 +4,81 @@ The signals that ask a run to stop: Ctrl-C, SIGTERM, and SLURM's warning before 
 """
 
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal, Self
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerState
 
-from yrunner.data.batching.plan import epoch_after
-from yrunner.distributed.collectives import max_over_ranks
+from yrunner.data.batching.plan import Plan
+from yrunner.distributed.collectives import max_over_ranks, num_ranks
 from yrunner.errors import Stopped
+from yrunner.recipe.schema.recipe import EarlyStopping, TrainSection
+from yrunner.training.drift import count_stalled, drift_points
+from yrunner.training.metrics import Record, best_step
+
+
+@dataclass(frozen=True)
+class Cadence:
+    """What happens after which update."""
+
+    num_updates: int
+    epoch_ends: Sequence[int] = ()
+    log_at: Container[int] = ()
+    """Updates that are logged, beside those that are saved."""
+    checkpoint_every: Literal["epoch"] | int | None = None
+    """None: nothing is ever saved. Otherwise the last update is, too."""
+    keep: int = 2
+    """Checkpoints that stay, beside the best."""
+    early_stopping: EarlyStopping | None = None
+
+    @classmethod
+    def of(cls, train: TrainSection, plan: Plan) -> Self:
+        """What the recipe says."""
+        log_at, saved = range(0, plan.num_updates + 1, train.log_every), train.checkpoint
+        plans = (plan.num_updates, plan.epoch_ends, log_at)
+        return cls(*plans, saved.every, saved.keep, train.early_stopping)
+
+    def saves_after(self, step: int) -> bool:
+        """Whether there is a checkpoint after this update, and before it a validation."""
+        every = self.checkpoint_every
+        if every is None:
+            return False
+        return step >= self.num_updates or checkpoint_is_due(step, every, self.epoch_ends)
+
+    def misses_validation(self, state: TrainerState) -> bool:
+        """Whether a run was stopped before it could validate after its last update."""
+        validated = [row["step"] for row in state.log_history if "eval_loss" in row]
+        return self.saves_after(state.global_step) and state.global_step not in validated
+
+    def stops_early(self, records: Sequence[Record]) -> bool:
+        """Whether as many validations as the patience allows have gained nothing.
+
+        All is read from the log, so that a resumed run stops where one that ran through does.
+        """
+        stopping = self.early_stopping
+        if stopping is None:
+            return False
+        if stopping.metric == "drift":
+            return count_stalled(drift_points(records)) >= stopping.patience
+        steps = [row["step"] for row in records if "eval_loss" in row]
+        best = best_step(records) or min(steps, default=0)
+        return sum(step > best for step in steps) >= stopping.patience
+
+
+def checkpoint_is_due(step: int, every: Literal["epoch"] | int, epoch_ends: Sequence[int]) -> bool:
+    """Whether the recipe asks for a checkpoint after this update, wherever the run may end."""
+    return step in epoch_ends if every == "epoch" else step % every == 0
+
+
+def count_checkpoints(
+    num_updates: int, every: Literal["epoch"] | int, epoch_ends: Sequence[int]
+) -> int:
+    """How many checkpoints a run writes that nothing interrupts; one of them is at its end."""
+    is_due = (checkpoint_is_due(step, every, epoch_ends) for step in range(1, num_updates))
+    return sum(is_due) + 1
+
 
 MEANINGS = {
     signal.SIGINT: signal.SIGINT,
@@ -38,6 +104,35 @@ def on_stop_signals(stop: Callable[[int], None]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
+class StopRequest:
+    """Whether a signal has asked the run to stop, which it does when it has saved."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Take note of signals meanwhile; a second SIGINT stops at once."""
+
+        def note(number: int) -> None:
+            if self.signal is not None and number == signal.SIGINT:
+                raise KeyboardInterrupt
+            self.signal = number
+
+        with on_stop_signals(note):
+            yield
+
+    @property
+    def cuts_off(self) -> bool:
+        """Whether to stop within an update or a validation, which one process alone can."""
+        return self.signal is not None and num_ranks() == 1
+
+    def is_agreed(self) -> bool:
+        """Whether any process was asked, so that they stop together; all of them call it."""
+        self.signal = int(max_over_ranks(self.signal or 0)) or None
+        return self.signal is not None
+
+
 @contextmanager
 def telling_how_to_go_on(remedy: str) -> Iterator[None]:
     """Raise `Stopped` with this remedy where a signal stops what stands in the `with` block."""
@@ -55,131 +150,3 @@ def telling_how_to_go_on(remedy: str) -> Iterator[None]:
         if not numbers:
             raise
         raise Stopped(numbers[0], remedy=remedy) from None
-
-
-def checkpoint_is_due(step: int, every: Literal["epoch"] | int, epoch_ends: Sequence[int]) -> bool:
-    """Whether the recipe asks for a checkpoint after this update, wherever the run may end."""
-    return step in epoch_ends if every == "epoch" else step % every == 0
-
-
-def count_checkpoints(
-    num_updates: int, every: Literal["epoch"] | int, epoch_ends: Sequence[int]
-) -> int:
-    """How many checkpoints a run writes that nothing interrupts; one of them is at its end."""
-    is_due = (checkpoint_is_due(step, every, epoch_ends) for step in range(1, num_updates))
-    return sum(is_due) + 1
-
-
-class ValidationCut(Exception):
-    """A signal has come during a validation, which the resumed run makes up for."""
-
-
-class Cadence(TrainerCallback):
-    """Takes the place of transformers' DefaultFlowCallback, which knows one epoch only: the plan.
-
-    A run that is asked to stop does so after the micro-step, and goes on as if it had not: what
-    was summed up for the next record is saved with the checkpoint, not logged.
-    """
-
-    def __init__(
-        self,
-        *,
-        epoch_ends: Sequence[int],
-        log_every: int,
-        checkpoint_every: Literal["epoch"] | int,
-        validates: bool,
-    ) -> None:
-        self.epoch_ends = epoch_ends
-        self.log_every = log_every
-        self.checkpoint_every = checkpoint_every
-        self.validates = validates
-        self.interrupted_by: int | None = None
-        self._saved_step: int | None = None
-
-    def on_substep_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,
-    ) -> TrainerControl:
-        """Cut an update off where a signal has come, and save what stood before it.
-
-        The very first is finished, for nothing stands before it, and so it is with several
-        processes, which would not all stop after the same micro-step.
-        """
-        if self.interrupted_by is not None and state.global_step and args.world_size == 1:
-            control.should_save = state.global_step != self._saved_step
-            control.should_training_stop = True
-        return control
-
-    def on_step_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,
-    ) -> TrainerControl:
-        """Set the switches for what Trainer does after this update."""
-        step = state.global_step
-        self._agree()
-        state.epoch = epoch_after(step, self.epoch_ends)
-        interrupted = self.interrupted_by is not None
-        last = step >= state.max_steps
-        due = last or checkpoint_is_due(step, self.checkpoint_every, self.epoch_ends)
-        control.should_evaluate = due and self.validates
-        control.should_save = due or interrupted
-        # The sums of several processes are not saved with a checkpoint: log them now.
-        adrift = interrupted and args.world_size > 1
-        control.should_log = due or adrift or step % self.log_every == 0
-        control.should_training_stop = last or interrupted
-        return control
-
-    def on_prediction_step(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,
-    ) -> None:
-        """Cut a validation off where a signal has come. Raises `ValidationCut`."""
-        if self.interrupted_by is not None and args.world_size == 1:
-            raise ValidationCut
-
-    def misses_validation(self, state: TrainerState) -> bool:
-        """Whether the run was stopped before it had validated after this update."""
-        step = state.global_step
-        due = checkpoint_is_due(step, self.checkpoint_every, self.epoch_ends)
-        if not self.validates or not step or not (due or step >= state.max_steps):
-            return False
-        known = (record["step"] for record in state.log_history if "eval_loss" in record)
-        return step not in known
-
-    def on_save(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,
-    ) -> TrainerControl:
-        """Stop after a checkpoint during which a signal has come."""
-        self._saved_step = state.global_step
-        self._agree()
-        control.should_training_stop |= self.interrupted_by is not None
-        return control
-
-    def _agree(self) -> None:
-        """Stop together: a signal reaches one process sooner than another. All of them call it."""
-        self.interrupted_by = int(max_over_ranks(self.interrupted_by or 0)) or None
-
-    @contextmanager
-    def stopping_on_signals(self) -> Iterator[None]:
-        """On a signal that asks to stop save and stop; a second SIGINT stops at once."""
-
-        def stop(number: int) -> None:
-            if self.interrupted_by is not None and number == signal.SIGINT:
-                raise KeyboardInterrupt
-            self.interrupted_by = number
-
-        with on_stop_signals(stop):
-            yield

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from yrunner.data.batching.collate import collate
 from yrunner.data.conversation import TokenizedExample
@@ -76,21 +75,3 @@ def drift_warning(validations: Sequence[tuple[float, float]]) -> list[str]:
         return []
     times = "the last validation" if stalled == 1 else f"the last {stalled} validations"
     return [f"forgetting without learning: {times} moved from the base and gained nothing"]
-
-
-class StopOnDrift(TrainerCallback):
-    """Ends the run when so many validations in a row only moved further from the base.
-
-    All is read from the log, so that a resumed run stops where one that ran through does.
-    """
-
-    def __init__(self, patience: int) -> None:
-        self.patience = patience
-
-    def on_evaluate(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> TrainerControl:
-        """Set the switch for what Trainer does after this validation."""
-        if count_stalled(drift_points(state.log_history)) >= self.patience:
-            control.should_training_stop = True
-        return control

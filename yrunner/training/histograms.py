@@ -55,15 +55,14 @@ class TargetHistograms:
         counts = _count(torch.stack([figure_N.double() / width for figure_N, width in in_bins]))
         self._counts = counts if self._counts is None else self._counts.plus(counts)
 
-    @property
-    def pending(self) -> list[Any] | None:
-        """What was counted since the last `drain`, for a checkpoint; None when nothing was."""
-        return None if self._counts is None else self._counts.as_lists()
+    def state_dict(self) -> dict[str, Any]:
+        """What was counted since the last `drain`, for a checkpoint."""
+        return {"counts": None if self._counts is None else self._counts.as_lists()}
 
-    @pending.setter
-    def pending(self, pending: list[Any] | None) -> None:
-        if pending is not None:
-            parts = (torch.tensor(part, dtype=torch.float64) for part in pending)
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up what `state_dict` has given back."""
+        if state["counts"] is not None:
+            parts = (torch.tensor(part, dtype=torch.float64) for part in state["counts"])
             self._counts = _Counts(*parts)
 
     def drain(self) -> dict[str, Histogram]:

@@ -4,6 +4,7 @@ metrics.jsonl: one record a log, on the disk at once.
 """
 
 import json
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,8 +13,7 @@ from typing import Any
 import psutil
 import torch
 from torch import Tensor
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_callback import ExportableState
+from transformers import TrainerCallback, TrainerState
 
 from yrunner.distributed.collectives import max_over_ranks, sum_over_ranks
 from yrunner.losses.nlirg import ZONES
@@ -22,7 +22,7 @@ from yrunner.storage.run_dir import write_text
 GIB = 2**30
 
 
-class SignalMeter(ExportableState):
+class SignalMeter:
     """Adds up the records of `sum_targets` between two logs, without waiting for the device."""
 
     def __init__(self) -> None:
@@ -59,22 +59,16 @@ class SignalMeter(ExportableState):
             "memory_gib": max_over_ranks(peak_memory()) / GIB,
         }
 
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint between two logs keeps."""
-        return {"args": {}, "attributes": {"pending": self.pending}}
+    def state_dict(self) -> dict[str, Any]:
+        """Sums and seconds that no record has yet."""
+        sums = None if self._sums_R is None else self._sums_R.tolist()
+        return {"sums": sums, "seconds": self._so_far()}
 
-    @property
-    def pending(self) -> dict[str, Any] | None:
-        """Sums and seconds that no record has yet; None when there are none."""
-        if self._sums_R is None:
-            return None
-        return {"sums": self._sums_R.tolist(), "seconds": self._so_far()}
-
-    @pending.setter
-    def pending(self, pending: dict[str, Any] | None) -> None:
-        if pending is not None:
-            self._sums_R = torch.tensor(pending["sums"], dtype=torch.float64)
-            self._seconds = pending["seconds"]
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up what `state_dict` has given back."""
+        if state["sums"] is not None:
+            self._sums_R = torch.tensor(state["sums"], dtype=torch.float64)
+            self._seconds = state["seconds"]
 
     def _so_far(self) -> float:
         running = 0.0 if self._started is None else time.perf_counter() - self._started
@@ -115,18 +109,12 @@ Record = dict[str, Any]
 
 
 class MetricsFile(TrainerCallback):
-    """Appends every record that Trainer logs."""
+    """Appends every record that the loop logs."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Forget the records after the checkpoint that a resumed run starts from."""
         if not state.is_world_process_zero:
             return
@@ -134,12 +122,7 @@ class MetricsFile(TrainerCallback):
         write_text(self.path, "".join(_line(record) for record in kept))
 
     def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: Record | None = None,
-        **kwargs: Any,
+        self, args: Any, state: TrainerState, control: Any, logs: Any = None, **kwargs: Any
     ) -> None:
         """Append one record."""
         if not state.is_world_process_zero:
@@ -161,3 +144,10 @@ def read_metrics(path: Path) -> list[Record]:
 
 def _line(record: Record) -> str:
     return json.dumps(record) + "\n"
+
+
+def best_step(records: Sequence[Record]) -> int | None:
+    """The update with the lowest validation loss, the earliest of equals; None without any."""
+    validated = [row for row in records if math.isfinite(row.get("eval_loss", math.inf))]
+    best = min(validated, key=lambda row: row["eval_loss"], default=None)
+    return None if best is None else int(best["step"])

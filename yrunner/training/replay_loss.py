@@ -6,7 +6,6 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from transformers.trainer_callback import ExportableState
 
 from yrunner.data.batching.collate import BatchLayout, collate, one_per_row
 from yrunner.data.batching.replay_rows import KeepPlan
@@ -33,7 +32,7 @@ class MicroBatch:
     """Processes: so many micro-batches are computed at the same time, each on one of them."""
 
 
-class KeptMean(ExportableState):
+class KeptMean:
     """The mean of what was added since the last record; see standing.py for its attributes."""
 
     def __init__(self) -> None:
@@ -52,18 +51,14 @@ class KeptMean(ExportableState):
         self.sums_2 = None
         return total / max(number, 1)
 
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint between two logs keeps."""
-        return {"args": {}, "attributes": {"pending": self.pending}}
-
-    @property
-    def pending(self) -> list[float] | None:
+    def state_dict(self) -> dict[str, Any]:
         """What no record has yet."""
-        return None if self.sums_2 is None else self.sums_2.tolist()
+        return {"sums": None if self.sums_2 is None else self.sums_2.tolist()}
 
-    @pending.setter
-    def pending(self, pending: list[float] | None) -> None:
-        self.sums_2 = None if pending is None else torch.tensor(pending, dtype=torch.float64)
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up what `state_dict` has given back."""
+        if state["sums"] is not None:
+            self.sums_2 = torch.tensor(state["sums"], dtype=torch.float64)
 
 
 class Regulariser(Protocol):
@@ -76,7 +71,7 @@ class Regulariser(Protocol):
     def loss(self, model: Any, called: Any, micro: MicroBatch) -> Tensor | None:
         """The part of a micro-batch in the update's loss, None where it has none.
 
-        `called` is `model` as Trainer has wrapped it.
+        `called` is `model` as accelerate has wrapped it.
         """
 
     @property

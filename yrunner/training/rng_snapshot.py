@@ -1,7 +1,7 @@
-"""Where a run stands before an update: what a cut-off or tried update has to put back."""
+"""The random generators and running sums before an update, restored when it is aborted."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -15,19 +15,32 @@ class Snapshot:
     `sums` are objects whose attributes are replaced, never changed, when something is added.
     """
 
-    def __init__(self, sums: Sequence[Any]) -> None:
+    def __init__(self, sums: Iterable[Any] = ()) -> None:
         self._sums = [(each, dict(vars(each))) for each in sums]
-        self._python, self._numpy = random.getstate(), np.random.get_state()
-        self._torch = torch.get_rng_state()
-        self._gpu = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+        self._generators = random_states()
 
     def restore(self) -> None:
         """Bring everything back to how it was."""
         for each, attributes in self._sums:
             vars(each).clear()
             vars(each).update(attributes)
-        random.setstate(self._python)
-        np.random.set_state(self._numpy)
-        torch.set_rng_state(self._torch)
-        if self._gpu is not None:
-            torch.cuda.set_rng_state(self._gpu)
+        set_random_states(self._generators)
+
+
+def random_states() -> dict[str, Any]:
+    """The states of all random generators of this process."""
+    states = {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(),
+        "cpu": torch.get_rng_state(),
+    }
+    return states | ({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})
+
+
+def set_random_states(states: dict[str, Any]) -> None:
+    """Set them to what `random_states` gave back, here or on another machine."""
+    random.setstate(states["python"])
+    np.random.set_state(states["numpy"])
+    torch.set_rng_state(states["cpu"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])

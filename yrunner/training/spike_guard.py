@@ -6,7 +6,6 @@ from statistics import median
 from typing import Any
 
 from torch import Tensor
-from transformers.trainer_callback import ExportableState
 
 from yrunner.console import warn
 from yrunner.errors import RunError
@@ -32,7 +31,7 @@ class Exploded(RunError):
         self.figures = figures
 
 
-class SpikeGuard(ExportableState):
+class SpikeGuard:
     """Sums up the records of one update, and judges it when it is complete."""
 
     def __init__(self, spikes: Spikes) -> None:
@@ -45,10 +44,13 @@ class SpikeGuard(ExportableState):
         """The update of the last warning of a spike: one in each window is enough."""
         self._sums_R: Tensor | None = None
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
-        kept = ("losses", "num_weightless", "warned_at")
-        return {"args": {}, "attributes": {name: getattr(self, name) for name in kept}}
+        return {name: getattr(self, name) for name in ("losses", "num_weightless", "warned_at")}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up what `state_dict` has given back."""
+        vars(self).update(state)
 
     def add(self, record_R: Tensor) -> None:
         """Add the record of one micro-step, as `sum_targets` makes it."""

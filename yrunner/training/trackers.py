@@ -5,9 +5,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerControl, TrainerState, TrainingArguments
-from transformers.integrations import TensorBoardCallback
-from transformers.trainer_callback import ExportableState
+from transformers import TrainerCallback, TrainerState
+from transformers.integrations import TensorBoardCallback, get_reporting_integration_callbacks
 
 from yrunner.errors import MissingError
 from yrunner.losses.targets import TokenWeight
@@ -26,15 +25,19 @@ def check_trackers(trackers: Sequence[str]) -> None:
 
 def tracker_callbacks(
     trackers: Sequence[str], folder: Path, weight: TokenWeight
-) -> list["TensorBoard"]:
-    """TensorBoard's callback, writing to `folder`; the others are Trainer's own `report_to`."""
-    return [TensorBoard(folder, TargetHistograms(weight))] if "tensorboard" in trackers else []
+) -> list[TrainerCallback]:
+    """Their callbacks. TensorBoard writes to `folder`, the others where their packages do."""
+    others = [tracker for tracker in trackers if tracker != "tensorboard"]
+    callbacks = [make() for make in get_reporting_integration_callbacks(others)]
+    if "tensorboard" in trackers:
+        callbacks.append(TensorBoard(folder, TargetHistograms(weight)))
+    return callbacks
 
 
-class TensorBoard(TensorBoardCallback, ExportableState):
+class TensorBoard(TensorBoardCallback):
     """Writes records as scalars and the targets since the last record as histograms.
 
-    Trainer would let an environment variable, or the date, decide where TensorBoard writes.
+    transformers would let an environment variable, or the date, decide where TensorBoard writes.
     """
 
     def __init__(self, folder: Path, histograms: TargetHistograms) -> None:
@@ -42,26 +45,7 @@ class TensorBoard(TensorBoardCallback, ExportableState):
         self.folder = folder
         self.histograms = histograms
 
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint between two logs keeps."""
-        return {"args": {}, "attributes": {"pending": self.histograms.pending}}
-
-    @property
-    def pending(self) -> list[Any] | None:
-        """What was counted for the next histograms."""
-        return self.histograms.pending
-
-    @pending.setter
-    def pending(self, pending: list[Any] | None) -> None:
-        self.histograms.pending = pending
-
-    def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Open the folder; hide what was written after the checkpoint of a resumed run."""
         from torch.utils.tensorboard import SummaryWriter
 
@@ -70,12 +54,7 @@ class TensorBoard(TensorBoardCallback, ExportableState):
         super().on_train_begin(args, state, control, **kwargs)
 
     def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
+        self, args: Any, state: TrainerState, control: Any, logs: Any = None, **kwargs: Any
     ) -> None:
         """Write one record, and the histograms beside it."""
         histograms = self.histograms.drain()

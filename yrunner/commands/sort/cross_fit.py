@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState
 
 from yrunner.assembly.identity import fingerprint
 from yrunner.assembly.run import Run
@@ -33,7 +33,8 @@ from yrunner.scoring.measure import TokenScores, score_by_length
 from yrunner.scoring.score_file import ScoreFile, row_hashes
 from yrunner.storage.run_dir import RunDir
 from yrunner.training.arguments import make_arguments, token_weight
-from yrunner.training.trainer import SignalTrainer
+from yrunner.training.callbacks import Cadence
+from yrunner.training.loop import Trainer
 
 PASSES = 10
 """Times that a model sees the rows it learns from, unless sort.cross_fit_steps says otherwise."""
@@ -168,9 +169,10 @@ def _score_fold(fold: _Fold, folder: Path, clock: "_Clock") -> None:
     say(f"cross-fit, {fold.name}: scored, {clock.left()}")
 
 
-def _tuned(fold: _Fold, folder: Path, clock: "_Clock") -> SignalTrainer:
+def _tuned(fold: _Fold, folder: Path, clock: "_Clock") -> Trainer:
     """The trainer of the fold when it has trained."""
     recipe = fold.run.recipe
+    quarters = {-(-fold.plan.num_updates * quarter // 4) for quarter in range(1, 5)}
     # Before the model, as in train.py: under DeepSpeed ZeRO-3 they decide how weights load.
     arguments = make_arguments(
         recipe.train,
@@ -179,12 +181,12 @@ def _tuned(fold: _Fold, folder: Path, clock: "_Clock") -> SignalTrainer:
         num_updates=fold.plan.num_updates,
         seed=recipe.seed,
         dtype=fold.run.dtype,
-        validates=False,
     )
     task = TrainingTask(
         plan=fold.plan,
         train=fold.learned,
         folder=RunDir(folder),
+        cadence=Cadence(fold.plan.num_updates, log_at=quarters),
         callbacks=[_Lines(fold, clock)],
     )
     trainer = make_trainer(fold.run, untrained_model(fold.run), arguments, task)
@@ -217,32 +219,20 @@ class _Clock:
 
 
 class _Lines(TrainerCallback):
-    """Prints a line at each quarter of a fold's training, which leaves nothing but its model."""
+    """Prints a line for every record of a fold's training, which leaves nothing but its model."""
 
     def __init__(self, fold: _Fold, clock: _Clock) -> None:
         self.fold = fold
         self.clock = clock
-        self.quarters = {-(-fold.plan.num_updates * quarter // 4) for quarter in range(1, 5)}
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> TrainerControl:
-        """Set the switches for what Trainer does after this update."""
+    def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """Count the work that is done."""
         self.clock.add(self.fold.work_of_update)
-        control.should_log = state.global_step in self.quarters
-        control.should_training_stop = state.global_step >= state.max_steps
-        return control
 
     def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
+        self, args: Any, state: TrainerState, control: Any, logs: Any = None, **kwargs: Any
     ) -> None:
         """Say how far the fold is, what it has learnt, and how long all of them still take."""
-        assert logs is not None, "Trainer logs figures"
         say(
             f"cross-fit, {self.fold.name}: update {state.global_step}/{state.max_steps}  "
             f"loss {logs['loss']:.4f}  {self.clock.left()}"

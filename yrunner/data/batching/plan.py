@@ -83,9 +83,6 @@ class Plan:
         end = self.epoch_ends[-1]
         return end if self.max_updates is None else min(end, self.max_updates)
 
-    def __len__(self) -> int:
-        return self.num_updates * self.num_micro_batches
-
     def example_order(self, epoch: int) -> list[int]:
         """The examples in the order in which this epoch takes them up."""
         order = list(range(len(self.num_groups)))
@@ -114,10 +111,13 @@ class Plan:
             for number in range(self.num_micro_batches):
                 yield update[number * size : (number + 1) * size]
 
-    def share(self, rank: int, num_ranks: int) -> "PlanShare":
-        """The micro-batches of one of several processes; together they are all of them."""
+    def share(self, rank: int, num_ranks: int) -> Iterator[list[SlicedRow]]:
+        """The micro-batches of one of several processes; together they are all of them.
+
+        Those that are computed at once are of like length.
+        """
         assert self.num_micro_batches % num_ranks == 0, "every process does as many micro-steps"
-        return PlanShare(self, rank, num_ranks)
+        return islice(self, rank, None, num_ranks)
 
     def largest_micro_batch(self) -> list[SlicedRow]:
         """The micro-batch of the first epoch that has the most tokens."""
@@ -151,21 +151,6 @@ class Plan:
             int(self.lengths[example]) - self.token_batch * (self.num_groups[example] - 1 - group)
             for example, group in row
         )
-
-
-@dataclass(frozen=True, eq=False)
-class PlanShare:
-    """The micro-batches of one process. Those that are computed at once are of like length."""
-
-    plan: Plan
-    rank: int
-    num_ranks: int
-
-    def __len__(self) -> int:
-        return len(self.plan) // self.num_ranks
-
-    def __iter__(self) -> Iterator[list[SlicedRow]]:
-        return islice(self.plan, self.rank, None, self.num_ranks)
 
 
 def make_plan(

@@ -10,17 +10,18 @@ DeepSpeed reads from a disk what belongs to a whole group of weights, and its ow
 for every weight of it anew. Here a group is read once, and written once where it has changed.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from peft import PeftModel
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainingArguments
 
 from yrunner.distributed.collectives import num_ranks, this_rank
 from yrunner.errors import RunError
@@ -118,15 +119,15 @@ MOMENTS = {
 
 
 class ZeroRun:
-    """What DeepSpeed's engine of a `Trainer` needs beyond what Trainer does."""
+    """What a training needs of DeepSpeed's engine beyond what accelerate does."""
 
-    def __init__(self, trainer: Any) -> None:
-        self.trainer = trainer
-        self.stage: int = trainer.accelerator.state.deepspeed_plugin.zero_stage
-        self.moments = MOMENTS[trainer.args.optim]
-        if not self.is_partitioned:
-            # Trainer leaves it to DeepSpeed, which comes later than the first look at the model.
-            trainer.model.to(trainer.args.device)
+    def __init__(self, model: Any, stage: int, optimizer: str) -> None:
+        """`stage`: DeepSpeed's ZeRO stage; `optimizer`: by the name that the recipe gives it."""
+        self.model = model
+        self.stage = stage
+        self.moments = MOMENTS[optimizer]
+        self.engine: Any = None
+        """Set when DeepSpeed has taken over the model."""
 
     @property
     def is_partitioned(self) -> bool:
@@ -140,7 +141,7 @@ class ZeroRun:
         The step divides all gradients by the scale of the last loss; the clipping knows of it.
         """
         scale = 1.0 / factor
-        self._optimizer.override_loss_scale(scale)
+        self.optimizer.override_loss_scale(scale)
         return loss / scale
 
     def run_backward(self, loss: Tensor) -> None:
@@ -149,12 +150,14 @@ class ZeroRun:
         DeepSpeed counts on a backward pass after each forward pass. After two of them ZeRO-3 would
         not let go of the weights that it gathers, until all were on every device.
         """
-        engine = self.trainer.deepspeed
-        engine.set_gradient_accumulation_boundary(False)
-        engine.backward(loss, scale_wrt_gas=False)
+        self.engine.set_gradient_accumulation_boundary(False)
+        self.engine.backward(loss, scale_wrt_gas=False)
 
-    def save(self, folder: Path) -> None:
-        """Write weights and what the optimizer remembers of them. All processes call it."""
+    def save(self, folder: Path, step: int) -> None:
+        """Write weights and what the optimizer remembers of them after so many updates.
+
+        All processes call it.
+        """
         shard: dict[str, Tensor] = {}
         number = 0
         (folder / FOLDER).mkdir(exist_ok=True)
@@ -167,7 +170,7 @@ class ZeroRun:
                 shard, number = {}, number + 1
         if this_rank() == 0:
             save_file(shard, folder / FOLDER / f"{number}.safetensors")
-            write_json(folder / FOLDER / STEP, {"step": self.trainer.state.global_step})
+            write_json(folder / FOLDER / STEP, {"step": step})
 
     def load(self, checkpoint: Path, *, with_moments: bool = True) -> None:
         """Go on from what `save` wrote; `with_moments`: also the optimizer."""
@@ -195,18 +198,19 @@ class ZeroRun:
         return weights
 
     @property
-    def _optimizer(self) -> Any:
-        return self.trainer.deepspeed.optimizer
+    def optimizer(self) -> Any:
+        """DeepSpeed's, around torch's."""
+        return self.engine.optimizer
 
     def _trained(self) -> Iterator[tuple[str, nn.Parameter]]:
-        for name, parameter in self.trainer.model.named_parameters():
+        for name, parameter in self.model.named_parameters():
             if parameter.requires_grad:
                 yield name, parameter
 
     def _saved_frozen(self) -> Iterator[tuple[str, nn.Parameter]]:
         """What is not trained of a model; nothing of an adapter's base, which is not written."""
-        if not isinstance(self.trainer.model, PeftModel):
-            for name, parameter in self.trainer.model.named_parameters():
+        if not isinstance(self.model, PeftModel):
+            for name, parameter in self.model.named_parameters():
                 if not parameter.requires_grad:
                     yield name, parameter
 
@@ -222,7 +226,7 @@ class ZeroRun:
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
         if self.is_partitioned:
-            pieces, names = ZeroShards(self._optimizer), self._names()
+            pieces, names = ZeroShards(self.optimizer), self._names()
             for group in pieces.groups:
                 with pieces.at_hand(group):
                     for weight in pieces.weights(group):
@@ -240,7 +244,7 @@ class ZeroRun:
         return {parameter: name for name, parameter in self._trained()}
 
     def _load_pieces(self, saved: "_Saved", moments: Sequence[str], step: int) -> None:
-        pieces, names = ZeroShards(self._optimizer), self._names()
+        pieces, names = ZeroShards(self.optimizer), self._names()
         for group in pieces.groups:
             with pieces.at_hand(group, changes=True):
                 if moments:
@@ -255,8 +259,8 @@ class ZeroRun:
         from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
         if moments:
-            inner = self._optimizer.optimizer
-            for flat in self._optimizer.single_partition_of_fp32_groups:
+            inner = self.optimizer.optimizer
+            for flat in self.optimizer.single_partition_of_fp32_groups:
                 inner.state[flat] = new_state(inner, flat, moments, step)
             self._link_moments()
         for name, parameter in self._trained():
@@ -273,21 +277,20 @@ class ZeroRun:
         It links all of them after the first step of the first group of weights, when those of the
         other groups have none yet, and then no more.
         """
-        self._optimizer._hp_optimizer_states_linked = False
-        self._optimizer._lazy_init_hp_params_optimizer_state()
+        self.optimizer._hp_optimizer_states_linked = False
+        self.optimizer._lazy_init_hp_params_optimizer_state()
 
 
-class AtBegin(TrainerCallback):
-    """Does something when DeepSpeed has taken over the model, before the first update."""
+def zero_run(accelerator: Accelerator, arguments: TrainingArguments, model: Any) -> ZeroRun | None:
+    """What a training under DeepSpeed needs, with a configuration that is complete; else None."""
+    plugin = accelerator.state.deepspeed_plugin
+    if plugin is None:
+        return None
+    from deepspeed.utils import logger
 
-    def __init__(self, action: Callable[[], None]) -> None:
-        self.action = action
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        """Do it."""
-        self.action()
+    arguments.hf_deepspeed_config.trainer_config_finalize(arguments, model, arguments.max_steps)
+    logger.setLevel(arguments.get_process_log_level())
+    return ZeroRun(model, plugin.zero_stage, str(arguments.optim.value))
 
 
 def check_saved_alike(checkpoint: Path, *, under_zero: bool) -> None:

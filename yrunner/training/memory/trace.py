@@ -31,7 +31,6 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.optimization import Adafactor
 
 from yrunner.errors import ModelError
 from yrunner.losses.fused_head import attach, measure_targets
@@ -39,6 +38,7 @@ from yrunner.models.errors import quiet_libraries
 from yrunner.models.meta import fake_mode_of
 from yrunner.models.scratch import BUILD_ERRORS
 from yrunner.models.size import state_bytes
+from yrunner.training.arguments import OF_BITSANDBYTES, make_optimizer
 
 Kind = Literal["weights", "gradients", "optimizer", "activations", "copies"]
 """Copies are those of weights in another dtype, as autocast makes them: activations of a kind."""
@@ -177,9 +177,6 @@ NOT_COUNTED = (
     "allocator keeps unused (on a CPU sometimes twice the estimate)."
 )
 
-OF_BITSANDBYTES = frozenset({"adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit"})
-"""Optimizers that compute on real values only."""
-
 
 @dataclass(frozen=True)
 class StepTrace:
@@ -250,7 +247,7 @@ def trace_step(
         )
     parameters = list(model.parameters())
     trained = [parameter for parameter in parameters if parameter.requires_grad]
-    updater = make_optimizer(optimizer, trained, foreach=foreach)
+    updater = weightless_optimizer(optimizer, trained, foreach=foreach)
     live = LiveBytes(fake_mode_of(model))
     live.assign([*parameters, *model.buffers()], "weights")
     try:
@@ -278,21 +275,12 @@ def trace_step(
     )
 
 
-def make_optimizer(
+def weightless_optimizer(
     name: str, parameters: list[nn.Parameter], *, foreach: bool
 ) -> torch.optim.Optimizer:
-    """The optimizer that Trainer makes for `train.optimizer`."""
-    match name:
-        case "adamw_torch" | "adamw_8bit" | "paged_adamw_8bit" | "paged_adamw_32bit":
-            # For those of bitsandbytes: no less than they need.
-            return torch.optim.AdamW(parameters, foreach=foreach)
-        case "adamw_torch_fused":
-            return torch.optim.AdamW(parameters, fused=True)
-        case "sgd":
-            return torch.optim.SGD(parameters, foreach=foreach)
-        case "adafactor":
-            return Adafactor(parameters, lr=1e-3, scale_parameter=False, relative_step=False)
-    raise AssertionError(f"no such optimizer in the recipe's schema: {name}")
+    """The optimizer of `train.optimizer`; for those of bitsandbytes one that needs no less."""
+    name = "adamw_torch" if name in OF_BITSANDBYTES else name
+    return make_optimizer(name, parameters, rate=1e-3, foreach=foreach)
 
 
 def optimizer_bytes(name: str, trained: Iterable[nn.Parameter]) -> int:
@@ -301,7 +289,7 @@ def optimizer_bytes(name: str, trained: Iterable[nn.Parameter]) -> int:
         twins = [nn.Parameter(torch.empty(each.shape, dtype=each.dtype)) for each in trained]
         for twin in twins:
             twin.grad = torch.zeros_like(twin)
-        optimizer = make_optimizer(name, twins, foreach=False)
+        optimizer = weightless_optimizer(name, twins, foreach=False)
         optimizer.step()
     return state_bytes(optimizer)
 

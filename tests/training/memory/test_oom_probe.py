@@ -5,7 +5,7 @@ import torch
 
 from tests.training.conftest import checkpoint_every, weights_of
 from tests.training.test_resume import records, with_lora
-from yrunner.training import oom_probe as rehearsal
+from yrunner.training.memory import oom_probe as rehearsal
 
 
 @pytest.fixture
@@ -74,5 +74,5 @@ def test_a_resumed_run_keeps_what_its_optimizer_knows(make_model, examples, make
     undisturbed.train()
     # The undisturbed run left a checkpoint after update 4 of 6; the same run goes on from it.
     again = make(make_trainer, make_model, examples, "undisturbed", lora=False)
-    again.train(resume_from_checkpoint=str(again.run_dir.checkpoint(4)))
+    again.train(again.run_dir.checkpoint(4))
     assert torch.equal(weights_of(undisturbed.model), weights_of(again.model))

@@ -1,0 +1,250 @@
+"""The training loop: it runs one `Plan`, update by update, and reads from top to bottom.
+
+accelerate knows devices, mixed precision, DDP and DeepSpeed; batches.py what is learned from,
+objective.py what is minimised, cadence.py what is due when, saving.py what a checkpoint holds.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from math import inf
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    get_scheduler,
+    set_seed,
+)
+
+from yrunner.data.batching.batches import Batch, Batches
+from yrunner.data.batching.plan import epoch_after
+from yrunner.distributed.collectives import num_ranks, sum_over_ranks, this_rank
+from yrunner.losses.fused_head import attach
+from yrunner.scoring.base_predictions import to_device
+from yrunner.storage.run_dir import RunDir
+from yrunner.tokens import IGNORE_INDEX
+from yrunner.training.arguments import make_accelerator, optimizer_for
+from yrunner.training.callbacks import Cadence, StopRequest
+from yrunner.training.checkpointing import Checkpointer, load_random_states
+from yrunner.training.compile import compiled_layers
+from yrunner.training.deepspeed.state import zero_run
+from yrunner.training.objective import Objective
+from yrunner.training.replay_loss import MicroBatch
+from yrunner.training.rng_snapshot import Snapshot
+
+
+class Trainer:
+    """Trains a model along the plan of its batches; `callbacks` only look on."""
+
+    def __init__(
+        self,
+        model: Any,
+        arguments: TrainingArguments,
+        batches: Batches,
+        objective: Objective,
+        cadence: Cadence,
+        run_dir: RunDir,
+        *,
+        torch_compile: bool = False,
+        callbacks: Sequence[TrainerCallback] = (),
+    ) -> None:
+        set_seed(arguments.seed)
+        self.arguments = arguments
+        self.batches, self.plan = batches, batches.plan
+        self.objective = objective
+        self.cadence = cadence
+        self.run_dir = run_dir
+        self.torch_compile = torch_compile
+        self.callbacks = list(callbacks)
+        self.accelerator = make_accelerator(arguments)
+        self.device = self.accelerator.device
+        self.zero = zero_run(self.accelerator, arguments, model)
+        self._is_partitioned = self.zero is not None and self.zero.is_partitioned
+        self.model = self.called = model
+        """The model, and what DDP or DeepSpeed make of it, which is called to learn."""
+        model.config.use_cache = False
+        if not (self._is_partitioned or getattr(model, "quantization_method", None)):
+            model.to(self.device)
+        attach(model)
+        self.state = TrainerState(max_steps=self.plan.num_updates)
+        self.state.is_world_process_zero = this_rank() == 0
+        self.stop = StopRequest()
+        self.is_over, self.loads_best = False, True
+        self.before_training: list[Callable[[], None]] = []
+        self.before_update: Snapshot | None = None
+        """What an update that is under way is taken back to; None between two updates."""
+
+    def when_model_runs(self, action: Callable[[], None]) -> None:
+        """Do it now; under ZeRO-3 when training begins, for before that no weight is whole."""
+        if self._is_partitioned:
+            self.before_training.append(action)
+        else:
+            action()
+
+    def train(self, checkpoint: Path | None = None) -> None:
+        """Run the plan from its beginning, or go on after a checkpoint."""
+        with compiled_layers(self.model) if self.torch_compile else nullcontext():
+            self._prepare(checkpoint)
+            for action in self.before_training:
+                action()
+            self._tell("on_train_begin")
+            batches = self.batches.of_updates(self.state.global_step)
+            if checkpoint is not None:
+                load_random_states(checkpoint)
+                if self.batches.validates and self.cadence.misses_validation(self.state):
+                    self._validate_and_save()
+            while not self.is_over and self.state.global_step < self.plan.num_updates:
+                self._update([next(batches) for _ in range(self.batches.per_update)])
+            if self.loads_best and self.stop.signal is None:
+                self.checkpointer.load_best(self.run_dir)
+            self._tell("on_train_end")
+
+    def _prepare(self, checkpoint: Path | None) -> None:
+        """Make optimizer and schedule, let accelerate wrap them, and take up a checkpoint."""
+        if self.arguments.activation_checkpointing:
+            self.model.activation_checkpointing_enable({"use_reentrant": False})
+        optimizer = optimizer_for(self.model, self.arguments)
+        self.called, self.optimizer = self.accelerator.prepare(self.model, optimizer)
+        kind, warmup = self.arguments.lr_scheduler_type, int(self.arguments.warmup_steps)
+        self.schedule = get_scheduler(kind, self.optimizer, warmup, self.plan.num_updates)
+        if self.zero is not None:
+            self.zero.engine = self.called
+        scaler, sums = self.accelerator.scaler, self.objective.sums
+        self.checkpointer = Checkpointer(
+            self.model, self.optimizer, self.schedule, scaler, self.zero, self.state, sums
+        )
+        if checkpoint is not None:
+            self.checkpointer.load(checkpoint)
+            self.is_over = self.cadence.stops_early(self.state.log_history)
+
+    def _update(self, batches: list[Batch]) -> None:
+        """Learn from this process's micro-batches of one update."""
+        counts = [(batch["labels"] != IGNORE_INDEX).sum() for batch in batches]
+        num_targets = sum_over_ranks(torch.stack(counts).sum().to(self.device))
+        self.before_update = Snapshot(self.objective.sums.values())
+        self.objective.begin_update()
+        self.called.train()
+        for number, batch in enumerate(batches):
+            is_last = number == len(batches) - 1
+            self.learn(batch, number, num_targets, is_last=is_last)
+            # Nothing stands before the very first update: it is finished.
+            if not is_last and self.state.global_step and self.stop.cuts_off:
+                self.is_over = True
+                return self.save()
+        if self.objective.by_weights and self.zero is None:
+            self.objective.divide_by_weights(self.model, num_targets)
+        norm = self._clip_and_judge()
+        self.optimizer.step()
+        rate = self.schedule.get_last_lr()[0]
+        if not self.accelerator.optimizer_step_was_skipped:
+            self.schedule.step()
+        self.called.zero_grad()
+        self.before_update = None
+        self.state.global_step += 1
+        self._after_update({"grad_norm": norm, "learning_rate": rate})
+
+    def learn(self, batch: Batch, number: int, num_targets: Tensor, *, is_last: bool) -> None:
+        """Add the gradient of an update's micro-batch, counted from 0, to that of those before."""
+        self.accelerator.sync_gradients = is_last
+        # DDP sums the gradients once, with the last; DeepSpeed is told by `sync_gradients`.
+        waits = self.zero is None and not is_last
+        with self.accelerator.no_sync(self.called) if waits else nullcontext():
+            penalty = self._penalty(number)
+            targets = self.objective.measure(self.called, to_device(batch, self.device))
+            loss = targets.weighted / num_targets
+            # DDP and DeepSpeed take the mean of the gradients over the processes, not the sum.
+            loss = (loss if penalty is None else loss + penalty) * num_ranks()
+            if self.zero is None:
+                self.accelerator.backward(loss)
+                return
+            if self.objective.by_weights:
+                factor = float(self.objective.weight_factor(num_targets)) if is_last else 1.0
+                loss = self.zero.multiplied_when_stepping(loss, factor)
+            self.accelerator.backward(loss, scale_wrt_gas=False)
+
+    def _penalty(self, number: int) -> Tensor | None:
+        """What the regulariser adds to the loss of the micro-batch that comes next."""
+        regulariser = self.objective.regulariser
+        if regulariser is None:
+            return None
+        place, size = number * num_ranks() + this_rank(), self.plan.micro_batch_size
+        micro = MicroBatch(self.state.global_step, place, size, num_ranks())
+        loss = regulariser.loss(self.model, self.called, micro)
+        if loss is None or self.zero is None or not regulariser.runs_model:
+            return loss
+        self.zero.run_backward(loss * num_ranks())
+        return None
+
+    def _clip_and_judge(self) -> float:
+        """Shorten the gradient, and look at the update a last time before the optimizer moves."""
+        longest = self.arguments.max_grad_norm or inf
+        norm = float(self.accelerator.clip_grad_norm_(self.called.parameters(), longest))
+        # Of all processes: they have to stop together.
+        sums_R = sum_over_ranks(self.objective.guard.take())
+        # float16's scaling takes care of a gradient that is not finite.
+        seen = None if self.accelerator.scaler is not None else norm
+        self.objective.guard.judge(self.state.global_step + 1, sums_R.tolist(), seen)
+        return norm
+
+    def _after_update(self, figures: dict[str, float]) -> None:
+        """Log, validate, save and stop, where that is due."""
+        step = self.state.global_step
+        self.state.epoch = epoch_after(step, self.plan.epoch_ends)
+        self._tell("on_step_end")
+        is_asked, is_due = self.stop.is_agreed(), self.cadence.saves_after(step)
+        # The sums of several processes are not saved with a checkpoint: they are logged before.
+        if is_due or step in self.cadence.log_at or (is_asked and num_ranks() > 1):
+            self._log(self.objective.drain() | figures)
+        if is_due:
+            self._validate_and_save()
+        elif is_asked:
+            self.save()
+
+    def _validate_and_save(self) -> None:
+        before = Snapshot()
+        if self.batches.validates and self.validate() is None:
+            # The resumed run makes up for it.
+            before.restore()
+        self.is_over |= self.cadence.stops_early(self.state.log_history)
+        self.save()
+
+    def validate(self) -> dict[str, float] | None:
+        """Plain loss per target over all validation examples; None where a signal cuts it off."""
+        metrics = self.objective.validate(self.model, self._validation_batches())
+        if self.stop.cuts_off:
+            return None
+        if self.objective.gauge is not None:
+            metrics["eval_drift"] = self.objective.gauge.measure(self.model)
+        self._log(metrics)
+        return metrics
+
+    def _validation_batches(self) -> Iterator[Batch]:
+        for batch in self.batches.of_validation():
+            yield to_device(batch, self.device)
+            self._tell("on_prediction_step")
+            if self.stop.cuts_off:
+                return
+
+    def save(self) -> None:
+        """Have a checkpoint of the last whole update, forgetting the one that is under way."""
+        if self.before_update is not None:
+            # Weights and optimizer have not moved yet.
+            self.before_update.restore()
+            self.before_update = None
+        self.checkpointer.save(self.run_dir, keep=self.cadence.keep)
+        self.is_over |= self.stop.is_agreed()
+
+    def _log(self, figures: dict[str, float]) -> None:
+        figures = {**figures, "epoch": self.state.epoch}
+        self.state.log_history.append({**figures, "step": self.state.global_step})
+        self._tell("on_log", logs=figures)
+
+    def _tell(self, event: str, **more: Any) -> None:
+        for callback in self.callbacks:
+            tell = getattr(callback, event)
+            tell(self.arguments, self.state, TrainerControl(), model=self.model, **more)

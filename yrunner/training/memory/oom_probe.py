@@ -1,0 +1,85 @@
+"""The largest batch is tried before the first update, so that a lack of memory shows at once.
+
+Forward, backward, the optimizer's step, validation and saving, as they will be; afterwards
+everything is as before, and the run is the same bit for bit.
+"""
+
+import shutil
+from typing import Any
+
+import torch
+
+from yrunner.scoring.base_predictions import to_device
+from yrunner.tokens import IGNORE_INDEX
+from yrunner.training.checkpointing import shared_folder
+from yrunner.training.rng_snapshot import Snapshot
+
+WORTH_IT = 500
+"""Updates from which on a run without a GPU is rehearsed too: then it costs next to nothing."""
+
+
+def rehearse(trainer: Any) -> None:
+    """Try the largest update, validation and save of a run that is about to begin.
+
+    Not where a run is short and cheap, nor under DeepSpeed, whose optimizer cannot be stepped
+    without being moved. Raises what the machine raises when memory is short.
+    """
+    is_long = trainer.plan.num_updates - trainer.state.global_step >= WORTH_IT
+    if trainer.zero is not None or not (torch.cuda.is_available() or is_long):
+        return
+    before = Snapshot(trainer.objective.sums.values())
+    try:
+        _try_an_update(trainer)
+        _try_a_validation(trainer)
+        if trainer.accelerator.num_processes == 1:
+            # Several processes would meet in one folder; what they save they hold already.
+            _try_a_save(trainer)
+    finally:
+        before.restore()
+
+
+def _try_an_update(trainer: Any) -> None:
+    rows = trainer.plan.largest_micro_batch()
+    batch = trainer.batches.collate(trainer.batches.train.__getitems__(rows))
+    num_targets = (batch["labels"] != IGNORE_INDEX).sum().to(trainer.device)
+    trainer.called.train()
+    trainer.learn(batch, 0, num_targets, is_last=True)
+    _step_without_moving(getattr(trainer.optimizer, "optimizer", trainer.optimizer))
+    trainer.called.zero_grad()
+
+
+def _step_without_moving(optimizer: torch.optim.Optimizer) -> None:
+    """Let the optimizer take the memory that it needs, and forget what it has learned.
+
+    A resumed one has its memory already, and would lose what it knows.
+    """
+    if optimizer.state:
+        return
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                # A gradient of 0 at a rate of 0 adds -0.0, which leaves every bit as it is.
+                parameter.grad.zero_()
+    optimizer.step()
+    optimizer.state.clear()
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+
+
+def _try_a_validation(trainer: Any) -> None:
+    batches = trainer.batches
+    if not batches.validates:
+        return
+    examples = [batches.validation.__getitems__(rows) for rows in batches.validation_rows()]
+    largest = max(examples, key=lambda batch: sum(len(each.input_ids) for each in batch))
+    batch = to_device(batches.collate(largest), trainer.device)
+    trainer.objective.validate(trainer.model, [batch])
+
+
+def _try_a_save(trainer: Any) -> None:
+    place = trainer.run_dir.checkpoints / ".rehearsal"
+    with shared_folder(place) as folder:
+        trainer.checkpointer.write(folder)
+    shutil.rmtree(place)
