@@ -20,7 +20,7 @@ from benchmarks.paths import ROOT
 from benchmarks.peak_memory import RETURN_FREED_MEMORY, peak_above_now
 from yrunner.losses.fused_head import attach, measure_targets
 from yrunner.models.load import DTYPES
-from yrunner.models.meta import build_weightless
+from yrunner.models.meta import build_fake_model
 from yrunner.models.tuning import apply_tuning
 from yrunner.recipe.schema.model import FreezeTuning, FullTuning, LoraTuning, Tuning
 from yrunner.tokens import IGNORE_INDEX
@@ -106,7 +106,7 @@ def estimated_bytes(case: Case) -> int:
     """Estimate the peak of one update."""
     dtype = DTYPES[case.dtype]
     trace = trace_step(
-        build_weightless(case.config(), TUNINGS[case.tuning], dtype=dtype),
+        build_fake_model(case.config(), TUNINGS[case.tuning], dtype=dtype),
         full_batch(case.batch_size, case.length, case.num_targets),
         dtype=dtype,
         optimizer=case.optimizer,

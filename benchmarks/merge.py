@@ -20,8 +20,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from benchmarks.peak_memory import peak_bytes
-from yrunner.models.local import give_back_freed_memory
-from yrunner.models.merge.plan import Weighted, prepare_merge
+from yrunner.models.local import lower_mmap_threshold
+from yrunner.models.merge.plan import WeightedAdapter, prepare_merge
 from yrunner.models.merge.proof import Probes, compare, folder_logits, merge_logits
 from yrunner.models.merge.safetensors_io import open_checkpoint
 from yrunner.models.merge.write import write_merged
@@ -83,10 +83,10 @@ def run_here(way: str, folder: Path, shard_size: str, limit: float) -> None:
 
 def ours(folder: Path, shard_size: str, *, proves: bool = False) -> str:
     """Merge as `yrun merge` does; return the divergence where `proves`."""
-    give_back_freed_memory()
+    lower_mmap_threshold()
     merged = folder / "merged by yrunner"
     merged.mkdir(exist_ok=True)
-    adapters = [Weighted(folder / "adapter")]
+    adapters = [WeightedAdapter(folder / "adapter")]
     prepared = prepare_merge(open_checkpoint(str(folder / "base")), adapters)
     write_merged(prepared, merged, dtype=None, shard_size=shard_size, advance=lambda _: None)
     if not proves:

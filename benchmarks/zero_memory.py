@@ -33,8 +33,8 @@ from benchmarks.traffic import (
     zero_update,
 )
 from yrunner.distributed.collectives import join_ranks
-from yrunner.models.errors import quiet_libraries
-from yrunner.models.meta import build_weightless
+from yrunner.models.errors import silence_libraries
+from yrunner.models.meta import build_fake_model
 from yrunner.models.size import count_weights_of
 from yrunner.training.deepspeed.state import SHARD_BYTES, ZeroRun
 from yrunner.training.memory.trace import StepTrace, trace_step
@@ -87,7 +87,7 @@ def saved_at_once(job: Workload) -> int:
 
 def estimated_job() -> Workload:
     """Trace the same update for the estimate; DeepSpeed steps over all weights at once."""
-    model = build_weightless(AutoConfig.for_model(**LARGER), TUNINGS["full"], dtype=torch.float32)
+    model = build_fake_model(AutoConfig.for_model(**LARGER), TUNINGS["full"], dtype=torch.float32)
     counts = count_weights_of(model)
     trace = trace_step(
         model,
@@ -142,7 +142,7 @@ def _peak_of(action: Callable[[], None]) -> int:
 def _save_model(model: Any, zero: ZeroRun, folder: Path) -> None:
     weights = zero.whole_weights()
     if weights:
-        with quiet_libraries():
+        with silence_libraries():
             model.save_pretrained(folder, state_dict=weights)
 
 

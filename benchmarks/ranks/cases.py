@@ -15,7 +15,7 @@ from yrunner.errors import Origin
 from yrunner.recipe.schema.distributed import DeepSpeedSection
 from yrunner.recipe.schema.model import FullTuning, LoraTuning, Tuning
 from yrunner.recipe.schema.recipe import Checkpoint, NlirgLoss, PlainLoss
-from yrunner.scoring.base_predictions import keep_tops
+from yrunner.scoring.base_predictions import cache_predictions
 from yrunner.tokens import IGNORE_INDEX
 
 TOPS = "tops.safetensors"
@@ -146,7 +146,7 @@ def write_base(folder: Path, *, times: int = 1) -> None:
     torch.manual_seed(0)
     model = Qwen3ForCausalLM(config)
     model.save_pretrained(folder)
-    tops = keep_tops(model, DRIFT_ROWS, top=VOCABULARY, pad_token_id=PAD, max_tokens=200)
+    tops = cache_predictions(model, DRIFT_ROWS, top=VOCABULARY, pad_token_id=PAD, max_tokens=200)
     tops.save(folder / TOPS)
 
 

@@ -10,8 +10,8 @@ import torch
 
 from benchmarks.ranks.cases import PAD, TUNINGS, Case, make_examples
 from yrunner.data.batching.replay_rows import make_keep_plan
-from yrunner.models.load import load_model, whole_weights
-from yrunner.scoring.base_predictions import KeptTops, keep_tops
+from yrunner.models.load import load_model, without_zero3
+from yrunner.scoring.base_predictions import CachedPredictions, cache_predictions
 from yrunner.training.ewc import EwcPenalty, estimate_fisher
 from yrunner.training.loop import Trainer
 from yrunner.training.replay_loss import HeldRows
@@ -53,8 +53,8 @@ def add_regulariser(trainer: Trainer, case: Case, base: Path, pack_to: int | Non
     )
 
 
-def compute_tops(base: Path) -> KeptTops:
+def compute_tops(base: Path) -> CachedPredictions:
     """Compute what the base predicts for the replay rows, before weights are sharded."""
-    with whole_weights():
+    with without_zero3():
         model = load_model(str(base), dtype=torch.float32)
-        return keep_tops(model, REPLAY_ROWS, top=TOP, pad_token_id=PAD, max_tokens=200)
+        return cache_predictions(model, REPLAY_ROWS, top=TOP, pad_token_id=PAD, max_tokens=200)

@@ -27,11 +27,11 @@ from yrunner.data.batching.batches import Batches
 from yrunner.data.batching.collate import one_per_row
 from yrunner.data.batching.plan import make_plan
 from yrunner.distributed.collectives import join_ranks, num_ranks, this_rank
-from yrunner.models.errors import quiet_libraries
+from yrunner.models.errors import silence_libraries
 from yrunner.models.load import load_model
 from yrunner.models.tuning import apply_tuning
 from yrunner.recipe.schema.recipe import TrainSection
-from yrunner.scoring.base_predictions import KeptTops
+from yrunner.scoring.base_predictions import CachedPredictions
 from yrunner.storage.run_dir import RunDir
 from yrunner.training.arguments import make_arguments, token_weight
 from yrunner.training.callbacks import Cadence
@@ -96,7 +96,7 @@ def make_trainer(case: Case, folder: Path, *, max_steps: int | None = None) -> T
     )
     trainer.batches.layout = layout
     # An adapter can be disabled to get the base; otherwise its predictions are stored.
-    tops = None if case.tuning == "lora" else KeptTops.load(folder / "base" / TOPS)
+    tops = None if case.tuning == "lora" else CachedPredictions.load(folder / "base" / TOPS)
     trainer.objective.gauge = DriftGauge(DRIFT_ROWS, tops, PAD, max_tokens=200)
     add_regulariser(trainer, case, folder / "base", pack_to)
     # Compare the last weights, not the best.
@@ -108,7 +108,7 @@ def train_case(case: Case, folder: Path, *, resume_at: int | None = None) -> Res
     """Train, or resume from the checkpoint of an update; rank 0 gets the logged figures."""
     trainer = make_trainer(case, folder)
     checkpoint = None if resume_at is None else trainer.run_dir.checkpoint(resume_at)
-    with quiet_libraries():
+    with silence_libraries():
         trainer.train(checkpoint)
     weights = trainer.model.state_dict()
     if trainer.zero is not None:

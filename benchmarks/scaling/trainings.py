@@ -16,8 +16,8 @@ from transformers import AutoConfig, PreTrainedConfig
 from benchmarks.markdown import Cell
 from benchmarks.memory import full_batch
 from benchmarks.scaling.operations import Attention, Operations, count_operations
-from yrunner.models.meta import build_weightless
-from yrunner.models.quantization import bytes_of_stored
+from yrunner.models.meta import build_fake_model
+from yrunner.models.quantization import bytes_per_weight
 from yrunner.models.size import WeightCounts, count_weights_of
 from yrunner.recipe.schema.model import FullTuning, LoraTuning, Tuning
 from yrunner.training.deepspeed.state import MOMENTS
@@ -84,7 +84,7 @@ def job_of(form: str, kind: str, length: int = LENGTHS[0]) -> Workload:
     """Estimate an update of one row of `length` targets."""
     if kind == "qlora":
         return replace(
-            job_of(form, "lora", length), stored=bytes_of_stored("nf4", double_quant=True)
+            job_of(form, "lora", length), stored=bytes_per_weight("nf4", double_quant=True)
         )
     first, second = (trace_row(form, kind, tokens) for tokens in TRACED)
     update = GrownTrace(
@@ -98,7 +98,7 @@ def job_of(form: str, kind: str, length: int = LENGTHS[0]) -> Workload:
 @cache
 def trace_row(form: str, kind: str, length: int) -> GrownTrace:
     """Trace an update of one row of `length` targets."""
-    build = partial(build_weightless, tuning=_tuning(kind), dtype=torch.bfloat16)
+    build = partial(build_fake_model, tuning=_tuning(kind), dtype=torch.bfloat16)
     update = trace_update(
         build(config_of(form)),
         build,
@@ -137,7 +137,7 @@ def extrapolate(first: StepTrace, second: StepTrace, length: int) -> StepTrace:
 @cache
 def counts_of(form: str, kind: str) -> WeightCounts:
     """Count all weights and the trained ones."""
-    model = build_weightless(config_of(form), _tuning(kind), dtype=torch.bfloat16)
+    model = build_fake_model(config_of(form), _tuning(kind), dtype=torch.bfloat16)
     return count_weights_of(model)
 
 

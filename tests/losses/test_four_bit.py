@@ -13,8 +13,8 @@ from tests.losses.test_fused_head import batch_of, build, check_equal, gradients
 from tests.losses.test_kl import check_gradients, slow_divergence, slow_log_probs
 from yrunner.losses.fused_head import attach
 from yrunner.losses.kl import measure_divergence
-from yrunner.models.quantization import keep_trainable
-from yrunner.scoring.base_predictions import side_of_base
+from yrunner.models.quantization import prevent_repacking
+from yrunner.scoring.base_predictions import predictions_of_base
 
 
 def load_in_four_bits(folder: Path, form: str, quantizes_head: bool) -> Any:
@@ -54,18 +54,18 @@ def test_the_base_in_four_bits_is_held_to_with_the_adapter_off(
     quantizes_head: bool, tmp_path: Path
 ):
     model, batch = load_in_four_bits(tmp_path, "untied", quantizes_head), batch_of()
-    keep_trainable(model)
+    prevent_repacking(model)
     with torch.no_grad():
         log_base_NV = slow_log_probs(model, batch)
     config = LoraConfig(r=4, init_lora_weights=False, lora_dropout=0.5, target_modules="all-linear")
     tuned = get_peft_model(model, config).train()
     attach(tuned, rows=4)
-    side = side_of_base(tuned, batch, [0, 1, 2], tops=None)
+    base = predictions_of_base(tuned, batch, [0, 1, 2], tops=None)
     assert tuned.training
     for module in tuned.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
     divergence_N = slow_divergence(tuned, batch, log_base_NV)
-    found = measure_divergence(tuned, batch, side)
+    found = measure_divergence(tuned, batch, base)
     torch.testing.assert_close(found.divergence_N, divergence_N, rtol=1e-4, atol=2e-5)
     check_gradients(tuned, gradients(tuned, divergence_N.sum()), gradients(tuned, found.total))

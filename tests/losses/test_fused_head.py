@@ -11,14 +11,14 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from yrunner.losses import chunked_loss as chunks
+from yrunner.losses import chunked_loss
 from yrunner.losses.chunked_loss import chunk_rows, linear_targets, logit_targets, module_targets
 from yrunner.losses.fused_head import attach, measure_targets
 from yrunner.losses.nlirg import nlirg_weight
 from yrunner.losses.targets import PLAIN, TokenWeight, sum_targets
 from yrunner.losses.token_weights import EAFT_TOP, dft_weight, eaft_weight, nlirg_entropy_weight
 from yrunner.losses.vocab_sweep import LogitForm
-from yrunner.models.meta import build_weightless, fake_mode_of
+from yrunner.models.meta import build_fake_model, fake_mode_of
 from yrunner.recipe.schema.model import LoraTuning
 from yrunner.tokens import IGNORE_INDEX
 from yrunner.training.memory.trace import LiveBytes
@@ -138,7 +138,7 @@ def test_fused_is_plain_for_every_form_of_head(form, weight, capsys):
 @pytest.mark.parametrize("form", ["untied", "capped", "divided", "bias"])
 def test_fused_is_plain_with_the_kernel_of_a_gpu(form, weight, monkeypatch):
     pytest.importorskip("triton", reason="Triton comes with torch's CUDA build")
-    monkeypatch.setattr(chunks, "has_kernel", lambda _: True)
+    monkeypatch.setattr(chunked_loss, "has_kernel", lambda _: True)
     check_equal(build(form), batch_of(), WEIGHTS[weight])
 
 
@@ -161,12 +161,20 @@ def test_fused_is_plain_for_adapters(form, changes, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_a_frozen_head_gets_no_gradient(monkeypatch):
+def record_gradients(monkeypatch):
+    """The gradients that the chunks of a plain head are added to."""
     seen = []
-    original = chunks._Work.do
+    add = chunked_loss._LossAccumulator.add
     monkeypatch.setattr(
-        chunks._Work, "do", lambda work, chunk: seen.append(work.gradients) or original(work, chunk)
+        chunked_loss._LossAccumulator,
+        "add",
+        lambda work, chunk: seen.append(work.gradients) or add(work, chunk),
     )
+    return seen
+
+
+def test_a_frozen_head_gets_no_gradient(monkeypatch):
+    seen = record_gradients(monkeypatch)
     model = build("bias")
     model.lm_head.requires_grad_(False)
     check_equal(model, batch_of())
@@ -174,11 +182,7 @@ def test_a_frozen_head_gets_no_gradient(monkeypatch):
 
 
 def test_without_gradients_none_is_computed(monkeypatch):
-    seen = []
-    original = chunks._Work.do
-    monkeypatch.setattr(
-        chunks._Work, "do", lambda work, chunk: seen.append(work.gradients) or original(work, chunk)
-    )
+    seen = record_gradients(monkeypatch)
     model = build()
     attach(model)
     with torch.no_grad():
@@ -288,7 +292,7 @@ def test_a_model_of_another_kind_falls_back_and_says_so_once(capsys):
     model.forward = odd
     for _ in range(2):
         check_equal(model, batch_of())
-    assert capsys.readouterr().err.count("in full, which takes more memory") == 1
+    assert capsys.readouterr().err.count("the loss uses full logits, which takes more memory") == 1
 
 
 def test_dropout_makes_no_model_fall_back_and_draws_what_it_would(capsys):
@@ -320,7 +324,7 @@ def peak_above_the_hidden_states(num_targets, on_head):
     config = AutoConfig.for_model(
         **(SIZES | FORMS["untied"] | dict(vocab_size=100_000, num_hidden_layers=1))
     )
-    model = build_weightless(config, tuning, dtype=torch.float32)
+    model = build_fake_model(config, tuning, dtype=torch.float32)
     head = model.get_output_embeddings()
     live = LiveBytes(fake_mode_of(model))
     live.assign([*model.parameters()], "weights")

@@ -1,4 +1,4 @@
-"""The divergence through the fused head against all logits, in value and gradient."""
+"""KL through the fused head against full logits, in value and gradient."""
 
 import math
 
@@ -9,8 +9,16 @@ from transformers import AutoConfig
 
 from tests.losses.test_fused_head import FORMS, SIZES, VOCABULARY, batch_of, build, gradients
 from yrunner.losses.fused_head import attach
-from yrunner.losses.kl import HiddenBase, TopBase, base_side, measure_divergence
-from yrunner.models.meta import build_weightless, fake_mode_of
+from yrunner.losses.kl import (
+    HiddenBase,
+    TopBase,
+    kl_full,
+    kl_top,
+    likeliest,
+    measure_divergence,
+    predict_base,
+)
+from yrunner.models.meta import build_fake_model, fake_mode_of
 from yrunner.recipe.schema.model import FullTuning, LoraTuning
 from yrunner.tokens import IGNORE_INDEX
 from yrunner.training.memory.trace import LiveBytes
@@ -29,7 +37,7 @@ WITHOUT_TARGETS = {
 
 
 def slow_log_probs(model, batch):
-    """What the model predicts for each target, from all its logits, shape [N, V]."""
+    """Log probabilities of each target, from full logits, shape [N, V]."""
     logits_BTV = model(input_ids=batch["input_ids"], use_cache=False).logits.float()[:, :-1]
     return logits_BTV[batch["labels"][:, 1:] != IGNORE_INDEX].log_softmax(-1)
 
@@ -55,21 +63,21 @@ def check_gradients(model, slow, fast):
 @pytest.mark.parametrize("form", ["tied", "capped", "divided", "bias"])
 @pytest.mark.parametrize("adapter", ADAPTERS)
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_with_an_adapter_the_divergence_is_that_of_all_logits(form, adapter):
+def test_with_an_adapter_the_divergence_equals_that_of_full_logits(form, adapter):
     model, batch = adapted(form, **ADAPTERS[adapter]), batch_of()
     attach(model, rows=4)
     with model.disable_adapter():
-        side = base_side(model, batch)
+        prediction = predict_base(model, batch)
         with torch.no_grad():
             log_base_NV = slow_log_probs(model, batch)
     divergence_N = slow_divergence(model, batch, log_base_NV)
-    found = measure_divergence(model, batch, side)
+    found = measure_divergence(model, batch, prediction)
     torch.testing.assert_close(found.divergence_N, divergence_N, **CLOSE)
-    assert divergence_N.mean() > 1e-4, "the adapter must have moved something"
+    assert divergence_N.mean() > 1e-4, "the adapter must change something"
     slow, fast = gradients(model, divergence_N.sum()), gradients(model, found.total)
     check_gradients(model, slow, fast)
     trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
-    assert set(fast) == trained, "the base's side gets no gradient"
+    assert set(fast) == trained, "the base gets no gradient"
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -89,35 +97,35 @@ def test_the_adapter_switched_off_gives_the_logits_of_the_base_bit_for_bit(form)
 
 
 @pytest.mark.parametrize("form", ["tied", "untied", "capped", "divided", "bias"])
-def test_with_all_weights_trained_the_likeliest_tokens_stand_for_the_base(form):
+def test_with_all_weights_trained_the_likeliest_tokens_represent_the_base(form):
     base, model, batch = build(form, seed=1), build(form), batch_of()
     attach(base, rows=4)
     attach(model, rows=4)
     with torch.no_grad():
         log_base_NV = slow_log_probs(base, batch)
     divergence_N = slow_divergence(model, batch, log_base_NV)
-    whole = measure_divergence(model, batch, base_side(base, batch, top=VOCABULARY))
+    whole = measure_divergence(model, batch, predict_base(base, batch, top=VOCABULARY))
     torch.testing.assert_close(whole.divergence_N, divergence_N, **CLOSE)
     slow, fast = gradients(model, divergence_N.sum()), gradients(model, whole.total)
     check_gradients(model, slow, fast)
 
 
 @pytest.mark.parametrize("top", [1, 5, 40])
-def test_few_tokens_of_the_base_miss_no_more_than_is_promised(top):
+def test_few_tokens_of_the_base_give_a_lower_bound(top):
     base, model, batch = build("untied", seed=1), build("untied"), batch_of()
     attach(base)
     attach(model)
     with torch.no_grad():
         log_base_NV = slow_log_probs(base, batch)
         log_tuned_NV = slow_log_probs(model, batch)
-    side = base_side(base, batch, top=top)
-    found = measure_divergence(model, batch, side)
+    tops = predict_base(base, batch, top=top)
+    found = measure_divergence(model, batch, tops)
     # The slow way: all other tokens are one.
-    rest_NV = torch.ones_like(log_base_NV).scatter(1, side.ids_NK, 0.0)
+    rest_NV = torch.ones_like(log_base_NV).scatter(1, tops.ids_NK, 0.0)
     base_rest_N = (log_base_NV.exp() * rest_NV).sum(-1)
     tuned_rest_N = (log_tuned_NV.exp() * rest_NV).sum(-1)
-    top_NK = log_base_NV.gather(1, side.ids_NK)
-    expected_N = (top_NK.exp() * (top_NK - log_tuned_NV.gather(1, side.ids_NK))).sum(-1)
+    top_NK = log_base_NV.gather(1, tops.ids_NK)
+    expected_N = (top_NK.exp() * (top_NK - log_tuned_NV.gather(1, tops.ids_NK))).sum(-1)
     expected_N += base_rest_N * (base_rest_N / tuned_rest_N).log()
     torch.testing.assert_close(found.divergence_N, expected_N, **CLOSE)
     true_N = (log_base_NV.exp() * (log_base_NV - log_tuned_NV)).sum(-1)
@@ -125,31 +133,29 @@ def test_few_tokens_of_the_base_miss_no_more_than_is_promised(top):
     assert (found.divergence_N < true_N - 1e-4).any(), "something must be missing"
 
 
-def test_the_pull_of_few_tokens_is_off_by_at_most_twice_the_mass_of_the_rest():
-    from yrunner.losses.kl import diverge_all, diverge_top, top_of
-
+def test_the_gradient_of_few_tokens_is_off_by_at_most_twice_the_mass_of_the_rest():
     chance = torch.Generator().manual_seed(0)
     final_NV, base_NV = torch.randn(2, 50, 97, generator=chance).mul(3)
-    _, exact_NV = diverge_all(final_NV, base_NV.log_softmax(-1))
+    _, exact_NV = kl_full(final_NV, base_NV.log_softmax(-1))
     for number in (1, 8, 60, 97):
-        top = top_of(base_NV.log_softmax(-1), number)
-        _, pull_NV = diverge_top(final_NV, top)
-        missed_N = (pull_NV - exact_NV).abs().sum(-1)
+        top = likeliest(base_NV.log_softmax(-1), number)
+        _, grad_NV = kl_top(final_NV, top)
+        missed_N = (grad_NV - exact_NV).abs().sum(-1)
         assert (missed_N <= 2 * top.log_rest_N.exp() + 1e-5).all()
     assert missed_N.max() < 1e-5, "with all tokens nothing is missing"
 
 
-def test_a_model_that_is_its_base_has_not_moved():
+def test_a_model_that_equals_its_base_has_no_divergence():
     model, batch = build("tied"), batch_of()
     attach(model)
-    for side in (base_side(model, batch), base_side(model, batch, top=8)):
-        found = measure_divergence(model, batch, side)
+    for prediction in (predict_base(model, batch), predict_base(model, batch, top=8)):
+        found = measure_divergence(model, batch, prediction)
         assert found.divergence_N.abs().max() < 1e-5
         size = max(gradient.abs().max() for gradient in gradients(model, found.total).values())
         assert size < 1e-5
 
 
-def test_a_model_of_another_kind_diverges_as_much(monkeypatch):
+def test_a_model_whose_head_cannot_be_fused_has_the_same_divergence():
     base, model, batch = build("tied", seed=1), build("tied"), batch_of()
     for each in (base, model):
         attach(each)
@@ -158,27 +164,29 @@ def test_a_model_of_another_kind_diverges_as_much(monkeypatch):
         log_base_NV = slow_log_probs(base, batch)
     divergence_N = slow_divergence(model, batch, log_base_NV)
     for top in (None, VOCABULARY):
-        found = measure_divergence(model, batch, base_side(base, batch, top=top))
+        found = measure_divergence(model, batch, predict_base(base, batch, top=top))
         torch.testing.assert_close(found.divergence_N, divergence_N.detach(), **CLOSE)
     check_gradients(model, gradients(model, divergence_N.sum()), gradients(model, found.total))
 
 
 @pytest.mark.parametrize("on_head", [False, True])
-def test_a_batch_without_a_target_has_not_moved_and_trains_nothing(on_head):
+def test_a_batch_without_a_target_has_no_divergence_and_trains_nothing(on_head):
     model = adapted("tied", target_modules=["q_proj", "lm_head"] if on_head else ["q_proj"])
     attach(model)
     for top in (None, 8):
-        found = measure_divergence(model, WITHOUT_TARGETS, base_side(model, WITHOUT_TARGETS, top))
+        found = measure_divergence(
+            model, WITHOUT_TARGETS, predict_base(model, WITHOUT_TARGETS, top)
+        )
         assert found.total == 0 and not len(found.divergence_N)
         assert all(not gradient.any() for gradient in gradients(model, found.total).values())
 
 
-def peak_above_the_hidden_states(num_targets, tuning, side_of):
-    """Bytes of the divergence's own tensors, forward and backward, at a large vocabulary."""
+def peak_above_the_hidden_states(num_targets, tuning, prediction_of):
+    """Bytes of the divergence's tensors, forward and backward, with a large vocabulary."""
     config = AutoConfig.for_model(
         **(SIZES | FORMS["untied"] | dict(vocab_size=100_000, num_hidden_layers=1))
     )
-    model = build_weightless(config, tuning, dtype=torch.float32)
+    model = build_fake_model(config, tuning, dtype=torch.float32)
     attach(model, rows=256)
     live = LiveBytes(fake_mode_of(model))
     live.assign([*model.parameters()], "weights")
@@ -188,14 +196,14 @@ def peak_above_the_hidden_states(num_targets, tuning, side_of):
     }
     with live:
         with fake_mode_of(model):
-            side = side_of(num_targets)
-        measure_divergence(model, batch, side).total.backward()
+            prediction = prediction_of(num_targets)
+        measure_divergence(model, batch, prediction).total.backward()
         return max(activations for _, activations in live.take_peaks())
 
 
 @pytest.mark.parametrize("kind", ["lora", "lora_on_head", "full"])
 def test_memory_does_not_grow_with_targets_times_vocabulary(kind):
-    tuning, side_of = {
+    tuning, prediction_of = {
         "lora": (LoraTuning(), lambda n: HiddenBase(torch.zeros(n, 32))),
         "lora_on_head": (
             LoraTuning(targets=["q_proj", "lm_head"]),
@@ -208,6 +216,6 @@ def test_memory_does_not_grow_with_targets_times_vocabulary(kind):
             ),
         ),
     }[kind]
-    few, most = (peak_above_the_hidden_states(n, tuning, side_of) for n in (512, 1024))
-    assert (most - few) / 512 < 40_000, "a row of logits has 400,000 bytes"
+    few, most = (peak_above_the_hidden_states(n, tuning, prediction_of) for n in (512, 1024))
+    assert (most - few) / 512 < 40_000, "a row of logits takes 400,000 bytes"
     assert math.isfinite(most)

@@ -1,4 +1,4 @@
-"""The kernel of the sweep against torch: on a GPU, or in Triton's interpreter (see conftest.py)."""
+"""The Triton kernel against torch, on a GPU or in Triton's interpreter (see conftest.py)."""
 
 from dataclasses import fields
 
@@ -13,12 +13,12 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 @pytest.fixture
 def sweep_on_gpu(monkeypatch):
-    """The kernel, with blocks so small that a row has several."""
-    # Imported here: Triton itself may be missing.
-    from yrunner.losses import vocab_sweep_triton as sweep_triton
+    """The kernel with small blocks: several for a row."""
+    # Imported here: Triton may be missing.
+    from yrunner.losses import vocab_sweep_triton
 
-    monkeypatch.setattr(sweep_triton, "LARGEST_BLOCK", 64)
-    return sweep_triton.sweep_on_gpu
+    monkeypatch.setattr(vocab_sweep_triton, "LARGEST_BLOCK", 64)
+    return vocab_sweep_triton.sweep_on_gpu
 
 
 def batch_of(vocabulary_size, dtype, size=3.0, rows=5):
@@ -37,12 +37,12 @@ def batch_of(vocabulary_size, dtype, size=3.0, rows=5):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_kernel_finds_what_torch_finds(sweep_on_gpu, vocabulary_size, form, dtype):
     logits_NV, labels_N = batch_of(vocabulary_size, dtype)
-    expected, expected_pull_NV = sweep(logits_NV.to(torch.float32, copy=True), labels_N, form)
-    found, pull_NV = sweep_on_gpu(logits_NV, labels_N, form)
+    expected, expected_grad_NV = sweep(logits_NV.to(torch.float32, copy=True), labels_N, form)
+    found, grad_NV = sweep_on_gpu(logits_NV, labels_N, form)
     for field in fields(found):
         mine, theirs = (getattr(one, field.name) for one in (found, expected))
         torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=2e-5, msg=field.name)
-    assert pull_NV.data_ptr() == logits_NV.data_ptr(), "in place"
+    assert grad_NV.data_ptr() == logits_NV.data_ptr(), "in place"
     torch.testing.assert_close(
-        pull_NV.float(), expected_pull_NV, rtol=0, atol=4e-3 if dtype == torch.bfloat16 else 1e-6
+        grad_NV.float(), expected_grad_NV, rtol=0, atol=4e-3 if dtype == torch.bfloat16 else 1e-6
     )

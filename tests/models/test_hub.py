@@ -17,9 +17,9 @@ def no_network(monkeypatch):
 
     monkeypatch.setattr("socket.getaddrinfo", no_address)
     monkeypatch.setattr("yrunner.models.hub.getproxies", dict)
-    hub._hub_has_an_address.cache_clear()
+    hub._hub_resolves.cache_clear()
     yield
-    hub._hub_has_an_address.cache_clear()
+    hub._hub_resolves.cache_clear()
 
 
 def test_a_hub_id_out_of_reach_is_named_at_once():

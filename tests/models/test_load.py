@@ -84,7 +84,7 @@ def test_missing_weights_are_refused_instead_of_random(base_folder):
 
 def test_weights_of_another_shape_are_refused_with_their_name(base_folder):
     edit_config(base_folder, intermediate_size=48)
-    with pytest.raises(ModelError, match=r"another shape .* model.layers.0.mlp.\w+_proj.weight"):
+    with pytest.raises(ModelError, match=r"shapes differ .* model.layers.0.mlp.\w+_proj.weight"):
         load(base_folder)
 
 
@@ -92,7 +92,7 @@ def test_pickled_weights_are_refused(qwen3_folder):
     weights = qwen3_folder / "model.safetensors"
     torch.save(load_file(weights), qwen3_folder / "pytorch_model.bin")
     weights.unlink()
-    with pytest.raises(ModelError, match=r"pytorch_model.bin is pickled.* Convert it"):
+    with pytest.raises(ModelError, match=r"pytorch_model.bin is a pickle.*convert it"):
         load(qwen3_folder)
 
 
@@ -121,8 +121,8 @@ def test_a_missing_shard_is_refused(qwen3, qwen3_folder):
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"model_type": "quen"}, "architecture that the installed transformers does not know"),
-        ({"model_type": "t5"}, "is no causal language model"),
+        ({"model_type": "quen"}, "architecture unknown to the installed transformers"),
+        ({"model_type": "t5"}, "is not a causal language model"),
         ({"hidden_size": "wide"}, "config.json with wrong values"),
         (
             {"model_type": "own", "auto_map": {"AutoConfig": "own.C"}},
@@ -150,9 +150,9 @@ def test_a_folder_without_config_a_file_and_nothing_are_refused(qwen3_folder):
 
 @pytest.mark.parametrize("source", ["nobody/no-such-model", "outputs/no/model"])
 def test_a_hub_id_without_network_is_refused(source, offline):
-    with pytest.raises(ModelError, match=r"is n(o|either a) folder here"):
+    with pytest.raises(ModelError, match=r"a local folder"):
         load(source)
-    with pytest.raises(ModelError, match=r"is n(o|either a) folder here"):
+    with pytest.raises(ModelError, match=r"a local folder"):
         load_tokenizer(source)
 
 
@@ -230,7 +230,7 @@ def test_an_adapter_folder_without_tokenizer_has_that_of_its_base(
 def test_a_folder_without_tokenizer_is_refused_instead_of_empty(base_folder):
     for file in base_folder.glob("*token*"):
         file.unlink()
-    with pytest.raises(ModelError, match=r"no tokenizer"):
+    with pytest.raises(ModelError, match=r"no (readable )?tokenizer"):
         load_tokenizer(str(base_folder))
 
 

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBa
 from tests.models.conftest import MODEL_TYPES, tiny_config
 from yrunner.errors import ModelError
 from yrunner.models.load import load_model
-from yrunner.models.meta import build_weightless, read_config
+from yrunner.models.meta import build_fake_model, read_config
 from yrunner.models.save import ModelCard, save_model
 from yrunner.models.tuning import apply_tuning
 from yrunner.recipe.schema.model import FreezeTuning, FullTuning, LoraTuning, Tuning
@@ -44,7 +44,7 @@ def test_it_has_the_parameters_of_the_real_model(
         **tiny_config(model_type), vocab_size=320, tie_word_embeddings=tied
     )
     real = apply_tuning(AutoModelForCausalLM.from_config(config, dtype=dtype), tuning)
-    assert shapes(build_weightless(config, tuning, dtype=dtype)) == shapes(real)
+    assert shapes(build_fake_model(config, tuning, dtype=dtype)) == shapes(real)
 
 
 def test_an_adapter_that_is_trained_on_has_its_own_shapes(
@@ -54,7 +54,7 @@ def test_an_adapter_that_is_trained_on_has_its_own_shapes(
     adapter = apply_tuning(base, LoraTuning(rank=3, targets=["q_proj"]))
     save_model(adapter, tokenizer, tmp_path / "adapter", card)
     go_on = LoraTuning(adapter=str(tmp_path / "adapter"))
-    weightless = build_weightless(read_config(str(qwen3_folder)), go_on, dtype=torch.float32)
+    weightless = build_fake_model(read_config(str(qwen3_folder)), go_on, dtype=torch.float32)
     assert isinstance(weightless, PeftModel)
     assert shapes(weightless) == shapes(adapter)
 
@@ -72,14 +72,14 @@ def test_a_model_of_eight_billion_weights_takes_no_memory():
     psutil = pytest.importorskip("psutil")
     config = AutoConfig.for_model("qwen3", hidden_size=4096, num_hidden_layers=36)
     before = psutil.Process().memory_info().rss
-    model = build_weightless(config, LoraTuning(), dtype=torch.bfloat16)
+    model = build_fake_model(config, LoraTuning(), dtype=torch.bfloat16)
     assert sum(weight.numel() for weight in model.parameters()) > 8e9
     assert psutil.Process().memory_info().rss - before < 200e6
 
 
 def test_flash_attention_needs_no_gpu_here():
     config = AutoConfig.for_model(**tiny_config("qwen3"), vocab_size=320)
-    model = build_weightless(
+    model = build_fake_model(
         config, FullTuning(kind="full"), dtype=torch.bfloat16, attention="flash_attention_2"
     )
     assert model.config._attn_implementation == "sdpa"
@@ -88,5 +88,5 @@ def test_flash_attention_needs_no_gpu_here():
 def test_quantized_weights_are_refused():
     config = AutoConfig.for_model(**tiny_config("qwen3"), vocab_size=320)
     config.quantization_config = {"quant_method": "gptq"}
-    with pytest.raises(ModelError, match=r"are quantized.*Choose the model that they were made"):
-        build_weightless(config, LoraTuning(), dtype=torch.bfloat16)
+    with pytest.raises(ModelError, match=r"are quantized.*Use the unquantized model"):
+        build_fake_model(config, LoraTuning(), dtype=torch.bfloat16)

@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from tests.models.conftest import tiny_config
-from yrunner.models.meta import build_weightless
+from yrunner.models.meta import build_fake_model
 from yrunner.models.save import ModelCard, save_model
 from yrunner.models.scratch import build_model
 from yrunner.models.size import estimate_disk, saved_weight_bytes
@@ -49,7 +49,7 @@ def test_the_estimate_is_within_a_quarter_of_what_is_written(
     write_checkpoint(model, optimizer, tmp_path / "checkpoint")
     save_model(model, tokenizer, tmp_path / "model", card)
 
-    weightless = build_weightless(base.config, tuning, dtype=torch.float32)
+    weightless = build_fake_model(base.config, tuning, dtype=torch.float32)
     need = estimate_disk(weightless, 8 * count_parameters(weightless)[0], tokenizer)
     assert need.checkpoint == pytest.approx(bytes_in(tmp_path / "checkpoint"), rel=0.25)
     assert need.model == pytest.approx(bytes_in(tmp_path / "model"), rel=0.25)
@@ -57,6 +57,6 @@ def test_the_estimate_is_within_a_quarter_of_what_is_written(
 
 def test_weights_keep_their_own_dtypes(make_model: Callable[..., Any]):
     config = make_model().config
-    half = build_weightless(config, FreezeTuning(kind="freeze"), dtype=torch.bfloat16)
+    half = build_fake_model(config, FreezeTuning(kind="freeze"), dtype=torch.bfloat16)
     trained, everything = count_parameters(half)
     assert saved_weight_bytes(half) == 4 * trained + 2 * (everything - trained)

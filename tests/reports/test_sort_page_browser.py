@@ -20,7 +20,7 @@ from yrunner.reports.sort_page import (
     write_sort_page,
 )
 from yrunner.reports.token_text import TokenText, pieces_of
-from yrunner.scoring.knn import NOTHING, Lookup
+from yrunner.scoring.knn import NO_SUGGESTION, Lookup
 
 WIDE = 1400
 FIND = """const one = (selector) => page.querySelector(selector);
@@ -188,14 +188,14 @@ def test_an_opened_row_shows_its_tokens_its_scores_and_where_it_stands(
 
 def test_a_token_tells_what_other_rows_say(browser, example, capitals_tokenizer, tmp_path):
     text = TokenText(capitals_tokenizer)
-    told_N = torch.full((len(example.target_positions),), NOTHING)
+    suggested_N = torch.full((len(example.target_positions),), NO_SUGGESTION)
     # The first character is three tokens of a byte each; told is the first byte of another one.
-    told_N[0] = example.input_ids[example.target_positions[3]]
-    told_N[-1] = capitals_tokenizer.convert_tokens_to_ids("7")
-    lookup = Lookup(torch.full((len(told_N),), 4.5), told_N)
+    suggested_N[0] = example.input_ids[example.target_positions[3]]
+    suggested_N[-1] = capitals_tokenizer.convert_tokens_to_ids("7")
+    lookup = Lookup(torch.full((len(suggested_N),), 4.5), suggested_N)
     packed = pack_tokens(example, scores_of(example, 12), text, lookup)
     scores = {"knn_loss": 4.5, "loss": 1.0}
-    row = SortedRow("chat.jsonl", 1, "Capital?", scores, 1.0, 1.0, len(told_N), None, packed)
+    row = SortedRow("chat.jsonl", 1, "Capital?", scores, 1.0, 1.0, len(suggested_N), None, packed)
     path = tmp_path / "told.html"
     write_sort_page(SortPage("told", "knn_loss", [row], [], {}), path)
     script = f"""{FIND}
@@ -221,7 +221,7 @@ def test_a_token_is_coloured_by_what_neither_model_nor_neighbours_expected(
     scores = scores_of(example, 12)
     generator = torch.Generator().manual_seed(5)
     knn_loss_N = 9 * torch.rand(len(scores.loss_N), generator=generator)
-    lookup = Lookup(knn_loss_N, torch.full((len(knn_loss_N),), NOTHING))
+    lookup = Lookup(knn_loss_N, torch.full((len(knn_loss_N),), NO_SUGGESTION))
     packed = pack_tokens(example, scores, TokenText(capitals_tokenizer), lookup)
     name = "cross-fit unexplained"
     row = SortedRow("chat.jsonl", 1, "Town?", {name: 4.5}, 1.0, 1.0, 12, None, packed)

@@ -46,7 +46,7 @@ def test_fewer_different_rows_than_folds_are_refused_with_a_way_out():
     with pytest.raises(YRunnerError) as caught:
         make_folds([5, 5, 6, 6], 3, seed=0)
     assert str(caught.value) == (
-        "3 folds need 3 different rows, and there are 2. Set sort.cross_fit to 0, or add rows"
+        "3 folds need 3 different rows; there are 2. Set sort.cross_fit to 0, or add rows"
     )
 
 

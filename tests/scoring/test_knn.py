@@ -1,4 +1,4 @@
-"""Neighbours of a target against the slow way: one target at a time, in float64."""
+"""Nearest neighbours against the slow way: one target at a time, in float64."""
 
 import math
 from pathlib import Path
@@ -8,8 +8,8 @@ import torch
 
 from yrunner.data.conversation import TokenizedExample
 from yrunner.errors import Origin
-from yrunner.scoring import knn as neighbours
-from yrunner.scoring.knn import NEIGHBOURS, NOTHING, OWN_LIKENESS, TEMPERATURE, look_up
+from yrunner.scoring import knn
+from yrunner.scoring.knn import NEIGHBOURS, NO_SUGGESTION, OWN_COSINE, TEMPERATURE, look_up
 from yrunner.scoring.measure import TokenScores
 from yrunner.tokens import IGNORE_INDEX
 
@@ -45,7 +45,7 @@ def make_corpus(num_rows, vocabulary, seed=0):
 
 
 def slow_lookup(examples, scores, groups):
-    """Loss and told token of every target, in order."""
+    """Loss and suggested token of every target, in order."""
     places = [
         (
             groups[row],
@@ -60,40 +60,40 @@ def slow_lookup(examples, scores, groups):
     centre = torch.stack([context for *_, context in places]).mean(dim=0)
     found = []
     for loss, (group, previous, target, context) in zip(losses, places, strict=True):
-        said = []
+        votes = []
         for other, before, token, theirs in places:
             if other != group and before == previous:
                 cosine = torch.cosine_similarity(context - centre, theirs - centre, dim=0)
-                said.append((cosine.item(), token))
-        said = sorted(said, reverse=True)[:NEIGHBOURS]
-        say = {}
-        for cosine, token in said:
-            say[token] = say.get(token, 0.0) + math.exp((cosine - 1) / TEMPERATURE)
-        own = math.exp((OWN_LIKENESS - 1) / TEMPERATURE)
-        whole = sum(say.values()) + own
-        likeliest = max(say, key=say.__getitem__, default=NOTHING)
-        is_told = say.get(likeliest, 0) > whole / 2 and likeliest != target
-        probability = (say.get(target, 0.0) + own * math.exp(-loss)) / whole
-        found.append((-math.log(probability), likeliest if is_told else NOTHING))
+                votes.append((cosine.item(), token))
+        votes = sorted(votes, reverse=True)[:NEIGHBOURS]
+        total = {}
+        for cosine, token in votes:
+            total[token] = total.get(token, 0.0) + math.exp((cosine - 1) / TEMPERATURE)
+        own = math.exp((OWN_COSINE - 1) / TEMPERATURE)
+        whole = sum(total.values()) + own
+        likeliest = max(total, key=total.__getitem__, default=NO_SUGGESTION)
+        is_other = total.get(likeliest, 0) > whole / 2 and likeliest != target
+        probability = (total.get(target, 0.0) + own * math.exp(-loss)) / whole
+        found.append((-math.log(probability), likeliest if is_other else NO_SUGGESTION))
     return found
 
 
 def joined(lookups):
     lookups = list(lookups)
     losses = torch.cat([one.loss_N for one in lookups]).tolist()
-    return losses, torch.cat([one.told_N for one in lookups]).tolist()
+    return losses, torch.cat([one.suggested_N for one in lookups]).tolist()
 
 
 @pytest.mark.parametrize(("num_rows", "vocabulary"), [(1, 5), (40, 2), (40, 4), (60, 30)])
 def test_neighbours_are_those_of_the_slow_way(num_rows, vocabulary, monkeypatch):
     # Several blocks of rows, and of cosines.
-    monkeypatch.setattr(neighbours, "ASKED_AT_ONCE", 50)
-    monkeypatch.setattr(neighbours, "BLOCK", 300)
+    monkeypatch.setattr(knn, "QUERIES_AT_ONCE", 50)
+    monkeypatch.setattr(knn, "COSINES_AT_ONCE", 300)
     corpus = make_corpus(num_rows, vocabulary)
-    losses, told = joined(look_up(*corpus, seed=0))
+    losses, suggested = joined(look_up(*corpus, seed=0))
     expected = slow_lookup(*corpus)
     assert losses == pytest.approx([loss for loss, _ in expected], rel=1e-3, abs=1e-4)
-    assert told == [token for _, token in expected]
+    assert suggested == [token for _, token in expected]
 
 
 def fact_rows(answers):
@@ -110,11 +110,11 @@ def fact_rows(answers):
     return examples, scores, [str(number) for number in range(len(examples))]
 
 
-def test_the_one_row_that_says_otherwise_is_told_what_the_others_say():
-    losses, told = joined(look_up(*fact_rows([7, 7, 7, 7, 8]), seed=0))
+def test_a_row_that_contradicts_the_others_gets_their_token_as_suggestion():
+    losses, suggested = joined(look_up(*fact_rows([7, 7, 7, 7, 8]), seed=0))
     assert max(losses[:4]) < 0.3, "three of four neighbours agree"
-    assert losses[4] > 4, "worse than by the model alone"
-    assert told[:5] == [NOTHING] * 4 + [7]
+    assert losses[4] > 4, "worse than the model alone"
+    assert suggested[:5] == [NO_SUGGESTION] * 4 + [7]
 
 
 def test_a_copy_does_not_confirm_a_fault():
@@ -124,17 +124,17 @@ def test_a_copy_does_not_confirm_a_fault():
     assert losses[3] == losses[4] > 4
 
 
-def test_where_nothing_is_alike_the_loss_of_the_model_stands():
+def test_a_target_without_neighbours_keeps_the_loss_of_the_model():
     losses = torch.tensor([0.5, 6.0])
     contexts = torch.eye(2, SIZE)
     alone = make_example([1, 2, 3], 1), make_example([4, 5, 6], 1)
     scores = make_scores(losses, contexts), make_scores(losses, -contexts)
-    found, told = joined(look_up(alone, scores, ["a", "b"], seed=0))
+    found, suggested = joined(look_up(alone, scores, ["a", "b"], seed=0))
     assert found == pytest.approx([0.5, 6.0, 0.5, 6.0])
-    assert told == [NOTHING] * 4
+    assert suggested == [NO_SUGGESTION] * 4
 
 
-def test_losses_that_are_no_numbers_stay_so_and_harm_no_other():
+def test_losses_that_are_not_finite_stay_so_and_affect_no_other():
     examples, scores, groups = fact_rows([7, 7, 7])
     scores[0] = make_scores(torch.tensor([torch.nan]), scores[0].context_NC)
     scores[1] = make_scores(torch.tensor([torch.inf]), scores[1].context_NC)
@@ -144,17 +144,17 @@ def test_losses_that_are_no_numbers_stay_so_and_harm_no_other():
     assert all(map(math.isfinite, losses[2:]))
 
 
-def test_of_a_large_corpus_a_part_is_remembered_and_all_rows_are_asked_for(monkeypatch):
+def test_of_a_large_corpus_only_a_part_is_stored_but_all_rows_are_looked_up(monkeypatch):
     corpus = make_corpus(60, 3)
-    monkeypatch.setattr(neighbours, "MOST_REMEMBERED", 60)
-    monkeypatch.setattr(neighbours, "MOST_COMPARED", 5)
+    monkeypatch.setattr(knn, "MOST_STORED", 60)
+    monkeypatch.setattr(knn, "MOST_CANDIDATES", 5)
     once, again = (joined(look_up(*corpus, seed=1)) for _ in range(2))
     assert once == again
     assert len(once[0]) == sum(len(scored.loss_N) for scored in corpus[1])
     assert all(map(math.isfinite, once[0]))
 
 
-def test_rows_without_targets_are_no_trouble():
+def test_rows_without_targets_have_empty_lookups():
     empty = make_example([1, 2], 2)
     nothing = make_scores(torch.empty(0), torch.empty(0, SIZE))
     assert joined(look_up([empty], [nothing], ["a"], seed=0)) == ([], [])

@@ -1,4 +1,4 @@
-"""The scores of every target, against all logits of one example at a time; batches by length."""
+"""Scores of every target against full logits of one example at a time; batches by length."""
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ def test_scores_are_those_of_each_target_alone_in_order(make_model, examples, ba
         assert scored.origin == example.origin
 
 
-def test_a_model_in_training_goes_on_in_training(make_model, examples):
+def test_a_model_in_training_mode_stays_in_it(make_model, examples):
     model = make_model().train()
     list(score_tokens(model, examples[:2], pad_token_id=0, batch_size=1))
     assert model.training
@@ -86,7 +86,7 @@ def test_scores_by_length_are_those_of_each_row_alone(make_model, examples, batc
     assert flat == sorted(flat, reverse=True), "the longest come first"
 
 
-def test_what_is_done_is_left_out_and_changes_no_digit_of_the_rest(make_model, examples, batches):
+def test_done_rows_are_skipped_and_change_no_digit_of_the_rest(make_model, examples, batches):
     model = make_model()
     options = {"pad_token_id": 0, "max_tokens": 300}
     whole = list(score_by_length(model, examples, **options))
@@ -116,7 +116,7 @@ def test_processes_share_the_rows_and_give_the_same_scores(make_model, examples,
         assert torch.equal(figures(scored), figures(alone[index]))
 
 
-def test_a_generator_that_is_left_early_leaves_the_model_in_training(make_model, examples):
+def test_closing_the_generator_early_restores_training_mode(make_model, examples):
     model = make_model().train()
     scores = score_by_length(model, examples, pad_token_id=0, max_tokens=100)
     next(scores)
@@ -133,9 +133,7 @@ def test_equal_lengths_keep_their_order():
     assert batches_by_length([2, 3, 2, 3, 2], 6) == [[1, 3], [0, 2, 4]]
 
 
-def test_contexts_are_the_hidden_states_before_the_targets_seen_from_another_side(
-    make_model, examples
-):
+def test_contexts_are_projections_of_the_hidden_states_before_the_targets(make_model, examples):
     model = make_model()
     options = {"pad_token_id": 0, "max_tokens": 200}
     scores = dict(score_by_length(model, examples, **options, wants_context=True))
@@ -150,19 +148,19 @@ def test_contexts_are_the_hidden_states_before_the_targets_seen_from_another_sid
         off_NN = context_NC.float() @ context_NC.float().T - cosine_NN
         assert off_NN.diagonal().abs().max() < 0.01
         assert off_NN.pow(2).mean().sqrt() < 0.1
-    assert model.model._forward_hooks == {}, "nothing watches the model any more"
+    assert model.model._forward_hooks == {}, "the hook is removed"
 
 
-def test_without_being_asked_for_there_are_no_contexts(make_model, examples):
+def test_contexts_are_computed_only_on_request(make_model, examples):
     scores = score_by_length(make_model(), examples, pad_token_id=0, max_tokens=200)
     assert all(scored.context_NC is None for _, scored in scores)
 
 
-def test_a_model_that_hides_its_states_says_which_score_needs_them(
+def test_a_model_without_hidden_states_names_the_scores_that_need_them(
     make_model, examples, monkeypatch
 ):
     model = make_model()
     monkeypatch.setattr(type(model), "base_model", property(lambda self: self))
     scores = score_by_length(model, examples, pad_token_id=0, max_tokens=200, wants_context=True)
-    with pytest.raises(ModelError, match=r"does not show its hidden states, which knn_loss"):
+    with pytest.raises(ModelError, match=r"does not expose its hidden states, which knn_loss"):
         next(scores)

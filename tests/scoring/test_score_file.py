@@ -38,7 +38,7 @@ def assert_same(scores: TokenScores, expected: TokenScores) -> None:
 
 
 def write(folder: Path, rows: range, *, key: str = "key", rank: int = 0) -> Path:
-    """Append what is not there of some rows; the file that was written to."""
+    """Append the missing ones of some rows; return the file."""
     with ScoreFile.open(folder, key, HASHES, rank=rank) as scores:
         for index in rows:
             if index not in scores.done:
@@ -46,7 +46,7 @@ def write(folder: Path, rows: range, *, key: str = "key", rank: int = 0) -> Path
     return folder / f"rank-{rank}.scores"
 
 
-def test_scores_come_back_as_they_were_in_the_order_of_rows(tmp_path):
+def test_scores_are_read_as_written_in_the_order_of_rows(tmp_path):
     with ScoreFile.open(tmp_path, "key", HASHES) as scores:
         for index in (2, 0, 3, 1):
             scores.append(index, ROWS[index])
@@ -60,7 +60,7 @@ def test_scores_come_back_as_they_were_in_the_order_of_rows(tmp_path):
         assert_same(stored, expected)
 
 
-def test_a_file_that_ends_at_any_byte_goes_on_to_the_same_bytes(tmp_path):
+def test_a_file_truncated_at_any_byte_resumes_to_the_same_bytes(tmp_path):
     file = write(tmp_path, range(4))
     whole = file.read_bytes()
     sizes = []
@@ -105,7 +105,7 @@ def test_each_process_has_a_file_and_reads_those_of_all(tmp_path):
 def test_rows_keep_their_scores_where_others_are_added_or_taken_away(tmp_path):
     write(tmp_path, range(4))
     with ScoreFile.open(tmp_path, "key", ["new", "b", "a", "b", "b"]) as scores:
-        assert scores.done == {1, 2, 3}, "of three rows with one content two were measured"
+        assert scores.done == {1, 2, 3}, "of three rows with equal content two have scores"
         for index in (0, 4):
             scores.append(index, make_scores(10 + index, 1))
     with ScoreFile.open(tmp_path, "key", ["new", "b", "a", "b", "b"]) as scores:
@@ -114,7 +114,7 @@ def test_rows_keep_their_scores_where_others_are_added_or_taken_away(tmp_path):
             assert_same(stored, row)
 
 
-def test_scores_tell_where_their_row_stands_now(tmp_path):
+def test_scores_have_the_current_origin_of_their_row(tmp_path):
     write(tmp_path, range(4))
     with ScoreFile.open(tmp_path, "key", HASHES) as scores:
         found = scores.read(lambda index: Origin(Path("moved.jsonl"), index + 100))
@@ -123,24 +123,24 @@ def test_scores_tell_where_their_row_stands_now(tmp_path):
         assert_same(found[index], replace(ROWS[index], origin=origin))
 
 
-def test_scores_that_are_missing_are_not_made_up(tmp_path):
+def test_missing_scores_are_an_error(tmp_path):
     write(tmp_path, range(3))
     with (
         ScoreFile.open(tmp_path, "key", HASHES) as scores,
-        pytest.raises(AssertionError, match="1 rows have not been measured"),
+        pytest.raises(AssertionError, match="1 rows have no scores"),
     ):
         scores.read()
 
 
 @pytest.fixture
 def limit_file_size():
-    """Let no file grow beyond so many bytes, as if the disk were full."""
+    """Limit the size of files, as if the disk were full."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_full_disk_costs_the_row_that_found_no_room_and_no_other(tmp_path, limit_file_size):
+def test_a_full_disk_loses_only_the_row_that_did_not_fit(tmp_path, limit_file_size):
     whole = write(tmp_path / "whole", range(4)).read_bytes()
     file = write(tmp_path / "full", range(2))
     with ScoreFile.open(tmp_path / "full", "key", HASHES) as scores:

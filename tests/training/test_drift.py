@@ -6,7 +6,7 @@ from peft import LoraConfig, get_peft_model
 
 from tests.training.test_replay_loss import slow_divergences
 from yrunner.recipe.schema.recipe import EarlyStopping
-from yrunner.scoring.base_predictions import KeptTops, keep_tops
+from yrunner.scoring.base_predictions import CachedPredictions, cache_predictions
 from yrunner.training.callbacks import Cadence
 from yrunner.training.drift import DriftGauge, count_stalled, drift_warning
 from yrunner.training.metrics import read_metrics
@@ -27,9 +27,9 @@ def test_drift_is_the_mean_divergence_of_all_tokens_whatever_the_batches(
     tuned = get_peft_model(make_model(), config).eval()
     slow = torch.cat([slow_divergences(tuned, base, row) for row in rows]).mean().item()
     assert DriftGauge(rows, None, pad, max_tokens).measure(tuned) == pytest.approx(slow, rel=1e-4)
-    tops = keep_tops(base, rows, top=10_000, pad_token_id=pad, max_tokens=max_tokens)
+    tops = cache_predictions(base, rows, top=10_000, pad_token_id=pad, max_tokens=max_tokens)
     tops.save(tmp_path / "tops.safetensors")
-    kept = KeptTops.load(tmp_path / "tops.safetensors")
+    kept = CachedPredictions.load(tmp_path / "tops.safetensors")
     assert DriftGauge(rows, kept, pad, max_tokens).measure(tuned) == pytest.approx(slow, rel=1e-4)
     assert tuned.training is False
 

@@ -11,7 +11,7 @@ from tests.training.conftest import relative_difference, slow_losses, weights_of
 from yrunner.data.batching.collate import all_in_one_row, fit_rows, one_per_row
 from yrunner.data.batching.replay_rows import make_keep_plan
 from yrunner.losses.nlirg import nlirg_weight
-from yrunner.scoring.base_predictions import keep_tops
+from yrunner.scoring.base_predictions import cache_predictions
 from yrunner.training.metrics import read_metrics
 from yrunner.training.replay_loss import HeldRows, KeptMean, MicroBatch
 from yrunner.training.rng_snapshot import Snapshot
@@ -50,7 +50,9 @@ def hold(make_model, capitals_tokenizer):
     def hold_trainer(trainer, rows, kind="lora", *, by_text=False, pack_to=None):
         tops = None
         if kind == "full":
-            tops = keep_tops(make_model(), rows, top=10_000, pad_token_id=pad, max_tokens=500)
+            tops = cache_predictions(
+                make_model(), rows, top=10_000, pad_token_id=pad, max_tokens=500
+            )
         plan = make_keep_plan(
             [len(row.target_positions) for row in rows],
             [len(row.input_ids) for row in rows],

@@ -18,9 +18,9 @@ from yrunner.data.conversation import TokenizedExample
 from yrunner.distributed.topology import topology_of
 from yrunner.errors import YRunnerError
 from yrunner.models.load import check_vocabulary, choose_dtype
-from yrunner.models.local import container_memory
-from yrunner.models.meta import build_weightless
-from yrunner.models.quantization import bytes_of_stored
+from yrunner.models.local import cgroup_memory
+from yrunner.models.meta import build_fake_model
+from yrunner.models.quantization import bytes_per_weight
 from yrunner.models.size import count_weights_of, estimate_disk
 from yrunner.models.tuning import count_parameters
 from yrunner.recipe.schema.distributed import DistributedSection
@@ -133,7 +133,7 @@ def count_ranks(distributed: DistributedSection, gpus: int | None) -> int:
 
 def this_machine() -> Machine:
     """The GPUs of this machine, the smallest for all, or its CPU."""
-    container = container_memory()
+    container = cgroup_memory()
     host = psutil.virtual_memory().total if container is None else container.limit
     num_gpus = torch.cuda.device_count()
     if num_gpus == 0:
@@ -220,7 +220,7 @@ class Estimator:
         found = self._kept[key]
         if isinstance(found, Untraceable) or not isinstance(tuning, QloraTuning):
             return found
-        stored = bytes_of_stored(tuning.quant_type, double_quant=tuning.double_quant)
+        stored = bytes_per_weight(tuning.quant_type, double_quant=tuning.double_quant)
         return replace(found, job=replace(found.job, stored=stored))
 
     def _run(
@@ -229,7 +229,7 @@ class Estimator:
         recipe = self.recipe
         # Weights from scratch are made in float32, loaded ones in the dtype of the computation.
         build = partial(
-            build_weightless,
+            build_fake_model,
             tuning=tuning,
             dtype=self.dtype if recipe.model.scratch is None else torch.float32,
             attention=recipe.model.attention,

@@ -10,7 +10,7 @@ from yrunner.data.batching.plan import Plan
 from yrunner.errors import RunError
 from yrunner.models.limits import check_lengths
 from yrunner.models.load import check_ids
-from yrunner.models.quantization import need_bitsandbytes
+from yrunner.models.quantization import require_bitsandbytes
 from yrunner.models.size import DiskNeed, estimate_disk
 from yrunner.recipe.schema.model import QloraTuning
 from yrunner.recipe.schema.recipe import Recipe
@@ -28,9 +28,9 @@ def check_needs(recipe: Recipe) -> None:
     if recipe.train.torch_compile:
         check_compiler()
     if recipe.train.optimizer in OF_BITSANDBYTES:
-        need_bitsandbytes(f"train.optimizer {recipe.train.optimizer}")
+        require_bitsandbytes(f"train.optimizer {recipe.train.optimizer}")
     if isinstance(recipe.tuning, QloraTuning):
-        need_bitsandbytes("tuning.kind qlora")
+        require_bitsandbytes("tuning.kind qlora")
 
 
 def check_fit(run: Run) -> None:

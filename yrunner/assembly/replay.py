@@ -33,7 +33,7 @@ from yrunner.evaluation.self_replay import (
 from yrunner.models.load import check_vocabulary, load_tokenizer
 from yrunner.recipe.schema.keep import Ewc, HeldToRows, KeepRows, ReplayWriting, SelfReplay
 from yrunner.recipe.schema.recipe import Recipe
-from yrunner.scoring.base_predictions import KeptTops, keep_tops
+from yrunner.scoring.base_predictions import CachedPredictions, cache_predictions
 from yrunner.scoring.score_file import row_hashes
 from yrunner.storage.run_dir import ReplayDir, read_json, write_json, write_text
 from yrunner.tokens import IGNORE_INDEX
@@ -281,9 +281,9 @@ class KeptData:
     """To be held to."""
     held_out: list[TokenizedExample] = field(default_factory=list)
     """For the gauge."""
-    row_tops: KeptTops | None = None
+    row_tops: CachedPredictions | None = None
     """What the base predicts for the rows, where it is not beneath an adapter."""
-    held_out_tops: KeptTops | None = None
+    held_out_tops: CachedPredictions | None = None
 
 
 def writing_of(recipe: Recipe) -> ReplayWriting:
@@ -359,7 +359,9 @@ def _with_tops(run: Run, kept: KeptData) -> KeptData:
     return KeptData(kept.folder, kept.rows, kept.held_out, *tops)
 
 
-def _tops(run: Run, folder: ReplayDir, rows: Sequence[TokenizedExample], top: int) -> KeptTops:
+def _tops(
+    run: Run, folder: ReplayDir, rows: Sequence[TokenizedExample], top: int
+) -> CachedPredictions:
     """What the model predicts for rows before it is trained: computed once, then read from disk."""
     dtype = run.dtype
     path = folder.tops(rows_key(run, rows, top, str(dtype)))
@@ -370,7 +372,7 @@ def _tops(run: Run, folder: ReplayDir, rows: Sequence[TokenizedExample], top: in
             model = untrained_model(run).to(device)
             autocast = torch.autocast(device, dtype=dtype, enabled=dtype != torch.float32)
             with autocast, progress("what the base predicts, rows", len(rows)) as advance:
-                tops = keep_tops(
+                tops = cache_predictions(
                     model,
                     rows,
                     top=top,
@@ -381,7 +383,7 @@ def _tops(run: Run, folder: ReplayDir, rows: Sequence[TokenizedExample], top: in
             partial = path.with_suffix(".partial")
             tops.save(partial)
             partial.rename(path)
-        tops = KeptTops.load(path)
+        tops = CachedPredictions.load(path)
     say(
         f"the base's {top:,} likeliest tokens for {num_rows(len(rows))}; all others together have "
         f"{tops.mean_rest:.2%} of its probability"

@@ -15,7 +15,7 @@ from yrunner.data.batching.plan import Plan
 from yrunner.data.conversation import TokenizedExample
 from yrunner.distributed.collectives import num_ranks, this_rank
 from yrunner.errors import Interrupted
-from yrunner.models.errors import quiet_libraries
+from yrunner.models.errors import silence_libraries
 from yrunner.models.limits import check_isolation, isolates_examples
 from yrunner.models.load import check_vocabulary, load_model
 from yrunner.models.quantization import quantization_config
@@ -147,7 +147,7 @@ def train_to_the_end(trainer: Trainer, run: Run) -> None:
     checkpoint = None if step is None else run.folder.checkpoint(step)
     with trainer.stop.listening(), LiveProgress(run.recipe.name) as progress:
         trainer.callbacks.append(progress)
-        with quiet_libraries():
+        with silence_libraries():
             trainer.train(checkpoint)
     stopping, state = run.recipe.train.early_stopping, trainer.state
     if trainer.stop.signal is not None:
@@ -166,7 +166,7 @@ def train_to_the_end(trainer: Trainer, run: Run) -> None:
 
 def save_result(trainer: Trainer, run: Run, card: ModelCard, weights: Any) -> None:
     """Write `model/`. `weights` are those of the model where it does not hold them (ZeRO-3)."""
-    with quiet_libraries():
+    with silence_libraries():
         model = trainer.accelerator.unwrap_model(trainer.model)
     save_model(model, run.tokenizer, run.folder.model, card, weights=weights)
 

@@ -27,7 +27,7 @@ from transformers import (
 )
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from yrunner.models.errors import quiet_libraries
+from yrunner.models.errors import silence_libraries
 from yrunner.models.load import find_stop_ids
 from yrunner.recipe.schema.eval import (
     BeamWriting,
@@ -247,7 +247,7 @@ class _Generator:
         mask_BT = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts])
         beams = self.generation.num_beams if isinstance(self.generation, BeamWriting) else 1
         # Quiet: transformers warns that a temperature the model recommends is not used.
-        with _without_gradients(), quiet_libraries():
+        with _without_gradients(), silence_libraries():
             output_BT = self.model.generate(
                 input_ids=input_ids_BT.to(self.model.device),
                 attention_mask=mask_BT.to(self.model.device),

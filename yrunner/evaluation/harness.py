@@ -13,7 +13,7 @@ from typing import Any
 from yrunner.errors import MissingError, YRunnerError
 from yrunner.evaluation.evaluated_model import EvaluatedModel
 from yrunner.evaluation.results import TaskResult
-from yrunner.models.errors import quiet_libraries
+from yrunner.models.errors import silence_libraries
 from yrunner.recipe.schema.eval import HarnessTask
 
 PREFERRED = ("acc_norm", "exact_match", "acc", "f1")
@@ -42,7 +42,7 @@ def run_harness(task: HarnessTask, evaluated: EvaluatedModel) -> TaskResult:
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
-    with quiet_libraries(), evaluated.progress(len(task.tasks)) as advance:
+    with silence_libraries(), evaluated.progress(len(task.tasks)) as advance:
         model = HFLM(
             pretrained=evaluated.model,
             tokenizer=evaluated.tokenizer,

@@ -1,9 +1,9 @@
-"""A model's forward that returns targets instead of logits, so that all logits never exist.
+"""Patch a model's forward to return `Targets` or a `Divergence` instead of logits.
 
-Logits of a large vocabulary take more memory and time than the rest of a small model. Inside the
-model's own forward the head is where ZeRO-3 and DDP expect it to be used. For transformers 5, whose
-causal models are `head(base_model(...).last_hidden_state)`, scaled or capped; whether that is true
-is tried out on the model itself. Models that were never attached are not patched.
+Full logits of a large vocabulary take more memory and time than the rest of a small model. The head
+runs inside the model's own forward, where ZeRO-3 and DDP expect it. For transformers 5, whose
+causal models are `head(base_model(...).last_hidden_state)`, scaled or capped; the first batch
+checks that on the model itself.
 """
 
 # B = rows, T = tokens, D = hidden size, V = vocabulary, K = columns, N = targets
@@ -21,9 +21,15 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensor
 
 from yrunner.console import warn
-from yrunner.losses.chunked_loss import chunk_rows, linear_targets, logit_targets, module_targets
-from yrunner.losses.head_call import Space, gather_as_one
-from yrunner.losses.kl import BaseHead, Held, answer_hidden, answer_logits
+from yrunner.losses.chunked_loss import (
+    BufferPool,
+    chunk_rows,
+    linear_targets,
+    logit_targets,
+    module_targets,
+)
+from yrunner.losses.head_call import gather_as_one
+from yrunner.losses.kl import BaseHead, KlRequest, answer_from_hidden, answer_from_logits
 from yrunner.losses.targets import (
     PLAIN,
     Targets,
@@ -35,13 +41,13 @@ from yrunner.losses.targets import (
 from yrunner.losses.vocab_sweep import LogitForm
 
 PROBE_LENGTH = 8
-"""Tokens of the first batch on which the fused head is compared with the model's own logits."""
+"""Tokens of the first batch on which fused and full logits are compared."""
 
 
 def attach(model: Any, rows: int | None = None) -> None:
-    """Let `model` answer `token_weight=...` beside `labels` with `Targets`. Safe to call twice.
+    """Patch `forward` to return `Targets` for `token_weight=...`, KL for `kl=...`. Idempotent.
 
-    Any other call goes to the model's own forward. `rows`: targets per chunk; None chooses.
+    Other calls go to the model's own forward. `rows`: targets per chunk; None: automatic.
     """
     causal = model.get_base_model() if isinstance(model, PeftModel) else model
     if isinstance(getattr(causal, "fused_head", None), _FusedHead):
@@ -55,17 +61,17 @@ def attach(model: Any, rows: int | None = None) -> None:
         *args: Any,
         token_weight: TokenWeight | None = None,
         wants_top: bool = False,
-        held: Held | None = None,
+        kl: KlRequest | None = None,
         **kwargs: Any,
     ) -> Any:
-        if token_weight is None and held is None:
+        if kl is None and token_weight is None:
             return original(*args, **kwargs)
-        assert not args, "targets are asked for by measure_targets, divergences by held.py"
-        if held is not None:
-            return fused.hold(held, kwargs)
-        assert token_weight is not None, "one of the two was asked for"
-        # As a dictionary: DeepSpeed looks for tensors in these alone.
-        return vars(fused.targets(token_weight, wants_top, kwargs))
+        assert not args, "pass the inputs by name"
+        # Dictionaries: DeepSpeed looks for tensors in these alone.
+        if kl is not None:
+            return fused.kl(kl, **kwargs)
+        assert token_weight is not None
+        return vars(fused.targets(token_weight, wants_top, **kwargs))
 
     causal.forward = forward
 
@@ -77,128 +83,127 @@ def measure_targets(
     *,
     wants_top: bool = False,
 ) -> Targets:
-    """The targets of a batch as `collate` makes it; `model`, or what it wraps, is attached.
+    """The targets of a batch made by `collate`; call `attach` on the model first.
 
-    `wants_top`: with the likeliest token of each, which costs a tenth more.
+    `wants_top`: with the likeliest token of each, which takes a tenth longer.
     """
     options = {"token_weight": weight, "wants_top": wants_top, "use_cache": False}
     return Targets(**model(**inputs, **options))
 
 
 class _FusedHead:
-    """How the targets of one model are found; decided at the first batch."""
+    """The patched forward of one model."""
 
     def __init__(self, model: Any, original: Any, rows: int | None) -> None:
         self.model = model
         self.original = original
         self.rows = rows
         self.form = _logit_form(model.config.get_text_config())
-        self.space = Space()
+        self.pool = BufferPool()
         self.fits: bool | None = None
+        """Whether head and hidden states give the model's logits; None before the first batch."""
 
-    def targets(self, weight: TokenWeight, wants_top: bool, kwargs: dict[str, Any]) -> Targets:
-        """The targets of `kwargs`, a batch with labels."""
-        labels_BT = kwargs["labels"]
+    def targets(
+        self, weight: TokenWeight, wants_top: bool, *, labels: Tensor, **kwargs: Any
+    ) -> Targets:
+        """The targets of a batch."""
         inputs = self._settle(kwargs)
         if not self.fits:
-            return self._from_full_logits(inputs, labels_BT, weight, wants_top)
+            return self._targets_from_logits(inputs, labels, weight, wants_top)
         hidden_BTD = self.model.base_model(**inputs).last_hidden_state
-        return self._from_hidden(hidden_BTD, labels_BT, weight, wants_top)
+        return self._targets_from_hidden(hidden_BTD, labels, weight, wants_top)
 
-    def hold(self, held: Held, kwargs: dict[str, Any]) -> dict[str, Tensor]:
-        """The model's side of the targets of `kwargs`, or how far they are from another side."""
-        labels_BT = kwargs["labels"]
+    def kl(self, request: KlRequest, *, labels: Tensor, **kwargs: Any) -> dict[str, Tensor]:
+        """The model's own prediction of a batch's targets, or its divergence from the base's."""
         inputs = self._settle(kwargs)
-        if self.fits:
-            hidden_BTD = self.model.base_model(**inputs).last_hidden_state
-            return self._hold_hidden(hidden_BTD, labels_BT, held)
-        columns_K = predicting_columns(labels_BT)
-        logits_BKV = self.original(**inputs, logits_to_keep=columns_K).logits
-        is_target_BK, _ = target_places(labels_BT, columns_K)
-        return answer_logits(at_least_float32(logits_BKV[is_target_BK]), self._base_head(), held)
-
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _hold_hidden(self, hidden_BTD: Tensor, labels_BT: Tensor, held: Held) -> dict[str, Tensor]:
-        hidden_ND = hidden_BTD[:, :-1][target_places(labels_BT)[0]]
-        head = active_head(self.model)
-        rows = self._rows(hidden_ND.device.type)
-        return answer_hidden(hidden_ND, head, self._base_head(), held, rows, is_plain(head))
-
-    def _base_head(self) -> BaseHead:
-        return BaseHead.of(untrained_head(self.model), self.form)
-
-    def _rows(self, device_type: str) -> int:
-        vocabulary_size = self.model.config.get_text_config().vocab_size
-        return self.rows or chunk_rows(vocabulary_size, device_type)
+        if not self.fits:
+            logits_NV, _ = self._target_logits(inputs, labels)
+            return answer_from_logits(logits_NV, self._base_head(), request)
+        hidden_BTD = self.model.base_model(**inputs).last_hidden_state
+        return self._kl_from_hidden(hidden_BTD, labels, request)
 
     def _settle(self, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """What the model itself is given; at the first batch, whether its logits are ours."""
-        # PEFT passes on every argument of its own forward, given or not.
-        inputs = {
-            name: value for name, value in kwargs.items() if name != "labels" and value is not None
-        }
+        """The inputs of the model's own forward; at the first batch, set `fits`."""
+        # PEFT passes every argument of its own forward, given or not.
+        inputs = {name: value for name, value in kwargs.items() if value is not None}
         if self.fits is None:
             self.fits = self._try_out(inputs)
         return inputs
 
-    # torch.compile leaves alone what is written by hand, or depends on the number of targets.
+    # torch.compile leaves out what is differentiated by hand or depends on the number of targets.
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _from_hidden(
+    def _targets_from_hidden(
         self, hidden_BTD: Tensor, labels_BT: Tensor, weight: TokenWeight, wants_top: bool
     ) -> Targets:
         is_target_BT, labels_N = target_places(labels_BT)
         hidden_ND = hidden_BTD[:, :-1][is_target_BT]
         head = active_head(self.model)
-        rows = self._rows(hidden_ND.device.type)
-        call = (hidden_ND, head, labels_N, weight, self.form, rows, wants_top)
-        return linear_targets(*call, self.space) if is_plain(head) else module_targets(*call)
+        call = (hidden_ND, head, labels_N, weight, self.form, self._rows(hidden_ND), wants_top)
+        return linear_targets(*call, self.pool) if is_plain(head) else module_targets(*call)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _from_full_logits(
+    def _kl_from_hidden(
+        self, hidden_BTD: Tensor, labels_BT: Tensor, request: KlRequest
+    ) -> dict[str, Tensor]:
+        hidden_ND = hidden_BTD[:, :-1][target_places(labels_BT)[0]]
+        head, rows = active_head(self.model), self._rows(hidden_ND)
+        return answer_from_hidden(hidden_ND, head, self._base_head(), request, rows, is_plain(head))
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _targets_from_logits(
         self, inputs: dict[str, Any], labels_BT: Tensor, weight: TokenWeight, wants_top: bool
     ) -> Targets:
+        return logit_targets(*self._target_logits(inputs, labels_BT), weight, wants_top)
+
+    def _target_logits(self, inputs: dict[str, Any], labels_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """The model's own logits of the targets, shape [N, V], and their labels."""
         columns_K = predicting_columns(labels_BT)
         logits_BKV = self.original(**inputs, logits_to_keep=columns_K).logits
         is_target_BK, labels_N = target_places(labels_BT, columns_K)
-        return logit_targets(
-            at_least_float32(logits_BKV[is_target_BK]), labels_N, weight, wants_top
-        )
+        return at_least_float32(logits_BKV[is_target_BK]), labels_N
+
+    def _base_head(self) -> BaseHead:
+        return BaseHead.of(untrained_head(self.model), self.form)
+
+    def _rows(self, hidden_ND: Tensor) -> int:
+        vocabulary_size = self.model.config.get_text_config().vocab_size
+        return self.rows or chunk_rows(vocabulary_size, hidden_ND.device.type)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _try_out(self, inputs: dict[str, Any]) -> bool:
-        """Whether our logits of a few tokens are the model's own; says so where they are not."""
+        """Whether fused and full logits of a few tokens agree; warns if not."""
         base, head = self.model.base_model, self.model.get_output_embeddings()
         if base is self.model or head is None:
             return self._refuse()
         if isinstance(next(self.model.parameters()), FakeTensor):
-            return True  # memory is estimated without values; there is nothing to compare
+            return True  # fake tensors have no values to compare
         few = {
             name: value[:1, :PROBE_LENGTH] if isinstance(value, Tensor) else value
             for name, value in inputs.items()
         }
         try:
-            # Neither the mode nor the random state is touched: dropout draws the same for both.
-            with torch.no_grad(), _own_random_state():
+            # Mode and random state stay: dropout draws the same for both.
+            with torch.no_grad(), _forked_random_state():
                 theirs = self.original(**few).logits
-            with torch.no_grad(), _own_random_state():
+            with torch.no_grad(), _forked_random_state():
                 hidden = base(**few).last_hidden_state
                 ours = self.form.apply(at_least_float32(active_head(self.model)(hidden)))
         except (AttributeError, TypeError, RuntimeError):
-            # A base model of another kind; what is wrong with the batch itself is raised again by
-            # the model's own forward.
+            # A base model of another kind. If the batch is at fault, the model's own forward
+            # raises again.
             return self._refuse()
         return _are_equal(ours, theirs, hidden) or self._refuse()
 
     def _refuse(self) -> bool:
         warn(
-            f"{type(self.model).__name__} makes its logits in a way of its own: they are computed "
-            "in full, which takes more memory"
+            f"{type(self.model).__name__} computes its logits in an unusual way: "
+            "the loss uses full logits, which takes more memory"
         )
         return False
 
 
 def active_head(model: Any) -> Any:
-    """The module that computes logits; of a head in `modules_to_save`, the copy that is trained."""
+    """The module that computes logits; for a head in `modules_to_save`, the trained copy."""
     head = model.get_output_embeddings()
     if not isinstance(head, ModulesToSaveWrapper):
         return head
@@ -209,7 +214,7 @@ def active_head(model: Any) -> Any:
 
 
 def untrained_head(model: Any) -> Any:
-    """The module that computed logits before anything was trained: beneath adapters and copies."""
+    """The base's own head, without adapter or trained copy."""
     head = model.get_output_embeddings()
     if isinstance(head, ModulesToSaveWrapper):
         return head.original_module
@@ -217,12 +222,12 @@ def untrained_head(model: Any) -> Any:
 
 
 def is_plain(head: Any) -> bool:
-    """Whether weight and bias are all there is. Accelerate's hooks fetch weights from elsewhere."""
+    """Whether weight and bias are all there is. Accelerate's hooks load weights from elsewhere."""
     return type(head) is nn.Linear and not hasattr(head, "_hf_hook")
 
 
-def _own_random_state() -> AbstractContextManager[None]:
-    """Begin with the present state of every device, and leave it as it was."""
+def _forked_random_state() -> AbstractContextManager[None]:
+    """Restore the random state of every device afterwards."""
     return torch.random.fork_rng(devices=range(torch.cuda.device_count()))
 
 
@@ -234,7 +239,7 @@ def _logit_form(config: Any) -> LogitForm:
 
 
 def _are_equal(ours: Tensor, theirs: Tensor, hidden: Tensor) -> bool:
-    """Equal up to the rounding of the coarsest dtype on the way."""
+    """Equal up to the rounding of the coarsest dtype involved."""
     if ours.shape != theirs.shape:
         return False
     precision = max(torch.finfo(tensor.dtype).eps for tensor in (theirs, hidden))

@@ -1,38 +1,36 @@
-"""A computation of ours inside one call of the head, so that all its weights are there.
+"""Run a chunked computation inside one call of the output head.
 
-ZeRO-3 splits every weight over the ranks and gathers it while the module that owns it runs. One
-call per batch, whatever the number of chunks: ranks with unequal numbers of targets would otherwise
-wait for each other for ever.
-
-What the passes through a plain linear head share: inputs cast once, gradients that add up.
-
-Memory for the logits of a chunk that is kept from batch to batch.
+ZeRO-3 shards every weight and gathers it while the module that owns it runs. One call per batch,
+whatever the number of chunks: ranks with different numbers of targets would otherwise deadlock.
 """
-
-# N = targets, D = hidden size
 
 # N = targets, D = hidden size, V = vocabulary
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers.integrations import is_deepspeed_zero3_enabled
+
+HeadInputs = tuple[Tensor, Tensor, Tensor | None]
+"""Hidden states of the targets [N, D], the head's weight [V, D], and its bias [V] if it has one."""
 
 
 def call_head(
     head: nn.Module, compute: Callable[[Tensor], tuple[Tensor, ...]], hidden_ND: Tensor
 ) -> Any:
-    """What `compute` makes of the hidden states, called as the forward of `head`."""
+    """Call `head` with `compute` as its forward; hooks on the head run as usual."""
     with replaced_forward(head, compute):
         return head(hidden_ND)
 
 
 @contextmanager
 def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Let calls of `module` run `forward`; what is hooked to them happens as ever."""
+    """Replace the module's forward; its hooks stay."""
     own = vars(module).get("forward")
     module.forward = forward
     try:
@@ -45,10 +43,10 @@ def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator
 
 
 def gather_as_one(head: nn.Module | None) -> None:
-    """Let ZeRO-3 gather the parts of a head, such as LoRA's, with the head itself.
+    """Let ZeRO-3 gather the parts of a head, such as LoRA's, together with the head.
 
-    Otherwise they would be split again before the backward pass has used them. Takes effect where
-    it comes before `deepspeed.initialize`.
+    Otherwise they would be released before the backward pass has used them. Call it before
+    `deepspeed.initialize`.
     """
     if head is None or not any(True for _ in head.children()) or not is_deepspeed_zero3_enabled():
         return
@@ -57,15 +55,25 @@ def gather_as_one(head: nn.Module | None) -> None:
     set_z3_leaf_module(head, True)
 
 
-HeadInputs = tuple[Tensor, Tensor, Tensor | None]
-"""Hidden states of the targets [N, D], the head's weight [V, D], and its bias [V] if it has one."""
+def even_rows(num_targets: int, rows: int) -> int:
+    """Targets per chunk, at most `rows`, with as few and as even chunks as possible."""
+    num_chunks = -(-num_targets // rows)
+    return -(-num_targets // max(1, num_chunks)) or rows
 
 
-class HeadWork:
-    """Works through a head chunk by chunk, in the precision of the computation."""
+def chunk_slices(num_targets: int, rows: int) -> Iterator[slice]:
+    """The chunks of `rows` targets."""
+    return (slice(start, start + rows) for start in range(0, num_targets, rows))
 
-    def __init__(self, inputs: HeadInputs, needed: list[bool]) -> None:
-        """`needed`: which of the inputs want a gradient."""
+
+class ChunkAccumulator(ABC):
+    """Figures and gradients of a plain linear head, filled chunk by chunk.
+
+    Computes in autocast's dtype, if there is one; accumulates in float32 or wider.
+    """
+
+    def __init__(self, inputs: HeadInputs, needs_gradient: list[bool]) -> None:
+        """`needs_gradient`: for each of the inputs."""
         self.hidden_ND, weight_VD, bias_V = inputs
         self.dtype = weight_VD.dtype
         device = self.hidden_ND.device.type
@@ -74,49 +82,95 @@ class HeadWork:
         # Cast once, by hand: autocast would cast a frozen head again for every chunk.
         self.head_VD = weight_VD.to(self.dtype)
         self.head_V = None if bias_V is None else bias_V.to(self.dtype)
-        self.wide = torch.promote_types(self.dtype, torch.float32)
-        """In which losses are told and the head's gradients are summed."""
+        self.sum_dtype = torch.promote_types(self.dtype, torch.float32)
+        """Of the losses and of the sums of the head's gradients."""
         self.gradients = [
-            torch.zeros_like(tensor, dtype=self.wide if place else None)
-            if need and tensor is not None
+            torch.zeros_like(tensor, dtype=self.sum_dtype if index else None)
+            if needed and tensor is not None
             else None
-            for place, (tensor, need) in enumerate(zip(inputs, needed, strict=True))
+            for index, (tensor, needed) in enumerate(zip(inputs, needs_gradient, strict=True))
         ]
-        self._dtypes = [None if tensor is None else tensor.dtype for tensor in inputs]
+        self.input_dtypes = [None if tensor is None else tensor.dtype for tensor in inputs]
 
-    def hand_over(self, ctx: Any) -> None:
-        """Keep the gradients for the backward pass, see `scale_gradients`."""
-        ctx.gradients, ctx.dtypes = self.gradients, self._dtypes
+    @abstractmethod
+    def add(self, chunk: slice) -> None:
+        """Compute one chunk and add it to figures and gradients."""
 
-
-def scale_gradients(ctx: Any, gradient: Tensor) -> list[Tensor | None]:
-    """The gradients of the inputs, times that of the loss. They are given away, so only once."""
-    gradients, ctx.gradients = ctx.gradients, None
-    assert gradients is not None, "the gradient of a fused head can be taken once"
-    return [
-        None if tensor is None else tensor.mul_(gradient).to(dtype)
-        for tensor, dtype in zip(gradients, ctx.dtypes, strict=True)
-    ]
+    @abstractmethod
+    def results(self) -> tuple[Tensor, ...]:
+        """The sum to differentiate, then the figures of all targets."""
 
 
-class Space:
-    """Matrices that are used again: on a processor the pages of new memory have to be brought in.
+def call_linear_head(
+    head: nn.Module,
+    hidden_ND: Tensor,
+    accumulator: Callable[[HeadInputs, list[bool]], ChunkAccumulator],
+    rows: int,
+) -> Any:
+    """Run a plain linear head chunk by chunk; gradients are computed in the same pass."""
+    # Asked here: inside an autograd function gradients are always disabled.
+    wants_gradient = torch.is_grad_enabled()
 
-    That takes longer than a pass over it. On a GPU torch keeps memory itself, and nothing is kept
-    here.
-    """
+    def run(hidden_ND: Tensor) -> Any:
+        call = (hidden_ND, head.weight, head.bias, accumulator, rows, wants_gradient)
+        return _LinearHead.apply(*call)  # type: ignore[no-untyped-call]
 
-    def __init__(self) -> None:
-        self.kept: dict[str, Tensor] = {}
+    return call_head(head, run, hidden_ND)
 
-    def take(self, name: str, like: Tensor, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
-        """A matrix of any content; what was taken under this name before is used up."""
-        size = shape[0] * shape[1]
-        kept = self.kept.get(name)
-        if kept is None or kept.dtype != dtype or kept.numel() < size:
-            # Let go of the old one first.
-            self.kept.pop(name, None)
-            kept = like.new_empty(size, dtype=dtype)
-            if kept.device.type == "cpu":
-                self.kept[name] = kept
-        return kept[:size].view(shape)
+
+class _LinearHead(torch.autograd.Function):
+    """`forward` computes the gradients too; `backward` only scales them."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_ND: Tensor,
+        weight_VD: Tensor,
+        bias_V: Tensor | None,
+        accumulator: Callable[[HeadInputs, list[bool]], ChunkAccumulator],
+        rows: int,
+        wants_gradient: bool,
+    ) -> tuple[Tensor, ...]:
+        needs_gradient = [wants_gradient and needed for needed in ctx.needs_input_grad[:3]]
+        work = accumulator((hidden_ND, weight_VD, bias_V), needs_gradient)
+        with torch.autocast(hidden_ND.device.type, enabled=False):
+            for chunk in chunk_slices(len(hidden_ND), rows):
+                work.add(chunk)
+        ctx.gradients, ctx.dtypes = work.gradients, work.input_dtypes
+        total, *figures = work.results()
+        ctx.mark_non_differentiable(*figures)
+        return total, *figures
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        gradients, ctx.gradients = ctx.gradients, None
+        assert gradients is not None, "the gradients are scaled in place, so only once"
+        scaled = [
+            None if tensor is None else tensor.mul_(gradient).to(dtype)
+            for tensor, dtype in zip(gradients, ctx.dtypes, strict=True)
+        ]
+        return *scaled, None, None, None
+
+
+def call_checkpointed_head(
+    head: nn.Module,
+    hidden_ND: Tensor,
+    run_chunk: Callable[[Tensor, slice], Any],
+    join: Callable[[list[Any]], tuple[Tensor, ...]],
+    rows: int,
+) -> Any:
+    """Run any head chunk by chunk; the backward pass computes each chunk again."""
+
+    def run(hidden_ND: Tensor) -> tuple[Tensor, ...]:
+        # Without a target the head still has to run: every trained weight gets a gradient, of zero.
+        return join(
+            [
+                checkpoint(run_chunk, hidden_ND[chunk], chunk, use_reentrant=False)
+                for chunk in chunk_slices(max(1, len(hidden_ND)), rows)
+            ]
+        )
+
+    if torch.is_grad_enabled() and not hidden_ND.requires_grad:
+        # If only the head is trained, ZeRO-3 knows by this gradient when the head is done.
+        hidden_ND = hidden_ND.detach().requires_grad_()
+    return call_head(head, run, hidden_ND)

@@ -1,7 +1,7 @@
-"""NLIRG: the weight of a token by how hard it is right now.
+"""NLIRG: weight each token by how hard it is right now.
 
-Gradient-driven Nonlinear Learning Intensity Regulation, published by YAFO (Y-Trainer, 2025): what
-the model has mastered is learned little, what it can learn fully, what is hopeless not at all.
+Gradient-driven Nonlinear Learning Intensity Regulation, published by YAFO (Y-Trainer, 2025): small
+weights for tokens that are mastered, full ones for tokens to learn, none for hopeless ones.
 """
 
 # N = target tokens
@@ -45,9 +45,9 @@ def nlirg_weight(
 
 
 def zone_of(loss_N: Tensor, loss_deadline: float = HARD_UP_TO) -> Tensor:
-    """Place in `ZONES` of each loss, shape [N]; `loss_deadline` is where refusing begins.
+    """Index in `ZONES` of each loss, shape [N]; losses from `loss_deadline` on are refused.
 
-    A loss that is not a number counts as refused: no weight can make use of it.
+    A loss of NaN counts as refused.
     """
     zone_N = (loss_N > EASY_UP_TO).long() + (loss_N >= LEARNING_UP_TO).long()
     return torch.where(loss_N < loss_deadline, zone_N, torch.full_like(zone_N, 3))

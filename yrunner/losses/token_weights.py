@@ -1,12 +1,4 @@
-"""Weights of the form of NLIRG that others have published, to be compared with it.
-
-NLIRG with entropy: sure and wrong is not the same as unsure and wrong.
-
-Our own step beyond the published curve, which knows a token by its loss alone. A token that the
-model is sure about and gets wrong (high loss, low entropy) is probably a faulty label, or knowledge
-about to be overwritten; one that it is unsure about (high loss, high entropy) is there to be
-learned.
-"""
+"""Token weights other than NLIRG: DFT, EAFT, and NLIRG with entropy."""
 
 # N = target tokens
 
@@ -16,13 +8,13 @@ import torch
 from torch import Tensor
 
 EAFT_TOP = 20
-"""Likeliest tokens whose entropy EAFT looks at."""
+"""EAFT uses the entropy over this many likeliest tokens."""
 
 
 def dft_weight(loss_N: Tensor) -> Tensor:
-    """The probability of each target, shape [N]: what the model doubts is learned little.
+    """The probability of each target, shape [N]: unlikely targets get small weights.
 
-    A loss that is not a number is refused: weight 0.
+    A loss of NaN gets weight 0.
 
     Source: Dynamic Fine-Tuning, Wu et al., 2025 (arXiv 2508.05629).
     """
@@ -32,9 +24,9 @@ def dft_weight(loss_N: Tensor) -> Tensor:
 def eaft_weight(loss_N: Tensor, top_entropy_N: Tensor, *, alpha: float = 1.0) -> Tensor:
     """Normalised entropy of the 20 likeliest tokens to the power `alpha`, shape [N].
 
-    Where the model is sure, right or wrong, nothing is learned. `top_entropy_N`: in nats, of the
-    probabilities of these tokens scaled to a sum of 1. The loss does not matter, but for one that
-    is infinite or not a number, which is refused: weight 0. So is an entropy that is not a number.
+    Where the model is sure, right or wrong, nothing is learned. `top_entropy_N`: in nats, of these
+    tokens' probabilities rescaled to sum to 1. The loss matters only if it is not finite: then the
+    weight is 0, as it is for an entropy of NaN.
 
     Source: Entropy-Adaptive Fine-Tuning, Diao et al., 2026 (arXiv 2601.02151).
     """
@@ -61,10 +53,11 @@ def nlirg_entropy_weight(
         trust = s(sure_slope (sure_center - (L - E)))
 
     below `loss_deadline`, else 0; s is the logistic function. The first factor is the rising branch
-    of NLIRG. The second falls with L - E, by how many nats the token is worse than the model itself
-    expected: it is 1 for a token that is only hard and `floor` for one that is sure and wrong. What
-    every row says is learned in spite of it, since it comes again; what one row says hardly is.
-    An entropy that is not a number is refused, as a loss is: weight 0.
+    of NLIRG. The second falls with L - E, how many nats the loss exceeds what the model itself
+    expected: it is 1 for a token that is only hard (high loss, high entropy) and `floor` for one
+    that is sure and wrong (high loss, low entropy), probably a faulty label or knowledge about to
+    be overwritten. What many rows say is learned all the same, since it recurs; what a single row
+    says hardly is. A loss or entropy of NaN gets weight 0. Our extension of the published curve.
     """
     rising_N = torch.sigmoid(k * (loss_N - x0))
     trust_N = torch.sigmoid(sure_slope * (sure_center - loss_N + entropy_N))

@@ -1,10 +1,10 @@
-"""One sweep over the vocabulary: a chunk's logits to figures of its targets and their pull.
+"""One sweep over the vocabulary: logits to statistics of the targets and their gradient.
 
-The pull of a target at its logits is softmax minus one-hot, the gradient of its plain loss. A
-weight multiplies what comes of it later, where there are few numbers.
+The gradient at the logits is that of the unweighted loss, softmax minus one-hot. The weight
+multiplies what follows from it, where there are fewer numbers.
 """
 
-# N = targets of a chunk, V = vocabulary
+# N = targets of a chunk, V = vocabulary, K = likeliest tokens
 
 from dataclasses import dataclass
 
@@ -14,12 +14,12 @@ from torch import Tensor
 from yrunner.losses.targets import at_least_float32
 
 TILE_ELEMENTS = 2**17
-"""Numbers that the cache of one core holds beside others."""
+"""Numbers that fit into the cache of one core."""
 
 
 @dataclass(frozen=True)
 class LogitForm:
-    """What a model does with the product of hidden states and head."""
+    """How a model scales and caps the product of hidden states and head."""
 
     scale: float = 1.0
     softcap: float | None = None
@@ -33,27 +33,27 @@ class LogitForm:
         return logits_NV
 
     def apply(self, logits_NV: Tensor) -> Tensor:
-        """The same for a tensor that autograd watches."""
+        """Scaled and capped logits; differentiable."""
         if self.scale != 1.0:
             logits_NV = logits_NV * self.scale
         if self.softcap is not None:
             logits_NV = torch.tanh(logits_NV / self.softcap) * self.softcap
         return logits_NV
 
-    def pass_cap_(self, pull_NV: Tensor, logits_NV: Tensor) -> Tensor:
-        """The pull at the logits before the cap, from that at the capped ones. Both are used up."""
+    def cap_backward_(self, grad_NV: Tensor, logits_NV: Tensor) -> Tensor:
+        """From the gradient at the capped logits to that before the cap. Overwrites both."""
         if self.softcap is not None:
-            pull_NV.mul_(logits_NV.div_(self.softcap).square_().neg_().add_(1))
-        return pull_NV
+            grad_NV.mul_(logits_NV.div_(self.softcap).square_().neg_().add_(1))
+        return grad_NV
 
 
 FINAL = LogitForm()
-"""Of logits that are final already."""
+"""For logits that are scaled and capped already."""
 
 
 @dataclass(frozen=True)
-class Sweep:
-    """What one sweep finds out about the targets of a chunk, each of shape [N]."""
+class VocabStats:
+    """Statistics of the targets of a chunk, each of shape [N]."""
 
     loss_N: Tensor
     label_logit_N: Tensor
@@ -62,10 +62,10 @@ class Sweep:
     """Logarithm of the sum of exp(logit - top logit) over the vocabulary."""
     is_top_N: Tensor
     """1 where no token is likelier than the target, else 0."""
-    pull_norm_N: Tensor
+    gradient_norm_N: Tensor
     """Norm of softmax minus one-hot, at the final logits."""
     mean_logit_N: Tensor | None
-    """Mean of the logits under the softmax, if it was asked for."""
+    """Mean of the logits under the softmax, if requested."""
 
     def entropy(self, mean_logit_N: Tensor) -> Tensor:
         """Entropy of the prediction in nats, from the mean of the logits under the softmax."""
@@ -79,35 +79,35 @@ def sweep(
     *,
     out: Tensor | None = None,
     wants_mean: bool = True,
-) -> tuple[Sweep, Tensor]:
-    """Figures of raw logits, and softmax minus one-hot, passed back through the cap.
+) -> tuple[VocabStats, Tensor]:
+    """Statistics of raw logits, and the gradient before the cap.
 
-    The logits are used up where there is a form. `out`: where the second is written to; it may be
-    the logits themselves where there is no cap and no mean is wanted.
+    Overwrites the logits unless `form` is the identity. `out` receives the gradient; it may be the
+    logits themselves if there is no cap and no mean is requested.
     """
     form.apply_(logits_NV)
     top_N = logits_NV.amax(dim=1)
     label_logit_N = logits_NV.gather(1, labels_N[:, None]).squeeze(1)
-    pull_NV = torch.softmax(logits_NV, dim=1, out=out)
-    # Of the likeliest token, which never underflows: the label's own probability can.
-    log_sum_N = -pull_NV.amax(dim=1).log()
-    pull_NV.scatter_add_(1, labels_N[:, None], pull_NV.new_full((len(labels_N), 1), -1.0))
-    found = Sweep(
+    grad_NV = torch.softmax(logits_NV, dim=1, out=out)
+    # From the likeliest token, which never underflows: the label's own probability can.
+    log_sum_N = -grad_NV.amax(dim=1).log()
+    grad_NV.scatter_add_(1, labels_N[:, None], grad_NV.new_full((len(labels_N), 1), -1.0))
+    stats = VocabStats(
         loss_N=(top_N - label_logit_N) + log_sum_N,
         label_logit_N=label_logit_N,
         top_logit_N=top_N,
         log_sum_N=log_sum_N,
         is_top_N=(label_logit_N >= top_N).to(logits_NV.dtype),
-        pull_norm_N=torch.linalg.vector_norm(pull_NV, dim=1),
-        mean_logit_N=_dot(pull_NV, logits_NV) + label_logit_N if wants_mean else None,
+        gradient_norm_N=torch.linalg.vector_norm(grad_NV, dim=1),
+        mean_logit_N=_dot(grad_NV, logits_NV) + label_logit_N if wants_mean else None,
     )
-    return found, form.pass_cap_(pull_NV, logits_NV)
+    return stats, form.cap_backward_(grad_NV, logits_NV)
 
 
 def entropy_of_top(logits_NV: Tensor, top: int, form: LogitForm) -> Tensor:
-    """Entropy of the likeliest tokens, their probabilities scaled to a sum of 1, shape [N].
+    """Entropy over the `top` likeliest tokens, their probabilities rescaled to sum to 1, shape [N].
 
-    Scale and cap keep the order of raw logits.
+    Takes raw logits: scale and cap keep their order.
     """
     likeliest_NK = logits_NV.topk(min(top, logits_NV.shape[1]), dim=1).values
     logs_NK = form.apply(at_least_float32(likeliest_NK)).log_softmax(dim=1)
@@ -116,8 +116,7 @@ def entropy_of_top(logits_NV: Tensor, top: int, form: LogitForm) -> Tensor:
 
 def _dot(left_NV: Tensor, right_NV: Tensor) -> Tensor:
     """Row times row, shape [N], in tiles: on a CPU the products never leave the cache."""
-    num_rows, vocabulary_size = left_NV.shape
-    columns = vocabulary_size
+    num_rows, columns = left_NV.shape
     if left_NV.device.type == "cpu":
         columns = max(256, TILE_ELEMENTS // max(1, num_rows))
     tiles = zip(torch.split(left_NV, columns, 1), torch.split(right_NV, columns, 1), strict=True)

@@ -1,7 +1,8 @@
-"""Saved adapters: find one, put it onto its base completely or not at all, merge it."""
+"""Saved adapters: find one, attach it to its base completely or not at all, merge it."""
 
 import json
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import snapshot_download
 from peft import PeftModel, get_peft_model_state_dict
@@ -12,7 +13,7 @@ from transformers import PreTrainedModel
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from yrunner.errors import ModelError
-from yrunner.models.errors import quiet_libraries
+from yrunner.models.errors import silence_libraries
 from yrunner.models.hub import only_cached
 
 CONFIG_FILE = "adapter_config.json"
@@ -20,9 +21,9 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 
 
 def find_adapter(source: str) -> Path | None:
-    """The folder of the adapter that `source`, a folder or a Hub id, holds; None if it holds none.
+    """The folder of the adapter in `source`, a folder or a Hub id; None if it holds none.
 
-    An adapter on the Hub is downloaded. Its weights may be pickled there: only safetensors come.
+    An adapter on the Hub is downloaded, but only safetensors: pickled weights can run code.
     """
     folder = Path(source)
     if folder.is_dir():
@@ -60,17 +61,17 @@ def read_base(adapter: Path) -> str:
 def attach_adapter(
     model: PreTrainedModel | PeftModel, adapter: Path, *, trainable: bool, name: str = "default"
 ) -> PeftModel:
-    """Put a saved LoRA adapter onto its base, which is changed in place. Adapter weights: float32.
+    """Attach a saved LoRA adapter to its base, in place. Adapter weights: float32.
 
-    A base that has adapters already gets it besides them, by another name. peft loads what fits
-    and only warns of the rest, so an adapter of another base would come on half random. Here every
-    weight of the file must find its place, and every place its weight.
+    If the base has adapters already, it is added under another `name`. peft loads what fits and
+    only warns of the rest, so an adapter of another base would be half random. Here the weights of
+    file and model must match exactly.
 
     Raises ModelError for pickled or damaged weights and for an adapter that does not fit `model`.
     """
     saved_names = set(weight_shapes(adapter))
-    fit_vocabulary(model, adapter)
-    with quiet_libraries():
+    resize_vocabulary(model, adapter)
+    with silence_libraries():
         try:
             if isinstance(model, PeftModel):
                 tuned = model
@@ -81,22 +82,22 @@ def attach_adapter(
             raise _misfit(adapter, str(error).strip().splitlines()[-1].strip()) from error
     if any(config.is_prompt_learning for config in tuned.peft_config.values()):
         raise ModelError(
-            f"the adapter {adapter} is a learned prompt, which cannot be merged or trained on",
+            f"the adapter {adapter} is a learned prompt, which cannot be merged or continued",
             remedy="use a LoRA adapter",
         )
     expected_names = set(
         get_peft_model_state_dict(tuned, adapter_name=name, save_embedding_layers=False)
     )
-    # Whole weights of the base, such as embeddings that have got more rows, have been loaded too.
+    # Full weights of the base, such as resized embeddings, have been loaded too.
     unknown = saved_names - expected_names - set(tuned.state_dict())
-    strangers = sorted(unknown | (expected_names - saved_names))
-    if strangers:
-        raise _misfit(adapter, f"{len(strangers)} weights differ, such as {strangers[0]}")
+    mismatched = sorted(unknown | (expected_names - saved_names))
+    if mismatched:
+        raise _misfit(adapter, f"{len(mismatched)} weights differ, such as {mismatched[0]}")
     return tuned
 
 
-def fit_vocabulary(model: PreTrainedModel | PeftModel, adapter: Path) -> None:
-    """Give `model` as many embeddings as the adapter brings, where it brings whole ones."""
+def resize_vocabulary(model: PreTrainedModel | PeftModel, adapter: Path) -> None:
+    """Resize the embeddings of `model` to those in the adapter's file, if it has any."""
     embeddings = model.get_input_embeddings()
     shapes = {base_name(name): shape for name, shape in weight_shapes(adapter).items()}
     for name, module in model.named_modules():
@@ -107,38 +108,48 @@ def fit_vocabulary(model: PreTrainedModel | PeftModel, adapter: Path) -> None:
 
 
 def base_name(name: str) -> str:
-    """The name in the base of a weight that an adapter's file holds as a whole."""
+    """The name in the base of a full weight in an adapter's file."""
     return name.removeprefix("base_model.model.").replace(".base_layer.", ".")
 
 
 def merge_adapter(model: PeftModel) -> PreTrainedModel:
     """Add the adapter to the weights of its base, in the base's dtype, and return the base.
 
-    An output head that shares its weights with the embeddings is separated first when one of the
-    two has an adapter: added to the shared weights it would change the other as well.
+    If output head and embeddings are tied and one of them has an adapter, they are untied first:
+    otherwise the other would change too.
 
-    Raises ModelError when the adapter holds values that are not finite.
+    Raises ModelError if the adapter has values that are not finite.
     """
-    _separate_adapted_head(model.get_base_model())
-    with quiet_libraries():
+    _untie_adapted_head(model.get_base_model())
+    with silence_libraries():
         try:
             return model.merge_and_unload(safe_merge=True)
         except ValueError as error:
             raise ModelError(
                 f"the adapter cannot be merged ({str(error).rstrip('.')})",
-                remedy="train it anew with a lower learning rate",
+                remedy="train it again with a lower learning rate",
             ) from error
 
 
-def _separate_adapted_head(model: PreTrainedModel) -> None:
+def _untie_adapted_head(model: PreTrainedModel) -> None:
     embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
     if head is None or not any(isinstance(m, BaseTunerLayer) for m in (embeddings, head)):
         return
     head_base = head.get_base_layer() if isinstance(head, BaseTunerLayer) else head
     if head_base.weight is embeddings.weight:
-        head_base.weight = nn.Parameter(head_base.weight.detach().clone(), requires_grad=False)
-        model.config.get_text_config().tie_word_embeddings = False
-        model.config.tie_word_embeddings = False
+        untie(model, head_base)
+
+
+def untie(model: PreTrainedModel, head: Any) -> None:
+    """Give the output head a weight separate from the embeddings."""
+    head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+    untie_config(model.config)
+
+
+def untie_config(config: Any) -> None:
+    """Say in the config that head and embeddings are not tied."""
+    config.get_text_config().tie_word_embeddings = False
+    config.tie_word_embeddings = False
 
 
 def weight_shapes(adapter: Path) -> dict[str, list[int]]:

@@ -1,7 +1,4 @@
-"""Turn what transformers raises for a bad source into a sentence with a remedy.
-
-Keep transformers and peft from writing on the screen while they load or save.
-"""
+"""Turn errors of loading into sentences with a remedy; silence transformers and peft."""
 
 import warnings
 from collections.abc import Iterator
@@ -13,54 +10,54 @@ from transformers.utils import logging
 
 from yrunner.errors import MissingError, ModelError
 
-# Words of transformers' ValueError or OSError -> what is wrong, what to do. It raises no types of
-# its own, so only the words tell the cases apart (transformers 5.23).
+# Text in transformers' ValueError or OSError -> what is wrong, what to do. Only the text tells the
+# cases apart: transformers 5.23 has no exception types for them.
 KNOWN_FAILURES = (
     (
         "trust_remote_code",
-        "comes with Python code of its own",
-        "read that code, then set model.trust_remote_code: true",
+        "contains custom Python code",
+        "read the code, then set model.trust_remote_code: true",
     ),
     (
         "does not recognize this architecture",
-        "has an architecture that the installed transformers does not know",
+        "has an architecture unknown to the installed transformers",
         "run pip install --upgrade transformers",
     ),
     ("Should have a `model_type`", "names no model_type in its config.json", "add it"),
     (
         "Unrecognized configuration class",
-        "is no causal language model",
-        "choose a model that writes text, such as Qwen3",
+        "is not a causal language model",
+        "choose a model that generates text, such as Qwen3",
     ),
     (
         "couldn't connect",
-        "is no folder here, and the Hub cannot be reached nor is it in the cache",
+        "is not a local folder, is not cached, and the Hub is unreachable",
         "check the spelling and the connection, or give the path of a folder",
     ),
     (
         "gated repo",
-        "is a gated model of the Hub",
-        "ask for access on its page, then: hf auth login",
+        "is a gated model on the Hub",
+        "request access on its page, then: hf auth login",
     ),
     (
         "not a valid model identifier",
-        "is neither a folder here nor a model of the Hub",
+        "is neither a local folder nor a model on the Hub",
         "check the spelling; for a private model: hf auth login",
     ),
     (
         "Repo id must",
-        "is neither a folder here nor the name of a model of the Hub",
+        "is neither a local folder nor a valid Hub id",
         "check the path; relative paths start at the recipe",
     ),
     (
         "model.safetensors",
-        "has no weights as safetensors",
+        "has no safetensors weights",
         "pickled weights (.bin) can run code and are not read; convert them to safetensors",
     ),
     ("valid JSON", "has a config.json that is not JSON", "download or save the model again"),
     (
         "Couldn't instantiate the backend tokenizer",
-        "has no tokenizer that can be read",
+        "has no readable tokenizer",
         "add tokenizer.json, or pip install sentencepiece if it has a tokenizer.model",
     ),
 )
@@ -68,7 +65,7 @@ KNOWN_FAILURES = (
 
 @contextmanager
 def explain_failure(source: str) -> Iterator[None]:
-    """Raise ModelError or MissingError, naming `source`, for what loading it raises inside."""
+    """Turn what loading `source` raises into a ModelError or MissingError."""
     try:
         yield
     except ImportError as error:
@@ -77,7 +74,7 @@ def explain_failure(source: str) -> Iterator[None]:
             f"{source} needs a package that is not installed ({_first_line(error)})",
             remedy="run pip install flash-attn, or set model.attention: sdpa"
             if flash
-            else "install the package that the message names",
+            else "install the package named in the message",
         ) from error
     except SafetensorError as error:
         raise ModelError(
@@ -107,11 +104,11 @@ def _first_line(error: Exception) -> str:
 
 
 @contextmanager
-def quiet_libraries(*, keep_progress: bool = False) -> Iterator[None]:
+def silence_libraries(*, keep_progress: bool = False) -> Iterator[None]:
     """Silence log lines, Python warnings and, unless `keep_progress`, progress bars.
 
-    What they warn of (weights that are missing, adapters that do not fit) is checked by the
-    callers, who refuse with a sentence instead. The settings are global, so they are put back.
+    Callers check what they warn of (missing weights, adapters that do not fit) and raise instead.
+    The settings are global and restored afterwards.
     """
     verbosity = logging.get_verbosity()
     hides_progress = logging.is_progress_bar_enabled() and not keep_progress

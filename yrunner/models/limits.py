@@ -1,9 +1,8 @@
-"""Whether examples that share a row are kept apart by a model: tried out, not looked up in a list.
+"""What a model cannot take: packed rows that it would mix, rows longer than its positions.
 
-transformers tells packed examples from their positions alone, which restart at each. A model that
-knows nothing of that (a state-space layer, an attention of its own) mixes them without a word.
-
-How many tokens a model can tell apart by their places, and the row that has more.
+transformers isolates packed examples by their positions alone, which restart at each. A model that
+ignores that (a state-space layer, custom attention) mixes them silently. So it is tried out, not
+looked up in a list.
 """
 
 # Shapes: T = tokens, V = vocabulary
@@ -20,11 +19,11 @@ from torch import Tensor
 from yrunner.errors import DataError, ModelError, Origin
 
 PROBE_LENGTH = 12
-"""Tokens of each example that is tried: more than the kernels of short convolutions reach over."""
+"""Tokens of each example in the trial: longer than the kernels of short convolutions."""
 
 
 def check_isolation(model: Any) -> None:
-    """Raise `ModelError` where the examples of a packed row would be mixed."""
+    """Raise `ModelError` if the model mixes the examples of a packed row."""
     if not isolates_examples(model):
         raise ModelError(
             f"data.packing: this {model.config.model_type} model with "
@@ -34,9 +33,9 @@ def check_isolation(model: Any) -> None:
 
 
 def isolates_examples(model: Any) -> bool:
-    """Whether an example's logits are the same alone and behind another one, whatever that is.
+    """Whether an example's logits are the same alone and after any other example.
 
-    Three forward passes over a few tokens, in the model's precision and on its device.
+    Three short forward passes, in the model's precision and on its device.
     """
     vocabulary_size = model.get_input_embeddings().num_embeddings
     generator = torch.Generator().manual_seed(0)
@@ -47,18 +46,18 @@ def isolates_examples(model: Any) -> bool:
     model.eval()
     try:
         alone_TV = _last_logits(model, [second])
-        behind_first_TV = _last_logits(model, [first, second])
-        behind_other_TV = _last_logits(model, [other, second])
+        after_first_TV = _last_logits(model, [first, second])
+        after_other_TV = _last_logits(model, [other, second])
     except TypeError as error:
         if "position_ids" not in str(error):
             raise
-        return False  # positions are the only thing that could tell the examples apart
+        return False  # nothing else could isolate the examples
     finally:
         model.train(was_training)
     precision = _precision(model, alone_TV)
-    # In the same row nothing is rounded otherwise, but where experts get other tokens beside them.
-    leak = _relative_difference(behind_first_TV, behind_other_TV)
-    change = _relative_difference(behind_first_TV, alone_TV)
+    # Rounding within a row is always the same, except where experts get other tokens.
+    leak = _relative_difference(after_first_TV, after_other_TV)
+    change = _relative_difference(after_first_TV, alone_TV)
     return leak <= (precision if _has_experts(model) else 0.0) and change <= precision**0.5
 
 
@@ -75,7 +74,7 @@ def _last_logits(model: Any, examples: Sequence[Sequence[int]]) -> Tensor:
 
 
 def _precision(model: Any, logits_TV: Tensor) -> float:
-    """The coarsest step between two numbers anywhere on the way to the logits, relative to them."""
+    """Relative precision of the coarsest dtype on the way to the logits."""
     dtypes = {logits_TV.dtype, model.dtype}
     if torch.is_autocast_enabled(model.device.type):
         dtypes.add(torch.get_autocast_dtype(model.device.type))
@@ -87,7 +86,7 @@ def _has_experts(model: Any) -> bool:
 
 
 def _relative_difference(logits_TV: Tensor, other_TV: Tensor) -> float:
-    """Length of the difference over that of the logits, from which their mean is taken first."""
+    """Norm of the difference relative to the logits, both centred."""
     mine_TV = logits_TV.double() - logits_TV.double().mean(dim=-1, keepdim=True)
     theirs_TV = other_TV.double() - other_TV.double().mean(dim=-1, keepdim=True)
     return float((mine_TV - theirs_TV).norm() / mine_TV.norm())
@@ -97,9 +96,9 @@ Lengths = Sequence[int] | NDArray[np.integer[Any]]
 
 
 def check_lengths(lengths: Lengths, origin: Callable[[int], Origin], config: Any) -> None:
-    """Raise `DataError` with the longest row where it has more tokens than the model positions.
+    """Raise `DataError` if the longest row has more tokens than the model has positions.
 
-    `lengths` are those of all rows, `origin` gives the place of one by its number among them.
+    `lengths`: of all rows; `origin`: the origin of a row by its index.
     """
     positions = count_positions(config)
     if positions is None or not len(lengths):
@@ -109,13 +108,13 @@ def check_lengths(lengths: Lengths, origin: Callable[[int], Origin], config: Any
         raise DataError(
             origin(longest),
             f"{lengths[longest]:,} tokens, and the model has {positions:,} positions",
-            remedy=f"set data.max_length to {positions}; data.too_long says what becomes of "
-            "longer rows",
+            remedy=f"set data.max_length to {positions}; data.too_long decides what happens "
+            "to longer rows",
         )
 
 
 def count_positions(config: Any) -> int | None:
-    """Positions that a model has learned, or is stretched to; None where it sets no limit."""
+    """Positions that a model was trained or stretched to; None if it has no limit."""
     text = config.get_text_config()
     positions = getattr(text, "max_position_embeddings", None)
     if positions is None:

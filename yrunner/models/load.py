@@ -1,9 +1,7 @@
 """Load a model or a tokenizer from a folder or the Hub: completely, or not at all.
 
-transformers fills gaps with random weights, an empty vocabulary or a log line. Nobody sees that in
-a run of hours, so here every gap is a ModelError.
-
-Build or merge a model with every weight whole, also where ZeRO-3 would cut each one at once.
+transformers fills gaps with random weights, an empty vocabulary or a log line, easily overlooked in
+a run of hours. Here every gap is a ModelError.
 """
 
 from collections.abc import Iterator
@@ -26,37 +24,20 @@ from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from yrunner.errors import ModelError
 from yrunner.models.adapters import attach_adapter, find_adapter, merge_adapter, read_base
-from yrunner.models.errors import explain_failure, quiet_libraries
+from yrunner.models.errors import explain_failure, silence_libraries
 from yrunner.models.hub import only_cached
-
-
-@contextmanager
-def whole_weights() -> Iterator[None]:
-    """DeepSpeed cuts them when training begins; until then each process has all of them.
-
-    For models that are built anew and looked at, and for adapters that are merged. A plain base is
-    cut while it is loaded, which no process could hold whole.
-    """
-    reference = deepspeed._hf_deepspeed_config_weak_ref
-    deepspeed.unset_hf_deepspeed_config()
-    try:
-        yield
-    finally:
-        deepspeed._hf_deepspeed_config_weak_ref = reference
-
 
 DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-
-# Tokens that models reserve for padding, in the order of preference.
+# Tokens that models reserve for padding, by preference.
 PAD_TOKENS = ("<|endoftext|>", "<|finetune_right_pad_id|>", "<|pad|>", "<pad>", "[PAD]")
 
 
 def choose_dtype(name: str) -> torch.dtype:
-    """The dtype for `model.dtype`. auto: bfloat16 where the GPU computes in it, else float32."""
+    """The dtype for `model.dtype`. auto: bfloat16 if the GPU supports it natively, else float32."""
     if name == "auto":
         # Emulated bfloat16 (before Ampere) would be slower than float32.
         native = torch.cuda.is_available() and torch.cuda.is_bf16_supported(
@@ -64,35 +45,6 @@ def choose_dtype(name: str) -> torch.dtype:
         )
         return torch.bfloat16 if native else torch.float32
     return DTYPES[name]
-
-
-def load_tokenizer(
-    source: str, *, chat_template: Path | None = None, trust_remote_code: bool = False
-) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a model folder, an adapter folder or a Hub id; it can always pad.
-
-    `chat_template` is a .jinja file that replaces the tokenizer's own template. An adapter folder
-    without a tokenizer has that of its base.
-    """
-    _check_source(source)
-    folder = Path(source)
-    has_own = not folder.is_dir() or any(folder.glob("*token*")) or any(folder.glob("vocab*"))
-    adapter = None if has_own else find_adapter(source)
-    if adapter is not None:
-        source = read_base(adapter)
-    with quiet_libraries(), explain_failure(source):
-        tokenizer = _tokenizer_class(source).from_pretrained(
-            source,
-            trust_remote_code=trust_remote_code,
-            local_files_only=only_cached(source),
-        )
-    if len(tokenizer) <= len(tokenizer.get_added_vocab()):
-        # transformers makes an empty tokenizer of the model's kind when the files are missing.
-        raise ModelError(f"{source} holds no tokenizer", remedy="add its tokenizer.json")
-    if chat_template is not None:
-        set_chat_template(tokenizer, chat_template)
-    _ensure_pad_token(tokenizer, source)
-    return tokenizer
 
 
 def load_model(
@@ -105,21 +57,20 @@ def load_model(
 ) -> PreTrainedModel:
     """Load a causal language model in evaluation mode, every weight from a safetensors file.
 
-    A folder or Hub id that holds an adapter is loaded as its base with the adapter merged, in
-    memory. `quantization`: a config of transformers, by which linear layers are stored; such a
-    source has to be a whole model. Raises ModelError for everything that is wrong with the source,
-    and MissingError when a package is missing.
+    An adapter is loaded as its base with the adapter merged, in memory. `quantization`: a config of
+    transformers for the linear layers; it needs a full model as source. Raises ModelError for
+    anything wrong with the source, MissingError for a missing package.
     """
     _check_source(source)
-    with quiet_libraries(keep_progress=True), explain_failure(source):
+    with silence_libraries(keep_progress=True), explain_failure(source):
         adapter = find_adapter(source)
     if adapter is not None and quantization is not None:
         raise ModelError(
             f"the base {source} is an adapter, which cannot be quantized with its own base",
-            remedy="merge it first with yrun merge, or go on training it with tuning.adapter",
+            remedy="merge it first with yrun merge, or continue training it with tuning.adapter",
         )
     if adapter is not None:
-        with whole_weights():
+        with without_zero3():
             model = load_model(
                 read_base(adapter),
                 dtype=dtype,
@@ -129,15 +80,15 @@ def load_model(
             model = merge_adapter(attach_adapter(model, adapter, trainable=False))
         if (adapter / "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(adapter)
-        # The adapter's folder, also for one of the Hub: tuning.py looks for its config there.
+        # The adapter's local folder, even for a Hub id: tuning.py reads its config there.
         model.config.name_or_path = model.name_or_path = str(adapter)
         return model
     check_folder(Path(source))
     options: dict[str, Any] = {} if attention == "auto" else {"attn_implementation": attention}
     if quantization is not None:
         options["quantization_config"] = quantization
-    # A download is worth a bar; reading a folder is not.
-    with quiet_libraries(keep_progress=not Path(source).is_dir()), explain_failure(source):
+    # Show progress of downloads only.
+    with silence_libraries(keep_progress=not Path(source).is_dir()), explain_failure(source):
         model, report = AutoModelForCausalLM.from_pretrained(
             source,
             dtype=dtype,
@@ -152,55 +103,8 @@ def load_model(
     return model
 
 
-def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse a tokenizer with ids that the model has no embedding for; see `check_ids`."""
-    check_ids(tokenizer, model.get_input_embeddings().num_embeddings)
-
-
-def check_ids(tokenizer: PreTrainedTokenizerBase, num_embeddings: int) -> None:
-    """Raise `ModelError` where a tokenizer has ids that a model with so many embeddings lacks.
-
-    More embeddings than ids are fine: Qwen and others round their number up.
-    """
-    largest_id = max(tokenizer.get_vocab().values())
-    if largest_id >= num_embeddings:
-        raise ModelError(
-            f"the tokenizer has ids up to {largest_id}, the model only {num_embeddings} embeddings",
-            remedy="use the tokenizer that belongs to the model",
-        )
-
-
-def find_stop_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Ids that end an answer: the tokenizer's eos and the mark that the chat template ends with.
-
-    They differ in many base models: Qwen3-Base ends a text with <|endoftext|>, a turn with
-    <|im_end|>. With eos alone, a model tuned on its template would never stop.
-    """
-    stop_ids = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    if tokenizer.chat_template is None:
-        return stop_ids
-    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "the reply"}]
-    try:
-        text = str(tokenizer.apply_chat_template(turns, tokenize=False))
-    except TemplateError:
-        return stop_ids  # a template that wants other roles keeps to eos
-    after = tokenizer(text.rpartition("the reply")[2], add_special_tokens=False).input_ids
-    marks = set(tokenizer.all_special_ids) | set(tokenizer.get_added_vocab().values())
-    if after and after[0] in marks and after[0] not in stop_ids:
-        stop_ids.append(after[0])
-    return stop_ids
-
-
-def _check_source(source: str) -> None:
-    path = Path(source)
-    if path.is_file():
-        raise ModelError(f"{source} is a file", remedy="give the folder that holds config.json")
-    if not path.exists() and (path.is_absolute() or source.startswith((".", "~"))):
-        raise ModelError(f"there is no folder {source}", remedy="check model.base")
-
-
 def check_folder(folder: Path) -> None:
-    """Raise `ModelError` where a model's folder lacks its config or its weights."""
+    """Raise `ModelError` if a model's folder lacks its config or its weights."""
     if not folder.is_dir():
         return
     if not (folder / "config.json").is_file():
@@ -212,10 +116,116 @@ def check_folder(folder: Path) -> None:
         pickled = sorted([*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")])
         if pickled:
             raise ModelError(
-                f"{pickled[0]} is pickled, and reading a pickle can run any code",
-                remedy="convert it: load it where you trust it, then save_pretrained(...)",
+                f"{pickled[0]} is a pickle, which can run arbitrary code when read",
+                remedy="if you trust it, convert it: load it, then save_pretrained(...)",
             )
         raise ModelError(f"{folder} has no model.safetensors", remedy="download the model again")
+
+
+@contextmanager
+def without_zero3() -> Iterator[None]:
+    """Build full weights on every process; DeepSpeed shards them when training begins.
+
+    For models built from scratch and adapters to merge. A plain base is sharded while it is loaded,
+    because it may not fit into one process.
+    """
+    reference = deepspeed._hf_deepspeed_config_weak_ref
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = reference
+
+
+def load_tokenizer(
+    source: str, *, chat_template: Path | None = None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a model folder, an adapter folder or a Hub id, with a pad token.
+
+    `chat_template`: a .jinja file that replaces the tokenizer's template. For an adapter folder
+    without a tokenizer, load that of its base.
+    """
+    _check_source(source)
+    folder = Path(source)
+    has_own = not folder.is_dir() or any(folder.glob("*token*")) or any(folder.glob("vocab*"))
+    adapter = None if has_own else find_adapter(source)
+    if adapter is not None:
+        source = read_base(adapter)
+    with silence_libraries(), explain_failure(source):
+        tokenizer = _tokenizer_class(source).from_pretrained(
+            source,
+            trust_remote_code=trust_remote_code,
+            local_files_only=only_cached(source),
+        )
+    if len(tokenizer) <= len(tokenizer.get_added_vocab()):
+        # Without tokenizer files transformers makes an empty tokenizer of the model's kind.
+        raise ModelError(f"{source} holds no tokenizer", remedy="add its tokenizer.json")
+    if chat_template is not None:
+        set_chat_template(tokenizer, chat_template)
+    _ensure_pad_token(tokenizer, source)
+    return tokenizer
+
+
+def set_chat_template(tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
+    """Replace the tokenizer's template. Raises `ModelError` if the file is not a valid one."""
+    try:
+        tokenizer.chat_template = path.read_text("utf-8")
+        tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False)
+    except FileNotFoundError as error:
+        raise ModelError(f"there is no file {path}", remedy="check model.chat_template") from error
+    except TemplateSyntaxError as error:
+        raise ModelError(
+            f"{path}:{error.lineno}: {error.message}", remedy="correct the template"
+        ) from error
+    except TemplateError:
+        return  # it may reject a lone user turn and still suit the conversations
+
+
+def find_stop_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids that end an answer: the tokenizer's eos and the end-of-turn token of the template.
+
+    They differ in many base models: Qwen3-Base ends a text with <|endoftext|>, a turn with
+    <|im_end|>. With eos alone, a model tuned on its template would never stop.
+    """
+    stop_ids = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    if tokenizer.chat_template is None:
+        return stop_ids
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "the reply"}]
+    try:
+        text = str(tokenizer.apply_chat_template(turns, tokenize=False))
+    except TemplateError:
+        return stop_ids  # a template for other roles: eos only
+    after = tokenizer(text.rpartition("the reply")[2], add_special_tokens=False).input_ids
+    marks = set(tokenizer.all_special_ids) | set(tokenizer.get_added_vocab().values())
+    if after and after[0] in marks and after[0] not in stop_ids:
+        stop_ids.append(after[0])
+    return stop_ids
+
+
+def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise `ModelError` if the tokenizer has ids without an embedding; see `check_ids`."""
+    check_ids(tokenizer, model.get_input_embeddings().num_embeddings)
+
+
+def check_ids(tokenizer: PreTrainedTokenizerBase, num_embeddings: int) -> None:
+    """Raise `ModelError` if the tokenizer has ids beyond `num_embeddings`.
+
+    More embeddings than ids are fine: Qwen and others round their number up.
+    """
+    largest_id = max(tokenizer.get_vocab().values())
+    if largest_id >= num_embeddings:
+        raise ModelError(
+            f"the tokenizer has ids up to {largest_id}, the model only {num_embeddings} embeddings",
+            remedy="use the tokenizer that belongs to the model",
+        )
+
+
+def _check_source(source: str) -> None:
+    path = Path(source)
+    if path.is_file():
+        raise ModelError(f"{source} is a file", remedy="give the folder that holds config.json")
+    if not path.exists() and (path.is_absolute() or source.startswith((".", "~"))):
+        raise ModelError(f"there is no folder {source}", remedy="check model.base")
 
 
 def _check_complete(source: str, report: dict[str, Any]) -> None:
@@ -228,17 +238,17 @@ def _check_complete(source: str, report: dict[str, Any]) -> None:
     wrong = sorted(str(entry[0]) for entry in report["mismatched_keys"])
     if wrong or report["error_msgs"]:
         raise ModelError(
-            f"{source} has weights of another shape than its config.json says, such as "
+            f"{source} has weights whose shapes differ from its config.json, such as "
             f"{(wrong or report['error_msgs'])[0]}",
             remedy="download the model again",
         )
 
 
 def _tokenizer_class(source: str) -> Any:
-    """tokenizer.json as it is, where the tokenizer was saved without a class of its own.
+    """Load tokenizer.json unchanged if the tokenizer was saved without a specific class.
 
-    AutoTokenizer replaces it by Qwen2Tokenizer beside a qwen2 config.json, which changes the text
-    (NFC), but not beside an adapter: base and adapter would read different ids.
+    AutoTokenizer uses Qwen2Tokenizer next to a qwen2 config.json, which changes the text (NFC), but
+    not next to an adapter: base and adapter would get different ids.
     """
     saved_class = get_tokenizer_config(source, local_files_only=only_cached(source)).get(
         "tokenizer_class"
@@ -246,26 +256,11 @@ def _tokenizer_class(source: str) -> Any:
     return PreTrainedTokenizerFast if saved_class == "TokenizersBackend" else AutoTokenizer
 
 
-def set_chat_template(tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
-    """Replace the tokenizer's template. Raises `ModelError` where the file is no template."""
-    try:
-        tokenizer.chat_template = path.read_text("utf-8")
-        tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False)
-    except FileNotFoundError as error:
-        raise ModelError(f"there is no file {path}", remedy="check model.chat_template") from error
-    except TemplateSyntaxError as error:
-        raise ModelError(
-            f"{path}:{error.lineno}: {error.message}", remedy="correct the template"
-        ) from error
-    except TemplateError:
-        return  # it may refuse a lone user turn and still be right for the conversations to come
-
-
 def _ensure_pad_token(tokenizer: PreTrainedTokenizerBase, source: str) -> None:
-    """Give the tokenizer a pad token if it has none, best one that no text uses.
+    """Set a pad token if the tokenizer has none, preferably one that no text uses.
 
-    eos is the last resort. Elsewhere that is a trap, since labels masked by the pad id lose the
-    stop token; here labels are never masked by id, so it only fills rows.
+    eos is the last resort. Where labels are masked by the pad id, that would mask the stop token;
+    here they are never masked by id.
     """
     if tokenizer.pad_token_id is not None:
         return

@@ -1,9 +1,4 @@
-"""What of a model is on this machine already, and whether the machine has room for it.
-
-The memory that a container may use: the limit of its control group, of either version.
-
-Freed memory goes back to the system at once, where the C library would keep it for later.
-"""
+"""Models on this machine: their local files, and the memory that is free for them."""
 
 import ctypes
 import json
@@ -21,71 +16,44 @@ from safetensors import safe_open
 from yrunner.models.adapters import CONFIG_FILE, read_base
 from yrunner.models.errors import explain_failure
 
+INDEX_FILE = "model.safetensors.index.json"
 CGROUP = Path("/sys/fs/cgroup")
 NO_LIMIT = 2**60
-"""Version 1 says "no limit" by a number above all memory there is."""
-
-
-@dataclass(frozen=True)
-class ContainerMemory:
-    """Bytes that all processes of a container may hold, and what they hold now."""
-
-    limit: int
-    used: int
-
-    @property
-    def free(self) -> int:
-        """Bytes that can still be taken."""
-        return self.limit - self.used
-
-
-def container_memory() -> ContainerMemory | None:
-    """The limit that this process lives under; None where there is none."""
-    return _read(
-        CGROUP, limit="memory.max", used="memory.current", cached="inactive_file"
-    ) or _read(
-        CGROUP / "memory",
-        limit="memory.limit_in_bytes",
-        used="memory.usage_in_bytes",
-        cached="total_inactive_file",
-    )
-
-
-def _read(folder: Path, *, limit: str, used: str, cached: str) -> ContainerMemory | None:
-    if not (folder / limit).is_file():
-        return None
-    text = (folder / limit).read_text().strip()
-    if text == "max" or int(text) >= NO_LIMIT:
-        return None
-    # Pages of files that were read count as used, but make room when something needs it.
-    lines = (line.split() for line in (folder / "memory.stat").read_text().splitlines())
-    room = next((int(number) for name, number in lines if name == cached), 0)
-    return ContainerMemory(int(text), int((folder / used).read_text()) - room)
-
-
-INDEX_FILE = "model.safetensors.index.json"
+"""cgroup v1 writes a huge number for "no limit"."""
+MMAP_THRESHOLD = 2**20
+M_MMAP_THRESHOLD = -3
+"""The constant in glibc's malloc.h."""
 
 
 def local_folder(source: str) -> Path | None:
-    """The folder of a model or adapter that can be loaded without a download; None: there is none.
+    """The folder of a model or adapter that loads without a download; None if there is none.
 
-    `source`: a folder, which is taken as it is, or a Hub id, whose folder is in the Hub's cache.
+    `source`: a folder, or a Hub id, which is looked up in the Hub's cache.
     """
     if Path(source).is_dir():
         return Path(source)
     for name in ("config.json", CONFIG_FILE):
         file = try_to_load_from_cache(source, name)
-        # The cache also remembers, by an object of its own, that a file does not exist.
+        # For files known not to exist the cache returns a sentinel object.
         if isinstance(file, str):
             folder = Path(file).parent
             return folder if _has_all_weights(folder) else None
     return None
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The files of a model's weights; of an adapter also those of its base.
+def _has_all_weights(folder: Path) -> bool:
+    """Whether all weight files are cached: a download may have been interrupted."""
+    index = folder / INDEX_FILE
+    if not index.is_file():
+        return any(folder.glob("*.safetensors"))
+    names = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
+    return all((folder / name).is_file() for name in names)
 
-    None at all where the weights of that base would have to be downloaded.
+
+def weight_files(folder: Path) -> list[Path]:
+    """The weight files of a model; for an adapter, those of its base too.
+
+    Empty if the base would have to be downloaded.
     """
     own = sorted(folder.glob("*.safetensors"))
     if not (folder / CONFIG_FILE).is_file():
@@ -96,7 +64,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def count_weights(files: Sequence[Path]) -> int:
-    """Numbers in the files of weights, read from their headers. Raises `ModelError` for damage."""
+    """Number of weights, from the headers of the files. Raises `ModelError` for a damaged one."""
     count = 0
     for file in files:
         with explain_failure(str(file)), safe_open(file, framework="pt") as weights:
@@ -105,12 +73,9 @@ def count_weights(files: Sequence[Path]) -> int:
 
 
 def free_memory() -> int:
-    """Bytes that a model can still take on this machine, and on its GPU where it has one.
-
-    A container's limit counts as the machine's.
-    """
+    """Bytes free for a model on this machine, within a container's limit, and on its GPU if any."""
     free = [psutil.virtual_memory().available]
-    container = container_memory()
+    container = cgroup_memory()
     if container is not None:
         free.append(container.free)
     if torch.cuda.is_available():
@@ -118,27 +83,50 @@ def free_memory() -> int:
     return min(free)
 
 
-def _has_all_weights(folder: Path) -> bool:
-    """Whether the cache holds every file of weights: a download may have been interrupted."""
-    index = folder / INDEX_FILE
-    if not index.is_file():
-        return any(folder.glob("*.safetensors"))
-    names = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
-    return all((folder / name).is_file() for name in names)
+@dataclass(frozen=True)
+class CgroupMemory:
+    """Memory of all processes of a container, in bytes."""
+
+    limit: int
+    used: int
+
+    @property
+    def free(self) -> int:
+        """Bytes that can still be allocated."""
+        return self.limit - self.used
 
 
-LARGE = 2**20
-M_MMAP_THRESHOLD = -3
-"""What malloc.h of glibc calls by this name."""
+def cgroup_memory() -> CgroupMemory | None:
+    """The memory limit of this container, cgroup v2 or v1; None if there is none."""
+    return _read_cgroup(
+        CGROUP, limit="memory.max", used="memory.current", cached="inactive_file"
+    ) or _read_cgroup(
+        CGROUP / "memory",
+        limit="memory.limit_in_bytes",
+        used="memory.usage_in_bytes",
+        cached="total_inactive_file",
+    )
 
 
-def give_back_freed_memory() -> None:
-    """Let every block of a megabyte and more have pages of its own, which go when it is freed.
+def _read_cgroup(folder: Path, *, limit: str, used: str, cached: str) -> CgroupMemory | None:
+    if not (folder / limit).is_file():
+        return None
+    text = (folder / limit).read_text().strip()
+    if text == "max" or int(text) >= NO_LIMIT:
+        return None
+    # Cached pages of files count as used but are reclaimed on demand.
+    lines = (line.split() for line in (folder / "memory.stat").read_text().splitlines())
+    reclaimable = next((int(number) for name, number in lines if name == cached), 0)
+    return CgroupMemory(int(text), int((folder / used).read_text()) - reclaimable)
 
-    Left alone, glibc raises that size to 32 megabytes, and a program that frees one weight after
-    the other keeps a hundred megabytes that nobody uses. Other C libraries are left as they are.
+
+def lower_mmap_threshold() -> None:
+    """Let glibc return freed blocks of a megabyte or more to the system at once.
+
+    By default the threshold grows to 32 megabytes, and a program that frees one weight after the
+    other retains a hundred unused megabytes. Other C libraries are not affected.
     """
     if sys.platform == "linux":
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
         if mallopt is not None:
-            mallopt(M_MMAP_THRESHOLD, LARGE)
+            mallopt(M_MMAP_THRESHOLD, MMAP_THRESHOLD)

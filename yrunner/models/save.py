@@ -1,4 +1,4 @@
-"""Write a trained model, complete or not at all, so that plain transformers or peft loads it."""
+"""Save a trained model, completely or not at all, in the format of transformers and peft."""
 
 import json
 import re
@@ -13,14 +13,14 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from yrunner.errors import ModelError
-from yrunner.models.errors import quiet_libraries
+from yrunner.models.errors import silence_libraries
 from yrunner.models.load import find_stop_ids
 from yrunner.storage.run_dir import whole_folder
 
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What the model card tells about a run."""
+    """Contents of the model card."""
 
     name: str
     base: str | None
@@ -30,14 +30,14 @@ class ModelCard:
     recipe: str
     """The recipe, as text."""
     figures: list[tuple[str, str]]
-    """Label and value of each result, in the order to show them."""
+    """Label and value of each result, in order."""
     dataset_files: list[str]
     license: str | None = None
     """A licence id of the Hub, such as apache-2.0; None leaves it out."""
     base_key: str | None = None
-    """A hash of the base, see commands/model_key.py."""
+    """A hash of the base, see assembly/model.py."""
     data_hashes: Mapping[str, str] = field(default_factory=dict)
-    """SHA-256 of the files that were learned from, by their names."""
+    """SHA-256 of the training files, by name."""
 
 
 def save_model(
@@ -50,26 +50,27 @@ def save_model(
 ) -> None:
     """Write weights, tokenizer, chat template, generation config and model card to `folder`.
 
-    `weights`: all of them by their names, where the model does not hold them itself.
+    `weights`: all weights by name, if the model itself does not hold them (ZeRO-3).
 
-    Of a peft model only the adapter is written, of any other all weights, as safetensors and in
-    the dtype that they have. `folder` appears under its name when it is complete; one that exists
-    is replaced then. The model's generation config learns the tokenizer's stop and pad ids.
+    Of a peft model only the adapter is saved, otherwise all weights, as safetensors in their
+    dtypes. `folder` appears, or is replaced, only when it is complete. The generation config gets
+    the tokenizer's stop and pad ids.
 
-    Raises ModelError for an adapter whose base cannot be named, or would be replaced by it.
+    Raises ModelError for an adapter whose base was never saved, or would be overwritten by it.
     """
     folder = folder.absolute()
     base = _adapter_base(model, folder) if isinstance(model, PeftModel) else None
     whole_model = model.get_base_model() if isinstance(model, PeftModel) else model
     with whole_folder(folder) as partial:
-        with quiet_libraries():
+        with silence_libraries():
             whole_model.generation_config = _generation_config(
                 whole_model.generation_config, tokenizer
             )
             if isinstance(model, PeftModel):
                 _save_adapter(model, partial, base=str(base), weights=weights)
             else:
-                model.save_pretrained(partial, state_dict=_own_dict(weights))
+                own_weights = None if weights is None else dict(weights)
+                model.save_pretrained(partial, state_dict=own_weights)
         generation_config = whole_model.generation_config  # peft leaves it out
         _save_beside(partial, generation_config, tokenizer, card, isinstance(model, PeftModel))
 
@@ -80,12 +81,12 @@ def complete_folder(
     tokenizer: PreTrainedTokenizerBase,
     card: ModelCard,
 ) -> None:
-    """Write beside the weights of a whole model all that `save_model` writes beside them."""
+    """Add to a folder of full weights everything else that `save_model` writes."""
     _save_beside(folder, _generation_config(generation_config, tokenizer), tokenizer, card, False)
 
 
 def loading_lines(folder: str, *, is_adapter: bool) -> str:
-    """The three lines of Python that load what `save_model` wrote to `folder`."""
+    """Three lines of Python that load a folder of `save_model`."""
     path = json.dumps(folder, ensure_ascii=False)
     if is_adapter:
         return (
@@ -102,7 +103,7 @@ def loading_lines(folder: str, *, is_adapter: bool) -> str:
 
 
 def render_card(card: ModelCard, *, is_adapter: bool) -> str:
-    """The model card: front matter that the Hub reads, then text for people."""
+    """The model card: front matter for the Hub, then Markdown."""
     base_on_hub = card.base is not None and _is_hub_id(card.base)
     front: dict[str, object] = {
         "library_name": "peft" if is_adapter else "transformers",
@@ -110,7 +111,7 @@ def render_card(card: ModelCard, *, is_adapter: bool) -> str:
         "tags": ["yrunner", card.tuning],
     }
     if base_on_hub:
-        # A folder of this machine means nothing to others, and the Hub refuses it.
+        # The Hub rejects local folders.
         front["base_model"] = card.base
         front["base_model_relation"] = "adapter" if is_adapter else "finetune"
     if card.license is not None:
@@ -121,12 +122,12 @@ def render_card(card: ModelCard, *, is_adapter: bool) -> str:
     sections = [
         f"---\n{header}---\n\n# {card.name}\n",
         f"Trained with yrunner. Base: `{base}`{key}. Tuning: {card.tuning}.\n",
-        "## Load it\n\nIn this folder; from elsewhere, put its path in place of the dot.\n\n"
+        "## Load it\n\nFrom this folder; elsewhere, replace the dot with its path.\n\n"
         f"```python\n{loading_lines('.', is_adapter=is_adapter)}```\n\n"
         "`generation_config.json` holds the ids that end an answer"
         + (
-            "; hand it over with `generation_config=GenerationConfig.from_pretrained(...)`, "
-            "since peft takes that of the base.\n"
+            "; pass it as `generation_config=GenerationConfig.from_pretrained(...)`, "
+            "because peft uses the base's.\n"
             if is_adapter
             else ".\n"
         ),
@@ -150,7 +151,7 @@ def _save_beside(
     card: ModelCard,
     is_adapter: bool,
 ) -> None:
-    with quiet_libraries():
+    with silence_libraries():
         generation_config.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     (folder / "README.md").write_text(render_card(card, is_adapter=is_adapter), "utf-8")
@@ -158,7 +159,7 @@ def _save_beside(
 
 
 def _adapter_base(model: PeftModel, folder: Path) -> str:
-    """Where the adapter's base is found again, as an absolute path or a Hub id."""
+    """The location of the adapter's base, an absolute path or a Hub id."""
     base = model.get_base_model().name_or_path
     if not base:
         raise ModelError(
@@ -170,14 +171,10 @@ def _adapter_base(model: PeftModel, folder: Path) -> str:
         return str(base)
     if path.resolve() == folder.resolve():
         raise ModelError(
-            f"{folder} is the base of this adapter and would be replaced by it",
+            f"{folder} is the base of this adapter and would be overwritten by it",
             remedy="choose another output folder",
         )
     return str(path.resolve())
-
-
-def _own_dict(weights: Mapping[str, Tensor] | None) -> dict[str, Tensor] | None:
-    return None if weights is None else dict(weights)
 
 
 def _save_adapter(
@@ -185,7 +182,7 @@ def _save_adapter(
 ) -> None:
     for config in model.peft_config.values():
         config.base_model_name_or_path = base
-    # Never the embeddings: they are not trained, and peft would ask the Hub whether they are.
+    # Never the embeddings: they are frozen, and peft would query the Hub about them.
     options: dict[str, Any] = {} if weights is None else {"state_dict": dict(weights)}
     model.save_pretrained(str(folder), save_embedding_layers=False, **options)
 
@@ -193,7 +190,7 @@ def _save_adapter(
 def _generation_config(
     own: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase
 ) -> GenerationConfig:
-    """The model's own settings, with every id that ends an answer and the pad id."""
+    """The model's settings with all stop ids and the pad id."""
     config = GenerationConfig.from_dict((own or GenerationConfig()).to_dict())
     own_ids = config.eos_token_id if config.eos_token_id is not None else []
     own_ids = own_ids if isinstance(own_ids, list) else [own_ids]
@@ -203,8 +200,8 @@ def _generation_config(
     try:
         config.validate(strict=True)
     except ValueError:
-        # Some published models sample and do not sample at once; transformers reads that but
-        # refuses to write it. Losing a trained model over it would be worse.
+        # Some published models have contradictory sampling settings, which transformers reads but
+        # refuses to save. Losing a trained model would be worse.
         return GenerationConfig(
             bos_token_id=config.bos_token_id,
             eos_token_id=config.eos_token_id,
@@ -214,7 +211,7 @@ def _generation_config(
 
 
 def _open_to_readers(folder: Path) -> None:
-    """Give every file the card's permissions: safetensors writes files that only we can read."""
+    """Give every file the card's permissions: safetensors files are readable by the owner only."""
     mode = (folder / "README.md").stat().st_mode
     for file in folder.rglob("*"):
         if file.is_file():
@@ -230,7 +227,7 @@ def _cell(text: str) -> str:
 
 
 def _fenced(text: str, language: str) -> str:
-    """A code block whose fence is longer than any run of backticks in the text."""
+    """A code block with a fence longer than any run of backticks in the text."""
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}{language}\n{text.rstrip()}\n{fence}\n"

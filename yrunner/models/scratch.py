@@ -1,4 +1,4 @@
-"""Make a new model: a byte-level BPE tokenizer from texts, and random weights from a config."""
+"""Create a model from scratch: train a byte-level BPE tokenizer, initialise random weights."""
 
 import inspect
 import re
@@ -27,8 +27,8 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from yrunner.errors import ModelError
-from yrunner.models.errors import quiet_libraries
-from yrunner.models.load import whole_weights
+from yrunner.models.errors import silence_libraries
+from yrunner.models.load import without_zero3
 
 PAD_TOKEN = "<|endoftext|>"
 TURN_START_TOKEN = "<|im_start|>"
@@ -36,15 +36,15 @@ TURN_END_TOKEN = "<|im_end|>"
 SPECIAL_TOKENS = [PAD_TOKEN, TURN_START_TOKEN, TURN_END_TOKEN]
 NUM_BYTES = 256
 
-# Qwen2's pattern (its tokenizer.json): words keep the blank before them, every digit stands alone
-# so that numbers are read digit by digit, and a run of Chinese characters is one word.
+# Qwen2's pattern (its tokenizer.json): words include the space before them; every digit is a word,
+# and so is a run of Chinese characters.
 WORD_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
-# What building a model of contradictory sizes raises, seen with transformers 5.23; it has no
-# exception of its own for that. The try-out in `_check_it_runs` is narrow enough for such a net.
+# Raised by transformers 5.23 for models of contradictory sizes; it has no specific exception for
+# that. The code under these `except` clauses is small enough for such a wide net.
 BUILD_ERRORS = (
     StrictDataclassError,
     ArithmeticError,
@@ -60,12 +60,11 @@ BUILD_ERRORS = (
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerBase:
     """Train a byte-level BPE tokenizer with the ChatML chat template.
 
-    Every text can be written: all 256 bytes are tokens, so there is no unknown token and decoding
-    gives back the text exactly (Wang et al., 2019, arXiv:1909.03341). The same texts give the same
-    tokenizer. `vocab_size` counts the special tokens too. Texts with too few repeated pairs reach
-    fewer entries; `len(tokenizer)` is the size reached, and `build_model` takes that.
+    All 256 bytes are tokens, so there is no unknown token and decoding restores the text exactly
+    (Wang et al., 2019, arXiv:1909.03341). Deterministic. `vocab_size` includes the special tokens;
+    texts with few repeated pairs may not reach it.
 
-    Raises ModelError when `vocab_size` has no room for the bytes and the special tokens.
+    Raises ModelError if `vocab_size` has no room for the bytes and the special tokens.
     """
     smallest = NUM_BYTES + len(SPECIAL_TOKENS)
     if vocab_size < smallest:
@@ -81,11 +80,11 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    # Offsets keep the blank that belongs to a word, so spans of characters map to whole tokens.
+    # Offsets include the space of a word, so that spans of characters map to whole tokens.
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        # A pair that occurs once is not a regularity of the language.
+        # A pair that occurs once is not a pattern.
         min_frequency=2,
         special_tokens=SPECIAL_TOKENS,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
@@ -107,15 +106,15 @@ def build_model(
 ) -> PreTrainedModel:
     """Build a causal language model with random float32 weights, in evaluation mode, on the CPU.
 
-    `config` has the keys of a `config.json`: `model_type` and sizes. The vocabulary size and the
-    special ids come from the tokenizer. The same `seed` gives the same weights, and the caller's
-    random state stays as it was.
+    `config` has the keys of a `config.json`: `model_type` and sizes. Vocabulary size and special
+    ids come from the tokenizer. `seed` determines the weights; the caller's random state is
+    restored.
 
-    Raises ModelError for an unknown model type or key, and for sizes that contradict each other.
+    Raises ModelError for an unknown model type or key, and for contradictory sizes.
     """
     full_config = make_config(config, tokenizer)
     model_type, sizes = _split(config)
-    with quiet_libraries(), _own_random_state(seed), torch.device("cpu"), whole_weights():
+    with silence_libraries(), _seeded(seed), torch.device("cpu"), without_zero3():
         try:
             model = AutoModelForCausalLM.from_config(full_config, dtype=torch.float32).eval()
         except BUILD_ERRORS as error:
@@ -126,11 +125,11 @@ def build_model(
 
 
 def make_config(config: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> PreTrainedConfig:
-    """The whole config of such a model. Raises ModelError as `build_model` does."""
+    """The full config of the model. Raises ModelError as `build_model` does."""
     model_type, sizes = _split(config)
     config_class = _config_class(model_type)
     _check_keys(sizes, config_class)
-    with quiet_libraries():
+    with silence_libraries():
         try:
             return config_class(**sizes, **_tokenizer_keys(tokenizer))
         except BUILD_ERRORS as error:
@@ -163,10 +162,10 @@ def _tokenizer_keys(tokenizer: PreTrainedTokenizerBase) -> dict[str, int | None]
 
 
 def _check_keys(sizes: dict[str, Any], config_class: type[PreTrainedConfig]) -> None:
-    """Refuse keys that transformers would store and never read."""
+    """Reject keys that transformers would store and never read."""
     known = {field.name for field in fields(config_class)} | set(config_class.attribute_map)
     if "rope_parameters" in known:
-        known |= {"rope_theta", "rope_scaling"}  # read by the config, but no fields of it
+        known |= {"rope_theta", "rope_scaling"}  # read by the config, but not among its fields
     ours = {"vocab_size", "pad_token_id", "eos_token_id", "bos_token_id", "dtype"}
     for key in sizes:
         if key in ours:
@@ -193,7 +192,7 @@ def _is_read(key: str, config_class: type[PreTrainedConfig]) -> bool:
 
 
 def _check_sizes(model: PreTrainedModel, model_type: str, sizes: dict[str, Any]) -> None:
-    """Refuse what transformers builds without a word: layers of size 0, heads that do not fit."""
+    """Reject what transformers builds silently: layers of size 0, heads that do not fit."""
     if any(parameter.numel() == 0 for parameter in model.parameters()):
         raise _contradiction(model_type, sizes, "a size is 0")
     hidden_size = getattr(model.config, "hidden_size", 0)
@@ -205,10 +204,10 @@ def _check_sizes(model: PreTrainedModel, model_type: str, sizes: dict[str, Any])
 
 
 def _check_it_runs(model: PreTrainedModel, model_type: str, sizes: dict[str, Any]) -> None:
-    """Try the model on a few tokens: some contradictions show only there.
+    """Run the model on a few tokens: some contradictions show only there.
 
-    It must also be causal. BERT, for one, may be built as a causal model and reads the future
-    unless `is_decoder` is set; its loss would be worthless.
+    It must also be causal: BERT, for one, can be built as a causal model but sees future tokens
+    unless `is_decoder` is set.
     """
     ids_BT = torch.tensor([[0, 1, 2, 3], [0, 1, 2, 4]])
     try:
@@ -248,8 +247,8 @@ def _suggestion(word: str, known: list[str]) -> str:
 
 
 @contextmanager
-def _own_random_state(seed: int) -> Iterator[None]:
-    """Draw from `seed` inside. `torch.manual_seed` would reach the GPUs' generators too."""
+def _seeded(seed: int) -> Iterator[None]:
+    """Seed the CPU's generator temporarily; `torch.manual_seed` would change the GPUs' too."""
     before = torch.get_rng_state()
     torch.default_generator.manual_seed(seed)
     try:

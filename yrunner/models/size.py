@@ -1,7 +1,4 @@
-"""How much disk a run needs, from the shapes of its model.
-
-How many numbers of a model are trained, frozen, multiplied with, or could be kept in 4 bits.
-"""
+"""Sizes of a model from its shapes: weights by kind, and the disk space of a run."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,74 +12,26 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 SMALL_FILES = 2**15
-"""Bytes of what a checkpoint holds besides weights and optimizer, about: scheduler, generators'
-states, arguments, log."""
-
-
-@dataclass(frozen=True)
-class DiskNeed:
-    """Bytes that a run writes."""
-
-    checkpoint: int
-    """One checkpoint: the weights as Trainer saves them, and the optimizer's state."""
-    model: int
-    """The final model's folder: weights and tokenizer."""
-
-
-def estimate_disk(
-    model: PreTrainedModel | PeftModel, optimizer_bytes: int, tokenizer: PreTrainedTokenizerBase
-) -> DiskNeed:
-    """What a run of `model`, weightless or not, writes; `optimizer_bytes`: the optimizer state."""
-    weights = saved_weight_bytes(model)
-    return DiskNeed(
-        checkpoint=weights + optimizer_bytes + SMALL_FILES,
-        model=weights + _tokenizer_bytes(tokenizer),
-    )
-
-
-def saved_weight_bytes(model: PreTrainedModel | PeftModel) -> int:
-    """Bytes of the weights that are saved: a peft model's adapter, else all; tied ones once."""
-    if isinstance(model, PeftModel):
-        return _bytes_of(get_peft_model_state_dict(model, save_embedding_layers=False).values())
-    return _bytes_of(model.state_dict().values())
-
-
-def state_bytes(optimizer: Optimizer) -> int:
-    """Bytes of what an optimizer remembers from update to update."""
-    states = optimizer.state.values()
-    return _bytes_of(it for state in states for it in state.values() if isinstance(it, Tensor))
-
-
-def _bytes_of(tensors: Iterable[Tensor]) -> int:
-    sizes = {}
-    for tensor in tensors:
-        storage = tensor.untyped_storage()
-        sizes[id(storage)] = storage.nbytes()
-    return sum(sizes.values())
-
-
-def _tokenizer_bytes(tokenizer: PreTrainedTokenizerBase) -> int:
-    with TemporaryDirectory() as folder:
-        tokenizer.save_pretrained(folder)
-        return sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
+"""Approximate bytes of a checkpoint besides weights and optimizer: scheduler, random states,
+arguments, log."""
 
 
 @dataclass(frozen=True)
 class WeightCounts:
-    """Numbers, not bytes. Weights that are tied count once."""
+    """Numbers of weights, not bytes. Tied ones count once."""
 
     trained: int
     frozen: int
     trained_in_layers: int
-    """Of the trained: those of linear layers but the head, which multiply every token."""
+    """Trained weights of linear layers without the head; they multiply every token."""
     frozen_in_layers: int
-    """The same of the frozen: what 4 bits can hold."""
+    """Frozen weights of linear layers without the head; they can be stored in 4 bits."""
     head: int
-    """The matrix from hidden states to logits, also where it is tied to the embeddings."""
+    """The output head, even if it is tied to the embeddings."""
     largest: int
-    """The largest matrix of all: what ZeRO-3 gathers at once."""
+    """The largest matrix; ZeRO-3 gathers it at once."""
     largest_in_layers: int
-    """The largest frozen matrix of a linear layer: what is made of 4 bits at once."""
+    """The largest frozen matrix of a linear layer; it is dequantized at once."""
 
     @property
     def total(self) -> int:
@@ -91,12 +40,12 @@ class WeightCounts:
 
     @property
     def in_layers(self) -> int:
-        """What multiplies every token, trained or frozen."""
+        """Weights that multiply every token, trained or frozen."""
         return self.trained_in_layers + self.frozen_in_layers
 
 
 def count_weights_of(model: PreTrainedModel | PeftModel) -> WeightCounts:
-    """Count the weights of a model, weightless or not, that is ready to train."""
+    """Count the weights of a model, fake or real, that is ready to train."""
     parameters = list(model.parameters())
     head = model.get_output_embeddings()
     layers = [
@@ -118,3 +67,51 @@ def count_weights_of(model: PreTrainedModel | PeftModel) -> WeightCounts:
         largest=max(parameter.numel() for parameter in parameters),
         largest_in_layers=max(in_layers[False], default=0),
     )
+
+
+@dataclass(frozen=True)
+class DiskNeed:
+    """Bytes that a run writes."""
+
+    checkpoint: int
+    """One checkpoint: weights and optimizer state."""
+    model: int
+    """The final model's folder: weights and tokenizer."""
+
+
+def estimate_disk(
+    model: PreTrainedModel | PeftModel, optimizer_bytes: int, tokenizer: PreTrainedTokenizerBase
+) -> DiskNeed:
+    """What a run of `model`, fake or real, writes; `optimizer_bytes`: the optimizer state."""
+    weights = saved_weight_bytes(model)
+    return DiskNeed(
+        checkpoint=weights + optimizer_bytes + SMALL_FILES,
+        model=weights + _tokenizer_bytes(tokenizer),
+    )
+
+
+def saved_weight_bytes(model: PreTrainedModel | PeftModel) -> int:
+    """Bytes of the saved weights: a peft model's adapter, else all; tied ones once."""
+    if isinstance(model, PeftModel):
+        return _bytes_of(get_peft_model_state_dict(model, save_embedding_layers=False).values())
+    return _bytes_of(model.state_dict().values())
+
+
+def state_bytes(optimizer: Optimizer) -> int:
+    """Bytes of an optimizer's state."""
+    states = optimizer.state.values()
+    return _bytes_of(it for state in states for it in state.values() if isinstance(it, Tensor))
+
+
+def _bytes_of(tensors: Iterable[Tensor]) -> int:
+    sizes = {}
+    for tensor in tensors:
+        storage = tensor.untyped_storage()
+        sizes[id(storage)] = storage.nbytes()
+    return sum(sizes.values())
+
+
+def _tokenizer_bytes(tokenizer: PreTrainedTokenizerBase) -> int:
+    with TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        return sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())

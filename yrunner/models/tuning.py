@@ -1,11 +1,7 @@
-"""Choose which weights of a model are trained, or put an adapter beside them.
+"""Choose which weights of a model are trained, or add an adapter.
 
-Weights that are trained are kept in float32: a step of 1e-5 is lost in bfloat16's 8 bits. Frozen
-ones stay in the model's dtype. A model of mixed dtypes (`freeze` under bfloat16) runs under
-autocast, as the Trainer does with `bf16=True`.
-
-Gradient checkpointing needs nothing from here: `model.activation_checkpointing_enable()`, which the
-Trainer calls, makes the embeddings' output require gradients, also beneath an adapter.
+Trained weights are float32: bfloat16's 8 bits would lose a step of 1e-5. Frozen weights stay in the
+model's dtype. A model of mixed dtypes (`freeze` with bfloat16) runs under autocast.
 """
 
 import math
@@ -20,8 +16,8 @@ from transformers.pytorch_utils import Conv1D
 
 from yrunner.errors import ModelError
 from yrunner.models.adapters import CONFIG_FILE, attach_adapter
-from yrunner.models.errors import quiet_libraries
-from yrunner.models.quantization import keep_trainable
+from yrunner.models.errors import silence_libraries
+from yrunner.models.quantization import prevent_repacking
 from yrunner.recipe.schema.model import (
     AdapterTuning,
     FreezeTuning,
@@ -35,10 +31,10 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def apply_tuning(model: PreTrainedModel, tuning: Tuning) -> PreTrainedModel | PeftModel:
-    """Make `model`, which is changed in place, ready to train as `tuning` says.
+    """Prepare `model`, in place, to be trained as `tuning` says.
 
-    A new adapter starts as zero change; its random half is drawn from torch's global generator,
-    so seed that before. Raises ModelError when the model has no such layers or modules.
+    A new adapter starts as a zero change; its random half comes from torch's global generator, so
+    seed that before. Raises ModelError if the model lacks the layers or modules named.
     """
     match tuning:
         case FullTuning():
@@ -46,8 +42,8 @@ def apply_tuning(model: PreTrainedModel, tuning: Tuning) -> PreTrainedModel | Pe
         case FreezeTuning():
             _train_top_layers(model, share=tuning.train_top, embeddings=tuning.embeddings)
         case LoraTuning() | QloraTuning():
-            _check_base_is_whole(model)
-            keep_trainable(model)
+            _check_base_is_saved(model)
+            prevent_repacking(model)
             if tuning.adapter is not None:
                 return _float32_where_trained(_continue_adapter(model, Path(tuning.adapter)))
             return _float32_where_trained(_add_lora(model, tuning))
@@ -57,20 +53,20 @@ def apply_tuning(model: PreTrainedModel, tuning: Tuning) -> PreTrainedModel | Pe
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
-    """Parameters that are trained, and all of them. Weights that are tied count once."""
+    """Numbers of trained and of all parameters. Tied weights count once."""
     sizes = [(_count(parameter), parameter.requires_grad) for parameter in model.parameters()]
     return sum(size for size, is_trained in sizes if is_trained), sum(size for size, _ in sizes)
 
 
 def _count(parameter: Any) -> int:
-    """Numbers of a weight, also where ZeRO-3 has left only a piece of it here."""
+    """Size of a weight, even if ZeRO-3 has sharded it."""
     return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
 def _float32_where_trained(model: Model) -> Model:
     for parameter in model.parameters():
         if parameter.requires_grad:
-            # The data, not the parameter: tied weights stay one parameter.
+            # Replace the data, not the parameter: tied weights must stay tied.
             parameter.data = parameter.data.float()
     return model
 
@@ -78,10 +74,10 @@ def _float32_where_trained(model: Model) -> Model:
 def _train_top_layers(model: PreTrainedModel, *, share: float, embeddings: bool) -> None:
     """Train the last `share` of the decoder layers, rounded up, and the norm after them.
 
-    A head that is tied to the embeddings is trained with them or not at all.
+    A tied head is trained with the embeddings or not at all.
     """
     decoder, layers = _find_layers(model)
-    # 0.7 of 10 layers is 7.000000000000001 in floating point; rounding it up must not give 8.
+    # 0.7 * 10 is 7.000000000000001; rounding up must not give 8.
     num_trained = math.ceil(round(share * len(layers), 9))
     trained: list[nn.Module | None] = [*layers[len(layers) - num_trained :]]
     trained += [
@@ -98,7 +94,7 @@ def _train_top_layers(model: PreTrainedModel, *, share: float, embeddings: bool)
 
 
 def _find_layers(model: PreTrainedModel) -> tuple[nn.Module, nn.ModuleList]:
-    """The list of decoder layers, whatever the model calls it, and the module that holds it."""
+    """The list of decoder layers and the module that holds it, whatever their names."""
     num_layers = model.config.get_text_config().num_hidden_layers
     for module in model.modules():
         for child in module.children():
@@ -123,12 +119,12 @@ def _add_lora(model: PreTrainedModel, tuning: AdapterTuning) -> PeftModel:
         use_rslora=tuning.variant == "rslora",
     )
     try:
-        with quiet_libraries():
+        with silence_libraries():
             return get_peft_model(model, config)
     except ValueError as error:
-        # Dropout before the experts of a mixture, for one, and layers of another kind than linear.
+        # For example dropout on the experts of a mixture, or layers that are not linear.
         raise ModelError(
-            f"peft cannot put this LoRA on the model: {str(error).strip().splitlines()[0]}",
+            f"peft cannot apply this LoRA to the model: {str(error).strip().splitlines()[0]}",
             remedy="set tuning.dropout to 0, or name other modules in tuning.targets",
         ) from error
 
@@ -137,23 +133,23 @@ def _continue_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
     if not (folder / CONFIG_FILE).is_file():
         raise ModelError(
             f"{folder} holds no adapter: it has no {CONFIG_FILE}",
-            remedy="give the folder that an adapter was saved to",
+            remedy="give the folder of a saved adapter",
         )
     return attach_adapter(model, folder, trainable=True)
 
 
-def _check_base_is_whole(model: PreTrainedModel) -> None:
-    """Refuse a base whose weights exist in memory only: the new adapter could never be loaded."""
+def _check_base_is_saved(model: PreTrainedModel) -> None:
+    """Reject a base whose weights exist in memory only: the new adapter could not be loaded."""
     base = model.name_or_path
     if base and (Path(base) / CONFIG_FILE).is_file():
         raise ModelError(
-            f"the base {base} is an adapter itself, and an adapter needs a whole model beneath it",
-            remedy="merge it first with yrun merge, or go on training it with tuning.adapter",
+            f"the base {base} is itself an adapter; a new adapter needs a full model as its base",
+            remedy="merge it first with yrun merge, or continue training it with tuning.adapter",
         )
 
 
 def _check_targets(model: PreTrainedModel, targets: list[str]) -> None:
-    """Refuse a target that names no linear layer. peft would accept a list that fits in part."""
+    """Reject a target that names no linear layer; peft accepts lists that match in part."""
     linear_names = [
         name
         for name, module in model.named_modules()

@@ -19,9 +19,9 @@ from yrunner.data.conversation import TokenizedExample
 from yrunner.data.dataset.quality import PairKind
 from yrunner.reports.html import four_digits, render_page
 from yrunner.reports.token_text import TokenText, pieces_of, top_texts
-from yrunner.scoring.knn import NOTHING, Lookup
+from yrunner.scoring.knn import NO_SUGGESTION, Lookup
 from yrunner.scoring.measure import TokenScores
-from yrunner.scoring.rank import ASKING_OTHERS, CROSS_FIT, is_suspicious_when_low
+from yrunner.scoring.rank import CROSS_FIT, KNN_SCORES, is_suspicious_when_low
 from yrunner.scoring.suspicious_spans import (
     CONFIDENT_ERROR,
     HARD,
@@ -111,7 +111,7 @@ def render_sort_page(page: SortPage) -> str:
     names = _score_names(page)
     kinds = {name.removeprefix(CROSS_FIT) for name in names}
     scales = {
-        name: scale for name, scale in SCALES.items() if name not in ASKING_OTHERS or name in kinds
+        name: scale for name, scale in SCALES.items() if name not in KNN_SCORES or name in kinds
     }
     deciding = page.score.removeprefix(CROSS_FIT)
     return render_page(
@@ -119,8 +119,8 @@ def render_sort_page(page: SortPage) -> str:
         scripts=SCRIPTS,
         page=page,
         scores=names,
-        asks_others=not scales.keys().isdisjoint(ASKING_OTHERS),
-        coloured_by=deciding if deciding in ASKING_OTHERS else "excess",
+        asks_others=not scales.keys().isdisjoint(KNN_SCORES),
+        coloured_by=deciding if deciding in KNN_SCORES else "excess",
         num_dropped=sum(row.dropped is not None for row in page.rows),
         num_targets=sum(row.num_targets for row in page.rows),
         num_maps=sum(row.heat_map is not None for row in page.rows),
@@ -205,11 +205,11 @@ def pack_tokens(
         },
     }
     if lookup is not None:
-        told_N = lookup.told_N.tolist()
-        instead = top_texts(example, [max(0, id_) for id_ in told_N], text)
+        suggested_N = lookup.suggested_N.tolist()
+        instead = top_texts(example, [max(0, id_) for id_ in suggested_N], text)
         content["knn_loss"] = _hundredths(bounded(lookup.loss_N, entropy_N)[0])
         content["told"] = {
-            place: instead[place] for place, id_ in enumerate(told_N) if id_ != NOTHING
+            place: instead[place] for place, id_ in enumerate(suggested_N) if id_ != NO_SUGGESTION
         }
     return json.dumps(content, ensure_ascii=False, separators=(",", ":"))
 

@@ -1,4 +1,4 @@
-"""A model looks at data: the loss and entropy of every target, and what it would have said."""
+"""Score data with a model: loss, entropy and likeliest token of every target."""
 
 # B = rows, T = tokens, D = hidden size, N = target tokens, C = size of a context
 
@@ -21,26 +21,25 @@ from yrunner.losses.targets import PLAIN, TokenWeight, target_places
 from yrunner.models.limits import check_lengths
 
 CONTEXT_SIZE = 128
-"""Numbers that are kept of a hidden state: cosines of random projections of this size are off by
-less than a tenth."""
+"""Size of the random projection of a hidden state: its cosines are off by less than 0.1."""
 
 
 @dataclass(frozen=True)
 class TokenScores:
-    """What a model makes of the targets of one example, in their order."""
+    """Scores of the targets of one example, in their order."""
 
     loss_N: Tensor
     """Cross-entropy in nats."""
     entropy_N: Tensor
     """Entropy of the prediction in nats."""
     weight_N: Tensor
-    """What a loss would weigh each target with."""
+    """Weight that a loss gives each target."""
     top_N: Tensor
     """Id of the likeliest token."""
     origin: Origin
     context_NC: Tensor | None = None
-    """Where it was asked for: a random projection of the last hidden state before each target, of
-    length 1, float16. Its cosines are nearly those of the hidden states."""
+    """If requested: a random projection of the last hidden state before each target, normalised,
+    float16. Its cosines approximate those of the hidden states."""
 
 
 def score_tokens(
@@ -51,9 +50,9 @@ def score_tokens(
     batch_size: int,
     weight: TokenWeight = PLAIN,
 ) -> Iterator[TokenScores]:
-    """The scores of each example, in their order; examples that follow each other share a batch.
+    """The scores of each example, in their order; consecutive examples share a batch.
 
-    Raises `DataError` where one is longer than the model's positions.
+    Raises `DataError` if one is longer than the model's positions.
     """
     _check_lengths(model, examples)
     with _measuring(model):
@@ -76,11 +75,10 @@ def score_by_length(
 ) -> Iterator[tuple[int, TokenScores]]:
     """The index and the scores of each example that is not `done`, in batches of similar length.
 
-    A batch is never smaller for what is done: the last digits of a score depend on the batch, and
-    work that was interrupted shall end with the same ones. `done` may grow while this runs.
-    `shard`: the number of this process, from 0, and how many there are to share the batches. Raises
-    `DataError` where an example is longer than the model's positions, and `ModelError` where the
-    context is asked for and the model does not show its hidden states.
+    Batches are always computed whole: the last digits of a score depend on the batch, and
+    interrupted work must end with the same ones. `done` may grow while this runs. `shard`: rank and
+    number of the processes that share the batches. Raises `DataError` if an example is longer than
+    the model's positions, `ModelError` if `wants_context` and the model hides its hidden states.
     """
     _check_lengths(model, examples)
     rank, num_ranks = shard
@@ -99,7 +97,7 @@ def score_by_length(
 def batches_by_length(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
     """Indices, the longest first, in batches of at most `max_tokens` when padded, or of one row.
 
-    What needs the most memory then fails at once, and the time left is not estimated too short.
+    Longest first: too little memory shows at once, and the time left is not underestimated.
     """
     order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
     batches = []
@@ -123,7 +121,7 @@ def _lengths(examples: Sequence[TokenizedExample]) -> list[int]:
 
 @contextmanager
 def _measuring(model: Any) -> Iterator[None]:
-    """The model without dropout, and with the fused head; afterwards in the mode it was in."""
+    """Attach the fused head and switch dropout off; restore the mode afterwards."""
     attach(model)
     was_training = model.training
     model.eval()
@@ -156,19 +154,19 @@ def _score_batch(
 
 
 class _Contexts(AbstractContextManager["_Contexts"]):
-    """Watches the last hidden states of a model, which come before its head."""
+    """Record the last hidden states of a model with a forward hook."""
 
     def __init__(self, model: Any) -> None:
         causal = model.get_base_model() if isinstance(model, PeftModel) else model
         if causal.base_model is causal:
             raise ModelError(
-                f"{type(causal).__name__} does not show its hidden states, which knn_loss and "
-                "unexplained compare",
-                remedy="name other scores in sort.score and sort.also",
+                f"{type(causal).__name__} does not expose its hidden states, which knn_loss and "
+                "unexplained need",
+                remedy="choose other scores in sort.score and sort.also",
             )
         self.hidden_BTD = torch.empty(0)
         self.projection_DC = torch.empty(0)
-        self.handle = causal.base_model.register_forward_hook(self._keep)
+        self.handle = causal.base_model.register_forward_hook(self._record)
 
     def take(self, labels_BT: Tensor) -> Tensor:
         """The context of each target of the last batch, shape [N, C], on the CPU."""
@@ -176,13 +174,13 @@ class _Contexts(AbstractContextManager["_Contexts"]):
         hidden_ND = self.hidden_BTD[:, :-1][is_target_BT].float()
         self.hidden_BTD = torch.empty(0)
         if not len(self.projection_DC):
-            # The same for every run and device, as the contexts of a corpus may be of several.
+            # The same for every run and device: the contexts of one corpus may come from several.
             random = torch.Generator().manual_seed(0)
             shape = (hidden_ND.shape[1], CONTEXT_SIZE)
             self.projection_DC = torch.randn(shape, generator=random).to(hidden_ND.device)
         return normalize(hidden_ND @ self.projection_DC, dim=1).half().cpu()
 
-    def _keep(self, module: Any, inputs: Any, output: Any) -> None:
+    def _record(self, module: Any, inputs: Any, output: Any) -> None:
         self.hidden_BTD = output.last_hidden_state
 
     def __exit__(self, *_: object) -> None:

@@ -1,8 +1,6 @@
-"""From a score per row to the order in which the rows are written, and the rows left out.
+"""Score rows by how suspicious they are, order them, and choose the ones to drop.
 
-One number for a row: what its losses and entropies say about how suspicious it is.
-
-Each score is defined for every row: what says nothing about a row is not held against it.
+Every score is defined for every row: without evidence a row is not suspicious.
 """
 
 # N = target tokens
@@ -20,24 +18,24 @@ from torch import Tensor
 from yrunner.scoring.suspicious_spans import SURPRISING_LOSS, bounded, bounded_loss, worst_span
 
 SURE_ENTROPY = 1.0
-"""Entropy in nats below which the model was sure of something else."""
+"""Entropy in nats below which the model was sure."""
 ROUNDING = 1e-6
-"""Deviations of a smaller share of the values themselves are rounding of float32."""
+"""Relative deviations below this are rounding of float32."""
 
 
 def similarity(loss_N: Tensor, entropy_N: Tensor) -> float:
-    """Cosine of losses and entropies, as published: 1 where the model errs only where it doubts.
+    """Cosine of losses and entropies, as published: 1 if the model errs only where it doubts.
 
-    Without any loss 1, with losses and no doubt at all 0.
+    1 without any loss, 0 with losses and no entropy at all.
     """
     loss_N, entropy_N = bounded(loss_N, entropy_N)
     return 1.0 if not loss_N.any() else _cosine(loss_N, entropy_N)
 
 
 def correlation(loss_N: Tensor, entropy_N: Tensor) -> float:
-    """Pearson's correlation of losses and entropies: what the published code computes.
+    """Pearson's correlation of losses and entropies, which the published code computes.
 
-    1 where one of the two is constant, as in an answer of one token: there is no shape to differ.
+    1 if one of them is constant, as in an answer of one token.
     """
     centred_2N = []
     for figure_N in bounded(loss_N, entropy_N):
@@ -49,10 +47,10 @@ def correlation(loss_N: Tensor, entropy_N: Tensor) -> float:
 
 
 def surprise(loss_N: Tensor, entropy_N: Tensor) -> float:
-    """How many targets have a loss above 3: a sure one counts 1, a doubtful one a half.
+    """Number of targets with a loss above 3: 1 for a sure one, 1/2 for a doubtful one.
 
-    As published it is a count, not a share: one wrong number weighs as much in a long answer as in
-    a short one, but of sound answers the long ones have more of it.
+    As published a count, not a share: one wrong number weighs as much in a long answer as in a
+    short one, but long sound answers have more surprises.
     """
     loss_N, entropy_N = bounded(loss_N, entropy_N)
     is_surprise_N = loss_N > SURPRISING_LOSS
@@ -66,7 +64,7 @@ def loss(loss_N: Tensor, entropy_N: Tensor) -> float:
 
 
 def perplexity(loss_N: Tensor, entropy_N: Tensor) -> float:
-    """Exponential of the mean loss: among so many equally likely tokens the model chose."""
+    """Exponential of the mean loss: the number of equally likely tokens with the same loss."""
     return exp(loss(loss_N, entropy_N))
 
 
@@ -76,35 +74,35 @@ def entropy(loss_N: Tensor, entropy_N: Tensor) -> float:
 
 
 def excess(loss_N: Tensor, entropy_N: Tensor) -> float:
-    """Mean of loss less entropy in nats: how much worse than the model itself expected.
+    """Mean of loss minus entropy in nats: how much worse than the model itself expected.
 
-    The entropy is the loss that the model expects of a token drawn from its own prediction.
+    The entropy is the expected loss of a token drawn from the model's prediction.
     """
     loss_N, entropy_N = bounded(loss_N, entropy_N)
     return _mean(loss_N - entropy_N)
 
 
 def knn_loss(loss_N: Tensor, knn_loss_N: Tensor) -> float:
-    """Mean loss in nats by the model and the neighbours of each target, see neighbours.py."""
+    """Mean loss in nats of model and nearest neighbours together, see knn.py."""
     return _mean(bounded_loss(knn_loss_N))
 
 
 def unexplained(loss_N: Tensor, knn_loss_N: Tensor) -> float:
-    """The highest of `unexplained_losses` in nats: one wrong number is a fault in any row."""
+    """The largest of `unexplained_losses` in nats: one wrong number is a fault in any row."""
     return max(unexplained_losses(loss_N, knn_loss_N).tolist(), default=0.0)
 
 
 def unexplained_losses(loss_N: Tensor, knn_loss_N: Tensor) -> Tensor:
-    """The lower of two losses of each target, in nats and float64: what neither expected.
+    """The smaller of two losses of each target, in nats and float64: high if neither explains it.
 
-    `loss_N` is by a model that has learned from other rows, `knn_loss_N` by the places of other
-    rows that begin alike. Of sound targets each misses some, but seldom the same.
+    `loss_N` is from a model trained on other rows, `knn_loss_N` from similar contexts in other
+    rows. Each misses some sound targets, but seldom the same ones.
     """
     return torch.minimum(bounded_loss(loss_N), bounded_loss(knn_loss_N))
 
 
 def divergence(loss_N: Tensor, entropy_N: Tensor) -> float:
-    """Strength of the worst span that is sure and wrong, in standard deviations; 0 without one."""
+    """Strength of the worst confident error, in standard deviations; 0 without one."""
     span = worst_span(loss_N, entropy_N)
     return 0.0 if span is None else span.strength
 
@@ -122,17 +120,17 @@ SCORES: dict[str, Callable[[Tensor, Tensor], float]] = {
 """From the losses and entropies of one row in nats, both of shape [N], to its score."""
 
 KNN_LOSS, UNEXPLAINED = "knn_loss", "unexplained"
-ASKING_OTHERS: dict[str, Callable[[Tensor, Tensor], float]] = {
+KNN_SCORES: dict[str, Callable[[Tensor, Tensor], float]] = {
     KNN_LOSS: knn_loss,
     UNEXPLAINED: unexplained,
 }
-"""From the losses of one row in nats, by a model and by other rows as well, to its score."""
+"""From the losses of one row in nats, without and with its neighbours, to its score."""
 
 CROSS_FIT = "cross-fit "
-"""Before the name of a score: by a model that has learned from other rows."""
+"""Prefix of a score by a model trained on other rows."""
 
 SUSPICIOUS_WHEN_LOW = {"similarity", "correlation"}
-"""Scores that fall where loss and entropy part; all others rise."""
+"""Scores of agreement; all others are suspicious when high."""
 
 
 def score_row(
@@ -140,35 +138,35 @@ def score_row(
 ) -> dict[str, float]:
     """The scores of one row by kind, in the order of `kinds`.
 
-    Those that ask other rows are left out where `knn_loss_N` is not given.
+    Without `knn_loss_N` the scores that need it are left out.
     """
     scores = {}
     for kind in kinds:
         if kind in SCORES:
             scores[kind] = SCORES[kind](loss_N, entropy_N)
         elif knn_loss_N is not None:
-            scores[kind] = ASKING_OTHERS[kind](loss_N, knn_loss_N)
+            scores[kind] = KNN_SCORES[kind](loss_N, knn_loss_N)
     return scores
 
 
 def is_suspicious_when_low(name: str) -> bool:
-    """Whether a score of this name points at a row by being low; `cross-fit loss` is a loss."""
+    """Whether low values of the score are suspicious; `cross-fit loss` counts as `loss`."""
     return name.split()[-1] in SUSPICIOUS_WHEN_LOW
 
 
 def suspicion(name: str, value: float) -> float:
-    """The score with the sign that makes higher more suspicious."""
+    """The score with a sign that makes higher more suspicious."""
     return -value if is_suspicious_when_low(name) else value
 
 
 def _mean(figure_N: Tensor) -> float:
-    """The mean; 0 of nothing."""
+    """The mean; 0 if empty."""
     return figure_N.mean().item() if len(figure_N) else 0.0
 
 
 def _cosine(left_N: Tensor, right_N: Tensor) -> float:
-    """Cosine of two vectors, 0 where one has no length."""
-    # Each is scaled first: a product of lengths could be too small for a number.
+    """Cosine of two vectors, 0 if one is zero."""
+    # Each is scaled first: the product of lengths could underflow.
     lengths = [vector_N.norm() for vector_N in (left_N, right_N)]
     if not all(lengths):
         return 0.0
@@ -186,10 +184,10 @@ def order_rows(
     seed: int,
     blocks: int,
 ) -> list[int]:
-    """The indices of the rows in their new order; of equal scores the earlier row is first.
+    """The indices of the rows in their new order; equal scores keep the order of the file.
 
     `ascending` and `descending` go by the score itself. `mixed` interleaves low and high evenly:
-    every stretch has the same mix of scores. `blocks` goes from low to high in so many blocks of
+    every stretch has the same mix of scores. `blocks` goes from low to high in `blocks` blocks of
     equal size, mixed within. `seed` chooses among the mixed orders.
     """
     rising = sorted(range(len(scores)), key=lambda index: scores[index])
@@ -210,11 +208,11 @@ def order_rows(
 
 
 def _mix(rising: list[int], random: Random) -> list[int]:
-    """Rows of rising score, interleaved so that every stretch holds low, middle and high ones.
+    """Interleave rows of rising score: every stretch holds low, middle and high ones.
 
-    The row of rank r is put at the fractional part of r times the golden ratio. The ranks that fall
-    into any interval are then spread evenly over all ranks: they stand at most three distances
-    apart. To make seeds differ, neighbours in rank change places first, which hardly moves a mean.
+    The row of rank r goes to the fractional part of r times the golden ratio. The ranks in any
+    interval are then spread evenly over all ranks, with at most three different gaps. To make seeds
+    differ, neighbouring ranks are shuffled first, which hardly changes a mean.
     """
     size = isqrt(len(rising))
     near: list[int] = []
@@ -228,11 +226,11 @@ def _mix(rising: list[int], random: Random) -> list[int]:
 
 @dataclass(frozen=True)
 class Dropped:
-    """A row that is left out of the sorted corpus."""
+    """A row left out of the sorted corpus."""
 
     index: int
     reason: str
-    """In words, with the score and the key of the recipe."""
+    """With the score and the key of the recipe."""
 
 
 def choose_dropped(
@@ -244,11 +242,11 @@ def choose_dropped(
     drop_below: float | None,
     keep: int | None,
 ) -> list[Dropped]:
-    """The rows that one of the rules leaves out, the most suspicious first.
+    """The rows to drop, the most suspicious first.
 
-    A row goes when any rule says so, and the first that does is its reason: a score above or below
-    a bound; then the most suspicious share of all rows, those beyond a bound counted in; then the
-    most suspicious of what is left, until `keep` rows remain. Of equals the earlier row goes first.
+    The first rule that applies is a row's reason: a score above or below a bound; the most
+    suspicious share of all rows, counting those beyond a bound; the most suspicious of the rest,
+    until `keep` rows remain. Of equal rows the earlier one is dropped first.
     """
     falling = sorted(range(len(scores)), key=lambda index: -suspicion(kind, scores[index]))
     reasons: dict[int, str] = {}

@@ -1,8 +1,8 @@
-"""Scores of tokens on disk, appended as they come: what was measured once is not measured again.
+"""Token scores on disk, appended row by row, so that interrupted scoring resumes.
 
-A folder with a file for each process that writes. A file is one line that names the key, then
-records; a record is the scores of one row, with a checksum. So a file may end anywhere: what stands
-before the first record that is not whole can be trusted, the rest is cut off.
+A folder with one file per process. A file is a header line with the key, then records: the scores
+of one row, with a checksum. A file may end anywhere: everything before the first incomplete record
+is valid, the rest is truncated.
 """
 
 # N = target tokens
@@ -29,12 +29,12 @@ from yrunner.scoring.measure import TokenScores
 
 FORMAT = 1
 HEAD = Struct("<Q32sQHHI")
-"""Index of the row, hash of its content, its number in its data file, bytes of that file's name,
-size of a context or 0, number of targets. Then come the name, the figures, the contexts in float16,
-and the checksum of all that."""
+"""Index of the row, hash of its content, its number in its data file, length of that file's name in
+bytes, size of a context or 0, number of targets. Then follow the name, the figures, the contexts in
+float16, and the checksum of all."""
 CHECKSUM = Struct("<I")
 FIGURES = {"loss_N": "f4", "entropy_N": "f4", "weight_N": "f4", "top_N": "i4"}
-"""What is kept of each target, one figure of all targets after the other, little-endian."""
+"""Figures of the targets, one array after the other, little-endian."""
 BYTES_PER_TARGET = 4 * len(FIGURES)
 
 
@@ -45,7 +45,7 @@ def row_hashes(examples: Iterable[TokenizedExample]) -> list[str]:
 
 
 class ScoreFile:
-    """The scores of some rows by one model, as far as they have been measured."""
+    """The scores of rows by one model, as far as they have been computed."""
 
     def __init__(
         self, folder: Path, header: bytes, hashes: Sequence[str], file: FileIO, end: int
@@ -55,25 +55,24 @@ class ScoreFile:
         self.hashes = hashes
         self.file = file
         self.end = end
-        """Behind the last whole record."""
+        """End of the last complete record."""
         self.done: set[int] = set()
         """Indices of the rows whose scores are on disk."""
 
     @classmethod
     def open(cls, path: Path, key: str, hashes: Sequence[str], *, rank: int = 0) -> "ScoreFile":
-        """Go on with the scores in the folder `path`, or begin them.
+        """Resume the scores in the folder `path`, or begin them.
 
-        `key` says what the scores depend on besides the row: the model and the options. `hashes`:
-        `row_hashes` of all rows, in order, of 32 characters at most. `rank`: the number of this
-        process, which writes to a file of its own; one of another key is replaced. Raises
-        `OSError`.
+        `key`: a hash of the model and the options, on which scores depend besides the row.
+        `hashes`: `row_hashes` of all rows, in order, at most 32 characters each. `rank`: of this
+        process, which has a file to itself; a file with another key is replaced. Raises `OSError`.
         """
         path.mkdir(parents=True, exist_ok=True)
         header = json.dumps({"format": FORMAT, "key": key}).encode() + b"\n"
         own = path / f"rank-{rank}.scores"
         own.touch()
         end = max((record.end for record in _read_records(own, header)), default=0)
-        # Nothing waits in a buffer: what was appended outlives this process.
+        # Unbuffered: appended records survive the process.
         scores = cls(path, header, hashes, own.open("r+b", buffering=0), end)
         scores.file.truncate(end)
         if not end:
@@ -82,19 +81,19 @@ class ScoreFile:
         return scores
 
     def append(self, index: int, scores: TokenScores) -> None:
-        """Write the scores of one row to disk. Raises `OSError`, after which it can be repeated."""
+        """Write the scores of one row to disk. Raises `OSError`; safe to retry."""
         self._write(_pack(index, self.hashes[index], scores))
         self.done.add(index)
 
     def read(self, origin_of: Callable[[int], Origin] | None = None) -> "StoredScores":
-        """The scores of all rows, in order, those of the other processes too; none may be missing.
+        """The scores of all rows, in order, from all processes; none may be missing.
 
-        `origin_of`: where a row stands now, as `Examples.origin` says; None: where it stood when it
-        was measured. Only whether a row is at hand is found out now; it is read when asked for.
+        `origin_of`: the current origin of a row, such as `Examples.origin`; None: the origin when
+        it was scored. Scores are read lazily.
         """
         records = self._records()
         missing = len(self.hashes) - len(records)
-        assert not missing, f"{missing} rows have not been measured"
+        assert not missing, f"{missing} rows have no scores"
         return StoredScores([records[index] for index in range(len(records))], origin_of)
 
     def close(self) -> None:
@@ -108,7 +107,7 @@ class ScoreFile:
         self.close()
 
     def _write(self, content: bytes) -> None:
-        # From the end of what is whole, over the rest of a write that failed.
+        # At the end of the last complete record, over the rest of a failed write.
         self.file.seek(self.end)
         rest = memoryview(content)
         while rest:
@@ -116,7 +115,7 @@ class ScoreFile:
         self.end += len(content)
 
     def _records(self) -> dict[int, "_Record"]:
-        """Where the scores of each row stand that was measured by any process, by its index."""
+        """The record of each scored row, by its index, from all processes."""
         files = sorted(self.folder.glob("rank-*.scores"))
         records = [record for file in files for record in _read_records(file, self.header)]
         return _match(records, self.hashes)
@@ -138,21 +137,21 @@ class StoredScores(Sequence[TokenScores]):
         return len(self.records)
 
     @overload
-    def __getitem__(self, place: int) -> TokenScores: ...
+    def __getitem__(self, index: int) -> TokenScores: ...
     @overload
-    def __getitem__(self, place: slice) -> list[TokenScores]: ...
-    def __getitem__(self, place: int | slice) -> TokenScores | list[TokenScores]:
-        if isinstance(place, slice):
-            return [self[index] for index in range(len(self))[place]]
-        record = self.records[place]
+    def __getitem__(self, index: slice) -> list[TokenScores]: ...
+    def __getitem__(self, index: int | slice) -> TokenScores | list[TokenScores]:
+        if isinstance(index, slice):
+            return [self[each] for each in range(len(self))[index]]
+        record = self.records[index]
         content = self.files[record.file][record.start : record.end].tobytes()
-        origin = None if self.origin_of is None else self.origin_of(range(len(self))[place])
+        origin = None if self.origin_of is None else self.origin_of(range(len(self))[index])
         return _unpack(content, origin)
 
 
 @dataclass(frozen=True, slots=True)
 class _Record:
-    """Where the scores of one row stand, from byte `start` to before byte `end`."""
+    """Location of the scores of one row: bytes `start` to `end` of a file."""
 
     file: Path
     start: int
@@ -162,7 +161,7 @@ class _Record:
 
 
 def _read_records(file: Path, header: bytes) -> Iterator[_Record]:
-    """The whole records of a file, in order; none where the file has another header."""
+    """The complete records of a file, in order; none if the file has another header."""
     with file.open("rb") as scores:
         if scores.read(len(header)) != header:
             return
@@ -175,21 +174,21 @@ def _read_records(file: Path, header: bytes) -> Iterator[_Record]:
 
 
 def _next_record(scores: BinaryIO) -> bytes | None:
-    """The next record of a file; None where it is not whole."""
+    """The next record of a file; None if it is incomplete."""
     head = scores.read(HEAD.size)
     if len(head) < HEAD.size:
         return None
     *_, name_size, context_size, num_targets = HEAD.unpack(head)
     size = name_size + num_targets * (BYTES_PER_TARGET + 2 * context_size) + CHECKSUM.size
     if size > os.fstat(scores.fileno()).st_size:
-        return None  # as large as only a damaged number can be; memory would be taken for it
+        return None  # a damaged size; do not allocate that much
     record = head + scores.read(size)
-    is_whole = record[-CHECKSUM.size :] == CHECKSUM.pack(crc32(record[: -CHECKSUM.size]))
-    return record if is_whole else None
+    is_complete = record[-CHECKSUM.size :] == CHECKSUM.pack(crc32(record[: -CHECKSUM.size]))
+    return record if is_complete else None
 
 
 def _match(records: Iterable[_Record], hashes: Sequence[str]) -> dict[int, _Record]:
-    """The record of each row: that of its place, or one of equal content that stood elsewhere."""
+    """The record of each row: the one at its index, or one of equal content from elsewhere."""
     matched: dict[int, _Record] = {}
     moved = []
     for record in records:

@@ -1,4 +1,4 @@
-"""Stretches of a row where loss and entropy part: sure and wrong, unsure and wrong, lucky."""
+"""Spans of a row where loss and entropy disagree: sure and wrong, unsure and wrong, lucky."""
 
 # N = target tokens
 
@@ -9,44 +9,44 @@ from torch import Tensor
 from torch.nn.functional import avg_pool1d
 
 MOST_NATS = 100.0
-"""What a loss counts at most: that of a probability which float32 cannot tell from 0."""
+"""Upper bound of a loss: float32 cannot tell its probability from 0."""
 WINDOW = 3
-"""Targets that are averaged before anything is compared: one odd token is not yet a span."""
+"""Targets averaged before comparing: one odd token is not a span."""
 FEWEST_NATS = 0.1
-"""Least standard deviation to divide by: what varies less within a row is noise, not shape."""
+"""Smallest standard deviation to divide by: less variation within a row is noise."""
 FAR = 0.6
-"""Standard deviations from the row's mean beyond which a figure is up or down, as published."""
+"""Standard deviations from the row's mean beyond which a figure is high or low, as published."""
 
 SURPRISING_LOSS = 3.0
-"""Loss in nats above which a target is a surprise: it was given less than one in twenty."""
+"""Loss in nats above which a target is a surprise: its probability was below one in twenty."""
 
 CONFIDENT_ERROR, HARD, LUCKY, NORMAL = "confident error", "hard", "lucky", "normal"
 UNHEARD = "unheard of"
-"""The pattern of a stretch that neither the model nor like places of other rows lead to."""
+"""A span that neither the model nor similar contexts in other rows predict."""
 PATTERNS = {(1, -1): CONFIDENT_ERROR, (1, 1): HARD, (-1, 1): LUCKY}
-"""By the sides of loss and entropy: 1 up, -1 down, 0 near the mean. All others are normal."""
+"""By loss and entropy: 1 high, -1 low, 0 near the mean. All others are normal."""
 
 
 @dataclass(frozen=True)
 class SuspiciousSpan:
-    """Targets that stand together and follow one pattern."""
+    """Consecutive targets with one pattern."""
 
     start: int
-    """Index of the first target, counted among the targets of the row."""
+    """Index of the first target, among the targets of the row."""
     end: int
     """Index after the last."""
     pattern: str
     """confident error, hard, lucky, normal or unheard of."""
     strength: float
-    """How far loss and entropy are from their means where that is most, in standard deviations
-    added up; 0 for normal. Of what is unheard of, the sum of its losses in nats."""
+    """Largest deviation of loss plus entropy from their means, in standard deviations; 0 if normal.
+    If unheard of: the sum of its losses in nats."""
 
 
 def find_spans(loss_N: Tensor, entropy_N: Tensor) -> list[SuspiciousSpan]:
-    """The row cut into spans, from its first target to its last; none for a row without targets.
+    """Split the row into spans, from its first target to its last; none if it has no targets.
 
     Loss and entropy in nats are averaged over a window of 3 and measured in standard deviations
-    from the row's own means, so a span stands out from its row, not from the corpus.
+    from the row's means: a span stands out from its row, not from the corpus.
     """
     if not len(loss_N):
         return []
@@ -64,15 +64,15 @@ def find_spans(loss_N: Tensor, entropy_N: Tensor) -> list[SuspiciousSpan]:
 
 
 def worst_span(loss_N: Tensor, entropy_N: Tensor) -> SuspiciousSpan | None:
-    """The strongest confident error, the first of equals; None where the row has none."""
+    """The strongest confident error, the first of equals; None if there is none."""
     errors = [span for span in find_spans(loss_N, entropy_N) if span.pattern == CONFIDENT_ERROR]
     return max(errors, key=lambda span: span.strength, default=None)
 
 
 def worst_stretch(loss_N: Tensor) -> SuspiciousSpan | None:
-    """The neighbouring targets of a loss above 3 whose sum is the greatest, the first of equals.
+    """The run of targets with losses above 3 whose sum is largest, the first of equals.
 
-    The loss is one that other rows have been asked about. None where there are none.
+    `loss_N` takes other rows into account, see knn.py. None if no loss is above 3.
     """
     loss_N = bounded_loss(loss_N)
     stretches, start = [], 0
@@ -87,19 +87,18 @@ def worst_stretch(loss_N: Tensor) -> SuspiciousSpan | None:
 def bounded(loss_N: Tensor, entropy_N: Tensor) -> tuple[Tensor, Tensor]:
     """Both in float64 and finite, so that every score is a number.
 
-    A loss counts from 0 to 100 nats; one that is not a number is the worst there is. An entropy
-    that is not a number, or infinite, says nothing of doubt and counts 0.
+    Losses are clamped to 0 to 100 nats; NaN counts 100. An entropy that is not finite counts 0.
     """
     return bounded_loss(loss_N), entropy_N.double().nan_to_num(0, posinf=0).clamp(0, MOST_NATS)
 
 
 def bounded_loss(loss_N: Tensor) -> Tensor:
-    """A loss as in `bounded`."""
+    """The loss as in `bounded`."""
     return loss_N.double().nan_to_num(MOST_NATS).clamp(0, MOST_NATS)
 
 
 def _smooth(figure_N: Tensor) -> Tensor:
-    """The mean of each target and its neighbours; at the ends there are fewer of them."""
+    """The mean of each target and its neighbours; fewer of them at the ends."""
     pooled_1N = avg_pool1d(
         figure_N[None], WINDOW, stride=1, padding=WINDOW // 2, count_include_pad=False
     )
@@ -107,7 +106,7 @@ def _smooth(figure_N: Tensor) -> Tensor:
 
 
 def _standardize(figure_N: Tensor) -> Tensor:
-    """Standard deviations from the mean of the row."""
+    """Standard deviations from the row's mean."""
     return (figure_N - figure_N.mean()) / figure_N.std(correction=0).clamp(min=FEWEST_NATS)
 
 

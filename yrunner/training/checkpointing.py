@@ -28,7 +28,7 @@ from transformers.trainer_pt_utils import safe_globals
 from yrunner.console import warn
 from yrunner.distributed.collectives import num_ranks, this_rank, wait_for_ranks
 from yrunner.errors import RunError
-from yrunner.models.errors import quiet_libraries
+from yrunner.models.errors import silence_libraries
 from yrunner.models.size import SMALL_FILES, saved_weight_bytes, state_bytes
 from yrunner.storage.ownership import remove
 from yrunner.storage.run_dir import RunDir, partial_folder, read_json, whole_folder, write_json
@@ -192,7 +192,7 @@ class Checkpointer:
         torch.save(random_states(), folder / _generators())
         if this_rank() != 0:
             return
-        with quiet_libraries():
+        with silence_libraries():
             self.model.save_pretrained(str(folder), state_dict=weights)
         if self.zero is None:
             torch.save(self.optimizer.state_dict(), folder / OPTIMIZER)

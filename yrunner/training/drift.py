@@ -10,7 +10,7 @@ from yrunner.data.batching.collate import collate
 from yrunner.data.conversation import TokenizedExample
 from yrunner.losses.fused_head import attach
 from yrunner.losses.kl import measure_divergence
-from yrunner.scoring.base_predictions import KeptTops, side_of_base, to_device
+from yrunner.scoring.base_predictions import CachedPredictions, predictions_of_base, to_device
 from yrunner.scoring.measure import batches_by_length
 
 
@@ -19,7 +19,7 @@ class DriftGauge:
     """KL(base || tuned) on rows that the base wrote and that nothing is learned from."""
 
     examples: Sequence[TokenizedExample]
-    tops: KeptTops | None
+    tops: CachedPredictions | None
     """What the base predicts for them; None: the model is asked with its adapter off."""
     pad_token_id: int
     max_tokens: int
@@ -37,8 +37,8 @@ class DriftGauge:
             batch = collate([self.examples[index] for index in indices], self.pad_token_id)
             batch = to_device(batch, model.device)
             with torch.no_grad():
-                side = side_of_base(model, batch, indices, self.tops)
-                divergence_N = measure_divergence(model, batch, side).divergence_N
+                base = predictions_of_base(model, batch, indices, self.tops)
+                divergence_N = measure_divergence(model, batch, base).divergence_N
             total += divergence_N.double().sum().cpu()
             num_targets += len(divergence_N)
         model.train(was_training)

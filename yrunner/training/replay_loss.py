@@ -12,7 +12,7 @@ from yrunner.data.batching.replay_rows import KeepPlan
 from yrunner.data.conversation import TokenizedExample
 from yrunner.losses.fused_head import measure_targets
 from yrunner.losses.kl import measure_divergence
-from yrunner.scoring.base_predictions import KeptTops, side_of_base, to_device
+from yrunner.scoring.base_predictions import CachedPredictions, predictions_of_base, to_device
 
 Reduce = Callable[[Tensor], Tensor]
 """Sums a tensor over all processes."""
@@ -93,7 +93,7 @@ class HeldRows:
     """Rows of the field in an update, which come before these."""
     strength: float
     by_text: bool
-    tops: KeptTops | None
+    tops: CachedPredictions | None
     """What the base predicts for them; None: the model is asked with its adapter off."""
     pad_token_id: int
     layout: BatchLayout = one_per_row
@@ -133,5 +133,5 @@ class HeldRows:
         rows = self.layout([len(example.input_ids) for example in examples]) if examples else []
         # Targets come row by row, as the layout has placed their examples.
         placed = [chosen[place] for row in rows for place in row]
-        side = side_of_base(model, batch, placed, self.tops)
-        return measure_divergence(called, batch, side).total
+        base = predictions_of_base(model, batch, placed, self.tops)
+        return measure_divergence(called, batch, base).total

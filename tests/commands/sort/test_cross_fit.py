@@ -158,5 +158,5 @@ def test_it_leaves_no_checkpoint_and_no_model(trained_base):
 def test_too_few_different_rows_are_refused(trained_base):
     row = {"instruction": "Capital of Aru?", "output": "Belo is the capital."}
     write_jsonl(Path("train.jsonl"), [row] * 5)
-    with pytest.raises(YRunnerError, match="2 folds need 2 different rows, and there are 1"):
+    with pytest.raises(YRunnerError, match="2 folds need 2 different rows; there are 1"):
         run()

@@ -116,9 +116,9 @@ def test_what_other_rows_say_is_told_of_each_target(
     lookups = []
     for example in prepared.train:
         targets = torch.tensor([example.input_ids[place] for place in example.target_positions])
-        told_N = torch.full_like(targets, -1)
-        told_N[0] = targets[1]
-        lookups.append(Lookup(torch.full((len(targets),), 0.5), told_N))
+        suggested_N = torch.full_like(targets, -1)
+        suggested_N[0] = targets[1]
+        lookups.append(Lookup(torch.full((len(targets),), 0.5), suggested_N))
     path = tmp_path / "report.html"
     _, maps = write(prepared, capitals_tokenizer, scores, path, "knn_loss", lookups)
     row = json.loads(maps[3])

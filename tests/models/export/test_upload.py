@@ -125,29 +125,29 @@ def refusal(work):
 def test_offline_it_is_refused_at_once(hub, monkeypatch):
     monkeypatch.setattr(module, "only_cached", lambda _: True)
     assert refusal(lambda: check_upload("fog/legal")).startswith(
-        "merge.push: the Hub cannot be reached. Check the connection"
+        "merge.push: the Hub is unreachable. Check the connection"
     )
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert "HF_HUB_OFFLINE forbids" in refusal(lambda: check_upload("fog/legal"))
+    assert "HF_HUB_OFFLINE is set" in refusal(lambda: check_upload("fog/legal"))
 
 
-def test_nobody_logged_in_is_refused(hub, monkeypatch):
+def test_without_a_login_it_is_refused(hub, monkeypatch):
     monkeypatch.setattr(module, "get_token", lambda: None)
     assert refusal(lambda: check_upload("fog/legal")) == (
-        "merge.push: nobody is logged in to the Hub. Log in with: hf auth login"
+        "merge.push: not logged in to the Hub. Log in with: hf auth login"
     )
 
 
-def test_a_token_that_the_hub_does_not_know_is_refused(hub, monkeypatch):
+def test_a_token_that_the_hub_rejects_is_refused(hub, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_other")
-    assert "the Hub does not know the token. Log in" in refusal(lambda: check_upload("fog/legal"))
+    assert "the Hub rejects the token. Log in" in refusal(lambda: check_upload("fog/legal"))
 
 
 @pytest.mark.parametrize(
     ("status", "expected"),
-    [(403, "the token may not write there"), (500, "the Hub answers with status 500")],
+    [(403, "the token has no write access"), (500, "the Hub returned status 500")],
 )
-def test_what_the_hub_refuses_is_said(status, expected, hub, folder, monkeypatch):
+def test_errors_of_the_hub_are_explained(status, expected, hub, folder, monkeypatch):
     monkeypatch.setattr(hub, "status", status)
     assert f"merge.push: fog/legal: {expected}" in refusal(
         lambda: upload({"": folder}, "fog/legal", private=True)

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from tests.models.conftest import logits_of, tiny_config, train_one_step
 from yrunner.errors import MissingError, ModelError
 from yrunner.models.load import load_model
-from yrunner.models.merge.plan import FourBits, Weighted, prepare_merge
+from yrunner.models.merge.plan import FourBitBase, WeightedAdapter, prepare_merge
 from yrunner.models.merge.proof import Probes, folder_logits, logits_at, merge_logits
 from yrunner.models.merge.safetensors_io import open_checkpoint
 from yrunner.models.merge.write import changed_weights, write_merged
@@ -67,7 +67,7 @@ def base(request, tokenizer, card, tmp_path):
 @pytest.mark.parametrize("settings", ADAPTERS.values(), ids=ADAPTERS.keys())
 def test_merged_is_adapter_on_base(settings, base, ids_BT, tmp_path):
     tuned = tune(base, tmp_path / "adapter", ids_BT, **settings)
-    merge(base, [Weighted(tmp_path / "adapter")], tmp_path / "merged")
+    merge(base, [WeightedAdapter(tmp_path / "adapter")], tmp_path / "merged")
     merged = reloaded(tmp_path / "merged", ids_BT)
     expected = logits_of(tuned, ids_BT)
     assert (merged - expected).abs().max() < 1e-4
@@ -77,7 +77,7 @@ def test_merged_is_adapter_on_base(settings, base, ids_BT, tmp_path):
 @pytest.mark.parametrize("kind", ["plain", "dora", "head", "new tokens"])
 def test_every_model_form_is_merged(kind, base_folder, ids_BT, tmp_path):
     tuned = tune(base_folder, tmp_path / "adapter", ids_BT, **ADAPTERS[kind])
-    merge(base_folder, [Weighted(tmp_path / "adapter")], tmp_path / "merged")
+    merge(base_folder, [WeightedAdapter(tmp_path / "adapter")], tmp_path / "merged")
     torch.testing.assert_close(
         reloaded(tmp_path / "merged", ids_BT), logits_of(tuned, ids_BT), rtol=0, atol=1e-4
     )
@@ -89,7 +89,7 @@ def test_trained_biases_are_merged(settings, tokenizer, card, ids_BT, tmp_path):
     save_model(model, tokenizer, tmp_path / "base", card)
     settings |= {"target_modules": ["q_proj", "v_proj"]}
     tuned = tune(tmp_path / "base", tmp_path / "adapter", ids_BT, **settings)
-    merge(tmp_path / "base", [Weighted(tmp_path / "adapter")], tmp_path / "merged")
+    merge(tmp_path / "base", [WeightedAdapter(tmp_path / "adapter")], tmp_path / "merged")
     merged = reloaded(tmp_path / "merged", ids_BT)
     torch.testing.assert_close(merged, logits_of(tuned, ids_BT), rtol=0, atol=1e-4)
 
@@ -99,7 +99,7 @@ def test_what_was_tied_stays_tied_unless_the_adapter_parts_it(tokenizer, card, i
     save_model(model, tokenizer, tmp_path / "base", card)
     for kind, tied in (("plain", True), ("new tokens", True), ("head", False)):
         tune(tmp_path / "base", tmp_path / kind, ids_BT, **ADAPTERS[kind])
-        merge(tmp_path / "base", [Weighted(tmp_path / kind)], tmp_path / f"merged {kind}")
+        merge(tmp_path / "base", [WeightedAdapter(tmp_path / kind)], tmp_path / f"merged {kind}")
         config = json.loads((tmp_path / f"merged {kind}" / "config.json").read_text())
         weights = load_file(tmp_path / f"merged {kind}" / "model.safetensors")
         assert config["tie_word_embeddings"] == tied
@@ -114,7 +114,7 @@ def test_a_resized_vocabulary_goes_into_the_merged_model(more, base, ids_BT, tmp
     tuned = get_peft_model(model, LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM"))
     train_one_step(tuned, ids_BT)
     tuned.save_pretrained(tmp_path / "adapter", save_embedding_layers=True)
-    prepared = merge(base, [Weighted(tmp_path / "adapter")], tmp_path / "merged")
+    prepared = merge(base, [WeightedAdapter(tmp_path / "adapter")], tmp_path / "merged")
     expected = logits_of(tuned, ids_BT)
     assert expected.shape[-1] == rows
     torch.testing.assert_close(reloaded(tmp_path / "merged", ids_BT), expected, rtol=0, atol=1e-4)
@@ -128,7 +128,7 @@ def test_several_adapters_add_up_by_their_weights(base, ids_BT, tmp_path):
     weights = {"one": 0.7, "two": -0.4}
     tune(base, tmp_path / "one", ids_BT, target_modules=["q_proj", "up_proj"])
     tune(base, tmp_path / "two", ids_BT.flip(1), target_modules=["q_proj", "o_proj"], r=2)
-    adapters = [Weighted(tmp_path / name, weight) for name, weight in weights.items()]
+    adapters = [WeightedAdapter(tmp_path / name, weight) for name, weight in weights.items()]
     prepared = merge(base, adapters, tmp_path / "merged")
 
     start = load_file(base / "model.safetensors")
@@ -154,16 +154,18 @@ def test_what_cannot_be_weighed_is_merged_alone(kind, base, ids_BT, tmp_path):
     tune(base, tmp_path / "one", ids_BT, **ADAPTERS[kind])
     tune(base, tmp_path / "two", ids_BT)
     checkpoint = open_checkpoint(str(base))
-    with pytest.raises(ModelError, match=r"merged alone and with weight 1\. Leave out merge"):
-        prepare_merge(checkpoint, [Weighted(tmp_path / "one", 0.5)])
+    with pytest.raises(ModelError, match=r"merged alone, with weight 1\. Remove merge"):
+        prepare_merge(checkpoint, [WeightedAdapter(tmp_path / "one", 0.5)])
     with pytest.raises(ModelError, match="merged alone"):
-        prepare_merge(checkpoint, [Weighted(tmp_path / "two"), Weighted(tmp_path / "one")])
+        prepare_merge(
+            checkpoint, [WeightedAdapter(tmp_path / "two"), WeightedAdapter(tmp_path / "one")]
+        )
 
 
 def test_files_of_any_size_hold_the_same_weights(base, ids_BT, tmp_path):
     tune(base, tmp_path / "adapter", ids_BT)
-    merge(base, [Weighted(tmp_path / "adapter")], tmp_path / "one")
-    merge(base, [Weighted(tmp_path / "adapter")], tmp_path / "many", shard_size="20KB")
+    merge(base, [WeightedAdapter(tmp_path / "adapter")], tmp_path / "one")
+    merge(base, [WeightedAdapter(tmp_path / "adapter")], tmp_path / "many", shard_size="20KB")
     files = sorted((tmp_path / "many").glob("*.safetensors"))
     assert len(files) > 3
     sizes = [sum(w.nbytes for w in load_file(file).values()) for file in files]
@@ -175,8 +177,8 @@ def test_files_of_any_size_hold_the_same_weights(base, ids_BT, tmp_path):
     assert torch.equal(one, many)
     # And a base in many files is read as one in a single file.
     tune(tmp_path / "many", tmp_path / "next", ids_BT)
-    merge(tmp_path / "many", [Weighted(tmp_path / "next")], tmp_path / "of many")
-    merge(tmp_path / "one", [Weighted(tmp_path / "next")], tmp_path / "of one")
+    merge(tmp_path / "many", [WeightedAdapter(tmp_path / "next")], tmp_path / "of many")
+    merge(tmp_path / "one", [WeightedAdapter(tmp_path / "next")], tmp_path / "of one")
     assert torch.equal(
         reloaded(tmp_path / "of many", ids_BT), reloaded(tmp_path / "of one", ids_BT)
     )
@@ -185,8 +187,8 @@ def test_files_of_any_size_hold_the_same_weights(base, ids_BT, tmp_path):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_the_dtype_is_chosen_and_rounded_once(dtype, base, ids_BT, tmp_path):
     tune(base, tmp_path / "adapter", ids_BT)
-    merge(base, [Weighted(tmp_path / "adapter")], tmp_path / "exact")
-    merge(base, [Weighted(tmp_path / "adapter")], tmp_path / "rounded", dtype=dtype)
+    merge(base, [WeightedAdapter(tmp_path / "adapter")], tmp_path / "exact")
+    merge(base, [WeightedAdapter(tmp_path / "adapter")], tmp_path / "rounded", dtype=dtype)
     exact = load_file(tmp_path / "exact" / "model.safetensors")
     rounded = load_file(tmp_path / "rounded" / "model.safetensors")
     assert all(torch.equal(rounded[name], weight.to(dtype)) for name, weight in exact.items())
@@ -199,7 +201,7 @@ def test_a_half_precision_base_keeps_its_dtype_and_is_merged_exactly(base, ids_B
     path = base / "model.safetensors"
     halves = {name: weight.bfloat16() for name, weight in load_file(path).items()}
     save_file(halves, path, metadata={"format": "pt"})
-    prepared = merge(base, [Weighted(tmp_path / "adapter")], tmp_path / "merged")
+    prepared = merge(base, [WeightedAdapter(tmp_path / "adapter")], tmp_path / "merged")
     merged = load_file(tmp_path / "merged" / "model.safetensors")
     name = "model.layers.0.self_attn.q_proj.weight"
     adapter = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
@@ -220,7 +222,9 @@ def test_a_weight_that_float16_cannot_hold_is_named(base, ids_BT, tmp_path):
     weights["model.norm.weight"] = torch.full_like(weights["model.norm.weight"], 1e6)
     save_file(weights, path, metadata={"format": "pt"})
     with pytest.raises(ModelError, match=r"model\.norm\.weight is not finite.*Choose bfloat16"):
-        merge(base, [Weighted(tmp_path / "adapter")], tmp_path / "merged", dtype=torch.float16)
+        merge(
+            base, [WeightedAdapter(tmp_path / "adapter")], tmp_path / "merged", dtype=torch.float16
+        )
 
 
 def test_an_adapter_that_is_not_finite_is_refused(base, ids_BT, tmp_path):
@@ -230,7 +234,7 @@ def test_an_adapter_that_is_not_finite_is_refused(base, ids_BT, tmp_path):
     with pytest.raises(
         ModelError, match=r"is not finite in the merged model\. Check the base, and"
     ):
-        merge(base, [Weighted(tmp_path / "adapter")], tmp_path / "merged")
+        merge(base, [WeightedAdapter(tmp_path / "adapter")], tmp_path / "merged")
 
 
 def test_a_damaged_adapter_is_refused_by_its_name(base, ids_BT, tmp_path):
@@ -238,14 +242,14 @@ def test_a_damaged_adapter_is_refused_by_its_name(base, ids_BT, tmp_path):
     path = tmp_path / "adapter" / "adapter_model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ModelError, match=r"adapter_model\.safetensors is damaged"):
-        merge(base, [Weighted(tmp_path / "adapter")], tmp_path / "merged")
+        merge(base, [WeightedAdapter(tmp_path / "adapter")], tmp_path / "merged")
 
 
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"peft_type": "LOHA"}, "is of the kind LOHA"),
-        ({"init_lora_weights": "pissa"}, "began as pissa, which changes the base"),
+        ({"peft_type": "LOHA"}, "has the type LOHA"),
+        ({"init_lora_weights": "pissa"}, "was initialised by pissa, which changes the base"),
         ({"layer_replication": [[0, 2]]}, "uses layer_replication, which cannot be merged"),
     ],
 )
@@ -254,7 +258,7 @@ def test_an_adapter_that_cannot_be_merged_is_refused(change, expected, base, ids
     path = tmp_path / "adapter" / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(ModelError, match=expected):
-        prepare_merge(open_checkpoint(str(base)), [Weighted(tmp_path / "adapter")])
+        prepare_merge(open_checkpoint(str(base)), [WeightedAdapter(tmp_path / "adapter")])
 
 
 def test_a_quantized_base_is_refused(base, ids_BT, tmp_path):
@@ -263,12 +267,12 @@ def test_a_quantized_base_is_refused(base, ids_BT, tmp_path):
     quantized = {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}
     path.write_text(json.dumps(json.loads(path.read_text()) | quantized))
     with pytest.raises(ModelError, match="are quantized"):
-        prepare_merge(open_checkpoint(str(base)), [Weighted(tmp_path / "adapter")])
+        prepare_merge(open_checkpoint(str(base)), [WeightedAdapter(tmp_path / "adapter")])
 
 
 def test_streamed_logits_are_those_of_the_whole_model(base, ids_BT, tmp_path):
     tuned = tune(base, tmp_path / "adapter", ids_BT)
-    adapters = [Weighted(tmp_path / "adapter")]
+    adapters = [WeightedAdapter(tmp_path / "adapter")]
     prepared = merge(base, adapters, tmp_path / "merged")
     probes = Probes([*ids_BT.tolist(), ids_BT[0, :3].tolist()])
     for streamed in (
@@ -289,7 +293,7 @@ def test_a_mixture_of_experts_is_merged_and_compared_as_a_whole(tokenizer, card,
     )
     save_model(build_model(config, tokenizer, seed=1), tokenizer, tmp_path / "base", card)
     tuned = tune(tmp_path / "base", tmp_path / "adapter", ids_BT, target_modules=["q_proj"])
-    adapters = [Weighted(tmp_path / "adapter")]
+    adapters = [WeightedAdapter(tmp_path / "adapter")]
     prepared = merge(tmp_path / "base", adapters, tmp_path / "merged")
     assert not prepared.can_stream
     probes = Probes(ids_BT.tolist())
@@ -328,9 +332,9 @@ def test_an_adapter_of_a_base_in_four_bits_is_merged_as_it_was_trained(
     tuned = get_peft_model(model, settings)
     train_one_step(tuned, ids_BT)
     tuned.save_pretrained(tmp_path / "adapter")
-    adapters = [Weighted(tmp_path / "adapter")]
+    adapters = [WeightedAdapter(tmp_path / "adapter")]
     expected = logits_of(tuned, ids_BT)
-    as_trained = FourBits("nf4", double_quant=double_quant)
+    as_trained = FourBitBase("nf4", double_quant=double_quant)
     merge(tmp_path / "base", adapters, tmp_path / "as trained", as_trained=as_trained)
     merge(tmp_path / "base", adapters, tmp_path / "exact")
     near = (reloaded(tmp_path / "as trained", ids_BT) - expected).abs().max()
@@ -338,13 +342,13 @@ def test_an_adapter_of_a_base_in_four_bits_is_merged_as_it_was_trained(
     assert near < 1e-4 < far
 
 
-def test_without_bitsandbytes_it_is_said_what_to_install(base, ids_BT, tmp_path, monkeypatch):
+def test_without_bitsandbytes_the_error_says_what_to_install(base, ids_BT, tmp_path, monkeypatch):
     tune(base, tmp_path / "adapter", ids_BT)
-    monkeypatch.setitem(__import__("sys").modules, "bitsandbytes.functional", None)
-    with pytest.raises(MissingError, match=r"pip install yrunner\[qlora\]"):
+    monkeypatch.setitem(__import__("sys").modules, "bitsandbytes", None)
+    with pytest.raises(MissingError, match=r"pip install 'yrunner\[qlora\]'"):
         merge(
             base,
-            [Weighted(tmp_path / "adapter")],
+            [WeightedAdapter(tmp_path / "adapter")],
             tmp_path / "merged",
-            as_trained=FourBits("nf4", double_quant=True),
+            as_trained=FourBitBase("nf4", double_quant=True),
         )

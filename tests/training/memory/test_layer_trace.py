@@ -8,7 +8,7 @@ from transformers import AutoConfig
 
 from benchmarks.memory import TUNINGS, full_batch
 from tests.models.conftest import tiny_config
-from yrunner.models.meta import build_weightless
+from yrunner.models.meta import build_fake_model
 from yrunner.training.memory.trace import GrownTrace, StepTrace, trace_step, trace_update
 
 OPTIONS = {"dtype": torch.bfloat16, "optimizer": "adamw_torch", "foreach": True}
@@ -18,7 +18,7 @@ OPTIONS = {"dtype": torch.bfloat16, "optimizer": "adamw_torch", "foreach": True}
 def test_a_deep_model_needs_what_two_short_ones_predict(tuning: str, recomputes: bool):
     sizes = tiny_config("qwen3") | {"num_hidden_layers": 8}
     config = AutoConfig.for_model(**sizes, vocab_size=320)
-    build = partial(build_weightless, tuning=TUNINGS[tuning], dtype=torch.bfloat16)
+    build = partial(build_fake_model, tuning=TUNINGS[tuning], dtype=torch.bfloat16)
     batch = full_batch(2, 64, num_targets=16)
     options = {**OPTIONS, "gradient_checkpointing": recomputes}
     grown = trace_update(build(config), build, batch, **options)
@@ -39,10 +39,10 @@ def test_a_model_whose_layers_differ_is_run_as_a_whole():
     config = AutoConfig.for_model(**sizes, vocab_size=320)
 
     def build_with_a_wide_end(config):
-        model = build_weightless(config, TUNINGS["full"], dtype=torch.float32)
+        model = build_fake_model(config, TUNINGS["full"], dtype=torch.float32)
         if config.num_hidden_layers == 8:
             wide = AutoConfig.for_model(**sizes | {"intermediate_size": 4096}, vocab_size=320)
-            wider = build_weightless(wide, TUNINGS["full"], dtype=torch.float32)
+            wider = build_fake_model(wide, TUNINGS["full"], dtype=torch.float32)
             model.model.layers[7] = wider.model.layers[7]
         return model
 

@@ -8,7 +8,7 @@ from transformers import AutoConfig
 
 from benchmarks.memory import TUNINGS, Case, estimated_bytes, full_batch, measured_bytes
 from tests.models.conftest import MODEL_TYPES, tiny_config
-from yrunner.models.meta import build_weightless
+from yrunner.models.meta import build_fake_model
 from yrunner.models.tuning import count_parameters
 from yrunner.recipe.schema.model import FullTuning, LoraTuning
 from yrunner.tokens import IGNORE_INDEX
@@ -19,7 +19,7 @@ SMALL = Case("qwen3", "full", hidden_size=256, num_layers=4, vocab_size=16_000, 
 
 def trace(model_type: str = "qwen3", tuning: str = "full", **keys: object) -> StepTrace:
     config = AutoConfig.for_model(**tiny_config(model_type), vocab_size=320)
-    model = build_weightless(config, TUNINGS[tuning], dtype=torch.float32)
+    model = build_fake_model(config, TUNINGS[tuning], dtype=torch.float32)
     options = {"dtype": torch.float32, "optimizer": "adamw_torch"} | keys
     result = trace_step(model, full_batch(2, 64, num_targets=16), **options)
     assert isinstance(result, StepTrace)
@@ -42,7 +42,7 @@ def test_the_estimate_is_within_a_quarter_of_the_measured_peak(case: Case):
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
 def test_full_tuning_with_adam_holds_every_weight_four_times(model_type: str):
     config = AutoConfig.for_model(**tiny_config(model_type), vocab_size=320)
-    model = build_weightless(config, FullTuning(kind="full"), dtype=torch.float32)
+    model = build_fake_model(config, FullTuning(kind="full"), dtype=torch.float32)
     num_bytes = 4 * count_parameters(model)[1]
     buffers = sum(buffer.nbytes for buffer in model.buffers())
     traced = trace(model_type, foreach=True)
@@ -77,7 +77,7 @@ def test_under_accumulation_gradients_are_there_from_the_start():
 
 def test_half_precision_keeps_a_copy_of_the_trained_weights_for_autocast():
     config = AutoConfig.for_model(**tiny_config("qwen3"), vocab_size=320)
-    model = build_weightless(config, FullTuning(kind="full"), dtype=torch.bfloat16)
+    model = build_fake_model(config, FullTuning(kind="full"), dtype=torch.bfloat16)
     half = trace_step(model, full_batch(1, 2, num_targets=1), dtype=torch.bfloat16, optimizer="sgd")
     linear = sum(weight.numel() for weight in model.parameters() if weight.dim() == 2)
     assert isinstance(half, StepTrace)
@@ -100,7 +100,7 @@ def test_every_optimizer_of_the_recipe_can_be_traced(optimizer: str):
 def test_other_forms_can_be_traced(model_type: str):
     config = AutoConfig.for_model(model_type)
     config.num_hidden_layers = 2
-    model = build_weightless(config, FullTuning(kind="full"), dtype=torch.bfloat16)
+    model = build_fake_model(config, FullTuning(kind="full"), dtype=torch.bfloat16)
     batch = full_batch(1, 16, num_targets=8)
     traced = trace_step(model, batch, dtype=torch.bfloat16, optimizer="adamw_torch")
     assert isinstance(traced, StepTrace)
@@ -108,7 +108,7 @@ def test_other_forms_can_be_traced(model_type: str):
 
 def test_a_model_that_looks_at_its_values_is_named_untraceable(capfd: pytest.CaptureFixture[str]):
     config = AutoConfig.for_model(**tiny_config("qwen3"), vocab_size=320)
-    model = build_weightless(config, LoraTuning(), dtype=torch.float32)
+    model = build_fake_model(config, LoraTuning(), dtype=torch.float32)
     model.get_input_embeddings().register_forward_hook(lambda *call: call[2].sum().item())
     traced = trace_step(
         model, full_batch(1, 8, num_targets=4), dtype=torch.float32, optimizer="sgd"

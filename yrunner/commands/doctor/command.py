@@ -24,7 +24,7 @@ from packaging.requirements import Requirement
 from yrunner.assembly.probes import Capability, ask, found, missing
 from yrunner.console import print_table, progress, say
 from yrunner.errors import MissingError
-from yrunner.models.local import container_memory
+from yrunner.models.local import cgroup_memory
 
 
 def still_needed(findings: Sequence[Capability]) -> list[Capability]:
@@ -49,7 +49,7 @@ def look_at_machine(folder: Path) -> Iterator[Capability]:
 def _memory() -> Iterator[Capability]:
     memory = psutil.virtual_memory()
     yield found("memory", "machine", _of(memory.available, memory.total))
-    container = container_memory()
+    container = cgroup_memory()
     if container is not None:
         yield found("memory", "container", _of(container.free, container.limit))
     if not SHARED_MEMORY.is_dir():

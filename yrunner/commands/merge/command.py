@@ -31,9 +31,9 @@ from yrunner.evaluation.results import ModelResults
 from yrunner.models.adapters import find_adapter
 from yrunner.models.hub import read_license
 from yrunner.models.load import DTYPES
-from yrunner.models.local import give_back_freed_memory, local_folder
-from yrunner.models.merge.plan import FourBits, Merge, Weighted, prepare_merge
-from yrunner.models.merge.proof import Likeness, compare, folder_logits, merge_logits
+from yrunner.models.local import local_folder, lower_mmap_threshold
+from yrunner.models.merge.plan import FourBitBase, Merge, WeightedAdapter, prepare_merge
+from yrunner.models.merge.proof import LogitAgreement, compare, folder_logits, merge_logits
 from yrunner.models.merge.safetensors_io import SafetensorsFolder, open_checkpoint
 from yrunner.models.merge.write import changed_weights, merged_sizes, write_merged
 from yrunner.models.save import ModelCard, complete_folder
@@ -100,9 +100,9 @@ class MergeSource:
     """What the run started from; the run's own result, where that is a whole model."""
     base_key: str | None
     """A hash of what the run started from; None of a run from scratch."""
-    adapters: list[Weighted]
+    adapters: list[WeightedAdapter]
     """None at all where whole weights are only written in another form."""
-    as_trained: FourBits | None
+    as_trained: FourBitBase | None
     trained_coarsely: bool = False
     """Whether the base was quantized while the adapter was trained."""
 
@@ -132,7 +132,7 @@ def merge_source(run: Run) -> MergeSource:
     recipe, run_dir = run.recipe, run.folder
     own = recipe.tuning.kind in WITH_ADAPTER
     _check_there_is_work(recipe, own=own)
-    adapters = [Weighted(run_dir.model, recipe.merge.weight)] if own else []
+    adapters = [WeightedAdapter(run_dir.model, recipe.merge.weight)] if own else []
     for added in recipe.merge.adapters:
         folder = find_adapter(added.adapter)
         if folder is None:
@@ -140,7 +140,7 @@ def merge_source(run: Run) -> MergeSource:
                 f"merge.adapters: {added.adapter} holds no adapter",
                 remedy="name a folder with an adapter_config.json",
             )
-        adapters.append(Weighted(folder, added.weight))
+        adapters.append(WeightedAdapter(folder, added.weight))
     if not own:
         key = read_json(run_dir.base)["key"] if run_dir.base.exists() else None
         return MergeSource(open_checkpoint(str(run_dir.model)), key, adapters, None)
@@ -176,11 +176,11 @@ def _check_there_is_work(recipe: Recipe, *, own: bool) -> None:
         )
 
 
-def _four_bits(recipe: Recipe) -> FourBits | None:
+def _four_bits(recipe: Recipe) -> FourBitBase | None:
     settings = recipe.merge.as_trained
     if settings is None:
         return None
-    return FourBits(settings.quant_type, settings.double_quant)
+    return FourBitBase(settings.quant_type, settings.double_quant)
 
 
 def merge(path: Path, overrides: list[str]) -> None:
@@ -196,7 +196,7 @@ def merge(path: Path, overrides: list[str]) -> None:
     run_dir.check(run_dir.merged, run_dir.gguf)
     source = merge_source(run)
     check_exports(run, source.base)
-    give_back_freed_memory()
+    lower_mmap_threshold()
     prepared = prepare_merge(
         source.base,
         source.adapters,
@@ -244,7 +244,9 @@ def _write(run: Run, prepared: Merge, source: MergeSource) -> dict[str, Any]:
     }
 
 
-def _prove(run: Run, prepared: Merge, adapters: list[Weighted], folder: Path) -> Likeness:
+def _prove(
+    run: Run, prepared: Merge, adapters: list[WeightedAdapter], folder: Path
+) -> LogitAgreement:
     probes = probes_of(run)
     trusts = run.recipe.model.trust_remote_code
     expected_NV = merge_logits(prepared, adapters, probes, trust_remote_code=trusts)

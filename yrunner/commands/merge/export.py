@@ -16,7 +16,7 @@ from yrunner.errors import MissingError, ProofError
 from yrunner.models.export.upload import check_upload, upload
 from yrunner.models.local import free_memory
 from yrunner.models.merge.proof import (
-    Likeness,
+    LogitAgreement,
     Probes,
     Tolerance,
     compare,
@@ -58,7 +58,7 @@ def probes_of(run: Run) -> Probes:
     return Probes([ids[:MOST_TOKENS] for ids in [*rows, *fixed] if ids])
 
 
-def judge(likeness: Likeness, bar: Tolerance, what: str) -> None:
+def judge(likeness: LogitAgreement, bar: Tolerance, what: str) -> None:
     """Raise `ProofError`, with the figures, for a result that falls short of its bar."""
     faults = bar.faults(likeness)
     if faults:
@@ -68,17 +68,17 @@ def judge(likeness: Likeness, bar: Tolerance, what: str) -> None:
         )
 
 
-def say_likeness(what: str, likeness: Likeness) -> None:
+def say_likeness(what: str, likeness: LogitAgreement) -> None:
     """Print the figures in one line."""
     say(f"{what}, {likeness.tokens:,} tokens: {_in_words(likeness)}")
 
 
-def figure_of(what: str, likeness: Likeness) -> tuple[str, str]:
+def figure_of(what: str, likeness: LogitAgreement) -> tuple[str, str]:
     """The same for a model card."""
     return f"{what}, {likeness.tokens:,} tokens", _in_words(likeness)
 
 
-def _in_words(likeness: Likeness) -> str:
+def _in_words(likeness: LogitAgreement) -> str:
     return (
         f"same likeliest token {likeness.top1_agreement:.2%}, "
         f"divergence {likeness.mean_kl:.2g} nats, "

@@ -24,7 +24,7 @@ from yrunner.assembly.trainer import (
 from yrunner.console import format_duration, say
 from yrunner.data.batching.plan import Plan
 from yrunner.data.dataset.examples import Examples
-from yrunner.models.errors import quiet_libraries
+from yrunner.models.errors import silence_libraries
 from yrunner.recipe.schema.keep import DriftSection, NoKeep
 from yrunner.recipe.schema.recipe import Recipe
 from yrunner.recipe.schema.sort import SortSection
@@ -190,7 +190,7 @@ def _tuned(fold: _Fold, folder: Path, clock: "_Clock") -> Trainer:
         callbacks=[_Lines(fold, clock)],
     )
     trainer = make_trainer(fold.run, untrained_model(fold.run), arguments, task)
-    with quiet_libraries():
+    with silence_libraries():
         trainer.train()
     return trainer
 

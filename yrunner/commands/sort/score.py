@@ -20,7 +20,7 @@ from yrunner.assembly.run import Run
 from yrunner.console import progress, say
 from yrunner.errors import RunError, YRunnerError
 from yrunner.models.adapters import attach_adapter
-from yrunner.models.errors import quiet_libraries
+from yrunner.models.errors import silence_libraries
 from yrunner.models.load import check_vocabulary, choose_dtype
 from yrunner.models.model_key import model_key
 from yrunner.recipe.schema.model import AdapterTuning
@@ -104,7 +104,7 @@ def _work(
             torch.cuda.set_device(rank % torch.cuda.device_count())
         else:
             torch.set_num_threads(max(1, torch.get_num_threads() // processes))
-        with quiet_libraries():
+        with silence_libraries():
             measure(Run(recipe), folder, share, messages.put)
         messages.put(LAST)
     except YRunnerError as error:

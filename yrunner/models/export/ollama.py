@@ -1,7 +1,7 @@
-"""The Modelfile of Ollama: its own template for chats, the words that end a reply, the settings.
+"""Write Ollama's Modelfile: chat template, stop tokens, generation settings.
 
-Ollama does not run the chat template of a tokenizer, so what the template puts around every turn is
-read off it here, put together anew in Ollama's language, and compared with the template.
+Ollama does not run the tokenizer's chat template. So what the template puts around every turn is
+read from it, rewritten in Ollama's template language, and compared with the original.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from yrunner.models.export.gguf import begins_with_bos
 from yrunner.models.load import find_stop_ids
 
 MARKS = tuple(chr(0xF0000 + number) for number in range(4))
-"""Stand for what is said; Unicode gives these characters no meaning."""
+"""Placeholders for messages, from Unicode's private use area."""
 USER = {"role": "user", "content": MARKS[0]}
 
 SETTINGS = {
@@ -26,7 +26,7 @@ SETTINGS = {
     "min_p": "min_p",
     "repetition_penalty": "repeat_penalty",
 }
-"""Ollama's names for the settings of a generation config."""
+"""Ollama's names for settings of a generation config."""
 
 TRIAL_CHATS = (
     ("user",),
@@ -39,25 +39,25 @@ TRIAL_TEXTS = ("灯塔归谁管？", "Who keeps it?\nSay it in two lines.", "归
 
 @dataclass(frozen=True)
 class TurnTexts:
-    """What stands around the turns of a chat."""
+    """The text around the turns of a chat."""
 
     start: str
-    """Before a first turn of the user: a system prompt of the template's own, or nothing."""
+    """Before a first user turn: the template's default system prompt, or nothing."""
     around: dict[str, tuple[str, str]]
-    """Before and behind a turn, by who speaks."""
+    """Before and after a turn, by role."""
     opening: str
-    """Before the reply that is to come."""
+    """Before the reply to generate."""
 
     def render(self, messages: Sequence[dict[str, str]]) -> str:
-        """The text of a chat whose last turn is the user's."""
+        """The text of a chat that ends with a user turn."""
         text = self.start if messages[0]["role"] != "system" else ""
         for message in messages:
-            before, behind = self.around[message["role"]]
-            text += before + message["content"] + behind
+            before, after = self.around[message["role"]]
+            text += before + message["content"] + after
         return text + self.opening
 
     def as_ollama(self) -> str | None:
-        """The same as a template of Ollama; None where the texts hold signs of that language."""
+        """As an Ollama template; None if a text contains signs of that language."""
         texts = [
             self.start,
             self.opening,
@@ -66,9 +66,9 @@ class TurnTexts:
         if any(sign in text for text in texts for sign in ("{{", "}}", '"""')):
             return None
         turns = ""
-        for number, (role, (before, behind)) in enumerate(self.around.items()):
+        for number, (role, (before, after)) in enumerate(self.around.items()):
             case = "if" if number == 0 else "else if"
-            turns += f'{{{{ {case} eq .Role "{role}" }}}}{before}{{{{ .Content }}}}{behind}'
+            turns += f'{{{{ {case} eq .Role "{role}" }}}}{before}{{{{ .Content }}}}{after}'
         first = ""
         if self.start:
             first = f'{{{{ if eq $i 0 }}}}{{{{ if ne .Role "system" }}}}{self.start}'
@@ -80,16 +80,16 @@ class TurnTexts:
 def modelfile(
     file_name: str, tokenizer: Any, generation_config: GenerationConfig, system: str | None
 ) -> tuple[str, str]:
-    """The Modelfile of a GGUF file beside it, and what it lacks, or nothing."""
+    """The Modelfile for a GGUF file in the same folder, and what it lacks, if anything."""
     lines, lack = [f"FROM ./{file_name}"], ""
     texts = read_turns(tokenizer)
     template = texts.as_ollama() if texts else None
     if texts is None or template is None:
-        lack = "the chat template, which does more than Ollama's can"
+        lack = "the chat template, which Ollama's template language cannot express"
     else:
         lines.append(f'TEMPLATE """{template}"""')
         if "system" not in texts.around:
-            lack = "a system prompt, for which the chat template has no turn"
+            lack = "a system prompt, because the chat template has no system turn"
         elif system:
             lines.append(f'SYSTEM """{system}"""')
     for number in find_stop_ids(tokenizer):
@@ -102,10 +102,10 @@ def modelfile(
 
 
 def read_turns(tokenizer: Any) -> TurnTexts | None:
-    """What the tokenizer's chat template puts around every turn.
+    """The text that the tokenizer's chat template puts around every turn.
 
-    Without turns of a system, where the template has none of its own for them. None where it does
-    more than that: where chats that are put together so are not the template's.
+    Without a system turn if the template has none. None if the template does more than that: trial
+    chats are rendered both ways and compared.
     """
     if not tokenizer.chat_template:
         return None
@@ -121,30 +121,30 @@ def read_turns(tokenizer: Any) -> TurnTexts | None:
 
 
 def _read(tokenizer: Any, *, with_system: bool) -> TurnTexts:
-    """Raises ValueError for a template that does not show every message once and in order."""
+    """Raises ValueError if the template does not show every message once and in order."""
     talk = ("system", "user", "assistant", "user")[0 if with_system else 1 :]
     chat = [{"role": role, "content": mark} for role, mark in zip(talk, MARKS, strict=False)]
     pieces = _split(_render(tokenizer, chat), MARKS[: len(chat)])
-    behind_user, behind_reply, end = pieces[-3:]
+    after_user, after_reply, end = pieces[-3:]
     alone, end_alone = _split(_render(tokenizer, [USER]), MARKS[:1])
     if end != end_alone:
         raise ValueError("the end depends on the turns before")
-    behind_system = pieces[1] if with_system else behind_reply
-    before_user = _common_end(_common_end(behind_system, behind_reply), alone)
+    after_system = pieces[1] if with_system else after_reply
+    before_user = _common_end(_common_end(after_system, after_reply), alone)
     _, closed = _split(_render(tokenizer, [USER], opens=False), MARKS[:1])
-    behind_one = _common_start(_common_start(behind_user, end), closed)
-    system = {"system": (pieces[0], behind_system.removesuffix(before_user))}
+    after_one = _common_start(_common_start(after_user, end), closed)
+    system = {"system": (pieces[0], after_system.removesuffix(before_user))}
     return TurnTexts(
         start=alone.removesuffix(before_user),
         around=(system if with_system else {})
         | {
-            "user": (before_user, behind_one),
+            "user": (before_user, after_one),
             "assistant": (
-                behind_user.removeprefix(behind_one),
-                behind_reply.removesuffix(before_user),
+                after_user.removeprefix(after_one),
+                after_reply.removesuffix(before_user),
             ),
         },
-        opening=end.removeprefix(behind_one),
+        opening=end.removeprefix(after_one),
     )
 
 
@@ -156,7 +156,7 @@ def _trial(roles: tuple[str, ...]) -> list[dict[str, str]]:
 
 
 def _render(tokenizer: Any, chat: list[dict[str, str]], *, opens: bool = True) -> str:
-    """The text of a chat without the bos, where llama.cpp puts it before every text by itself."""
+    """The text of a chat, without the bos if llama.cpp adds it."""
     text = str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=opens))
     return text.removeprefix(tokenizer.bos_token) if begins_with_bos(tokenizer) else text
 

@@ -1,4 +1,4 @@
-"""Bring adapters and their base together without reading the base: what can be merged, and how."""
+"""Attach adapters to their base without reading its weights; reject what cannot be merged."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,13 +15,14 @@ from yrunner.models.adapters import (
     CONFIG_FILE,
     attach_adapter,
     base_name,
-    fit_vocabulary,
+    resize_vocabulary,
+    untie,
     weight_shapes,
 )
 from yrunner.models.merge.safetensors_io import SafetensorsFolder
 from yrunner.models.merge.streaming import Read, StreamedModel, build_streamed_model
 from yrunner.models.meta import read_config
-from yrunner.models.quantization import four_bit_names, through_four_bits
+from yrunner.models.quantization import four_bit_names, quantize_and_restore
 
 NOT_MERGED = (
     "alora_invocation_tokens",
@@ -33,23 +34,23 @@ NOT_MERGED = (
     "use_qalora",
     "velora_config",
 )
-"""Settings of LoRA whose effect cannot be added to the weights of single modules."""
+"""LoRA settings whose effect cannot be added to the weights of single modules."""
 
 KEEPS_THE_BASE = (True, False, "gaussian", "orthogonal", "eva")
-"""Ways to begin a LoRA that leave the weights of the base alone."""
+"""Initialisations of LoRA that do not change the base."""
 
 
 @dataclass(frozen=True)
-class Weighted:
-    """An adapter's folder, and what its change is multiplied by."""
+class WeightedAdapter:
+    """An adapter's folder and the factor of its change."""
 
     folder: Path
     weight: float = 1.0
 
 
 @dataclass(frozen=True)
-class FourBits:
-    """How the base was stored while the adapter was trained."""
+class FourBitBase:
+    """How the base was quantized while the adapter was trained."""
 
     quant_type: str
     double_quant: bool
@@ -57,52 +58,51 @@ class FourBits:
 
 @dataclass(frozen=True)
 class Merge:
-    """A base with its adapters, ready to run or to be written as one model."""
+    """A base with its adapters, ready to run or to write as one model."""
 
     base: SafetensorsFolder
     streamed: StreamedModel
     """With the adapters attached."""
     config: Any
-    """Of the model without them, in the size that they need."""
+    """Of the base, with the vocabulary size that the adapters need."""
     read: Read
     """Reads a weight of the base by its name in the model."""
-    brought: Mapping[str, Tensor]
-    """The weights of the base that an adapter holds as a whole."""
+    replaced: Mapping[str, Tensor]
+    """Full weights of the base that an adapter brings."""
     embeddings: str
     """The name of the weight of the embeddings."""
     head: str
     """The name of the weight of the output head."""
     tied: bool
-    """Whether the two are one in the base."""
+    """Whether the two are tied in the base."""
 
     @property
     def can_stream(self) -> bool:
-        """Whether every weight of the model stands by its name in the files of the base.
+        """Whether the files of the base contain every weight of the model by its name.
 
-        Those of a mixture of experts do not: transformers packs them while it loads them.
+        Not for a mixture of experts: transformers packs their weights while loading.
         """
-        return set(self.streamed.names.values()) <= self.base.sizes.keys() | self.brought.keys()
+        return set(self.streamed.names.values()) <= self.base.sizes.keys() | self.replaced.keys()
 
 
 def prepare_merge(
     base: SafetensorsFolder,
-    adapters: Sequence[Weighted],
+    adapters: Sequence[WeightedAdapter],
     *,
-    as_trained: FourBits | None = None,
+    as_trained: FourBitBase | None = None,
     trust_remote_code: bool = False,
 ) -> Merge:
-    """Attach the adapters to their base, of which no weight is read.
+    """Attach the adapters to their base without reading its weights.
 
-    Raises `ModelError` for adapters that do not fit the base or cannot be merged, together or at
-    all.
+    Raises `ModelError` for adapters that do not fit the base or cannot be merged, or not together.
     """
     for adapter in adapters:
         _check_mergeable(adapter, alone=len(adapters) == 1)
 
     def prepare(model: Any) -> None:
-        _part_different_head(model, base)
+        _untie_different_head(model, base)
         for adapter in adapters:
-            fit_vocabulary(model, adapter.folder)
+            resize_vocabulary(model, adapter.folder)
 
     plain = build_streamed_model(
         read_config(str(base.folder), trust_remote_code=trust_remote_code),
@@ -119,7 +119,7 @@ def prepare_merge(
         streamed,
         plain.model.config,
         read,
-        brought={
+        replaced={
             plain.names[id(weight)]: weight.data
             for weight in streamed.model.parameters()
             if id(weight) in plain.names and not streamed.absent(weight)
@@ -130,8 +130,8 @@ def prepare_merge(
     )
 
 
-def attach_all(model: Any, adapters: Sequence[Weighted]) -> Any:
-    """The model with all adapters at work, each multiplied by its weight."""
+def attach_all(model: Any, adapters: Sequence[WeightedAdapter]) -> Any:
+    """Attach all adapters, each multiplied by its weight, and activate them."""
     if not adapters:
         return model.eval()
     names = [f"adapter_{number}" for number in range(len(adapters))]
@@ -146,7 +146,7 @@ def attach_all(model: Any, adapters: Sequence[Weighted]) -> Any:
     return model.eval()
 
 
-def _check_mergeable(adapter: Weighted, *, alone: bool) -> None:
+def _check_mergeable(adapter: WeightedAdapter, *, alone: bool) -> None:
     """Raise `ModelError` for an adapter that cannot be merged, or not with others."""
     try:
         config = PeftConfig.from_pretrained(str(adapter.folder))
@@ -157,7 +157,7 @@ def _check_mergeable(adapter: Weighted, *, alone: bool) -> None:
         ) from error
     if config.peft_type != PeftType.LORA:
         raise ModelError(
-            f"the adapter {adapter.folder} is of the kind {config.peft_type.value}",
+            f"the adapter {adapter.folder} has the type {config.peft_type.value}",
             remedy="use a LoRA adapter",
         )
     odd = [key for key in NOT_MERGED if getattr(config, key, None)]
@@ -168,8 +168,8 @@ def _check_mergeable(adapter: Weighted, *, alone: bool) -> None:
         )
     if config.init_lora_weights not in KEEPS_THE_BASE:
         raise ModelError(
-            f"the adapter {adapter.folder} began as {config.init_lora_weights}, which changes the "
-            "base too",
+            f"the adapter {adapter.folder} was initialised by {config.init_lora_weights}, "
+            "which changes the base too",
             remedy="convert it first: peft's save_pretrained has "
             "path_initial_model_for_weight_conversion",
         )
@@ -177,22 +177,22 @@ def _check_mergeable(adapter: Weighted, *, alone: bool) -> None:
         return
     whole = [name for name in weight_shapes(adapter.folder) if ".lora_" not in name]
     if config.use_dora or whole:
-        what = "is DoRA" if config.use_dora else f"holds whole weights ({base_name(whole[0])})"
+        what = "is DoRA" if config.use_dora else f"holds full weights ({base_name(whole[0])})"
         raise ModelError(
-            f"the adapter {adapter.folder} {what}, so it is merged alone and with weight 1",
-            remedy="leave out merge.weight and merge.adapters",
+            f"the adapter {adapter.folder} {what}, so it can only be merged alone, with weight 1",
+            remedy="remove merge.weight and merge.adapters",
         )
 
 
 def _whole_weights(adapter: Path) -> list[str]:
-    """Weights of the base that an adapter holds, but for modules of which it has its own."""
+    """Full weights of the base in an adapter's file, without its copies of `modules_to_save`."""
     own = PeftConfig.from_pretrained(str(adapter)).modules_to_save or []
     names = map(base_name, weight_shapes(adapter))
     return [name for name in names if ".lora_" not in name and not set(name.split(".")) & set(own)]
 
 
-def _part_different_head(model: Any, base: SafetensorsFolder) -> None:
-    """Part head and embeddings where the config ties them, but the files hold two different ones.
+def _untie_different_head(model: Any, base: SafetensorsFolder) -> None:
+    """Untie head and embeddings if the config ties them, but the files contain two different ones.
 
     transformers does the same when it loads such files.
     """
@@ -205,21 +205,19 @@ def _part_different_head(model: Any, base: SafetensorsFolder) -> None:
     if embeddings.weight is not head.weight or not base.sizes.keys() >= set(names):
         return
     if not base.read(names[0]).equal(base.read(names[1])):
-        head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
-        model.config.get_text_config().tie_word_embeddings = False
-        model.config.tie_word_embeddings = False
+        untie(model, head)
 
 
-def _reader(base: SafetensorsFolder, model: nn.Module, as_trained: FourBits | None) -> Read:
-    """What reads the weights of the base, as they are or as they were in 4 bits."""
+def _reader(base: SafetensorsFolder, model: nn.Module, as_trained: FourBitBase | None) -> Read:
+    """A reader of the base's weights, as stored or as quantized in training."""
     if as_trained is None:
         return base.read
-    coarse = four_bit_names(model)
+    quantized = four_bit_names(model)
 
     def read(name: str, dtype: torch.dtype | None = None) -> Tensor:
-        if name not in coarse:
+        if name not in quantized:
             return base.read(name, dtype)
-        return through_four_bits(
+        return quantize_and_restore(
             base.read(name), as_trained.quant_type, double_quant=as_trained.double_quant
         ).to(dtype)
 

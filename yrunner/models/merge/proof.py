@@ -1,11 +1,7 @@
-"""The logits of base and adapters, and of a model's folder, in the memory of one module.
+"""Prove that a merge changed nothing: compare two models' logits on the same tokens, in float32.
 
-The weights of most models are read as their modules run. Those that transformers changes while it
-loads them, such as the experts of a mixture, are loaded as a whole.
-
-Prove that two models are one: their logits on the same tokens, side by side.
-
-Both compute in float32, so that what differs is their weights alone.
+Weights are read module by module, so it takes the memory of the largest one. Models whose weights
+transformers repacks while loading, such as mixtures of experts, are loaded completely.
 """
 
 # B = rows, T = tokens of the longest, D = hidden size, N = compared tokens, V = vocabulary
@@ -22,95 +18,123 @@ from torch.nn.functional import kl_div, log_softmax
 
 from yrunner.console import progress
 from yrunner.models.load import load_model
-from yrunner.models.merge.plan import Merge, Weighted, attach_all
+from yrunner.models.merge.plan import Merge, WeightedAdapter, attach_all
 from yrunner.models.merge.safetensors_io import open_checkpoint
 from yrunner.models.merge.streaming import Read, StreamedModel, build_streamed_model
 from yrunner.models.meta import read_config
 
 LOGIT_BYTES = 2**26
-"""What the logits of one model may take; of a large vocabulary fewer tokens are compared."""
+"""Upper bound of one model's logits: fewer tokens of a large vocabulary are compared."""
 FEWEST_TOKENS = 128
 CHUNK = 64
-"""Tokens that are compared at once."""
-
-
-@dataclass(frozen=True)
-class Likeness:
-    """How alike the logits of two models are."""
-
-    tokens: int
-    """How many predictions were compared."""
-    largest_difference: float
-    """Of a logit."""
-    mean_difference: float
-    top1_agreement: float
-    """Share of the tokens for which both find the same next token likeliest."""
-    mean_kl: float
-    """Kullback-Leibler divergence of the second model from the first, nats per token."""
-
-    def as_json(self) -> dict[str, Any]:
-        """The figures by their names."""
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class Tolerance:
-    """What a likeness has to reach; rounding alone stays well on this side of it."""
-
-    top1_agreement: float
-    mean_kl: float
-    largest_difference: float = float("inf")
-
-    def faults(self, likeness: Likeness) -> list[str]:
-        """What falls short of it, with the figures. A figure that is no number does, too."""
-        checks = [
-            (
-                likeness.largest_difference <= self.largest_difference,
-                f"a logit differs by {likeness.largest_difference:.3g} "
-                f"(allowed: {self.largest_difference:g})",
-            ),
-            (
-                likeness.top1_agreement >= self.top1_agreement,
-                f"the likeliest token is the same for {likeness.top1_agreement:.2%} "
-                f"(needed: {self.top1_agreement:.1%})",
-            ),
-            (
-                likeness.mean_kl <= self.mean_kl,
-                f"the divergence is {likeness.mean_kl:.3g} nats per token "
-                f"(allowed: {self.mean_kl:g})",
-            ),
-        ]
-        return [fault for reached, fault in checks if not reached]
+"""Tokens compared at once."""
 
 
 @dataclass(frozen=True)
 class Probes:
-    """The texts on which models are compared."""
+    """Texts on which models are compared."""
 
     rows: list[list[int]]
     """Token ids."""
 
     def __post_init__(self) -> None:
-        assert self.rows and all(self.rows), "there is nothing to compare on an empty text"
+        assert self.rows and all(self.rows), "texts must not be empty"
 
     @property
     def input_ids_BT(self) -> Tensor:
-        """All rows, filled up behind their ends; a causal model never looks there."""
+        """All rows, padded on the right, which a causal model ignores."""
         length = max(map(len, self.rows))
         return torch.tensor([row + [row[-1]] * (length - len(row)) for row in self.rows])
 
     def places(self, vocabulary: int) -> tuple[Tensor, Tensor]:
-        """Row and column of the tokens to compare, shape [N] each, evenly over all of them."""
-        spots = [(row, place) for row, ids in enumerate(self.rows) for place in range(len(ids))]
+        """Rows and columns of the tokens to compare, an even selection, shape [N] each."""
+        tokens = [(row, column) for row, ids in enumerate(self.rows) for column in range(len(ids))]
         most = max(FEWEST_TOKENS, LOGIT_BYTES // (4 * vocabulary))
-        step = max(1, -(-len(spots) // most))
-        rows, columns = zip(*spots[::step], strict=True)
+        step = max(1, -(-len(tokens) // most))
+        rows, columns = zip(*tokens[::step], strict=True)
         return torch.tensor(rows), torch.tensor(columns)
+
+
+@dataclass(frozen=True)
+class LogitAgreement:
+    """Agreement of two models' logits."""
+
+    tokens: int
+    """Number of predictions compared."""
+    largest_difference: float
+    """Largest difference of a logit."""
+    mean_difference: float
+    top1_agreement: float
+    """Share of the predictions with the same likeliest token."""
+    mean_kl: float
+    """Kullback-Leibler divergence of the second model from the first, nats per token."""
+
+    def as_json(self) -> dict[str, Any]:
+        """The figures by name."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """Bounds that rounding alone does not come near."""
+
+    top1_agreement: float
+    mean_kl: float
+    largest_difference: float = float("inf")
+
+    def faults(self, found: LogitAgreement) -> list[str]:
+        """The bounds that are not met, with the figures. NaN never meets one."""
+        checks = [
+            (
+                found.largest_difference <= self.largest_difference,
+                f"a logit differs by {found.largest_difference:.3g} "
+                f"(allowed: {self.largest_difference:g})",
+            ),
+            (
+                found.top1_agreement >= self.top1_agreement,
+                f"the likeliest token is the same for {found.top1_agreement:.2%} "
+                f"(needed: {self.top1_agreement:.1%})",
+            ),
+            (
+                found.mean_kl <= self.mean_kl,
+                f"the divergence is {found.mean_kl:.3g} nats per token (allowed: {self.mean_kl:g})",
+            ),
+        ]
+        return [fault for reached, fault in checks if not reached]
+
+
+def merge_logits(
+    merge: Merge, adapters: Sequence[WeightedAdapter], probes: Probes, *, trust_remote_code: bool
+) -> Tensor:
+    """The logits of base and adapters, shape [N, V]."""
+    if merge.can_stream:
+        return _streamed(merge.streamed, merge.read, probes, "proof, base and adapter")
+    base = load_model(
+        str(merge.base.folder), dtype=torch.float32, trust_remote_code=trust_remote_code
+    )
+    return logits_at(attach_all(base, adapters), probes)
+
+
+def folder_logits(folder: Path, probes: Probes, *, trust_remote_code: bool) -> Tensor:
+    """The logits of the model in a folder, shape [N, V]."""
+    checkpoint = open_checkpoint(str(folder))
+    config = read_config(str(folder), trust_remote_code=trust_remote_code)
+    streamed = build_streamed_model(config, trust_remote_code=trust_remote_code)
+    if set(streamed.names.values()) <= checkpoint.sizes.keys():
+        return _streamed(streamed, checkpoint.read, probes, "proof, merged model")
+    model = load_model(str(folder), dtype=torch.float32, trust_remote_code=trust_remote_code)
+    return logits_at(model, probes)
+
+
+def _streamed(streamed: StreamedModel, read: Read, probes: Probes, title: str) -> Tensor:
+    with progress(title, len(streamed.owners())) as advance:
+        with streamed.streaming(read, advance):
+            return logits_at(streamed.model, probes)
 
 
 @torch.no_grad()
 def logits_at(model: Any, probes: Probes) -> Tensor:
-    """The logits of a model at the places to compare, shape [N, V], float32 on the CPU."""
+    """The logits of the tokens to compare, shape [N, V], float32 on the CPU."""
     head = model.get_output_embeddings()
     input_ids_BT = probes.input_ids_BT.to(model.device)
     rows_N, columns_N = probes.places(model.config.get_text_config().vocab_size)
@@ -120,36 +144,9 @@ def logits_at(model: Any, probes: Probes) -> Tensor:
     return logits_NV
 
 
-def compare(logits_NV: Tensor, other_NV: Tensor) -> Likeness:
-    """How alike the second logits are to the first. A vocabulary may be filled up in one of them.
-
-    Where a logit is not finite, differences and divergence are NaN, which fails every `Tolerance`.
-    """
-    size = min(logits_NV.shape[1], other_NV.shape[1])
-    largest, total, alike, divergence = 0.0, 0.0, 0, 0.0
-    for first_NV, second_NV in _chunks(logits_NV[:, :size], other_NV[:, :size]):
-        difference_NV = (first_NV - second_NV).abs()
-        largest = max(difference_NV.max().item(), largest, key=_nan_first)
-        total += difference_NV.sum().item()
-        alike += int((first_NV.argmax(1) == second_NV.argmax(1)).sum())
-        # In float64: of two models that are nearly one, float32 sums up to less than nothing.
-        first_NV, second_NV = (log_softmax(one.double(), 1) for one in (first_NV, second_NV))
-        divergence += kl_div(second_NV, first_NV, reduction="sum", log_target=True).item()
-    tokens = len(logits_NV)
-    return Likeness(tokens, largest, total / (tokens * size), alike / tokens, divergence / tokens)
-
-
-def _chunks(*both: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    return zip(*(torch.split(logits_NV, CHUNK) for logits_NV in both), strict=True)
-
-
-def _nan_first(value: float) -> float:
-    return float("inf") if value != value else value
-
-
 @contextmanager
 def _only_before(head: Any, rows_N: Tensor, columns_N: Tensor) -> Iterator[None]:
-    """Let the head see only the hidden states of these tokens, as one row."""
+    """Pass only the hidden states of these tokens to the head, as one row."""
 
     def choose(_module: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         hidden_BTD, *rest = inputs
@@ -162,31 +159,27 @@ def _only_before(head: Any, rows_N: Tensor, columns_N: Tensor) -> Iterator[None]
         handle.remove()
 
 
-def merge_logits(
-    merge: Merge, adapters: Sequence[Weighted], probes: Probes, *, trust_remote_code: bool
-) -> Tensor:
-    """What base and adapters answer, shape [N, V]."""
-    what = "proof, base and adapter"
-    if merge.can_stream:
-        return _streamed(merge.streamed, merge.read, probes, what)
-    base = load_model(
-        str(merge.base.folder), dtype=torch.float32, trust_remote_code=trust_remote_code
+def compare(logits_NV: Tensor, other_NV: Tensor) -> LogitAgreement:
+    """Compare logits; the vocabulary of one of them may be padded.
+
+    A logit that is not finite makes differences and divergence NaN, which fails any `Tolerance`.
+    """
+    size = min(logits_NV.shape[1], other_NV.shape[1])
+    largest, total, alike, divergence = 0.0, 0.0, 0, 0.0
+    pair = (torch.split(each_NV[:, :size], CHUNK) for each_NV in (logits_NV, other_NV))
+    for first_NV, second_NV in zip(*pair, strict=True):
+        difference_NV = (first_NV - second_NV).abs()
+        largest = max(difference_NV.max().item(), largest, key=_nan_first)
+        total += difference_NV.sum().item()
+        alike += int((first_NV.argmax(1) == second_NV.argmax(1)).sum())
+        # In float64: for nearly equal models a float32 sum can be negative.
+        first_NV, second_NV = (log_softmax(one.double(), 1) for one in (first_NV, second_NV))
+        divergence += kl_div(second_NV, first_NV, reduction="sum", log_target=True).item()
+    tokens = len(logits_NV)
+    return LogitAgreement(
+        tokens, largest, total / (tokens * size), alike / tokens, divergence / tokens
     )
-    return logits_at(attach_all(base, adapters), probes)
 
 
-def folder_logits(folder: Path, probes: Probes, *, trust_remote_code: bool) -> Tensor:
-    """What the model in a folder answers, shape [N, V]."""
-    checkpoint = open_checkpoint(str(folder))
-    config = read_config(str(folder), trust_remote_code=trust_remote_code)
-    streamed = build_streamed_model(config, trust_remote_code=trust_remote_code)
-    if set(streamed.names.values()) <= checkpoint.sizes.keys():
-        return _streamed(streamed, checkpoint.read, probes, "proof, merged model")
-    model = load_model(str(folder), dtype=torch.float32, trust_remote_code=trust_remote_code)
-    return logits_at(model, probes)
-
-
-def _streamed(streamed: StreamedModel, read: Read, probes: Probes, what: str) -> Tensor:
-    with progress(what, len(streamed.owners())) as advance:
-        with streamed.streaming(read, advance):
-            return logits_at(streamed.model, probes)
+def _nan_first(value: float) -> float:
+    return float("inf") if value != value else value

@@ -1,10 +1,8 @@
-"""The weights in a model's files, one at a time: a model may be larger than memory.
+"""Read and write safetensors files one weight at a time: a model may exceed memory.
 
-A file of weights in the form of safetensors, read and written one weight at a time.
-
-The library of that name maps the files that it reads, whose pages are in memory beside their copy,
-and writes a file from all of its weights at once. The form is simple: the length of a header, the
-header in JSON, and the numbers of every weight.
+The safetensors library maps files that it reads, so their pages are in memory next to their copy,
+and needs all weights at once to write a file. The format is simple: length of the header, header in
+JSON, data of every weight.
 """
 
 import json
@@ -20,11 +18,14 @@ from safetensors import safe_open
 from torch import Tensor
 
 from yrunner.errors import ModelError
-from yrunner.models.errors import explain_failure, quiet_libraries
+from yrunner.models.errors import explain_failure, silence_libraries
 from yrunner.models.hub import only_cached
 from yrunner.models.load import check_folder
 from yrunner.models.local import INDEX_FILE, local_folder
 
+WEIGHTS_FILE = "model.safetensors"
+NEEDED = ["*.json", "*.safetensors", "*.py", "*.jinja", "README.md"]
+"""Files that a merge downloads from the Hub; no pickled weights."""
 DTYPE_NAMES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -40,21 +41,21 @@ DTYPE_NAMES = {
     torch.bool: "BOOL",
 }
 STRETCH = 2**22
-"""Numbers that are read at once."""
+"""Numbers read at once."""
 
 
 @dataclass(frozen=True)
 class TensorLocation:
-    """Where a weight is."""
+    """Location of a weight."""
 
     file: Path
     start: int
-    """Its first byte in the file."""
+    """Offset of its first byte in the file."""
     size: Tensor
-    """Its shape and dtype, as a tensor without memory."""
+    """Its shape and dtype, as a meta tensor."""
 
     def read(self, dtype: torch.dtype | None = None) -> Tensor:
-        """The weight, on the CPU, in its own dtype or another; it is never there in both."""
+        """Read the weight to the CPU and convert it; it is never in memory in both dtypes."""
         weight = torch.empty(self.size.shape, dtype=dtype or self.size.dtype)
         raw = torch.empty(min(STRETCH, self.size.numel()), dtype=self.size.dtype)
         with self.file.open("rb") as file:
@@ -65,13 +66,68 @@ class TensorLocation:
         return weight
 
 
-def find_weights(file: Path) -> dict[str, TensorLocation]:
-    """Every weight of a file by its name; only the header is read.
+@dataclass(frozen=True)
+class SafetensorsFolder:
+    """A model's folder with safetensors files."""
 
-    Raises `ModelError` for a file that is damaged.
+    folder: Path
+    locations: Mapping[str, TensorLocation]
+    """By the name of the weight."""
+
+    @property
+    def sizes(self) -> dict[str, Tensor]:
+        """Shape and dtype of every weight, as meta tensors."""
+        return {name: location.size for name, location in self.locations.items()}
+
+    def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
+        """Read one weight to the CPU, in its dtype or another."""
+        return self.locations[name].read(dtype)
+
+    def main_dtype(self) -> torch.dtype:
+        """The dtype of most of the numbers."""
+        numbers: Counter[torch.dtype] = Counter()
+        for weight in self.sizes.values():
+            numbers[weight.dtype] += weight.numel()
+        return numbers.most_common(1)[0][0]
+
+
+def open_checkpoint(source: str) -> SafetensorsFolder:
+    """The checkpoint of a folder or a Hub id, downloaded if necessary. Reads only headers.
+
+    Raises `ModelError` for a source without complete safetensors files.
+    """
+    folder = _model_folder(source)
+    check_folder(folder)
+    index = folder / INDEX_FILE
+    if index.is_file():
+        with explain_failure(str(index)):
+            names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+    else:
+        names = [WEIGHTS_FILE]
+    locations: dict[str, TensorLocation] = {}
+    for path in (folder / name for name in names):
+        if not path.is_file():
+            raise ModelError(f"{folder} lacks {path.name}", remedy="download the model again")
+        locations |= locate_weights(path)
+    return SafetensorsFolder(folder, locations)
+
+
+def _model_folder(source: str) -> Path:
+    folder = local_folder(source)
+    if folder is not None:
+        return folder
+    with silence_libraries(keep_progress=True), explain_failure(source):
+        cached = only_cached(source)
+        return Path(snapshot_download(source, allow_patterns=NEEDED, local_files_only=cached))
+
+
+def locate_weights(file: Path) -> dict[str, TensorLocation]:
+    """The location of every weight in a file, by name. Reads only the header.
+
+    Raises `ModelError` for a damaged file.
     """
     with explain_failure(str(file)), safe_open(file, framework="pt") as weights:
-        # The file is mapped into memory, and none of its pages are read for this.
+        # The file is mapped; none of its pages are read for this.
         sizes = {name: weights.get_tensor(name).to("meta") for name in weights.keys()}
     with file.open("rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
@@ -83,8 +139,8 @@ def find_weights(file: Path) -> dict[str, TensorLocation]:
 
 
 def write_weights(file: Path, sizes: Mapping[str, Tensor], make: Callable[[str], Tensor]) -> None:
-    """Write weights of these shapes and dtypes; `make` gives each by its name, in turn."""
-    # The wider dtypes first, so that every number begins where its width wants it.
+    """Write weights of these shapes and dtypes; `make` computes them by name, one at a time."""
+    # Wider dtypes first, so that all data are aligned.
     names = sorted(sizes, key=lambda name: sizes[name].element_size(), reverse=True)
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
@@ -101,71 +157,11 @@ def write_weights(file: Path, sizes: Mapping[str, Tensor], make: Callable[[str],
         opened.write(len(text).to_bytes(8, "little") + text)
         for name in names:
             weight = make(name)
-            size = sizes[name]
-            assert (weight.shape, weight.dtype) == (size.shape, size.dtype), f"{name} was announced"
+            expected = (sizes[name].shape, sizes[name].dtype)
+            assert (weight.shape, weight.dtype) == expected, f"{name} has another size"
             opened.write(_as_bytes(weight.contiguous()))
 
 
 def _as_bytes(weight: Tensor) -> Any:
-    """The memory of a tensor, of which files can be read and written."""
+    """The memory of a tensor as a buffer to read and write files."""
     return weight.reshape(-1).view(torch.uint8).numpy()
-
-
-WEIGHTS_FILE = "model.safetensors"
-NEEDED = ["*.json", "*.safetensors", "*.py", "*.jinja", "README.md"]
-"""What a merge reads of a model on the Hub; weights that are pickled stay there."""
-
-
-@dataclass(frozen=True)
-class SafetensorsFolder:
-    """A model's folder with safetensors files."""
-
-    folder: Path
-    places: Mapping[str, TensorLocation]
-    """Where each weight is."""
-
-    @property
-    def sizes(self) -> dict[str, Tensor]:
-        """Shape and dtype of every weight, as tensors without memory."""
-        return {name: place.size for name, place in self.places.items()}
-
-    def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
-        """One weight, on the CPU, in its own dtype or another."""
-        return self.places[name].read(dtype)
-
-    def main_dtype(self) -> torch.dtype:
-        """The dtype that most of the numbers have."""
-        numbers: Counter[torch.dtype] = Counter()
-        for weight in self.sizes.values():
-            numbers[weight.dtype] += weight.numel()
-        return numbers.most_common(1)[0][0]
-
-
-def open_checkpoint(source: str) -> SafetensorsFolder:
-    """The checkpoint of a folder or a Hub id, which is downloaded if need be.
-
-    Only headers are read. Raises `ModelError` for a source without whole safetensors files.
-    """
-    folder = _model_folder(source)
-    check_folder(folder)
-    index = folder / INDEX_FILE
-    if index.is_file():
-        with explain_failure(str(index)):
-            names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
-    else:
-        names = [WEIGHTS_FILE]
-    places: dict[str, TensorLocation] = {}
-    for path in (folder / name for name in names):
-        if not path.is_file():
-            raise ModelError(f"{folder} lacks {path.name}", remedy="download the model again")
-        places |= find_weights(path)
-    return SafetensorsFolder(folder, places)
-
-
-def _model_folder(source: str) -> Path:
-    folder = local_folder(source)
-    if folder is not None:
-        return folder
-    with quiet_libraries(keep_progress=True), explain_failure(source):
-        cached = only_cached(source)
-        return Path(snapshot_download(source, allow_patterns=NEEDED, local_files_only=cached))

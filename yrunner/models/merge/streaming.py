@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from yrunner.errors import ModelError
-from yrunner.models.errors import explain_failure, quiet_libraries
+from yrunner.models.errors import explain_failure, silence_libraries
 
 
 class Read(Protocol):
@@ -115,12 +115,12 @@ def build_streamed_model(
             remedy="name the model that they were made from as the base",
         )
     # Buffers are real: the files do not hold those that are computed, such as rotary frequencies.
-    with quiet_libraries(), init_empty_weights(include_buffers=False):
+    with silence_libraries(), init_empty_weights(include_buffers=False):
         with explain_failure(config.name_or_path or config.model_type):
             model = AutoModelForCausalLM.from_config(
                 config, dtype=torch.float32, trust_remote_code=trust_remote_code
             )
-    with quiet_libraries():
+    with silence_libraries():
         model.tie_weights()
         prepare(model)
     _replace_weights(model, kept)

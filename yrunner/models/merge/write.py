@@ -1,7 +1,7 @@
 """Write base and adapters as one model, weight by weight; peft merges one module at a time.
 
-Neither the base nor a file of the result is ever in memory as a whole. What is needed at once is
-the adapters and the largest module in float32, with its change.
+Neither the base nor a file of the result is ever fully in memory, only the adapters and the largest
+module in float32, with its change.
 """
 
 import copy
@@ -19,19 +19,20 @@ from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from yrunner.errors import ModelError
-from yrunner.models.errors import quiet_libraries
+from yrunner.models.adapters import untie_config
+from yrunner.models.errors import silence_libraries
 from yrunner.models.local import INDEX_FILE
 from yrunner.models.merge.plan import Merge
 from yrunner.models.merge.safetensors_io import write_weights
 
 
 @dataclass(frozen=True)
-class Change:
-    """A weight that the result has and the base has not."""
+class MergedWeight:
+    """A weight of the result that differs from the base."""
 
     shape: torch.Size
     make: Callable[[], Tensor]
-    """Computes it."""
+    """Compute it."""
 
 
 def write_merged(
@@ -42,9 +43,9 @@ def write_merged(
     shard_size: str,
     advance: Callable[[int], None],
 ) -> None:
-    """Write weights, in files of `shard_size`, and config. `advance`: by 1 for every weight.
+    """Write weights, in files of `shard_size`, and config; call `advance(1)` for every weight.
 
-    `dtype` None keeps that of each weight. Raises `ModelError` where a merged weight is not finite.
+    `dtype`: None keeps that of each weight. Raises `ModelError` if a merged weight is not finite.
     """
     changes = changed_weights(merge)
     sizes = merged_sizes(merge, changes, dtype)
@@ -66,12 +67,12 @@ def write_merged(
     _write_config(merge, folder, tied=merge.head not in sizes, dtype=dtype)
 
 
-def changed_weights(merge: Merge) -> dict[str, Change]:
-    """The weights that the adapters change, by their names.
+def changed_weights(merge: Merge) -> dict[str, MergedWeight]:
+    """The weights that the adapters change, by name.
 
-    A head that is the embeddings in the base is among them where the adapters part the two.
+    Includes a tied head if the adapters untie it.
     """
-    changes: dict[str, Change] = {}
+    changes: dict[str, MergedWeight] = {}
     for module in merge.streamed.model.modules():
         if isinstance(module, ModulesToSaveWrapper):
             changes |= _saved_module(merge, module)
@@ -79,19 +80,19 @@ def changed_weights(merge: Merge) -> dict[str, Change]:
             changes |= _merged_module(merge, module)
     if merge.tied and {merge.embeddings, merge.head} & changes.keys():
         changes = _with_head(merge, changes)
-    brought = {
-        name: Change(weight.shape, partial(torch.clone, weight))
-        for name, weight in merge.brought.items()
+    replaced = {
+        name: MergedWeight(weight.shape, partial(torch.clone, weight))
+        for name, weight in merge.replaced.items()
     }
-    return brought | changes
+    return replaced | changes
 
 
 def merged_sizes(
-    merge: Merge, changes: Mapping[str, Change], dtype: torch.dtype | None
+    merge: Merge, changes: Mapping[str, MergedWeight], dtype: torch.dtype | None
 ) -> dict[str, Tensor]:
-    """Shape and dtype of every weight of the result, as tensors without memory.
+    """Shape and dtype of every weight of the result, as meta tensors.
 
-    Raises `ModelError` for a change of a weight that the base does not have.
+    Raises `ModelError` if an adapter changes a weight that the base does not have.
     """
     sizes = {
         name: size
@@ -104,7 +105,7 @@ def merged_sizes(
             raise ModelError(
                 f"the files of {merge.base.folder} have no weight {name}, which the adapter "
                 "changes",
-                remedy="load the base and save it anew with transformers",
+                remedy="load the base with transformers and save it again",
             )
         sizes[name] = like.new_empty(change.shape)
     if dtype is None:
@@ -114,10 +115,10 @@ def merged_sizes(
     }
 
 
-def _with_head(merge: Merge, changes: dict[str, Change]) -> dict[str, Change]:
-    """The changes where embeddings and head are one in the base and one of them is changed.
+def _with_head(merge: Merge, changes: dict[str, MergedWeight]) -> dict[str, MergedWeight]:
+    """The changes to a tied base if embeddings or head change.
 
-    They stay one only where both come out alike, as with tokens that are trained in both.
+    They stay tied only if both become equal, as with tokens trained in both.
     """
     embeddings, head = changes.get(merge.embeddings), changes.get(merge.head)
     if embeddings is not None and head is not None:
@@ -127,32 +128,32 @@ def _with_head(merge: Merge, changes: dict[str, Change]) -> dict[str, Change]:
     if head is not None:
         return changes
     shared = merge.streamed.model.get_output_embeddings().weight
-    return changes | {merge.head: Change(shared.shape, partial(_base_weight, merge))}
+    return changes | {merge.head: MergedWeight(shared.shape, partial(_base_weight, merge))}
 
 
 def _base_weight(merge: Merge) -> Tensor:
-    """What is both embeddings and head in the base."""
-    brought = merge.brought.get(merge.embeddings)
-    return merge.read(merge.embeddings) if brought is None else brought.clone()
+    """The tied weight of the base."""
+    replaced = merge.replaced.get(merge.embeddings)
+    return merge.read(merge.embeddings) if replaced is None else replaced.clone()
 
 
-def _saved_module(merge: Merge, wrapper: ModulesToSaveWrapper) -> dict[str, Change]:
-    """The weights of a module that was trained as a whole."""
+def _saved_module(merge: Merge, wrapper: ModulesToSaveWrapper) -> dict[str, MergedWeight]:
+    """The weights of a module in `modules_to_save`."""
     name = merge.streamed.modules[id(wrapper.original_module)]
     chosen = wrapper.modules_to_save[wrapper.active_adapters[0]]
     return {
-        f"{name}.{inner}": Change(weight.shape, partial(torch.clone, weight.data))
+        f"{name}.{inner}": MergedWeight(weight.shape, partial(torch.clone, weight.data))
         for inner, weight in chosen.named_parameters()
     }
 
 
-def _merged_module(merge: Merge, module: Any) -> dict[str, Change]:
-    """The weights of a module that has small matrices beside it."""
+def _merged_module(merge: Merge, module: Any) -> dict[str, MergedWeight]:
+    """The weights of a module with LoRA matrices."""
     base_layer = module.get_base_layer()
     name = merge.streamed.modules[id(base_layer)]
     has_bias = any(getattr(module, "lora_bias", {}).values())
     return {
-        f"{name}.{inner}": Change(
+        f"{name}.{inner}": MergedWeight(
             getattr(base_layer, inner).shape, partial(_merge_one, merge, module, base_layer, inner)
         )
         for inner in (("weight", "bias") if has_bias else ("weight",))
@@ -160,23 +161,23 @@ def _merged_module(merge: Merge, module: Any) -> dict[str, Change]:
 
 
 def _merge_one(merge: Merge, module: Any, base_layer: nn.Module, inner: str) -> Tensor:
-    with merge.streamed.filled(base_layer, merge.read), quiet_libraries():
-        # Not peft's safe way: it holds a copy of each weight, and `_finite` looks at the result.
+    with merge.streamed.filled(base_layer, merge.read), silence_libraries():
+        # Not `safe_merge`: it copies each weight, and `_finite` checks the result anyway.
         module.merge(safe_merge=False)
         merged: Tensor = getattr(base_layer, inner).data
-        module.merged_adapters.clear()  # the block puts the base back, nothing is merged then
+        module.merged_adapters.clear()  # `filled` restores the base
     return merged
 
 
 def _finite(name: str, weight: Tensor) -> Tensor:
-    # By its extremes, which NaN reaches too: asking each number takes twice the weight's memory.
+    # Extremes show NaN too; `isfinite` of every number would take twice the weight's memory.
     if weight.is_floating_point() and not torch.stack(weight.aminmax()).isfinite().all():
         wide = weight.dtype == torch.float16
         raise ModelError(
             f"{name} is not finite in the merged model",
             remedy="choose bfloat16 or float32 in merge.dtype"
             if wide
-            else "check the base, and train the adapter anew with a lower learning rate",
+            else "check the base, and train the adapter again with a lower learning rate",
         )
     return weight
 
@@ -185,7 +186,6 @@ def _write_config(merge: Merge, folder: Path, *, tied: bool, dtype: torch.dtype 
     config = copy.deepcopy(merge.config)
     config.dtype = dtype or merge.base.main_dtype()
     if merge.tied and not tied:
-        config.get_text_config().tie_word_embeddings = False
-        config.tie_word_embeddings = False
-    with quiet_libraries():
+        untie_config(config)
+    with silence_libraries():
         config.save_pretrained(folder)

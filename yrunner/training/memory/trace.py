@@ -34,7 +34,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from yrunner.errors import ModelError
 from yrunner.losses.fused_head import attach, measure_targets
-from yrunner.models.errors import quiet_libraries
+from yrunner.models.errors import silence_libraries
 from yrunner.models.meta import fake_mode_of
 from yrunner.models.scratch import BUILD_ERRORS
 from yrunner.models.size import state_bytes
@@ -251,7 +251,7 @@ def trace_step(
     live = LiveBytes(fake_mode_of(model))
     live.assign([*parameters, *model.buffers()], "weights")
     try:
-        with live, quiet_libraries(), quiet_failures():
+        with live, silence_libraries(), quiet_failures():
             _remember_an_update(trained, updater, live)
             if accumulation == 1:
                 updater.zero_grad()

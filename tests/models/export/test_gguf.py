@@ -140,7 +140,7 @@ def test_embeddings_without_a_token_get_an_unused_one(tokenizer, card, tmp_path)
         (
             tiny_config("llama", rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4,
                                                   "factor": 2.0}),
-            "rope of the type dynamic",
+            "rope type dynamic",
         ),
     ],
 )  # fmt: skip
@@ -154,5 +154,5 @@ def test_an_unknown_way_to_split_texts_is_refused(tokenizer, tmp_path):
     check_tokenizer(load_tokenizer(str(tmp_path)))
     path = tmp_path / "tokenizer.json"
     path.write_text(path.read_text("utf-8").replace(r"\\p{N}|", r"\\p{N}{1,2}|"), "utf-8")
-    with pytest.raises(ModelError, match="no name for the way this tokenizer splits"):
+    with pytest.raises(ModelError, match="does not support how this tokenizer splits"):
         check_tokenizer(load_tokenizer(str(tmp_path)))

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, LlamaTokenizer
 from transformers.tokenization_utils_base import generate_merges
 
 from tests.models.conftest import TEXTS, tiny_config
-from tests.models.export.test_gguf_file import write
+from tests.models.export.test_gguf import write
 from yrunner.commands.merge.export import FIXED_TEXTS, prove_tokens
 from yrunner.errors import ModelError, ProofError
 from yrunner.models.export.gguf import (
