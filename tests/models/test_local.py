@@ -137,7 +137,7 @@ from yrunner.models.local import lower_mmap_threshold
 if sys.argv[1] == "returns":
     lower_mmap_threshold()
 bytearray(30 * 2**20)  # after this glibc retains blocks of this size
-blocks = [(bytearray(2**21), bytearray(2000)) for _ in range(50)]
+blocks = [(bytearray(2**21), bytearray(2**18)) for _ in range(50)]
 small = [block for _, block in blocks]; del blocks
 print(int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGESIZE"))
 """

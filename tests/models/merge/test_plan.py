@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from tests.models.conftest import logits_of, tiny_config, train_one_step
 from yrunner.errors import MissingError, ModelError
 from yrunner.models.load import load_model
-from yrunner.models.merge.plan import FourBitBase, WeightedAdapter, prepare_merge
+from yrunner.models.merge.plan import BaseQuantization, WeightedAdapter, prepare_merge
 from yrunner.models.merge.proof import Probes, folder_logits, logits_at, merge_logits
 from yrunner.models.merge.safetensors_io import open_checkpoint
 from yrunner.models.merge.write import changed_weights, write_merged
@@ -334,7 +334,7 @@ def test_an_adapter_of_a_base_in_four_bits_is_merged_as_it_was_trained(
     tuned.save_pretrained(tmp_path / "adapter")
     adapters = [WeightedAdapter(tmp_path / "adapter")]
     expected = logits_of(tuned, ids_BT)
-    as_trained = FourBitBase("nf4", double_quant=double_quant)
+    as_trained = BaseQuantization("nf4", double_quant=double_quant)
     merge(tmp_path / "base", adapters, tmp_path / "as trained", as_trained=as_trained)
     merge(tmp_path / "base", adapters, tmp_path / "exact")
     near = (reloaded(tmp_path / "as trained", ids_BT) - expected).abs().max()
@@ -350,5 +350,5 @@ def test_without_bitsandbytes_the_error_says_what_to_install(base, ids_BT, tmp_p
             base,
             [WeightedAdapter(tmp_path / "adapter")],
             tmp_path / "merged",
-            as_trained=FourBitBase("nf4", double_quant=True),
+            as_trained=BaseQuantization("nf4", double_quant=True),
         )

@@ -32,7 +32,7 @@ from yrunner.models.adapters import find_adapter
 from yrunner.models.hub import read_license
 from yrunner.models.load import DTYPES
 from yrunner.models.local import local_folder, lower_mmap_threshold
-from yrunner.models.merge.plan import FourBitBase, Merge, WeightedAdapter, prepare_merge
+from yrunner.models.merge.plan import BaseQuantization, Merge, WeightedAdapter, prepare_merge
 from yrunner.models.merge.proof import LogitAgreement, compare, folder_logits, merge_logits
 from yrunner.models.merge.safetensors_io import SafetensorsFolder, open_checkpoint
 from yrunner.models.merge.write import changed_weights, merged_sizes, write_merged
@@ -102,7 +102,7 @@ class MergeSource:
     """A hash of what the run started from; None of a run from scratch."""
     adapters: list[WeightedAdapter]
     """None at all where whole weights are only written in another form."""
-    as_trained: FourBitBase | None
+    as_trained: BaseQuantization | None
     trained_coarsely: bool = False
     """Whether the base was quantized while the adapter was trained."""
 
@@ -176,11 +176,11 @@ def _check_there_is_work(recipe: Recipe, *, own: bool) -> None:
         )
 
 
-def _four_bits(recipe: Recipe) -> FourBitBase | None:
+def _four_bits(recipe: Recipe) -> BaseQuantization | None:
     settings = recipe.merge.as_trained
     if settings is None:
         return None
-    return FourBitBase(settings.quant_type, settings.double_quant)
+    return BaseQuantization(settings.quant_type, settings.double_quant)
 
 
 def merge(path: Path, overrides: list[str]) -> None:

@@ -49,7 +49,7 @@ class WeightedAdapter:
 
 
 @dataclass(frozen=True)
-class FourBitBase:
+class BaseQuantization:
     """How the base was quantized while the adapter was trained."""
 
     quant_type: str
@@ -89,7 +89,7 @@ def prepare_merge(
     base: SafetensorsFolder,
     adapters: Sequence[WeightedAdapter],
     *,
-    as_trained: FourBitBase | None = None,
+    as_trained: BaseQuantization | None = None,
     trust_remote_code: bool = False,
 ) -> Merge:
     """Attach the adapters to their base without reading its weights.
@@ -208,7 +208,7 @@ def _untie_different_head(model: Any, base: SafetensorsFolder) -> None:
         untie(model, head)
 
 
-def _reader(base: SafetensorsFolder, model: nn.Module, as_trained: FourBitBase | None) -> Read:
+def _reader(base: SafetensorsFolder, model: nn.Module, as_trained: BaseQuantization | None) -> Read:
     """A reader of the base's weights, as stored or as quantized in training."""
     if as_trained is None:
         return base.read
