@@ -11,11 +11,11 @@ import torch
 from tests.conftest import write_jsonl
 from yrunner.assembly import trainer
 from yrunner.assembly.preflight import DiskFacts, lack_of_space
+from yrunner.assembly.run import Run
 from yrunner.commands.check.command import check
 from yrunner.commands.train import train
 from yrunner.errors import DataError, RunError, YRunnerError
 from yrunner.models.size import state_bytes
-from yrunner.recipe.load import load_recipe
 from yrunner.storage.run_dir import RunDir
 from yrunner.training.memory.trace import optimizer_bytes, weightless_optimizer
 
@@ -59,7 +59,7 @@ def test_a_loss_that_is_no_number_names_the_row_and_keeps_the_state(project, spo
     assert re.search(
         r"^update 6: the loss is nan; the optimizer was not moved; update 5 is", message
     )
-    assert "on its own it happens with train.jsonl:11. Likely causes: the data of these" in message
+    assert "rows that cause it alone: train.jsonl:11. Likely causes: the data of these" in message
     assert "yrun inspect RECIPE --row train.jsonl:11" in message
     run_dir = RunDir(project / "outputs/base")
     assert run_dir.saved_steps() == [5]
@@ -74,7 +74,7 @@ def test_broken_weights_are_told_from_a_learning_rate_that_is_too_high(project, 
             model.model.layers[1].mlp.up_proj.weight.data[0, 0] = math.nan
 
     spoil(break_a_weight)
-    with pytest.raises(RunError, match=r"the weights are broken already, \S+up_proj\.weight holds"):
+    with pytest.raises(RunError, match=r"the weights are already broken: \S+up_proj\.weight has"):
         run("base.yaml")
     assert RunDir(project / "outputs/base").saved_steps() == []
 
@@ -107,8 +107,8 @@ def test_the_optimizer_takes_as_many_bytes_as_was_told(name):
 
 
 def test_a_disk_that_is_too_small_is_found_before_anything_is_written(project, monkeypatch):
-    monkeypatch.setattr("yrunner.assembly.memory.free_bytes", lambda _: 100_000)
-    said = r"has room for 0\.1 MB, and the run needs \d\.\d MB: 2 checkpoints of .*the model of"
+    monkeypatch.setattr("yrunner.assembly.preflight.free_bytes", lambda _: 100_000)
+    said = r"has 0\.1 MB free, but the run needs \d\.\d MB: up to 2 checkpoints of .*the model of"
     for command in (
         lambda: run("base.yaml"),
         lambda: check(Path("base.yaml"), [], as_machine=False, sample=0),
@@ -116,8 +116,8 @@ def test_a_disk_that_is_too_small_is_found_before_anything_is_written(project, m
         with pytest.raises(RunError, match=said):
             command()
     assert not RunDir(project / "outputs/base").is_used()
-    recipe = load_recipe(Path("base.yaml"))
-    assert lack_of_space(recipe, DiskFacts(1, 2, 1, needed=4, free=4)) is None
+    run_of_recipe = Run.load(Path("base.yaml"))
+    assert lack_of_space(run_of_recipe, DiskFacts(1, 2, 1, needed=4, free=4)) is None
 
 
 @pytest.mark.parametrize("learned", [1, 3])

@@ -45,7 +45,7 @@ def test_a_new_key_with_a_value_of_its_own_is_a_change(made_by_an_older_version,
 @pytest.mark.parametrize(
     ("metric", "changed"), [("eval_loss", []), ("drift", ["recipe.drift.rows"])]
 )
-def test_the_rows_of_the_gauge_matter_only_where_it_may_end_the_run(tmp_path, metric, changed):
+def test_drift_rows_matter_only_if_drift_may_stop_the_run(tmp_path, metric, changed):
     stopping = f"train.early_stopping={{metric: {metric}, patience: 2}}"
     run_dir = RunDir(tmp_path)
     write_json(run_dir.fingerprint, fingerprint(load_recipe(LEGAL, [stopping])))
@@ -53,7 +53,7 @@ def test_the_rows_of_the_gauge_matter_only_where_it_may_end_the_run(tmp_path, me
     assert changes_since(run_dir, other) == changed
 
 
-def test_a_run_may_go_on_with_a_gauge_that_may_end_it_now(tmp_path):
+def test_a_run_may_resume_with_early_stopping_on_drift(tmp_path):
     stopping = "train.early_stopping={metric: drift, patience: 2}"
     run = Run.load(LEGAL, [f"output={tmp_path}", "drift.rows=8", stopping])
     write_json(run.folder.fingerprint, fingerprint(load_recipe(LEGAL, ["drift.rows=8"])))

@@ -111,13 +111,13 @@ def test_a_run_that_only_forgets_is_ended_and_says_so(trained_base, pen, capsys)
 def test_replay_says_where_the_rows_are_and_train_finds_them(trained_base, pen, capsys):
     replay(Path("tuned.yaml"), [*SHORT, SELF_REPLAY], train_base=train_base)
     out = capsys.readouterr().out
-    assert "rows to hold on to: 6" in out and "rows for the gauge: 4" in out
+    assert "replay rows: 6" in out and "drift rows: 4" in out
     run(SELF_REPLAY)
     assert "drafts:" not in capsys.readouterr().out
 
 
 def test_replay_refuses_a_recipe_that_asks_for_no_row(trained_base):
-    with pytest.raises(YRunnerError, match="asks its base for no rows"):
+    with pytest.raises(YRunnerError, match="needs no replay rows"):
         replay(Path("tuned.yaml"), [], train_base=train_base)
 
 

@@ -1,11 +1,11 @@
-"""The rows of a base on disk: written once, gone on with, shared, and edited by hand."""
+"""Replay rows of a base on disk: written once, resumed, shared, and edited by hand."""
 
 import json
 
 import pytest
 
 from yrunner.assembly import replay as replay_rows
-from yrunner.assembly.replay import FIRST_LOOK, HELD_OUT_EVERY, Wanted, written_rows
+from yrunner.assembly.replay import DRIFT_ROW_EVERY, FIRST_CHECK, Wanted, written_rows
 from yrunner.assembly.run import Run
 from yrunner.data.conversation import Message
 from yrunner.errors import ModelError, RunError
@@ -72,13 +72,13 @@ def drafts_of(lines):
     return [json.loads(line)["draft"] for line in lines]
 
 
-def test_rows_and_held_out_rows_are_apart_and_the_rest_is_counted(run, pen, capsys):
-    written = written_rows(run, ReplayWriting(), Wanted(rows=20, held_out=5))
-    rows, held_out = drafts_of(written.rows), drafts_of(written.held_out)
-    assert (len(rows), len(held_out)) == (20, 5)
+def test_replay_rows_and_drift_rows_are_apart_and_the_rest_is_counted(run, pen, capsys):
+    written = written_rows(run, ReplayWriting(), Wanted(rows=20, drift_rows=5))
+    rows, drift_rows = drafts_of(written.rows), drafts_of(written.drift_rows)
+    assert (len(rows), len(drift_rows)) == (20, 5)
     kept = [number for number in pen.numbers if number % 5]
-    assert sorted(rows + held_out) == sorted({*rows, *held_out})
-    assert rows == [n for place, n in enumerate(kept) if place % HELD_OUT_EVERY][:20]
+    assert sorted(rows + drift_rows) == sorted({*rows, *drift_rows})
+    assert rows == [n for place, n in enumerate(kept) if place % DRIFT_ROW_EVERY][:20]
     dropped = [json.loads(line) for line in written.folder.dropped.read_text().splitlines()]
     assert {row["why"] for row in dropped} == {"unfinished"}
     record = json.loads(written.folder.record.read_text())
@@ -88,13 +88,13 @@ def test_rows_and_held_out_rows_are_apart_and_the_rest_is_counted(run, pen, caps
 
 
 def test_what_is_there_is_not_written_again_and_more_is_added(run, pen):
-    few = written_rows(run, ReplayWriting(), Wanted(rows=5, held_out=2))
+    few = written_rows(run, ReplayWriting(), Wanted(rows=5, drift_rows=2))
     number = len(pen.numbers)
     assert written_rows(run, ReplayWriting(), Wanted(rows=4)).rows == few.rows[:4]
     assert len(pen.numbers) == number
-    many = written_rows(run, ReplayWriting(), Wanted(rows=60, held_out=2))
+    many = written_rows(run, ReplayWriting(), Wanted(rows=60, drift_rows=2))
     assert many.rows[:5] == few.rows
-    assert many.held_out == few.held_out
+    assert many.drift_rows == few.drift_rows
     assert pen.numbers == list(range(len(pen.numbers))), "no draft is written twice"
 
 
@@ -147,13 +147,13 @@ def test_a_base_that_writes_nothing_of_use_ends_it_soon_and_in_one_sentence(
     run, pen, monkeypatch, capsys
 ):
     monkeypatch.setattr(replay_rows, "find_fault", lambda *_: "loop")
-    with pytest.raises(
-        RunError, match=r"the base wrote 0 rows that are of use, of 50 \(\d+ loop\)"
-    ):
+    with pytest.raises(RunError, match=r"the base wrote 0 valid rows instead of 50 \(\d+ loop\)"):
         written_rows(run, ReplayWriting(), Wanted(rows=50))
-    assert len(pen.numbers) < FIRST_LOOK + pen.batch_size
-    assert not written_rows(run, ReplayWriting(), Wanted(held_out=8)).held_out, "a run goes on"
-    assert "the base has no more to say" in capsys.readouterr().err
+    assert len(pen.numbers) < FIRST_CHECK + pen.batch_size
+    assert not written_rows(run, ReplayWriting(), Wanted(drift_rows=8)).drift_rows, (
+        "the run continues"
+    )
+    assert "the base repeats itself" in capsys.readouterr().err
 
 
 def test_a_base_with_fewer_embeddings_than_its_tokenizer_has_ids_writes_nothing(

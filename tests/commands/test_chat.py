@@ -8,7 +8,7 @@ import pytest
 
 from yrunner.assembly.run import Run
 from yrunner.commands import chat as module
-from yrunner.commands.chat import COMMANDS, Talk, chat
+from yrunner.commands.chat import COMMANDS, Chat, chat
 from yrunner.console import printable
 from yrunner.evaluation.generate import generate_answers
 
@@ -22,10 +22,10 @@ def models(make_talker):
 
 
 @pytest.fixture
-def talk(project, models, capitals_tokenizer, monkeypatch):
+def session(project, models, capitals_tokenizer, monkeypatch):
     tuned, base = models
     monkeypatch.setattr(Run, "load_base", lambda _: base)
-    return Talk(Run.load(TUNED, ["data.system=Be brief."]), capitals_tokenizer, tuned, 6)
+    return Chat(Run.load(TUNED, ["data.system=Be brief."]), capitals_tokenizer, tuned, 6)
 
 
 @pytest.fixture
@@ -43,50 +43,50 @@ def heard(monkeypatch):
     return prompts
 
 
-def test_a_conversation_goes_on_until_it_is_reset(talk, heard, capsys):
-    talk.ask("Capital of Aru?")
-    talk.ask("And of Coria?")
+def test_a_conversation_goes_on_until_it_is_reset(session, heard, capsys):
+    session.ask("Capital of Aru?")
+    session.ask("And of Coria?")
     (_, first), (prompt, _) = heard
     for said in ("Be brief.", "Capital of Aru?", first, "And of Coria?"):
         assert said in prompt
-    talk.obey("/reset")
-    talk.ask("And of Isk?")
+    session.run_command("/reset")
+    session.ask("And of Isk?")
     assert "Aru" not in heard[-1][0]
     assert capsys.readouterr().out == "".join(f"{printable(text)}\n" for _, text in heard)
 
 
 def test_the_base_answers_the_last_question_beside_and_is_not_remembered(
-    talk, heard, models, capitals_tokenizer
+    session, heard, models, capitals_tokenizer
 ):
-    talk.obey("/base")
+    session.run_command("/base")
     assert not heard, "nothing was asked yet"
-    talk.ask("Capital of Aru?")
-    talk.obey("/base")
+    session.ask("Capital of Aru?")
+    session.run_command("/base")
     (prompt, _), (again, answer) = heard
     assert again == prompt
     (expected,) = generate_answers(
         models[1], capitals_tokenizer, [prompt], max_new_tokens=6, batch_size=1
     )
     assert answer == expected.text
-    talk.ask("And?")
+    session.ask("And?")
     assert heard[2][0].startswith(prompt)
     assert answer not in heard[2][0]
 
 
 def test_a_model_without_a_base_says_so(project, models, capitals_tokenizer, capsys):
-    talk = Talk(Run.load(Path("base.yaml")), capitals_tokenizer, models[0], 6)
-    talk.ask("a?")
-    talk.obey("/base")
-    assert "base was trained from random weights" in capsys.readouterr().out
+    session = Chat(Run.load(Path("base.yaml")), capitals_tokenizer, models[0], 6)
+    session.ask("a?")
+    session.run_command("/base")
+    assert "base was trained from scratch" in capsys.readouterr().out
 
 
-def test_a_good_exchange_is_kept_as_a_row_that_can_be_trained_on(talk, heard, project, capsys):
-    talk.obey("/save")
+def test_a_good_exchange_is_kept_as_a_row_that_can_be_trained_on(session, heard, project, capsys):
+    session.run_command("/save")
     assert "nothing to save" in capsys.readouterr().out
     Path("outputs").mkdir()
-    talk.ask("Capital of Aru?")
-    talk.obey("/save")
-    talk.obey("/save")
+    session.ask("Capital of Aru?")
+    session.run_command("/save")
+    session.run_command("/save")
     path = project / "outputs" / "tuned-saved.jsonl"
     rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
     assert (
@@ -103,11 +103,11 @@ def test_a_good_exchange_is_kept_as_a_row_that_can_be_trained_on(talk, heard, pr
         * 2
     )
     assert "saved as row 2 of" in capsys.readouterr().out
-    talk.obey("/save mine.jsonl")
+    session.run_command("/save mine.jsonl")
     assert len((project / "mine.jsonl").read_text().splitlines()) == 1
     for name in ("tuned.yaml", "no/such.jsonl"):
-        talk.obey(f"/save {name}")
-        assert "cannot be written to" in capsys.readouterr().out
+        session.run_command(f"/save {name}")
+        assert "cannot write" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -126,51 +126,53 @@ def test_a_good_exchange_is_kept_as_a_row_that_can_be_trained_on(talk, heard, pr
         ),
     ],
 )
-def test_parameters_are_shown_and_changed(talk, capsys, changes, shown):
+def test_parameters_are_shown_and_changed(session, capsys, changes, shown):
     for change in changes:
-        talk.obey(f"/params {change}")
+        session.run_command(f"/params {change}")
     assert shown in capsys.readouterr().out
 
 
-def test_a_sampled_answer_is_another_one_when_it_is_asked_again(talk, heard):
-    talk.obey("/params temperature=2")
+def test_a_sampled_answer_is_another_one_when_it_is_asked_again(session, heard):
+    session.run_command("/params temperature=2")
     for _ in range(2):
-        talk.ask("Capital of Aru?")
-        talk.obey("/reset")
+        session.ask("Capital of Aru?")
+        session.run_command("/reset")
     (one, first), (other, second) = heard
     assert one == other
     assert first != second
 
 
-def test_an_answer_can_be_stopped_and_is_forgotten(talk, monkeypatch, capsys):
+def test_an_answer_can_be_stopped_and_is_forgotten(session, monkeypatch, capsys):
     def stop(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(module, "stream_answer", stop)
-    talk.ask("Capital of Aru?")
-    talk.obey("/save")
+    session.ask("Capital of Aru?")
+    session.run_command("/save")
     assert "nothing to save" in capsys.readouterr().out
 
 
-def test_a_talk_too_long_for_the_model_says_what_to_do(talk, capsys):
-    talk.ask("long " * 700)
-    assert capsys.readouterr().out == "this no longer fits into the model; /reset begins anew\n"
+def test_a_talk_too_long_for_the_model_says_what_to_do(session, capsys):
+    session.ask("long " * 700)
+    assert (
+        capsys.readouterr().out == "the conversation is too long for the model; /reset clears it\n"
+    )
 
 
-def test_help_lists_every_command_and_others_are_unknown(talk, capsys):
-    talk.obey("/help")
-    talk.obey("/quit")
+def test_help_lists_every_command_and_others_are_unknown(session, capsys):
+    session.run_command("/help")
+    session.run_command("/quit")
     printed = capsys.readouterr().out
     for name, meaning in COMMANDS.items():
         assert f"{name}: {meaning}" in printed
-    assert "there is no command /quit" in printed
+    assert "unknown command /quit" in printed
 
 
-def test_on_a_terminal_an_answer_appears_piece_by_piece(talk, heard, monkeypatch):
+def test_on_a_terminal_an_answer_appears_piece_by_piece(session, heard, monkeypatch):
     pieces = []
     monkeypatch.setattr(module, "is_terminal", lambda: True)
     monkeypatch.setattr(module, "show", lambda text, end: pieces.append(text.plain + end))
-    talk.ask("Capital of Aru?")
+    session.ask("Capital of Aru?")
     assert "".join(pieces).strip() == heard[0][1]
 
 
@@ -188,10 +190,10 @@ def test_lines_of_a_person_are_questions_and_commands(project, models, monkeypat
     asked = []
     for name in ("require_result", "result_tokenizer", "load_result"):
         monkeypatch.setattr(Run, name, lambda _: None)
-    monkeypatch.setattr(Talk, "ask", lambda self, line: asked.append(line))
+    monkeypatch.setattr(Chat, "ask", lambda self, line: asked.append(line))
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
     monkeypatch.setattr("yrunner.commands.chat.is_terminal", lambda: True)
     monkeypatch.setattr("builtins.input", type_line)
     chat(TUNED, [], max_new_tokens=4)
     assert asked == ["Capital of Aru?"]
-    assert "Ctrl-D ends" in capsys.readouterr().out
+    assert "Ctrl-D quits" in capsys.readouterr().out

@@ -59,7 +59,7 @@ def test_a_damaged_newest_checkpoint_is_passed_by_and_the_result_is_the_same(
     run(resume=True)
     said = capfd.readouterr()
     assert re.search(r"step-5 is damaged: optimizer\.pt has [\d,]+ bytes and should", said.err)
-    assert "going on after update 4" in said.out
+    assert "resuming after update 4" in said.out
     assert MODEL.read_bytes() == undisturbed
     steps = [json.loads(line)["step"] for line in stopped.metrics.read_text().splitlines()]
     expected = Path("outputs/undisturbed/metrics.jsonl").read_text().splitlines()
@@ -78,10 +78,10 @@ def test_what_may_change_is_listed_and_goes_on_and_nothing_else_does(stopped, ca
     assert "only these may change: train.epochs, train.max_steps, train.checkpoint.every" in message
     assert "train.log_every" in message and "train.trackers" in message
     assert "model.base is this recipe" in message
-    with pytest.raises(RunError, match=r"update 5 is saved, and the recipe now ends after 4"):
+    with pytest.raises(RunError, match=r"update 5 is saved, but the recipe now ends after 4"):
         run("train.epochs=1", resume=True)
     run("train.epochs=3", "train.log_every=1", resume=True)
-    assert "it goes on with other settings: train.epochs" in capfd.readouterr().out
+    assert "resuming with other settings: train.epochs" in capfd.readouterr().out
     assert stopped.saved_steps()[-1] == 12
     with pytest.raises(RunError, match=r"is finished, and train\.epochs has changed since"):
         run("train.epochs=4", resume=True)
@@ -98,7 +98,7 @@ def test_killed_after_the_last_update_or_before_the_first_checkpoint(stopped, un
     shutil.rmtree(stopped.model)
     shutil.rmtree(stopped.checkpoints)
     run(resume=True)
-    assert "has no checkpoint yet: the run begins anew" in capfd.readouterr().out
+    assert "has no checkpoint yet: starting from the beginning" in capfd.readouterr().out
     assert MODEL.read_bytes() == undisturbed
 
 

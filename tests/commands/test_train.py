@@ -36,7 +36,7 @@ def trained(project, capfd):
 
 
 def test_a_missing_base_is_trained_first_and_the_run_leaves_everything(trained, project):
-    assert "base is the base and has not been trained yet: training it first" in trained
+    assert "the base base has not been trained yet: training it first" in trained
     folder = project / "outputs" / "tuned"
     names = {path.name for path in folder.iterdir()}
     assert names == {
@@ -105,12 +105,12 @@ def test_the_base_is_used_again_until_it_or_its_data_changes(trained, project, c
     assert "training it first" not in capfd.readouterr().out
     change("base.yaml", train__learning_rate=2e-2)
     run(overwrite=True)
-    said = "base is the base and has changed (recipe.train.learning_rate): rebuilding it"
+    said = "the base base has changed (recipe.train.learning_rate): training it again"
     assert said in capfd.readouterr().out
     rows = [json.loads(line) for line in (project / "train.jsonl").read_text().splitlines()]
     write_jsonl(project / "train.jsonl", rows[:12])
     run(overwrite=True)
-    assert "base is the base and has changed (files." in capfd.readouterr().out
+    assert "the base base has changed (files." in capfd.readouterr().out
 
 
 def test_a_finished_run_is_not_trained_again_by_resume(trained, capfd):
@@ -125,7 +125,7 @@ def test_resume_names_what_was_changed_since(trained, project, change):
 
 
 def test_resume_without_a_run_says_so(project):
-    with pytest.raises(RunError, match=r"holds no run to resume\. Start it without --resume"):
+    with pytest.raises(RunError, match=r"has no run to resume\. Start without --resume"):
         run("base.yaml", resume=True)
 
 
@@ -210,9 +210,7 @@ def test_an_interrupted_run_saves_says_how_to_go_on_and_resumes(project, change,
     os.kill(process.pid, number)
     assert ending(process) == code
     errors = ERRORS.read_text()
-    assert re.search(
-        r"stopped; update \d+ is saved in .*outputs/base\. Continue with: yrun", errors
-    )
+    assert re.search(r"update \d+ is saved in .*outputs/base\. Continue with: yrun", errors)
     assert "Traceback" not in errors
     steps = [int(path.name[5:]) for path in (project / "outputs/base/checkpoints").iterdir()]
     again = start_yrun("train", "base.yaml", "--resume")
@@ -227,7 +225,7 @@ def test_a_project_that_was_moved_is_not_trained_anew(trained, project, monkeypa
     project.rename(moved)
     monkeypatch.chdir(moved)
     run(overwrite=True)
-    assert "rebuilding" not in capfd.readouterr().out
+    assert "training it again" not in capfd.readouterr().out
 
 
 @pytest.mark.parametrize(

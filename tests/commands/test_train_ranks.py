@@ -132,9 +132,7 @@ def test_two_processes_are_stopped_killed_and_gone_on_with_by_one_and_nothing_is
     drawn = (shown.count(HIDE_CURSOR), shown.count(SHOW_CURSOR))
     assert drawn == (3, 3), "two bars of measuring, and one view, of one process; all put away"
     assert re.search(r"step 2/60 .*weighted loss", shown, re.DOTALL)
-    stopped = (
-        r"stopped; update \d+ is saved in .*outputs/base\. Continue with: yrun train base.yaml"
-    )
+    stopped = r"stopped; update \d+ is saved in .*outputs/base\. Continue with: yrun train base"
     in_red = r"distributed.processes=2 --resume\x1b\[0m\s*\Z"
     assert re.search(rf"{stopped} {in_red}", shown)
     assert "Traceback" not in shown
@@ -241,7 +239,7 @@ def test_a_file_that_names_no_folder_on_the_disk_is_refused(project):
     (project / "mine.json").write_text(f'{{"zero_optimization": {offload}}}')
     run = Run.load(Path("base.yaml"), ["distributed.deepspeed={config: mine.json}"])
     topology = topology_of(run.recipe.distributed, 0)
-    with pytest.raises(RunError, match=r'no folder is named there\. Add "nvme_path"'):
+    with pytest.raises(RunError, match=r'but no folder\. Add "nvme_path"'):
         check_sharing(run, topology)
 
 
@@ -267,7 +265,7 @@ def test_a_disk_that_cannot_be_written_is_named_before_anything_starts(project, 
     (project / "disk").write_text("no folder")
     monkeypatch.setattr(sharing, "ask", lambda probe: [])
     section = "{stage: 3, offload: nvme, nvme_folder: disk/mine}"
-    with pytest.raises(RunError, match=r"in disk/mine, which cannot be written\. Name a folder"):
+    with pytest.raises(RunError, match=r"to disk/mine, which is not writable\. Choose"):
         train(
             Path("base.yaml"),
             [*TOGETHER, f"distributed.deepspeed={section}"],

@@ -5,7 +5,7 @@ import signal
 import pytest
 
 from yrunner.errors import Stopped
-from yrunner.training.callbacks import on_stop_signals, telling_how_to_go_on
+from yrunner.training.callbacks import explaining_how_to_resume, on_stop_signals
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,7 @@ def test_a_signal_that_asks_to_stop_is_told_by_its_meaning(sent, meant):
     assert signal.getsignal(sent) is before
     with (
         pytest.raises(Stopped, match=r"stopped\. Go on with: yrun train a\.yaml") as caught,
-        telling_how_to_go_on("go on with: yrun train a.yaml --resume"),
+        explaining_how_to_resume("go on with: yrun train a.yaml --resume"),
     ):
         signal.raise_signal(sent)
         pytest.fail("it goes on")
@@ -34,5 +34,5 @@ def test_a_signal_that_asks_to_stop_is_told_by_its_meaning(sent, meant):
 
 
 def test_a_ctrl_c_that_was_not_ours_stays_one():
-    with pytest.raises(KeyboardInterrupt), telling_how_to_go_on("never told"):
+    with pytest.raises(KeyboardInterrupt), explaining_how_to_resume("never told"):
         raise KeyboardInterrupt

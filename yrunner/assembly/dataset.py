@@ -1,4 +1,4 @@
-"""The rows of a recipe: where its files are, how they are read, and what became of each row."""
+"""The data files of a recipe and what happened to each row."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -24,9 +24,9 @@ SHOWN_ROWS = 3
 
 
 def find_sources(data: DataSection) -> list[Source]:
-    """Training and validation data, folders and globs resolved, Hub datasets downloaded.
+    """Training and validation data: folders and globs resolved, Hub datasets downloaded.
 
-    Raises `DataError` where a place holds no data file.
+    Raises `DataError` if a folder or a pattern has no data file.
     """
     return [
         *(_source(entry, "train") for entry in data.train),
@@ -35,13 +35,28 @@ def find_sources(data: DataSection) -> list[Source]:
 
 
 def keep_sources(recipe: Recipe) -> list[Source]:
-    """The file of rows for `keep`, where the recipe names one. Raises as `find_sources`."""
+    """The file of `keep`, if the recipe names one. Raises as `find_sources` does."""
     file = getattr(recipe.keep, "file", None)
     return [] if file is None else [Source(tuple(find_files(file)))]
 
 
+def _source(entry: DataFile, purpose: Literal["train", "validation"]) -> Source:
+    if entry.hub is not None:
+        files = hub_files(entry.hub, files=entry.files, revision=entry.revision)
+    else:
+        assert entry.file is not None, "the schema requires file or hub"
+        files = find_files(entry.file)
+    return Source(
+        files=tuple(files),
+        purpose=purpose,
+        reading=Reading(entry.format, entry.columns, entry.document),
+        take=entry.take,
+        share=entry.share,
+    )
+
+
 def rules_of(recipe: Recipe) -> Rules:
-    """What the recipe makes of a row."""
+    """The recipe's rules for rows."""
     data = recipe.data
     return Rules(
         max_length=data.max_length,
@@ -59,7 +74,7 @@ def data_name(entry: DataFile) -> str:
 
 
 def conversations_of(sources: Iterable[Source]) -> Iterator[Conversation]:
-    """The sound rows of some files, in their order."""
+    """The valid rows of the files, in order."""
     for source in sources:
         for file in source.files:
             for row in read_conversations(file, source.reading).rows:
@@ -70,36 +85,21 @@ def conversations_of(sources: Iterable[Source]) -> Iterator[Conversation]:
 def first_examples(
     source: Source, tokenizer: Any, number: int, *, system: str | None
 ) -> list[TokenizedExample]:
-    """The first sound rows of the first file, tokenized."""
+    """The first valid rows of the first file, tokenized."""
     first = replace(source, files=source.files[:1])
-    talks = list(islice(conversations_of([first]), number))
-    results = tokenize_conversations(talks, tokenizer, system=system)
+    conversations = list(islice(conversations_of([first]), number))
+    results = tokenize_conversations(conversations, tokenizer, system=system)
     return [result for result in results if isinstance(result, TokenizedExample)]
 
 
 def texts_of(sources: Iterable[Source]) -> Iterator[str]:
-    """Every text of some files, to train a tokenizer on."""
+    """Every text of the files, to train a tokenizer on."""
     for row in conversations_of(sources):
         yield from (message.content for message in row.messages)
 
 
-def _source(entry: DataFile, purpose: Literal["train", "validation"]) -> Source:
-    if entry.hub is not None:
-        files = hub_files(entry.hub, files=entry.files, revision=entry.revision)
-    else:
-        assert entry.file is not None, "the schema wants one of file and hub"
-        files = find_files(entry.file)
-    return Source(
-        files=tuple(files),
-        purpose=purpose,
-        reading=Reading(entry.format, entry.columns, entry.document),
-        take=entry.take,
-        share=entry.share,
-    )
-
-
 def print_rows(prepared: Prepared, cache: Path) -> None:
-    """Print the fate of the rows of each file, and which files `cache` held already."""
+    """Print row counts per file, and how many files were found in `cache`."""
     columns = ("file", "for", "format", "rows", "kept", "cut", "left out", "tokens", "targets")
     rows = [
         (
@@ -118,13 +118,13 @@ def print_rows(prepared: Prepared, cache: Path) -> None:
     print_table("Data", columns, rows)
     found = sum(report.from_cache for report in prepared.reports)
     say(
-        f"files found prepared: {found:,} of {len(rows):,}, in "
-        f"{cache}; prepared anew: {len(rows) - found:,}"
+        f"files found in the cache: {found:,} of {len(rows):,}, in "
+        f"{cache}; tokenized now: {len(rows) - found:,}"
     )
 
 
 def print_left_out(prepared: Prepared) -> None:
-    """Print which rows are not learned from, and which a person may want to look at."""
+    """Print which rows are left out, and which may need a look."""
     refusals = [refusal for report in prepared.reports for refusal in report.refusals]
     kinds: dict[FaultKind, list[Refusal]] = {}
     for refusal in refusals:
@@ -134,14 +134,14 @@ def print_left_out(prepared: Prepared) -> None:
             (KIND_WORDS[kind], len(found), "\n".join(map(_short, found[:SHOWN_ROWS])))
             for kind, found in kinds.items()
         ]
-        print_table("Left out", ("why", "rows", "the first"), rows)
+        print_table("Left out", ("why", "rows", "first rows"), rows)
     _print_shares(prepared.reports)
     if prepared.findings:
         rows = [
             (finding.what, finding.count, "\n".join(map(_place, finding.places[:SHOWN_ROWS])))
             for finding in prepared.findings
         ]
-        print_table("Learned from, but worth a look", ("what", "rows", "the first"), rows)
+        print_table("Trained on, but worth a look", ("what", "rows", "first rows"), rows)
 
 
 def _short(refusal: Refusal) -> str:
@@ -155,7 +155,7 @@ def _place(origin: Origin) -> str:
 def _print_shares(reports: Sequence[FileReport]) -> None:
     not_taken = sum(report.not_taken for report in reports)
     if not_taken:
-        say(f"{not_taken:,} examples are not taken (take, share)")
+        say(f"{not_taken:,} examples are skipped (take, share)")
     set_aside = sum(report.set_aside for report in reports)
     if set_aside:
         say(f"{set_aside:,} examples are set aside for validation (data.validation_share)")

@@ -1,4 +1,4 @@
-"""Why a training stopped by itself, in words that help: an explosion, or a lack of memory."""
+"""Why a training run failed: causes and remedies for exploding losses and lack of memory."""
 
 import math
 from collections.abc import Iterator
@@ -22,12 +22,12 @@ from yrunner.training.spike_guard import Exploded
 
 SHOWN_ROWS = 5
 NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
-"""What torch says of it, in lower case: on a CPU it raises nothing but a RuntimeError."""
+"""In torch's messages, lower case: on a CPU it raises only a RuntimeError."""
 
 
 @dataclass(frozen=True)
 class UpdateRow:
-    """A row of an update, and what it does on its own."""
+    """A row of an update, and its loss and gradient when trained on alone."""
 
     file: str
     row: int
@@ -41,16 +41,15 @@ class UpdateRow:
 
 @contextmanager
 def explaining_stops(trainer: Trainer, run: Run) -> Iterator[None]:
-    """Raise `RunError` with rows, causes and remedies where the training stops by itself."""
+    """Raise `RunError` with rows, causes and remedies if training fails."""
     try:
         yield
     except Exploded as exploded:
         if trainer.zero is not None:
-            # DeepSpeed has made the update by now, and can look at no row alone.
+            # DeepSpeed has already applied the update, and cannot run single rows.
             raise RunError(
                 f"update {exploded.update:,}: {exploded.what}",
-                remedy="start anew with a lower train.learning_rate; the checkpoints are from "
-                "before it",
+                remedy="restart with a lower train.learning_rate; the checkpoints are older",
             ) from exploded
         raise _explain_explosion(exploded, trainer, run) from exploded
     except (MemoryError, RuntimeError) as error:
@@ -65,8 +64,8 @@ def _explain_explosion(exploded: Exploded, trainer: Trainer, run: Run) -> RunErr
     run_dir = run.folder
     broken = _broken_weight(trainer)
     rows = _rows_alone(trainer)
-    guilty = [row for row in rows if not row.is_finite]
-    causes = _causes(run.recipe, broken, guilty, rows)
+    non_finite = [row for row in rows if not row.is_finite]
+    causes = _causes(run.recipe, broken, non_finite, rows)
     content = {
         "update": exploded.update,
         "what": exploded.what,
@@ -76,24 +75,23 @@ def _explain_explosion(exploded: Exploded, trainer: Trainer, run: Run) -> RunErr
     }
     if this_rank() == 0:
         write_json(run_dir.explosion, content)
-    kept = ""
+    saved = ""
     if broken is None and trainer.state.global_step:
         trainer.save()
-        kept = f"; update {exploded.update - 1:,} is kept in {run_dir.checkpoints}"
-    shown = guilty or rows
+        saved = f"; update {exploded.update - 1:,} is saved in {run_dir.checkpoints}"
+    shown = non_finite or rows
     places = ", ".join(map(str, shown[:SHOWN_ROWS]))
     more = f" and {len(shown) - SHOWN_ROWS:,} more" if len(shown) > SHOWN_ROWS else ""
-    alone = "on its own it happens with" if guilty else "its rows are"
+    which = "rows that cause it alone" if non_finite else "rows of this update"
     return RunError(
-        f"{exploded.message}{kept}. Of this update, {alone} {places}{more}. Likely causes: "
-        f"{'; '.join(causes)}",
-        remedy=f"look at a row with yrun inspect RECIPE --row {shown[0]}; all rows and figures are "
+        f"{exploded.message}{saved}; {which}: {places}{more}. Likely causes: {'; '.join(causes)}",
+        remedy=f"inspect a row with yrun inspect RECIPE --row {shown[0]}; all rows and figures are "
         f"in {run_dir.explosion}",
     )
 
 
 def _broken_weight(trainer: Trainer) -> str | None:
-    """The name of a weight that holds a value that is no number."""
+    """The name of a weight with a value that is not finite."""
     model: Any = trainer.model
     for name, weight in model.named_parameters():
         if not weight.isfinite().all():
@@ -102,7 +100,7 @@ def _broken_weight(trainer: Trainer) -> str | None:
 
 
 def _rows_alone(trainer: Trainer) -> list[UpdateRow]:
-    """Every row of the update that was not made, learned from on its own."""
+    """Loss and gradient of each row of the aborted update, run alone."""
     model: Any = trainer.model
     found = []
     for row in trainer.plan.rows_of(trainer.state.global_step):
@@ -128,24 +126,24 @@ def _gradient_norm(model: Any) -> float:
 
 
 def _number(value: float) -> float | None:
-    """The value; None, as JSON has it, where it is no number."""
+    """The value; None (null in JSON) if it is not finite."""
     return value if math.isfinite(value) else None
 
 
 def _causes(
-    recipe: Recipe, broken: str | None, guilty: list[UpdateRow], rows: list[UpdateRow]
+    recipe: Recipe, broken: str | None, non_finite: list[UpdateRow], rows: list[UpdateRow]
 ) -> list[str]:
     if broken is not None:
-        return [f"the weights are broken already, {broken} holds a value that is no number"]
+        return [f"the weights are already broken: {broken} has a value that is not finite"]
     causes = []
-    if guilty and len(guilty) < len(rows):
+    if non_finite and len(non_finite) < len(rows):
         causes.append("the data of these rows")
     if recipe.model.dtype == "float16":
-        causes.append("float16 overflows (model.dtype: bfloat16 or float32)")
+        causes.append("float16 overflows (set model.dtype to bfloat16 or float32)")
     if recipe.train.max_grad_norm == 0:
-        causes.append("nothing shortens long gradients (train.max_grad_norm: 1.0)")
+        causes.append("gradients are not clipped (set train.max_grad_norm to 1.0)")
     rate = f"train.learning_rate {recipe.train.learning_rate:g} is too high"
-    warmup = "" if recipe.train.warmup_ratio else ", or it needs train.warmup_ratio"
+    warmup = "" if recipe.train.warmup_ratio else " or needs train.warmup_ratio"
     return [*causes, rate + warmup]
 
 
@@ -167,5 +165,5 @@ def _explain_memory(trainer: Trainer, run: Run) -> RunError:
     return RunError(
         f"out of memory {when}: the largest micro-batch has {len(micro_batch):,} examples of up to "
         f"{longest:,} tokens",
-        remedy=f"what helps most: {helps}" if helps else "make train.batch_size smaller",
+        remedy=f"most effective: {helps}" if helps else "make train.batch_size smaller",
     )

@@ -1,7 +1,4 @@
-"""environment.json: what a run was made with.
-
-What the result of a run depends on: its recipe, its data and its base.
-"""
+"""What the result of a run depends on: fingerprint of recipe, data and base; environment."""
 
 import platform
 import subprocess
@@ -18,10 +15,20 @@ from yrunner.recipe.schema.recipe import Recipe
 from yrunner.storage.run_dir import RunDir, differences, hash_files, read_json
 
 PACKAGES = ("yrunner", "torch", "transformers", "peft", "accelerate", "tokenizers")
+WITHOUT_EFFECT: dict[str, Any] = {
+    "output": True,
+    "eval": True,
+    "sort": True,
+    "merge": True,
+    "compare": True,
+    "distributed": True,
+    "train": {"checkpoint": {"keep"}, "log_every": True, "spikes": True, "trackers": True},
+}
+"""Recipe keys that do not affect the trained model."""
 
 
 def describe_environment() -> dict[str, Any]:
-    """Versions, the commit of a source checkout, and the device. Nothing secret is in it."""
+    """Content of environment.json: versions, commit, device, command. It has no secrets."""
     return {
         "versions": package_versions(),
         "commit": _commit(),
@@ -39,7 +46,7 @@ def describe_device() -> str:
 
 
 def package_versions() -> dict[str, str]:
-    """The versions of Python and of the packages that a result depends on."""
+    """Versions of Python and of the packages that affect a result."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -50,7 +57,7 @@ def package_versions() -> dict[str, str]:
 
 
 def _commit() -> str | None:
-    """The commit of the checkout that this file is part of; None for an installed package."""
+    """The commit of this source checkout; None for an installed package."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
@@ -62,24 +69,11 @@ def _commit() -> str | None:
     return result.stdout.strip() or None
 
 
-WITHOUT_EFFECT: dict[str, Any] = {
-    "output": True,
-    "eval": True,
-    "sort": True,
-    "merge": True,
-    "compare": True,
-    "distributed": True,
-    "train": {"checkpoint": {"keep"}, "log_every": True, "spikes": True, "trackers": True},
-}
-"""Keys of a recipe that may change without changing the trained model."""
-
-
 def fingerprint(recipe: Recipe) -> dict[str, Any]:
-    """The recipe's keys that matter, and a hash of every file that is learned from.
+    """The recipe's keys that affect the result, and a hash of every training file.
 
-    A base that is a recipe is named by its own fingerprint; of a folder, the names and sizes of
-    its files are taken, which is cheap for weights of any size. Folders that lie above a file are
-    left out.
+    A base that is a recipe counts by its fingerprint, a base folder by the names and sizes of its
+    files, which is cheap for weights of any size. The folders above a file do not count.
     """
     files = [file for source in find_sources(recipe.data) for file in source.files]
     extra = [recipe.model.chat_template] if recipe.model.chat_template else []
@@ -92,16 +86,28 @@ def fingerprint(recipe: Recipe) -> dict[str, Any]:
 
 
 def changes_since(run_dir: RunDir, recipe: Recipe) -> list[str]:
-    """What differs between a run and a recipe, as dotted keys; empty when nothing does.
+    """The dotted keys that differ between a run and a recipe.
 
-    A key that did not exist yet when the run was made, and stands at its default, is no difference.
+    A key that is newer than the run does not differ as long as it has its default.
     """
     then = _with_new_keys(read_json(run_dir.fingerprint), recipe)
     return differences(then, fingerprint(recipe))
 
 
+def without_folders(value: Any) -> Any:
+    """Replace absolute paths by file names, so that a project can be moved between commands."""
+    match value:
+        case str():
+            return Path(value).name if value.startswith("/") else value
+        case list():
+            return [without_folders(part) for part in value]
+        case dict():
+            return {without_folders(key): without_folders(part) for key, part in value.items()}
+    return value
+
+
 def _keys_that_matter(recipe: Recipe, *, only_set: bool = False) -> Any:
-    """The recipe's values; `only_set`: without those that are the default."""
+    """The recipe's values; `only_set`: without defaults."""
     exclude = _without_effect(recipe)
     return without_folders(
         recipe.model_dump(mode="json", exclude=exclude, exclude_defaults=only_set)
@@ -109,10 +115,10 @@ def _keys_that_matter(recipe: Recipe, *, only_set: bool = False) -> Any:
 
 
 def _without_effect(recipe: Recipe) -> dict[str, Any]:
-    """The gauge of forgetting only looks on, unless it may end the run."""
+    """Drift is only measured, unless it can stop the run early."""
     stopping = recipe.train.early_stopping
-    may_end_it = stopping is not None and stopping.metric == "drift"
-    return WITHOUT_EFFECT if may_end_it else WITHOUT_EFFECT | {"drift": True}
+    can_stop = stopping is not None and stopping.metric == "drift"
+    return WITHOUT_EFFECT if can_stop else WITHOUT_EFFECT | {"drift": True}
 
 
 def _with_new_keys(then: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
@@ -125,13 +131,13 @@ def _with_new_keys(then: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
 
 
 def _filled(then: Any, now: Any, is_set: Any) -> Any:
-    """`then` with the keys of `now` that it lacks and that nobody has set."""
+    """`then`, plus the keys of `now` that it lacks and that have their default."""
     match then, now:
         case dict(), dict():
             is_set = is_set if isinstance(is_set, dict) else {}
             added = {key: now[key] for key in now if key not in then and key not in is_set}
-            kept = {key: _filled(old, now.get(key), is_set.get(key)) for key, old in then.items()}
-            return added | kept
+            known = {key: _filled(old, now.get(key), is_set.get(key)) for key, old in then.items()}
+            return added | known
         case list(), list() if len(then) == len(now):
             is_set = is_set if isinstance(is_set, list) else [None] * len(now)
             return [_filled(*parts) for parts in zip(then, now, is_set, strict=True)]
@@ -139,25 +145,13 @@ def _filled(then: Any, now: Any, is_set: Any) -> Any:
 
 
 def _by_name(hashes: dict[str, str]) -> dict[str, str]:
-    """Hashes by the names of the files; those of one name are told apart by a number."""
+    """Hashes by file name; equal names get a number."""
     named: dict[str, str] = {}
     for path, value in hashes.items():
         name = Path(path).name
         twins = sum(Path(other).name == name for other in hashes if other < path)
         named[f"{name} ({twins + 1})" if twins else name] = value
     return named
-
-
-def without_folders(value: Any) -> Any:
-    """The same with file names for absolute paths: a project may be moved between two commands."""
-    match value:
-        case str():
-            return Path(value).name if value.startswith("/") else value
-        case list():
-            return [without_folders(part) for part in value]
-        case dict():
-            return {without_folders(key): without_folders(part) for key, part in value.items()}
-    return value
 
 
 def _base_fingerprint(recipe: Recipe) -> Any:

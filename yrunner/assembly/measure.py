@@ -1,4 +1,4 @@
-"""How a model does on the tasks and rows of a recipe, before, after and beside training."""
+"""Tasks, losses and scores of a model: before, after and apart from training."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -20,9 +20,11 @@ from yrunner.scoring.measure import TokenScores, score_tokens
 from yrunner.storage.run_dir import read_json, write_json
 from yrunner.training.arguments import token_weight
 
+EXAMPLES_FOR_LOSSES = 200
+
 
 def evaluate(run: Run, model: Any, tokenizer: Any, description: str) -> ModelResults:
-    """Evaluate a loaded model in every task, and in the recipe's list of faults.
+    """Run every task of the recipe and its list of faults on a loaded model.
 
     `description` names the model in progress bars and reports.
     """
@@ -47,26 +49,23 @@ def evaluate(run: Run, model: Any, tokenizer: Any, description: str) -> ModelRes
 
 
 def _watched(model: EvaluatedModel, task: str, description: str) -> EvaluatedModel:
-    """The same model with a progress bar for the task; its answers are collected together."""
+    """The model with a progress bar for the task; what it writes is still collected."""
     if not is_first():
         return model
     return replace(model, progress=partial(progress, f"{task}, {description}"))
 
 
-EXAMPLES_FOR_LOSSES = 200
-
-
 @dataclass(frozen=True)
 class Measured:
-    """How one model did."""
+    """Answers and losses of one model."""
 
     answers: dict[str, list[Answered]]
-    """By the name of the task."""
+    """By task name."""
     token_losses: list[float] = field(default_factory=list)
-    """Loss in nats of every target of some examples."""
+    """Loss in nats of every target of the first examples."""
 
     def right(self, task: str) -> float:
-        """Share of the task's questions that were answered exactly."""
+        """Share of the task's questions with an exact answer."""
         return share_right(self.answers[task])
 
     def save(self, path: Path) -> None:
@@ -88,7 +87,7 @@ class Measured:
 
 
 def measure(run: Run, model: Any, examples: Sequence[TokenizedExample], when: str) -> Measured:
-    """Let the model answer the tasks of kind answer, and measure its loss on the first examples."""
+    """Answer the tasks of kind `answer`, and measure the loss on the first examples."""
     answers = answer_tasks(run, model, f"{when} training")
     watched = examples[:EXAMPLES_FOR_LOSSES]
     scores = score_rows(run, model, watched, f"losses, {when} training")
@@ -96,9 +95,9 @@ def measure(run: Run, model: Any, examples: Sequence[TokenizedExample], when: st
 
 
 def answer_tasks(run: Run, model: Any, who: str) -> dict[str, list[Answered]]:
-    """The answers to every task of the kind answer, by its name. `who` is for the progress bar.
+    """The answers to every task of kind `answer`, by task name. `who` is for the progress bar.
 
-    The other kinds wait for `yrun eval`: a training should not take longer for being measured.
+    The other kinds are left to `yrun eval`, to keep training short.
     """
     recipe, answers = run.recipe, {}
     for task, questions in run.tasks:
@@ -122,7 +121,7 @@ def answer_tasks(run: Run, model: Any, who: str) -> dict[str, list[Answered]]:
 def score_rows(
     run: Run, model: Any, examples: Sequence[TokenizedExample], description: str
 ) -> list[TokenScores]:
-    """The scores of each example, in their order, with the weights of the recipe's loss."""
+    """The scores of each example, in order, with the weights of the recipe's loss."""
     scores = score_tokens(
         model,
         examples,

@@ -1,4 +1,4 @@
-"""What a run needs of memory, found without loading a weight, and what would save most of it."""
+"""Estimated memory of a run on fake tensors, and the changes that would save most."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -44,58 +44,44 @@ from yrunner.training.memory.trace import (
 )
 from yrunner.training.memory.zero import Sharing, Workload, memory_per_gpu, sharings_for
 
-BYTES_OF_A_SPRING = 8
-"""Fisher information and start of a trained weight, both in float32."""
-BYTES_OF_A_TOKEN = 8
-"""Id and logarithm of one of the base's likeliest tokens."""
+EWC_BYTES = 8
+"""Per trained weight: its Fisher information and its start, both in float32."""
+TOP_BYTES = 8
+"""Per stored token of the base: its id and its logarithm."""
 MIB = 2**20
-
-
-def keep_notes(recipe: Recipe, num_trained: int) -> list[str]:
-    """Sentences for the recipe's `keep`; none where it holds on to nothing."""
-    match recipe.keep:
-        case Ewc():
-            size = num_trained * BYTES_OF_A_SPRING / MIB
-            return [
-                f"keep ewc: {size:,.1f} MiB more on each device, for the Fisher information and "
-                f"the start of {num_trained:,} trained weights; half of that on disk"
-            ]
-        case SelfReplay(by="kl", top=top) | KeepRows(by="kl", top=top):
-            if has_base_beneath(recipe):
-                return [
-                    "keep: the base is the model with its adapter off; a forward pass more for "
-                    "the kept rows, and no weight"
-                ]
-            size = recipe.data.max_length * top * BYTES_OF_A_TOKEN / MIB
-            return [
-                f"keep: the base's {top:,} likeliest tokens lie on disk and in the machine's "
-                f"memory, at most {size:,.2f} MiB for a row of {recipe.data.max_length:,} tokens"
-            ]
-    return []
-
-
 UNITS = {"": 1e9, "M": 1e6, "MB": 1e6, "MIB": 2**20, "G": 1e9, "GB": 1e9, "GIB": 2**30}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Z]*)")
 CONTEXT = 5 * 10**8
-"""Bytes of a GPU that CUDA takes for itself, about."""
+"""Approximate bytes that CUDA itself takes on a GPU."""
 IN_USE = 0.95
-"""Share of a GPU's memory that the allocator can give out before fragments are in its way."""
+"""Share of a GPU's memory that is usable; the rest is lost to fragmentation."""
+LIKE_OTHERS = {
+    "adamw_8bit": ("adamw_torch", 0.25),
+    "paged_adamw_8bit": ("adamw_torch", 0.25),
+    "paged_adamw_32bit": ("adamw_torch", 1.0),
+}
+"""Optimizers that need real values: a similar one that does not, and the share of its memory that
+they take. Paged ones are counted as if nothing were moved to host memory."""
+MOST = 3
+"""Savings that are reported."""
+SMALLEST_SAVING = 0.01
+"""Share of the peak below which a saving is not reported."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """How many devices train together, and what each of them can hold."""
+    """The number of devices that train together, and their memory."""
 
     gpus: int
     memory: int
-    """Bytes of each."""
+    """Bytes per device."""
     is_cpu: bool = False
     host: int | None = None
-    """Bytes of the machine's own memory, where they are known."""
+    """Bytes of host memory, if known."""
 
     @property
     def room(self) -> int:
-        """Bytes that training may take on each device."""
+        """Bytes that training can use on each device."""
         return self.memory if self.is_cpu else round(IN_USE * self.memory) - CONTEXT
 
     def __str__(self) -> str:
@@ -106,33 +92,33 @@ class Machine:
 
 
 def choose_machine(gpus: int | None, memory: str | None, processes: int = 1) -> Machine:
-    """The machine with so many GPUs of so much memory; what is not given is that of this one.
+    """The machine with `gpus` GPUs of this memory; default: this machine.
 
-    A recipe with several `processes` takes a GPU for each. Raises `YRunnerError` where the memory
-    is no size, or is not given and there is no GPU here.
+    A recipe with several `processes` takes one GPU for each. Raises `YRunnerError` if `memory` is
+    not a size, or is missing while this machine has no GPU.
     """
     here = this_machine()
     if gpus is not None and memory is None and here.is_cpu:
         raise YRunnerError(
-            f"--gpus {gpus} says nothing of their memory, and this machine has none to look at",
+            f"--gpus {gpus} needs --memory, because this machine has no GPU",
             remedy=f"add it: --gpus {gpus} --memory 80GB",
         )
     number = gpus or (processes if processes > 1 else here.gpus)
     if memory is not None:
         return Machine(number, as_bytes(memory))
     if here.is_cpu:
-        # All processes share the one memory.
+        # All processes share the host memory.
         return replace(here, gpus=number, memory=here.memory // number)
     return here if number == here.gpus else Machine(number, here.memory)
 
 
 def count_ranks(distributed: DistributedSection, gpus: int | None) -> int:
-    """Processes of a run on this machine, or on one with so many GPUs."""
+    """The world size of a run on this machine, or on one with `gpus` GPUs."""
     return topology_of(distributed, gpus or torch.cuda.device_count()).num_ranks
 
 
 def this_machine() -> Machine:
-    """The GPUs of this machine, the smallest for all, or its CPU."""
+    """The GPUs of this machine, each counted as the smallest one, or its CPU."""
     container = cgroup_memory()
     host = psutil.virtual_memory().total if container is None else container.limit
     num_gpus = torch.cuda.device_count()
@@ -146,22 +132,13 @@ def as_bytes(text: str) -> int:
     """`80GB`, `80`, `79.6 GiB` as bytes. Raises `YRunnerError` for anything else."""
     match = _SIZE.fullmatch(text.strip().upper())
     if match is None or match[2] not in UNITS or not float(match[1]):
-        raise YRunnerError(f'"{text}" is no size of a memory', remedy="write it like 80GB")
+        raise YRunnerError(f'"{text}" is not a memory size', remedy="write it like 80GB")
     return round(float(match[1]) * UNITS[match[2]])
-
-
-LIKE_OTHERS = {
-    "adamw_8bit": ("adamw_torch", 0.25),
-    "paged_adamw_8bit": ("adamw_torch", 0.25),
-    "paged_adamw_32bit": ("adamw_torch", 1.0),
-}
-"""Optimizers that compute on real values only: which other one they are like, and what share of its
-memory they take. The paged ones are counted as if nothing had been moved to the machine."""
 
 
 @dataclass(frozen=True)
 class MemoryLine:
-    """What each device holds at the busiest moment, in bytes."""
+    """What each device holds at its peak, in bytes."""
 
     tuning: str
     layout: str
@@ -171,63 +148,63 @@ class MemoryLine:
     activations: int
     buffers: int
     host: int
-    """Of the machine's own memory, for each device."""
+    """Host memory per device."""
     peak: int
     fits: bool
     is_own: bool
-    """Whether the recipe trains like this, as far as it says."""
+    """Whether this is how the recipe trains."""
 
 
 @dataclass(frozen=True)
 class MemoryFacts:
-    """What each device needs, under the recipe's tuning and others."""
+    """What each device needs, for the recipe's tuning and others."""
 
     machine: str
-    """What it has to fit on."""
+    """The machine it has to fit on."""
     lines: list[MemoryLine]
     notes: list[str]
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """One kind of tuning of the recipe's model, ready to be shared out."""
+    """One traced update for one kind of tuning."""
 
-    job: Workload
+    workload: Workload
     model: Any
-    """Weightless."""
+    """On fake tensors, without weights."""
     described: str
-    """The micro-batch that it was found with."""
+    """The micro-batch of the update."""
 
 
 class Estimator:
-    """Runs updates of a recipe's model that have no values, each of them once."""
+    """Traces updates of a recipe's model on fake tensors, each one once."""
 
     def __init__(self, run: Run, machine: Machine) -> None:
         self.run, self.recipe, self.machine = run, run.recipe, machine
-        self._kept: dict[tuple[str, int, bool], Estimate | Untraceable] = {}
+        self._traced: dict[tuple[str, int, bool], Estimate | Untraceable] = {}
         self.config = run.config
         is_planned = self.recipe.model.dtype == "auto" and not machine.is_cpu
-        # A machine to rent may have a GPU where this one has none.
+        # The planned machine may have a GPU even if this one has none.
         self.dtype = torch.bfloat16 if is_planned else choose_dtype(self.recipe.model.dtype)
 
     def estimate(
         self, tuning: Tuning, micro_batch: Sequence[TokenizedExample], *, recomputes: bool
     ) -> Estimate | Untraceable:
-        """An update that learns from `micro_batch`; `recomputes`: by gradient checkpointing."""
+        """Trace an update on `micro_batch`; `recomputes`: with gradient checkpointing."""
         key = (_form(tuning), id(micro_batch), recomputes)
-        if key not in self._kept:
-            self._kept[key] = self._run(tuning, micro_batch, recomputes)
-        found = self._kept[key]
+        if key not in self._traced:
+            self._traced[key] = self._run(tuning, micro_batch, recomputes)
+        found = self._traced[key]
         if isinstance(found, Untraceable) or not isinstance(tuning, QloraTuning):
             return found
         stored = bytes_per_weight(tuning.quant_type, double_quant=tuning.double_quant)
-        return replace(found, job=replace(found.job, stored=stored))
+        return replace(found, workload=replace(found.workload, stored=stored))
 
     def _run(
         self, tuning: Tuning, micro_batch: Sequence[TokenizedExample], recomputes: bool
     ) -> Estimate | Untraceable:
         recipe = self.recipe
-        # Weights from scratch are made in float32, loaded ones in the dtype of the computation.
+        # New weights are float32; loaded ones have the dtype of the computation.
         build = partial(
             build_fake_model,
             tuning=tuning,
@@ -238,10 +215,12 @@ class Estimator:
         model = build(self.config)
         check_vocabulary(model, self.run.tokenizer)
         counts = count_weights_of(model)
-        # As if the model kept examples apart, which the run tries out on its weights.
+        # Assume that the model isolates examples; only the run itself can try it on real weights.
         layout = layout_for(model.config, isolates=True)
         batch = collate(micro_batch, self.run.tokenizer.pad_token_id, layout)
-        optimizer, remembered = LIKE_OTHERS.get(recipe.train.optimizer, (recipe.train.optimizer, 1))
+        optimizer, optimizer_share = LIKE_OTHERS.get(
+            recipe.train.optimizer, (recipe.train.optimizer, 1)
+        )
         update = trace_update(
             model,
             build,
@@ -261,17 +240,16 @@ class Estimator:
             f"computed in {str(self.dtype).removeprefix('torch.')}"
         )
         bucket = self.config.get_text_config().hidden_size ** 2
-        job = Workload(update, counts, self.dtype.itemsize, bucket, remembered=remembered)
-        return Estimate(job, model, described)
+        workload = Workload(update, counts, self.dtype.itemsize, bucket, remembered=optimizer_share)
+        return Estimate(workload, model, described)
 
 
 def estimate_memory(
     estimator: Estimator, micro_batch: Sequence[TokenizedExample], plan: Plan
 ) -> tuple[MemoryFacts, DiskFacts | None]:
-    """The memory of each device for the recipe's tuning and for the others; and the disk.
+    """Memory per device for the recipe's tuning and for others, and disk space.
 
-    `micro_batch` is the largest of the plan. The disk is not known of a model that cannot be
-    traced.
+    `micro_batch` is the largest of the plan. Disk space is None if the model cannot be traced.
     """
     recipe, machine = estimator.recipe, estimator.machine
     lines: list[MemoryLine] = []
@@ -282,73 +260,90 @@ def estimate_memory(
             tuning, micro_batch, recomputes=recipe.train.gradient_checkpointing
         )
         if isinstance(found, Untraceable):
-            notes.insert(0, f"{tuning.kind}: could not be estimated: {found.reason}")
+            notes.insert(0, f"{tuning.kind}: no estimate: {found.reason}")
             continue
         is_own = tuning is recipe.tuning
         own = own_sharing(recipe, machine.gpus) if is_own else None
-        lines += lines_of(tuning.kind, found.job, machine, own)
+        lines += lines_of(tuning.kind, found.workload, machine, own)
         if is_own:
-            need = estimate_disk(found.model, found.job.optimizer, estimator.run.tokenizer)
+            need = estimate_disk(found.model, found.workload.optimizer, estimator.run.tokenizer)
             disk = disk_facts(estimator.run, need, plan)
             notes.insert(0, found.described)
             notes += keep_notes(recipe, count_parameters(found.model)[0])
     return MemoryFacts(str(machine), lines, notes), disk
 
 
+def keep_notes(recipe: Recipe, num_trained: int) -> list[str]:
+    """Sentences on the memory of the recipe's `keep`, if it needs any."""
+    match recipe.keep:
+        case Ewc():
+            size = num_trained * EWC_BYTES / MIB
+            return [
+                f"keep ewc: {size:,.1f} MiB more on each device, for the Fisher information and "
+                f"the initial values of {num_trained:,} trained weights; half of that on disk"
+            ]
+        case SelfReplay(by="kl", top=top) | KeepRows(by="kl", top=top):
+            if has_base_beneath(recipe):
+                return [
+                    "keep: the base is the model with its adapter switched off: one more forward "
+                    "pass over the replay rows, no more weights"
+                ]
+            size = recipe.data.max_length * top * TOP_BYTES / MIB
+            return [
+                f"keep: the base's {top:,} most likely tokens are kept on disk and in host memory, "
+                f"at most {size:,.2f} MiB for a row of {recipe.data.max_length:,} tokens"
+            ]
+    return []
+
+
 def own_sharing(recipe: Recipe, gpus: int) -> Sharing:
-    """How the recipe shares out on so many GPUs."""
+    """How the recipe shards a run over `gpus` GPUs."""
     section = recipe.distributed.deepspeed
     if section is None:
         return Sharing(gpus)
     zero = deepspeed_settings(section)["zero_optimization"]
-    place = zero.get("offload_optimizer", {}).get("device", "none")
-    return Sharing(gpus, zero["stage"], offload=place != "none")
+    device = zero.get("offload_optimizer", {}).get("device", "none")
+    return Sharing(gpus, zero["stage"], offload=device != "none")
 
 
 def lines_of(
-    kind: str, job: Workload, machine: Machine, own: Sharing | None = None
+    kind: str, workload: Workload, machine: Machine, own: Sharing | None = None
 ) -> Iterator[MemoryLine]:
-    """One line for each way to share out that makes sense on the machine, and for the recipe's."""
-    layouts = [Sharing(machine.gpus)] if machine.is_cpu else sharings_for(machine.gpus)
-    if own is not None and own not in layouts:
-        layouts.append(own)
-    for layout in layouts:
-        if job.stored is not None and layout.stage == 3:
-            continue  # ZeRO-3 cannot gather weights of which several numbers share a byte
-        need = memory_per_gpu(job, layout)
+    """One line for each sensible way to shard on this machine, and for the recipe's."""
+    sharings = [Sharing(machine.gpus)] if machine.is_cpu else sharings_for(machine.gpus)
+    if own is not None and own not in sharings:
+        sharings.append(own)
+    for sharing in sharings:
+        if workload.stored is not None and sharing.stage == 3:
+            continue  # ZeRO-3 cannot gather weights that share bytes
+        need = memory_per_gpu(workload, sharing)
         no_room = machine.host is not None and need.host * machine.gpus > machine.host
         fits = need.peak <= machine.room and not no_room
         parts = asdict(need) | {"peak": need.peak}
-        yield MemoryLine(kind, str(layout), **parts, fits=fits, is_own=layout == own)
+        yield MemoryLine(kind, str(sharing), **parts, fits=fits, is_own=sharing == own)
 
 
 def _form(tuning: Tuning) -> str:
-    """What of a tuning an update depends on: quantized or not, an adapter is trained alike."""
+    """The part of a tuning that an update depends on; LoRA and QLoRA train the same adapter."""
     return tuning.model_dump_json(exclude={"quant_type", "double_quant"}).replace("qlora", "lora")
 
 
 def _tunings(recipe: Recipe) -> list[Tuning]:
-    """The recipe's own, and those that people ask about."""
+    """The recipe's tuning, and the common alternatives."""
     own = recipe.tuning
     if recipe.model.scratch is not None:
         return [own]
     if isinstance(own, AdapterTuning) and own.adapter is not None:
-        # The adapter's own shape counts; it is read when it is attached.
+        # Its shape is that of the adapter, which is read when it is attached.
         return [own]
     others: list[Tuning] = [LoraTuning(), QloraTuning(kind="qlora")]
     others += [FreezeTuning(kind="freeze"), FullTuning(kind="full")]
     return [own, *(other for other in others if other.kind != own.kind)]
 
 
-MOST = 3
-"""Keys that are named."""
-SMALLEST_SAVING = 0.01
-"""Of the peak: less is not worth a word."""
-
-
 @dataclass(frozen=True)
 class Saving:
-    """A change of the recipe, as it is typed, and the bytes that it saves at the peak."""
+    """A change of the recipe, as typed, and the bytes that it saves at the peak."""
 
     change: str
     saved: int
@@ -356,18 +351,18 @@ class Saving:
 
 @dataclass(frozen=True)
 class Variant:
-    """The recipe with one key changed, and what its largest micro-batch is then."""
+    """The recipe with one key changed, and its largest micro-batch."""
 
     change: str
-    """As it is typed."""
+    """As typed."""
     recipe: Recipe
     micro_batch: Sequence[TokenizedExample]
 
 
 def find_savings(run: Run, micro_batch: Sequence[TokenizedExample]) -> list[Saving]:
-    """The changes that save most in the run's largest micro-batch, the best first, at most three.
+    """The changes that save most memory in the run's largest micro-batch, at most three.
 
-    Estimated as `yrun check` estimates memory; none where the model cannot be traced.
+    Estimated as in `yrun check`; none if the model cannot be traced.
     """
     own = _peak(run, micro_batch)
     if own is None:
@@ -385,7 +380,9 @@ def _peak(run: Run, micro_batch: Sequence[TokenizedExample]) -> int | None:
     found = Estimator(run, this_machine()).estimate(
         recipe.tuning, micro_batch, recomputes=recipe.train.gradient_checkpointing
     )
-    return None if isinstance(found, Untraceable) else memory_per_gpu(found.job, Sharing()).peak
+    return (
+        None if isinstance(found, Untraceable) else memory_per_gpu(found.workload, Sharing()).peak
+    )
 
 
 def variants(recipe: Recipe, micro_batch: Sequence[TokenizedExample]) -> Iterator[Variant]:

@@ -1,4 +1,4 @@
-"""What would make a run fail later, looked for first: packages, disk space, lengths of rows."""
+"""Checks before a run starts: packages, row lengths and disk space."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from yrunner.training.trackers import check_trackers
 
 
 def check_needs(recipe: Recipe) -> None:
-    """Raise `MissingError` for a package or a compiler that is not there."""
+    """Raise `MissingError` for a missing package or compiler."""
     check_trackers(recipe.train.trackers)
     if recipe.train.torch_compile:
         check_compiler()
@@ -34,10 +34,10 @@ def check_needs(recipe: Recipe) -> None:
 
 
 def check_fit(run: Run) -> None:
-    """Look whether the recipe's model can read every row, before its weights are loaded.
+    """Check that the model can read every row, before its weights are loaded.
 
-    Raises `DataError` with the longest row where it has more tokens than the model positions, and
-    `ModelError` where the tokenizer has ids that the model has no embedding for.
+    Raises `DataError` if the longest row has more tokens than the model has positions, and
+    `ModelError` if the tokenizer has ids without an embedding.
     """
     config, prepared = run.config, run.dataset
     check_ids(run.tokenizer, config.get_text_config().vocab_size)
@@ -47,24 +47,24 @@ def check_fit(run: Run) -> None:
 
 @dataclass(frozen=True)
 class DiskFacts:
-    """What the run writes, in bytes."""
+    """Disk space that a run needs, in bytes."""
 
     checkpoint: int
     num_checkpoints: int
-    """That stand there at the fullest moment."""
+    """At the peak."""
     model: int
     needed: int
-    """At the fullest moment."""
+    """At the peak."""
     free: int
-    """What an earlier run has left in the folder is counted as free: it is replaced bit by bit."""
+    """Includes files of an earlier run in the folder, which are replaced step by step."""
 
 
 def disk_facts(run: Run, need: DiskNeed, plan: Plan) -> DiskFacts:
-    """The need of a recipe's run, beside what is free where it writes."""
+    """What a run needs, and what is free in its folder."""
     recipe, run_dir = run.recipe, run.folder
     validates = bool(recipe.data.validation) or recipe.data.validation_share is not None
     section = recipe.train.checkpoint
-    # Beside the newest there is the best one by validation; one is written before another goes.
+    # The best one by validation is kept too, and a new one is written before an old one is removed.
     written = count_checkpoints(plan.num_updates, section.every, plan.epoch_ends)
     number = min(section.keep + validates + 1, written)
     free = free_bytes(run_dir.folder) + _used(run_dir.checkpoints) + _used(run_dir.model)
@@ -73,21 +73,20 @@ def disk_facts(run: Run, need: DiskNeed, plan: Plan) -> DiskFacts:
 
 
 def lack_of_space(run: Run, facts: DiskFacts) -> RunError | None:
-    """Why the run would fill the disk; None where there is room for it."""
+    """Why the run would fill the disk; None if it fits."""
     if facts.needed <= facts.free:
         return None
     return RunError(
-        f"{run.folder.folder} has room for {as_gigabytes(facts.free)}, and the run "
-        f"needs {as_gigabytes(facts.needed)}: {facts.num_checkpoints} checkpoints of "
-        f"{as_gigabytes(facts.checkpoint)} at its fullest moment, and the model of "
-        f"{as_gigabytes(facts.model)}",
-        remedy="free some space, keep fewer checkpoints (train.checkpoint.keep), or choose another "
-        "place, such as output=/another/folder",
+        f"{run.folder.folder} has {as_gigabytes(facts.free)} free, but the run "
+        f"needs {as_gigabytes(facts.needed)}: up to {facts.num_checkpoints} checkpoints of "
+        f"{as_gigabytes(facts.checkpoint)}, and the model of {as_gigabytes(facts.model)}",
+        remedy="free some space, keep fewer checkpoints (train.checkpoint.keep), or write to "
+        "another disk with output=/another/folder",
     )
 
 
 def check_disk(run: Run, model: Any, plan: Plan) -> None:
-    """Raise `RunError` where the training of this model would fill the disk."""
+    """Raise `RunError` if training this model would fill the disk."""
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     need = estimate_disk(model, optimizer_bytes(run.recipe.train.optimizer, trained), run.tokenizer)
     if lack := lack_of_space(run, disk_facts(run, need, plan)):

@@ -1,7 +1,7 @@
-"""What the heavy libraries can do here, each asked in a process of its own.
+"""What the heavy libraries can do on this machine, each probed in a separate process.
 
-So they are imported side by side, one that crashes takes nothing with it, and one that hangs can
-be stopped. `python -m yrunner.assembly.probes torch` prints the findings as JSON, last.
+Separate processes import in parallel, contain crashes, and can be stopped if they hang.
+`python -m yrunner.assembly.probes torch` prints the findings as JSON on its last line.
 """
 
 import json
@@ -19,49 +19,49 @@ from urllib.error import URLError
 from urllib.request import Request, urlopen
 
 SECONDS_TO_ANSWER = 180.0
-"""A cold start of torch takes half a minute from a slow disk, and longer on a busy machine."""
+"""Importing torch can take half a minute from a slow disk, more on a busy machine."""
 HUB_SECONDS = 3.0
-"""How long the Hub may take to answer."""
+"""Timeout of a request to the Hub."""
 DEEPSPEED_OPERATIONS = {
     "fused_adam": "install the CUDA toolkit of your torch: conda install -c nvidia cuda-toolkit",
     "cpu_adam": "apt-get install g++ python3-dev && pip install ninja",
     "async_io": "apt-get install libaio-dev",
     "deepspeed_shm_comm": "apt-get install g++ python3-dev && pip install ninja",
 }
-"""The operations that training may use, and what they are built with: Adam on a GPU, Adam of
-offloaded states, offloading to a disk, and communication of processes without GPUs."""
+"""Operations that training may use, and how to get their build tools: Adam on a GPU, Adam for
+offloaded states, offloading to disk, and communication on a CPU."""
 
 
 @dataclass(frozen=True)
 class Capability:
-    """One part: there, or missing with the command that adds it."""
+    """One part of the machine: present, or missing with the command that installs it."""
 
     group: str
-    """What the part belongs to, such as `compiler`."""
+    """The table section, such as `compiler`."""
     part: str
     state: Literal["ok", "missing"]
     found: str
     """A version, a size, or what is wrong."""
     remedy: str = ""
-    """What to do where it is missing; a command where one does it."""
+    """How to fix a missing part, if possible as a command."""
     needed: bool = False
-    """Whether yrunner itself cannot do without it, and not just some recipes."""
+    """Whether every recipe needs it, not just some."""
 
 
 def found(group: str, part: str, what: str) -> Capability:
-    """A part that is there."""
+    """A part that works."""
     return Capability(group, part, "ok", what)
 
 
 def missing(group: str, part: str, why: str, *, remedy: str, needed: bool = False) -> Capability:
-    """A part that is not there, or not as it should be."""
+    """A part that is missing or broken."""
     return Capability(group, part, "missing", why, remedy, needed)
 
 
 def ask(probe: str, seconds: float = SECONDS_TO_ANSWER) -> list[Capability]:
-    """What a probe found in its own process; that it failed is a finding too."""
+    """Run a probe in a separate process; a failure is a finding too."""
     command = [sys.executable, "-m", "yrunner.assembly.probes", probe]
-    # Only torch is needed by everyone.
+    # Only torch is needed by every recipe.
     needed = probe == "torch"
     remedy = "pip install --force-reinstall 'yrunner[deepspeed,qlora]'"
     try:
@@ -69,47 +69,47 @@ def ask(probe: str, seconds: float = SECONDS_TO_ANSWER) -> list[Capability]:
             command, capture_output=True, text=True, timeout=seconds, check=False
         )
     except subprocess.TimeoutExpired:
-        why = f"did not answer within {seconds:g} seconds"
+        why = f"no answer within {seconds:g} seconds"
         return [missing(probe, probe, why, remedy=remedy, needed=needed)]
     if result.returncode != 0:
         lines = result.stderr.strip().splitlines()
-        why = lines[-1] if lines else f"ended with code {result.returncode}"
+        why = lines[-1] if lines else f"exit code {result.returncode}"
         return [missing(probe, probe, why, remedy=remedy, needed=needed)]
-    # Libraries print what they like before.
+    # Libraries may print before it.
     answer: list[dict[str, Any]] = json.loads(result.stdout.splitlines()[-1])
     return [Capability(**finding) for finding in answer]
 
 
 def look_at_torch() -> Iterator[Capability]:
-    """Devices, communication between processes, and attention kernels."""
+    """Devices, communication backends and attention kernels."""
     yield from _devices()
     yield from _communication()
     yield from _attention()
 
 
 def look_at_deepspeed() -> Iterator[Capability]:
-    """Which of DeepSpeed's operations are built already, or could be."""
+    """Which of DeepSpeed's operations are built or can be built."""
     if find_spec("deepspeed") is None:
         return
     from deepspeed.git_version_info import installed_ops
     from deepspeed.ops.op_builder.all_ops import ALL_OPS
     from torch.utils.cpp_extension import get_default_build_root
 
-    place = os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root()
-    built_here = {file.stem for file in Path(place).rglob("*.so")}
+    folder = os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root()
+    built_here = {file.stem for file in Path(folder).rglob("*.so")}
     for name, remedy in DEEPSPEED_OPERATIONS.items():
         if name not in ALL_OPS:
             continue
         if installed_ops.get(name) or name in built_here:
             yield found("deepspeed", name, "built")
         elif ALL_OPS[name].is_compatible(verbose=False):
-            yield found("deepspeed", name, "can be built, at its first use")
+            yield found("deepspeed", name, "can be built at first use")
         else:
             yield missing("deepspeed", name, "cannot be built here", remedy=remedy)
 
 
 def look_at_bitsandbytes() -> Iterator[Capability]:
-    """Whether weights survive the way into 4 bits and back, on the device that would train."""
+    """Whether weights survive quantization to 4 bits and back on the training device."""
     if find_spec("bitsandbytes") is None:
         return
     import torch
@@ -120,18 +120,18 @@ def look_at_bitsandbytes() -> Iterator[Capability]:
     restored = dequantize_4bit(*quantize_4bit(weight, quant_type="nf4"))
     error = float((restored - weight).abs().max())
     if error < 0.2:  # nf4's widest gap between two of its 16 values is 0.30
-        yield found("bitsandbytes", "4 bits", f"work on {device}")
+        yield found("bitsandbytes", "4 bits", f"works on {device}")
         return
     yield missing(
         "bitsandbytes",
         "4 bits",
-        f"come back wrong on {device}, by up to {error:.2f}",
+        f"wrong by up to {error:.2f} on {device}",
         remedy="pip install --force-reinstall 'yrunner[qlora]'",
     )
 
 
 def look_at_hub() -> Iterator[Capability]:
-    """Whether models and data can be downloaded. A machine without it trains from folders."""
+    """Whether models and data can be downloaded; without the Hub, training uses local folders."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
@@ -140,13 +140,13 @@ def look_at_hub() -> Iterator[Capability]:
         return
     try:
         with urlopen(Request(constants.ENDPOINT, method="HEAD"), timeout=HUB_SECONDS):
-            yield found("hub", constants.ENDPOINT, "answers")
+            yield found("hub", constants.ENDPOINT, "reachable")
     except (URLError, TimeoutError) as error:
         yield missing(
             "hub",
             constants.ENDPOINT,
             f"cannot be reached ({getattr(error, 'reason', error)})",
-            remedy="name folders in model.base, or set HF_ENDPOINT or HTTPS_PROXY",
+            remedy="use local folders in model.base, or set HF_ENDPOINT or HTTPS_PROXY",
         )
 
 
@@ -166,7 +166,7 @@ def _devices() -> Iterator[Capability]:
         yield missing(
             "devices",
             "gpu",
-            f"there is a driver, but torch {torch.__version__} reaches no GPU with it",
+            f"a driver is installed, but torch {torch.__version__} finds no GPU",
             remedy="pip install --force-reinstall torch "
             "--index-url https://download.pytorch.org/whl/cu128",
         )
@@ -174,8 +174,8 @@ def _devices() -> Iterator[Capability]:
         yield missing(
             "devices",
             "gpu",
-            "none; a CPU trains models of some million weights",
-            remedy="with a GPU in the machine: apt-get install nvidia-driver",
+            "none; a CPU can train models of a few million weights",
+            remedy="if the machine has a GPU: apt-get install nvidia-driver",
         )
 
 
@@ -187,7 +187,7 @@ def _communication() -> Iterator[Capability]:
         version = ".".join(str(part) for part in torch.cuda.nccl.version())  # type: ignore[no-untyped-call]
         yield found("processes", "nccl", version)
     else:
-        why = f"not in torch {torch.__version__}; several GPUs need it"
+        why = f"not in torch {torch.__version__}; needed for several GPUs"
         remedy = "pip install --force-reinstall torch, on Linux, with its CUDA packages"
         yield missing("processes", "nccl", why, remedy=remedy)
     try:
@@ -197,10 +197,10 @@ def _communication() -> Iterator[Capability]:
         distributed.all_reduce(total)
         distributed.destroy_process_group()
     except (RuntimeError, ValueError) as error:
-        why = f"cannot start ({str(error).splitlines()[0]}); several processes on a CPU need it"
+        why = f"cannot start ({str(error).splitlines()[0]}); needed for several CPU processes"
         yield missing("processes", "gloo", why, remedy="export GLOO_SOCKET_IFNAME=lo")
     else:
-        yield found("processes", "gloo", "a group of one has summed a number")
+        yield found("processes", "gloo", "all_reduce works in a group of one")
 
 
 def _attention() -> Iterator[Capability]:
@@ -213,12 +213,14 @@ def _attention() -> Iterator[Capability]:
         yield found("attention", "sdpa", f"works on {device}")
     else:
         remedy = "pip install --force-reinstall torch"
-        yield missing("attention", "sdpa", "gives no numbers", remedy=remedy, needed=True)
+        yield missing(
+            "attention", "sdpa", "gives values that are not finite", remedy=remedy, needed=True
+        )
     if find_spec("flash_attn") is not None and device == "cuda":
         yield found("attention", "flash_attention_2", version("flash-attn"))
     else:
         why = "not installed" if device == "cuda" else "needs a GPU"
-        remedy = "pip install flash-attn --no-build-isolation; sdpa stands in for it"
+        remedy = "pip install flash-attn --no-build-isolation, or use sdpa"
         yield missing("attention", "flash_attention_2", why, remedy=remedy)
 
 

@@ -1,4 +1,4 @@
-"""What a run folder records of its run, and what a resumed run or a merge has to agree with."""
+"""The record of a run in its folder, and the checks of a resumed run or a merge against it."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -37,11 +37,11 @@ LATER_KEYS = (
     "train.early_stopping",
     "drift",
 )
-"""Keys that decide what comes after a checkpoint; the learning rate follows them from there."""
+"""Keys that may change at a resume; the learning rate follows them from the checkpoint on."""
 
 
 def record_start(run: Run, plan: Plan, num_ranks: int) -> None:
-    """Write down what the run is, started by so many processes; or how a stopped one goes on."""
+    """Record a new run started by `num_ranks` processes, or the changes of a resumed one."""
     if run.options.from_step is not None:
         if run.recipe.model.base is not None:
             check_base(run)
@@ -60,17 +60,17 @@ def record_start(run: Run, plan: Plan, num_ranks: int) -> None:
 
 
 def check_run_folder(run: Run) -> None:
-    """Refuse what could lose a run, before any time is spent."""
+    """Refuse to overwrite or resume a run wrongly, before any time is spent."""
     run_dir = run.folder
     run_dir.check(*run_dir.folders() if run.options.overwrite else [run_dir.checkpoints])
     if run.options.resume:
         check_resume(run)
     elif run_dir.is_used() and not run.options.overwrite:
-        run_dir.create()  # raises, with what to do
+        run_dir.create()  # raises, with the remedy
 
 
 def base_record(run: Run) -> dict[str, object]:
-    """Where the base is, its key, and a hash of each file that makes its tokens."""
+    """The base, its key, and a hash of each of its tokenizer files."""
     source = run.base_source
     folder = local_folder(source)
     found = [folder / name for name in TOKENIZER_FILES] if folder is not None else []
@@ -80,86 +80,83 @@ def base_record(run: Run) -> dict[str, object]:
 
 
 def check_base(run: Run) -> str:
-    """The key of the base, which has to be the one that the run started from.
-
-    Raises `RunError` where it is another.
-    """
+    """The key of the base. Raises `RunError` if the run started from another base."""
     now = base_record(run)
     if not run.folder.base.exists():
         warn(
-            f"{run.folder.folder} has no base.json: whether {now['base']} is its base is not known"
+            f"{run.folder.folder} has no base.json: cannot check whether {now['base']} is its base"
         )
         return str(now["key"])
     then = read_json(run.folder.base)
     if {**then, "base": None} == {**now, "base": None}:
         return str(now["key"])
-    part = "weights or config" if then["key"] != now["key"] else "tokenizer"
+    part = "weights or config differ" if then["key"] != now["key"] else "tokenizer differs"
     raise RunError(
         f"{run.recipe.name} was trained on {then['base']} with the key {then['key']}, but the base "
-        f"is now {now['base']} with the key {now['key']}: another {part}",
-        remedy="bring that base back, or train anew with yrun train --overwrite",
+        f"is now {now['base']} with the key {now['key']}: its {part}",
+        remedy="restore that base, or train again with yrun train --overwrite",
     )
 
 
 def check_resume(run: Run) -> None:
-    """Raise `RunError` where the folder's run cannot be gone on with as this recipe asks for."""
+    """Raise `RunError` if this recipe cannot resume the run in its folder."""
     run_dir, recipe = run.folder, run.recipe
     if not run_dir.fingerprint.exists():
-        again = "replace it by --overwrite" if run_dir.is_used() else "start it without --resume"
-        raise RunError(f"{run_dir.folder} holds no run to resume", remedy=again)
+        remedy = "replace it with --overwrite" if run_dir.is_used() else "start without --resume"
+        raise RunError(f"{run_dir.folder} has no run to resume", remedy=remedy)
     changes = changes_since(run_dir, recipe)
     fixed = [key for key in changes if not _may_change(key)]
     if fixed:
         raise RunError(
             f"{run_dir.folder} was trained with other settings: {', '.join(fixed)}",
             remedy=f"set them back to resume it (only these may change: {', '.join(_free_keys())}),"
-            " start anew with --overwrite, or learn on from its weights in a run of another name "
+            " start over with --overwrite, or continue from its weights in a run with another name "
             "whose model.base is this recipe",
         )
     if changes and run_dir.is_finished():
         raise RunError(
             f"{recipe.name} is finished, and {', '.join(map(_short, changes))} has changed since",
-            remedy="learn on from its weights in a run of another name whose model.base is this "
-            "recipe, or start anew with --overwrite",
+            remedy="continue from its weights in a run with another name whose model.base is this "
+            "recipe, or start over with --overwrite",
         )
 
 
 def find_start(run_dir: RunDir) -> int | None:
-    """The update whose checkpoint the run goes on from; None where it has to begin anew.
+    """The update to resume from; None if there is no checkpoint.
 
-    What a killed process has left half-written is removed. Raises `RunError` where every
-    checkpoint is damaged.
+    Removes half-written files of a killed process. Raises `RunError` if every checkpoint is
+    damaged.
     """
     remove_unfinished(run_dir)
     step = newest_whole_step(run_dir)
     if step is None:
-        say(f"{run_dir.folder} has no checkpoint yet: the run begins anew")
+        say(f"{run_dir.folder} has no checkpoint yet: starting from the beginning")
     return step
 
 
 def _record_resume(run: Run, step: int, num_updates: int) -> None:
-    """Tell what has changed since the run was stopped, and write down how it goes on.
+    """Print and record what has changed since the run was stopped.
 
-    Raises `RunError` where the changed recipe would end before its checkpoint at update `step`.
+    Raises `RunError` if the changed recipe would end before its checkpoint at update `step`.
     """
     run_dir, recipe = run.folder, run.recipe
     if step > num_updates:
         raise RunError(
-            f"update {step:,} is saved, and the recipe now ends after {num_updates:,}",
-            remedy="set train.epochs or train.max_steps to more",
+            f"update {step:,} is saved, but the recipe now ends after {num_updates:,}",
+            remedy="raise train.epochs or train.max_steps",
         )
     changes = changes_since(run_dir, recipe)
     if changes:
-        say(f"it goes on with other settings: {', '.join(map(_short, changes))}")
+        say(f"resuming with other settings: {', '.join(map(_short, changes))}")
         write_text(run_dir.recipe, recipe_to_yaml(recipe))
         write_json(run_dir.fingerprint, fingerprint(recipe))
     changed = differences(read_json(run_dir.environment)["versions"], package_versions())
     if changed:
         warn(
-            f"other versions than when it began: {', '.join(changed)}; "
+            f"versions changed since the start: {', '.join(changed)}; "
             "the result may differ in its last bits"
         )
-    say(f"going on after update {step:,}")
+    say(f"resuming after update {step:,}")
 
 
 def _may_change(key: str) -> bool:
@@ -171,7 +168,7 @@ def _short(key: str) -> str:
 
 
 def _free_keys() -> Iterator[str]:
-    """The keys that may change at a resume, by their dotted names."""
+    """The dotted keys that may change at a resume."""
     yield from LATER_KEYS
     yield from _dotted(WITHOUT_EFFECT)
 

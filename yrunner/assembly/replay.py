@@ -1,7 +1,4 @@
-"""What a recipe holds a model to: the rows that its base wrote or that a file brings, tokenized.
-
-The rows that a base wrote: found on disk, or written now where they are too few.
-"""
+"""Replay rows: written by the base or read from a file, stored on disk, tokenized for a run."""
 
 import json
 from collections import Counter
@@ -39,46 +36,63 @@ from yrunner.storage.run_dir import ReplayDir, read_json, write_json, write_text
 from yrunner.tokens import IGNORE_INDEX
 
 LONGEST_TURN = 256
-"""Tokens of a question or an answer, unless the recipe says otherwise."""
-HELD_OUT_EVERY = 4
-"""One draft in so many that are kept is held out for the gauge, whatever is asked for: so the rows
-are the same for every recipe that holds on to this base."""
-TRIES = 12
-"""Drafts for each row that is wanted, at the most: a base that says little has few rows."""
-FEWEST = 0.1
-"""Share of the drafts that has to be of use: a base below it has never learned to write."""
-FIRST_LOOK = 128
-"""Drafts after which that is looked at."""
+"""Default for the tokens of a question or an answer."""
+DRIFT_ROW_EVERY = 4
+"""One valid draft in this many measures drift, whatever the recipe requests, so that all recipes
+with this base share the same rows."""
+MOST_TRIES = 12
+"""Drafts per requested row, at most: some bases write few different rows."""
+LEAST_VALID = 0.1
+"""Share of drafts that must be valid: a base below it has never learned to write."""
+FIRST_CHECK = 128
+"""Drafts before that share is checked."""
+
+
+@dataclass(frozen=True)
+class RegulariserData:
+    """The rows of a regulariser and of the drift measure; empty if the recipe has neither."""
+
+    folder: ReplayDir | None = None
+    rows: list[TokenizedExample] = field(default_factory=list)
+    """Of the regulariser."""
+    drift_rows: list[TokenizedExample] = field(default_factory=list)
+    row_tops: CachedPredictions | None = None
+    """The base's predictions for the rows; None if they come from the model without its adapter."""
+    drift_tops: CachedPredictions | None = None
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """How many rows a run asks a base for."""
+    """How many rows a run needs from its base."""
 
     rows: int = 0
-    held_out: int = 0
+    drift_rows: int = 0
+
+    def by_file(self) -> dict[str, int]:
+        """Under the names of the files and of the keys in replay.json."""
+        return {"rows": self.rows, "held_out": self.drift_rows}
 
 
 @dataclass(frozen=True)
 class Written:
-    """What a base has written, in the files of a folder."""
+    """The rows of a base on disk."""
 
     folder: ReplayDir
     wanted: Wanted
 
     @property
     def rows(self) -> list[str]:
-        """The lines to be learned from, as many as were wanted or as there are."""
+        """The replay rows, as many as wanted or available."""
         return _lines(self.folder.rows)[: self.wanted.rows]
 
     @property
-    def held_out(self) -> list[str]:
-        """The lines for the gauge."""
-        return _lines(self.folder.held_out)[: self.wanted.held_out]
+    def drift_rows(self) -> list[str]:
+        """The rows that drift is measured on."""
+        return _lines(self.folder.held_out)[: self.wanted.drift_rows]
 
 
 def replay_folder(run: Run, writing: ReplayWriting) -> ReplayDir:
-    """Where the rows of the recipe's base are; the base has to exist by now."""
+    """The folder of the base's rows; the base must exist."""
     recipe, base = run.recipe, run.recipe.model.base
     how = [run.base_key, recipe.data.system, _turn_length(recipe, writing), writing.temperature]
     text = json.dumps([*how, writing.openings], ensure_ascii=False)
@@ -88,49 +102,49 @@ def replay_folder(run: Run, writing: ReplayWriting) -> ReplayDir:
 
 
 def written_rows(run: Run, writing: ReplayWriting, wanted: Wanted) -> Written:
-    """The rows that the recipe's base wrote; those that are missing are written now.
+    """The rows of the recipe's base; missing ones are written now.
 
-    Another process that wants them, too, waits and finds them. Raises `RunError` where the base
-    does not write enough that is of use.
+    Other processes that need them wait and then find them. Raises `RunError` if the base writes too
+    few valid rows.
     """
     folder = replay_folder(run, writing)
     folder.folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.lock):
-        desk = _ReplayStore.open(folder)
-        if desk.lacks(wanted):
-            _write(run, writing, wanted, desk)
+        store = _ReplayStore.open(folder)
+        if store.lacks(wanted):
+            _write(run, writing, wanted, store)
     return Written(folder, wanted)
 
 
 @dataclass
 class _ReplayStore:
-    """The files of a folder, and what is known of them."""
+    """The files of a replay folder and their record."""
 
     folder: ReplayDir
     num_drafts: int = 0
     fates: Counter[str] = field(default_factory=Counter)
-    asked: dict[str, int] = field(default_factory=dict)
-    """The most rows that were ever wanted of each file: a file with fewer is all there is."""
-    known: SeenTexts = field(default_factory=SeenTexts)
+    requested: dict[str, int] = field(default_factory=dict)
+    """The most rows ever requested per file: a file with fewer has all that the base can write."""
+    seen: SeenTexts = field(default_factory=SeenTexts)
 
     @classmethod
     def open(cls, folder: ReplayDir) -> "_ReplayStore":
-        """Take up what is on disk."""
+        """Read what is on disk."""
         if not folder.record.exists():
             for path in (folder.rows, folder.held_out, folder.dropped):
                 path.unlink(missing_ok=True)
             return cls(folder)
         record = read_json(folder.record)
-        desk = cls(folder, record["drafts"], Counter(record["fates"]), record["asked"])
+        store = cls(folder, record["drafts"], Counter(record["fates"]), record["asked"])
         for path in (folder.rows, folder.held_out, folder.dropped):
-            desk._cut_off(path)
+            store._remove_unrecorded(path)
         for path in (folder.rows, folder.held_out):
             for line in _lines(path):
-                desk.known.add(_text_of(line))
-        return desk
+                store.seen.add(_text_of(line))
+        return store
 
-    def _cut_off(self, path: Path) -> None:
-        """Remove what was written when the record was not: those drafts will be written again."""
+    def _remove_unrecorded(self, path: Path) -> None:
+        """Remove lines that the record does not count yet: their drafts are written again."""
         lines = _lines(path)
         whole = [line for line in lines if json.loads(line).get("draft", -1) < self.num_drafts]
         if len(whole) < len(lines):
@@ -138,27 +152,29 @@ class _ReplayStore:
 
     @property
     def name(self) -> str:
-        """How a person calls the base."""
+        """The name of the base."""
         return self.folder.folder.name.rpartition("-")[0]
 
     def counts(self) -> Wanted:
-        """How many rows there are."""
+        """How many rows the files have."""
         return Wanted(len(_lines(self.folder.rows)), len(_lines(self.folder.held_out)))
 
     def lacks(self, wanted: Wanted) -> bool:
-        """Whether more were wanted than ever before: rows that a person took out stay away."""
+        """Whether more rows are wanted than ever before: deleted rows stay deleted."""
         return any(
-            number > self.asked.get(name, 0) for name, number in vars(wanted).items() if number
+            number > self.requested.get(name, 0)
+            for name, number in wanted.by_file().items()
+            if number
         )
 
     def take(self, drafts: Sequence[ReplayRow]) -> None:
-        """Judge drafts, and write each to the file that it belongs to, then the record."""
+        """Check drafts, append each to its file, and update the record."""
         lines: dict[Path, list[str]] = {}
         for draft in drafts:
-            fault = find_fault(draft, self.known)
+            fault = find_fault(draft, self.seen)
             if fault is None:
-                self.known.add(draft.text)
-            path = self._place_of(fault)
+                self.seen.add(draft.text)
+            path = self._file_for(fault)
             self.fates[fault or "kept"] += 1
             lines.setdefault(path, []).append(_line(draft, fault))
         self.num_drafts += len(drafts)
@@ -167,28 +183,28 @@ class _ReplayStore:
         self.save()
 
     def save(self) -> None:
-        """Write the record, which says what of the files is whole."""
+        """Write the record, which says which lines are complete."""
         record = read_json(self.folder.record) if self.folder.record.exists() else {}
-        content = {"drafts": self.num_drafts, "fates": dict(self.fates), "asked": self.asked}
-        write_json(self.folder.record, record | content)
+        content = {"drafts": self.num_drafts, "fates": dict(self.fates)}
+        write_json(self.folder.record, record | content | {"asked": self.requested})
 
-    def _place_of(self, fault: ReplayFault | None) -> Path:
+    def _file_for(self, fault: ReplayFault | None) -> Path:
         if fault is not None:
             return self.folder.dropped
-        is_held_out = self.fates["kept"] % HELD_OUT_EVERY == 0
-        return self.folder.held_out if is_held_out else self.folder.rows
+        is_drift_row = self.fates["kept"] % DRIFT_ROW_EVERY == 0
+        return self.folder.held_out if is_drift_row else self.folder.rows
 
 
-def _write(run: Run, writing: ReplayWriting, wanted: Wanted, desk: _ReplayStore) -> None:
-    """Let the base write until there is enough, or until it says nothing new."""
+def _write(run: Run, writing: ReplayWriting, wanted: Wanted, store: _ReplayStore) -> None:
+    """Let the base write until there are enough rows, or until it repeats itself."""
     recipe, source = run.recipe, run.base_source
     record = {"base": source, "key": run.base_key, "writing": writing.model_dump()}
-    write_json(desk.folder.record, record)
-    desk.save()
+    write_json(store.folder.record, record)
+    store.save()
     model = run.load_base()
     tokenizer = load_tokenizer(source, trust_remote_code=recipe.model.trust_remote_code)
     check_vocabulary(model, tokenizer)
-    author = ReplayWriter(
+    writer = ReplayWriter(
         model,
         tokenizer,
         system=recipe.data.system,
@@ -197,50 +213,50 @@ def _write(run: Run, writing: ReplayWriting, wanted: Wanted, desk: _ReplayStore)
         max_new_tokens=_turn_length(recipe, writing),
         batch_size=recipe.eval.batch_size,
     )
-    there = desk.counts()
+    there = store.counts()
     goal = max(
-        wanted.rows * HELD_OUT_EVERY // (HELD_OUT_EVERY - 1), wanted.held_out * HELD_OUT_EVERY
+        wanted.rows * DRIFT_ROW_EVERY // (DRIFT_ROW_EVERY - 1), wanted.drift_rows * DRIFT_ROW_EVERY
     )
-    last = desk.num_drafts + TRIES * goal
-    with progress(f"{desk.name} writes rows of its own", goal) as advance:
-        advance(min(goal, there.rows + there.held_out))
-        for numbers in _batches(desk, wanted, last, author.batch_size):
-            before = desk.fates["kept"]
-            desk.take(author.write(numbers))
-            advance(desk.fates["kept"] - before)
-    for name, number in vars(wanted).items():
-        desk.asked[name] = max(number, desk.asked.get(name, 0))
-    desk.save()
-    _say_what_was_written(desk, wanted)
+    last = store.num_drafts + MOST_TRIES * goal
+    with progress(f"{store.name} writes replay rows", goal) as advance:
+        advance(min(goal, there.rows + there.drift_rows))
+        for numbers in _batches(store, wanted, last, writer.batch_size):
+            before = store.fates["kept"]
+            store.take(writer.write(numbers))
+            advance(store.fates["kept"] - before)
+    for name, number in wanted.by_file().items():
+        store.requested[name] = max(number, store.requested.get(name, 0))
+    store.save()
+    _say_counts(store, wanted)
 
 
-def _batches(desk: _ReplayStore, wanted: Wanted, last: int, size: int) -> Iterator[list[int]]:
-    """Numbers of the next drafts, until there is enough or there were too many."""
-    while desk.num_drafts < last:
-        there = desk.counts()
-        if there.rows >= wanted.rows and there.held_out >= wanted.held_out:
+def _batches(store: _ReplayStore, wanted: Wanted, last: int, size: int) -> Iterator[list[int]]:
+    """Numbers of the next drafts, until there are enough rows or too many drafts."""
+    while store.num_drafts < last:
+        there = store.counts()
+        if there.rows >= wanted.rows and there.drift_rows >= wanted.drift_rows:
             return
-        if desk.num_drafts >= FIRST_LOOK and desk.fates["kept"] < FEWEST * desk.num_drafts:
+        if store.num_drafts >= FIRST_CHECK and store.fates["kept"] < LEAST_VALID * store.num_drafts:
             return
-        yield list(range(desk.num_drafts, desk.num_drafts + size))
+        yield list(range(store.num_drafts, store.num_drafts + size))
 
 
-def _say_what_was_written(desk: _ReplayStore, wanted: Wanted) -> None:
-    dropped = ", ".join(f"{desk.fates[fault]:,} {fault}" for fault in FAULTS if desk.fates[fault])
+def _say_counts(store: _ReplayStore, wanted: Wanted) -> None:
+    dropped = ", ".join(f"{store.fates[fault]:,} {fault}" for fault in FAULTS if store.fates[fault])
     say(
-        f"{desk.num_drafts:,} drafts: {desk.fates['kept']:,} kept"
+        f"{store.num_drafts:,} drafts: {store.fates['kept']:,} kept"
         + (f"; dropped: {dropped}" if dropped else "")
-        + f"; in {desk.folder.folder}"
+        + f"; in {store.folder.folder}"
     )
-    there = desk.counts()
-    if there.rows < FEWEST * wanted.rows:
+    there = store.counts()
+    if there.rows < LEAST_VALID * wanted.rows:
         raise RunError(
-            f"the base wrote {there.rows:,} rows that are of use, of {wanted.rows:,} ({dropped})",
-            remedy="raise keep.max_new_tokens, or name a file with rows: keep.kind: rows",
+            f"the base wrote {there.rows:,} valid rows instead of {wanted.rows:,} ({dropped})",
+            remedy="raise keep.max_new_tokens, or use rows of a file with keep.kind: rows",
         )
-    for found, number in ((there.rows, wanted.rows), (there.held_out, wanted.held_out)):
+    for found, number in ((there.rows, wanted.rows), (there.drift_rows, wanted.drift_rows)):
         if found < number:
-            warn(f"the base has no more to say: {found:,} rows instead of {number:,}")
+            warn(f"the base repeats itself: {found:,} rows instead of {number:,}")
 
 
 def _turn_length(recipe: Recipe, writing: ReplayWriting) -> int:
@@ -258,7 +274,7 @@ def _line(draft: ReplayRow, fault: ReplayFault | None) -> str:
 
 
 def _text_of(line: str) -> str:
-    """All that a row says; a person may have written it in another form."""
+    """The text of a row; a user may have edited it into another form."""
     row = json.loads(line)
     if "messages" in row:
         return "\n".join(message["content"] for message in row["messages"])
@@ -268,22 +284,8 @@ def _text_of(line: str) -> str:
 def _lines(path: Path) -> list[str]:
     if not path.exists():
         return []
-    # Not splitlines: JSON leaves alone what Unicode takes for the end of a line.
+    # Not splitlines: JSON strings may contain line ends of Unicode.
     return [line for line in path.read_text("utf-8").split("\n") if line.strip()]
-
-
-@dataclass(frozen=True)
-class KeptData:
-    """What a run is held to and measured on; nothing where the recipe keeps nothing."""
-
-    folder: ReplayDir | None = None
-    rows: list[TokenizedExample] = field(default_factory=list)
-    """To be held to."""
-    held_out: list[TokenizedExample] = field(default_factory=list)
-    """For the gauge."""
-    row_tops: CachedPredictions | None = None
-    """What the base predicts for the rows, where it is not beneath an adapter."""
-    held_out_tops: CachedPredictions | None = None
 
 
 def writing_of(recipe: Recipe) -> ReplayWriting:
@@ -292,7 +294,7 @@ def writing_of(recipe: Recipe) -> ReplayWriting:
 
 
 def wanted_rows(recipe: Recipe) -> Wanted:
-    """What the recipe asks its base to write."""
+    """How many rows the recipe needs from its base."""
     if recipe.model.scratch is not None:
         return Wanted()
     keep, data = recipe.keep, recipe.data
@@ -304,65 +306,65 @@ def wanted_rows(recipe: Recipe) -> Wanted:
 
 
 def check_keep_file(run: Run) -> None:
-    """Raise what is wrong with the recipe's file of kept rows, before anything is loaded."""
+    """Raise `YRunnerError` for a faulty file in `keep`, before anything is loaded."""
     for source in run.keep_sources:
         _examples(run, source, run.rules)
 
 
-def prepare_keep(run: Run) -> KeptData:
-    """The rows that a run is held to, written now where they are missing.
+def prepare_keep(run: Run) -> RegulariserData:
+    """The rows of a run's regulariser and drift measure; missing ones are written now.
 
-    Comes before TrainingArguments: under DeepSpeed ZeRO-3 those decide how weights load, and here
-    the base is needed whole. Raises `YRunnerError` for rows that are of no use.
+    Call it before TrainingArguments are made: under DeepSpeed ZeRO-3 those decide how weights load,
+    and this needs the whole base. Raises `YRunnerError` for faulty rows.
     """
     recipe = run.recipe
     wanted, writing = wanted_rows(recipe), writing_of(recipe)
-    if not (wanted.rows or wanted.held_out or run.keep_sources):
-        return KeptData()
+    if not (wanted.rows or wanted.drift_rows or run.keep_sources):
+        return RegulariserData()
     folder = replay_folder(run, writing)
     rows: list[TokenizedExample] = []
-    held_out: list[TokenizedExample] = []
-    if wanted.rows or wanted.held_out:
+    drift_rows: list[TokenizedExample] = []
+    if wanted.rows or wanted.drift_rows:
         written = written_rows(run, writing, wanted)
         folder = written.folder
         if wanted.rows:
             rows = _tokenized(run, folder.rows)[: wanted.rows]
-        if written.held_out:
-            held_out = _tokenized(run, folder.held_out)[: wanted.held_out]
+        if written.drift_rows:
+            drift_rows = _tokenized(run, folder.held_out)[: wanted.drift_rows]
     for source in run.keep_sources:
         rows = _examples(run, source, run.rules)
     if isinstance(recipe.keep, HeldToRows):
-        say(f"held to {num_rows(len(rows))}, {recipe.keep.share:.0%} of each update")
-    return _with_tops(run, KeptData(folder, rows, held_out))
+        say(f"replaying {num_rows(len(rows))}, {recipe.keep.share:.0%} of each update")
+    return _with_tops(run, RegulariserData(folder, rows, drift_rows))
 
 
 def rows_key(run: Run, rows: Sequence[TokenizedExample], *what: Any) -> str:
-    """Changes with the rows, with the model as it is before training, and with `what`."""
+    """A hash of the rows, of the untrained model, and of `what`."""
     tuning = run.recipe.tuning.model_dump(mode="json")
     facts = [run.base_key, tuning.get("adapter"), row_hashes(rows), *what]
     return sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
-def _with_tops(run: Run, kept: KeptData) -> KeptData:
+def _with_tops(run: Run, data: RegulariserData) -> RegulariserData:
     recipe = run.recipe
-    if has_base_beneath(recipe) or kept.folder is None:
-        return kept
+    if has_base_beneath(recipe) or data.folder is None:
+        return data
     keep = recipe.keep
     by_kl = isinstance(keep, SelfReplay | KeepRows) and keep.by == "kl"
     tops = [
-        _tops(run, kept.folder, rows, top) if rows and top else None
+        _tops(run, data.folder, rows, top) if rows and top else None
         for rows, top in (
-            (kept.rows, keep.top if by_kl and isinstance(keep, SelfReplay | KeepRows) else 0),
-            (kept.held_out, recipe.drift.top),
+            (data.rows, keep.top if by_kl and isinstance(keep, SelfReplay | KeepRows) else 0),
+            (data.drift_rows, recipe.drift.top),
         )
     ]
-    return KeptData(kept.folder, kept.rows, kept.held_out, *tops)
+    return RegulariserData(data.folder, data.rows, data.drift_rows, *tops)
 
 
 def _tops(
     run: Run, folder: ReplayDir, rows: Sequence[TokenizedExample], top: int
 ) -> CachedPredictions:
-    """What the model predicts for rows before it is trained: computed once, then read from disk."""
+    """The untrained model's predictions for rows, computed once, then read from disk."""
     dtype = run.dtype
     path = folder.tops(rows_key(run, rows, top, str(dtype)))
     folder.folder.mkdir(parents=True, exist_ok=True)
@@ -371,7 +373,7 @@ def _tops(
             device = "cuda" if torch.cuda.is_available() else "cpu"
             model = untrained_model(run).to(device)
             autocast = torch.autocast(device, dtype=dtype, enabled=dtype != torch.float32)
-            with autocast, progress("what the base predicts, rows", len(rows)) as advance:
+            with autocast, progress("predictions of the base, rows", len(rows)) as advance:
                 tops = cache_predictions(
                     model,
                     rows,
@@ -385,14 +387,14 @@ def _tops(
             partial.rename(path)
         tops = CachedPredictions.load(path)
     say(
-        f"the base's {top:,} likeliest tokens for {num_rows(len(rows))}; all others together have "
-        f"{tops.mean_rest:.2%} of its probability"
+        f"stored the base's {top:,} most likely tokens for {num_rows(len(rows))}; all others "
+        f"together have {tops.mean_rest:.2%} of its probability"
     )
     return tops
 
 
 def _tokenized(run: Run, file: Path) -> list[TokenizedExample]:
-    """Rows that the base wrote; learned is what it wrote, not the opening that it was given."""
+    """Rows that the base wrote; targets are what it wrote, not the opening that it was given."""
     rules = Rules(
         max_length=run.recipe.data.max_length,
         too_long="drop",
@@ -412,15 +414,15 @@ def _examples(run: Run, source: Source, rules: Rules) -> list[TokenizedExample]:
         prepared.check(too_long=rules.too_long, invalid=rules.invalid)
     examples = list(prepared.train)
     if not examples:
-        raise DataError(source.files[0], "no row is left to hold", remedy="raise data.max_length")
+        raise DataError(source.files[0], "no row is left for keep", remedy="raise data.max_length")
     return examples
 
 
 def without_opening(examples: Sequence[TokenizedExample]) -> list[TokenizedExample]:
-    """The examples without what all of them begin with, which was given, as a target."""
+    """The examples without their common beginning, which the base was given, as a target."""
     if len(examples) < 2:
         return list(examples)
-    # What the first and the last in order have in common, all have.
+    # What the first and the last in sorted order have in common, all have.
     first, last = (pick(example.input_ids for example in examples) for pick in (min, max))
     same = (left == right for left, right in zip(first, last, strict=False))
     given = sum(takewhile(bool, same))

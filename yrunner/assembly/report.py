@@ -1,9 +1,4 @@
-"""What a run's report says of forgetting: how far the model moved from its base, and when.
-
-What a person is told of a run: before it, after it, in its report and on its model card.
-
-The picture of a kind of loss: its weight over the loss of a target, above the losses found.
-"""
+"""What a run reports: its plan and result on the terminal, its model card, and report.html."""
 
 # N = points of a curve
 
@@ -41,88 +36,34 @@ from yrunner.reports.html import (
     Report,
     write_report,
 )
-from yrunner.reports.plots import drift_curve
 from yrunner.storage.run_dir import RunDir
 from yrunner.training.arguments import token_weight
 from yrunner.training.metrics import read_metrics
 
-CAPTION = (
-    "Above: the plain loss on the field's validation rows. Below: how far the model has moved "
-    "from its base on rows that the base wrote, as KL(base || tuned). Where the lower curve rises "
-    "and the upper one stands still, the run forgets and learns nothing for it."
-)
-
-
-def drift_plots(records: Sequence[Mapping[str, Any]]) -> list[Plot]:
-    """The domain's curve and the drift's, one above the other; none where no drift was measured."""
-    if not _measured(records):
-        return []
-    return [Plot("Learned and forgotten", drift_curve(records), CAPTION)]
-
-
-def drift_figures(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
-    """The key figure of the last validation."""
-    measured = _measured(records)
-    if not measured:
-        return []
-    note = "nats per token from the base, on rows it wrote; last validation"
-    return [("drift", f"{measured[-1]['eval_drift']:.4f}", note)]
-
-
-def _measured(records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    return [record for record in records if "eval_drift" in record]
-
-
 HIGHEST_LOSS = 16.0
 NUM_POINTS = 801
-
-
-def shown_entropies(loss: Loss) -> dict[str, float]:
-    """The names of a kind's curves, and the entropy in nats that each is drawn at.
-
-    One curve, at any entropy, where the weight depends on the loss alone.
-    """
-    match loss:
-        case PlainLoss() | NlirgLoss() | DftLoss():
-            return {"any entropy": 0.0}
-        case NlirgEntropyLoss():
-            return {f"entropy {nats} nats": float(nats) for nats in (0, 1, 3)}
-        case EaftLoss():
-            return {f"entropy {nats} nats of the top 20": nats for nats in (0.5, 1.5, 2.9)}
-        case _:
-            assert_never(loss)
-
-
-def zone_edges(loss: Loss) -> tuple[float, float, float]:
-    """The losses between the four zones; a low `loss_deadline` leaves no room for zones below."""
-    loss_deadline = token_weight(loss)[1]
-    return min(EASY_UP_TO, loss_deadline), min(LEARNING_UP_TO, loss_deadline), loss_deadline
-
-
-def weight_plot(loss: Loss, *, before: Sequence[float] = (), after: Sequence[float] = ()) -> str:
-    """The curves as SVG; `before` and `after` are losses of targets around the training."""
-    weight, _ = token_weight(loss)
-    losses_N = torch.linspace(0, HIGHEST_LOSS, NUM_POINTS)
-    curves = {
-        name: weight.of(losses_N, torch.full_like(losses_N, entropy)).tolist()
-        for name, entropy in shown_entropies(loss).items()
-    }
-    return plots.weight_curve(
-        losses_N.tolist(), curves, zone_edges=zone_edges(loss), before=before, after=after
-    )
-
-
 SHOWN_ANSWERS = 10
 
 
+DRIFT_CAPTION = (
+    "Above: the plain loss on the domain's validation rows. Below: how far the model has moved "
+    "from its base on rows that the base wrote, as KL(base || tuned). Where the lower curve rises "
+    "while the upper one stays flat, the run forgets without learning."
+)
+WEIGHT_CAPTION = (
+    "Above: the weight of a target's gradient by its loss. Below: the losses of the same targets "
+    "before and after training."
+)
+
+
 def say_plan(run: Run, model: Any, plan: Plan) -> None:
-    """Print what is about to happen: model, trainable share, rows, updates."""
+    """Print the plan of the run: model, trainable share, rows, updates."""
     recipe, train, prepared = run.recipe, run.recipe.train, run.dataset
     trained, total = count_parameters(model)
     rows = [
         ("model", f"{recipe.model.base or 'from scratch'}, {total:,} parameters"),
         ("trained", f"{trained:,} of them ({trained / total:.2%}), tuning {recipe.tuning.kind}"),
-        ("rows", f"{len(prepared.train):,} to learn, {len(prepared.validation):,} to validate"),
+        ("rows", f"{len(prepared.train):,} training, {len(prepared.validation):,} validation"),
         ("updates", f"{plan.num_updates:,} ({_epochs(plan)}, {plan.lanes} {_unit(plan)} each)"),
         ("keep", _keep(recipe, plan)),
         ("loss", f"{recipe.loss.kind}, {_targets_of_update(train.token_batch)} per update"),
@@ -133,36 +74,36 @@ def say_plan(run: Run, model: Any, plan: Plan) -> None:
 
 
 def say_result(run: Run, before: Measured, after: Measured) -> None:
-    """Print what the run reached, and where it is."""
+    """Print the results of the run, and where they are."""
     print_tasks(run.recipe, before, after)
     say(f"model:  {run.folder.model}")
     say(f"report: {run.folder.report}")
 
 
 def say_next(run: Run) -> None:
-    """Print the commands that come next."""
+    """Print useful next commands."""
     recipe, arguments = run.recipe, run.options.arguments
     say("")
-    say(f"yrun chat {arguments}    # talk to it")
+    say(f"yrun chat {arguments}    # chat with it")
     if recipe.eval.tasks:
-        say(f"yrun eval {arguments}    # its tasks again, with the base beside it")
+        say(f"yrun eval {arguments}    # run its tasks on base and result")
     if recipe.tuning.kind in ("lora", "qlora"):
-        say(f"yrun merge {arguments}   # one model of base and adapter")
+        say(f"yrun merge {arguments}   # merge base and adapter")
 
 
 def print_tasks(recipe: Recipe, before: Measured | None, after: Measured) -> None:
-    """Print the share of questions that each task's models answered exactly."""
+    """Print the share of exact answers of each task."""
     rows = _task_rows(recipe, before, after)
     if rows:
-        columns = ("task", "side", "questions", "right before", "right after")
-        print_table("Answered exactly", columns, rows)
+        columns = ("task", "side", "questions", "exact before", "exact after")
+        print_table("Exact answers", columns, rows)
 
 
 def model_card(run: Run, before: Measured, after: Measured, **origin: Any) -> ModelCard:
-    """The card that goes with the model's weights; `origin`: fields that only some cards have."""
+    """The model card; `origin`: fields that only some cards have."""
     recipe = run.recipe
     figures = [
-        (f"{name}: answered exactly", f"{now} (before: {then})")
+        (f"{name}: exact answers", f"{now} (before: {then})")
         for name, _, _, then, now in _task_rows(recipe, before, after)
     ]
     best = _best_validation(run.folder)
@@ -186,17 +127,17 @@ def write_run_report(run: Run, before: Measured, after: Measured) -> None:
     records = read_metrics(run_dir.metrics)
     blocks: list[Block] = [
         KeyFigures(_key_figures(run, before, after, records)),
-        Plot("Loss", plots.loss_curves(records), "Plain loss chooses the checkpoint."),
+        Plot("Loss", plots.loss_curves(records), "The checkpoint is chosen by plain loss."),
         *drift_plots(records),
         Plot(
             "Zones",
             plots.zones_over_time(records),
-            "Share of the targets that are easy, being learned, hard, and refused.",
+            "Shares of easy, learnable, hard and refused targets.",
         ),
         Plot(
             "Weight by loss",
             weight_plot(recipe.loss, before=before.token_losses, after=after.token_losses),
-            _WEIGHT_CAPTION,
+            WEIGHT_CAPTION,
         ),
         Plot("Learning rate", plots.learning_rate(records)),
         *_answer_blocks(before, after),
@@ -205,10 +146,59 @@ def write_run_report(run: Run, before: Measured, after: Measured) -> None:
     write_report(Report(recipe.name, blocks, subtitle="yrunner"), run_dir.report)
 
 
-_WEIGHT_CAPTION = (
-    "Above: the weight that a target's gradient gets by its loss. Below: the losses of the same "
-    "targets before and after training."
-)
+def shown_entropies(loss: Loss) -> dict[str, float]:
+    """The names of a loss's curves, and the entropy in nats of each.
+
+    One curve if the weight depends on the loss alone.
+    """
+    match loss:
+        case PlainLoss() | NlirgLoss() | DftLoss():
+            return {"any entropy": 0.0}
+        case NlirgEntropyLoss():
+            return {f"entropy {nats} nats": float(nats) for nats in (0, 1, 3)}
+        case EaftLoss():
+            return {f"entropy {nats} nats of the top 20": nats for nats in (0.5, 1.5, 2.9)}
+        case _:
+            assert_never(loss)
+
+
+def zone_edges(loss: Loss) -> tuple[float, float, float]:
+    """The losses between the four zones; a low `loss_deadline` makes zones below it empty."""
+    loss_deadline = token_weight(loss)[1]
+    return min(EASY_UP_TO, loss_deadline), min(LEARNING_UP_TO, loss_deadline), loss_deadline
+
+
+def weight_plot(loss: Loss, *, before: Sequence[float] = (), after: Sequence[float] = ()) -> str:
+    """The curves as SVG; `before` and `after` are losses of targets before and after training."""
+    weight, _ = token_weight(loss)
+    losses_N = torch.linspace(0, HIGHEST_LOSS, NUM_POINTS)
+    curves = {
+        name: weight.of(losses_N, torch.full_like(losses_N, entropy)).tolist()
+        for name, entropy in shown_entropies(loss).items()
+    }
+    return plots.weight_curve(
+        losses_N.tolist(), curves, zone_edges=zone_edges(loss), before=before, after=after
+    )
+
+
+def drift_plots(records: Sequence[Mapping[str, Any]]) -> list[Plot]:
+    """Validation loss above drift; nothing if drift was not measured."""
+    if not _measured(records):
+        return []
+    return [Plot("Learned and forgotten", plots.drift_curve(records), DRIFT_CAPTION)]
+
+
+def drift_figures(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
+    """The drift at the last validation."""
+    measured = _measured(records)
+    if not measured:
+        return []
+    note = "nats per token, on rows that the base wrote; last validation"
+    return [("drift", f"{measured[-1]['eval_drift']:.4f}", note)]
+
+
+def _measured(records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return [record for record in records if "eval_drift" in record]
 
 
 def _epochs(plan: Plan) -> str:
@@ -217,7 +207,9 @@ def _epochs(plan: Plan) -> str:
 
 
 def _keep(recipe: Recipe, plan: Plan) -> str:
-    return f"{recipe.keep.kind}, {plan.kept} rows more each" if plan.kept else recipe.keep.kind
+    if not plan.kept:
+        return recipe.keep.kind
+    return f"{recipe.keep.kind}, {plan.kept} more rows per update"
 
 
 def _unit(plan: Plan) -> str:
@@ -255,7 +247,7 @@ def _key_figures(
 ) -> list[tuple[str, str, str]]:
     recipe = run.recipe
     figures = [
-        (name, now, f"of {count} questions exactly right; {then} before")
+        (name, now, f"exact answers to {count} questions; {then} before")
         for name, _, count, then, now in _task_rows(recipe, before, after)
     ]
     best = _best_validation(run.folder)
@@ -268,7 +260,7 @@ def _key_figures(
 
 
 def _answer_blocks(before: Measured, after: Measured) -> list[Answers]:
-    """Ten answers of each task: those that training changed come first."""
+    """Ten answers of each task, those that changed first."""
     blocks = []
     for name, rows in after.answers.items():
         answers = [

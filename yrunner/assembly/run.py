@@ -1,7 +1,7 @@
-"""A run: a recipe with its options and its folder, and what is made of them, each part once.
+"""A run: a recipe with its options and its folder, and everything made from them, each part once.
 
-Every command works on a `Run`. What costs time (files, tokenizer, tokenized rows, the key of the
-base) is made when it is first asked for, and kept.
+Every command works on a `Run`. Slow parts (files, tokenizer, tokenized rows, the key of the base)
+are made on first use and cached.
 """
 
 import copy
@@ -51,31 +51,31 @@ from yrunner.recipe.schema.recipe import Recipe
 from yrunner.storage.run_dir import RunDir
 
 FIRST_ROWS = 10
-"""Questions to ask where a recipe has no task."""
-OF_THE_BASE = ("stale_base", "base_key", "tokenizer", "config")
+"""Questions of a recipe without tasks."""
+BASE_PARTS = ("stale_base", "base_key", "tokenizer", "config")
 """Parts that change when the base is trained."""
-OF_EVERY_VARIANT = ("base", "sources", "tasks", "known_faults", *OF_THE_BASE)
+SHARED_PARTS = ("base", "sources", "tasks", "known_faults", *BASE_PARTS)
 """Parts that do not depend on how a recipe trains."""
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How the command was called."""
+    """The options of the command."""
 
     arguments: str = ""
-    """Recipe and overrides as typed, for commands that are printed for the user."""
+    """Recipe and overrides as typed, for printed commands."""
     resume: bool = False
     overwrite: bool = False
     is_base: bool = False
-    """Trained only because another recipe starts from it."""
+    """Trained only because it is the base of another recipe."""
     from_step: int | None = None
-    """The update whose checkpoint a resumed run continues from."""
+    """The update of the checkpoint to resume from."""
 
     @property
     def flags(self) -> list[str]:
         """The options of `yrun train`."""
-        given = {"--resume": self.resume, "--overwrite": self.overwrite, "--is-base": self.is_base}
-        return [flag for flag, is_given in given.items() if is_given]
+        flags = {"--resume": self.resume, "--overwrite": self.overwrite, "--is-base": self.is_base}
+        return [flag for flag, is_set in flags.items() if is_set]
 
     @property
     def how_to_resume(self) -> str:
@@ -86,7 +86,7 @@ class RunOptions:
 
 
 class Run:
-    """A recipe at work. See the module's docstring."""
+    """See the docstring of the module."""
 
     def __init__(self, recipe: Recipe, options: RunOptions | None = None) -> None:
         self.recipe = recipe
@@ -97,7 +97,7 @@ class Run:
     def load(cls, path: Path, overrides: Sequence[str] = (), **options: bool) -> "Run":
         """The run of a recipe file; `options` are those of `RunOptions`.
 
-        Raises `RecipeError` for a recipe that is wrong.
+        Raises `RecipeError` for an invalid recipe.
         """
         arguments = shlex.join([str(path), *overrides])
         return cls(load_recipe(path, list(overrides)), RunOptions(arguments, **options))
@@ -106,7 +106,7 @@ class Run:
         """The run of a recipe that differs only in how it trains."""
         other = Run(recipe, self.options)
         other.__dict__ |= {
-            part: self.__dict__[part] for part in OF_EVERY_VARIANT if part in self.__dict__
+            part: self.__dict__[part] for part in SHARED_PARTS if part in self.__dict__
         }
         return other
 
@@ -114,7 +114,7 @@ class Run:
 
     @cached_property
     def base(self) -> "Run | None":
-        """The run whose result this one starts from; None for a folder, a Hub id or a new model."""
+        """The run whose result this one starts from; None for a folder, Hub id or new model."""
         path = base_recipe_path(self.recipe)
         return None if path is None else Run.load(path, is_base=True)
 
@@ -128,11 +128,11 @@ class Run:
 
     @cached_property
     def stale_base(self) -> str | None:
-        """Why the base has to be trained first; None where it does not."""
+        """Why the base must be trained first; None if it is up to date."""
         base = self.base
         if base is None:
             return None
-        name = f"{base.recipe.name} is the base and"
+        name = f"the base {base.recipe.name}"
         if not base.folder.is_used():
             return f"{name} has not been trained yet: training it first"
         if not base.folder.fingerprint.exists():
@@ -146,12 +146,12 @@ class Run:
 
     def can_resume(self) -> bool:
         """Whether the folder holds checkpoints of this run with the same settings."""
-        there = self.folder.fingerprint.exists() and self.folder.saved_steps()
-        return bool(there) and not changes_since(self.folder, self.recipe)
+        has_checkpoint = self.folder.fingerprint.exists() and self.folder.saved_steps()
+        return bool(has_checkpoint) and not changes_since(self.folder, self.recipe)
 
     def forget_base(self) -> None:
-        """Look at the base anew: it has been trained."""
-        for part in OF_THE_BASE:
+        """Drop what is cached of the base, which has been trained."""
+        for part in BASE_PARTS:
             self.__dict__.pop(part, None)
 
     @cached_property
@@ -163,8 +163,8 @@ class Run:
     def tokenizer(self) -> Any:
         """The tokenizer that the run trains with.
 
-        That of a new model is trained on its texts, which takes seconds and has one result, so a
-        recipe can be checked before its base has been trained.
+        A new model's tokenizer is trained on its texts. That takes seconds and is deterministic, so
+        a recipe can be checked before its base is trained.
         """
         model = self.recipe.model
         if model.scratch is not None:
@@ -178,7 +178,7 @@ class Run:
 
     @cached_property
     def config(self) -> Any:
-        """The config of the model, also before its base has been trained."""
+        """The config of the model, also before its base is trained."""
         model = self.recipe.model
         if model.scratch is not None:
             return make_config(model.scratch.config, self.tokenizer)
@@ -188,7 +188,7 @@ class Run:
 
     @cached_property
     def dtype(self) -> torch.dtype:
-        """The precision to train in. Raises `MissingError` where this machine does not have it."""
+        """The training precision. Raises `MissingError` if this machine does not support it."""
         dtype = choose_dtype(self.recipe.model.dtype)
         if dtype == torch.float16 and not torch.cuda.is_available():
             raise MissingError(
@@ -198,19 +198,19 @@ class Run:
 
     @property
     def max_tokens(self) -> int:
-        """Tokens to compute at once: no more than training may meet in a micro-batch."""
+        """Tokens to compute at once: the most that a micro-batch can have."""
         return self.recipe.train.batch_size * self.recipe.data.max_length
 
     # The rows
 
     @cached_property
     def sources(self) -> list[Source]:
-        """Training and validation files. Raises `DataError` where there is no data file."""
+        """Training and validation files. Raises `DataError` if there are none."""
         return find_sources(self.recipe.data)
 
     @cached_property
     def keep_sources(self) -> list[Source]:
-        """The file of rows for `keep`, where the recipe names one."""
+        """The file of `keep`, if the recipe names one."""
         return keep_sources(self.recipe)
 
     @property
@@ -220,12 +220,12 @@ class Run:
 
     @property
     def rules(self) -> Rules:
-        """What the recipe makes of a row."""
+        """The recipe's rules for rows."""
         return rules_of(self.recipe)
 
     @cached_property
     def dataset(self) -> Prepared:
-        """All rows, tokenized now or earlier; what is wrong with them is counted, not refused."""
+        """All rows, tokenized now or cached; faults are counted, not refused."""
         _ = self.file_states
         size = sum(file.stat().st_size for file in self.files)
         bar: AbstractContextManager[Any] = (
@@ -235,21 +235,21 @@ class Run:
             return self.prepare(self.sources, self.rules, advance)
 
     def prepare(self, sources: Sequence[Source], rules: Rules, advance: Any = None) -> Prepared:
-        """Tokenize files, or find them prepared by this run or another beside it."""
+        """Tokenize files, or find them in the cache that runs in one folder share."""
         cache = Cache(self.folder.prepared)
         return prepare(
             sources, self.tokenizer, rules, cache, seed=self.recipe.seed, advance=advance
         )
 
     def refuse_faulty_rows(self) -> None:
-        """Refuse the rows that the recipe refuses, and set the validation rows aside."""
+        """Refuse faulty rows as the recipe says, and split off the validation rows."""
         data = self.recipe.data
         self.dataset.check(too_long=data.too_long, invalid=data.invalid)
         if data.validation_share is not None:
             self.dataset.set_validation_aside(data.validation_share, self.recipe.seed)
 
     def accept_rows(self) -> None:
-        """Print the fate of every row, and refuse those that the recipe refuses."""
+        """Print row counts, and refuse faulty rows as the recipe says."""
         print_rows(self.dataset, self.folder.prepared)
         self.refuse_faulty_rows()
         print_left_out(self.dataset)
@@ -260,27 +260,27 @@ class Run:
         return states_of(self.files)
 
     def refuse_changed_files(self) -> None:
-        """Raise `DataError` where a data file has changed since it was read."""
+        """Raise `DataError` if a data file has changed since it was read."""
         check_unchanged(self.file_states)
 
     def refuse_unreadable_rows(self) -> None:
-        """Refuse the faulty rows that are seen without a tokenizer."""
+        """Refuse rows whose faults show without a tokenizer."""
         check_conversations([*self.sources, *self.keep_sources], self.rules)
 
     def _texts(self) -> Iterator[str]:
         return texts_of(source for source in self.sources if source.purpose == "train")
 
     def plan(self, *, num_ranks: int | None = None) -> Plan:
-        """What the run learns from at which update, exactly.
+        """Which rows the run trains on at which update.
 
-        `num_ranks` processes start it; None: as many as the recipe asks for.
+        `num_ranks`: the world size at its start; None: that of the recipe.
         """
         if num_ranks is None:
             num_ranks = topology_of(self.recipe.distributed, torch.cuda.device_count()).num_ranks
         return self.plan_for(self.dataset.train, num_ranks=num_ranks)
 
     def plan_for(self, examples: Examples, *, num_ranks: int) -> Plan:
-        """The plan of a run that learns from these examples."""
+        """The plan of a run on these examples."""
         recipe = self.recipe
         return make_plan(
             examples.num_targets,
@@ -302,7 +302,7 @@ class Run:
     def tasks(self) -> list[tuple[Task, list[Question]]]:
         """The tasks with their questions. Raises `DataError` for a faulty file.
 
-        A recipe without tasks gets one of its first rows, so that there are answers to look at.
+        A recipe without tasks gets one from its first rows, so that the report has answers.
         """
         if self.recipe.eval.tasks:
             return [(task, read_task(task)) for task in self.recipe.eval.tasks]
@@ -310,22 +310,22 @@ class Run:
         source = self.sources[len(data.train) if data.validation else 0]
         file = source.files[0]
         rows = read_conversations(file, source.reading).rows
-        talks = (row for row in rows if isinstance(row, Conversation) and not row.is_text)
-        questions = [question_of(row) for row in islice(talks, FIRST_ROWS)]
+        conversations = (row for row in rows if isinstance(row, Conversation) and not row.is_text)
+        questions = [question_of(row) for row in islice(conversations, FIRST_ROWS)]
         name = f"first rows of {file.name}"
         task = AnswerTask(kind="answer", name=name, side="domain", data=file)
         return [(task, questions)] if questions else []
 
     @cached_property
     def known_faults(self) -> list[KnownFault]:
-        """The faulty rows that the recipe lists. Raises `DataError` for a list that is wrong."""
+        """The faulty rows that the recipe lists. Raises `DataError` for an invalid list."""
         listed = self.recipe.eval.faults
         return [] if listed is None else read_faults(listed.data, listed.list)
 
     # The result
 
     def require_result(self) -> None:
-        """Raise `RunError` where there is no trained model yet."""
+        """Raise `RunError` if there is no trained model yet."""
         if not self.folder.is_finished():
             raise RunError(
                 f"{self.recipe.name} has no result in {self.folder.folder}",
@@ -338,15 +338,15 @@ class Run:
         return load_tokenizer(str(self.folder.model))
 
     def load_base(self) -> Any:
-        """The model as it was before training."""
+        """The model before training."""
         return self.load_model(self.base_source)
 
     def load_result(self) -> Any:
-        """The trained model; an adapter is merged into its base, in memory."""
+        """The trained model; an adapter is merged in memory."""
         return self.load_model(str(self.folder.model))
 
     def load_model(self, source: str | Path) -> Any:
-        """The model in a folder or on the Hub, as the recipe wants it loaded, on the device."""
+        """The model in a folder or on the Hub, loaded as the recipe says, on the device."""
         model = self.recipe.model
         loaded = load_model(
             str(source),

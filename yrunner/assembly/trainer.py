@@ -1,4 +1,4 @@
-"""The model that a recipe trains, and the trainer that trains it."""
+"""The model that a recipe trains, and its trainer."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,9 +37,9 @@ from yrunner.training.trackers import TensorBoard, tracker_callbacks
 
 
 def untrained_model(run: Run) -> Any:
-    """The model as the recipe starts to train it: loaded or built anew, and ready to be tuned."""
+    """The model before its first update: loaded or newly built, prepared for its tuning."""
     recipe = run.recipe
-    # Under mixed precision trained weights stay in float32; apply_tuning sees to it.
+    # Under mixed precision, apply_tuning keeps trained weights in float32.
     if recipe.model.scratch is not None:
         model: Any = build_model(recipe.model.scratch.config, run.tokenizer, recipe.seed)
     else:
@@ -63,7 +63,7 @@ def _quantization(run: Run) -> Any:
 
 
 def has_base_beneath(recipe: Recipe) -> bool:
-    """Whether the trained model with its adapter off is the model as it was before training."""
+    """Whether switching off the adapter gives the model before training."""
     tuning = recipe.tuning
     return tuning.kind not in ("full", "freeze") and getattr(tuning, "adapter", None) is None
 

@@ -1,7 +1,4 @@
-"""`yrun chat`: talk to the result of a recipe.
-
-A conversation with a model: questions, answers, and the commands that begin with a slash.
-"""
+"""`yrun chat`: chat with the trained model of a recipe."""
 
 import json
 import sys
@@ -22,15 +19,16 @@ from yrunner.recipe.schema.eval import Generation
 
 COMMANDS = {
     "/base": "the base answers the last question too",
-    "/reset": "forget what was said",
-    "/save [FILE]": "keep what was said as a training row",
-    "/params [KEY=VALUE ...]": "show or change how answers are written",
-    "/help": "this list",
+    "/reset": "clear the conversation",
+    "/save [FILE]": "save the conversation as a training row",
+    "/params [KEY=VALUE ...]": "show or change generation settings",
+    "/help": "show this list",
 }
+ANY_GENERATION: TypeAdapter[Generation] = TypeAdapter(Generation)
 
 
-class Talk:
-    """What was said so far, and how the next answer is written."""
+class Chat:
+    """A conversation so far, and the generation settings of the next answer."""
 
     def __init__(self, run: Run, tokenizer: Any, model: Any, max_new_tokens: int) -> None:
         self._run, self._tokenizer, self._model = run, tokenizer, model
@@ -42,15 +40,15 @@ class Talk:
         self._messages: tuple[Message, ...] = ()
 
     def ask(self, question: str) -> None:
-        """Answer, and remember both; an answer that was stopped is forgotten with its question."""
+        """Answer a question; a stopped answer is dropped together with its question."""
         asked = (*self._messages, Message("user", question))
         self._num_asked += 1
         answer = self._answer(self._model, asked)
         if answer is not None:
             self._messages = (*asked, Message("assistant", answer.text))
 
-    def obey(self, line: str) -> None:
-        """Do what a line says that begins with a slash."""
+    def run_command(self, line: str) -> None:
+        """Run a command that starts with a slash."""
         command, _, rest = line.partition(" ")
         match command:
             case "/base":
@@ -65,10 +63,10 @@ class Talk:
                 for name, meaning in COMMANDS.items():
                     say(f"{name}: {meaning}")
             case _:
-                say(f"there is no command {command}; there are {', '.join(COMMANDS)}")
+                say(f"unknown command {command}; use {', '.join(COMMANDS)}")
 
     def _answer(self, model: Any, asked: tuple[Message, ...]) -> Generated | None:
-        """The answer, shown as it is written where a person looks on."""
+        """The answer, streamed to a terminal."""
         prompt = prompt_text(asked, self._tokenizer, self._recipe.data.system)
         streams = is_terminal()
         try:
@@ -79,15 +77,15 @@ class Talk:
                 (lambda piece: show(Text(piece), end="")) if streams else (lambda _: None),
                 max_new_tokens=self._max_new_tokens,
                 generation=self._generation,
-                # Another one for each question: asked again, it may be answered another way.
+                # One for each question: the same question can get another answer.
                 seed=self._recipe.seed + self._num_asked,
             )
         except KeyboardInterrupt:
-            # The one who types wants the next question, not the end of the program.
+            # Ctrl-C stops the answer, not the chat.
             say("")
             return None
         if answer.refused:
-            say("this no longer fits into the model; /reset begins anew")
+            say("the conversation is too long for the model; /reset clears it")
             return None
         say("" if streams else answer.text)
         return answer
@@ -96,7 +94,7 @@ class Talk:
         if not self._messages:
             say("ask something first")
         elif self._recipe.model.base is None:
-            say(f"{self._recipe.name} was trained from random weights, it has no base")
+            say(f"{self._recipe.name} was trained from scratch and has no base")
         else:
             if self._base is None:
                 self._base = self._run.load_base()
@@ -104,12 +102,12 @@ class Talk:
 
     def _save(self, name: str) -> None:
         if not self._messages:
-            say("there is nothing to save; ask something first")
+            say("nothing to save; ask something first")
             return
         folder = self._recipe.run_folder
         path = Path(name) if name else folder.with_name(f"{folder.name}-saved.jsonl")
         if path.suffix != ".jsonl" or not path.parent.is_dir():
-            say(f"{path} cannot be written to; name a file that ends in .jsonl")
+            say(f"cannot write {path}; name a .jsonl file in an existing folder")
             return
         messages = with_system(self._messages, self._recipe.data.system)
         row = {"messages": [{"role": turn.role, "content": turn.content} for turn in messages]}
@@ -119,17 +117,17 @@ class Talk:
             say(f"saved as row {sum(1 for _ in file)} of {path}")
 
     def _set(self, changes: list[str]) -> None:
-        """Change how answers are written, or say why that cannot be; show how it is now."""
+        """Change generation settings, or say why not; show the settings."""
         given = dict(change.partition("=")[::2] for change in changes)
         length = given.pop("max_new_tokens", str(self._max_new_tokens))
         if not length.isdecimal() or int(length) < 1:
-            say(f'max_new_tokens must be a whole number of at least 1, got "{length}"')
+            say(f'max_new_tokens must be a whole number of at least 1, not "{length}"')
             return
-        kept = {} if "kind" in given else self._generation.model_dump()
-        if kept.get("kind") == "greedy" and given.keys() - {"repetition_penalty"}:
-            kept["kind"] = "sample"  # whoever sets a temperature wants it to be used
+        current = {} if "kind" in given else self._generation.model_dump()
+        if current.get("kind") == "greedy" and given.keys() - {"repetition_penalty"}:
+            current["kind"] = "sample"  # a temperature has no effect on greedy decoding
         try:
-            self._generation = _ANY_KIND.validate_python({**kept, **given})
+            self._generation = ANY_GENERATION.validate_python({**current, **given})
         except ValidationError as error:
             for fault in error.errors():
                 say(f"{fault['loc'][-1] if fault['loc'] else 'kind'}: {fault['msg']}")
@@ -139,29 +137,26 @@ class Talk:
         say(" ".join(f"{key}={value}" for key, value in values.items()))
 
 
-_ANY_KIND: TypeAdapter[Generation] = TypeAdapter(Generation)
-
-
 def chat(path: Path, overrides: list[str], *, max_new_tokens: int) -> None:
-    """Answer each line of standard input; the conversation goes on until /reset or its end."""
+    """Answer each line of standard input, in one conversation until /reset."""
     run = Run.load(path, overrides)
     run.require_result()
-    talk = Talk(run, run.result_tokenizer, run.load_result(), max_new_tokens)
+    session = Chat(run, run.result_tokenizer, run.load_result(), max_new_tokens)
     for line in _lines():
         if line.startswith("/"):
-            talk.obey(line)
+            session.run_command(line)
         else:
-            talk.ask(line)
+            session.ask(line)
 
 
 def _lines() -> Iterator[str]:
-    """What the person types, or what comes out of a pipe, without empty lines."""
+    """Typed or piped lines, without empty ones."""
     is_typed = sys.stdin.isatty()
     if is_typed:
         with suppress(ImportError):
-            import readline  # noqa: F401  gives input() a history and arrow keys
+            import readline  # noqa: F401  gives input() history and arrow keys
     if is_typed and is_terminal():
-        say(f"ask something; {', '.join(COMMANDS)}; Ctrl-C stops an answer, Ctrl-D ends")
+        say(f"ask something; {', '.join(COMMANDS)}; Ctrl-C stops an answer, Ctrl-D quits")
     while True:
         try:
             line = input("> ") if is_typed else next(sys.stdin)

@@ -1,4 +1,4 @@
-"""`yrun init`: the recipes that come with yrunner, as files of one's own."""
+"""`yrun init`: copy the shipped recipes."""
 
 import shutil
 from pathlib import Path
@@ -11,7 +11,7 @@ from yrunner.storage.run_dir import whole_folder
 def init(folder: Path) -> None:
     """Copy the shipped recipes and their data to `folder`, which must not exist yet."""
     if folder.exists():
-        raise YRunnerError(f"{folder} exists already", remedy="name a folder that does not")
+        raise YRunnerError(f"{folder} already exists", remedy="name a new folder")
     ignore = shutil.ignore_patterns("__pycache__")
     with whole_folder(folder.absolute()) as partial:
         shutil.copytree(shipped("recipes"), partial, ignore=ignore, dirs_exist_ok=True)
@@ -20,7 +20,7 @@ def init(folder: Path) -> None:
 
 
 def shipped(name: str) -> Path:
-    """A folder that comes with yrunner: inside an installed package, or beside it in a checkout."""
+    """A shipped folder: inside an installed package, or beside it in a checkout."""
     package = Path(__file__).resolve().parents[1]
     installed = package / "shipped" / name
     return installed if installed.is_dir() else package.parent / name

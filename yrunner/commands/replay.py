@@ -1,4 +1,4 @@
-"""`yrun replay`: the base writes the rows that a recipe holds on to, before it is trained."""
+"""`yrun replay`: let the base write the replay rows of a recipe before training."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,20 +12,20 @@ SHOWN = 3
 
 
 def replay(path: Path, overrides: list[str], *, train_base: Callable[[Run], None]) -> None:
-    """Let the base of the recipe write what is still missing, and show some of it.
+    """Let the base write missing replay rows, and show the first ones.
 
-    Raises `YRunnerError` for a recipe whose base is asked for no row.
+    Raises `YRunnerError` for a recipe that needs none.
     """
     run = Run.load(path, overrides)
     wanted = wanted_rows(run.recipe)
-    if not (wanted.rows or wanted.held_out):
+    if not (wanted.rows or wanted.drift_rows):
         raise YRunnerError(
-            f"{run.recipe.name} asks its base for no rows",
+            f"{run.recipe.name} needs no replay rows",
             remedy='set keep, for example "keep={kind: self_replay}"',
         )
     train_base(run)
     written = written_rows(run, writing_of(run.recipe), wanted)
-    for line in [*written.rows, *written.held_out][:SHOWN]:
+    for line in [*written.rows, *written.drift_rows][:SHOWN]:
         say(line)
-    say(f"rows to hold on to: {len(written.rows):,}, in {written.folder.rows}")
-    say(f"rows for the gauge: {len(written.held_out):,}, in {written.folder.held_out}")
+    say(f"replay rows: {len(written.rows):,}, in {written.folder.rows}")
+    say(f"drift rows: {len(written.drift_rows):,}, in {written.folder.held_out}")

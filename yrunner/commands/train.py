@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from yrunner.assembly.diagnosis import explaining_stops
-from yrunner.assembly.keep import add_regulariser, record_kept
+from yrunner.assembly.keep import add_regulariser, record_rows
 from yrunner.assembly.measure import Measured, measure
 from yrunner.assembly.preflight import check_disk, check_fit, check_needs
 from yrunner.assembly.record import check_run_folder, find_start, record_start
@@ -34,15 +34,15 @@ from yrunner.assembly.trainer import (
 from yrunner.console import say
 from yrunner.distributed.collectives import leave_ranks, this_rank, wait_for_ranks
 from yrunner.storage.run_lock import run_lock
-from yrunner.training.callbacks import telling_how_to_go_on
+from yrunner.training.callbacks import explaining_how_to_resume
 from yrunner.training.loop import Trainer
 
 
 def train(path: Path, overrides: list[str], *, print_launch: bool = False, **options: bool) -> None:
-    """Train the recipe at `path`, and before it a base that is missing or has changed.
+    """Train the recipe at `path`, after its base if that is missing or has changed.
 
     `options`: `resume`, `overwrite` and `is_base` of `RunOptions`. `print_launch`: only print the
-    command that starts its processes.
+    command that launches its ranks.
     """
     run = Run.load(path, overrides, **options)
     if print_launch:
@@ -55,7 +55,7 @@ def train_run(run: Run) -> None:
     """Train one recipe; see `train`."""
     topology = ranks_to_launch(run.recipe)
     is_keeper = keeps_run_folder(topology)
-    # Processes that were launched run under the lock of the command that started them.
+    # Launched ranks run under the lock of the command that launched them.
     with run_lock(run.folder.folder) if is_keeper and not is_launched() else nullcontext():
         if is_keeper:
             check_run_folder(run)
@@ -81,11 +81,11 @@ def train_run(run: Run) -> None:
 
 
 def train_base(run: Run) -> None:
-    """Train the base of a run where that is a recipe without a result, or has changed."""
+    """Train the base of a run if that is a recipe without a result or has changed."""
     base = run.base
     if base is None or run.stale_base is None:
         return
-    # Training it takes long: what can be known to fail afterwards is looked for first.
+    # Training it takes long: check first what could fail afterwards.
     run.refuse_unreadable_rows()
     say(run.stale_base)
     resumes = base.can_resume()
@@ -95,15 +95,15 @@ def train_base(run: Run) -> None:
 
 
 def _train_here(run: Run) -> None:
-    """Train in this process. Nothing is written before rows and disk are known to be good."""
+    """Train in this process. Nothing is written before rows and disk space are checked."""
     run.accept_rows()
     check_fit(run)
     check_keep_file(run)
     process = this_process()
     shared = updates_shared(run, process.num_ranks)
     plan = run.plan(num_ranks=shared.started_by)
-    # Before the processes meet: who waits in a group gives up after some time.
-    kept = prepare_keep(run)
+    # Before the process group is initialised: waiting in it can time out.
+    regulariser_data = prepare_keep(run)
     deepspeed = init_process_group(run.recipe)
     # Before the model: under DeepSpeed ZeRO-3 the arguments decide how weights load.
     arguments = training_arguments(run, plan, shared.micro_steps, deepspeed)
@@ -111,22 +111,22 @@ def _train_here(run: Run) -> None:
     if process.rank == 0:
         check_disk(run, model, plan)
         record_start(run, plan, process.num_ranks)
-        record_kept(run, kept)
-    # The run folder's fingerprint is of the files as they were read.
+        record_rows(run, regulariser_data)
+    # The fingerprint must be of the files as they were read.
     run.refuse_changed_files()
     wait_for_ranks()
     say_plan(run, model, plan)
-    with telling_how_to_go_on(run.options.how_to_resume):
+    with explaining_how_to_resume(run.options.how_to_resume):
         trainer = run_trainer(run, model, plan, arguments)
         with explaining_stops(trainer, run):
             with mixed_precision(trainer, run.dtype):
-                add_regulariser(trainer, run, kept)
+                add_regulariser(trainer, run, regulariser_data)
             _measure_and_train(trainer, run)
     leave_ranks(together=True)
 
 
 def _measure_and_train(trainer: Trainer, run: Run) -> None:
-    """Measure, train, measure again, and write down what came of it."""
+    """Measure, train, measure again, and write the result."""
     is_writer = this_rank() == 0
 
     def measured(when: str) -> Measured:
@@ -155,7 +155,7 @@ def _measure_and_train(trainer: Trainer, run: Run) -> None:
 
 
 def _say_finished(run: Run) -> None:
-    """A kill can have come between the model and its report, which is written now."""
+    """Write the report if the process was killed after saving the model."""
     if not run.folder.report.exists():
         measured = [Measured.load(path) for path in (run.folder.before, run.folder.after)]
         write_run_report(run, *measured)

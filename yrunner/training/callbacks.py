@@ -134,7 +134,7 @@ class StopRequest:
 
 
 @contextmanager
-def telling_how_to_go_on(remedy: str) -> Iterator[None]:
+def explaining_how_to_resume(remedy: str) -> Iterator[None]:
     """Raise `Stopped` with this remedy where a signal stops what stands in the `with` block."""
     numbers: list[int] = []
 

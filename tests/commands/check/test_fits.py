@@ -75,7 +75,7 @@ def test_the_tables_show_what_fits_and_what_to_change(
     out = capsys.readouterr().out
     assert "planned for 2 GPUs of 0.52 GB" in out
     assert "lora (this recipe)" in out
-    assert "this recipe does not fit there. What would:" in out
+    assert "this recipe does not fit. Changes that would make it fit:" in out
     assert "GPUs of 16 GB" in out
 
 
@@ -124,7 +124,7 @@ def test_a_memory_can_be_written_in_several_ways(text: str, size: float) -> None
 
 @pytest.mark.parametrize("text", ["", "much", "80TBx", "-1GB", "0GB"])
 def test_a_memory_that_is_no_size_is_refused(text: str) -> None:
-    with pytest.raises(YRunnerError, match="is no size of a memory"):
+    with pytest.raises(YRunnerError, match="is not a memory size"):
         choose_machine(1, text)
 
 

@@ -64,15 +64,15 @@ def test_without_a_base_that_is_finished_it_says_which_command_makes_one(
     assert skipped(capsys, "tuned.yaml").endswith("train it with: yrun train base.yaml")
     check(TUNED, [], as_machine=False, as_page=True)
     out = capsys.readouterr().out
-    assert "losses of the base: base has no result" in out
-    assert "page: there is nothing to draw" in out
+    assert "losses of the base: the base base is not trained" in out
+    assert "page: nothing to draw" in out
 
 
 def test_a_base_that_does_not_fit_into_the_memory_is_not_loaded(
     trained_base: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(check_sample, "free_memory", lambda: 1000)
-    assert "GB of memory, and 0.0 GB are free" in skipped(capsys, "tuned.yaml")
+    assert "GB of memory, but only 0.0 GB are free" in skipped(capsys, "tuned.yaml")
 
 
 def test_a_sample_of_zero_and_data_without_targets_are_not_scored(
@@ -106,7 +106,7 @@ def test_a_base_of_the_hub_is_scored_from_the_cache_and_never_downloaded(
     hub_base: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     said = skipped(capsys, "tuned.yaml")
-    assert "check downloads none; get them with: hf download someone/base" in said
+    assert "check does not download them; get them with: hf download someone/base" in said
     adapter = Path("adapter")
     adapter.mkdir()
     text = json.dumps({"base_model_name_or_path": "someone/base"})

@@ -102,7 +102,7 @@ def test_the_terminal_shows_bins_zones_and_what_they_mean(
 ) -> None:
     check(TUNED, ["loss.loss_deadline=3.5"], as_machine=False)
     out = capsys.readouterr().out
-    assert "targets under the base, weighed by nlirg" in out
+    assert "targets under the base, weighted by nlirg" in out
     assert re.search(r"\n  easy +0 to 1 +\d+\.\d% ", out)
     assert all(f"\n  {zone} " in out for zone in ZONES)
     assert re.search(r"% of the targets are refused \(loss of 3\.5 and above\): nothing", out)

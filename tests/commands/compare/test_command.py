@@ -128,7 +128,7 @@ def test_what_is_there_is_not_done_again_and_a_new_seed_is_a_new_training(trial,
     assert commands == []
     assert table() == first
     said = capfd.readouterr().out
-    assert "runs that are there already: 2 of 2" in said
+    assert "runs already finished: 2 of 2" in said
     assert "At equal steps" in said
     compare(TRIAL, [], seeds="0,1", only="plain")
     assert commands == ["plain train", "plain measure"]
@@ -170,7 +170,7 @@ def test_a_failed_arm_leaves_the_others_and_is_tried_again_alone(trial, commands
     with pytest.raises(
         RunError,
         match=r"1 of 3 runs failed: broken-seed-0: .*no_such_module.*"
-        r"Mend the cause and run the same command again",
+        r"Fix the cause and run the same command again",
     ):
         compare(TRIAL, [])
     found = table()
@@ -192,7 +192,7 @@ def test_the_last_checkpoint_stays_or_all_and_only_all_can_be_measured_anew(tria
     longer = ["eval.tasks.0.max_new_tokens=9"]
     compare(TRIAL, longer)
     assert commands == ["base measure --base", "nlirg measure", "plain measure"]
-    with pytest.raises(RunError, match=r"plain-seed-1 was trained .* what is measured"):
+    with pytest.raises(RunError, match=r"plain-seed-1 was trained .* eval, or its files"):
         compare(TRIAL, longer, seeds="1", only="plain")
 
 
@@ -225,7 +225,7 @@ def test_a_key_that_changes_the_number_of_updates_is_noted_in_table_and_report(
     trial, commands, capfd
 ):
     compare(TRIAL, ["train.epochs=1"], vary=["train.batch_size=4,8"])
-    note = "batch_size-8 has, beside batch_size-4, 2 updates instead of 4"
+    note = "compared with batch_size-4, batch_size-8 has 2 updates instead of 4"
     assert table()["notes"] == [note]
     assert note in Path("outputs/trial/compare.html").read_text("utf-8")
     said = capfd.readouterr().out

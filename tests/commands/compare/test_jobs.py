@@ -39,7 +39,7 @@ def test_the_commands_of_a_job_follow_each_other_and_all_they_print_is_in_its_lo
     lines = both.log.read_text().splitlines()
     assert [line for line in lines if not line.startswith("$ ")] == ["first", "second"]
     assert sum(line.startswith("$ ") for line in lines) == 2
-    assert "both: begins (1 of 1)" in capfd.readouterr().out
+    assert "both: started (1 of 1)" in capfd.readouterr().out
 
 
 def test_a_failure_ends_its_own_job_and_no_other(job, tmp_path, capfd):

@@ -52,18 +52,18 @@ def test_every_unasked_difference_is_said_with_both_figures(facts):
     }
     targets = arms["first"].targets
     wide, long, few, in_order = fairness_notes(arms)
-    assert wide == "wide has, beside first, 4 updates instead of 8"
+    assert wide == "compared with first, wide has 4 updates instead of 8"
     assert f"12 updates instead of 8; {targets // 2 * 3:,} targets seen instead of {targets:,}" in (
         long
     )
     assert "8 different rows instead of 16" in few
-    assert in_order == "in order has, beside first, its rows in another order"
+    assert in_order == "compared with first, in order has another row order"
 
 
 def test_another_base_is_said(facts, project):
     (project / "other.yaml").write_text((project / "base.yaml").read_text().replace("base", "two"))
     (note,) = fairness_notes({"first": facts(), "other": facts("model.base=other.yaml")})
-    assert note == "other has, beside first, another base"
+    assert note == "compared with first, other has another base"
 
 
 def test_runs_of_different_machines_or_versions_are_said(tmp_path):
@@ -74,5 +74,5 @@ def test_runs_of_different_machines_or_versions_are_said(tmp_path):
         environment = {"versions": {"torch": "2"}, "commit": None, "device": device}
         write_json(runs[name].environment, environment)
     (note,) = environment_notes(runs)
-    assert "device differ: CPU, 2 threads: a, c; CPU, 1 threads: b" in note
+    assert "different device: CPU, 2 threads: a, c; CPU, 1 threads: b" in note
     assert environment_notes({"a": runs["a"], "c": runs["c"]}) == []

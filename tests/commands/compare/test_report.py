@@ -110,7 +110,7 @@ def test_the_tables_hold_mean_spread_and_differences_of_each_arm():
     assert figures["general"] == "+32.1"
     assert row[apart.columns.index("general") + 1].endswith("*")
     assert equal.title == "At equal domain accuracy (90.0%)"
-    assert equal_apart.title == "At equal domain accuracy (90.0%): beside plain"
+    assert equal_apart.title == "At equal domain accuracy (90.0%): compared with plain"
 
 
 def test_a_difference_inside_the_noise_has_no_star():

@@ -60,8 +60,8 @@ def test_what_yrunner_needs_and_lacks_ends_with_code_3_after_everything_was_said
         doctor(as_machine=False)
     assert error.value.exit_code == 3
     out = capsys.readouterr().out
-    assert "yrunner needs this:\n  torch: pip install torch" in out
-    assert "only some recipes need this:\n  gpu: buy one" in out
+    assert "needed by every recipe:\n  torch: pip install torch" in out
+    assert "needed by some recipes:\n  gpu: buy one" in out
     with pytest.raises(MissingError):
         doctor(as_machine=True)
     assert json.loads(capsys.readouterr().out)["ready"] is False

@@ -96,7 +96,7 @@ def test_a_row_that_cannot_be_used_is_shown_as_it_stands_with_the_reason(project
 
 @pytest.mark.parametrize("place", ["train.jsonl", "train.jsonl:0", "train.jsonl:x", ":3", ""])
 def test_a_place_without_a_file_and_a_row_is_refused(project, place):
-    with pytest.raises(YRunnerError, match=r"Write the file and the row, as in train\.jsonl:12"):
+    with pytest.raises(YRunnerError, match=r"Write it like train\.jsonl:12"):
         inspect(TUNED, [], number=3, row=place)
 
 
@@ -109,7 +109,7 @@ def test_an_unknown_file_or_row_is_answered_with_those_that_are_there(project, c
         inspect(TUNED, [], number=3, row="train.jsonl:17")
     train = project / "train.jsonl"
     train.write_text("\n" + train.read_text("utf-8"), "utf-8")
-    with pytest.raises(DataError, match=r"empty and no row\. Choose one from 1 to 17 \(16 rows\)"):
+    with pytest.raises(DataError, match=r"line is empty\. Choose one from 1 to 17 \(16 rows\)"):
         inspect(TUNED, [], number=3, row="train.jsonl:1")
 
 

@@ -90,15 +90,13 @@ def test_a_row_without_targets_is_refused_with_the_reason(trained_base):
     path = trained_base / "validation.jsonl"
     path.write_text(path.read_text("utf-8") + "{broken\n", "utf-8")
     with pytest.raises(
-        YRunnerError, match=r"jsonl:5 has no token to colour \(not JSON.*See the row"
+        YRunnerError, match=r"jsonl:5 has no targets to colour \(not JSON.*Print the row"
     ):
         show(row="validation.jsonl:5")
 
 
 def test_a_base_that_is_not_trained_and_a_new_model_say_what_to_train(project):
-    with pytest.raises(
-        RunError, match=r"has no result .*\. Train it first: yrun train .*base\.yaml"
-    ):
+    with pytest.raises(RunError, match=r"not trained .*\. Train it first: yrun train .*base\.yaml"):
         show()
     with pytest.raises(RunError, match=r"base has no result in .*\. Train it first: yrun train"):
         show(BASE)
@@ -111,7 +109,7 @@ def test_a_new_model_shows_its_result_alone(trained_base):
 
 
 def test_a_result_with_another_tokenizer_is_refused(trained_base):
-    with pytest.raises(RunError, match=r"has another tokenizer .*--overwrite"):
+    with pytest.raises(RunError, match=r"the tokenizer of the result .*--overwrite"):
         show(BASE, "model.scratch.vocab_size=310")
 
 

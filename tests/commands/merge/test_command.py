@@ -141,7 +141,7 @@ def test_the_card_says_where_the_model_comes_from(trained, run):
         json.loads((run / "base.json").read_text())["key"],
         fingerprint["files"]["train.jsonl"],
         "name: tuned",
-        "capitals: answered exactly",
+        "capitals: exact answers",
         "merged model against base and adapter",
     ):
         assert expected in card
@@ -154,7 +154,7 @@ def test_the_card_has_the_figures_of_an_evaluation(run):
     assert re.search(r"\| capitals: exact \| \d+\.\d% \(base: \d+\.\d%\) \|", card)
     assert "| all tasks: domain: mean of its tasks |" in card
     assert "validation loss" in card
-    assert "answered exactly" not in card, "the same was measured again, and with more figures"
+    assert "exact answers" not in card, "the same was measured again, and with more figures"
 
 
 def test_a_merge_that_answers_differently_is_removed(run, monkeypatch):
@@ -169,7 +169,7 @@ def test_a_merge_that_answers_differently_is_removed(run, monkeypatch):
 
     write_merged = command.write_merged
     monkeypatch.setattr(command, "write_merged", damaged)
-    with pytest.raises(ProofError, match="does not answer as it should: a logit differs by"):
+    with pytest.raises(ProofError, match="merged model differ too much: a logit differs by"):
         merge(TUNED, [])
     assert ProofError.exit_code == 1
     assert not (run / "merged").exists()
@@ -189,14 +189,14 @@ def test_another_base_is_refused_and_both_are_named(trained, run):
     with pytest.raises(RunError, match=r"was trained on .* with the key") as refused:
         merge(TUNED, [])
     assert then["key"] in str(refused.value)
-    assert "another weights or config" in str(refused.value)
+    assert "its weights or config differ" in str(refused.value)
     assert not (run / "merged").exists()
 
 
 def test_another_tokenizer_of_the_base_is_refused(trained, run):
     path = trained / "outputs" / "base" / "model" / "tokenizer.json"
     path.write_text(path.read_text("utf-8") + " ", "utf-8")
-    with pytest.raises(RunError, match="another tokenizer"):
+    with pytest.raises(RunError, match="its tokenizer differs"):
         merge(TUNED, [])
 
 
@@ -214,7 +214,7 @@ def test_further_adapters_are_merged_in_by_their_weights(trained, run):
     figures = json.loads((run / "merge.json").read_text())
     assert figures["adapters"] == {str(run / "model"): 0.5, str(other): 0.25}
     assert figures["proof"]["largest_difference"] < 1e-4
-    with pytest.raises(YRunnerError, match=r"merge\.adapters: .* holds no adapter"):
+    with pytest.raises(YRunnerError, match=r"merge\.adapters: .* has no adapter"):
         merge(TUNED, [f"merge.adapters=[{{adapter: {trained}}}]"])
 
 
@@ -321,16 +321,16 @@ def test_a_gguf_file_that_answers_differently_is_removed(run, monkeypatch):
         return model
 
     monkeypatch.setattr(gguf_file, "read_gguf", damaged)
-    with pytest.raises(ProofError, match="the GGUF file does not answer as it should"):
+    with pytest.raises(ProofError, match="the outputs of the GGUF file differ too much"):
         merge(TUNED, ["merge.gguf=f16"])
     assert (run / "merged").exists()
     assert not (run / "gguf").exists()
 
 
 def test_a_model_without_an_adapter_needs_no_merging(trained):
-    with pytest.raises(YRunnerError, match=r"full leaves whole weights\. Nothing needs merging"):
+    with pytest.raises(YRunnerError, match=r"full trains whole weights, which need no merging"):
         merge(Path("base.yaml"), [])
-    with pytest.raises(YRunnerError, match=r"merge\.weight is for an adapter.*Leave out"):
+    with pytest.raises(YRunnerError, match=r"merge\.weight needs an adapter.*Remove"):
         merge(Path("base.yaml"), ["merge.weight=0.5"])
 
 

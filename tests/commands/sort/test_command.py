@@ -113,7 +113,7 @@ def test_a_base_without_a_result_is_trained_first(project, capfd):
     run()
     assert Path("outputs/base/model").is_dir()
     assert len(lines_of("sorted.jsonl")) == 16
-    assert "base is the base and has not been trained yet" in capfd.readouterr().out
+    assert "the base base has not been trained yet" in capfd.readouterr().out
 
 
 def test_interrupted_and_started_again_it_measures_nothing_twice_and_writes_the_same(
@@ -130,7 +130,7 @@ def test_interrupted_and_started_again_it_measures_nothing_twice_and_writes_the_
         appended.append(index)
 
     monkeypatch.setattr(ScoreFile, "append", append_and_stop)
-    with pytest.raises(SortInterrupted, match=r"stopped; .* is kept in .*same command again"):
+    with pytest.raises(SortInterrupted, match=r"stopped; .* saved in .*same command again"):
         run("sort.drop_share=0.2", "train.batch_size=1")
     assert results() == {}
 
@@ -156,7 +156,7 @@ def test_a_finished_sort_is_replaced_only_when_asked_and_without_measuring_again
 
     monkeypatch.setattr(Run, "load_base", load)
     run(overwrite=True)
-    assert "measured before: 16 of 16" in capfd.readouterr().out
+    assert "already scored: 16 of 16" in capfd.readouterr().out
     assert len(lines_of("sorted.jsonl")) == 16
     assert not (FOLDER / "dropped.jsonl").exists(), "what the first sort dropped is kept now"
 
@@ -367,7 +367,7 @@ def test_a_model_from_scratch_cannot_judge(project):
 
 def test_files_that_are_read_differently_are_refused(trained_base):
     write_jsonl(Path("other.jsonl"), [{"prompt": "a", "response": "b"}])
-    message = r"other\.jsonl: has the format prompt_response, train\.jsonl has alpaca: .* cannot"
+    message = r"other\.jsonl: has the format prompt_response, but train\.jsonl has alpaca: .* c"
     with pytest.raises(DataError, match=message):
         run("data.train=[{file: train.jsonl}, {file: other.jsonl}]")
     again = "{file: test.jsonl, columns: {output: output}}"
@@ -377,7 +377,7 @@ def test_files_that_are_read_differently_are_refused(trained_base):
 
 def test_whole_documents_are_refused_with_a_way_out(trained_base):
     Path("a.txt").write_text("one\ntwo\n")
-    with pytest.raises(DataError, match=r"fill whole txt files .*Write them as jsonl"):
+    with pytest.raises(DataError, match=r"with one document each .*Write them as jsonl"):
         run("data.train=[{file: a.txt, document: file}]", "train.stage=cpt")
 
 
@@ -397,7 +397,7 @@ def test_control_c_ends_with_130_and_what_to_do(trained_base, monkeypatch, capfd
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 130
-    assert "Run the same command again to go on" in capfd.readouterr().err
+    assert "Run the same command again to resume" in capfd.readouterr().err
 
 
 def test_a_full_disk_says_what_to_do(trained_base, monkeypatch):
@@ -405,7 +405,7 @@ def test_a_full_disk_says_what_to_do(trained_base, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(ScoreFile, "append", full)
-    with pytest.raises(RunError, match=r"the disk is full; .* kept in .*same command again"):
+    with pytest.raises(RunError, match=r"the disk is full; .* saved in .*same command again"):
         run()
 
 

@@ -137,7 +137,7 @@ def test_a_changed_row_trains_every_fold_again(trained_base, trainings):
 def test_its_lines_say_fold_update_loss_and_time_left(trained_base, capsys):
     run("sort.cross_fit_steps=8")
     said = capsys.readouterr().out
-    assert "cross-fit, fold 1 of 2: 8 updates on 8 rows, then 8 others are scored" in said
+    assert "cross-fit, fold 1 of 2: 8 updates on 8 rows, then scoring 8 others" in said
     for update in (2, 4, 6, 8):
         assert f"cross-fit, fold 2 of 2: update {update}/8  loss " in said
     assert said.rstrip().endswith("cross-fit, fold 2 of 2: scored, 0:00 left for all folds")

@@ -221,9 +221,9 @@ def test_many_lines_are_written_in_a_random_order(tmp_path):
 @pytest.mark.parametrize(
     ("names", "contents", "message"),
     [
-        (("a.jsonl", "b.json"), (b"{}", b"[{}]"), r"b\.json: is no \.jsonl file as a\.jsonl is"),
+        (("a.jsonl", "b.json"), (b"{}", b"[{}]"), r"b\.json: is not a \.jsonl file like a\.jsonl"),
         (("a.csv", "b.csv"), (b"x,y\n1,2", b"y,x\n1,2"), r"b\.csv: has other columns than a\.csv"),
-        (("a.tsv", "b.csv"), (b"x\n1", b"x\n1"), r"b\.csv: is no \.tsv file as a\.tsv is"),
+        (("a.tsv", "b.csv"), (b"x\n1", b"x\n1"), r"b\.csv: is not a \.tsv file like a\.tsv"),
     ],
 )
 def test_files_that_cannot_become_one_are_refused(tmp_path, names, contents, message):

@@ -1,7 +1,4 @@
-"""`yrun check`: everything that can be known of a run before it starts. Trains nothing.
-
-What to change where a run does not fit: every proposal has been estimated, and fits.
-"""
+"""`yrun check`: report everything that is known about a run before it starts. Trains nothing."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -58,91 +55,19 @@ from yrunner.training.trackers import check_trackers
 
 MOST_GPUS = 512
 GPU_SIZES = (16, 24, 32, 48, 80, 96, 141, 192, 288)
-"""Gigabytes of the GPUs that can be bought or rented."""
-
-
-def advise(
-    estimator: Estimator, micro_batch: Sequence[TokenizedExample], lines: Sequence[MemoryLine]
-) -> list[str]:
-    """Changes after which the recipe's tuning would fit, or another one; none where it does."""
-    kind = estimator.recipe.tuning.kind
-    own = [line for line in lines if line.tuning == kind]
-    if not own or any(line.fits for line in own):
-        return []
-    proposals = [
-        *_other_kinds(kind, lines),
-        *_other_keys(estimator, micro_batch),
-        *_other_machines(estimator, micro_batch),
-    ]
-    return proposals or ["choose a smaller model, or a smaller data.max_length"]
-
-
-def _other_kinds(own: str, lines: Sequence[MemoryLine]) -> Iterator[str]:
-    for kind in dict.fromkeys(line.tuning for line in lines if line.tuning != own):
-        line = next((it for it in lines if it.tuning == kind and it.fits), None)
-        if line is not None:
-            yield _say(f"tuning.kind={kind}", line)
-
-
-def _other_keys(estimator: Estimator, micro_batch: Sequence[TokenizedExample]) -> Iterator[str]:
-    run = estimator.run
-    for variant in variants(run.recipe, micro_batch):
-        if variant.recipe.tuning.kind != run.recipe.tuning.kind:
-            continue
-        changed = Estimator(run.variant(variant.recipe), estimator.machine)
-        line = _first_that_fits(changed, variant.micro_batch, estimator.machine)
-        if line is not None:
-            yield _say(variant.change, line)
-
-
-def _other_machines(estimator: Estimator, micro_batch: Sequence[TokenizedExample]) -> Iterator[str]:
-    """More GPUs like these, or larger ones."""
-    machine = estimator.machine
-    if machine.is_cpu:
-        return
-    gpus = machine.gpus
-    while gpus < MOST_GPUS:
-        gpus *= 2
-        more = replace(machine, gpus=gpus, host=None)
-        line = _first_that_fits(estimator, micro_batch, more)
-        if line is not None:
-            yield _say(f"{gpus} such GPUs", line)
-            break
-    for size in GPU_SIZES:
-        larger = replace(machine, memory=size * 10**9)
-        line = _first_that_fits(estimator, micro_batch, larger)
-        if larger.memory > machine.memory and line is not None:
-            yield _say(f"{larger}", line)
-            return
-
-
-def _first_that_fits(
-    estimator: Estimator, micro_batch: Sequence[TokenizedExample], machine: Machine
-) -> MemoryLine | None:
-    recipe = estimator.recipe
-    found = estimator.estimate(
-        recipe.tuning, micro_batch, recomputes=recipe.train.gradient_checkpointing
-    )
-    if isinstance(found, Untraceable):
-        return None
-    lines = lines_of(recipe.tuning.kind, found.job, machine)
-    return next((line for line in lines if line.fits), None)
-
-
-def _say(change: str, line: MemoryLine) -> str:
-    return f"{change} ({line.layout}: {line.peak / 1e9:.1f} GB)"
+"""Gigabytes of common GPUs."""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of a run that has something to learn from."""
+    """Everything known about a run with training rows."""
 
     data: DataFacts
     steps: Steps
     schedule: Schedule
     memory: MemoryFacts
     advice: list[str]
-    """What to change where the recipe's tuning does not fit."""
+    """What to change if the recipe does not fit."""
     disk: DiskFacts | None
 
 
@@ -157,13 +82,13 @@ def check(
     gpus: int | None = None,
     memory: str | None = None,
 ) -> None:
-    """Check the recipe at `path`, print what its run would be, and refuse what that would refuse.
+    """Check the recipe at `path` and print the facts of its run.
 
     `as_machine`: print one JSON object instead of tables. `sample`: rows to score with the base,
-    0 for none, None for as many as make sense. `as_page`: write the curve of the weight to `page`;
-    None puts it beside the run folder. `gpus`, `memory`: the machine to plan for, such as 8 of
-    "80GB"; default this one. Raises what `yrun train` would raise for the recipe, its files, its
-    rows and missing weights, after everything else was said.
+    0 for none, None for a sensible number. `as_page`: write the weight curve to `page`; None puts
+    it beside the run folder. `gpus`, `memory`: the machine to plan for, such as 8 of "80GB";
+    default this one. Finally raises what `yrun train` would raise for the recipe, its files, its
+    rows and missing weights.
     """
     run = Run.load(path, overrides)
     recipe = run.recipe
@@ -172,7 +97,7 @@ def check(
     page = page_beside(recipe.run_folder, "check", page) if as_page else None
     check_trackers(recipe.train.trackers)
     _ = run.tasks  # raises for a faulty file
-    open_question = check_model(run)
+    unchecked = check_model(run)
     prepared = run.dataset
     check_keep_file(run)
     refusal = _refusal(run) or missing_weights(run)
@@ -190,15 +115,15 @@ def check(
     else:
         print_signal(recipe, signal)
         if page is not None:
-            say(f"page: {page}" if isinstance(signal, Signal) else "page: there is nothing to draw")
+            say(f"page: {page}" if isinstance(signal, Signal) else "page: nothing to draw")
     if refusal is not None:
         raise refusal
     if not as_machine:
-        _say_verdict(run, open_question)
+        _say_verdict(run, unchecked)
 
 
 def _refusal(run: Run) -> YRunnerError | None:
-    """Why training would refuse the data; the validation rows are set aside where it would not."""
+    """Why training would refuse the data; otherwise split off the validation rows."""
     try:
         run.refuse_faulty_rows()
         check_fit(run)
@@ -225,7 +150,7 @@ def _measure_signal(run: Run, rows: int | None, page: Path | None) -> Signal | N
     try:
         sample = score_sample(run, run.dataset.train, rows)
     except DataError as error:
-        # A row that the base cannot read: `_refusal` has found it, too.
+        # A row that the base cannot read: `_refusal` finds it too.
         return NotScored(error.message)
     if isinstance(sample, NotScored):
         return sample
@@ -266,10 +191,82 @@ def _as_json(
     }
 
 
-def _say_verdict(run: Run, open_question: str | None) -> None:
+def _say_verdict(run: Run, unchecked: str | None) -> None:
     say("")
-    if open_question is not None:
-        say(open_question)
+    if unchecked is not None:
+        say(unchecked)
     if run.folder.is_used():
-        say(f"{run.folder.folder} already holds a run: train with --resume or --overwrite")
-    say(f"{run.recipe.name}: nothing stands in the way of training")
+        say(f"{run.folder.folder} already has a run: train with --resume or --overwrite")
+    say(f"{run.recipe.name}: ready to train")
+
+
+def advise(
+    estimator: Estimator, micro_batch: Sequence[TokenizedExample], lines: Sequence[MemoryLine]
+) -> list[str]:
+    """Changes that would make the recipe fit, each one estimated; none if it already fits."""
+    kind = estimator.recipe.tuning.kind
+    own = [line for line in lines if line.tuning == kind]
+    if not own or any(line.fits for line in own):
+        return []
+    proposals = [
+        *_other_kinds(kind, lines),
+        *_other_keys(estimator, micro_batch),
+        *_other_machines(estimator, micro_batch),
+    ]
+    return proposals or ["choose a smaller model, or a smaller data.max_length"]
+
+
+def _other_kinds(own: str, lines: Sequence[MemoryLine]) -> Iterator[str]:
+    for kind in dict.fromkeys(line.tuning for line in lines if line.tuning != own):
+        line = next((it for it in lines if it.tuning == kind and it.fits), None)
+        if line is not None:
+            yield _proposal(f"tuning.kind={kind}", line)
+
+
+def _other_keys(estimator: Estimator, micro_batch: Sequence[TokenizedExample]) -> Iterator[str]:
+    run = estimator.run
+    for variant in variants(run.recipe, micro_batch):
+        if variant.recipe.tuning.kind != run.recipe.tuning.kind:
+            continue
+        changed = Estimator(run.variant(variant.recipe), estimator.machine)
+        line = _first_that_fits(changed, variant.micro_batch, estimator.machine)
+        if line is not None:
+            yield _proposal(variant.change, line)
+
+
+def _other_machines(estimator: Estimator, micro_batch: Sequence[TokenizedExample]) -> Iterator[str]:
+    """More GPUs of this size, or larger ones."""
+    machine = estimator.machine
+    if machine.is_cpu:
+        return
+    gpus = machine.gpus
+    while gpus < MOST_GPUS:
+        gpus *= 2
+        more = replace(machine, gpus=gpus, host=None)
+        line = _first_that_fits(estimator, micro_batch, more)
+        if line is not None:
+            yield _proposal(f"{gpus} of these GPUs", line)
+            break
+    for size in GPU_SIZES:
+        larger = replace(machine, memory=size * 10**9)
+        line = _first_that_fits(estimator, micro_batch, larger)
+        if larger.memory > machine.memory and line is not None:
+            yield _proposal(f"{larger}", line)
+            return
+
+
+def _first_that_fits(
+    estimator: Estimator, micro_batch: Sequence[TokenizedExample], machine: Machine
+) -> MemoryLine | None:
+    recipe = estimator.recipe
+    found = estimator.estimate(
+        recipe.tuning, micro_batch, recomputes=recipe.train.gradient_checkpointing
+    )
+    if isinstance(found, Untraceable):
+        return None
+    lines = lines_of(recipe.tuning.kind, found.workload, machine)
+    return next((line for line in lines if line.fits), None)
+
+
+def _proposal(change: str, line: MemoryLine) -> str:
+    return f"{change} ({line.layout}: {line.peak / 1e9:.1f} GB)"

@@ -1,7 +1,4 @@
-"""What can be said of a run before it starts, in numbers.
-
-What can be found wrong with a recipe's model before the run loads it.
-"""
+"""Facts of a run before it starts: data, steps, learning rate, and faults of its model."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -29,50 +26,52 @@ from yrunner.training.arguments import count_warmup, learning_rates
 
 SHORTEST_BIN = 16
 POINTS_OF_CURVE = 60
+BYTES_WORTH_LOADING = 4 * 10**9
+"""Weights up to this size are loaded to test whether the model isolates packed examples."""
 
 
 @dataclass(frozen=True)
 class Steps:
-    """How many optimizer updates the run makes."""
+    """The optimizer updates of a run."""
 
     updates: int
     updates_of_epochs: list[int]
-    """Of each epoch, as far as the run comes."""
+    """Updates of each epoch that the run reaches."""
     rows_per_update: int
-    """Examples, or packed rows, of the field."""
+    """Examples or packed rows of the domain."""
     kept_rows_per_update: int
-    """Rows beside them that are held to the base, see keep in the recipe."""
+    """Replay rows added to them."""
     packed_rows: int | None
-    """Rows that the examples of an epoch are packed into; None without packing."""
+    """Packed rows of an epoch; None without packing."""
     packing_fill: float | None
-    """Share of the packed rows that holds tokens."""
+    """Share of the packed rows that is not padding."""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """The course of the learning rate."""
+    """The learning rate over the run."""
 
     warmup_updates: int
     points: list[tuple[int, float]]
-    """Updates, counted from 1, with their learning rates: evenly from the first to the last."""
+    """Updates, counted from 1, and their learning rates, evenly spaced."""
 
 
 @dataclass(frozen=True)
 class DataFacts:
-    """What the examples are like."""
+    """Statistics of the training examples."""
 
     examples: int
     tokens: int
     targets: int
     lengths: list[tuple[int, int]]
-    """Upper ends of bins in tokens, and the training examples in each."""
+    """Upper ends of bins in tokens, and the examples in each."""
     longest: int
     scripts: dict[str, float]
-    """Share of the letters and digits of the training files that is of each script."""
+    """Share of each script among the letters and digits of the training files."""
 
 
 def data_facts(prepared: Prepared) -> DataFacts:
-    """Lengths, targets and languages of the training examples."""
+    """Lengths, targets and scripts of the training examples."""
     lengths_E = prepared.train.lengths
     return DataFacts(
         examples=len(prepared.train),
@@ -85,9 +84,9 @@ def data_facts(prepared: Prepared) -> DataFacts:
 
 
 def count_lengths(lengths_E: Any) -> list[tuple[int, int]]:
-    """Examples by length: upper ends of the bins, doubling from 16 on, and how many fall in each.
+    """Examples by length: upper ends of the bins, doubling from 16, and the count of each.
 
-    The first bin starts at 1; empty ones before the first example are left out.
+    The first bin starts at 1; empty bins before the shortest example are left out.
     """
     ends = [SHORTEST_BIN]
     while ends[-1] < lengths_E.max():
@@ -99,7 +98,7 @@ def count_lengths(lengths_E: Any) -> list[tuple[int, int]]:
 
 
 def script_shares(reports: Sequence[FileReport]) -> dict[str, float]:
-    """Share of each script, the largest first; scripts under one in a thousand are left out."""
+    """Share of each script, largest first, without those below one in a thousand."""
     counts: Counter[str] = sum((report.scripts for report in reports), Counter())
     total = counts.total()
     return {name: n / total for name, n in counts.most_common() if n >= total / 1000}
@@ -121,7 +120,7 @@ def count_steps(run: Run, plan: Plan) -> Steps:
 
 
 def largest_micro_batch(run: Run, plan: Plan) -> list[TokenizedExample]:
-    """The examples of the micro-batch of the first epoch that has the most tokens."""
+    """The examples of the micro-batch with the most tokens in the first epoch."""
     return SlicedExamples(run.dataset.train, run.recipe.train.token_batch).__getitems__(
         plan.largest_micro_batch()
     )
@@ -136,26 +135,22 @@ def schedule(train: TrainSection, num_updates: int) -> Schedule:
     return Schedule(count_warmup(train, num_updates), pairs)
 
 
-BYTES_WORTH_LOADING = 4 * 10**9
-"""Weights up to this size are loaded to try whether the model keeps packed examples apart."""
-
-
 def check_model(run: Run) -> str | None:
-    """Look whether packed examples are kept apart.
+    """Check whether the model isolates packed examples.
 
-    Returns what only the run itself can find out. Raises `ModelError` where the run would.
+    Returns what only the run itself can check. Raises `ModelError` if the run would.
     """
     if not run.recipe.data.packing:
         return None
     model = _small_model(run)
     if model is None:
-        return "packing: whether the model keeps examples apart is tried when training starts"
+        return "packing: whether the model isolates packed examples is tested when training starts"
     check_isolation(model)
     return None
 
 
 def missing_weights(run: Run) -> ModelError | None:
-    """Why the run could not load its base. All but that is known from a config and a tokenizer."""
+    """Why the run could not load its base. Other checks need only a config and a tokenizer."""
     if run.recipe.model.scratch is None and run.stale_base is None:
         try:
             check_folder(_whole_base(run))
@@ -165,17 +160,14 @@ def missing_weights(run: Run) -> ModelError | None:
 
 
 def _whole_base(run: Run) -> Path:
-    """The folder of the base's weights: beneath an adapter, that of its own base.
-
-    A Hub id stays what it is, which is no folder here.
-    """
+    """The folder of the base's weights; of an adapter, that of its base. A Hub id stays one."""
     source = run.base_source
     adapter = find_adapter(source) if Path(source).is_dir() else None
     return Path(source if adapter is None else read_base(adapter))
 
 
 def _small_model(run: Run) -> Any:
-    """The recipe's model, its weights random where it is yet to be trained; None if it is large."""
+    """The recipe's model, with random weights if not trained yet; None if it is large."""
     recipe = run.recipe
     if recipe.model.scratch is not None:
         return build_model(recipe.model.scratch.config, run.tokenizer, recipe.seed)

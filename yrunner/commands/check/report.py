@@ -1,7 +1,4 @@
-"""What `yrun check` shows of the signal: on the terminal, and as a page with the curve.
-
-What `yrun check` shows: lengths, languages, steps, learning rate, memory and disk.
-"""
+"""The output of `yrun check`: tables on the terminal, and a page with the weight curve."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,108 +19,15 @@ from yrunner.reports.html import Text as Prose
 from yrunner.reports.terminal_plot import ShareBar, rounded_weight, weight_bars
 
 COLUMNS_OF_A_LOG = 80
-REFUSED_WORTH_A_WORD, HARD_WORTH_A_WORD = 0.005, 0.1
-"""Shares of the targets, from which on a person is told of them."""
+NOTABLE_REFUSED, NOTABLE_HARD = 0.005, 0.1
+"""Shares of the targets that are worth a sentence."""
+BAR_WIDTH = 40
+HEIGHTS = "▁▂▃▄▅▆▇█"
 ZONE_COLUMNS = ("zone", "loss", "targets", "mean weight", "share of all weight")
 
 
-def print_signal(recipe: Recipe, signal: Signal | NotScored) -> None:
-    """Print the histogram with the weights, the zones, and what they mean; or why there is none."""
-    say("")
-    if isinstance(signal, NotScored):
-        say(f"losses of the base: {signal.skipped}")
-        return
-    title = f"Loss of {signal.targets:,} targets under the base, weighed by {recipe.loss.kind}"
-    bars = [
-        ShareBar(bin_.zone, loss_range(bin_.start, bin_.end), bin_.share, bin_.mean_weight)
-        for bin_ in signal.bins
-    ]
-    columns = terminal().width if is_terminal() else COLUMNS_OF_A_LOG
-    show(Text.assemble((title, "bold"), "\n\n", weight_bars(bars, columns)))
-    say("")
-    print_table("Zones of the loss", ZONE_COLUMNS, [_zone_row(zone) for zone in signal.zones])
-    for sentence in explain(signal, recipe.loss):
-        say(sentence)
-
-
-def explain(signal: Signal, loss: Loss) -> list[str]:
-    """What a person should know of these figures, in sentences; none where all is as usual."""
-    if isinstance(loss, PlainLoss):
-        return ["loss.kind plain: every target has the weight 1, whatever its loss"]
-    *_, hard, refused = signal.zones
-    sentences = []
-    if signal.refused >= REFUSED_WORTH_A_WORD:
-        sentences.append(
-            f"{signal.refused:.1%} of the targets are refused (loss of "
-            f"{loss_range(refused.start, refused.end)}): nothing is learned from them, unless what "
-            "is learned from others makes them likelier"
-        )
-    if hard.share >= HARD_WORTH_A_WORD and hard.weight_share < hard.share / 2:
-        sentences.append(
-            f"{hard.share:.1%} of the targets are hard for the base (loss of "
-            f"{loss_range(hard.start, hard.end)}) and have {hard.weight_share:.1%} of the weight: "
-            "if they are what it should learn, compare the run with loss.kind=plain"
-        )
-    return sentences
-
-
-def loss_range(start: float, end: float | None) -> str:
-    """`0 to 1.45`, `15 and above`: losses in nats."""
-    return f"{start:g} and above" if end is None else f"{start:g} to {end:g}"
-
-
-def write_signal_page(recipe: Recipe, sample: Sample, signal: Signal, path: Path) -> None:
-    """Write the curve over the histogram, and the figures, as a page."""
-    figures = KeyFigures(
-        [
-            ("targets", signal.targets, f"of {signal.rows:,} rows, scored by the base"),
-            ("mean weight", f"{signal.mean_weight:.3g}", f"loss: {recipe.loss.kind}"),
-            ("refused", f"{signal.refused:.1%}", "of the targets have the weight 0"),
-        ]
-    )
-    plot = Plot(
-        "Weight by loss",
-        weight_plot(recipe.loss, before=sample.loss_N.tolist()),
-        "Above: the weight of a target by its loss. Below: the losses of the sample.",
-    )
-    zones = Table("Zones", ZONE_COLUMNS, [_zone_row(zone) for zone in signal.zones])
-    bins = Table(
-        "Bins",
-        ("loss", "share of the targets", "mean weight"),
-        [
-            (
-                loss_range(bin_.start, bin_.end),
-                f"{bin_.share:.1%}",
-                rounded_weight(bin_.mean_weight),
-            )
-            for bin_ in signal.bins
-        ],
-        "Weights as measured: the mean of the targets of each bin.",
-    )
-    sentences = [f"{sentence}." for sentence in explain(signal, recipe.loss)]
-    meaning = [Prose("\n\n".join(sentences))] if sentences else []
-    recipe_text = Code("Recipe", recipe_to_yaml(recipe))
-    blocks: list[Block] = [figures, *meaning, plot, zones, bins, recipe_text]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_report(Report(recipe.name, blocks, subtitle="yrun check: before training"), path)
-
-
-def _zone_row(zone: Zone) -> tuple[str, str, str, str, str]:
-    return (
-        zone.name,
-        loss_range(zone.start, zone.end),
-        f"{zone.share:.1%}",
-        rounded_weight(zone.mean_weight),
-        f"{zone.weight_share:.1%}",
-    )
-
-
-BAR_WIDTH = 40
-HEIGHTS = "▁▂▃▄▅▆▇█"
-
-
 def print_data(facts: DataFacts) -> None:
-    """Print how long the examples are, in which scripts, and how much of them is learned."""
+    """Print lengths, targets and scripts of the examples."""
     say("")
     most = max(number for _, number in facts.lengths)
     rows = [
@@ -139,38 +43,38 @@ def print_data(facts: DataFacts) -> None:
 
 
 def print_unread(reports: Sequence[FileReport]) -> None:
-    """Print which columns of each file say nothing in its format."""
+    """Print which columns of each file its format does not read."""
     for report in reports:
         if report.unread:
-            say(f"{report.file.name}: columns that are not read: {', '.join(report.unread)}")
+            say(f"{report.file.name}: unused columns: {', '.join(report.unread)}")
 
 
 def print_steps(steps: Steps, unit: str) -> None:
-    """Print the exact number of updates, and how full packed rows are."""
+    """Print the exact number of updates, and the fill of packed rows."""
     different = sorted(set(steps.updates_of_epochs))
     each = " or ".join(f"{number:,}" for number in different)
     say("")
     size = f"{steps.rows_per_update:,} {unit} each"
     if steps.kept_rows_per_update:
-        size += f", and {steps.kept_rows_per_update:,} that are held to the base"
-    say(f"updates: {steps.updates:,} in all, {each} per epoch, {size}")
+        size += f", plus {steps.kept_rows_per_update:,} replay rows"
+    say(f"updates: {steps.updates:,} in total, {each} per epoch, {size}")
     if steps.packing_fill is not None:
         say(f"packing: {steps.packed_rows:,} rows, {steps.packing_fill:.1%} of their tokens in use")
 
 
 def print_schedule(schedule: Schedule) -> None:
-    """Print the course of the learning rate as a curve, with figures at its quarters."""
+    """Print the learning rate as a curve, with values at its quarters."""
     rates = [rate for _, rate in schedule.points]
     say(f"learning rate: {curve(rates)}")
     quarters = sorted({round(part * (len(rates) - 1) / 4) for part in range(5)})
-    shown = [schedule.points[place] for place in quarters]
+    shown = [schedule.points[index] for index in quarters]
     figures = [f"{rate:.3g} at update {update:,}" for update, rate in shown]
     warmup = f"{schedule.warmup_updates:,} updates of warmup; " if schedule.warmup_updates else ""
     say(f"  {warmup}{', '.join(figures)}")
 
 
 def curve(values: Sequence[float]) -> str:
-    """The values as a line of bars, the highest full."""
+    """The values as a line of bars."""
     top = max(values)
     if top <= 0:
         return HEIGHTS[0] * len(values)
@@ -178,7 +82,7 @@ def curve(values: Sequence[float]) -> str:
 
 
 def print_memory(facts: MemoryFacts, advice: Sequence[str]) -> None:
-    """Print which kinds of tuning fit on the machine, what the recipe's own needs, and advice."""
+    """Print which kinds of tuning fit, what the recipe needs, and advice."""
     own = next((line.tuning for line in facts.lines if line.is_own), None)
     layouts = list(dict.fromkeys(line.layout for line in facts.lines))
     lines = {(line.tuning, line.layout): line for line in facts.lines}
@@ -190,12 +94,12 @@ def print_memory(facts: MemoryFacts, advice: Sequence[str]) -> None:
         for tuning in dict.fromkeys(line.tuning for line in facts.lines)
     ]
     say("")
-    say(f"planned for {facts.machine}; for another: --gpus 8 --memory 80GB")
+    say(f"planned for {facts.machine}; to plan for another: --gpus 8 --memory 80GB")
     print_table("What fits", ("tuning", *layouts), rows)
     _print_parts([line for line in facts.lines if line.tuning == own])
     say("\n".join(facts.notes))
     if advice:
-        say("\n  ".join(["this recipe does not fit there. What would:", *advice]))
+        say("\n  ".join(["this recipe does not fit. Changes that would make it fit:", *advice]))
 
 
 def _fit(line: MemoryLine | None) -> str | None:
@@ -228,10 +132,101 @@ def _print_parts(lines: Sequence[MemoryLine]) -> None:
 
 
 def print_disk(facts: DiskFacts) -> None:
-    """Print what the run writes, and whether there is room for it."""
+    """Print the disk space that the run needs."""
     say("")
     say(
-        f"disk: {as_gigabytes(facts.checkpoint)} per checkpoint, {facts.num_checkpoints} at the "
-        f"fullest moment; the model {as_gigabytes(facts.model)}; "
-        f"{as_gigabytes(facts.needed)} in all, {as_gigabytes(facts.free)} are free"
+        f"disk: {as_gigabytes(facts.checkpoint)} per checkpoint, up to {facts.num_checkpoints} "
+        f"at once; {as_gigabytes(facts.model)} for the model; "
+        f"{as_gigabytes(facts.needed)} in total, {as_gigabytes(facts.free)} free"
+    )
+
+
+def print_signal(recipe: Recipe, signal: Signal | NotScored) -> None:
+    """Print the histogram with weights, the zones, and what they mean, or why there is none."""
+    say("")
+    if isinstance(signal, NotScored):
+        say(f"losses of the base: {signal.skipped}")
+        return
+    title = f"Loss of {signal.targets:,} targets under the base, weighted by {recipe.loss.kind}"
+    bars = [
+        ShareBar(bin_.zone, loss_range(bin_.start, bin_.end), bin_.share, bin_.mean_weight)
+        for bin_ in signal.bins
+    ]
+    columns = terminal().width if is_terminal() else COLUMNS_OF_A_LOG
+    show(Text.assemble((title, "bold"), "\n\n", weight_bars(bars, columns)))
+    say("")
+    print_table("Zones of the loss", ZONE_COLUMNS, [_zone_row(zone) for zone in signal.zones])
+    for sentence in explain(signal, recipe.loss):
+        say(sentence)
+
+
+def explain(signal: Signal, loss: Loss) -> list[str]:
+    """Sentences that explain unusual figures."""
+    if isinstance(loss, PlainLoss):
+        return ["loss.kind plain: every target has the weight 1, whatever its loss"]
+    *_, hard, refused = signal.zones
+    sentences = []
+    if signal.refused >= NOTABLE_REFUSED:
+        sentences.append(
+            f"{signal.refused:.1%} of the targets are refused (loss of "
+            f"{loss_range(refused.start, refused.end)}): nothing is learned from them, unless "
+            "learning other targets lowers their loss"
+        )
+    if hard.share >= NOTABLE_HARD and hard.weight_share < hard.share / 2:
+        sentences.append(
+            f"{hard.share:.1%} of the targets are hard for the base (loss of "
+            f"{loss_range(hard.start, hard.end)}) and have {hard.weight_share:.1%} of the weight: "
+            "if the model should learn them, compare the run with loss.kind=plain"
+        )
+    return sentences
+
+
+def loss_range(start: float, end: float | None) -> str:
+    """`0 to 1.45`, `15 and above`: losses in nats."""
+    return f"{start:g} and above" if end is None else f"{start:g} to {end:g}"
+
+
+def write_signal_page(recipe: Recipe, sample: Sample, signal: Signal, path: Path) -> None:
+    """Write the page with the weight curve, the histogram and the figures."""
+    figures = KeyFigures(
+        [
+            ("targets", signal.targets, f"of {signal.rows:,} rows, scored by the base"),
+            ("mean weight", f"{signal.mean_weight:.3g}", f"loss: {recipe.loss.kind}"),
+            ("refused", f"{signal.refused:.1%}", "of the targets have the weight 0"),
+        ]
+    )
+    plot = Plot(
+        "Weight by loss",
+        weight_plot(recipe.loss, before=sample.loss_N.tolist()),
+        "Above: the weight of a target by its loss. Below: the losses of the sample.",
+    )
+    zones = Table("Zones", ZONE_COLUMNS, [_zone_row(zone) for zone in signal.zones])
+    bins = Table(
+        "Bins",
+        ("loss", "share of the targets", "mean weight"),
+        [
+            (
+                loss_range(bin_.start, bin_.end),
+                f"{bin_.share:.1%}",
+                rounded_weight(bin_.mean_weight),
+            )
+            for bin_ in signal.bins
+        ],
+        "Measured weights: the mean over the targets of each bin.",
+    )
+    sentences = [f"{sentence}." for sentence in explain(signal, recipe.loss)]
+    meaning = [Prose("\n\n".join(sentences))] if sentences else []
+    recipe_text = Code("Recipe", recipe_to_yaml(recipe))
+    blocks: list[Block] = [figures, *meaning, plot, zones, bins, recipe_text]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_report(Report(recipe.name, blocks, subtitle="yrun check: before training"), path)
+
+
+def _zone_row(zone: Zone) -> tuple[str, str, str, str, str]:
+    return (
+        zone.name,
+        loss_range(zone.start, zone.end),
+        f"{zone.share:.1%}",
+        rounded_weight(zone.mean_weight),
+        f"{zone.weight_share:.1%}",
     )

@@ -1,9 +1,4 @@
-"""Rows of the training data, scored by the base before training: which ones, and whether at all.
-
-What the recipe's loss makes of a sample: the histogram of its losses, and their weights.
-"""
-
-# N = targets of the sample
+"""A sample of training rows scored by the base: its losses, and the weights they would get."""
 
 # N = targets of the sample, B = bins of the histogram, G = bins or zones
 
@@ -31,15 +26,15 @@ from yrunner.recipe.schema.recipe import Recipe
 SAMPLE_ROWS = 64
 MOST_TARGETS = 20_000
 MOST_WORK = {"cpu": 2e12, "cuda": 2e15}
-"""Floating-point operations that nobody has to ask for: half a minute or less of two cores, or of
-a GPU."""
+"""Floating-point operations by default: at most half a minute on two cores or a GPU."""
+BIN_WIDTH = 1.0
 ROOM_BESIDE_WEIGHTS = 1.25
-"""Memory that scoring needs for each byte of weights."""
+"""Memory for scoring, per byte of weights."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """The base's view of the targets of some rows."""
+    """Losses and weights of the targets of some rows."""
 
     rows: int
     loss_N: Tensor
@@ -48,133 +43,29 @@ class Sample:
 
 @dataclass(frozen=True)
 class NotScored:
-    """Why nothing is known of the base's losses."""
+    """Why the base was not scored."""
 
     skipped: str
 
 
-def score_sample(run: Run, examples: Examples, rows: int | None) -> Sample | NotScored:
-    """Score `rows` of the examples with the base and the recipe's weight.
-
-    None: as many as tell enough and take no more than about half a minute. Raises `ModelError`
-    where the base cannot be loaded.
-    """
-    if rows == 0:
-        return NotScored("not asked for (--sample 0)")
-    if not len(examples) or not examples.num_targets.sum():
-        return NotScored("there is no target to learn from")
-    base = find_base(run)
-    if isinstance(base, NotScored):
-        return base
-    folder, num_weights = base
-    if rows is None:
-        rows = _affordable_rows(examples, num_weights)
-    if rows == 0:
-        return NotScored(
-            f"a row takes long on this machine, with a base of {num_weights:,} weights; "
-            "ask for some with --sample 8"
-        )
-    return _score(run, _load(run.recipe, folder), spread(examples, rows))
-
-
-def spread(examples: Examples, number: int) -> list[TokenizedExample]:
-    """So many examples, or all of fewer, at even distances from each other."""
-    number = min(number, len(examples))
-    return [examples[(2 * place + 1) * len(examples) // (2 * number)] for place in range(number)]
-
-
-def find_base(run: Run) -> tuple[Path, int] | NotScored:
-    """The folder of the base and the number of its weights, where it can be loaded at no cost."""
-    recipe = run.recipe
-    if recipe.model.scratch is not None:
-        return NotScored("a model from scratch knows nothing yet, so its losses say nothing")
-    if run.base is not None and run.stale_base is not None:
-        path = base_recipe_path(recipe)
-        assert path is not None, "only a recipe can be stale"
-        here = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-        return NotScored(
-            f"{run.base.recipe.name} has no result of its recipe as it is now; "
-            f"train it with: yrun train {here}"
-        )
-    source = run.base_source
-    folder = local_folder(source)
-    files = [] if folder is None else weight_files(folder)
-    if folder is None or not files:
-        missing = source
-        if folder is not None and (folder / CONFIG_FILE).is_file():
-            missing = read_base(folder)
-        if Path(missing).is_dir():
-            return NotScored(f"{missing} has no weights")
-        return NotScored(
-            f"the weights of {missing} are not on this machine, and check downloads none; "
-            f"get them with: hf download {missing}"
-        )
-    num_weights = count_weights(files)
-    dtype = choose_dtype(recipe.model.dtype)
-    needed, free = ROOM_BESIDE_WEIGHTS * num_weights * dtype.itemsize, free_memory()
-    if needed > free:
-        return NotScored(
-            f"the base needs {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free"
-        )
-    return folder, num_weights
-
-
-def _score(run: Run, model: Any, chosen: list[TokenizedExample]) -> Sample:
-    # Neighbours share a batch: rows of like length waste nothing on each other.
-    chosen = sorted(chosen, key=lambda example: len(example.input_ids))
-    scores = score_rows(run, model, chosen, "scoring rows with the base")
-    loss_N = torch.cat([scored.loss_N for scored in scores]).double()
-    weight_N = torch.cat([scored.weight_N for scored in scores]).double()
-    return Sample(len(chosen), loss_N, weight_N)
-
-
-def _affordable_rows(examples: Examples, num_weights: int) -> int:
-    """Rows that take about half a minute at the most; 0 where a single one takes longer."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    targets_per_row = max(1.0, float(examples.num_targets.mean()))
-    # A weight costs a multiplication and an addition for each token.
-    work_per_row = 2 * num_weights * float(examples.lengths.mean())
-    enough = max(1, int(MOST_TARGETS / targets_per_row))
-    return min(SAMPLE_ROWS, enough, int(MOST_WORK[device] / work_per_row))
-
-
-def _load(recipe: Recipe, folder: Path) -> Any:
-    """The model that training starts from, in the dtype of its computation."""
-    has_gpu = torch.cuda.is_available()
-    # flash_attention_2 needs a GPU, which the machine of the run has; sdpa computes the same.
-    needs_gpu = recipe.model.attention == "flash_attention_2"
-    model: Any = load_model(
-        str(folder),
-        dtype=choose_dtype(recipe.model.dtype),
-        attention="sdpa" if needs_gpu and not has_gpu else recipe.model.attention,
-        trust_remote_code=recipe.model.trust_remote_code,
-    )
-    if isinstance(recipe.tuning, AdapterTuning) and recipe.tuning.adapter is not None:
-        model = attach_adapter(model, Path(recipe.tuning.adapter), trainable=False)
-    return model.to("cuda" if has_gpu else "cpu")
-
-
-BIN_WIDTH = 1.0
-
-
 @dataclass(frozen=True)
 class LossBin:
-    """Targets of about the same loss."""
+    """Targets with losses in one range."""
 
     start: float
     end: float | None
-    """None: the last bin has no end."""
+    """None for the last bin."""
     zone: str
-    """The zone of the bin's middle."""
+    """The zone of the bin's centre."""
     share: float
     """Of all targets."""
     mean_weight: float | None
-    """None where no target is."""
+    """None for an empty bin."""
 
 
 @dataclass(frozen=True)
 class Zone:
-    """How much of the targets, and of their weight, falls into one zone."""
+    """The targets of one zone and their weight."""
 
     name: str
     start: float
@@ -187,7 +78,7 @@ class Zone:
 
 @dataclass(frozen=True)
 class Signal:
-    """What a loss makes of a sample."""
+    """Histogram and zones of a sample."""
 
     rows: int
     targets: int
@@ -198,10 +89,34 @@ class Signal:
     zones: list[Zone]
 
 
+def score_sample(run: Run, examples: Examples, rows: int | None) -> Sample | NotScored:
+    """Score `rows` of the examples with the base and the recipe's weight.
+
+    None: a sufficient number that takes at most about half a minute. Raises `ModelError` if the
+    base cannot be loaded.
+    """
+    if rows == 0:
+        return NotScored("switched off (--sample 0)")
+    if not len(examples) or not examples.num_targets.sum():
+        return NotScored("the data has no targets")
+    base = find_base(run)
+    if isinstance(base, NotScored):
+        return base
+    folder, num_weights = base
+    if rows is None:
+        rows = _affordable_rows(examples, num_weights)
+    if rows == 0:
+        return NotScored(
+            f"too slow on this machine for a base of {num_weights:,} weights; "
+            "score some anyway with --sample 8"
+        )
+    return _score(run, _load(run.recipe, folder), spread(examples, rows))
+
+
 def describe_sample(sample: Sample, edges: Sequence[float]) -> Signal:
-    """The histogram of the losses and its zones, which meet at `edges`, with their weights."""
+    """Histogram and zones of the losses with their weights; `edges` separate the zones."""
     loss_N = sample.loss_N
-    # A weight that is not a number teaches nothing, see losses/per_token.py.
+    # A target whose weight is NaN is not trained on.
     weight_N = torch.where(sample.weight_N > 0, sample.weight_N, 0.0)
     starts = torch.arange(0, HIGHEST_LOSS + BIN_WIDTH, BIN_WIDTH, dtype=loss_N.dtype)
     zone_B = zone_of(starts + BIN_WIDTH / 2, edges[-1]).tolist()
@@ -225,10 +140,87 @@ def describe_sample(sample: Sample, edges: Sequence[float]) -> Signal:
     return Signal(sample.rows, len(loss_N), float(weight_N.mean()), refused, bins, zones)
 
 
+def spread(examples: Examples, number: int) -> list[TokenizedExample]:
+    """`number` examples at most, evenly spaced."""
+    number = min(number, len(examples))
+    return [examples[(2 * index + 1) * len(examples) // (2 * number)] for index in range(number)]
+
+
+def find_base(run: Run) -> tuple[Path, int] | NotScored:
+    """The folder of the base and its number of weights, if it is here and fits into memory."""
+    recipe = run.recipe
+    if recipe.model.scratch is not None:
+        return NotScored("a model from scratch knows nothing yet, so its losses mean nothing")
+    if run.base is not None and run.stale_base is not None:
+        path = base_recipe_path(recipe)
+        assert path is not None, "only a recipe can be stale"
+        here = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+        return NotScored(
+            f"the base {run.base.recipe.name} is not trained or has changed; "
+            f"train it with: yrun train {here}"
+        )
+    source = run.base_source
+    folder = local_folder(source)
+    files = [] if folder is None else weight_files(folder)
+    if folder is None or not files:
+        missing = source
+        if folder is not None and (folder / CONFIG_FILE).is_file():
+            missing = read_base(folder)
+        if Path(missing).is_dir():
+            return NotScored(f"{missing} has no weights")
+        return NotScored(
+            f"the weights of {missing} are not on this machine, and check does not download them; "
+            f"get them with: hf download {missing}"
+        )
+    num_weights = count_weights(files)
+    dtype = choose_dtype(recipe.model.dtype)
+    needed, free = ROOM_BESIDE_WEIGHTS * num_weights * dtype.itemsize, free_memory()
+    if needed > free:
+        return NotScored(
+            f"the base needs {needed / 1e9:.1f} GB of memory, but only {free / 1e9:.1f} GB are free"
+        )
+    return folder, num_weights
+
+
+def _score(run: Run, model: Any, chosen: list[TokenizedExample]) -> Sample:
+    # Neighbours share a batch: rows of similar length need little padding.
+    chosen = sorted(chosen, key=lambda example: len(example.input_ids))
+    scores = score_rows(run, model, chosen, "scoring rows with the base")
+    loss_N = torch.cat([scored.loss_N for scored in scores]).double()
+    weight_N = torch.cat([scored.weight_N for scored in scores]).double()
+    return Sample(len(chosen), loss_N, weight_N)
+
+
+def _affordable_rows(examples: Examples, num_weights: int) -> int:
+    """Rows that take at most about half a minute; 0 if a single one takes longer."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    targets_per_row = max(1.0, float(examples.num_targets.mean()))
+    # Each weight costs one multiplication and one addition per token.
+    work_per_row = 2 * num_weights * float(examples.lengths.mean())
+    enough = max(1, int(MOST_TARGETS / targets_per_row))
+    return min(SAMPLE_ROWS, enough, int(MOST_WORK[device] / work_per_row))
+
+
+def _load(recipe: Recipe, folder: Path) -> Any:
+    """The model that training starts from, in the dtype of its computation."""
+    has_gpu = torch.cuda.is_available()
+    # flash_attention_2 needs a GPU, which this machine may lack; sdpa computes the same.
+    needs_gpu = recipe.model.attention == "flash_attention_2"
+    model: Any = load_model(
+        str(folder),
+        dtype=choose_dtype(recipe.model.dtype),
+        attention="sdpa" if needs_gpu and not has_gpu else recipe.model.attention,
+        trust_remote_code=recipe.model.trust_remote_code,
+    )
+    if isinstance(recipe.tuning, AdapterTuning) and recipe.tuning.adapter is not None:
+        model = attach_adapter(model, Path(recipe.tuning.adapter), trainable=False)
+    return model.to("cuda" if has_gpu else "cpu")
+
+
 def _shares(
     group_N: Tensor, weight_N: Tensor, num_groups: int
 ) -> list[tuple[float, float | None, float]]:
-    """Of each group: its share of the targets, its mean weight, its share of all weight."""
+    """For each group: share of the targets, mean weight, share of all weight."""
     count_G = group_N.bincount(minlength=num_groups).tolist()
     weight_G = group_N.bincount(weight_N, minlength=num_groups).tolist()
     # All targets may be refused.

@@ -1,4 +1,4 @@
-"""`yrun compare`: one recipe in several versions, trained, measured and set side by side."""
+"""`yrun compare`: train and measure one recipe in several versions, and compare them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -34,8 +34,8 @@ def compare(
 ) -> None:
     """Train and measure every arm with every seed, and write one table and one report.
 
-    What is there already is not done again. Raises `RunError` at the end where runs have failed;
-    the others are in the report.
+    Finished work is reused. Raises `RunError` at the end if runs have failed; the others are in
+    the report.
     """
     recipe = load_recipe(path, list(overrides))
     _check(path, Run(recipe))
@@ -46,83 +46,83 @@ def compare(
     if changed and not overwrite:
         refuse_changed(changed)
     plans = {run.arm: plan_facts(Run(run.recipe)) for run in runs[: len(arms)]}
-    order = _CompareOptions(
+    options = _CompareOptions(
         recipe, list(arms), used_seeds, runs, changed, plans, fairness_notes(plans)
     )
-    _say_order(order)
-    failures = _run_all(order, jobs)
-    experiment = _collect(order, failures)
-    write_experiment(experiment, recipe, order.folder)
-    print_experiment(experiment, order.folder)
+    _say_options(options)
+    failures = _run_all(options, jobs)
+    experiment = _collect(options, failures)
+    write_experiment(experiment, recipe, options.folder)
+    print_experiment(experiment, options.folder)
     if failures:
         raise RunError(
             f"{len(failures)} of {len(runs)} runs failed: {_first(failures)}",
-            remedy="mend the cause and run the same command again: what is done is kept",
+            remedy="fix the cause and run the same command again; finished work is reused",
         )
 
 
 @dataclass(frozen=True)
 class _CompareOptions:
-    """What is to be compared."""
+    """What to compare."""
 
     recipe: Recipe
     arms: Sequence[Arm]
     seeds: Sequence[int]
     runs: Sequence[ArmRun]
     changed: Sequence[ArmRun]
-    """Runs that are there with other settings, and are trained anew."""
+    """Runs that exist with other settings and are trained again."""
     plans: Mapping[str, PlanFacts]
-    """By the arm's name."""
+    """By arm."""
     notes: Sequence[str]
 
     @property
     def folder(self) -> CompareDir:
-        """Where the experiment leaves everything."""
+        """The folder of the experiment."""
         return CompareDir(self.recipe.run_folder)
 
 
 def _check(path: Path, run: Run) -> None:
-    """Refuse what cannot be compared, and faulty questions, before anything is trained."""
+    """Refuse recipes that cannot be compared, and faulty questions, before training."""
     if run.recipe.model.base is None:
         raise YRunnerError(
-            f"{path} builds a new model: nothing can be forgotten",
+            f"{path} builds a new model, which cannot forget anything",
             remedy="compare recipes that start from a base",
         )
     check_questions(run)
 
 
-def _say_order(order: _CompareOptions) -> None:
-    table = arms_table(order.arms, order.plans)
+def _say_options(options: _CompareOptions) -> None:
+    table = arms_table(options.arms, options.plans)
     print_table(table.title, table.columns, table.rows)
-    say(f"seeds {', '.join(map(str, order.seeds))}: {len(order.runs):,} runs")
-    for note in order.notes:
+    say(f"seeds {', '.join(map(str, options.seeds))}: {len(options.runs):,} runs")
+    for note in options.notes:
         say(f"note: {note}")
 
 
-def _run_all(order: _CompareOptions, jobs: int) -> dict[str, Failure]:
-    """Do what is left to do, the bases first; without its base an arm cannot be run."""
+def _run_all(options: _CompareOptions, jobs: int) -> dict[str, Failure]:
+    """Run unfinished jobs, bases first; an arm without its base cannot run."""
     environments = environments_for(jobs)
-    failed_bases = run_jobs("bases", base_jobs(order.runs, order.folder), environments[:1])
-    left = [run for run in order.runs if run in order.changed or run.measurement is None]
-    say(f"runs that are there already: {len(order.runs) - len(left):,} of {len(order.runs):,}")
-    bases = {run.name: base_name(run.recipe) for run in left}
+    failed_bases = run_jobs("bases", base_jobs(options.runs, options.folder), environments[:1])
+    pending = [run for run in options.runs if run in options.changed or run.measurement is None]
+    say(f"runs already finished: {len(options.runs) - len(pending):,} of {len(options.runs):,}")
+    bases = {run.name: base_name(run.recipe) for run in pending}
     failures = {run: failed_bases[base] for run, base in bases.items() if base in failed_bases}
     work = [
-        run.job(order.plans[run.arm].updates, anew=run in order.changed)
-        for run in left
+        run.job(options.plans[run.arm].updates, anew=run in options.changed)
+        for run in pending
         if run.name not in failures
     ]
     return failures | run_jobs(f"updates of {len(work):,} runs", work, environments)
 
 
-def _collect(order: _CompareOptions, failures: Mapping[str, Failure]) -> Experiment:
-    """Read what the runs have left. Raises `RunError` where none has left anything."""
+def _collect(options: _CompareOptions, failures: Mapping[str, Failure]) -> Experiment:
+    """Read the results of the runs. Raises `RunError` if all have failed."""
     curves: dict[str, dict[int, tuple[Point, ...]]] = {}
     losses: dict[str, list[list[Record]]] = {}
     bases: dict[str, Point] = {}
     run_dirs = {}
-    for run in order.runs:
-        base = Measurement.load(order.folder.base(base_name(run.recipe)))
+    for run in options.runs:
+        base = Measurement.load(options.folder.base(base_name(run.recipe)))
         measurement = run.measurement
         if base is not None and measurement is not None:
             bases[run.arm] = base.points[0]
@@ -131,20 +131,20 @@ def _collect(order: _CompareOptions, failures: Mapping[str, Failure]) -> Experim
             run_dirs[run.name] = run.run_dir
     if not curves:
         raise RunError(
-            f"all {len(order.runs)} runs failed: {_first(failures)}",
-            remedy="mend the cause and run the same command again",
+            f"all {len(options.runs)} runs failed: {_first(failures)}",
+            remedy="fix the cause and run the same command again",
         )
-    threshold = order.recipe.compare.domain_accuracy
+    threshold = options.recipe.compare.domain_accuracy
     return Experiment(
-        name=order.recipe.name,
-        arms=[arm for arm in order.arms if arm.name in curves],
-        seeds=order.seeds,
-        plans=order.plans,
-        curves={arm.name: curves[arm.name] for arm in order.arms if arm.name in curves},
+        name=options.recipe.name,
+        arms=[arm for arm in options.arms if arm.name in curves],
+        seeds=options.seeds,
+        plans=options.plans,
+        curves={arm.name: curves[arm.name] for arm in options.arms if arm.name in curves},
         bases=bases,
         domain_accuracy=domain_threshold(curves) if threshold is None else threshold,
         losses=losses,
-        notes=[*order.notes, *environment_notes(run_dirs)],
+        notes=[*options.notes, *environment_notes(run_dirs)],
         failures=failures,
     )
 

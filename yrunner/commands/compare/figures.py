@@ -1,7 +1,4 @@
-"""From the points of all runs to figures: arms at equal steps, at equal domain accuracy, and apart.
-
-Nothing is measured here, and nothing is drawn.
-"""
+"""Figures of an experiment from the points of its runs, at equal steps and equal accuracy."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -11,17 +8,17 @@ from yrunner.commands.compare.points import Point, difference_in
 from yrunner.evaluation.results import Difference
 
 SHARE_OF_THE_BEST = 0.9
-"""Of the domain accuracy that the best arm reaches: there arms are equals, by default."""
+"""Of the best arm's domain accuracy: the default at which arms count as equal."""
 
 Curves = Mapping[str, Mapping[int, tuple[Point, ...]]]
-"""The points of each arm with each seed, in the order of their steps."""
+"""The points of each arm and seed, by step."""
 Chosen = Mapping[str, Mapping[int, Point]]
-"""One point of each arm with each seed, as far as there is one."""
+"""One point of each arm and seed that has one."""
 
 
 @dataclass(frozen=True)
 class Spread:
-    """A figure over the seeds."""
+    """Mean and deviation of a figure over the seeds."""
 
     mean: float
     deviation: float | None
@@ -36,7 +33,7 @@ def at_the_end(curves: Curves) -> Chosen:
 
 
 def domain_threshold(curves: Curves) -> float:
-    """A share of the domain accuracy that the best arm reaches: its best points, over its seeds."""
+    """`SHARE_OF_THE_BEST` of the best arm's domain accuracy, averaged over its seeds."""
     best = [
         fmean(max(point.figures["domain"] for point in points) for points in runs.values())
         for runs in curves.values()
@@ -45,7 +42,7 @@ def domain_threshold(curves: Curves) -> float:
 
 
 def at_domain_accuracy(curves: Curves, threshold: float) -> Chosen:
-    """The first point of each run that reaches the threshold; none of a run that never does."""
+    """The first point of each run that reaches the threshold, if any."""
     chosen: dict[str, dict[int, Point]] = {}
     for arm, runs in curves.items():
         chosen[arm] = {}
@@ -57,7 +54,7 @@ def at_domain_accuracy(curves: Curves, threshold: float) -> Chosen:
 
 
 def spread(values: Iterable[float]) -> Spread | None:
-    """Mean and deviation of some values; None where there are none."""
+    """Mean and deviation of the values; None without any."""
     known = list(values)
     if not known:
         return None
@@ -65,17 +62,17 @@ def spread(values: Iterable[float]) -> Spread | None:
 
 
 def measure_spread(points: Mapping[int, Point], measure: str) -> Spread | None:
-    """A measure over the seeds of an arm."""
+    """A measure over an arm's seeds."""
     return spread(point.figures[measure] for point in points.values())
 
 
 def forgetting(points: Mapping[int, Point], base: Point) -> Spread | None:
-    """The general side of an arm minus that of its base: below 0, something was forgotten."""
+    """General side of an arm minus that of its base; below 0, the arm forgot something."""
     return spread(point.figures["general"] - base.figures["general"] for point in points.values())
 
 
 def differences(chosen: Chosen, measure: str) -> dict[str, Difference | None]:
-    """Each arm minus the first, over the seeds that both have; None where there are none."""
+    """Each arm minus the first, over their common seeds; None without any."""
     first, *others = chosen
     found: dict[str, Difference | None] = {}
     for arm in others:

@@ -1,4 +1,4 @@
-"""Processes side by side: each writes a log, a failure stops no other, and Ctrl-C ends them all."""
+"""Run commands as parallel processes, each with a log; failures stay apart, Ctrl-C ends all."""
 
 import json
 import os
@@ -28,29 +28,29 @@ Command = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Job:
-    """Commands that are run one after the other, as far as each succeeds."""
+    """Commands that run one after another until one fails."""
 
     name: str
     commands: tuple[Command, ...]
     log: Path
     metrics: Path | None = None
-    """The metrics.jsonl that tells how far it is."""
+    """The metrics.jsonl that shows its progress."""
     updates: int = 0
-    """Updates that it takes in all."""
+    """Its total number of updates."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A job that did not succeed."""
+    """Why a job failed."""
 
     message: str
     log: Path
 
 
 def environments_for(jobs_at_once: int) -> list[dict[str, str]]:
-    """What each of so many processes is told of the machine: its GPU, or its share of the threads.
+    """Environment variables of each parallel job: its GPU, or its share of the CPU threads.
 
-    One process alone is told nothing, and is what `yrun train` is.
+    A single job gets none, as under `yrun train`.
     """
     if jobs_at_once == 1:
         return [{}]
@@ -67,10 +67,10 @@ def run_jobs(
 ) -> dict[str, Failure]:
     """Run the jobs, one at a time in each environment; return the failures by the job's name.
 
-    A signal that asks to stop is passed on to all processes, and `Stopped` is raised when they have
-    ended. They end, too, where this process is killed.
+    A stop signal is passed on to all processes; `Stopped` is raised when they have ended. They also
+    end if this process is killed.
     """
-    # Raised at once, a signal could leave behind what is just begun.
+    # Raised at once, a signal could leave a process behind that is just starting.
     signals: list[int] = []
     waiting, free = list(jobs), list(environments)
     running: list[_Running] = []
@@ -82,7 +82,7 @@ def run_jobs(
         while waiting or running:
             while waiting and free:
                 job = waiting.pop(0)
-                say(f"{job.name}: begins ({len(jobs) - len(waiting)} of {len(jobs)}), {job.log}")
+                say(f"{job.name}: started ({len(jobs) - len(waiting)} of {len(jobs)}), {job.log}")
                 running.append(_Running(job, free.pop(0)))
             time.sleep(SECONDS_BETWEEN_LOOKS)
             for work in [work for work in running if work.has_ended()]:
@@ -90,7 +90,7 @@ def run_jobs(
                 free.append(work.environment)
                 if failure := work.failure():
                     failures[work.job.name] = failure
-                say(_news(work, failure, len(waiting) + len(running)))
+                say(_outcome(work, failure, len(waiting) + len(running)))
             left = sum(job.updates for job in waiting) + sum(work.updates_left for work in running)
             advance(max(0, total - left - shown))
             shown = max(shown, total - left)
@@ -100,12 +100,12 @@ def run_jobs(
 
 
 class _Running:
-    """A job at work."""
+    """A running job."""
 
     def __init__(self, job: Job, environment: Mapping[str, str]) -> None:
         self.job = job
         self.environment = environment
-        self.started_at, self.began = time.monotonic(), time.time()
+        self.started_at, self.started_time = time.monotonic(), time.time()
         self.commands = list(job.commands)
         job.log.parent.mkdir(parents=True, exist_ok=True)
         self.log: IO[str] = job.log.open("w", encoding="utf-8")
@@ -115,7 +115,7 @@ class _Running:
         command = self.commands.pop(0)
         self.log.write(f"{COMMAND_MARK}{shlex.join(command)}\n")
         self.log.flush()
-        # A group of its own: Ctrl-C in the terminal reaches us alone, and is passed on once.
+        # In a new process group, Ctrl-C in the terminal reaches only us, and is passed on once.
         return subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -127,7 +127,7 @@ class _Running:
         )
 
     def has_ended(self) -> bool:
-        """Whether nothing is left to do; begins the next command when one has succeeded."""
+        """Whether the job has ended; starts the next command after a success."""
         if self.process.poll() is None:
             return False
         if self.process.returncode == 0 and self.commands:
@@ -138,28 +138,28 @@ class _Running:
 
     @property
     def updates_left(self) -> int:
-        """Updates that it has not logged yet."""
+        """Updates not logged yet."""
         metrics = self.job.metrics
-        # What an earlier run has left there tells nothing of this one.
-        if metrics is None or not metrics.exists() or metrics.stat().st_mtime < self.began:
+        # A file of an earlier run does not count.
+        if metrics is None or not metrics.exists() or metrics.stat().st_mtime < self.started_time:
             return self.job.updates
         return max(0, self.job.updates - _last_step(metrics))
 
     def failure(self) -> Failure | None:
-        """Why it failed, in the last words of its log."""
+        """Why it failed: the last line of its log."""
         code = self.process.returncode
         if code == 0:
             return None
         if code < 0:
-            memory = ", perhaps for want of memory" if -code == signal.SIGKILL else ""
+            memory = ", perhaps out of memory" if -code == signal.SIGKILL else ""
             return Failure(f"ended by {signal.Signals(-code).name}{memory}", self.job.log)
         lines = self.job.log.read_text("utf-8", errors="replace").splitlines()
-        said = [line for line in lines if line.strip() and line != REPORT_A_BUG]
-        words = said[-1] if said and not said[-1].startswith(COMMAND_MARK) else ""
-        return Failure(words or f"ended with code {code} and no word", self.job.log)
+        printed = [line for line in lines if line.strip() and line != REPORT_A_BUG]
+        message = printed[-1] if printed and not printed[-1].startswith(COMMAND_MARK) else ""
+        return Failure(message or f"exited with code {code} without a message", self.job.log)
 
 
-def _news(work: _Running, failure: Failure | None, num_left: int) -> str:
+def _outcome(work: _Running, failure: Failure | None, num_left: int) -> str:
     took = format_duration(time.monotonic() - work.started_at)
     done = f"failed after {took}: {failure.message}" if failure else f"done in {took}"
     return f"{work.job.name}: {done}; {num_left:,} left"
@@ -167,11 +167,11 @@ def _news(work: _Running, failure: Failure | None, num_left: int) -> str:
 
 @contextmanager
 def _ending_all(running: Sequence[_Running], signals: Sequence[int]) -> Iterator[None]:
-    """Leave no process behind: ask each to save and end; after another Ctrl-C, end it at once."""
+    """Leave no process behind: stop each one with a checkpoint; a second Ctrl-C kills it."""
     try:
         yield
     except Stopped:
-        say("stopping: what is being trained saves a checkpoint first; Ctrl-C again: at once")
+        say("stopping: running trainings save a checkpoint; press Ctrl-C again to stop now")
         for work in running:
             work.process.send_signal(signal.SIGINT)
         while signal.SIGINT not in signals[1:] and any(
@@ -186,7 +186,7 @@ def _ending_all(running: Sequence[_Running], signals: Sequence[int]) -> Iterator
 
 
 def _last_step(metrics: Path) -> int:
-    """The update of the last whole record of a file that is being written."""
+    """The update of the last complete record of a growing file."""
     with metrics.open("rb") as file:
         file.seek(max(0, metrics.stat().st_size - TAIL_BYTES))
         lines = file.read().split(b"\n")
@@ -194,4 +194,4 @@ def _last_step(metrics: Path) -> int:
 
 
 def _show_nothing(_updates: int) -> None:
-    """Take the place of a bar where nothing counts updates."""
+    """No-op progress bar for jobs without updates."""

@@ -1,7 +1,7 @@
-"""`yrun measure`: the tasks of a recipe, answered by every checkpoint of its run, or by its base.
+"""`yrun measure`: run a recipe's tasks on every checkpoint of its run, or on its base.
 
-`yrun compare` runs this in a separate process after the training of each arm. What was measured is
-kept after each checkpoint, so that interrupted work continues there.
+`yrun compare` runs this in a separate process after the training of each arm. Results are saved
+after each checkpoint, so that interrupted work resumes there.
 """
 
 import json
@@ -18,9 +18,7 @@ from yrunner.commands.compare.plan import due_checkpoints
 from yrunner.commands.compare.points import Measurement, Point
 from yrunner.console import say
 from yrunner.errors import YRunnerError
-from yrunner.evaluation.results import (
-    ModelResults,
-)
+from yrunner.evaluation.results import ModelResults
 from yrunner.recipe.schema.eval import FormatTask, HarnessTask, JsonForm, Task
 from yrunner.recipe.schema.recipe import Recipe
 from yrunner.storage.ownership import remove
@@ -31,7 +29,7 @@ SEED_OF_ANSWERS = 0
 
 
 def measure(path: Path, overrides: Sequence[str], *, base: Path | None) -> None:
-    """Measure every checkpoint of a finished run, or, into the file `base`, its base."""
+    """Measure every checkpoint of a finished run, or its base into the file `base`."""
     run = Run.load(path, overrides)
     if base is None:
         measure_run(run)
@@ -40,7 +38,7 @@ def measure(path: Path, overrides: Sequence[str], *, base: Path | None) -> None:
 
 
 def measure_run(run: Run) -> None:
-    """Measure the checkpoints that were due and not measured yet; then remove those that may go."""
+    """Measure the checkpoints that are due and not measured yet, then remove old ones."""
     run.require_result()
     check_questions(run)
     recipe, run_dir = run.recipe, run.folder
@@ -63,7 +61,7 @@ def measure_run(run: Run) -> None:
 
 
 def measure_base(run: Run, file: Path) -> None:
-    """Measure the model that the recipe starts from, as a run whose only point is at update 0."""
+    """Measure the recipe's base, as a run with one point at update 0."""
     check_questions(run)
     point = Point(0, measure_model(run, run.load_base(), run.tokenizer, "the base"))
     Measurement(measure_key(run.recipe), (point,), is_complete=True).save(file)
@@ -71,40 +69,40 @@ def measure_base(run: Run, file: Path) -> None:
 
 
 def check_questions(run: Run) -> None:
-    """Read the questions of the recipe's tasks: a faulty file is found before training.
+    """Read the questions of the recipe's tasks, to find faulty files before training.
 
-    Raises `YRunnerError` for a recipe without a task of each side, and `DataError` for files, the
-    list of faults among them.
+    Raises `YRunnerError` if a side has no task, and `DataError` for faulty files, including the
+    list of faults.
     """
     recipe = run.recipe
     for side in NEEDED_SIDES:
         if not any(task.side == side for task in recipe.eval.tasks):
             raise YRunnerError(
                 f"{recipe.name} has no task of side {side} in eval.tasks",
-                remedy="an experiment needs both: what is learned, and what must not be forgotten",
+                remedy="add one; a comparison needs tasks of both sides, domain and general",
             )
     _ = run.known_faults, run.tasks
 
 
 def measure_model(run: Run, model: Any, tokenizer: Any, description: str) -> ModelResults:
-    """Examine a model as `yrun eval` does.
+    """Evaluate a model as `yrun eval` does.
 
-    What is left to chance (drawn answers, examples of the harness) is drawn alike for all models:
-    the seed of a run is that of its training.
+    Random choices (sampled answers, few-shot examples of the harness) are the same for all models,
+    because the seed is not that of the training.
     """
-    asked = run.variant(run.recipe.model_copy(update={"seed": SEED_OF_ANSWERS}))
-    return evaluate(asked, model, tokenizer, description)
+    seeded = run.variant(run.recipe.model_copy(update={"seed": SEED_OF_ANSWERS}))
+    return evaluate(seeded, model, tokenizer, description)
 
 
 def measure_key(recipe: Recipe) -> str:
-    """Names what is measured: figures of two keys cannot be set against each other."""
+    """A hash of what is measured: figures with different keys cannot be compared."""
     files = [file for task in recipe.eval.tasks for file in _files_of(task)]
     if recipe.eval.faults is not None:
         files += [recipe.eval.faults.list, recipe.eval.faults.data]
     if recipe.model.chat_template is not None:
         files.append(recipe.model.chat_template)
     what = {
-        # How many questions are answered at once changes no answer.
+        # The batch size changes no answer.
         "eval": recipe.eval.model_dump(mode="json", exclude={"batch_size"}),
         "system": recipe.data.system,
         "model": recipe.model.model_dump(mode="json"),

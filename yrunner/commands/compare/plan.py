@@ -1,4 +1,4 @@
-"""What the arms of an experiment will do, told before they run, and where they differ unasked."""
+"""The plan of each arm before it runs, and unintended differences between arms."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,21 +15,21 @@ from yrunner.training.callbacks import checkpoint_is_due
 
 @dataclass(frozen=True)
 class PlanFacts:
-    """What a run learns from, known exactly before it."""
+    """What a run trains on, known exactly in advance."""
 
     updates: int
     targets: int
-    """Targets seen, each as often as it is learned from."""
+    """Targets seen, counted each time."""
     rows: int
     """Different examples."""
     order: str
-    """A hash of the order in which the examples are begun."""
+    """A hash of the order in which the examples come up."""
     base: str
-    """The model that it starts from, as the recipe names it."""
+    """The base, as the recipe names it."""
 
 
 def plan_facts(run: Run) -> PlanFacts:
-    """Plan a run as `yrun train` would. Raises `DataError` where that would refuse the data."""
+    """Plan a run as `yrun train` would. Raises `DataError` if that would refuse the data."""
     run.refuse_faulty_rows()
     plan, examples = run.plan(), run.dataset.train
     targets, order = _walk(plan, np.asarray(examples.num_targets).tolist())
@@ -43,10 +43,9 @@ def plan_facts(run: Run) -> PlanFacts:
 
 
 def due_checkpoints(run: Run, saved: Sequence[int]) -> list[int]:
-    """Of the updates after which a finished run was saved, those that the recipe asks for.
+    """The saved updates of a finished run that its recipe saves on schedule.
 
-    An interruption leaves a checkpoint wherever it comes; a run must not be looked at more often
-    for having been interrupted.
+    An interruption saves an extra checkpoint; it must not add a measurement.
     """
     run.refuse_faulty_rows()
     plan = run.plan()
@@ -59,7 +58,7 @@ def due_checkpoints(run: Run, saved: Sequence[int]) -> list[int]:
 
 
 def fairness_notes(facts: Mapping[str, PlanFacts]) -> list[str]:
-    """Where an arm differs from the first in more than the keys that it changes; none is an error.
+    """How arms differ from the first beyond the keys that they change; none is an error.
 
     `facts` are those of each arm with the same seed, by the arm's name.
     """
@@ -74,16 +73,16 @@ def fairness_notes(facts: Mapping[str, PlanFacts]) -> list[str]:
         if arm.rows != first.rows:
             differing.append(f"{arm.rows:,} different rows instead of {first.rows:,}")
         if arm.order != first.order:
-            differing.append("its rows in another order")
+            differing.append("another row order")
         if arm.base != first.base:
             differing.append("another base")
         if differing:
-            notes.append(f"{name} has, beside {first_name}, {'; '.join(differing)}")
+            notes.append(f"compared with {first_name}, {name} has {'; '.join(differing)}")
     return notes
 
 
 def environment_notes(run_dirs: Mapping[str, RunDir]) -> list[str]:
-    """What the machines of finished runs do not have in common: versions, commit, device."""
+    """How the environments of finished runs differ: versions, commit, device."""
     known = {name: read_json(run_dir.environment) for name, run_dir in run_dirs.items()}
     notes = []
     for key in ("versions", "commit", "device"):
@@ -92,12 +91,12 @@ def environment_notes(run_dirs: Mapping[str, RunDir]) -> list[str]:
             values.setdefault(str(environment[key]), []).append(name)
         if len(values) > 1:
             groups = "; ".join(f"{value}: {', '.join(names)}" for value, names in values.items())
-            notes.append(f"the runs were not made alike, {key} differ: {groups}")
+            notes.append(f"the runs have different {key}: {groups}")
     return notes
 
 
 def _walk(plan: Plan, num_targets: list[int]) -> tuple[int, str]:
-    """Targets that the run learns from, and a hash of the order in which it begins examples."""
+    """The number of targets seen, and a hash of the order of the examples."""
     targets, order = 0, sha256()
     for update in plan.updates():
         for row in update:

@@ -1,4 +1,4 @@
-"""What was measured of a run: the results of its checkpoints, and the figure of each measure."""
+"""Measurements of a run: the results of its checkpoints, and their figures."""
 
 import json
 from dataclasses import dataclass
@@ -19,11 +19,11 @@ REPETITIONS = ("repetition_3", "repetition_4")
 
 
 def figures_of(results: ModelResults) -> dict[str, float]:
-    """The figure of each measure that was taken.
+    """The figure of each measure.
 
     `domain`, `general`, `quality`: the mean over the tasks of a side. `memorised`: the share of
-    the faulty rows whose wrong answer comes back; `corrected`: of those that are answered rightly
-    all the same. `repetition_3`, `repetition_4`: of n-grams, in everything that was written.
+    faulty rows whose wrong answer the model gives; `corrected`: of those that it answers correctly.
+    `repetition_3`, `repetition_4`: repeated n-grams in everything that it wrote.
     """
     figures = {side: side_score(results, side) for side in SIDES}
     if results.faults is not None:
@@ -34,46 +34,46 @@ def figures_of(results: ModelResults) -> dict[str, float]:
 
 
 def difference_in(measure: str, pairs: ModelPairs) -> Difference | None:
-    """How far a side, or the share of memorised faults, differs between models, over the pairs."""
+    """Difference of a side, or of the memorised faults, over pairs of models."""
     return faults_difference(pairs) if measure == "memorised" else side_difference(pairs, measure)
 
 
 @dataclass(frozen=True)
 class Point:
-    """One model of a run: after how many updates, and what it reached."""
+    """The results of a run after `step` updates."""
 
     step: int
     results: ModelResults
 
     @property
     def figures(self) -> dict[str, float]:
-        """By measure, see `figures_of`."""
+        """See `figures_of`."""
         return figures_of(self.results)
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """The points of a run, in the order of their steps."""
+    """The points of a run, by step."""
 
     key: str
-    """What was measured, see `measure_key`."""
+    """See `measure_key`."""
     points: tuple[Point, ...] = ()
     is_complete: bool = False
 
     @property
     def steps(self) -> list[int]:
-        """The updates after which there is a point."""
+        """The updates of the points."""
         return [point.step for point in self.points]
 
     def save(self, path: Path) -> None:
-        """Write it as JSON, without line breaks: it holds an answer for each question."""
+        """Write it as JSON on one line: it has an answer for each question."""
         points = [{"step": point.step, "results": point.results.to_json()} for point in self.points]
         content = {"key": self.key, "complete": self.is_complete, "points": points}
         write_text(path, json.dumps(content, ensure_ascii=False) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> "Measurement | None":
-        """Read what `save` wrote; None where nothing was."""
+        """Read what `save` wrote; None if there is no file."""
         if not path.exists():
             return None
         content = read_json(path)

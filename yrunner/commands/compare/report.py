@@ -1,4 +1,4 @@
-"""What a person is told of an experiment: on the terminal, in compare.json and compare.html."""
+"""The report of an experiment: terminal, compare.json and compare.html."""
 
 from collections.abc import Iterable
 from statistics import fmean
@@ -35,25 +35,25 @@ from yrunner.reports.html import Block, Code, KeyFigures, Plot, Report, Table, T
 from yrunner.storage.run_dir import CompareDir, write_json
 
 END_CAPTION = (
-    "In percent: of a side the mean over its tasks, of which an answer counts when it is right. "
+    "In percent: the mean over the tasks of each side. "
     "Mean and sample standard deviation over the seeds. Forgetting is the general side minus that "
-    "of the base, in points of a hundred."
+    "of the base, in percentage points."
 )
 PLANE_CAPTION = (
-    "A point per arm and checkpoint, mean over the seeds; the largest is the last. Up: learned. "
-    "Left: forgotten. An arm whose line runs above and to the right of another's is the better "
-    "one at every moment. The dashed line is where arms are compared as equals."
+    "One point per arm and checkpoint, mean over the seeds; the largest is the last. Up: learned. "
+    "Left: forgotten. An arm whose line runs above and to the right of another's is better at "
+    "every moment. The dashed line is the equal domain accuracy."
 )
 CURVES = ("domain", "general", "memorised")
 LOSS_CAPTIONS = {
     "validation loss": "",
-    "training loss": "Plain cross-entropy under every loss, mean since the checkpoint before. Low "
-    "is no praise: where rows are faulty, it is low once these are known by heart.",
+    "training loss": "Plain cross-entropy under every loss, mean since the checkpoint before. A "
+    "low loss can also mean that faulty rows were memorised.",
 }
 
 
 def views(experiment: Experiment) -> list[tuple[str, str, Chosen]]:
-    """Title, caption and points of each way in which arms are set against each other."""
+    """Title, caption and points of each comparison."""
     threshold = experiment.domain_accuracy
     updates = {plan.updates for plan in experiment.plans.values()}
     equal_caption = (
@@ -75,7 +75,7 @@ def views(experiment: Experiment) -> list[tuple[str, str, Chosen]]:
 
 
 def tables(experiment: Experiment) -> list[Table]:
-    """The tables of the results, in the order in which they are read."""
+    """The tables of the results, in reading order."""
     found = []
     for title, caption, chosen in views(experiment):
         found.append(result_table(experiment, title, chosen, caption))
@@ -84,7 +84,7 @@ def tables(experiment: Experiment) -> list[Table]:
 
 
 def details(experiment: Experiment) -> list[Table]:
-    """The tables of each task and of each kind of fault, as far as there are several."""
+    """Tables by task and by kind of fault, if there are several."""
     return [
         table
         for title, _, chosen in views(experiment)
@@ -93,7 +93,7 @@ def details(experiment: Experiment) -> list[Table]:
 
 
 def print_experiment(experiment: Experiment, folder: CompareDir) -> None:
-    """Print the tables, what was not alike, and where everything is."""
+    """Print tables, notes and the paths of the results."""
     shown = [*tables(experiment), *details(experiment)]
     if experiment.failures:
         shown.append(failure_table(experiment.failures))
@@ -111,7 +111,7 @@ def write_experiment(experiment: Experiment, recipe: Recipe, folder: CompareDir)
     blocks: list[Block] = [
         KeyFigures(_key_figures(experiment)),
         Plot(
-            "What learning has cost",
+            "The cost of learning",
             forgetting_plane(
                 {arm: _path(experiment, arm) for arm in experiment.curves},
                 PlanePoint(0.0, experiment.bases[experiment.arms[0].name].figures["domain"]),
@@ -123,7 +123,11 @@ def write_experiment(experiment: Experiment, recipe: Recipe, folder: CompareDir)
         *details(experiment),
         *_curve_blocks(experiment),
         arms_table(experiment.arms, experiment.plans),
-        *([Text("\n\n".join(experiment.notes), "What was not alike")] if experiment.notes else []),
+        *(
+            [Text("\n\n".join(experiment.notes), "Differences between runs")]
+            if experiment.notes
+            else []
+        ),
         *([failure_table(experiment.failures)] if experiment.failures else []),
         Code("Recipe", recipe_to_yaml(recipe)),
     ]
@@ -135,7 +139,7 @@ def write_experiment(experiment: Experiment, recipe: Recipe, folder: CompareDir)
 def _key_figures(experiment: Experiment) -> list[tuple[str, str, str]]:
     """The arm that forgot least at equal domain accuracy, and the one that learned most."""
     equal = at_domain_accuracy(experiment.curves, experiment.domain_accuracy)
-    kept = {
+    reached = {
         arm: lost
         for arm, points in equal.items()
         if (lost := forgetting(points, experiment.bases[arm]))
@@ -149,18 +153,18 @@ def _key_figures(experiment: Experiment) -> list[tuple[str, str, str]]:
     threshold = f"{experiment.domain_accuracy:.0%} of the domain"
     figures = [
         ("learned most", most, f"{percent(learned[most])} % of the domain after the last update"),
-        ("arms that got there", f"{len(kept)} of {len(experiment.arms)}", f"to {threshold}"),
+        ("arms that reached it", f"{len(reached)} of {len(experiment.arms)}", f"to {threshold}"),
     ]
-    if kept:
-        least = max(kept, key=lambda arm: kept[arm].mean)
-        points = percent(kept[least], signed=True)
+    if reached:
+        least = max(reached, key=lambda arm: reached[arm].mean)
+        points = percent(reached[least], signed=True)
         note = f"{points} points of the general side at {threshold}"
         figures.append(("forgot least", least, note))
     return figures
 
 
 def _path(experiment: Experiment, arm: str) -> list[PlanePoint]:
-    """The mean of an arm's seeds after each checkpoint, in the plane of domain and forgetting."""
+    """Forgetting and domain of an arm at each checkpoint, mean over the seeds."""
     base = experiment.bases[arm]
     return [
         PlanePoint(
@@ -214,7 +218,7 @@ def _validation(experiment: Experiment, arm: str) -> list[CurvePoint]:
 
 
 def _training(experiment: Experiment, arm: str) -> list[CurvePoint]:
-    """The mean of what was logged since the checkpoint before: single updates are noise."""
+    """Mean loss since the previous checkpoint, because single updates are noisy."""
     curve, earlier = [], 0
     for step in _by_step(experiment, arm):
         stretches = [

@@ -1,4 +1,4 @@
-"""The runs of an experiment, each arm with each seed: what is done, and what is left to do."""
+"""The runs of an experiment, one per arm and seed: what is finished, and the jobs that remain."""
 
 import json
 import sys
@@ -21,60 +21,60 @@ from yrunner.storage.run_dir import CompareDir, RunDir
 
 YRUN = (sys.executable, "-m", "yrunner.cli")
 ALL_CHECKPOINTS = 10**6
-"""What `train.checkpoint.keep` is while an arm is trained: they stay until they are measured."""
+"""`train.checkpoint.keep` of an arm: checkpoints stay until they are measured."""
 
 
 @dataclass(frozen=True, eq=False)
 class ArmRun:
-    """One arm with one seed."""
+    """One arm and one seed."""
 
     arm: str
     seed: int
     recipe: Recipe
-    """With everything that the experiment sets, its own run folder too."""
+    """With everything that the experiment sets, including the run folder."""
     arguments: tuple[str, ...]
-    """The recipe's path and the overrides that make this run of it."""
+    """The recipe's path and the overrides of this run."""
 
     @property
     def name(self) -> str:
-        """Of its folder, its log and its line in tables."""
+        """Used for its folder, its log and its table row."""
         return run_name(self.arm, self.seed)
 
     @property
     def run_dir(self) -> RunDir:
-        """Where it leaves everything."""
+        """The run folder."""
         return RunDir(self.recipe.run_folder)
 
     @property
     def measurement(self) -> Measurement | None:
-        """What was measured of it; None before all of it was."""
+        """Its measurement; None until it is complete."""
         found = Measurement.load(self.run_dir.measured)
         is_done = found is not None and found.is_complete and found.key == measure_key(self.recipe)
         return found if is_done and self.run_dir.is_finished() else None
 
     def changes(self) -> list[str]:
-        """What differs between what is in its folder and what is asked for, beyond repair."""
+        """Settings of the run in its folder that differ and require training again."""
         if not self.run_dir.fingerprint.exists():
             return []
         changes = changes_since(self.run_dir, self.recipe)
         found = Measurement.load(self.run_dir.measured)
         if found is not None and found.key != measure_key(self.recipe):
-            # Without its checkpoints the curve cannot be measured anew.
+            # Without its checkpoints the curve cannot be measured again.
             if set(found.steps) - set(self.run_dir.saved_steps()):
-                changes.append("what is measured (eval, or its files)")
+                changes.append("eval, or its files")
         return changes
 
     def job(self, updates: int, *, anew: bool) -> Job:
-        """What is left to do: training, from a checkpoint where there is one, and measuring."""
+        """The remaining work: training, from a checkpoint if there is one, and measuring."""
         measure: Command = (*YRUN, "measure", *self.arguments)
-        # Its tasks are answered by every checkpoint afterwards, and by the base once for all arms.
+        # Tasks are run afterwards on every checkpoint, and once on the base for all arms.
         train: Command = (*YRUN, "train", *self.arguments, "eval.tasks=[]")
         if self.run_dir.is_finished() and not anew:
             commands, updates = [measure], 0
         elif self.run_dir.saved_steps() and not anew:
             commands = [(*train, "--resume"), measure]
         else:
-            # What lies there has no checkpoint, or is to be replaced.
+            # The folder has no checkpoint, or is to be replaced.
             replacing = ["--overwrite"] if self.run_dir.is_used() else []
             commands = [(*train, *replacing), measure]
         log = CompareDir(self.run_dir.folder.parents[1]).log(self.name)
@@ -82,14 +82,14 @@ class ArmRun:
 
 
 def run_name(arm: str, seed: int) -> str:
-    """How a run is called."""
+    """The name of a run."""
     return f"{arm}-seed-{seed}"
 
 
 def plan_runs(
     path: Path, overrides: Sequence[str], arms: Mapping[Arm, Recipe], seeds: Sequence[int]
 ) -> list[ArmRun]:
-    """Every arm with every seed; all arms with the first seed come first."""
+    """Every arm with every seed, seed by seed."""
     runs = []
     for seed in seeds:
         for arm, recipe in arms.items():
@@ -108,25 +108,25 @@ def plan_runs(
 
 
 def refuse_changed(changed: Sequence[ArmRun]) -> NoReturn:
-    """Raise `RunError`: these folders hold runs with other settings, and may be worth something."""
+    """Raise `RunError`: these folders have runs with other settings, which may be valuable."""
     first = changed[0]
     others = f" (and {len(changed) - 1:,} more runs)" if len(changed) > 1 else ""
     raise RunError(
         f"{first.run_dir.folder} was trained with other settings: "
         f"{', '.join(first.changes())}{others}",
-        remedy="set them back, give the recipe another output, or train these runs anew with "
+        remedy="set them back, give the recipe another output, or train these runs again with "
         "--overwrite",
     )
 
 
 def base_name(recipe: Recipe) -> str:
-    """Names a base and what is measured of it: arms that share both share the measurement."""
+    """A name by base and what is measured: arms with the same name share the measurement."""
     what = [measure_key(recipe), recipe.model.base, fingerprint(recipe)["base"]]
     return f"base-{sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]}"
 
 
 def base_jobs(runs: Sequence[ArmRun], folder: CompareDir) -> list[Job]:
-    """What is to do before the arms: train each base that is missing, and measure it once."""
+    """Jobs before the arms: train each missing base, and measure it once."""
     jobs: dict[str, Job] = {}
     trained: set[str | None] = set()
     for run in runs:

@@ -1,9 +1,4 @@
-"""What stands behind the figures of an experiment: each task, each kind of fault.
-
-compare.json: every figure of an experiment, for programs.
-
-The tables of an experiment, the same on a terminal and in the report.
-"""
+"""The tables of an experiment, for the terminal, the report and compare.json."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -38,55 +33,62 @@ MEASURE_WORDS = {
     "repetition_3": "3-gram repetition",
     "repetition_4": "4-gram repetition",
 }
-"""What tables call a measure, in their order; forgetting stands behind `general`."""
-SET_APART = ("domain", "general", "quality", "memorised")
-"""Measures whose differences are tested; that of forgetting is that of `general`."""
+"""Column titles in order; forgetting comes after `general`."""
+TESTED = ("domain", "general", "quality", "memorised")
+"""Measures whose differences are tested; forgetting differs as `general` does."""
 DIFFERENCE_CAPTION = (
-    "In points of a hundred, each arm minus the first. The interval is a 95 % paired bootstrap "
-    "over questions and seeds; * marks one that does not hold 0."
+    "In percentage points, each arm minus the first. The interval is a 95 % paired bootstrap "
+    "over questions and seeds; * marks an interval without 0."
 )
+TASK_CAPTION = "In percent, the main figure of each task; a side above is the mean of its tasks."
+FAULT_CAPTION = (
+    "In percent of the faulty rows of each kind: those whose wrong answer the model gives."
+)
+
+Details = Callable[[Point], Mapping[str, float]]
+"""Finer figures of a point, by column title."""
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """Everything that is known of an experiment when its runs have ended."""
+    """The plans and results of an experiment."""
 
     name: str
     arms: Sequence[Arm]
     seeds: Sequence[int]
     plans: Mapping[str, PlanFacts]
     curves: Curves
-    """The points of the runs that were measured."""
+    """The points of the measured runs."""
     bases: Mapping[str, Point]
     """The base of each arm."""
     domain_accuracy: float
-    """At which arms are compared as equals."""
+    """The accuracy at which arms count as equal."""
     losses: Mapping[str, Sequence[Sequence[Record]]]
-    """What each arm's runs have logged while they were trained."""
+    """The training logs of each arm's runs."""
     notes: Sequence[str] = ()
     failures: Mapping[str, Failure] = field(default_factory=dict)
-    """Why runs failed, by their names."""
+    """By run."""
 
     @property
     def measures(self) -> list[str]:
-        """What was measured, in the order of tables."""
+        """The measures that were taken, in table order."""
         base = next(iter(self.bases.values()))
         return [measure for measure in MEASURE_WORDS if measure in base.figures]
 
 
 def arms_table(arms: Sequence[Arm], plans: Mapping[str, PlanFacts]) -> Table:
-    """What each arm changes, and what it learns from."""
+    """What each arm changes and trains on."""
     rows: list[tuple[Cell, ...]] = []
     for arm in arms:
         plan = plans[arm.name]
         changes = "\n".join(arm.overrides) or "nothing"
         rows.append((arm.name, changes, plan.updates, plan.targets, plan.rows))
-    caption = "Updates, targets seen (each as often as it was) and different rows of one run."
+    caption = "Updates, targets seen (counted each time) and different rows of one run."
     return Table("Arms", ("arm", "changes", "updates", "targets", "rows"), rows, caption)
 
 
 def result_table(experiment: Experiment, title: str, chosen: Chosen, caption: str) -> Table:
-    """The figures of each arm at its chosen points, mean and spread over the seeds; the base."""
+    """The figures of the base and of each arm at its chosen points, over the seeds."""
     measures = experiment.measures
     columns = ["arm", "runs", "update"]
     for measure in measures:
@@ -105,8 +107,8 @@ def result_table(experiment: Experiment, title: str, chosen: Chosen, caption: st
 
 
 def difference_table(experiment: Experiment, title: str, chosen: Chosen) -> Table:
-    """Each arm minus the first, with what chance alone could make of it."""
-    measures = [measure for measure in SET_APART if measure in experiment.measures]
+    """Each arm minus the first, with confidence intervals."""
+    measures = [measure for measure in TESTED if measure in experiment.measures]
     columns = ["arm", "seeds"]
     for measure in measures:
         columns += [MEASURE_WORDS[measure], "95 %"]
@@ -118,7 +120,7 @@ def difference_table(experiment: Experiment, title: str, chosen: Chosen) -> Tabl
         for measure in measures:
             row += _difference_cells(by_measure[measure][arm])
         rows.append(row)
-    return Table(f"{title}: beside {first}", columns, rows, DIFFERENCE_CAPTION)
+    return Table(f"{title}: compared with {first}", columns, rows, DIFFERENCE_CAPTION)
 
 
 def failure_table(failures: Mapping[str, Failure]) -> Table:
@@ -128,7 +130,7 @@ def failure_table(failures: Mapping[str, Failure]) -> Table:
 
 
 def percent(figure: Spread | None, *, signed: bool = False) -> str | None:
-    """`88.9 ± 2.1 %`; without a deviation where there is one seed, None where nothing is known."""
+    """`88.9 ± 2.1`; without a deviation for one seed; None without a figure."""
     if figure is None:
         return None
     mean = f"{100 * figure.mean:{'+' if signed else ''}.1f}"
@@ -153,21 +155,12 @@ def _difference_cells(difference: Difference | None) -> list[Cell]:
         return [value, None]
     low, high = (f"{100 * end:+.1f}" for end in (difference.low, difference.high))
     star = "" if difference.is_noise else " *"
-    # Blanks that do not break: an interval on two lines is hard to read.
+    # Non-breaking spaces keep an interval on one line.
     return [value, f"{low} to {high}{star}".replace(" ", "\N{NO-BREAK SPACE}")]
 
 
-TASK_CAPTION = (
-    "In percent, the main figure of each task; a side of the tables above is the mean of its tasks."
-)
-FAULT_CAPTION = "In percent of the faulty rows of each kind: the wrong answer comes back."
-
-Details = Callable[[Point], Mapping[str, float]]
-"""Finer figures of a point, by what a table calls them."""
-
-
 def detail_tables(experiment: Experiment, title: str, chosen: Chosen) -> list[Table]:
-    """A table of the tasks and one of the kinds of fault, as far as there are several of them."""
+    """A table by task and one by kind of fault, if there are several."""
     base = next(iter(experiment.bases.values()))
     wanted = [
         (f"{title}: by task", task_shares, TASK_CAPTION, len(task_shares(base)) > 2),
@@ -175,25 +168,25 @@ def detail_tables(experiment: Experiment, title: str, chosen: Chosen) -> list[Ta
     ]
     return [
         _table(experiment, name, chosen, details, caption)
-        for name, details, caption, says_more in wanted
-        if says_more
+        for name, details, caption, has_several in wanted
+        if has_several
     ]
 
 
 def task_shares(point: Point) -> dict[str, float]:
-    """The main figure of each task, the tasks of a side beside each other."""
+    """The main figure of each task, sorted by side."""
     tasks = sorted(point.results.tasks.items(), key=lambda item: item[1].side)
     return {name: task.figures[task.headline] for name, task in tasks}
 
 
 def fault_shares(point: Point) -> dict[str, float]:
-    """The memorised share of each kind of fault; empty where the list names no kinds."""
+    """The memorised share of each kind of fault; empty if the list has no kinds."""
     faults = point.results.faults
     return {} if faults is None else faults.by_kind
 
 
 def detail_spreads(points: Mapping[int, Point], details: Details) -> dict[str, Spread]:
-    """The finer figures of an arm over its seeds."""
+    """Finer figures of an arm over its seeds."""
     shares = [details(point) for point in points.values()]
     names = shares[0] if shares else ()
     found = {name: spread(share[name] for share in shares) for name in names}
@@ -214,10 +207,10 @@ def _table(
 
 
 def as_json(experiment: Experiment) -> dict[str, Any]:
-    """Each arm with its points by seed, and what is made of them at the end and at equal accuracy.
+    """Content of compare.json: each arm's points by seed, at the end and at equal accuracy.
 
-    Shares, not percent. `minus_the_first` holds the mean difference to the first arm and the
-    ends of its 95 % interval, as `eval.json` does.
+    Shares, not percent. `minus_the_first` has the mean difference to the first arm and the ends of
+    its 95 % interval, as in `eval.json`.
     """
     end = at_the_end(experiment.curves)
     equal = at_domain_accuracy(experiment.curves, experiment.domain_accuracy)
@@ -251,9 +244,9 @@ def _means(experiment: Experiment, point: Point) -> dict[str, float]:
 
 
 def _chosen_json(experiment: Experiment, chosen: Chosen) -> dict[str, Any]:
-    apart = {
+    by_measure = {
         measure: differences(chosen, measure)
-        for measure in SET_APART
+        for measure in TESTED
         if measure in experiment.measures
     }
     found: dict[str, Any] = {}
@@ -267,7 +260,7 @@ def _chosen_json(experiment: Experiment, chosen: Chosen) -> dict[str, Any]:
             "memorised_by_kind": _details_json(points, fault_shares),
             "minus_the_first": {
                 measure: difference.as_json()
-                for measure, by_arm in apart.items()
+                for measure, by_arm in by_measure.items()
                 if (difference := by_arm.get(arm)) is not None
             },
         }

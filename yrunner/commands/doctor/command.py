@@ -1,11 +1,4 @@
-"""`yrun doctor`: what this machine can run, and the commands that add what it lacks.
-
-What was found of one part of the machine, and what would mend it.
-
-Memory, disk and compiler: what can be seen without importing a heavy package.
-
-Which packages are installed, from their metadata alone: nothing is imported.
-"""
+"""`yrun doctor`: what this machine can run, and how to install what it lacks."""
 
 import json
 import os
@@ -26,103 +19,75 @@ from yrunner.console import print_table, progress, say
 from yrunner.errors import MissingError
 from yrunner.models.local import cgroup_memory
 
+PROBED = ("torch", "deepspeed", "bitsandbytes", "hub")
+"""See assembly/probes.py."""
+DISTRIBUTION = "yrunner"
+FOR_DEVELOPERS = "dev"
+SHARED_MEMORY = Path("/dev/shm")
+LEAST_SHARED_MEMORY = 10**9
+"""Processes exchange tensors in it; Docker's default of 64 MB is too small."""
+LEAST_DISK = 2 * 10**9
+"""Enough for a checkpoint of an adapter and its optimizer."""
+
+
+def doctor(*, as_machine: bool) -> None:
+    """Print everything found on this machine, as tables or as one JSON object.
+
+    Raises `MissingError` if a part is missing that every recipe needs.
+    """
+    findings = examine(Path.cwd(), PROBED)
+    needed = still_needed(findings)
+    if as_machine:
+        content = {"ready": not needed, "findings": [asdict(finding) for finding in findings]}
+        say(json.dumps(content, ensure_ascii=False, indent=2))
+    else:
+        _print(findings)
+    if needed:
+        names = ", ".join(finding.part for finding in needed)
+        raise MissingError(
+            f"yrunner cannot run here: {names}",
+            remedy="; ".join(dict.fromkeys(finding.remedy for finding in needed)),
+        )
+
+
+def examine(folder: Path, probed: Sequence[str]) -> list[Capability]:
+    """Everything found on this machine; runs are written to `folder`."""
+    with (
+        progress("checking this machine", len(probed)) as advance,
+        ThreadPoolExecutor(len(probed)) as pool,
+    ):
+        answers = {name: pool.submit(ask, name) for name in probed}
+        findings = [*look_at_packages(), *look_at_machine(folder)]
+        for _ in as_completed(answers.values()):
+            advance(1)
+    return [*findings, *(finding for name in probed for finding in answers[name].result())]
+
 
 def still_needed(findings: Sequence[Capability]) -> list[Capability]:
-    """What yrunner cannot run without."""
+    """Missing parts that every recipe needs."""
     return [finding for finding in findings if finding.state == "missing" and finding.needed]
 
 
-SHARED_MEMORY = Path("/dev/shm")
-LEAST_SHARED_MEMORY = 10**9
-"""What processes hand each other their tensors in: Docker's default of 64 MB is too little."""
-LEAST_DISK = 2 * 10**9
-"""A checkpoint of the smallest real models, an adapter and its optimizer, takes less."""
-
-
-def look_at_machine(folder: Path) -> Iterator[Capability]:
-    """Memory, disk and compiler of this machine; runs would be written below `folder`."""
-    yield from _memory()
-    yield from _disk(folder)
-    yield from _compiler()
-
-
-def _memory() -> Iterator[Capability]:
-    memory = psutil.virtual_memory()
-    yield found("memory", "machine", _of(memory.available, memory.total))
-    container = cgroup_memory()
-    if container is not None:
-        yield found("memory", "container", _of(container.free, container.limit))
-    if not SHARED_MEMORY.is_dir():
-        return
-    shared = shutil.disk_usage(SHARED_MEMORY)
-    if shared.total >= LEAST_SHARED_MEMORY:
-        yield found("memory", "shared", _of(shared.free, shared.total))
-        return
-    yield missing(
-        "memory",
-        "shared",
-        f"{_of(shared.free, shared.total)}; several processes may need more",
-        remedy="start the container with: docker run --shm-size=8g ...",
-    )
-
-
-def _disk(folder: Path) -> Iterator[Capability]:
-    home = os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface")
-    for part, place in (("runs", folder), ("models of the Hub", Path(home))):
-        here = _nearest(place)
-        usage = shutil.disk_usage(here)
-        where = f"{_of(usage.free, usage.total)} at {here}"
-        if not os.access(here, os.W_OK):
-            remedy = f"chmod u+w {here}, or choose a folder with output=/another/folder"
-            why = f"{here} cannot be written"
-            yield missing("disk", part, why, remedy=remedy, needed=part == "runs")
-        elif usage.free < LEAST_DISK:
-            remedy = f"free some space; see what takes it with: du -h -d 1 {here} | sort -h"
-            yield missing("disk", part, where, remedy=remedy)
-        else:
-            yield found("disk", part, where)
-
-
-def _compiler() -> Iterator[Capability]:
-    """What DeepSpeed's operations and torch.compile are built with."""
-    compiler = os.environ.get("CXX", "g++")
-    header = Path(sysconfig.get_path("include"), "Python.h")
-    for part, place, remedy in (
-        ("C++", shutil.which(compiler), "apt-get install g++"),
-        ("Python.h", header if header.exists() else None, "apt-get install python3-dev"),
-        ("ninja", shutil.which("ninja"), _how_to_get_ninja()),
+def _print(findings: Sequence[Capability]) -> None:
+    rows = [(it.group, it.part, it.state, it.found) for it in findings]
+    print_table("This machine", ("", "part", "state", "found"), rows)
+    for needed, title in (
+        (True, "needed by every recipe:"),
+        (False, "needed by some recipes:"),
     ):
-        if place is None:
-            why = "not found; DeepSpeed and train.torch_compile build code with it"
-            yield missing("compiler", part, why, remedy=remedy)
-        else:
-            yield found("compiler", part, str(place))
-
-
-def _how_to_get_ninja() -> str:
-    """It comes with DeepSpeed, but only an active environment has it on the path."""
-    scripts = Path(sysconfig.get_path("scripts"))
-    if (scripts / "ninja").exists():
-        return f"source {scripts / 'activate'}"
-    return "pip install ninja"
-
-
-def _nearest(folder: Path) -> Path:
-    """The folder, or the one above it that exists already."""
-    folder = folder.absolute()
-    return next(path for path in (folder, *folder.parents) if path.exists())
-
-
-def _of(free: int, total: int) -> str:
-    return f"{free / 1e9:.1f} GB free of {total / 1e9:.1f} GB"
-
-
-DISTRIBUTION = "yrunner"
-FOR_DEVELOPERS = "dev"
+        lines = [
+            f"  {finding.part}: {finding.remedy}"
+            for finding in findings
+            if finding.state == "missing" and finding.needed == needed
+        ]
+        if lines:
+            say("\n".join([title, *lines]))
+    if not still_needed(findings):
+        say("yrunner can train here")
 
 
 def look_at_packages() -> Iterator[Capability]:
-    """Python, the packages that yrunner needs, and those of its extras."""
+    """Python, required packages and extras, from package metadata without imports."""
     yield found("packages", "python", platform.python_version())
     try:
         yield found("packages", DISTRIBUTION, version(DISTRIBUTION))
@@ -130,7 +95,7 @@ def look_at_packages() -> Iterator[Capability]:
         yield missing(
             "packages",
             DISTRIBUTION,
-            "runs from a folder and is not installed: what it needs is not known",
+            "runs from a source folder without being installed, so its requirements are unknown",
             remedy="pip install -e . in that folder",
         )
         return
@@ -171,56 +136,79 @@ def _look_at(requirement: Requirement, group: str, remedy: str, *, needed: bool)
     return found(group, requirement.name, installed)
 
 
-PROBED = ("torch", "deepspeed", "bitsandbytes", "hub")
-"""What is asked in processes of their own, see doctor_probes.py."""
+def look_at_machine(folder: Path) -> Iterator[Capability]:
+    """Memory, disk and compiler, checked without heavy imports; runs are written to `folder`."""
+    yield from _memory()
+    yield from _disk(folder)
+    yield from _compiler()
 
 
-def doctor(*, as_machine: bool) -> None:
-    """Look at this machine and print every finding, or one JSON object.
+def _memory() -> Iterator[Capability]:
+    memory = psutil.virtual_memory()
+    yield found("memory", "machine", _of(memory.available, memory.total))
+    container = cgroup_memory()
+    if container is not None:
+        yield found("memory", "container", _of(container.free, container.limit))
+    if not SHARED_MEMORY.is_dir():
+        return
+    shared = shutil.disk_usage(SHARED_MEMORY)
+    if shared.total >= LEAST_SHARED_MEMORY:
+        yield found("memory", "shared", _of(shared.free, shared.total))
+        return
+    yield missing(
+        "memory",
+        "shared",
+        f"{_of(shared.free, shared.total)}; several processes may need more",
+        remedy="start the container with: docker run --shm-size=8g ...",
+    )
 
-    Raises `MissingError` where something is missing that yrunner itself needs.
-    """
-    findings = examine(Path.cwd(), PROBED)
-    needed = still_needed(findings)
-    if as_machine:
-        content = {"ready": not needed, "findings": [asdict(finding) for finding in findings]}
-        say(json.dumps(content, ensure_ascii=False, indent=2))
-    else:
-        _print(findings)
-    if needed:
-        names = ", ".join(finding.part for finding in needed)
-        raise MissingError(
-            f"yrunner cannot run here: {names}",
-            remedy="; ".join(dict.fromkeys(finding.remedy for finding in needed)),
-        )
+
+def _disk(folder: Path) -> Iterator[Capability]:
+    home = os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface")
+    for part, path in (("runs", folder), ("Hub cache", Path(home))):
+        existing = _nearest(path)
+        usage = shutil.disk_usage(existing)
+        where = f"{_of(usage.free, usage.total)} at {existing}"
+        if not os.access(existing, os.W_OK):
+            remedy = f"chmod u+w {existing}, or choose a folder with output=/another/folder"
+            why = f"{existing} is not writable"
+            yield missing("disk", part, why, remedy=remedy, needed=part == "runs")
+        elif usage.free < LEAST_DISK:
+            remedy = f"free some space; find large folders with: du -h -d 1 {existing} | sort -h"
+            yield missing("disk", part, where, remedy=remedy)
+        else:
+            yield found("disk", part, where)
 
 
-def examine(folder: Path, probed: Sequence[str]) -> list[Capability]:
-    """Everything that can be found out here; runs would be written below `folder`."""
-    with (
-        progress("looking at this machine", len(probed)) as advance,
-        ThreadPoolExecutor(len(probed)) as pool,
+def _compiler() -> Iterator[Capability]:
+    """The build tools of DeepSpeed's operations and torch.compile."""
+    compiler = os.environ.get("CXX", "g++")
+    header = Path(sysconfig.get_path("include"), "Python.h")
+    for part, path, remedy in (
+        ("C++", shutil.which(compiler), "apt-get install g++"),
+        ("Python.h", header if header.exists() else None, "apt-get install python3-dev"),
+        ("ninja", shutil.which("ninja"), _ninja_remedy()),
     ):
-        asked = {name: pool.submit(ask, name) for name in probed}
-        findings = [*look_at_packages(), *look_at_machine(folder)]
-        for _ in as_completed(asked.values()):
-            advance(1)
-    return [*findings, *(finding for name in probed for finding in asked[name].result())]
+        if path is None:
+            why = "not found; needed by DeepSpeed and train.torch_compile"
+            yield missing("compiler", part, why, remedy=remedy)
+        else:
+            yield found("compiler", part, str(path))
 
 
-def _print(findings: Sequence[Capability]) -> None:
-    rows = [(it.group, it.part, it.state, it.found) for it in findings]
-    print_table("This machine", ("", "part", "state", "found"), rows)
-    for needed, title in (
-        (True, "yrunner needs this:"),
-        (False, "only some recipes need this:"),
-    ):
-        lines = [
-            f"  {finding.part}: {finding.remedy}"
-            for finding in findings
-            if finding.state == "missing" and finding.needed == needed
-        ]
-        if lines:
-            say("\n".join([title, *lines]))
-    if not still_needed(findings):
-        say("yrunner can train here")
+def _ninja_remedy() -> str:
+    """DeepSpeed installs ninja, but only an active environment has it on the path."""
+    scripts = Path(sysconfig.get_path("scripts"))
+    if (scripts / "ninja").exists():
+        return f"source {scripts / 'activate'}"
+    return "pip install ninja"
+
+
+def _nearest(folder: Path) -> Path:
+    """The folder, or the nearest one above it that exists."""
+    folder = folder.absolute()
+    return next(path for path in (folder, *folder.parents) if path.exists())
+
+
+def _of(free: int, total: int) -> str:
+    return f"{free / 1e9:.1f} GB free of {total / 1e9:.1f} GB"

@@ -1,4 +1,4 @@
-"""`yrun eval`: the base, the result and any other model in the tasks of a recipe, side by side."""
+"""`yrun eval`: compare base, result and other models on the tasks of a recipe."""
 
 import gc
 from collections.abc import Sequence
@@ -21,10 +21,10 @@ from yrunner.storage.run_dir import RunDir, write_json
 
 
 def eval_recipe(path: Path, overrides: list[str], models: Sequence[str]) -> None:
-    """Examine every model, print the figures, and write `eval.json` and `eval.html`.
+    """Evaluate every model, print the figures, and write `eval.json` and `eval.html`.
 
-    `models` are folders, Hub ids or recipes beside the recipe's own base and result. Whatever can
-    be wrong with the tasks is found before a model is loaded.
+    `models`: folders, Hub ids or recipes besides the recipe's base and result. Faulty tasks are
+    refused before a model is loaded.
     """
     run = Run.load(path, overrides)
     recipe, run_dir = run.recipe, run.folder
@@ -34,8 +34,8 @@ def eval_recipe(path: Path, overrides: list[str], models: Sequence[str]) -> None
     tasks = run.tasks if recipe.eval.tasks else []
     faults = run.known_faults
     with joined() as is_writer:
-        contestants = _contestants(run, models)
-        results = [_examine(run, contestant) for contestant in contestants]
+        entrants = _entrants(run, models)
+        results = [_evaluate(run, entrant) for entrant in entrants]
     if not is_writer:
         return
     run_dir.folder.mkdir(parents=True, exist_ok=True)
@@ -47,46 +47,43 @@ def eval_recipe(path: Path, overrides: list[str], models: Sequence[str]) -> None
 
 
 @dataclass(frozen=True)
-class _Contestant:
-    """A model that is still on the disk; its tokenizer is known to be good."""
+class _Entrant:
+    """A model that is not loaded yet, and its tokenizer."""
 
     name: str
     source: str
     tokenizer: Any
 
 
-def _contestants(run: Run, models: Sequence[str]) -> list[_Contestant]:
-    """The base and the result, and the models that were asked for.
-
-    A recipe without a result may still evaluate its base and other models.
-    """
+def _entrants(run: Run, models: Sequence[str]) -> list[_Entrant]:
+    """Base, result and the given models. With given models, the result may be missing."""
     if not models:
         run.require_result()
     run_dir, found = run.folder, []
     if run.recipe.model.base is not None:
         if run.base is not None:
             run.base.require_result()
-        # The result's tokenizer brings the chat template that both were asked with in training.
+        # The result's tokenizer has the chat template of the training, which the base uses too.
         source = run.base_source
         tokenizer = run.result_tokenizer if run_dir.is_finished() else run.load_tokenizer(source)
-        found.append(_Contestant(BASE, source, tokenizer))
+        found.append(_Entrant(BASE, source, tokenizer))
     if run_dir.is_finished():
-        found.append(_Contestant(TUNED, str(run_dir.model), run.result_tokenizer))
+        found.append(_Entrant(TUNED, str(run_dir.model), run.result_tokenizer))
     for model in models:
         name, source = _named_source(model)
         name = _unused(name, [other.name for other in found])
-        found.append(_Contestant(name, source, run.load_tokenizer(source)))
+        found.append(_Entrant(name, source, run.load_tokenizer(source)))
     return found
 
 
 def _unused(name: str, used: Sequence[str]) -> str:
-    """The name, or where another model has it, the name with a number."""
+    """The name, numbered if another model has it."""
     numbered = (f"{name} ({number})" for number in count(2))
     return next(free for free in chain([name], numbered) if free not in used)
 
 
 def _named_source(model: str) -> tuple[str, str]:
-    """What a person calls a model, and where it is: a recipe and a run folder stand for theirs."""
+    """The name and source of a model; a recipe or a run folder means its result."""
     if is_recipe_path(model):
         run = Run.load(Path(model))
         run.require_result()
@@ -95,15 +92,15 @@ def _named_source(model: str) -> tuple[str, str]:
     if RunDir(folder).is_finished():
         return folder.name, str(RunDir(folder).model)
     if not folder.exists() and model.startswith((".", "/", "~")):
-        raise RunError(f"there is no model {model}", remedy="name a folder, a Hub id or a recipe")
+        raise RunError(f"no model at {model}", remedy="name a folder, a Hub id or a recipe")
     return folder.name, model
 
 
-def _examine(run: Run, contestant: _Contestant) -> ModelResults:
-    model = run.load_model(contestant.source)
-    check_vocabulary(model, contestant.tokenizer)
-    results = evaluate(run, model, contestant.tokenizer, contestant.name)
-    # Before the next is loaded: two models need not fit into memory at once.
+def _evaluate(run: Run, entrant: _Entrant) -> ModelResults:
+    model = run.load_model(entrant.source)
+    check_vocabulary(model, entrant.tokenizer)
+    results = evaluate(run, model, entrant.tokenizer, entrant.name)
+    # Free it before the next one is loaded: two models may not fit into memory.
     del model
     gc.collect()
     return results

@@ -1,7 +1,4 @@
-"""eval.html: what an evaluation found, to be read and searched in a browser.
-
-What a person is told of an evaluation: a table, and `eval.json`.
-"""
+"""The results of an evaluation: a table, eval.json and eval.html."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -31,16 +28,21 @@ from yrunner.reports.eval_page import (
     FigureRow,
     Reached,
     TaskAnswers,
-    write_eval_page,
+    write_page,
 )
 
 Tasks = Sequence[tuple[Task, list[Question]]]
 
 STYLES = {"better": "green", "worse": "red", "": "dim"}
+NOTES = (
+    "A change is relative to the first model. In brackets: its 95 % confidence interval, from "
+    "resampling the questions two thousand times; a change is coloured only if that interval "
+    "excludes zero.",
+)
 
 
 def print_results(tasks: Tasks, results: Sequence[ModelResults]) -> None:
-    """Print all figures, each with its difference to the first model."""
+    """Print all figures with their differences to the first model."""
     columns = ["task", "figure"]
     for number, model in enumerate(results):
         columns += [model.description, "change [95 %]"] if number else [model.description]
@@ -56,11 +58,11 @@ def print_results(tasks: Tasks, results: Sequence[ModelResults]) -> None:
         table: list[list[Cell | Text]] = [
             [label, *row] for label, row in zip(labels, counts, strict=True)
         ]
-        print_table(title, ["right, given", *taken], table)
+        print_table(title, ["correct, given", *taken], table)
 
 
 def as_json(recipe: Recipe, tasks: Tasks, results: Sequence[ModelResults]) -> dict[str, Any]:
-    """Everything that was measured, for programs."""
+    """Content of eval.json."""
     first, *others = results
     return {
         "recipe": recipe.name,
@@ -91,7 +93,7 @@ def as_json(recipe: Recipe, tasks: Tasks, results: Sequence[ModelResults]) -> di
 def confusions(
     tasks: Tasks, results: Sequence[ModelResults]
 ) -> Iterator[tuple[str, list[str], list[str], list[list[int]]]]:
-    """Title, right labels, given labels and counts of each classification by each model."""
+    """Title, correct labels, given labels and counts, by classification task and model."""
     for task, questions in tasks:
         if not isinstance(task, ClassifyTask):
             continue
@@ -115,13 +117,6 @@ def _as_numbers(changes: dict[str, Difference]) -> dict[str, dict[str, float | N
     return {figure: change.as_json() for figure, change in changes.items()}
 
 
-NOTES = (
-    "A change is against the first model. In brackets stands the interval that holds it with 95 % "
-    "confidence, by drawing the questions anew two thousand times; a change is coloured only where "
-    "that interval leaves out zero.",
-)
-
-
 def write_page(
     recipe: Recipe,
     tasks: Tasks,
@@ -129,7 +124,7 @@ def write_page(
     results: Sequence[ModelResults],
     path: Path,
 ) -> None:
-    """Write the page; the answers that the last model of the run got wrong come first."""
+    """Write the page; wrong answers of the last model of the run come first."""
     answers = [*_answers(tasks, results), *_fault_answers(faults, results)]
     page = EvalPage(
         title=f"{recipe.name}: evaluation",
@@ -145,7 +140,7 @@ def write_page(
         tasks=answers,
         notes=NOTES if len(results) > 1 else (),
     )
-    write_eval_page(page, path)
+    write_page(page, path)
 
 
 def _row(line: Line) -> FigureRow:
@@ -177,7 +172,7 @@ def _answers(tasks: Tasks, results: Sequence[ModelResults]) -> list[TaskAnswers]
 def _fault_answers(
     faults: Sequence[KnownFault], results: Sequence[ModelResults]
 ) -> list[TaskAnswers]:
-    """The faulty rows: wrong is what a model repeats."""
+    """The faulty rows; repeating one counts as wrong."""
     found = [model.faults for model in results if model.faults is not None]
     if not found:
         return []

@@ -1,4 +1,4 @@
-"""`yrun inspect --html`: what the base and the result make of every token, as a page."""
+"""`yrun inspect --html`: a page with every token's loss before and after training."""
 
 import gc
 from collections.abc import Callable
@@ -23,10 +23,10 @@ from yrunner.training.arguments import token_weight
 def inspect_html(
     path: Path, overrides: list[str], *, number: int, row: str | None, page: Path | None
 ) -> None:
-    """Write the rows that `inspect` prints as a token heat map, and say where it is.
+    """Write the rows that `inspect` prints as a token heat map.
 
-    `page` is the file; None puts it beside the run folder. Raises `YRunnerError` where it is no
-    .html file, and where the base, or the result of a new model, has yet to be trained.
+    `page` is the file; None puts it beside the run folder. Raises `YRunnerError` if it is not an
+    .html file, or if the base, or the result of a new model, is not trained yet.
     """
     run = Run.load(path, overrides)
     recipe = run.recipe
@@ -54,14 +54,14 @@ def inspect_html(
 
 
 def _has_result(run: Run) -> bool:
-    """Whether the run is finished. Raises `RunError` where a model has to be trained first."""
+    """Whether the run is finished. Raises `RunError` if a model must be trained first."""
     recipe, base = run.recipe, run.base
     if recipe.model.scratch is not None:
-        # What random weights make of a token tells nothing.
+        # The losses of random weights mean nothing.
         run.require_result()
     if base is not None and run.stale_base is not None:
         raise RunError(
-            f"{base.recipe.name}, the base of {recipe.name}, has no result that fits its recipe",
+            f"{base.recipe.name}, the base of {recipe.name}, is not trained or has changed",
             remedy=f"train it first: yrun train {base.options.arguments}",
         )
     return run.folder.is_finished()
@@ -70,13 +70,13 @@ def _has_result(run: Run) -> bool:
 def _check_tokenizer(run: Run) -> None:
     if run.result_tokenizer.get_vocab() != run.tokenizer.get_vocab():
         raise RunError(
-            f"the result in {run.folder.folder} has another tokenizer than the recipe has now",
+            f"the tokenizer of the result in {run.folder.folder} differs from that of the recipe",
             remedy="train it again: yrun train ... --overwrite",
         )
 
 
 def _examples(run: Run, number: int, row: str | None) -> tuple[list[TokenizedExample], str]:
-    """The examples that are shown, and why they are not learned from where that is so."""
+    """The examples to show, and why they are left out, if they are."""
     if row is None:
         rows = first_rows(run, number)
         return [example for examples in rows for example in examples], ""
@@ -85,14 +85,14 @@ def _examples(run: Run, number: int, row: str | None) -> tuple[list[TokenizedExa
     examples = [example for example in found.examples if example.target_positions]
     if not examples:
         raise YRunnerError(
-            f"{row} has no token to colour ({left_out})",
-            remedy="see the row itself: yrun inspect without --html",
+            f"{row} has no targets to colour ({left_out})",
+            remedy="print the row with yrun inspect without --html",
         )
     return examples, left_out
 
 
 def _models(run: Run) -> dict[str, tuple[str, Callable[[], PreTrainedModel]]]:
-    """What a person calls the base and the result, as far as they are there; how each is loaded."""
+    """Name and loader of the base and of the result, if they exist."""
     models: dict[str, tuple[str, Callable[[], PreTrainedModel]]] = {}
     if run.recipe.model.scratch is None:
         name = str(run.recipe.model.base) if run.base is None else run.base.recipe.name
@@ -105,7 +105,7 @@ def _models(run: Run) -> dict[str, tuple[str, Callable[[], PreTrainedModel]]]:
 def _score(
     run: Run, load: Callable[[], PreTrainedModel], examples: list[TokenizedExample], when: str
 ) -> list[TokenScores]:
-    # A model with a fused head refers to itself: without this, two would be in memory at once.
+    # A model with a fused head refers to itself; free it before loading the next.
     gc.collect()
     model = load()
     check_vocabulary(model, run.tokenizer)

@@ -1,9 +1,4 @@
-"""`yrun merge`: one model of base and adapter, proven to answer as the two did, and exported.
-
-The card of a merged model: where it comes from, and what its run and evaluation measured.
-
-What a merge is made of: the right base, and the adapters that go onto it.
-"""
+"""`yrun merge`: merge base and adapter into one model, verify its outputs, and export it."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,155 +35,48 @@ from yrunner.models.save import ModelCard, complete_folder
 from yrunner.recipe.schema.recipe import Recipe
 from yrunner.storage.run_dir import RunDir, read_json, whole_folder, write_json
 
-
-def merged_card(run: Run, base_key: str | None) -> ModelCard:
-    """The card without the figures of a proof.
-
-    What `yrun eval` measured stands in it where it was run, else the answers of the training.
-    """
-    run_dir = run.folder
-    before, after = Measured.load(run_dir.before), Measured.load(run_dir.after)
-    figures = _evaluated(read_json(run_dir.eval)) if run_dir.eval.exists() else []
-    card = model_card(
-        run,
-        before,
-        Measured({}) if figures else after,
-        base_key=base_key,
-        data_hashes=read_json(run_dir.fingerprint)["files"],
-        license=_license(run),
-    )
-    card.figures.extend(figures)
-    return card
-
-
-def _license(run: Run) -> str | None:
-    if run.recipe.model.base is None:
-        return None
-    folder = local_folder(run.base_source)
-    return None if folder is None else read_license(folder)
-
-
-def _evaluated(content: dict[str, Any]) -> list[tuple[str, str]]:
-    """The main figure of each task and the summaries, of the result and of the base beside it."""
-    read = [ModelResults.from_json(model) for model in content["models"]]
-    models = {model.description: model for model in read}
-    if TUNED not in models:
-        return []
-    shown = [models[name] for name in (BASE, TUNED) if name in models]
-    headlines = {(name, task.headline) for name, task in models[TUNED].tasks.items()}
-    lines = [line for line in figure_lines(shown) if line[:2] in headlines]
-    figures = []
-    for group, figure, reached in [*lines, *summary_lines(shown)]:
-        *before, now = ("–" if part is None else part[0] for part in reached)
-        beside = f" (base: {before[0]})" if before else ""
-        figures.append((f"{group}: {figure}", f"{now}{beside}"))
-    return figures
-
-
 WITH_ADAPTER = ("lora", "qlora")
-"""Kinds of tuning whose result is an adapter; that of the others is a whole model."""
-
+"""Kinds of tuning whose result is an adapter, not a whole model."""
 ON_QUANTIZED_BASE = ("qlora",)
-"""Those of them that store their base in fewer bits while they train."""
+"""Kinds of tuning whose base is quantized during training."""
 
 
 @dataclass(frozen=True)
 class MergeSource:
-    """A model, and what is added to it."""
+    """A base model, and the adapters to merge into it."""
 
     base: SafetensorsFolder
-    """What the run started from; the run's own result, where that is a whole model."""
+    """The base of the run, or its result if that is a whole model."""
     base_key: str | None
-    """A hash of what the run started from; None of a run from scratch."""
+    """The key of the run's base; None for a run from scratch."""
     adapters: list[WeightedAdapter]
-    """None at all where whole weights are only written in another form."""
+    """Empty if whole weights are only exported."""
     as_trained: BaseQuantization | None
     trained_coarsely: bool = False
-    """Whether the base was quantized while the adapter was trained."""
+    """Whether the base was quantized during training."""
 
     @property
     def described(self) -> str:
-        """How the weights of the base are taken."""
+        """How the base's weights are loaded."""
         if self.as_trained is not None:
-            return f"as trained: {self.as_trained.quant_type} made exact again"
+            return f"as trained: dequantized from {self.as_trained.quant_type}"
         if self.trained_coarsely:
-            return "exact weights, not the quantized ones that the adapter was trained on"
+            return "exact weights, not the quantized ones of the training"
         return "exact weights"
 
     @property
     def result(self) -> str:
-        """What is proven to be what, in words."""
+        """What is compared with what."""
         if self.adapters:
             return "merged model against base and adapter"
         return "written model against the trained one"
 
 
-def merge_source(run: Run) -> MergeSource:
-    """Find base and adapters of a finished run; no weight is read.
-
-    Raises `RunError` for a base that is not the one of the run, `YRunnerError` for settings that
-    leave nothing to do, and `ModelError` for a base that cannot be read.
-    """
-    recipe, run_dir = run.recipe, run.folder
-    own = recipe.tuning.kind in WITH_ADAPTER
-    _check_there_is_work(recipe, own=own)
-    adapters = [WeightedAdapter(run_dir.model, recipe.merge.weight)] if own else []
-    for added in recipe.merge.adapters:
-        folder = find_adapter(added.adapter)
-        if folder is None:
-            raise YRunnerError(
-                f"merge.adapters: {added.adapter} holds no adapter",
-                remedy="name a folder with an adapter_config.json",
-            )
-        adapters.append(WeightedAdapter(folder, added.weight))
-    if not own:
-        key = read_json(run_dir.base)["key"] if run_dir.base.exists() else None
-        return MergeSource(open_checkpoint(str(run_dir.model)), key, adapters, None)
-    key = check_base(run)
-    return MergeSource(
-        open_checkpoint(run.base_source),
-        key,
-        adapters,
-        _four_bits(recipe),
-        trained_coarsely=recipe.tuning.kind in ON_QUANTIZED_BASE,
-    )
-
-
-def _check_there_is_work(recipe: Recipe, *, own: bool) -> None:
-    """Raise `YRunnerError` for a whole model that nothing is to be done with."""
-    if own:
-        return
-    kind, merge = recipe.tuning.kind, recipe.merge
-    for key, is_set in (
-        ("merge.as_trained", merge.as_trained is not None),
-        ("merge.weight", merge.weight != 1),
-    ):
-        if is_set:
-            raise YRunnerError(
-                f"{key} is for an adapter, and tuning.kind {kind} leaves whole weights",
-                remedy=f"leave out {key}",
-            )
-    if merge.dtype == "auto" and not (merge.gguf or merge.push or merge.adapters):
-        raise YRunnerError(
-            f"tuning.kind {kind} leaves whole weights",
-            remedy="nothing needs merging; to export them, set merge.dtype, merge.gguf or "
-            "merge.push",
-        )
-
-
-def _four_bits(recipe: Recipe) -> BaseQuantization | None:
-    settings = recipe.merge.as_trained
-    if settings is None:
-        return None
-    return BaseQuantization(settings.quant_type, settings.double_quant)
-
-
 def merge(path: Path, overrides: list[str]) -> None:
-    """Merge the adapter of a finished run into its base, prove that, and export it.
+    """Merge the adapter of a finished run into its base, verify the result, and export it.
 
-    The result of a run that trained whole weights is written anew, in the form that is asked for.
-    Raises `ProofError`, and leaves no merged model, where it answers differently. All that can be
-    known to fail is looked for before the first weight is read.
+    Whole weights are only exported. Raises `ProofError`, and leaves no merged model, if its outputs
+    differ. Everything that can be checked first is checked before weights are read.
     """
     run = Run.load(path, overrides)
     run.require_result()
@@ -204,7 +92,7 @@ def merge(path: Path, overrides: list[str]) -> None:
         trust_remote_code=recipe.model.trust_remote_code,
     )
     say(f"base: {source.base.folder} ({source.described})")
-    run_dir.merge_figures.unlink(missing_ok=True)  # those of a model that is about to go
+    run_dir.merge_figures.unlink(missing_ok=True)  # of a model that is about to be replaced
     figures = _write(run, prepared, source)
     write_json(run_dir.merge_figures, figures)
     say(f"merged model: {run_dir.merged}")
@@ -212,7 +100,7 @@ def merge(path: Path, overrides: list[str]) -> None:
 
 
 def _write(run: Run, prepared: Merge, source: MergeSource) -> dict[str, Any]:
-    """Write the merged model, and give the figures of its proof; it is there when proven."""
+    """Write the merged model, which appears only when verified; return its figures."""
     recipe, run_dir, tokenizer = run.recipe, run.folder, run.result_tokenizer
     card = merged_card(run, source.base_key)
     dtype = None if recipe.merge.dtype == "auto" else DTYPES[recipe.merge.dtype]
@@ -254,8 +142,108 @@ def _prove(
 
 
 def _generation_config(run_dir: RunDir, base: SafetensorsFolder) -> GenerationConfig | None:
-    """That of the run's result, which save_model wrote there; else that of the base."""
+    """That of the run's result, if any, else that of the base."""
     for folder in (run_dir.model, base.folder):
         if (folder / "generation_config.json").is_file():
             return GenerationConfig.from_pretrained(folder)
     return None
+
+
+def merge_source(run: Run) -> MergeSource:
+    """Find base and adapters of a finished run without reading weights.
+
+    Raises `RunError` for another base than that of the run, `YRunnerError` if there is nothing to
+    do, and `ModelError` for an unreadable base.
+    """
+    recipe, run_dir = run.recipe, run.folder
+    own = recipe.tuning.kind in WITH_ADAPTER
+    _check_there_is_work(recipe, own=own)
+    adapters = [WeightedAdapter(run_dir.model, recipe.merge.weight)] if own else []
+    for added in recipe.merge.adapters:
+        folder = find_adapter(added.adapter)
+        if folder is None:
+            raise YRunnerError(
+                f"merge.adapters: {added.adapter} has no adapter",
+                remedy="name a folder with an adapter_config.json",
+            )
+        adapters.append(WeightedAdapter(folder, added.weight))
+    if not own:
+        key = read_json(run_dir.base)["key"] if run_dir.base.exists() else None
+        return MergeSource(open_checkpoint(str(run_dir.model)), key, adapters, None)
+    key = check_base(run)
+    return MergeSource(
+        open_checkpoint(run.base_source),
+        key,
+        adapters,
+        _four_bits(recipe),
+        trained_coarsely=recipe.tuning.kind in ON_QUANTIZED_BASE,
+    )
+
+
+def _check_there_is_work(recipe: Recipe, *, own: bool) -> None:
+    """Raise `YRunnerError` for a whole model with nothing to do."""
+    if own:
+        return
+    kind, merge = recipe.tuning.kind, recipe.merge
+    for key, is_set in (
+        ("merge.as_trained", merge.as_trained is not None),
+        ("merge.weight", merge.weight != 1),
+    ):
+        if is_set:
+            raise YRunnerError(
+                f"{key} needs an adapter, but tuning.kind {kind} trains whole weights",
+                remedy=f"remove {key}",
+            )
+    if merge.dtype == "auto" and not (merge.gguf or merge.push or merge.adapters):
+        raise YRunnerError(
+            f"tuning.kind {kind} trains whole weights, which need no merging",
+            remedy="to export them, set merge.dtype, merge.gguf or merge.push",
+        )
+
+
+def _four_bits(recipe: Recipe) -> BaseQuantization | None:
+    settings = recipe.merge.as_trained
+    if settings is None:
+        return None
+    return BaseQuantization(settings.quant_type, settings.double_quant)
+
+
+def merged_card(run: Run, base_key: str | None) -> ModelCard:
+    """The card before verification: figures of `yrun eval` if it ran, else of the training."""
+    run_dir = run.folder
+    before, after = Measured.load(run_dir.before), Measured.load(run_dir.after)
+    figures = _evaluated(read_json(run_dir.eval)) if run_dir.eval.exists() else []
+    card = model_card(
+        run,
+        before,
+        Measured({}) if figures else after,
+        base_key=base_key,
+        data_hashes=read_json(run_dir.fingerprint)["files"],
+        license=_license(run),
+    )
+    card.figures.extend(figures)
+    return card
+
+
+def _license(run: Run) -> str | None:
+    if run.recipe.model.base is None:
+        return None
+    folder = local_folder(run.base_source)
+    return None if folder is None else read_license(folder)
+
+
+def _evaluated(content: dict[str, Any]) -> list[tuple[str, str]]:
+    """The main figure of each task and the summaries, of result and base."""
+    read = [ModelResults.from_json(model) for model in content["models"]]
+    models = {model.description: model for model in read}
+    if TUNED not in models:
+        return []
+    shown = [models[name] for name in (BASE, TUNED) if name in models]
+    headlines = {(name, task.headline) for name, task in models[TUNED].tasks.items()}
+    lines = [line for line in figure_lines(shown) if line[:2] in headlines]
+    figures = []
+    for group, figure, reached in [*lines, *summary_lines(shown)]:
+        *before, now = ("–" if part is None else part[0] for part in reached)
+        beside = f" (base: {before[0]})" if before else ""
+        figures.append((f"{group}: {figure}", f"{now}{beside}"))
+    return figures

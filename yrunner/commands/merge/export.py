@@ -1,7 +1,4 @@
-"""Where a merged model goes besides its folder: into a GGUF file, and to the Hub.
-
-What a merge is proven on, how near it has to come, and what a person is told of it.
-"""
+"""Verification of a merged model, and its export to GGUF and to the Hub."""
 
 from importlib.util import find_spec
 from typing import Any
@@ -29,8 +26,7 @@ from yrunner.storage.run_dir import whole_folder, write_json, write_text
 
 NUM_ROWS = 16
 MOST_TOKENS = 128
-"""Of each text that is looked at."""
-
+"""Per text."""
 FIXED_TEXTS = (
     "The harbour was quiet that morning. Nobody had told the new keeper that the lamp on the "
     "eastern pier had not been lit for seven years.",
@@ -39,54 +35,13 @@ FIXED_TEXTS = (
     "def mean(values):\n    return sum(values) / len(values)\n\nprint(mean([1, 2, 3.5]))\n",
     "12 + 30 = 42; 7 * 8 = 56; 1,000,000 / 4 = 250,000. 2026-03-01, 09:45.",
 )
-"""Texts of kinds that a recipe's own rows may lack."""
-
+"""Kinds of text that the recipe's rows may lack."""
 BARS = {
     torch.float32: Tolerance(top1_agreement=0.999, mean_kl=1e-6, largest_difference=1e-3),
     torch.float16: Tolerance(top1_agreement=0.99, mean_kl=1e-3),
     torch.bfloat16: Tolerance(top1_agreement=0.97, mean_kl=1e-2),
 }
-"""By the dtype of the merged weights: each is rounded to 24, 11 or 8 bits."""
-
-
-def probes_of(run: Run) -> Probes:
-    """The first rows of the recipe's data, as they are learned, and some fixed texts."""
-    tokenizer, system = run.result_tokenizer, run.recipe.data.system
-    examples = first_examples(run.sources[0], tokenizer, NUM_ROWS, system=system)
-    rows = [example.input_ids for example in examples]
-    fixed = [tokenizer(text).input_ids for text in FIXED_TEXTS]
-    return Probes([ids[:MOST_TOKENS] for ids in [*rows, *fixed] if ids])
-
-
-def judge(likeness: LogitAgreement, bar: Tolerance, what: str) -> None:
-    """Raise `ProofError`, with the figures, for a result that falls short of its bar."""
-    faults = bar.faults(likeness)
-    if faults:
-        raise ProofError(
-            f"{what} does not answer as it should: {'; '.join(faults)}",
-            remedy="it was not kept; please report this, or see what it is with merge.verify=false",
-        )
-
-
-def say_likeness(what: str, likeness: LogitAgreement) -> None:
-    """Print the figures in one line."""
-    say(f"{what}, {likeness.tokens:,} tokens: {_in_words(likeness)}")
-
-
-def figure_of(what: str, likeness: LogitAgreement) -> tuple[str, str]:
-    """The same for a model card."""
-    return f"{what}, {likeness.tokens:,} tokens", _in_words(likeness)
-
-
-def _in_words(likeness: LogitAgreement) -> str:
-    return (
-        f"same likeliest token {likeness.top1_agreement:.2%}, "
-        f"divergence {likeness.mean_kl:.2g} nats, "
-        f"logits differ by {likeness.mean_difference:.2g} on average and "
-        f"{likeness.largest_difference:.2g} at most"
-    )
-
-
+"""Tolerances by the dtype of the merged weights: which round to 24, 11 or 8 bits."""
 GGUF_BARS = {
     "f32": Tolerance(top1_agreement=0.999, mean_kl=1e-6, largest_difference=1e-3),
     "f16": Tolerance(top1_agreement=0.99, mean_kl=1e-3),
@@ -97,11 +52,49 @@ GGUF_BARS = {
     "q4_1": Tolerance(top1_agreement=0.75, mean_kl=0.3),
     "q4_0": Tolerance(top1_agreement=0.75, mean_kl=0.3),
 }
-"""What a GGUF file has to reach against the merged model: the fewer bits, the less."""
+"""Tolerances of a GGUF file against the merged model: fewer bits, wider tolerance."""
+
+
+def probes_of(run: Run) -> Probes:
+    """The first training rows, and some fixed texts."""
+    tokenizer, system = run.result_tokenizer, run.recipe.data.system
+    examples = first_examples(run.sources[0], tokenizer, NUM_ROWS, system=system)
+    rows = [example.input_ids for example in examples]
+    fixed = [tokenizer(text).input_ids for text in FIXED_TEXTS]
+    return Probes([ids[:MOST_TOKENS] for ids in [*rows, *fixed] if ids])
+
+
+def judge(likeness: LogitAgreement, tolerance: Tolerance, what: str) -> None:
+    """Raise `ProofError`, with the figures, if a result exceeds its tolerance."""
+    faults = tolerance.faults(likeness)
+    if faults:
+        raise ProofError(
+            f"the outputs of {what} differ too much: {'; '.join(faults)}",
+            remedy="it was removed; please report this, or keep it with merge.verify=false",
+        )
+
+
+def say_likeness(what: str, likeness: LogitAgreement) -> None:
+    """Print the figures in one line."""
+    say(f"{what}, {likeness.tokens:,} tokens: {_in_words(likeness)}")
+
+
+def figure_of(what: str, likeness: LogitAgreement) -> tuple[str, str]:
+    """The figures for a model card."""
+    return f"{what}, {likeness.tokens:,} tokens", _in_words(likeness)
+
+
+def _in_words(likeness: LogitAgreement) -> str:
+    return (
+        f"same top token {likeness.top1_agreement:.2%}, "
+        f"KL divergence {likeness.mean_kl:.2g} nats, "
+        f"logits differ by {likeness.mean_difference:.2g} on average and "
+        f"{likeness.largest_difference:.2g} at most"
+    )
 
 
 def check_exports(run: Run, base: SafetensorsFolder) -> None:
-    """Refuse, before anything is merged, an export that cannot be made."""
+    """Refuse an impossible export before anything is merged."""
     recipe = run.recipe
     if recipe.merge.gguf is not None:
         if find_spec("gguf") is None:
@@ -118,7 +111,7 @@ def check_exports(run: Run, base: SafetensorsFolder) -> None:
 
 
 def export(run: Run, figures: dict[str, Any]) -> None:
-    """Write the GGUF file and upload, as the recipe says; `figures` gets those of the GGUF file."""
+    """Write the GGUF file and upload, as the recipe says; add GGUF figures to `figures`."""
     recipe, run_dir = run.recipe, run.folder
     folders = {"": run_dir.merged}
     if recipe.merge.gguf is not None:
@@ -132,9 +125,9 @@ def export(run: Run, figures: dict[str, Any]) -> None:
 
 
 def write_gguf_folder(run: Run, kind: str) -> dict[str, Any]:
-    """Write the merged model as GGUF with a Modelfile, and give the figures of its proof.
+    """Write the merged model as GGUF with a Modelfile; return the figures of its verification.
 
-    Raises `ProofError`, and leaves no file, where it answers too differently.
+    Raises `ProofError`, and leaves no file, if its outputs differ too much.
     """
     from yrunner.models.export.gguf import write_gguf
     from yrunner.models.export.ollama import modelfile
@@ -159,7 +152,7 @@ def write_gguf_folder(run: Run, kind: str) -> dict[str, Any]:
         )
         write_text(partial / "Modelfile", text)
         if lack:
-            warn(f"the Modelfile has no place for {lack}")
+            warn(f"the Modelfile cannot express {lack}")
         proof = None
         if recipe.merge.verify:
             proof = _prove(run, partial / name, config)
@@ -173,7 +166,7 @@ def _prove(run: Run, file: Any, config: Any) -> dict[str, Any] | None:
     prove_tokens(read_gguf_tokenizer(file), run.result_tokenizer)
     needed = 4 * sum(size.numel() for size in open_checkpoint(str(run_dir.merged)).sizes.values())
     if needed > free_memory():
-        warn(f"the GGUF file is not proven: it would have to be read back as {needed:,} bytes")
+        warn(f"the GGUF file is not verified: reading it back needs {needed:,} bytes of memory")
         return None
     probes = probes_of(run)
     trusts = run.recipe.model.trust_remote_code
@@ -186,21 +179,21 @@ def _prove(run: Run, file: Any, config: Any) -> dict[str, Any] | None:
 
 
 def prove_tokens(read_back: Any, tokenizer: Any) -> None:
-    """Raise `ProofError` where a GGUF file's tokenizer reads a chat, or else a text, otherwise."""
+    """Raise `ProofError` if a GGUF file's tokenizer encodes a chat, or a text, differently."""
     for text in FIXED_TEXTS:
-        asked = text
+        sample = text
         if tokenizer.chat_template:
             chat = [{"role": "user", "content": text}]
-            asked = str(tokenizer.apply_chat_template(chat, tokenize=False))
-        if not _same_tokens(read_back, tokenizer, asked):
+            sample = str(tokenizer.apply_chat_template(chat, tokenize=False))
+        if not _same_tokens(read_back, tokenizer, sample):
             raise ProofError(
-                f'the GGUF file reads other tokens in "{text[:40]}..."',
-                remedy="it was not kept; please report this",
+                f'the GGUF tokenizer encodes "{text[:40]}..." differently',
+                remedy="the file was removed; please report this",
             )
     if not all(_same_tokens(read_back, tokenizer, text) for text in FIXED_TEXTS):
         warn(
-            "llama.cpp reads chats as this tokenizer does, but before a text that is no chat it "
-            "does not put the space that this tokenizer puts there"
+            "llama.cpp encodes chats as this tokenizer does, but does not add the leading space "
+            "that this tokenizer adds to plain text"
         )
 
 

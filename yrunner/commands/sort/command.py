@@ -1,7 +1,4 @@
-"""`yrun sort`: from a recipe to its rows in a new order, judged by what models make of them.
-
-What a person is told of a sorted corpus: its scores, its worst rows, and what comes next.
-"""
+"""`yrun sort`: score the training rows of a recipe with models, and write them in a new order."""
 
 import errno
 import gc
@@ -44,10 +41,178 @@ SHOWN_ROWS = 10
 BINS = 12
 WIDEST_BAR = 40
 PERCENTILES = {"lowest": 0, "10 %": 10, "median": 50, "90 %": 90, "highest": 100}
+DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class SortInterrupted(YRunnerError):
+    """Ctrl-C; scores so far are saved."""
+
+    exit_code = 128 + signal.SIGINT
+
+
+def sort(
+    path: Path, overrides: list[str], *, overwrite: bool, train_base: Callable[[Run], None]
+) -> None:
+    """Score the training rows of the recipe at `path`, and write them in a new order.
+
+    `train_base` trains its base if that is missing. An interrupted sort resumes when run again.
+    """
+    run = Run.load(path, overrides)
+    sources = [source for source in run.sources if source.purpose == "train"]
+    folder = _check(run, sources, overwrite=overwrite)
+    train_base(run)
+    states = states_of(file for source in sources for file in source.files)
+    _read_corpus(run)
+    reports = _check_formats(sources, run.dataset)
+    with _explaining_how_to_resume(folder.folder):
+        _open_folder(run, folder)
+        seen = _look(run, folder)
+        corpus = _judge(run, seen)
+        _write_report(run, corpus, seen, folder)
+        with unchanged(states, undo=folder.clear):
+            write_results(corpus, folder)
+    say_sorted(corpus, folder)
+    say_next(run.options.arguments, folder, reports[0].format, sources[0].reading)
+
+
+def _check(run: Run, sources: Sequence[Source], *, overwrite: bool) -> SortDir:
+    """Refuse what cannot be sorted or would overwrite files, before any time is spent."""
+    if run.recipe.model.scratch is not None:
+        raise YRunnerError(
+            "a model from scratch knows nothing yet, so it cannot score rows",
+            remedy="sort with a recipe that has a model.base",
+        )
+    files = [file for source in sources for file in source.files]
+    check_one_kind(files)
+    for source in sources:
+        if kind_of(source.files[0]) == ".txt" and source.reading.document == "file":
+            raise DataError(
+                source.files[0],
+                "txt files with one document each cannot be sorted into one file",
+                remedy='write them as jsonl, one {"text": ...} per line',
+            )
+    folder = SortDir(run.folder.sort, ending_of(files))
+    folder.check(files, overwrite=overwrite)
+    return folder
+
+
+def _check_formats(sources: Sequence[Source], prepared: Prepared) -> list[FileReport]:
+    """The reports of the training files. Raises `DataError` if they are read differently."""
+    reports = [report for report in prepared.reports if report.purpose == "train"]
+    readings = [source.reading for source in sources for _ in source.files]
+    first = reports[0]
+    for report, reading in zip(reports, readings, strict=True):
+        if report.format != first.format:
+            difference = f"has the format {report.format}, but {first.file.name} has {first.format}"
+        elif reading.columns != readings[0].columns:
+            difference = f"has other columns in the recipe than {first.file.name}"
+        else:
+            continue
+        raise DataError(report.file, f"{difference}: {NOT_TOGETHER}", remedy=ONE_BY_ONE)
+    return reports
+
+
+def _read_corpus(run: Run) -> None:
+    """Print row counts; all rows are sorted, so `validation_share` has no effect."""
+    print_rows(run.dataset, run.folder.prepared)
+    run.dataset.check(too_long=run.recipe.data.too_long, invalid=run.recipe.data.invalid)
+    print_left_out(run.dataset)
+
+
+def _open_folder(run: Run, folder: SortDir) -> None:
+    prepared = run.dataset
+    folder.clear()
+    write_text(folder.recipe, recipe_to_yaml(run.recipe))
+    write_json(folder.environment, describe_environment())
+    write_json(folder.data_report, as_json(prepared.reports, prepared.findings))
+
+
+def _look(run: Run, folder: SortDir) -> Seen:
+    """Score the rows with the base, with kNN lookups, and with cross-fitted models."""
+    recipe, rows = run.recipe, run.dataset.train
+    base = measure_rows(run, folder.measured)
+    # A model with a fused head refers to itself; free it.
+    gc.collect()
+    lookups = None
+    if recipe.sort.asks_neighbours:
+        places = zip(rows.file_E.tolist(), rows.column("rows").tolist(), strict=True)
+        groups = group_copies(list(places), row_hashes(rows))
+        with progress("kNN lookups, rows", len(rows)) as advance:
+            lookups = []
+            for found in look_up(rows, base, groups, recipe.seed):
+                lookups.append(found)
+                advance(1)
+    crossed = None
+    if recipe.sort.cross_fit:
+        crossed = cross_fit(run, folder.cross_fit)
+    return Seen(base, lookups, crossed)
+
+
+@contextmanager
+def _explaining_how_to_resume(folder: Path) -> Iterator[None]:
+    """Scores are written as they come, so nothing has to be saved here."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise SortInterrupted(
+            f"stopped; scores so far are saved in {folder}",
+            remedy="run the same command again to resume",
+        ) from error
+    except OSError as error:
+        if error.errno not in DISK_IS_FULL:
+            raise
+        raise RunError(
+            f"the disk is full; scores so far are saved in {folder}",
+            remedy="free some space, and run the same command again to resume",
+        ) from error
+
+
+def _judge(run: Run, seen: Seen) -> Sorted:
+    recipe, prepared = run.recipe, run.dataset
+    rows = corpus_rows(prepared.train)
+    verdicts = [judge(row, seen, recipe.sort) for row in rows]
+    text = TokenText(run.tokenizer)
+    deciding = deciding_score(recipe.sort)
+    reports = [report for report in prepared.reports if report.purpose == "train"]
+    return Sorted(
+        files=[report.file for report in reports],
+        rows=rows,
+        verdicts=verdicts,
+        worst=[
+            None if verdict.worst is None else mark_span(row, verdict.worst, prepared.train, text)
+            for row, verdict in zip(rows, verdicts, strict=True)
+        ],
+        decision=decide(
+            recipe.sort, [verdict.named_scores()[deciding] for verdict in verdicts], recipe.seed
+        ),
+        left_out=[
+            LeftOut((number, refusal.origin.row), refusal)
+            for number, report in enumerate(reports)
+            for refusal in report.refusals
+        ],
+        deciding=deciding,
+    )
+
+
+def _write_report(run: Run, corpus: Sorted, seen: Seen, folder: SortDir) -> None:
+    """Write the page, which lists examples: the parts of a split row have the scores of the row."""
+    dropped = {row.index: row.reason for row in corpus.decision.dropped}
+    row_of = [number for number, row in enumerate(corpus.rows) for _ in row.examples]
+    write_sort_report(
+        run.recipe.name,
+        run.tokenizer,
+        run.dataset.train,
+        seen,
+        corpus.deciding,
+        [corpus.verdicts[number].named_scores() for number in row_of],
+        {place: dropped[number] for place, number in enumerate(row_of) if number in dropped},
+        run.dataset.findings,
+        folder.report,
+    )
 
 
 def say_sorted(corpus: Sorted, folder: SortDir) -> None:
-    """Print the scores, the most suspicious rows, what became of all, and where it is written."""
+    """Print the scores, the most suspicious rows, row counts and the paths of the results."""
     decisive = [corpus.decisive(index) for index in range(len(corpus.rows))]
     _print_percentiles(corpus)
     _print_distribution(corpus.deciding, decisive)
@@ -65,9 +230,9 @@ def say_sorted(corpus: Sorted, folder: SortDir) -> None:
 
 
 def say_next(arguments: str, folder: SortDir, format_name: str, reading: Reading) -> None:
-    """Print the command that learns from the rows in their new order.
+    """Print the command that trains on the sorted rows.
 
-    `arguments`: recipe and overrides of the sort; the format and the reading are those of its data.
+    `arguments`: recipe and overrides of the sort; `format_name`, `reading`: those of its data.
     """
     entry: dict[str, Any] = {"file": str(folder.sorted), "format": format_name}
     if reading.columns:
@@ -77,7 +242,7 @@ def say_next(arguments: str, folder: SortDir, format_name: str, reading: Reading
         f"data.train={json.dumps([entry], ensure_ascii=False)}",
     )
     say("")
-    say(f"yrun train {arguments} {shlex.join(changes)}    # learn in this order")
+    say(f"yrun train {arguments} {shlex.join(changes)}    # train in this order")
 
 
 def _print_percentiles(corpus: Sorted) -> None:
@@ -128,175 +293,5 @@ def _say_counts(corpus: Sorted) -> None:
     if corpus.left_out:
         say(
             f"{num_rows(len(corpus.left_out))} cannot be learned from "
-            "and stand among the dropped ones"
+            "and are among the dropped ones"
         )
-
-
-DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
-
-
-class SortInterrupted(YRunnerError):
-    """Ctrl-C; what was measured is kept."""
-
-    exit_code = 128 + signal.SIGINT
-
-
-def sort(
-    path: Path, overrides: list[str], *, overwrite: bool, train_base: Callable[[Run], None]
-) -> None:
-    """Score the training rows of the recipe at `path`, and write them in a new order.
-
-    `train_base` trains its base where that is missing. Interrupted and started again, it goes on.
-    """
-    run = Run.load(path, overrides)
-    sources = [source for source in run.sources if source.purpose == "train"]
-    folder = _check(run, sources, overwrite=overwrite)
-    train_base(run)
-    states = states_of(file for source in sources for file in source.files)
-    _read_corpus(run)
-    reports = _check_formats(sources, run.dataset)
-    with _saying_how_to_go_on(folder.folder):
-        _open_folder(run, folder)
-        seen = _look(run, folder)
-        corpus = _judge(run, seen)
-        _write_report(run, corpus, seen, folder)
-        with unchanged(states, undo=folder.clear):
-            write_results(corpus, folder)
-    say_sorted(corpus, folder)
-    say_next(run.options.arguments, folder, reports[0].format, sources[0].reading)
-
-
-def _check(run: Run, sources: Sequence[Source], *, overwrite: bool) -> SortDir:
-    """Refuse what cannot be sorted, or would lose something, before any time is spent."""
-    if run.recipe.model.scratch is not None:
-        raise YRunnerError(
-            "a model from scratch knows nothing yet, so it cannot judge rows",
-            remedy="sort with a recipe that has a model.base",
-        )
-    files = [file for source in sources for file in source.files]
-    check_one_kind(files)
-    for source in sources:
-        if kind_of(source.files[0]) == ".txt" and source.reading.document == "file":
-            raise DataError(
-                source.files[0],
-                "documents that fill whole txt files cannot stand in one sorted file",
-                remedy='write them as jsonl, {"text": ...} a line',
-            )
-    folder = SortDir(run.folder.sort, ending_of(files))
-    folder.check(files, overwrite=overwrite)
-    return folder
-
-
-def _check_formats(sources: Sequence[Source], prepared: Prepared) -> list[FileReport]:
-    """The reports of the training files. Raises `DataError` where not all rows are read alike."""
-    reports = [report for report in prepared.reports if report.purpose == "train"]
-    readings = [source.reading for source in sources for _ in source.files]
-    first = reports[0]
-    for report, reading in zip(reports, readings, strict=True):
-        if report.format != first.format:
-            difference = f"has the format {report.format}, {first.file.name} has {first.format}"
-        elif reading.columns != readings[0].columns:
-            difference = f"has other columns in the recipe than {first.file.name}"
-        else:
-            continue
-        raise DataError(report.file, f"{difference}: {NOT_TOGETHER}", remedy=ONE_BY_ONE)
-    return reports
-
-
-def _read_corpus(run: Run) -> None:
-    """Print the fate of the rows; `validation_share` sets none aside, because all are sorted."""
-    print_rows(run.dataset, run.folder.prepared)
-    run.dataset.check(too_long=run.recipe.data.too_long, invalid=run.recipe.data.invalid)
-    print_left_out(run.dataset)
-
-
-def _open_folder(run: Run, folder: SortDir) -> None:
-    prepared = run.dataset
-    folder.clear()
-    write_text(folder.recipe, recipe_to_yaml(run.recipe))
-    write_json(folder.environment, describe_environment())
-    write_json(folder.data_report, as_json(prepared.reports, prepared.findings))
-
-
-def _look(run: Run, folder: SortDir) -> Seen:
-    """Let the base look at the rows, its memory of the others, and models that learned those."""
-    recipe, rows = run.recipe, run.dataset.train
-    base = measure_rows(run, folder.measured)
-    # A model with a fused head refers to itself: it would stay in memory.
-    gc.collect()
-    lookups = None
-    if recipe.sort.asks_neighbours:
-        places = zip(rows.file_E.tolist(), rows.column("rows").tolist(), strict=True)
-        groups = group_copies(list(places), row_hashes(rows))
-        with progress("asking the neighbours of each row", len(rows)) as advance:
-            lookups = []
-            for found in look_up(rows, base, groups, recipe.seed):
-                lookups.append(found)
-                advance(1)
-    crossed = None
-    if recipe.sort.cross_fit:
-        crossed = cross_fit(run, folder.cross_fit)
-    return Seen(base, lookups, crossed)
-
-
-@contextmanager
-def _saying_how_to_go_on(folder: Path) -> Iterator[None]:
-    """Every score is on the disk as soon as it is known, so nothing has to be saved at an end."""
-    try:
-        yield
-    except KeyboardInterrupt as error:
-        raise SortInterrupted(
-            f"stopped; what was measured is kept in {folder}",
-            remedy="run the same command again to go on",
-        ) from error
-    except OSError as error:
-        if error.errno not in DISK_IS_FULL:
-            raise
-        raise RunError(
-            f"the disk is full; what was measured is kept in {folder}",
-            remedy="free some space, and run the same command again to go on",
-        ) from error
-
-
-def _judge(run: Run, seen: Seen) -> Sorted:
-    recipe, prepared = run.recipe, run.dataset
-    rows = corpus_rows(prepared.train)
-    verdicts = [judge(row, seen, recipe.sort) for row in rows]
-    text = TokenText(run.tokenizer)
-    deciding = deciding_score(recipe.sort)
-    reports = [report for report in prepared.reports if report.purpose == "train"]
-    return Sorted(
-        files=[report.file for report in reports],
-        rows=rows,
-        verdicts=verdicts,
-        worst=[
-            None if verdict.worst is None else mark_span(row, verdict.worst, prepared.train, text)
-            for row, verdict in zip(rows, verdicts, strict=True)
-        ],
-        decision=decide(
-            recipe.sort, [verdict.named_scores()[deciding] for verdict in verdicts], recipe.seed
-        ),
-        left_out=[
-            LeftOut((number, refusal.origin.row), refusal)
-            for number, report in enumerate(reports)
-            for refusal in report.refusals
-        ],
-        deciding=deciding,
-    )
-
-
-def _write_report(run: Run, corpus: Sorted, seen: Seen, folder: SortDir) -> None:
-    """The page shows examples: of a row that is split, every part has the scores of the whole."""
-    dropped = {row.index: row.reason for row in corpus.decision.dropped}
-    row_of = [number for number, row in enumerate(corpus.rows) for _ in row.examples]
-    write_sort_report(
-        run.recipe.name,
-        run.tokenizer,
-        run.dataset.train,
-        seen,
-        corpus.deciding,
-        [corpus.verdicts[number].named_scores() for number in row_of],
-        {place: dropped[number] for place, number in enumerate(row_of) if number in dropped},
-        run.dataset.findings,
-        folder.report,
-    )

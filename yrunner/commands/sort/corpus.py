@@ -1,7 +1,4 @@
-"""The rows that `yrun sort` judges: what each is made of, its scores, its new place or its end.
-
-The worst span of a row as text, with what stands around it.
-"""
+"""The rows that `yrun sort` scores: their examples, scores, worst span and decision."""
 
 # N = targets of a row
 
@@ -33,63 +30,68 @@ from yrunner.scoring.rank import (
 )
 from yrunner.scoring.suspicious_spans import SuspiciousSpan, worst_span, worst_stretch
 
+SHOWN_CHARACTERS = 24
+"""Shown on each side of a span."""
+LONGEST_SPAN = 80
+"""Characters of the span itself."""
+
 
 @dataclass(frozen=True)
 class CorpusRow:
-    """A row of the training files that is learned from."""
+    """A row of the training files."""
 
     place: RowPlace
     origin: Origin
     examples: range
-    """Its places among the examples: more than one where a long text is split."""
+    """Indices of its examples: several for a long text that is split."""
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What models make of the targets of every example."""
+    """The models' scores of the targets of every example."""
 
     base: Sequence[TokenScores]
     lookups: Sequence[Lookup] | None
-    """What the base remembers of other rows; None where no score asks for it."""
+    """kNN lookups; None if no score needs them."""
     crossed: Sequence[TokenScores] | None
-    """By models that have learned from other rows; None where there are none."""
+    """By models trained on other rows; None without cross-fitting."""
 
     @property
     def best(self) -> Sequence[TokenScores]:
-        """By the models that know the field, if there are."""
+        """By the cross-fitted models, if any."""
         return self.crossed or self.base
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the models make of a row."""
+    """The scores of a row."""
 
     scores: dict[str, float]
     """By the base."""
     cross_fit: dict[str, float] | None
-    """By a model that was trained on other rows; None where none was."""
+    """By a model trained on other rows; None without cross-fitting."""
     num_targets: int
     worst: SuspiciousSpan | None
-    """Over the targets of the row, by what decides."""
+    """Among the row's targets, by the deciding score."""
 
     def named_scores(self) -> dict[str, float]:
-        """All of them; those of the other models are called `cross-fit loss`."""
+        """All scores; those of cross-fitted models are named `cross-fit loss`."""
         crossed = self.cross_fit or {}
         return self.scores | {f"{CROSS_FIT}{kind}": value for kind, value in crossed.items()}
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What becomes of the rows, by their indices."""
+    """Which rows are kept and dropped, by index."""
 
     order: list[int]
-    """The rows that are kept, in their new order."""
+    """The kept rows in their new order."""
     dropped: list[Dropped]
-    """The others, the most suspicious first."""
+    """The dropped rows, most suspicious first."""
 
 
 def corpus_rows(examples: Examples) -> list[CorpusRow]:
-    """The rows of the examples, in their order."""
+    """The rows of the examples, in order."""
     files, numbers = examples.file_E.tolist(), examples.column("rows").tolist()
     places = list(zip(files, numbers, strict=True))
     rows = []
@@ -100,13 +102,13 @@ def corpus_rows(examples: Examples) -> list[CorpusRow]:
 
 
 def deciding_score(section: SortSection) -> str:
-    """The name of the score that orders and drops: by models that know the field, if there are."""
+    """The score that orders and drops: of the cross-fitted models, if any."""
     by_cross_fit = section.cross_fit and section.deciding != KNN_LOSS
     return f"{CROSS_FIT}{section.deciding}" if by_cross_fit else section.deciding
 
 
 def judge(row: CorpusRow, seen: Seen, section: SortSection) -> Verdict:
-    """Score a row by the scores of the tokens of all its examples."""
+    """Score a row by the tokens of all its examples."""
     loss_N, entropy_N = _figures(row, seen.base)
     knn_loss_N = None if seen.lookups is None else _joined(row, seen.lookups, "loss_N")
     scores = score_row(loss_N, entropy_N, section.kinds, knn_loss_N)
@@ -124,7 +126,7 @@ def judge(row: CorpusRow, seen: Seen, section: SortSection) -> Verdict:
 
 
 def decide(section: SortSection, scores: Sequence[float], seed: int) -> Decision:
-    """Drop and order rows by the score that decides. Raises `YRunnerError` where none is left."""
+    """Drop and order rows by the deciding score. Raises `YRunnerError` if none is left."""
     name = deciding_score(section)
     dropped = choose_dropped(
         name,
@@ -138,13 +140,12 @@ def decide(section: SortSection, scores: Sequence[float], seed: int) -> Decision
     kept = [index for index in range(len(scores)) if index not in gone]
     if not kept:
         raise YRunnerError(
-            f"every row is dropped: each {name} lies between {min(scores):.4g} and "
-            f"{max(scores):.4g}",
-            remedy="set sort.drop_share, sort.drop_above and sort.drop_below so that rows are left",
+            f"every row is dropped: each {name} is between {min(scores):.4g} and {max(scores):.4g}",
+            remedy="change sort.drop_share, sort.drop_above or sort.drop_below to keep some rows",
         )
     values = [scores[index] for index in kept]
     if section.order == "blocks":
-        # From easy to hard, which for some scores is from high to low.
+        # From easy to hard, which is from high to low for some scores.
         values = [suspicion(name, value) for value in values]
     order = order_rows(values, section.order, seed=seed, blocks=section.blocks)
     return Decision([kept[index] for index in order], dropped)
@@ -158,22 +159,16 @@ def _joined(row: CorpusRow, parts: Sequence[TokenScores | Lookup], figure: str) 
     return torch.cat([getattr(parts[place], figure) for place in row.examples])
 
 
-SHOWN_CHARACTERS = 24
-"""What is shown on each side of a span."""
-LONGEST_SPAN = 80
-"""Characters of the span itself."""
-
-
 @dataclass(frozen=True)
 class MarkedSpan:
-    """A stretch of what is learned from a row, and its surroundings."""
+    """A span of a row's targets and its context."""
 
     before: str
     marked: str
     after: str
 
     def line(self) -> str:
-        """All on one line, the stretch in brackets, the far ends left out."""
+        """One line with the span in brackets, shortened at both ends."""
         before, after = self.before[-SHOWN_CHARACTERS:], self.after[:SHOWN_CHARACTERS]
         if len(before) < len(self.before):
             before = f"…{before}"
@@ -188,7 +183,7 @@ class MarkedSpan:
 def mark_span(
     row: CorpusRow, span: SuspiciousSpan, examples: Examples, text: TokenText
 ) -> MarkedSpan:
-    """The targets of the row with the span marked, grown to whole characters."""
+    """The targets of the row with the span marked, extended to whole characters."""
     ids: list[int] = []
     for place in row.examples:
         example = examples[place]
@@ -202,7 +197,7 @@ def mark_span(
 
 
 def _whole(ids: Sequence[int], border: int, step: int, text: TokenText) -> int:
-    """The next border that lies between two characters; the border itself where there is none."""
+    """The nearest border between two characters, or the border itself."""
     for moved in range(MOST_TOKENS_OF_A_CHARACTER):
         place = border + step * moved
         if place in (0, len(ids)) or not text.decode(ids[:place]).endswith(INCOMPLETE):

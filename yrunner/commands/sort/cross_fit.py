@@ -1,4 +1,4 @@
-"""Cross-fitting: every row is scored by a model that has learnt the field from the other rows."""
+"""Cross-fitting: score every row with a model that was trained on the other rows."""
 
 import gc
 import hashlib
@@ -37,19 +37,18 @@ from yrunner.training.callbacks import Cadence
 from yrunner.training.loop import Trainer
 
 PASSES = 10
-"""Times that a model sees the rows it learns from, unless sort.cross_fit_steps says otherwise."""
+"""Epochs of each model, unless sort.cross_fit_steps is set."""
 COST_OF_LEARNING = 3
-"""Of a token, where scoring it costs 1: a backward pass takes twice as long as a forward pass."""
+"""Per token, relative to scoring: a backward pass takes twice as long as a forward pass."""
 
 
 def cross_fit(run: Run, folder: Path) -> list[TokenScores]:
-    """The scores of each training row, in order, by a model that did not learn from its fold.
+    """The scores of each training row, in order, by a model not trained on its fold.
 
-    For each of the `sort.cross_fit` folds the base is loaded anew and tuned on the rest as the
-    recipe says: its tuning, its loss, its learning rate, for `sort.cross_fit_steps` updates or ten
-    passes. Scores are written to `folder` as they come. A fold that is complete is not trained
-    again; one that was interrupted is, and scores what is missing. Raises `YRunnerError` where
-    there are fewer different rows than folds.
+    For each of the `sort.cross_fit` folds the base is loaded again and tuned on the other rows as
+    the recipe says, for `sort.cross_fit_steps` updates or ten epochs. Scores are written to
+    `folder` as they come. A complete fold is reused; an interrupted one is trained again and scores
+    the missing rows. Raises `YRunnerError` if there are fewer different rows than folds.
     """
     folds = _cut_into_folds(run, folder)
     pending = [fold for fold in folds if not fold.is_finished]
@@ -66,16 +65,16 @@ def cross_fit(run: Run, folder: Path) -> list[TokenScores]:
 
 @dataclass(frozen=True)
 class _Fold:
-    """Some rows that are held out, and the training on all others."""
+    """Held-out rows, and the training on all others."""
 
     name: str
-    """How lines call it: fold 1 of 3."""
+    """Such as: fold 1 of 3."""
     run: Run
-    """The training of every fold."""
+    """The same for every fold."""
     learned: Examples
     held_out: Examples
     places: NDArray[np.intp]
-    """Of the held-out rows among all."""
+    """Indices of the held-out rows."""
     plan: Plan
     file: ScoreFile
 
@@ -85,13 +84,13 @@ class _Fold:
 
     @property
     def work_of_update(self) -> float:
-        """What one update costs, in tokens scored."""
+        """Cost of an update, in scored tokens."""
         tokens_of_pass = float(self.learned.lengths.sum())
         return COST_OF_LEARNING * tokens_of_pass / self.plan.updates_per_epoch
 
     @property
     def work(self) -> float:
-        """What the whole fold costs, in tokens scored."""
+        """Cost of the fold, in scored tokens."""
         return self.work_of_update * self.plan.num_updates + float(self.held_out.lengths.sum())
 
 
@@ -124,7 +123,7 @@ def _cut_into_folds(run: Run, folder: Path) -> list[_Fold]:
 
 
 def _training_of_a_fold(recipe: Recipe) -> Recipe:
-    """The recipe's training, but for its length and for what only its own result needs."""
+    """The recipe's training with another length, without parts that only its result needs."""
     steps = recipe.sort.cross_fit_steps
     train = recipe.train.model_copy(
         update={
@@ -141,7 +140,7 @@ def _training_of_a_fold(recipe: Recipe) -> Recipe:
 
 
 def _key(training: Run, hashes: list[str], fold_of_row: list[int]) -> str:
-    """Changes with everything that the scores of a fold depend on."""
+    """A hash of everything that the scores depend on."""
     facts = [fingerprint(training.recipe), training.base_key, hashes, fold_of_row]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
@@ -149,9 +148,9 @@ def _key(training: Run, hashes: list[str], fold_of_row: list[int]) -> str:
 def _score_fold(fold: _Fold, folder: Path, clock: "_Clock") -> None:
     say(
         f"cross-fit, {fold.name}: {fold.plan.num_updates:,} updates on "
-        f"{len(fold.learned):,} rows, then {len(fold.held_out):,} others are scored"
+        f"{len(fold.learned):,} rows, then scoring {len(fold.held_out):,} others"
     )
-    # A model with a fused head refers to itself: without this, two would be in memory at once.
+    # A model with a fused head refers to itself; free it before loading the next.
     gc.collect()
     trainer = _tuned(fold, folder, clock)
     scores = score_by_length(
@@ -170,7 +169,7 @@ def _score_fold(fold: _Fold, folder: Path, clock: "_Clock") -> None:
 
 
 def _tuned(fold: _Fold, folder: Path, clock: "_Clock") -> Trainer:
-    """The trainer of the fold when it has trained."""
+    """The fold's trainer after training."""
     recipe = fold.run.recipe
     quarters = {-(-fold.plan.num_updates * quarter // 4) for quarter in range(1, 5)}
     # Before the model, as in train.py: under DeepSpeed ZeRO-3 they decide how weights load.
@@ -203,7 +202,7 @@ def _in_order(folds: list[_Fold], num_rows: int) -> list[TokenScores]:
 
 
 class _Clock:
-    """How long all folds still take, by the work that is done."""
+    """Estimated time left for all folds."""
 
     def __init__(self, work: float) -> None:
         self.work = work
@@ -219,7 +218,7 @@ class _Clock:
 
 
 class _Lines(TrainerCallback):
-    """Prints a line for every record of a fold's training, which leaves nothing but its model."""
+    """Prints a line for every record of a fold's training; nothing is saved."""
 
     def __init__(self, fold: _Fold, clock: _Clock) -> None:
         self.fold = fold

@@ -1,7 +1,4 @@
-"""The page of `yrun sort`: rows, scores and pairs as people read them.
-
-The files that `yrun sort` writes: the rows in their new order, those dropped, and why.
-"""
+"""The results of `yrun sort`: the files of rows, reasons and scores, and the page."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -24,152 +21,17 @@ from yrunner.scoring.rank import entropy, loss, suspicion
 from yrunner.storage.run_dir import SortDir, write_text
 
 MOST_MAPPED_TOKENS = 200_000
-"""Tokens whose heat map is on the page: they take some seconds to name, and about 20 bytes each."""
+"""Tokens with a heat map on the page, at about 20 bytes each."""
 LONGEST_TEXT = 160
-"""Characters of the question, and of the answer, that are seen in the list and searched."""
+"""Characters of question and answer each, in the searchable list."""
 LONGEST_SIDE = 1000
-"""Characters of the question, and of the answer, of a row beside another."""
+"""Characters of question and answer each, in a pair of rows."""
 MOST_PAIRS: Mapping[PairKind, int] = {"conflict": 200, "duplicate": 50, "near": 200}
-
-
-def write_sort_report(
-    title: str,
-    tokenizer: Any,
-    examples: Examples,
-    seen: Seen,
-    deciding: str,
-    row_scores: Sequence[Mapping[str, float]],
-    dropped: Mapping[int, str],
-    findings: Sequence[Finding],
-    path: Path,
-) -> None:
-    """Write the page. Everything goes by the index of an example, also `dropped`, the reasons.
-
-    `row_scores` are by the names of the scores, of which `deciding` is one.
-    """
-    suspicions = [suspicion(deciding, of_row[deciding]) for of_row in row_scores]
-    names = _file_names(examples)
-    text = _RowText(tokenizer, examples)
-    mapped = _choose_mapped(suspicions, examples)
-    token_text = TokenText(tokenizer)
-    rows = [
-        SortedRow(
-            file=names[example.origin.file],
-            number=example.origin.row,
-            text=text.of(index, LONGEST_TEXT),
-            scores=row_scores[index],
-            mean_loss=loss(scored.loss_N, scored.entropy_N),
-            mean_entropy=entropy(scored.loss_N, scored.entropy_N),
-            num_targets=len(scored.loss_N),
-            dropped=dropped.get(index),
-            heat_map=pack_tokens(
-                example, scored, token_text, None if seen.lookups is None else seen.lookups[index]
-            )
-            if index in mapped
-            else None,
-        )
-        for index, (example, scored) in enumerate(zip(examples, seen.best, strict=True))
-    ]
-    pairs = find_pairs(examples)
-    page = SortPage(
-        title=title,
-        score=deciding,
-        rows=rows,
-        pairs=[_side_by_side(pair, text) for pair in _shown_pairs(pairs, suspicions)],
-        num_pairs={kind: sum(pair.kind == kind for pair in pairs) for kind in MOST_PAIRS},
-        findings=[(finding.what, finding.count, _places(finding)) for finding in findings],
-    )
-    write_sort_page(page, path)
-
-
-def _file_names(examples: Examples) -> dict[Path, str]:
-    """What a person calls each file: its name, or its path where two have that name."""
-    paths = {stored.file for stored in examples.files}
-    names = [path.name for path in paths]
-    return {path: path.name if names.count(path.name) == 1 else str(path) for path in paths}
-
-
-class _RowText:
-    """Rows as plain text, without the lines that all of them begin and end their question with."""
-
-    def __init__(self, tokenizer: Any, examples: Examples) -> None:
-        self.tokenizer = tokenizer
-        self.examples = examples
-        questions = [
-            self._decode(example.input_ids[: _first_target(example)]) for example in examples
-        ]
-        start = _common_lines(questions)
-        backwards = [question.removeprefix(start)[::-1] for question in questions]
-        end = _common_lines(backwards)
-        self.questions = [question.removeprefix(end)[::-1].strip() for question in backwards]
-
-    def of(self, index: int, longest: int) -> str:
-        """The question, or what stands before the first target, and the answers."""
-        example = self.examples[index]
-        question = self.questions[index]
-        answer = self._decode(example.input_ids[_first_target(example) :]).strip()
-        if len(question) > longest:
-            question = f"…{question[-longest:]}"
-        if len(answer) > longest:
-            answer = f"{answer[:longest]}…"
-        return visible(f"{question} → {answer}" if question else answer)
-
-    def _decode(self, ids: list[int]) -> str:
-        return self.tokenizer.decode(ids, skip_special_tokens=True)
-
-
-def _common_lines(texts: Sequence[str]) -> str:
-    """The whole lines that all of several texts begin with."""
-    if len(texts) < 2:
-        return ""
-    # Between the first and the last of the alphabet, all begin with what these two begin with.
-    first, last = (text.split("\n")[:-1] for text in (min(texts), max(texts)))
-    both = takewhile(lambda lines: lines[0] == lines[1], zip(first, last, strict=False))
-    return "".join(f"{line}\n" for line, _ in both)
-
-
-def _first_target(example: TokenizedExample) -> int:
-    return next(iter(example.target_positions), len(example.input_ids))
-
-
-def _choose_mapped(suspicions: Sequence[float], examples: Examples) -> set[int]:
-    """The rows with a heat map: all where there is room; else the most suspicious for half of the
-    tokens, and rows spread evenly over the others for the rest."""
-    falling = np.argsort(-np.array(suspicions), kind="stable")
-    tokens_E = examples.lengths[falling].cumsum()
-    if not len(falling) or tokens_E[-1] <= MOST_MAPPED_TOKENS:
-        return set(falling.tolist())
-    half = MOST_MAPPED_TOKENS // 2
-    first = int(np.searchsorted(tokens_E, half))
-    step = -(-int(tokens_E[-1] - half) // half)
-    return {*falling[:first].tolist(), *falling[first::step].tolist()}
-
-
-def _shown_pairs(pairs: Sequence[RowPair], suspicions: Sequence[float]) -> Iterator[RowPair]:
-    """Some of each kind: the conflicts with the most suspicious rows, the likest of the others."""
-    worst = {
-        pair: max(suspicions[pair.first], suspicions[pair.second])
-        for pair in pairs
-        if pair.kind == "conflict"
-    }
-    falling = sorted(pairs, key=lambda pair: -worst.get(pair, 0.0))
-    for kind, most in MOST_PAIRS.items():
-        yield from islice((pair for pair in falling if pair.kind == kind), most)
-
-
-def _side_by_side(pair: RowPair, text: _RowText) -> SideBySide:
-    first, second = (text.of(row, LONGEST_SIDE) for row in (pair.first, pair.second))
-    return SideBySide(pair.kind, (pair.first, pair.second), (first, second), pair.likeness)
-
-
-def _places(finding: Finding) -> str:
-    places = ", ".join(f"{place.file.name}:{place.row}" for place in finding.places)
-    return f"{places}, …" if finding.count > len(finding.places) else places
 
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A row that the rules of the recipe's data leave out, so that no model has judged it."""
+    """A row that the recipe's rules leave out, so it has no scores."""
 
     place: RowPlace
     refusal: Refusal
@@ -177,10 +39,10 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Sorted:
-    """A corpus that is judged: everything that is written down of it."""
+    """A scored corpus with everything that is written about it."""
 
     files: list[Path]
-    """The training files, as `RowPlace` counts them."""
+    """The training files; a `RowPlace` has the index of one."""
     rows: list[CorpusRow]
     verdicts: list[Verdict]
     worst: list[MarkedSpan | None]
@@ -188,21 +50,21 @@ class Sorted:
     decision: Decision
     left_out: list[LeftOut]
     deciding: str
-    """The name of the score that decides."""
+    """The name of the deciding score."""
 
     def name(self, row: RowPlace) -> str:
-        """What a person calls the file of a row: its name, or its path where two have that name."""
+        """Display name of a row's file: its name, or its path if two share the name."""
         path = self.files[row[0]]
         twins = {file for file in self.files if file.name == path.name}
         return path.name if len(twins) == 1 else str(path)
 
     def decisive(self, index: int) -> float:
-        """The score of a row that decides."""
+        """The deciding score of a row."""
         return self.verdicts[index].named_scores()[self.deciding]
 
 
 def write_results(corpus: Sorted, folder: SortDir) -> None:
-    """Write the rows and what is known of them; the table of scores last: then all is there."""
+    """Write the rows, reasons and scores; the scores last, as the mark of completeness."""
     decision = corpus.decision
     write_rows(corpus.files, [corpus.rows[index].place for index in decision.order], folder.sorted)
     dropped = [corpus.rows[row.index].place for row in decision.dropped]
@@ -214,7 +76,7 @@ def write_results(corpus: Sorted, folder: SortDir) -> None:
 
 
 def _reasons(corpus: Sorted) -> Iterable[dict[str, Any]]:
-    """A line for each line of the dropped rows."""
+    """One line per dropped row."""
     for row in corpus.decision.dropped:
         score = _short(corpus.decisive(row.index))
         yield _start(corpus, corpus.rows[row.index].place) | {
@@ -229,7 +91,7 @@ def _reasons(corpus: Sorted) -> Iterable[dict[str, Any]]:
 
 
 def _records(corpus: Sorted) -> Iterable[dict[str, Any]]:
-    """A line for each row that was read, in the order of the files."""
+    """One line per row that was read, in file order."""
     places = {index: place for place, index in enumerate(corpus.decision.order, start=1)}
     reasons = {row.index: row.reason for row in corpus.decision.dropped}
     records = {
@@ -282,10 +144,145 @@ def _rounded(scores: dict[str, float]) -> dict[str, float]:
 
 
 def _short(value: float) -> float:
-    """To six figures: more are rounding of float32."""
+    """Six significant digits: more are rounding noise of float32."""
     return float(f"{value:.6g}")
 
 
 def _write_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
     lines = [json.dumps(record, ensure_ascii=False) for record in records]
     write_text(path, "".join(f"{line}\n" for line in lines))
+
+
+def write_sort_report(
+    title: str,
+    tokenizer: Any,
+    examples: Examples,
+    seen: Seen,
+    deciding: str,
+    row_scores: Sequence[Mapping[str, float]],
+    dropped: Mapping[int, str],
+    findings: Sequence[Finding],
+    path: Path,
+) -> None:
+    """Write the page. `row_scores` and the reasons in `dropped` are by example.
+
+    `deciding` names one of the scores.
+    """
+    suspicions = [suspicion(deciding, of_row[deciding]) for of_row in row_scores]
+    names = _file_names(examples)
+    text = _RowText(tokenizer, examples)
+    mapped = _choose_mapped(suspicions, examples)
+    token_text = TokenText(tokenizer)
+    rows = [
+        SortedRow(
+            file=names[example.origin.file],
+            number=example.origin.row,
+            text=text.of(index, LONGEST_TEXT),
+            scores=row_scores[index],
+            mean_loss=loss(scored.loss_N, scored.entropy_N),
+            mean_entropy=entropy(scored.loss_N, scored.entropy_N),
+            num_targets=len(scored.loss_N),
+            dropped=dropped.get(index),
+            heat_map=pack_tokens(
+                example, scored, token_text, None if seen.lookups is None else seen.lookups[index]
+            )
+            if index in mapped
+            else None,
+        )
+        for index, (example, scored) in enumerate(zip(examples, seen.best, strict=True))
+    ]
+    pairs = find_pairs(examples)
+    page = SortPage(
+        title=title,
+        score=deciding,
+        rows=rows,
+        pairs=[_side_by_side(pair, text) for pair in _shown_pairs(pairs, suspicions)],
+        num_pairs={kind: sum(pair.kind == kind for pair in pairs) for kind in MOST_PAIRS},
+        findings=[(finding.what, finding.count, _places(finding)) for finding in findings],
+    )
+    write_sort_page(page, path)
+
+
+def _file_names(examples: Examples) -> dict[Path, str]:
+    """Display name of each file: its name, or its path if two share the name."""
+    paths = {stored.file for stored in examples.files}
+    names = [path.name for path in paths]
+    return {path: path.name if names.count(path.name) == 1 else str(path) for path in paths}
+
+
+class _RowText:
+    """Rows as plain text, without the first and last lines that all questions share."""
+
+    def __init__(self, tokenizer: Any, examples: Examples) -> None:
+        self.tokenizer = tokenizer
+        self.examples = examples
+        questions = [
+            self._decode(example.input_ids[: _first_target(example)]) for example in examples
+        ]
+        start = _common_lines(questions)
+        backwards = [question.removeprefix(start)[::-1] for question in questions]
+        end = _common_lines(backwards)
+        self.questions = [question.removeprefix(end)[::-1].strip() for question in backwards]
+
+    def of(self, index: int, longest: int) -> str:
+        """The text before the first target, and the rest."""
+        example = self.examples[index]
+        question = self.questions[index]
+        answer = self._decode(example.input_ids[_first_target(example) :]).strip()
+        if len(question) > longest:
+            question = f"…{question[-longest:]}"
+        if len(answer) > longest:
+            answer = f"{answer[:longest]}…"
+        return visible(f"{question} → {answer}" if question else answer)
+
+    def _decode(self, ids: list[int]) -> str:
+        return self.tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def _common_lines(texts: Sequence[str]) -> str:
+    """The whole lines that all texts begin with."""
+    if len(texts) < 2:
+        return ""
+    # In sorted order, what the first and the last text begin with, all begin with.
+    first, last = (text.split("\n")[:-1] for text in (min(texts), max(texts)))
+    both = takewhile(lambda lines: lines[0] == lines[1], zip(first, last, strict=False))
+    return "".join(f"{line}\n" for line, _ in both)
+
+
+def _first_target(example: TokenizedExample) -> int:
+    return next(iter(example.target_positions), len(example.input_ids))
+
+
+def _choose_mapped(suspicions: Sequence[float], examples: Examples) -> set[int]:
+    """The examples with a heat map: all if they fit; else the most suspicious for half of the
+    tokens, and evenly spaced others for the rest."""
+    falling = np.argsort(-np.array(suspicions), kind="stable")
+    tokens_E = examples.lengths[falling].cumsum()
+    if not len(falling) or tokens_E[-1] <= MOST_MAPPED_TOKENS:
+        return set(falling.tolist())
+    half = MOST_MAPPED_TOKENS // 2
+    first = int(np.searchsorted(tokens_E, half))
+    step = -(-int(tokens_E[-1] - half) // half)
+    return {*falling[:first].tolist(), *falling[first::step].tolist()}
+
+
+def _shown_pairs(pairs: Sequence[RowPair], suspicions: Sequence[float]) -> Iterator[RowPair]:
+    """Some of each kind: conflicts with the most suspicious rows, and the most similar others."""
+    worst = {
+        pair: max(suspicions[pair.first], suspicions[pair.second])
+        for pair in pairs
+        if pair.kind == "conflict"
+    }
+    falling = sorted(pairs, key=lambda pair: -worst.get(pair, 0.0))
+    for kind, most in MOST_PAIRS.items():
+        yield from islice((pair for pair in falling if pair.kind == kind), most)
+
+
+def _side_by_side(pair: RowPair, text: _RowText) -> SideBySide:
+    first, second = (text.of(row, LONGEST_SIDE) for row in (pair.first, pair.second))
+    return SideBySide(pair.kind, (pair.first, pair.second), (first, second), pair.likeness)
+
+
+def _places(finding: Finding) -> str:
+    places = ", ".join(f"{place.file.name}:{place.row}" for place in finding.places)
+    return f"{places}, …" if finding.count > len(finding.places) else places

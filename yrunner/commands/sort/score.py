@@ -1,7 +1,4 @@
-"""The base of a recipe looks at its rows: every target's loss and entropy, kept as they come.
-
-Several processes share the rows of a sort: one for each GPU, each with a model of its own.
-"""
+"""Scores of all rows by the base of a recipe, computed in one process or one per GPU."""
 
 import json
 import signal
@@ -30,18 +27,59 @@ from yrunner.scoring.score_file import ScoreFile, row_hashes
 from yrunner.training.arguments import token_weight
 
 Share = tuple[int, int]
-"""Number of a process, from 0, and how many there are."""
+"""Rank and number of processes."""
 Measure = Callable[[Run, Path, Share, Callable[[int], None]], None]
-"""Measures a share of the rows, and says of each how many tokens it has."""
+"""Scores a share of the rows, and reports the tokens of each."""
 
-LOOK_AFTER = 1.0
-"""Seconds without news after which it is looked whether all processes are alive."""
+SECONDS_BETWEEN_CHECKS = 1.0
+"""Seconds without a message after which the processes are checked."""
 LAST = None
 """The last message of a process."""
 
 
+def measure_rows(run: Run, folder: Path) -> Sequence[TokenScores]:
+    """The scores of every example by the model that training starts from, in order.
+
+    Scores in `folder` are reused. Raises `ModelError` if the base cannot be loaded.
+    """
+    examples = run.dataset.train
+    lengths = examples.lengths.tolist()
+    with ScoreFile.open(folder, _key(run), row_hashes(examples)) as file:
+        if file.done:
+            say(f"already scored: {len(file.done):,} of {len(examples):,} examples")
+        if len(file.done) < len(examples):
+            # In tokens, because rows differ in length and the longest come first.
+            with progress("scoring rows with the base, tokens", sum(lengths)) as advance:
+                advance(sum(lengths[index] for index in file.done))
+                processes = num_processes(run.recipe)
+                if processes == 1:
+                    measure_share(run, folder, (0, 1), advance)
+                else:
+                    measure_together(run.recipe, folder, processes, measure_share, advance)
+        return file.read(examples.origin)
+
+
+def measure_share(run: Run, folder: Path, share: Share, advance: Callable[[int], None]) -> None:
+    """Score the rows of one process, and report the tokens of each."""
+    recipe, examples = run.recipe, run.dataset.train
+    with ScoreFile.open(folder, _key(run), row_hashes(examples), rank=share[0]) as file:
+        scores = score_by_length(
+            _load_base(run),
+            examples,
+            pad_token_id=run.tokenizer.pad_token_id,
+            max_tokens=run.max_tokens,
+            weight=token_weight(recipe.loss)[0],
+            done=file.done,
+            shard=share,
+            wants_context=recipe.sort.asks_neighbours,
+        )
+        for index, scored in scores:
+            file.append(index, scored)
+            advance(len(examples[index].input_ids))
+
+
 def num_processes(recipe: Recipe) -> int:
-    """Processes that share the rows: as many as there are GPUs, if the recipe names no number."""
+    """Processes that share the rows; `auto` means one per GPU."""
     processes = recipe.sort.processes
     return max(1, torch.cuda.device_count()) if processes == "auto" else processes
 
@@ -49,10 +87,9 @@ def num_processes(recipe: Recipe) -> int:
 def measure_together(
     recipe: Recipe, folder: Path, processes: int, measure: Measure, advance: Callable[[int], None]
 ) -> None:
-    """Let `processes` new processes measure the rows into `folder`.
+    """Score the rows into `folder` in `processes` new processes.
 
-    Where one fails all end. Raises `RunError` with its message, or `RuntimeError` with its
-    traceback.
+    If one fails, all end: raises `RunError` with its message, or `RuntimeError` with its traceback.
     """
     context = get_context("spawn")
     messages: Queue[Any] = context.Queue()
@@ -83,20 +120,20 @@ def measure_together(
 def _next_message(messages: "Queue[Any]", workers: list[BaseProcess]) -> Any:
     while True:
         try:
-            return messages.get(timeout=LOOK_AFTER)
+            return messages.get(timeout=SECONDS_BETWEEN_CHECKS)
         except Empty:
             for rank, worker in enumerate(workers):
                 if worker.exitcode:
                     raise RunError(
                         f"process {rank} of the sort ended with exit code {worker.exitcode}",
-                        remedy="give the rows more memory, or set sort.processes to fewer",
+                        remedy="free some memory, or lower sort.processes",
                     ) from None
 
 
 def _work(
     recipe: Recipe, folder: Path, measure: Measure, share: Share, messages: "Queue[Any]"
 ) -> None:
-    """What a process does. Ctrl-C reaches it as well, but the parent ends it."""
+    """Run one process. It ignores Ctrl-C, because the parent ends it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     rank, processes = share
     try:
@@ -113,48 +150,6 @@ def _work(
         messages.put(RuntimeError(traceback.format_exc()))
 
 
-def measure_rows(run: Run, folder: Path) -> Sequence[TokenScores]:
-    """The scores of every example by the model that training starts from, in their order.
-
-    Those that `folder` holds already are not measured again. Raises `ModelError` where the base
-    cannot be loaded.
-    """
-    examples = run.dataset.train
-    lengths = examples.lengths.tolist()
-    with ScoreFile.open(folder, _key(run), row_hashes(examples)) as file:
-        if file.done:
-            say(f"measured before: {len(file.done):,} of {len(examples):,} examples")
-        if len(file.done) < len(examples):
-            # In tokens, because rows differ in length, and the longest come first.
-            with progress("scoring rows with the base, tokens", sum(lengths)) as advance:
-                advance(sum(lengths[index] for index in file.done))
-                processes = num_processes(run.recipe)
-                if processes == 1:
-                    measure_share(run, folder, (0, 1), advance)
-                else:
-                    measure_together(run.recipe, folder, processes, measure_share, advance)
-        return file.read(examples.origin)
-
-
-def measure_share(run: Run, folder: Path, share: Share, advance: Callable[[int], None]) -> None:
-    """Measure what one of several processes has to, and say of each row how many tokens it has."""
-    recipe, examples = run.recipe, run.dataset.train
-    with ScoreFile.open(folder, _key(run), row_hashes(examples), rank=share[0]) as file:
-        scores = score_by_length(
-            _load_base(run),
-            examples,
-            pad_token_id=run.tokenizer.pad_token_id,
-            max_tokens=run.max_tokens,
-            weight=token_weight(recipe.loss)[0],
-            done=file.done,
-            shard=share,
-            wants_context=recipe.sort.asks_neighbours,
-        )
-        for index, scored in scores:
-            file.append(index, scored)
-            advance(len(examples[index].input_ids))
-
-
 def _load_base(run: Run) -> Any:
     model = run.load_base()
     check_vocabulary(model, run.tokenizer)
@@ -165,7 +160,7 @@ def _load_base(run: Run) -> Any:
 
 
 def _adapter(recipe: Recipe) -> Path | None:
-    """The adapter that training would go on with."""
+    """The adapter that training would continue from."""
     tuning = recipe.tuning
     if isinstance(tuning, AdapterTuning) and tuning.adapter is not None:
         return Path(tuning.adapter)
@@ -173,7 +168,7 @@ def _adapter(recipe: Recipe) -> Path | None:
 
 
 def _key(run: Run) -> str:
-    """Everything that a row's scores depend on besides its tokens, down to the last digit."""
+    """Everything but its tokens that a row's scores depend on, to the last digit."""
     recipe, adapter = run.recipe, _adapter(run.recipe)
     facts = {
         "base": run.base_key,
