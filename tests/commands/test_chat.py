@@ -122,7 +122,7 @@ def test_a_good_exchange_is_kept_as_a_row_that_can_be_trained_on(session, heard,
         (["kind=loud"], "kind: Input tag 'loud'"),
         (
             ["max_new_tokens=none"],
-            'max_new_tokens must be a whole number of at least 1, got "none"',
+            'max_new_tokens must be a whole number of at least 1, not "none"',
         ),
     ],
 )

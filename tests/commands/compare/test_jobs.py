@@ -55,8 +55,8 @@ def test_a_failure_ends_its_own_job_and_no_other(job, tmp_path, capfd):
     assert failures == {
         "told": Failure("set a key", jobs[0].log),
         "bug": Failure("ValueError: a bug", jobs[1].log),
-        "killed": Failure("ended by SIGKILL, perhaps for want of memory", jobs[2].log),
-        "silent": Failure("ended with code 2 and no word", jobs[3].log),
+        "killed": Failure("ended by SIGKILL, perhaps out of memory", jobs[2].log),
+        "silent": Failure("exited with code 2 without a message", jobs[3].log),
     }
     assert not after.exists(), "what follows a failure is not begun"
     said = capfd.readouterr().out

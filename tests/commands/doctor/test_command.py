@@ -114,7 +114,7 @@ def test_a_probe_that_crashes_or_hangs_is_a_finding(monkeypatch: pytest.MonkeyPa
     [crashed] = ask("no such probe")
     assert (crashed.state, crashed.found) == ("missing", "KeyError: 'no such probe'")
     [late] = ask("hub", seconds=0.001)
-    assert late.found == "did not answer within 0.001 seconds"
+    assert late.found == "no answer within 0.001 seconds"
     assert not late.needed
 
 

@@ -48,7 +48,7 @@ CURVES = ("domain", "general", "memorised")
 LOSS_CAPTIONS = {
     "validation loss": "",
     "training loss": "Plain cross-entropy under every loss, mean since the checkpoint before. A "
-    "low loss can also mean that faulty rows were memorised.",
+    "low loss can also mean that the model knows faulty rows by heart.",
 }
 
 
