@@ -28,7 +28,7 @@ from yrunner.reports.eval_page import (
     FigureRow,
     Reached,
     TaskAnswers,
-    write_page,
+    write_eval_page,
 )
 
 Tasks = Sequence[tuple[Task, list[Question]]]
@@ -140,7 +140,7 @@ def write_page(
         tasks=answers,
         notes=NOTES if len(results) > 1 else (),
     )
-    write_page(page, path)
+    write_eval_page(page, path)
 
 
 def _row(line: Line) -> FigureRow:
