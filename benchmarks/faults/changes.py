@@ -14,8 +14,8 @@ from benchmarks.faults.stages import Stage, Workshop, differences
 
 READERS = ("training", "preparing data", "sorting")
 MESSAGES = (
-    "has changed while it was read",
-    "is gone",
+    "changed while it was being read",
+    "no longer exists",
     "there is no file",
     "no such file",
 )

@@ -135,8 +135,8 @@ def test_faulty_rows_stop_the_run_before_anything_is_written(project, change):
     with pytest.raises(YRunnerError) as caught:
         run("base.yaml")
     message = str(caught.value)
-    assert "2 rows cannot be learned from" in message
-    assert "train.jsonl row 17: not JSON" in message
+    assert "2 rows cannot be used" in message
+    assert "train.jsonl row 17: invalid JSON" in message
     assert 'row 18: "instruction" is a number, not text' in message
     assert "data.invalid: drop" in message
     assert not RunDir(project / "outputs" / "base").is_used()

@@ -92,7 +92,7 @@ def test_a_prompt_that_asks_nothing_is_refused_with_its_row(tmp_path: Path, row,
 def test_an_empty_file_is_refused(tmp_path: Path, read):
     file = tmp_path / "q.jsonl"
     file.write_text("\n")
-    with pytest.raises(DataError, match=r"q\.jsonl: holds no rows"):
+    with pytest.raises(DataError, match=r"q\.jsonl: has no rows"):
         read(file)
 
 
@@ -151,7 +151,7 @@ def test_a_row_that_cannot_be_asked_is_refused(tmp_path, row, reason):
 def test_damage_and_empty_files_are_refused(tmp_path):
     file = tmp_path / "c.jsonl"
     file.write_text("")
-    with pytest.raises(DataError, match="holds no rows"):
+    with pytest.raises(DataError, match="has no rows"):
         read_choices(file, **COLUMNS)
     file.write_text("{")
     with pytest.raises(DataError, match=r"row 1: .*Correct the row"):

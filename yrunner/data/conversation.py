@@ -1,4 +1,4 @@
-"""What is learned from, in two forms: as messages, and as tokens."""
+"""Conversations, as messages and as tokens with labels."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,8 +8,7 @@ from yrunner.errors import Origin
 from yrunner.tokens import IGNORE_INDEX
 
 Role = Literal["system", "user", "assistant", "tool", "text"]
-"""Who speaks; `text` is a plain document, alone in its conversation."""
-
+"""`text` is a plain document, the only message of its conversation."""
 
 FaultKind = Literal[
     "unreadable",
@@ -23,11 +22,11 @@ FaultKind = Literal[
     "no_targets",
     "too_long",
 ]
-"""Why a row is refused, in one word, for the counts."""
+"""Why a row is refused; rows are counted by it."""
 
 
 class FaultyRow(Exception):
-    """A row that cannot be used; the message says why. Whoever read the row adds its place."""
+    """A row that cannot be used; the message says why. The reader of the row adds its origin."""
 
     def __init__(self, reason: str, kind: FaultKind) -> None:
         super().__init__(reason)
@@ -40,13 +39,13 @@ class Message:
 
     role: Role
     content: str
-    """What is said; empty in an assistant's turn that only calls tools."""
+    """Empty in a reply that only calls tools."""
     learned: bool = True
-    """False for an assistant's turn that is context only (`train: false`, `weight: 0`)."""
+    """False for a reply that is context only (`train: false`, `weight: 0`)."""
     tool_calls: tuple[Mapping[str, Any], ...] = ()
-    """Calls in OpenAI's form, as chat templates read them."""
+    """In OpenAI's form, for the chat template."""
     extras: Mapping[str, str] | None = None
-    """`name` and `tool_call_id`, where a row has them, for the template."""
+    """`name` and `tool_call_id` of a tool's result, for the chat template."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ class Conversation:
     messages: tuple[Message, ...]
     origin: Origin
     tools: tuple[Mapping[str, Any], ...] = ()
-    """Descriptions of the tools, as chat templates read them."""
+    """Tools in OpenAI's form, for the chat template."""
 
     @property
     def is_text(self) -> bool:
@@ -68,9 +67,9 @@ class Conversation:
 class TokenizedExample:
     """A conversation as token ids.
 
-    `labels` is as long as `input_ids` and *not* shifted: a label is the token's own id where its
-    loss counts and IGNORE_INDEX elsewhere. The first label is always IGNORE_INDEX, because nothing
-    stands before it that could predict it; so the number of labels is the number of targets.
+    `labels` is as long as `input_ids` and *not* shifted: a target's label is its token id, every
+    other label is IGNORE_INDEX. So is the first, since no token precedes it to predict it: the
+    labels other than IGNORE_INDEX are exactly the targets.
     """
 
     input_ids: list[int]
@@ -83,16 +82,16 @@ class TokenizedExample:
 
     @property
     def target_positions(self) -> list[int]:
-        """Places of the targets, in order."""
-        return [place for place, label in enumerate(self.labels) if label != IGNORE_INDEX]
+        """Positions of the targets, in order."""
+        return [position for position, label in enumerate(self.labels) if label != IGNORE_INDEX]
 
 
 @dataclass(frozen=True)
 class TokenizedParts:
-    """A conversation as token ids, cut where learning begins and ends.
+    """A conversation as token ids, split into context and targets: a compact `TokenizedExample`.
 
-    Its parts are context and targets by turns, context first; any may be empty. Of the first token
-    of all, nothing is learned, wherever it stands. The short form of a `TokenizedExample`.
+    Parts alternate, context first; any may be empty. The first token is never a target, even in a
+    part of targets.
     """
 
     parts: list[list[int]]
@@ -103,20 +102,20 @@ class TokenizedParts:
 
     @property
     def has_targets(self) -> bool:
-        """Whether there is something to learn."""
+        """Whether any token is a target."""
         first = next((number for number, part in enumerate(self.parts) if part), 0)
         return sum(map(len, self.parts[1::2])) > first % 2
 
     def cut(self, start: int, end: int) -> "TokenizedParts":
-        """The tokens from number `start` to before `end`."""
-        parts, place = [], 0
+        """Tokens `start` to `end`, exclusive."""
+        parts, position = [], 0
         for part in self.parts:
-            parts.append(part[max(0, start - place) : max(0, end - place)])
-            place += len(part)
+            parts.append(part[max(0, start - position) : max(0, end - position)])
+            position += len(part)
         return TokenizedParts(parts, self.origin)
 
     def example(self) -> TokenizedExample:
-        """The same with a label for every token."""
+        """The same example with a label for every token."""
         input_ids: list[int] = []
         labels: list[int] = []
         for number, part in enumerate(self.parts):

@@ -99,7 +99,7 @@ def _conversations(file: Path) -> Iterator[Conversation]:
 def _first_row(file: Path) -> Any:
     for _, row in read_rows(file):
         return row
-    raise DataError(file, "holds no rows", remedy="add some, or remove the task")
+    raise DataError(file, "has no rows", remedy="add some, or remove the task")
 
 
 def _only_asks(row: Any) -> bool:
@@ -150,7 +150,7 @@ def read_choices(
         _multiple_choice(origin, row, question, choices, answer) for origin, row in read_rows(file)
     ]
     if not questions:
-        raise DataError(file, "holds no rows", remedy="add some, or remove the task")
+        raise DataError(file, "has no rows", remedy="add some, or remove the task")
     return questions
 
 

@@ -111,7 +111,7 @@ def test_for_machines_the_refusal_is_in_the_json_too(
     with pytest.raises(YRunnerError):
         check(Path("base.yaml"), ["data.train.0.format=alpaca"], as_machine=True)
     facts = json.loads(capsys.readouterr().out)
-    assert "cannot be learned from" in facts["refused"]
+    assert "cannot be used" in facts["refused"]
     assert facts["rows"]["files"][0]["refused"] == {"missing_field": 1}
     assert "steps" not in facts
     assert facts["signal"] == {"skipped": "there is no target to learn from"}
@@ -123,9 +123,9 @@ def test_for_machines_the_refusal_is_in_the_json_too(
         (
             "eval__tasks",
             [{"kind": "answer", "name": "t", "side": "general", "data": "broken.jsonl"}],
-            "not JSON",
+            "invalid JSON",
         ),
-        ("data__train", [{"file": "broken.jsonl"}], "not JSON"),
+        ("data__train", [{"file": "broken.jsonl"}], "invalid JSON"),
         ("data__validation_share", 0.5, "cannot be combined"),
     ],
 )

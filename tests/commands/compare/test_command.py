@@ -238,7 +238,7 @@ def test_a_key_that_changes_the_number_of_updates_is_noted_in_table_and_report(
     [
         (["eval.tasks.1.side=domain", "eval.tasks.2.side=domain"], "no task of side general"),
         (["eval.faults.list=train.jsonl"], 'its "row" is nothing'),
-        (["data.max_length=20"], "cannot be learned from"),
+        (["data.max_length=20"], "cannot be used"),
     ],
 )
 def test_what_cannot_be_compared_is_found_before_anything_is_trained(

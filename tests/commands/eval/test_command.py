@@ -188,7 +188,7 @@ def test_eval_without_tasks_or_without_a_result_says_what_to_do(project):
     ("task", "rows", "reason"),
     [
         ({"kind": "answer"}, [{"question": "a?"}], "without reference answers"),
-        ({"kind": "answer"}, [], "holds no rows"),
+        ({"kind": "answer"}, [], "has no rows"),
         (
             {"kind": "classify", "labels": ["yes", "no"]},
             [{"question": "a?", "answer": "maybe"}],

@@ -91,7 +91,7 @@ def test_a_row_that_cannot_be_used_is_shown_as_it_stands_with_the_reason(project
     shown = show(capfd, row="train.jsonl:2")
     assert re.search(r"^── train\.jsonl row 2 · not trained on: .*output", shown)
     assert json.loads(shown[shown.index("{") :]) == rows[1]
-    assert "row 3 · not trained on: not JSON" in show(capfd, row="train.jsonl:3")
+    assert "row 3 · not trained on: invalid JSON" in show(capfd, row="train.jsonl:3")
 
 
 @pytest.mark.parametrize("place", ["train.jsonl", "train.jsonl:0", "train.jsonl:x", ":3", ""])

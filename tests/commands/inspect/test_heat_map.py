@@ -90,7 +90,7 @@ def test_a_row_without_targets_is_refused_with_the_reason(trained_base):
     path = trained_base / "validation.jsonl"
     path.write_text(path.read_text("utf-8") + "{broken\n", "utf-8")
     with pytest.raises(
-        YRunnerError, match=r"jsonl:5 has no targets to colour \(not JSON.*Print the row"
+        YRunnerError, match=r"jsonl:5 has no targets to colour \(invalid JSON.*Print the row"
     ):
         show(row="validation.jsonl:5")
 

@@ -182,14 +182,14 @@ def test_rows_that_cannot_be_learned_from_stand_among_the_dropped_ones(trained_b
     rows = Path("train.jsonl").read_text("utf-8")
     Path("rows.jsonl").write_text('{broken\n{"instruction": "no answer"}\n' + rows, "utf-8")
     data = "data.train=[{file: rows.jsonl}]"
-    with pytest.raises(YRunnerError, match=r"2 rows cannot be learned from"):
+    with pytest.raises(YRunnerError, match=r"2 rows cannot be used"):
         run(data)
     run(data, "data.invalid=drop", "sort.drop_share=0.1")
     dropped = lines_of("dropped.jsonl")
     assert dropped[-2:] == ["{broken", '{"instruction": "no answer"}']
     reasons = records_of("dropped_reasons.jsonl")
     assert [record["row"] for record in reasons[-2:]] == [1, 2]
-    assert reasons[-2]["reason"].startswith("cannot be learned from: not JSON")
+    assert reasons[-2]["reason"].startswith("cannot be used: invalid JSON")
     assert reasons[-2]["score"] is None
     assert len(dropped) == len(reasons) == 2 + 2
     assert [record["row"] for record in records_of("scores.jsonl")] == list(range(1, 19))

@@ -97,7 +97,7 @@ def test_conflicting_answers_are_shown_side_by_side(
     rows, _ = write(prepared, capitals_tokenizer, scores, tmp_path / "report.html")
     conflicts = [pair["rows"] for pair in rows["pairs"] if pair["kind"] == "conflict"]
     assert sorted(conflicts) == [[row, row + 1] for row in range(0, NUM_ROWS, 2)]
-    assert "conflicting answers to one prompt" in (tmp_path / "report.html").read_text("utf-8")
+    assert "different answers to the same prompt" in (tmp_path / "report.html").read_text("utf-8")
 
 
 def test_a_cross_fit_decides_which_rows_are_suspicious(

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from yrunner.commands.sort.write import check_one_kind, ending_of, write_rows
+from yrunner.data.readers import json as json_files
 from yrunner.data.readers.files import READERS, read_rows
 from yrunner.data.readers.text import Damaged
 from yrunner.errors import DataError
@@ -81,8 +82,12 @@ def test_lines_of_text_keep_their_blanks_and_windows_line_ends(tmp_path):
     assert written.read_bytes() == "last\n  zwei ü\r\none \r\n".encode()
 
 
+@pytest.mark.parametrize("characters", [1, 7, 1 << 20])
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
-def test_items_of_an_array_keep_their_text_and_the_array_its_form(tmp_path, mark):
+def test_items_of_an_array_keep_their_text_and_the_array_its_form(
+    tmp_path, mark, characters, monkeypatch
+):
+    monkeypatch.setattr(json_files, "CHARACTERS_AT_ONCE", characters)
     path = write_file(tmp_path, "rows.json", mark + PRETTY.encode())
     written = reorder([path], [(0, 3), (0, 2), (0, 1)], tmp_path)
     assert written.read_text("utf-8") == (

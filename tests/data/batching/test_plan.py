@@ -209,7 +209,7 @@ def test_by_length_a_group_counts_up_to_its_last_target():
 
 
 def test_a_token_batch_cannot_be_packed():
-    with pytest.raises(AssertionError, match="all at once"):
+    with pytest.raises(AssertionError, match="not cut into groups"):
         plan_of([3], lengths=[5], pack_to=10, token_batch=2)
 
 

@@ -146,12 +146,12 @@ def test_a_template_of_its_own_for_tools_is_taken_for_rows_with_tools_only():
     [
         (talk_with(call(), tools=()), "chatml", "does not render tool_calls"),
         (talk_with(call()), "chatml", "does not render tools"),
-        (talk_with(call(), content="So."), "llama3", "changes a reply so that it cannot be found"),
-        (talk_with(call(1), call(2)), "llama3", "refuses it: one call at a time"),
+        (talk_with(call(), content="So."), "llama3", "changes a reply beyond recognition"),
+        (talk_with(call(1), call(2)), "llama3", "rejects it: one call at a time"),
         (
             talk_of(Message("user", "q"), result("r"), Message("assistant", "a")),
             "phi",
-            "leaves out a message of the role tool",
+            "omits a message with role tool",
         ),
     ],
     ids=["calls", "tools", "words before a call", "two calls", "results"],

@@ -65,7 +65,7 @@ def test_generation_marks_around_half_of_the_replies_are_refused():
     template = "{% for m in messages %}{% if loop.index == 2 %}{% generation %}{{ m.content }}"
     template += "<|im_end|>{% endgeneration %}{% else %}{{ m.content }}{% endif %}{% endfor %}"
     tokenizer = tokenizer_with(template)
-    with pytest.raises(FaultyRow, match="marks 1 pieces as generation, but the replies are 2"):
+    with pytest.raises(FaultyRow, match="has 1 generation blocks for 2 replies"):
         spanned(conversation("q", "a", "q", "b"), tokenizer)
 
 
@@ -73,7 +73,7 @@ def test_a_template_without_an_end_mark_is_refused_with_the_remedy():
     with pytest.raises(ModelError) as refused:
         spanned(conversation("q", "a"), tokenizer_of("no_end_mark"))
     assert str(refused.value) == (
-        "the chat template puts no end mark behind a reply, so a model would never learn to stop. "
+        "the chat template writes no end-of-turn token, so the model would never learn to stop. "
         "Set model.chat_template to a .jinja file that ends each turn with a special token"
     )
 
@@ -92,15 +92,15 @@ def test_a_template_without_an_end_mark_is_refused_with_the_remedy():
 def test_a_reply_that_the_template_changes_is_refused(shown):
     template = "{% for m in messages %}{{ '<|im_start|>' + " + shown + " + '<|im_end|>' }}"
     tokenizer = tokenizer_with(template + "{% endfor %}")
-    with pytest.raises(FaultyRow, match="changes a reply so that it cannot be found again"):
+    with pytest.raises(FaultyRow, match="changes a reply beyond recognition"):
         spanned(conversation("why", 'a "lamp"', "why", "a lamp"), tokenizer)
 
 
 def test_what_the_template_says_against_a_row_is_passed_on():
-    with pytest.raises(FaultyRow, match="the chat template refuses it: System role not supported"):
+    with pytest.raises(FaultyRow, match="the chat template rejects it: System role not supported"):
         spanned(conversation("q", "a", system="s"), tokenizer_of("gemma"))
     broken = tokenizer_with("{% for m in messages %}{{ m.content + 1 }}{% endfor %}")
-    with pytest.raises(FaultyRow, match="the chat template refuses it: can only concatenate"):
+    with pytest.raises(FaultyRow, match="the chat template rejects it: can only concatenate"):
         spanned(conversation("q", "a"), broken)
 
 

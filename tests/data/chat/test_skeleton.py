@@ -82,7 +82,7 @@ def test_a_message_that_the_template_leaves_out_refuses_the_row():
         finder = SpanFinder(tokenizer)
         chat = as_chat(conversation("q", "a", system="Be kind.").messages)
         for _ in range(2):
-            with pytest.raises(FaultyRow, match="leaves out a message of the role system"):
+            with pytest.raises(FaultyRow, match="omits a message with role system"):
                 render_and_find(finder, chat)
     finally:
         tokenizer.chat_template = before

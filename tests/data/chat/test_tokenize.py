@@ -176,7 +176,7 @@ def test_where_nothing_ends_a_turn_and_the_tokenizer_has_no_end_mark_the_templat
     tokenizer.chat_template = "{% for m in messages %}{{ '<|im_start|>' + m.content }}{% endfor %}"
     assert tokenize_one(conversation("q", "a"), tokenizer).input_ids
     tokenizer.eos_token = None
-    with pytest.raises(ModelError, match="puts no end mark behind a reply"):
+    with pytest.raises(ModelError, match="writes no end-of-turn token"):
         tokenize_one(conversation("q", "a"), tokenizer)
 
 
@@ -256,7 +256,7 @@ def test_faulty_talks_stand_in_their_places_among_the_examples():
     good, bad = conversation("q", "a"), conversation("q", "a", system="s")
     results = tokenize_conversations([bad, good, bad], tokenizer)
     assert [isinstance(result, FaultyRow) for result in results] == [True, False, True]
-    assert str(results[0]) == "the chat template refuses it: System role not supported"
+    assert str(results[0]) == "the chat template rejects it: System role not supported"
 
 
 def test_nothing_is_made_of_nothing(tokenizer):
@@ -276,7 +276,7 @@ def test_a_tokenizer_that_knows_no_offsets_is_refused():
     class SlowTokenizer:
         is_fast = False
 
-    with pytest.raises(ModelError, match=r"SlowTokenizer does not tell.*tokenizer\.json"):
+    with pytest.raises(ModelError, match=r"SlowTokenizer returns no.*tokenizer\.json"):
         tokenize_conversations([conversation("q", "a")], SlowTokenizer())
 
 

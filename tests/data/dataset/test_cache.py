@@ -168,7 +168,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(
 
     with monkeypatch.context() as patch:
         patch.setattr("yrunner.data.dataset.examples.np.savez", full)
-        with pytest.raises(RunError, match=r"the disk is full: the prepared data .* Free some"):
+        with pytest.raises(RunError, match=r"the disk is full: prepared data .* Free some"):
             prepare([source], capitals_tokenizer, RULES, cache)
     assert list(cache.folder.iterdir()) == []
 

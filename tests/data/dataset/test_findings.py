@@ -44,8 +44,8 @@ def test_everything_that_stands_out_is_counted_with_its_rows(prepared: Prepared)
     }
     assert found == {
         "exact duplicates in train": (2, [3, 7]),
-        "conflicting answers to one prompt": (2, [2, 4]),
-        "validation rows that stand in train too": (1, [1]),
+        "different answers to the same prompt": (2, [2, 4]),
+        "validation rows that are also in train": (1, [1]),
         "replacement characters (\ufffd) in train": (1, [5]),
         "control characters in train": (1, [6]),
     }

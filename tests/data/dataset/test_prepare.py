@@ -50,9 +50,9 @@ def test_no_row_disappears_each_is_kept_or_refused_with_its_place(write, tokeniz
         (
             2,
             "unreadable",
-            "not JSON: Expecting property name enclosed in double quotes at column 2",
+            "invalid JSON: Expecting property name enclosed in double quotes at column 2",
         ),
-        (3, "empty", '"output" is empty, there is nothing to learn'),
+        (3, "empty", '"output" is empty, so there is nothing to train on'),
         (6, "not_an_object", "is a list, not an object with named fields"),
     ]
     assert [example.origin.row for example in prepared.train] == [1, 5]
@@ -64,10 +64,11 @@ def test_what_the_user_reads_of_faulty_rows_says_where_what_and_what_to_do(write
     rows = [GOOD, "{", GOOD, {**GOOD, "output": ""}, {**GOOD, "output": ""}]
     path = write("a.jsonl", jsonl(*rows))
     assert check_message(prepare_file(path, tokenizer), path) == (
-        "a.jsonl row 2: not JSON: Expecting property name enclosed in double quotes at column 2\n"
-        'a.jsonl row 4: "output" is empty, there is nothing to learn (and 1 row more like it)\n'
-        "3 rows cannot be learned from (empty: 2, cannot be read: 1). Mend the rows, or leave them "
-        "out with data.invalid: drop"
+        "a.jsonl row 2: invalid JSON: Expecting property name enclosed in double quotes at "
+        "column 2\n"
+        'a.jsonl row 4: "output" is empty, so there is nothing to train on (and 1 row like it)\n'
+        "3 rows cannot be used (empty: 2, unreadable: 1). Fix the rows, or drop them "
+        "with data.invalid: drop"
     )
 
 
@@ -77,7 +78,7 @@ def test_of_many_reasons_the_first_are_shown_and_the_rest_is_counted(write, toke
     lines = check_message(prepare_file(path, tokenizer), path).splitlines()
     assert len(lines) == 12
     assert lines[10] == "... and 20 rows more"
-    assert lines[11].startswith("30 rows cannot be learned from (roles out of order: 30). Mend")
+    assert lines[11].startswith("30 rows cannot be used (roles out of order: 30). Fix")
 
 
 def test_long_rows_are_refused_by_default(write, tokenizer):
@@ -87,9 +88,9 @@ def test_long_rows_are_refused_by_default(write, tokenizer):
     length = int(refusal.reason.split()[1])
     assert length > 100
     assert check_message(prepared, path) == (
-        f"a.jsonl row 2: has {length} tokens, data.max_length is 64\n"
-        "1 row cannot be learned from (too long: 1). Raise data.max_length, or leave long rows "
-        "out with data.too_long: drop, or cut their ends off with data.too_long: cut"
+        f"a.jsonl row 2: has {length} tokens; data.max_length is 64\n"
+        "1 row cannot be used (too long: 1). Raise data.max_length, or drop long rows "
+        "with data.too_long: drop, or truncate them with data.too_long: cut"
     )
 
 
@@ -122,8 +123,8 @@ def test_a_row_that_has_nothing_to_learn_once_it_is_cut_is_refused(write, tokeni
     prepared = prepare_file(path, tokenizer, too_long="cut")
     (refusal,) = prepared.reports[0].refusals
     assert refusal.kind == "no_targets"
-    assert refusal.reason.startswith("no token is left to learn of its 1")
-    assert refusal.reason.endswith(" when it is cut to data.max_length 64")
+    assert refusal.reason.startswith("has no targets in the first 64 of its 1")
+    assert refusal.reason.endswith("12 tokens")
     assert prepared.reports[0].cut == 0
 
 
@@ -136,13 +137,15 @@ def test_texts_are_refused_under_sft(write, tokenizer):
 
 @pytest.mark.parametrize("kind", ["json", "jsonl", "csv", "txt"])
 def test_a_file_without_rows_is_refused(kind, write, tokenizer):
-    with pytest.raises(DataError, match=r"holds no rows\. Remove it from the recipe"):
+    with pytest.raises(DataError, match=r"has no rows\. Remove it from the recipe"):
         prepare_file(write(f"a.{kind}", "\n"), tokenizer)
 
 
 def test_a_file_of_which_no_line_can_be_read_shows_the_first(write, tokenizer):
     path = write("a.jsonl", "question: a\nanswer: b\n")
-    with pytest.raises(DataError, match=r"a\.jsonl row 1: not JSON: Expecting value at column 1"):
+    with pytest.raises(
+        DataError, match=r"a\.jsonl row 1: invalid JSON: Expecting value at column 1"
+    ):
         prepare_file(path, tokenizer)
 
 
@@ -150,8 +153,9 @@ def test_an_unknown_format_says_how_to_name_the_columns(write, tokenizer):
     with pytest.raises(DataError) as refused:
         prepare_file(write("a.jsonl", jsonl({"question": "q", "reply": "a"})), tokenizer)
     assert str(refused.value).endswith(
-        "a.jsonl: fits no format that is known; its columns are question, reply. Set its format "
-        "in the recipe, or name its columns as in columns: {instruction: question, output: answer}"
+        "a.jsonl: matches no known format; its columns are question, reply. Set its format "
+        "in the recipe, or map its columns, for example "
+        "columns: {instruction: question, output: answer}"
     )
 
 
@@ -168,8 +172,8 @@ def test_dropping_every_row_stops_the_run_and_says_why(write, tokenizer):
     path = write("a.jsonl", jsonl({**GOOD, "output": ""}))
     prepared = prepare_file(path, tokenizer, invalid="drop")
     assert check_message(prepared, path, invalid="drop") == (
-        'a.jsonl row 1: "output" is empty, there is nothing to learn\n'
-        "no row is left to learn from (empty: 1). Mend the rows"
+        'a.jsonl row 1: "output" is empty, so there is nothing to train on\n'
+        "no rows are left to train on (empty: 1). Fix the rows"
     )
 
 
@@ -177,7 +181,7 @@ def test_dropping_every_row_of_the_validation_stops_the_run(write, tokenizer):
     good = Source((write("a.jsonl", jsonl(GOOD)),))
     bad = Source((write("b.jsonl", jsonl({**GOOD, "output": "7" * 100})),), "validation")
     prepared = prepare_all([good, bad], tokenizer, Rules(64, too_long="drop"))
-    with pytest.raises(YRunnerError, match=r"validate on \(too long: 1\)\. Mend the rows, or r"):
+    with pytest.raises(YRunnerError, match=r"validate on \(too long: 1\)\. Fix the rows, or r"):
         check(prepared, too_long="drop")
 
 
@@ -256,7 +260,7 @@ def test_the_same_seed_sets_the_same_rows_aside(prepare_rows):
 
 
 def test_a_single_row_cannot_be_set_aside(prepare_rows):
-    with pytest.raises(YRunnerError, match=r"needs two rows or more.*there is 1\. Add rows, or"):
+    with pytest.raises(YRunnerError, match=r"needs at least two rows.*there is 1\. Add rows, or"):
         prepare_rows(1).set_validation_aside(0.1, seed=1)
 
 

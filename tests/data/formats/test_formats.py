@@ -96,15 +96,15 @@ def test_every_format_can_be_written_in_a_recipe_and_says_which_columns_it_has()
         ("q", "not_an_object", "is text, not an object with named fields"),
         ({"instruction": "q"}, "missing_field", 'has no "output"'),
         ({**ALPACA, "instruction": " \n"}, "empty", '"instruction" is empty'),
-        ({**ALPACA, "output": ""}, "empty", '"output" is empty, there is nothing to learn'),
+        ({**ALPACA, "output": ""}, "empty", '"output" is empty, so there is nothing to train on'),
         ({**ALPACA, "output": None}, "wrong_type", '"output" is null, not text'),
         ({**ALPACA, "output": float("nan")}, "wrong_type", '"output" is a number, not text'),
         ({**ALPACA, "output": True}, "wrong_type", '"output" is true or false, not text'),
         ({**ALPACA, "output": b"a"}, "wrong_type", '"output" is bytes, not text'),
         ({**ALPACA, "input": ["x"]}, "wrong_type", '"input" is a list, not text'),
         ({**ALPACA, "system": 1}, "wrong_type", '"system" is a number, not text'),
-        ({**ALPACA, "images": ["a"]}, "wrong_type", 'has "images", which cannot be learned from'),
-        ({**ALPACA, "kto_tag": False}, "wrong_type", 'has "kto_tag", which cannot be learned from'),
+        ({**ALPACA, "images": ["a"]}, "wrong_type", 'has "images", which is not supported'),
+        ({**ALPACA, "kto_tag": False}, "wrong_type", 'has "kto_tag", which is not supported'),
         ({**ALPACA, "tools": "{"}, "wrong_type", None),
     ],
 )  # fmt: skip
@@ -115,14 +115,17 @@ def test_a_faulty_alpaca_row_is_refused(row, kind, reason):
 
 @pytest.mark.parametrize("history", ["x", {"q": "a"}, [["q"]], [["q", 1]], [["q", "a", "b"]], 7])
 def test_a_history_of_anything_but_pairs_or_messages_is_refused(history):
-    reason = '"history" is not a list of [question, answer] pairs, nor of messages'
+    reason = '"history" is not a list of [question, answer] pairs or messages'
     for row, name in ((ALPACA, "alpaca"), ({"query": "q", "response": "a"}, "question_answer")):
         assert fault_of({**row, "history": history}, name) == ("wrong_type", reason)
 
 
 def test_a_history_that_ends_with_a_question_is_refused():
     row = {**ALPACA, "history": [USER]}
-    assert fault_of(row, "alpaca") == ("roles", "message 2 (user) cannot follow a message of user")
+    assert fault_of(row, "alpaca") == (
+        "roles",
+        "message 2 (user) cannot follow a message with role user",
+    )
 
 
 @pytest.mark.parametrize(
@@ -146,15 +149,14 @@ def test_a_history_that_ends_with_a_question_is_refused():
             {"prompt": [], "completion": [REPLY]},
             "prompt_response",
             "empty",
-            '"prompt" holds no message',
+            '"prompt" has no messages',
         ),
         ({"answer": "a"}, "question_answer", "missing_field", 'has no "question" or "query"'),
         (
             {"question": "q", "answer": "7", "response": "3 + 4 = 7"},
             "question_answer",
             "wrong_type",
-            'has both "answer" and "response"; to learn from the latter, '
-            "set columns: {answer: response}",
+            'has both "answer" and "response"; to use the second, set columns: {answer: response}',
         ),
         ({"text": " \n"}, "text", "empty", '"text" is empty'),
         ({"text": 7}, "text", "wrong_type", '"text" is a number, not text'),
@@ -162,13 +164,13 @@ def test_a_history_that_ends_with_a_question_is_refused():
             {"instruction": "q", "output": "a"},
             "text",
             "missing_field",
-            'has no "text", and its "output" answers a question',
+            'has no "text", and "output" answers a question',
         ),
         (
             {"messages": [USER, REPLY], "tools": [TOOL], "functions": [TOOL]},
             "messages",
             "wrong_type",
-            "describes its tools in two places; keep one of them",
+            "describes its tools twice; keep one of them",
         ),
         (
             {"messages": [{"role": "system", "content": "s"}, USER, REPLY], "system": "t"},
@@ -201,7 +203,7 @@ def test_a_system_column_may_repeat_the_system_message():
     ],
 )
 def test_half_a_character_is_refused(row, format_name, place):
-    reason = f"{place}, half of a character that was cut in two"
+    reason = f"{place}, an unpaired surrogate"
     assert fault_of(row, format_name) == ("characters", reason)
 
 
@@ -234,28 +236,28 @@ def test_a_renamed_column_decides_between_two_names_of_one_thing():
 @pytest.mark.parametrize(
     ("rows", "reason"),
     [
-        ([[1], "text"], "holds no row with named fields"),
-        ([{"q": "a", "id": 1}], "fits no format that is known; its columns are id, q"),
+        ([[1], "text"], "has no row with named fields"),
+        ([{"q": "a", "id": 1}], "matches no known format; its columns are id, q"),
         ([{"prompt": "q", "chosen": "a", "rejected": "b"}], None),
         (
             [{**ALPACA, "text": "t"}],
-            "fits alpaca and text; its columns are instruction, output, text",
+            "matches alpaca and text; its columns are instruction, output, text",
         ),
         (
             [{"messages": [USER, REPLY], "conversations": []}],
-            "fits sharegpt and messages; its columns are conversations, messages",
+            "matches sharegpt and messages; its columns are conversations, messages",
         ),
         (
             [{"prompt": "q", "query": "i", "response": "a"}],
-            "fits prompt_response and question_answer; its columns are prompt, query, response",
+            "matches prompt_response and question_answer; its columns are prompt, query, response",
         ),
-        ([{1: "a", "\ud800": "b"}], r"fits no format that is known; its columns are 1, \ud800"),
+        ([{1: "a", "\ud800": "b"}], r"matches no known format; its columns are 1, \ud800"),
     ],
 )
 def test_a_file_that_fits_no_format_or_two_is_refused(rows, reason):
     with pytest.raises(FaultyRow) as refused:
         detect_format(rows, {})
-    assert str(refused.value).startswith(reason or "fits no format")
+    assert str(refused.value).startswith(reason or "matches no known format")
 
 
 def test_columns_tell_the_formats_of_a_file_apart_that_fits_two():

@@ -32,7 +32,7 @@ def test_tools_stand_in_a_column_or_in_the_first_turn():
         assert find_tools(row, ("turns",)) == (TOOL,)
     for row in ({}, {"tools": None}, {"tools": "[]"}, {"turns": []}, {"turns": "q"}):
         assert find_tools(row, ("turns",)) == ()
-    reason = "describes its tools in two places; keep one of them"
+    reason = "describes its tools twice; keep one of them"
     assert fault_of(find_tools, {"turns": turns, "tools": [TOOL]}, ["turns"])[1] == reason
 
 
@@ -69,21 +69,25 @@ def test_the_nulls_that_a_table_adds_to_objects_are_no_arguments():
 @pytest.mark.parametrize(
     ("value", "kind", "reason"),
     [
-        ("tide()", "wrong_type", "m: the tool call cannot be read as JSON"),
+        ("tide()", "wrong_type", "m: the tool call is not valid JSON"),
         ([7], "wrong_type", "m: tool call 1 is a number, not an object"),
         ([CALL, {}], "missing_field", 'm: tool call 2 has no "name"'),
         ({"name": "tide", "arguments": [1]}, "wrong_type", 'm: tool call 1: "arguments" is a list'),
-        ({"name": "tide", "arguments": "{"}, "wrong_type", 'm: tool call 1: "arguments" cannot be'),
+        (
+            {"name": "tide", "arguments": "{"},
+            "wrong_type",
+            'm: tool call 1: "arguments" is not valid',
+        ),
         (
             {"name": "tide", "arguments": {"a": b""}},
             "wrong_type",
-            "m: the tool call cannot be read",
+            "m: the tool call is not valid JSON",
         ),
-        ({"name": "\ud800", "arguments": {}}, "characters", "m: the tool call holds half of a"),
+        ({"name": "\ud800", "arguments": {}}, "characters", "m: the tool call has an unpaired"),
         (
             {"name": "t", "arguments": '"\\ud800"'},
             "characters",
-            'm: tool call 1: "arguments" holds',
+            'm: tool call 1: "arguments" has an unpaired',
         ),
     ],
 )
@@ -104,7 +108,7 @@ def test_what_nests_too_deeply_is_refused():
 @pytest.mark.parametrize(
     ("value", "reason"),
     [
-        ("none", '"tools" cannot be read as JSON'),
+        ("none", '"tools" is not valid JSON'),
         ({"name": "tide"}, '"tools" is an object, not a list of tools'),
         (["tide"], '"tools": tool 1 is text, not an object'),
         ([{"description": "x"}], '"tools": tool 1 has no "name"'),

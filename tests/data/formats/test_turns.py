@@ -51,7 +51,7 @@ def test_every_name_of_a_role_is_read_in_any_case(name, keys):
 @pytest.mark.parametrize(
     ("turns", "kind", "reason"),
     [
-        ([], "empty", '"messages" holds no message'),
+        ([], "empty", '"messages" has no messages'),
         ("q", "wrong_type", '"messages" is text, not a list of messages'),
         (None, "wrong_type", '"messages" is null, not a list of messages'),
         (
@@ -80,19 +80,19 @@ def test_every_name_of_a_role_is_read_in_any_case(name, keys):
             "wrong_type",
             "message 4 (assistant): content is null, not text",
         ),
-        ([USER], "roles", "has no assistant message, there is nothing to learn"),
-        ([REPLY], "roles", "the conversation begins with assistant, not with user"),
-        ([USER, REPLY, USER], "roles", "the conversation ends with user, not with assistant"),
-        ([USER, USER, REPLY], "roles", "message 2 (user) cannot follow a message of user"),
+        ([USER], "roles", "has no assistant message, so there is nothing to train on"),
+        ([REPLY], "roles", "the conversation starts with assistant, not user"),
+        ([USER, REPLY, USER], "roles", "the conversation ends with user, not assistant"),
+        ([USER, USER, REPLY], "roles", "message 2 (user) cannot follow a message with role user"),
         (
             [USER, REPLY, REPLY],
             "roles",
-            "message 3 (assistant) cannot follow a message of assistant",
+            "message 3 (assistant) cannot follow a message with role assistant",
         ),
         (
             [USER, {"role": "system", "content": "s"}, REPLY],
             "roles",
-            "message 2 is a system message, only the first can be one",
+            "message 2 is a system message; only the first message can be one",
         ),
         (
             [{**USER, "content": "\n"}, REPLY],
@@ -122,7 +122,7 @@ def test_turns_that_cannot_be_learned_are_refused(turns, kind, reason):
 def test_an_unknown_role_is_refused_with_those_that_are_known(role, said):
     known = ", ".join(ROLES)
     fault = fault_of([USER, {"role": role, "content": "a"}])
-    assert fault == ("roles", f"message 2 has role {said}, known are {known}")
+    assert fault == ("roles", f"message 2 has role {said}; use one of {known}")
 
 
 def test_an_empty_turn_that_is_not_the_last_is_context():
@@ -138,12 +138,15 @@ def test_keys_that_are_null_or_empty_change_nothing():
 @pytest.mark.parametrize(
     ("turn", "reason"),
     [
-        ({**REPLY, "refusal": "no"}, '"refusal", which cannot be learned from'),
-        ({**REPLY, "train_detail": [{"x": 1}]}, '"train_detail", which cannot be learned from'),
-        ({**REPLY, "tools": [{"name": "t"}]}, '"tools", which cannot be learned from'),
+        ({**REPLY, "refusal": "no"}, '"refusal", which is not supported'),
+        ({**REPLY, "train_detail": [{"x": 1}]}, '"train_detail", which is not supported'),
+        ({**REPLY, "tools": [{"name": "t"}]}, '"tools", which is not supported'),
         ({**REPLY, "reasoning": ["hm"]}, '"reasoning" is a list, not text'),
-        ({**REPLY, "reasoning": "hm", "thinking": "oh"}, "two thoughts, reasoning and thinking"),
-        ({**REPLY, "content": "</think>", "thinking": "oh"}, "</think> in one of the two"),
+        (
+            {**REPLY, "reasoning": "hm", "thinking": "oh"},
+            "different texts in reasoning and thinking",
+        ),
+        ({**REPLY, "content": "</think>", "thinking": "oh"}, "</think> in its text"),
         ({**REPLY, "tool_calls": [CALL], "function_call": CALL}, "tool_calls and function_call"),
     ],
 )
@@ -156,7 +159,7 @@ def test_what_a_turn_says_beside_its_text_is_never_left_out_quietly(turn, reason
 
 @pytest.mark.parametrize("key", ["tool_calls", "function_call", "reasoning_content"])
 def test_only_an_assistant_thinks_and_calls(key):
-    reason = f'message 1 (user) has "{key}", which cannot be learned from'
+    reason = f'message 1 (user) has "{key}", which is not supported'
     assert fault_of([{**USER, key: [CALL]}, REPLY]) == ("wrong_type", reason)
 
 
@@ -184,7 +187,7 @@ def test_texts_of_several_parts_are_joined():
 )
 def test_a_part_that_is_no_text_is_refused(part, said):
     fault = fault_of([{**USER, "content": [part]}, REPLY])
-    reason = f"message 1 (user): a part of its content is {said}, not a text"
+    reason = f"message 1 (user): a content part ({said}) has no text"
     assert fault == ("wrong_type", reason)
 
 
@@ -210,12 +213,12 @@ def test_replies_are_chosen_one_by_one(off, on):
         (
             [{**USER, "weight": 1}, REPLY],
             "roles",
-            "weight chooses it, but only replies can be learned",
+            "has weight, but only replies can be trained on",
         ),
         (
             [USER, {**REPLY, "train": False}],
             "no_targets",
-            "every reply is switched off by train or weight",
+            "train, loss or weight excludes every reply",
         ),
     ],
 )
@@ -252,10 +255,10 @@ def test_a_turn_that_only_calls_may_think_before():
 def test_a_turn_that_calls_nothing_readable_is_refused():
     kind, reason = fault_of([USER, {"from": "function_call", "value": "tide()"}])
     assert kind == "wrong_type"
-    assert reason.startswith("message 2 (assistant): the tool call cannot be read as JSON")
+    assert reason.startswith("message 2 (assistant): the tool call is not valid JSON")
     for nothing in ("", None, "<think>hm", "<think>hm</think>"):
         fault = fault_of([USER, {"from": "function_call", "value": nothing}])
-        assert fault == ("empty", "message 2 (function_call) holds no call")
+        assert fault == ("empty", "message 2 (function_call) has no call")
 
 
 def test_a_history_is_pairs_or_messages_or_nothing():

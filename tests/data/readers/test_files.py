@@ -116,8 +116,8 @@ def test_a_file_in_utf16_is_told_from_other_encodings(encoding, write):
     path = write("a.csv", "\ufefftext\n灯".encode(encoding))
     value = path.read_bytes()[0]
     assert message_of(path) == (
-        f"a.csv: line 1: byte 1 of the file (0x{value:02x}) is not UTF-8. It begins as UTF-16 "
-        "does; save the file as UTF-8, or: iconv -f UTF-16 -t UTF-8"
+        f"a.csv: line 1: byte 1 of the file (0x{value:02x}) is not UTF-8. It looks like UTF-16; "
+        "save the file as UTF-8, or run: iconv -f UTF-16 -t UTF-8"
     )
 
 
@@ -132,7 +132,7 @@ def test_a_packed_file_has_the_rows_of_the_file_in_it(kind, write, tmp_path):
 
 def test_the_byte_that_is_not_utf8_is_counted_in_the_unpacked_file(write):
     path = write("a.txt.gz", gzip.compress(b"text\n\xe9"))
-    assert "line 2: byte 6 of the unpacked file (0xe9)" in message_of(path)
+    assert "line 2: byte 6 of the decompressed file (0xe9)" in message_of(path)
 
 
 @pytest.mark.parametrize(
@@ -148,14 +148,13 @@ def test_the_byte_that_is_not_utf8_is_counted_in_the_unpacked_file(write):
 def test_a_damaged_gzip_file_is_refused(damage, write):
     rows = "".join(json.dumps({"text": str(number**9)}) + "\n" for number in range(500))
     message = message_of(write("a.jsonl.gz", damage(gzip.compress(rows.encode()))))
-    assert message.startswith("a.jsonl.gz: not a whole gzip file: ")
-    assert message.endswith("Download it or pack it anew")
+    assert message.startswith("a.jsonl.gz: damaged gzip file: ")
+    assert message.endswith("Download or compress it again")
 
 
 def test_a_packed_parquet_file_is_refused(write):
     assert message_of(write("a.parquet.gz", b"")) == (
-        "a.parquet.gz: parquet files are packed inside, and cannot be read from a gzip file. "
-        "Unpack it: gunzip a.parquet.gz"
+        "a.parquet.gz: a gzipped parquet file cannot be read. Decompress it: gunzip a.parquet.gz"
     )
 
 
@@ -200,24 +199,24 @@ def test_a_whole_txt_file_may_be_one_document(write):
 
 def test_a_broken_json_file_names_line_and_column(write):
     assert message_of(write("a.json", '[{"text": "a"},\n {"text" "b"}]')) == (
-        "a.json: not JSON: Expecting ':' delimiter at line 2 column 10. Mend it there, or name "
-        "the file .jsonl if it has one object a line"
+        "a.json: invalid JSON: Expecting ':' delimiter at line 2 column 10. Fix it there, or "
+        "rename the file to .jsonl if it has one object per line"
     )
 
 
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ('{"text": "a"', "not JSON: Expecting ',' delimiter at column 13"),
+        ('{"text": "a"', "invalid JSON: Expecting ',' delimiter at column 13"),
         (
             "{'text': 'a'}",
-            "not JSON: Expecting property name enclosed in double quotes at column 2",
+            "invalid JSON: Expecting property name enclosed in double quotes at column 2",
         ),
-        ('{"text": "a"} {}', "not JSON: Extra data at column 15"),
-        ('{"text": "a\tb"}', "not JSON: Invalid control character at at column 12"),
-        ("[" * 100_000, "its lists and objects are nested too deeply"),
-        ('{"text":' * 100_000, "its lists and objects are nested too deeply"),
-        ("[" + "9" * 5000 + "]", "holds a number with too many digits"),
+        ('{"text": "a"} {}', "invalid JSON: Extra data at column 15"),
+        ('{"text": "a\tb"}', "invalid JSON: Invalid control character at at column 12"),
+        ("[" * 100_000, "lists and objects are nested too deeply"),
+        ('{"text":' * 100_000, "lists and objects are nested too deeply"),
+        ("[" + "9" * 5000 + "]", "a number has too many digits"),
     ],
 )
 def test_a_broken_line_is_a_damaged_row_among_sound_ones(line, reason, write):
@@ -243,15 +242,15 @@ def test_numbers_that_json_does_not_know_do_not_stop_a_file(write):
 def test_a_record_with_too_many_or_too_few_fields_is_damaged(write):
     rows = rows_of(write("a.csv", "instruction,output\na\nb,c\nd,e,f\n"))
     assert rows == [
-        "number of fields is 1, in the header it is 2",
+        "number of fields is 1, but 2 in the header",
         {"instruction": "b", "output": "c"},
-        "number of fields is 3, in the header it is 2",
+        "number of fields is 3, but 2 in the header",
     ]
     assert [isinstance(row, Damaged) for row in rows] == [True, False, True]
 
 
 def test_a_header_that_names_a_column_twice_is_refused(write, tmp_path):
-    expected = 'the header names "output" twice. Rename one of them'
+    expected = 'duplicate column "output" in the header. Rename one of them'
     assert message_of(write("a.csv", "output,output\na,b\n")) == f"a.csv: {expected}"
     table = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["output"] * 2)
     pq.write_table(table, tmp_path / "a.parquet")
@@ -260,13 +259,13 @@ def test_a_header_that_names_a_column_twice_is_refused(write, tmp_path):
 
 def test_a_broken_quote_names_the_record_and_the_line(write):
     message = message_of(write("a.csv", 'text\nfine\n"two\nlines"\n"open\nend\n'))
-    assert message.startswith("a.csv row 3: not CSV: unexpected end of data (line 6). Put")
+    assert message.startswith("a.csv row 3: invalid CSV: unexpected end of data (line 6). Quote")
 
 
 def test_a_broken_tsv_file_says_what_separates_its_fields(write):
     message = message_of(write("a.tsv", 'text\tid\n"open\t1\n'))
-    assert message.startswith("a.tsv row 1: not TSV: unexpected end of data (line 2). Put")
-    assert "fields with tabs or line ends" in message
+    assert message.startswith("a.tsv row 1: invalid TSV: unexpected end of data (line 2). Quote")
+    assert "fields that contain tabs or line ends" in message
 
 
 def test_a_field_may_be_as_long_as_a_book(write):
@@ -279,8 +278,8 @@ def test_a_truncated_parquet_file_is_refused(tmp_path):
     pq.write_table(pa.table({"text": ["a"] * 100}), path)
     path.write_bytes(path.read_bytes()[:-20])
     message = message_of(path)
-    assert message.startswith("rows.parquet: not a whole parquet file: ")
-    assert message.endswith("Write or download it anew")
+    assert message.startswith("rows.parquet: damaged parquet file: ")
+    assert message.endswith("Write or download it again")
 
 
 def test_a_parquet_text_that_is_not_utf8_is_refused(tmp_path):
@@ -288,7 +287,7 @@ def test_a_parquet_text_that_is_not_utf8_is_refused(tmp_path):
     table = pa.table({"text": pa.Array.from_buffers(pa.string(), 1, [None, offsets, content])})
     pq.write_table(table, tmp_path / "a.parquet")
     assert message_of(tmp_path / "a.parquet").startswith(
-        "a.parquet: a text behind row 0 is not UTF-8"
+        "a.parquet: a string after row 0 is not UTF-8"
     )
 
 
@@ -302,11 +301,9 @@ def test_a_file_that_is_not_there_is_named(kind, tmp_path):
 def test_a_folder_and_unknown_kinds_are_refused(tmp_path):
     (tmp_path / "a.json").mkdir()
     assert message_of(tmp_path / "a.json") == "a.json: cannot be read: Is a directory"
-    kinds = (
-        "Use one of .json, .jsonl, .csv, .tsv, .parquet, .txt, or any but .parquet packed as .gz"
-    )
-    assert message_of(Path("a.xlsx")) == f'a.xlsx: files of kind ".xlsx" cannot be read. {kinds}'
-    assert message_of(Path("a")) == f"a: files without an ending cannot be read. {kinds}"
+    kinds = "Use one of .json, .jsonl, .csv, .tsv, .parquet, .txt (or .gz of any but .parquet)"
+    assert message_of(Path("a.xlsx")) == f"a.xlsx: .xlsx files are not supported. {kinds}"
+    assert message_of(Path("a")) == f"a: has no file suffix. {kinds}"
 
 
 def test_the_ending_may_be_in_capitals(write):

@@ -141,7 +141,7 @@ def test_a_second_time_nothing_is_downloaded_and_no_network_is_needed(revision, 
     point_to("http://127.0.0.1:9")
     assert hub_files("fog/split", revision=revision) == first
     assert refusal("fog/split", files="test.jsonl", revision=revision).startswith(
-        "fog/split: the Hub cannot be reached, and not all of this dataset is in its cache here"
+        "fog/split: the Hub is unreachable, and this dataset is not fully cached"
     )
 
 
@@ -150,7 +150,7 @@ def test_offline_by_wish_the_cache_is_enough(asked, monkeypatch):
     asked.clear()
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert hub_files("fog/one") == first
-    assert refusal("fog/split").startswith("fog/split: HF_HUB_OFFLINE forbids asking the Hub, and")
+    assert refusal("fog/split").startswith("fog/split: HF_HUB_OFFLINE is set, and")
     assert asked == []
 
 
@@ -172,13 +172,13 @@ def test_a_commit_may_be_named_as_the_revision(asked):
 @pytest.mark.parametrize("name", ["fog/kinds", "fog/sets", "fog/parts"])
 def test_files_that_are_no_parts_of_one_table_must_be_chosen(name, asked):
     message = refusal(name)
-    assert f"{name}: this dataset does not say which of its files to learn from; it has" in message
+    assert f"{name}: this Hub dataset has several data files and no clear train split: " in message
 
 
 def test_at_most_ten_files_are_listed(asked):
     shown = ", ".join(["en/train.jsonl", *(f"old/{number}.jsonl" for number in range(9))])
     assert refusal("fog/sets", files="*.parquet") == (
-        'fog/sets: no data file of this dataset matches files: "*.parquet"; it has '
+        'fog/sets: no data file of this Hub dataset matches files: "*.parquet": '
         f"{shown} and 2 more. Choose with files: en/train.jsonl"
     )
 
@@ -186,11 +186,11 @@ def test_at_most_ten_files_are_listed(asked):
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("fog/none", "the Hub has no dataset of this name. Check the spelling"),
-        ("fog/secret", "this dataset of the Hub is gated. Ask for access on its page"),
-        ("fog/broken", "the Hub answers with status 500, and not all of this dataset is in"),
+        ("fog/none", "the Hub has no dataset with this name. Check the spelling"),
+        ("fog/secret", "this Hub dataset is gated. Request access on its page"),
+        ("fog/broken", "the Hub answered with status 500, and this dataset is not fully"),
         ("fog/cut", "the download from the Hub failed ("),
-        ("fog/pictures", "this dataset of the Hub has no file that can be read. Choose one"),
+        ("fog/pictures", "this Hub dataset has no data files. Choose a dataset"),
     ],
 )
 def test_what_cannot_be_had_is_said(name, expected, asked):
@@ -199,10 +199,10 @@ def test_what_cannot_be_had_is_said(name, expected, asked):
 
 def test_an_unknown_revision_is_named(asked):
     assert refusal("fog/one", revision="v9").startswith(
-        'fog/one: this dataset of the Hub has no revision "v9". Name a branch'
+        'fog/one: this Hub dataset has no revision "v9". Use a branch'
     )
 
 
 def test_without_a_network_and_a_cache_it_is_said_at_once(point_to):
     point_to("http://127.0.0.1:9")
-    assert refusal("fog/one").startswith("fog/one: the Hub cannot be reached, and not all of")
+    assert refusal("fog/one").startswith("fog/one: the Hub is unreachable, and this dataset")

@@ -42,7 +42,7 @@ def at_once(text: str) -> object:
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
-        return f"not JSON: {error.msg} at line {error.lineno} column {error.colno}"
+        return f"invalid JSON: {error.msg} at line {error.lineno} column {error.colno}"
     return value if isinstance(value, list) else [value]
 
 
@@ -93,9 +93,9 @@ def test_a_key_that_stands_twice_damages_its_row_alone(name, write):
     text = "\n".join(lines) if name == "a.jsonl" else f"[{','.join(lines)}]"
     rows = [row for _, row in read_rows(write(name, text))]
     assert rows == [
-        'the key "" stands twice in one object',
+        'duplicate key "" in an object',
         {"a": 1},
-        'the key "a" stands twice in one object',
+        'duplicate key "a" in an object',
         {"b": 1},
     ]
     assert [isinstance(row, Damaged) for row in rows] == [True, False, True, False]

@@ -291,7 +291,4 @@ def _say_counts(corpus: Sorted) -> None:
         f"{len(decision.dropped):,} dropped"
     )
     if corpus.left_out:
-        say(
-            f"{num_rows(len(corpus.left_out))} cannot be learned from "
-            "and are among the dropped ones"
-        )
+        say(f"{num_rows(len(corpus.left_out))} cannot be used and are among the dropped ones")

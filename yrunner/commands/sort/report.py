@@ -136,7 +136,7 @@ def _start(corpus: Sorted, place: RowPlace) -> dict[str, Any]:
 
 
 def _why(left_out: LeftOut) -> str:
-    return f"cannot be learned from: {left_out.refusal.reason}"
+    return f"cannot be used: {left_out.refusal.reason}"
 
 
 def _rounded(scores: dict[str, float]) -> dict[str, float]:

@@ -1,24 +1,27 @@
-"""Rewrite rows of data files in a new order, byte for byte."""
+"""Rewrite rows of data files in a new order, byte for byte.
+
+Text files are read as Latin-1 here: every byte is one character, so a reader's offsets are offsets
+of bytes. What separates rows and fields is ASCII, which UTF-8 never uses inside another character.
+"""
 
 import csv
 import gzip
 import io
-import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from yrunner.data.readers.files import kind_of
-from yrunner.data.readers.json import BLANKS
+from yrunner.data.readers.json import Document
 from yrunner.data.readers.tables import LONGEST_FIELD
-from yrunner.data.readers.text import is_packed, open_text
+from yrunner.data.readers.text import is_gzipped, open_text
 from yrunner.errors import DataError
 from yrunner.storage.run_dir import whole_file
 
@@ -52,7 +55,7 @@ def check_one_kind(files: Sequence[Path]) -> None:
 def ending_of(files: Sequence[Path]) -> str:
     """The ending of the sorted file: compressed only if all files are."""
     kind = kind_of(files[0]) or ""
-    return f"{kind}.gz" if all(map(is_packed, files)) else kind
+    return f"{kind}.gz" if all(map(is_gzipped, files)) else kind
 
 
 def write_rows(files: Sequence[Path], places: Sequence[RowPlace], path: Path) -> None:
@@ -65,7 +68,7 @@ def write_rows(files: Sequence[Path], places: Sequence[RowPlace], path: Path) ->
     with whole_file(path) as file:
         if kind_of(path) == ".parquet":
             _write_parquet(files, places, file)
-        elif is_packed(path):
+        elif is_gzipped(path):
             # Without name and time, equal rows give equal bytes.
             with gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed:
                 _write_text(files, places, packed, path.parent)
@@ -80,7 +83,7 @@ def _write_text(
         sources: dict[Path, tuple[BinaryIO, RowSpans]] = {}
         for path in dict.fromkeys(files[number] for number, _ in places):
             file = opened.enter_context(_unpacked(path, folder))
-            sources[path] = file, find_spans(file, kind_of(path) or "")
+            sources[path] = file, find_spans(path, file)
         _, around = sources[files[places[0][0]]]
         before = around.opening
         for number, row in places:
@@ -98,7 +101,7 @@ def _unpacked(path: Path, folder: Path) -> Iterator[BinaryIO]:
 
     Seeking back in a compressed file would unpack it again.
     """
-    if not is_packed(path):
+    if not is_gzipped(path):
         with path.open("rb") as file:
             yield file
         return
@@ -151,136 +154,109 @@ def _columns(path: Path) -> object:
 
 @dataclass(frozen=True)
 class RowSpans:
-    """The rows of a file, without line ends, and the bytes around them."""
+    """The rows of a file, and the bytes around them. A row's own line end is not part of it."""
 
     opening: bytes
-    """Before the first row: the header of a table, the bracket of an array."""
+    """What stands before the first row: the header of a table, the bracket of an array."""
     between: bytes
     closing: bytes
     spans: NDArray[np.int64]
-    """Shape [rows, 3], see `ByteSpan`, in file order."""
+    """Shape [rows, 3]: see `ByteSpan`; in the order of the file."""
 
     def find(self, row: int) -> tuple[int, int]:
-        """The first byte of a row, and the end of its last."""
-        index = int(np.searchsorted(self.spans[:, 0], row))
-        number, start, end = map(int, self.spans[index])
-        assert number == row, "this row has been read from the file"
+        """The first byte of a row, and the one behind its last."""
+        place = int(np.searchsorted(self.spans[:, 0], row))
+        number, start, end = map(int, self.spans[place])
+        assert number == row, "the file holds this row, it has been read"
         return start, end
 
 
-def find_spans(file: BinaryIO, kind: str) -> RowSpans:
-    """The rows of a file of this kind (`.jsonl`) that `read_rows` has read without a fault.
+def find_spans(path: Path, file: BinaryIO) -> RowSpans:
+    """Find the rows of a file that `read_rows` has read without a fault.
 
-    Only `.json` is read into memory as a whole.
+    `file` holds the content of `path`, unpacked.
     """
     first = file.read(len(BYTE_ORDER_MARK))
     start = len(first) if first == BYTE_ORDER_MARK else 0
     file.seek(start)
-    return FINDERS[kind](file, start)
-
-
-def _find_lines(file: BinaryIO, start: int) -> RowSpans:
-    return RowSpans(b"", b"\n", b"\n", _array(_spans_of_lines(file, start)))
+    match kind_of(path):
+        case ".json":
+            return _find_items(path, file, start)
+        case ".csv" | ".tsv" as kind:
+            return _find_records(file, start, SEPARATORS[kind])
+        case _:
+            return RowSpans(b"", b"\n", b"\n", _array(_spans_of_lines(file, start)))
 
 
 def _spans_of_lines(file: BinaryIO, start: int) -> Iterator[ByteSpan]:
     for number, line in enumerate(file, start=1):
-        # As text, because Unicode has more whitespace than ASCII.
+        # Decode first: Unicode has more blanks than ASCII.
         if line.decode().strip():
             yield number, start, start + len(line.removesuffix(b"\n"))
         start += len(line)
 
 
-def _find_records(separator: str) -> Callable[[BinaryIO, int], RowSpans]:
-    """Find records with the csv module, because one can span several lines."""
-
-    def find_records(file: BinaryIO, start: int) -> RowSpans:
-        csv.field_size_limit(LONGEST_FIELD)
-        spans = _spans_of_records(file, start, separator)
-        _, first, end = next(spans)
-        records = _array(spans)
-        file.seek(first)
-        header = file.read(end - first)
-        behind = file.read(2)
-        line_end = behind if behind == b"\r\n" else behind[:1]
-        return RowSpans(header + line_end, line_end, line_end, records)
-
-    return find_records
+def _find_records(file: BinaryIO, start: int, separator: str) -> RowSpans:
+    spans = _array(_spans_of_records(file, start, separator))
+    opening = _bytes(file, *spans[0, 1:])
+    behind = _bytes(file, spans[0, 2], spans[0, 2] + 2)
+    line_end = behind if behind == b"\r\n" else behind[:1]
+    return RowSpans(opening + line_end, line_end, line_end, spans[1:])
 
 
 def _spans_of_records(file: BinaryIO, start: int, separator: str) -> Iterator[ByteSpan]:
-    """The header, as row 0, and the records after it."""
+    """The header as row 0, then the records; a quoted field may hold line ends."""
+    csv.field_size_limit(LONGEST_FIELD)
     end = behind = start
 
     def lines(text: Iterable[str]) -> Iterator[str]:
         nonlocal end, behind
         for line in text:
-            end = behind + len(line.rstrip("\r\n").encode())
-            behind += len(line.encode())
+            end = behind + len(line.rstrip("\r\n"))
+            behind += len(line)
             yield line
 
-    text = io.TextIOWrapper(file, "utf-8", newline="")
-    number = 0
-    for record in csv.reader(lines(text), delimiter=separator, strict=True):
-        if record:
-            yield number, start, end
-            number += 1
-        start = behind
+    with _as_latin_1(file) as text:
+        number = 0
+        for record in csv.reader(lines(text), delimiter=separator, strict=True):
+            if record:
+                yield number, start, end
+                number += 1
+            start = behind
+
+
+def _find_items(path: Path, file: BinaryIO, start: int) -> RowSpans:
+    """The items of the array that the file holds; any other value becomes an array of one."""
+    spans = _array(_spans_of_items(path, file, start))
+    opening = _bytes(file, start, spans[0, 1]).lstrip()
+    if not opening:
+        return RowSpans(b"[", b",", b"]\n", spans)
+    # An array written over several lines keeps its line ends.
+    between = _bytes(file, spans[0, 2], spans[1, 1]) if len(spans) > 1 else b"," + opening[1:]
+    return RowSpans(opening, between, _bytes(file, spans[-1, 2]), spans)
+
+
+def _spans_of_items(path: Path, file: BinaryIO, start: int) -> Iterator[ByteSpan]:
+    with _as_latin_1(file) as text:
+        document = Document(path, text)
+        for number, _ in enumerate(document.values(), start=1):
+            yield number, start + document.value_start, start + document.value_end
+
+
+@contextmanager
+def _as_latin_1(file: BinaryIO) -> Iterator[TextIO]:
+    text = io.TextIOWrapper(file, "latin-1", newline="")
+    yield text
     # The wrapper would close the file.
     text.detach()
 
 
-def _find_items(file: BinaryIO, start: int) -> RowSpans:
-    """The items of the array; another value counts as an array of one."""
-    text = file.read().decode()
-    opened = _behind_blanks(text, 0)
-    if text[opened] != "[":
-        _, end = json.JSONDecoder().raw_decode(text, opened)
-        return _with_bytes(text, [(opened, end)], ("[", ",", "]\n"), start)
-    items = list(_items(text, opened + 1))
-    first, last = items[0], items[-1]
-    # Keep an array that is written over several lines that way.
-    between = text[first[1] : items[1][0]] if len(items) > 1 else f",{text[opened + 1 : first[0]]}"
-    return _with_bytes(text, items, (text[opened : first[0]], between, text[last[1] :]), start)
-
-
-def _items(text: str, place: int) -> Iterator[tuple[int, int]]:
-    decoder = json.JSONDecoder()
-    while text[place := _behind_blanks(text, place)] != "]":
-        _, end = decoder.raw_decode(text, place)
-        yield place, end
-        place = _behind_blanks(text, end)
-        place += text[place] == ","
-
-
-def _behind_blanks(text: str, place: int) -> int:
-    blanks = BLANKS.match(text, place)
-    assert blanks is not None, "the pattern matches the empty string"
-    return blanks.end()
-
-
-def _with_bytes(
-    text: str, items: list[tuple[int, int]], around: tuple[str, str, str], start: int
-) -> RowSpans:
-    """Convert character offsets to byte offsets."""
-    spans: list[ByteSpan] = []
-    place = 0
-    for number, (first, end) in enumerate(items, start=1):
-        start += len(text[place:first].encode())
-        spans.append((number, start, start + len(text[first:end].encode())))
-        start, place = spans[-1][2], end
-    opening, between, closing = (part.encode() for part in around)
-    return RowSpans(opening, between, closing, _array(spans))
+def _bytes(file: BinaryIO, start: int, end: int | None = None) -> bytes:
+    """The bytes of a file from `start` to `end`, or to its end."""
+    file.seek(start)
+    return file.read(-1 if end is None else end - start)
 
 
 def _array(spans: Iterable[ByteSpan]) -> NDArray[np.int64]:
     flat = np.fromiter((value for span in spans for value in span), np.int64)
     return flat.reshape(-1, 3)
-
-
-FINDERS: dict[str, Callable[[BinaryIO, int], RowSpans]] = {
-    ".jsonl": _find_lines,
-    ".txt": _find_lines,
-    **{kind: _find_records(separator) for kind, separator in SEPARATORS.items()},
-    ".json": _find_items,
-}

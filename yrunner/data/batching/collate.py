@@ -1,10 +1,8 @@
-"""Examples to tensors: rows of one example or of several, whose positions restart at each.
+"""Collate examples to tensors, one or several examples per row.
 
-Where the examples of a micro-batch lie in its rows. No layout changes a result, only its cost.
-
-A loss is a sum over targets, and examples that share a row do not see each other. So the layout
-may differ from the packs of the plan, which only decide what is learned together.
-`python -m benchmarks.packing` compares them.
+A layout says which examples share a row. It never changes a result, only its cost: a loss is a sum
+over targets, and examples in a row do not see each other. So it may differ from the packs of the
+plan, which only decide what an update learns from. Compare layouts with `python -m benchmarks.packing`.
 """
 
 # B = rows of a micro-batch, T = tokens of its longest row
@@ -23,29 +21,29 @@ from yrunner.data.conversation import TokenizedExample
 from yrunner.tokens import IGNORE_INDEX
 
 BatchLayout = Callable[[Sequence[int]], list[list[int]]]
-"""From the lengths of a micro-batch's examples to the examples of each row."""
+"""Maps the lengths of a micro-batch's examples to the examples of each row."""
 
 WIDTHS = (1.0, 1.25, 1.5, 1.75, 2.0)
-"""Row widths that `fit_rows` tries, in lengths of the longest example."""
+"""Row widths that `fit_rows` tries, as multiples of the longest example."""
 
 
 def one_per_row(lengths: Sequence[int]) -> list[list[int]]:
-    """Each example in a row of its own, padded: right for every causal model."""
+    """One padded example per row: correct for every causal model."""
     return [[example] for example in range(len(lengths))]
 
 
 def all_in_one_row(lengths: Sequence[int]) -> list[list[int]]:
-    """One behind the other, without any padding: for attention that takes variable lengths."""
+    """All examples in one row without padding: for attention with variable lengths."""
     return [list(range(len(lengths)))]
 
 
 def fit_rows(lengths: Sequence[int], *, hidden_size: int) -> list[list[int]]:
-    """Few, short rows: for attention that computes the whole square of a row under a mask.
+    """Pack examples into rows: for attention that computes the whole square of a row.
 
-    Wide rows need less padding, narrow ones less attention. Of the widths tried, the one with the
-    least work is taken: a layer multiplies each token by about 12 `hidden_size`^2 weights, and each
-    token by each of its row in 2 `hidden_size` products, so attention is as dear as the rest where
-    a row is 6 `hidden_size` wide.
+    Wide rows need less padding, narrow rows less attention. Of WIDTHS, take the one with the least
+    work: a layer multiplies each token by about 12 `hidden_size`^2 weights, and each pair of tokens
+    of a row in 2 `hidden_size` products, so attention costs as much as the rest when a row is
+    6 `hidden_size` wide.
     """
 
     def work(rows: list[list[int]]) -> float:
@@ -57,9 +55,9 @@ def fit_rows(lengths: Sequence[int], *, hidden_size: int) -> list[list[int]]:
 
 
 def choose_layout(attention: str, *, hidden_size: int, isolates: bool) -> BatchLayout:
-    """The cheapest layout for an attention implementation, by transformers' name of it.
+    """The cheapest layout for an attention implementation, by its name in transformers.
 
-    `isolates`: whether examples that share a row are kept apart, see models/isolation.py.
+    `isolates`: whether the model isolates examples in a row, see models/limits.py.
     """
     if not isolates:
         return one_per_row
@@ -69,7 +67,7 @@ def choose_layout(attention: str, *, hidden_size: int, isolates: bool) -> BatchL
 
 
 class SlicedExamples(Dataset[TokenizedExample]):
-    """Examples, asked for by slice: an index and a group of its targets."""
+    """Examples by slice: an index and a group of its targets."""
 
     def __init__(self, examples: Sequence[TokenizedExample], token_batch: int = 0) -> None:
         self.examples = examples
@@ -78,27 +76,27 @@ class SlicedExamples(Dataset[TokenizedExample]):
     def __len__(self) -> int:
         return len(self.examples)
 
-    def __getitem__(self, place: Slice) -> TokenizedExample:
-        example, group = place
+    def __getitem__(self, one: Slice) -> TokenizedExample:
+        example, group = one
         return cut_group(self.examples[example], group, self.token_batch)
 
     def __getitems__(self, rows: Sequence[SlicedRow]) -> list[TokenizedExample]:
-        """All examples of a micro-batch, as the data loader asks for them."""
-        return [self[place] for row in rows for place in row]
+        """All examples of a micro-batch, in one call of the data loader."""
+        return [self[one] for row in rows for one in row]
 
 
 def collate(
     examples: Sequence[TokenizedExample], pad_token_id: int, layout: BatchLayout = one_per_row
 ) -> dict[str, Tensor]:
-    """`input_ids` and `labels` of a micro-batch, each of shape [B, T], and what isolates examples.
+    """`input_ids` and `labels` of a micro-batch, shape [B, T], and `position_ids` if needed.
 
-    Where examples share a row, `position_ids` restart at each of them, and at every pad. From that
-    alone, without `attention_mask` and with `use_cache=False`, transformers knows that they must
-    not see each other. Otherwise no mask is needed either: padding stands on the right, where a
-    causal model does not look, and attention without a mask is faster.
+    If examples share a row, `position_ids` restart at each example and each pad token. From that,
+    without an `attention_mask` and with `use_cache=False`, transformers isolates the examples.
+    Otherwise no mask is needed either: a causal model does not see padding on the right, and
+    attention without a mask is faster.
 
-    An empty micro-batch becomes one token without a target: the update it belongs to was filled
-    by the others, and every update has the same number of micro-batches.
+    An empty micro-batch becomes one token without a target, because every update has the same
+    number of micro-batches.
     """
     if not examples:
         return {
@@ -117,7 +115,7 @@ def collate(
 
 
 def _lay_out(parts: Sequence[Sequence[int]], rows: Sequence[Sequence[int]], pad: int) -> Tensor:
-    """The parts of each row one behind the other, filled up with `pad`: shape [B, T]."""
+    """The parts of each row, concatenated and padded: shape [B, T]."""
     joined = [list(chain.from_iterable(parts[index] for index in row)) for row in rows]
     width = max(map(len, joined))
     return torch.tensor([row + [pad] * (width - len(row)) for row in joined])

@@ -15,12 +15,12 @@ Integers = NDArray[np.integer[Any]]
 
 @dataclass(frozen=True, eq=False)
 class Packs:
-    """Which examples share a row. Iterating yields the examples of each pack."""
+    """Examples that share a row. Iterating yields the examples of each pack."""
 
     examples_E: Integers
     """The examples, pack by pack."""
     ends_P: Integers
-    """Where each pack ends among them."""
+    """The end of each pack in `examples_E`."""
 
     def __len__(self) -> int:
         return len(self.ends_P)
@@ -32,9 +32,9 @@ class Packs:
             start = end
 
     def shuffled(self, lengths: Sequence[int] | Integers, seed: Sequence[int]) -> "Packs":
-        """As full as before: examples of equal length change places, and packs do.
+        """Exchange examples of equal length at random, and shuffle the packs.
 
-        So every epoch has other packs and the same number of them.
+        So each epoch has different packs, but as many of them.
         """
         generator = np.random.default_rng(seed)
         lengths_E = np.asarray(lengths)
@@ -66,10 +66,7 @@ def pack(lengths: Sequence[int] | Integers, space: int) -> Packs:
 
 
 def pack_in_order(lengths: Sequence[int] | Integers, space: int) -> Packs:
-    """Pack neighbours only, in the order in which they come (next-fit).
-
-    A pack ends where the next example has no room in it. At most twice the fewest possible packs.
-    """
+    """Pack consecutive examples only (next-fit): at most twice the fewest possible packs."""
     ends: list[int] = []
     used = space
     for example, length in enumerate(_checked(lengths, space).tolist()):
@@ -82,23 +79,23 @@ def pack_in_order(lengths: Sequence[int] | Integers, space: int) -> Packs:
 
 
 def fill_rate(lengths: Sequence[int] | Integers, num_packs: int, space: int) -> float:
-    """Share of so many rows of `space` tokens that the examples fill."""
+    """The share of the tokens of `num_packs` rows that are not padding."""
     return float(np.sum(lengths, dtype=np.int64)) / (num_packs * space)
 
 
 def _checked(lengths: Sequence[int] | Integers, space: int) -> Integers:
     lengths_E = np.asarray(lengths, np.int64)
-    assert len(lengths_E), "without examples there is nothing to pack"
-    assert lengths_E.min() > 0 and lengths_E.max() <= space, "an example has no row that fits it"
+    assert len(lengths_E), "there are no examples to pack"
+    assert lengths_E.min() > 0 and lengths_E.max() <= space, "an example fits in no row"
     return lengths_E
 
 
 def _best_fit(lengths: Sequence[int], space: int) -> list[int]:
-    """The pack that each example goes to, one after the other, packs numbered as they open."""
+    """The pack of each example; packs are numbered as they are opened."""
     packs_with: defaultdict[int, list[int]] = defaultdict(list)
-    """Packs by the room that is left in them."""
+    """Packs by the space left in them."""
     rooms = 0
-    """As a set of bits: number r is 1 where `packs_with[r]` is not empty."""
+    """A bit set: bit r is 1 if `packs_with[r]` is not empty."""
     num_packs = 0
     pack_of: list[int] = []
     for length in lengths:

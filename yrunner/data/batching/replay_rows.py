@@ -1,7 +1,7 @@
-"""Which kept rows an update learns from, beside the rows of the plan: found by counting.
+"""The replay rows of each update, beside the rows of the plan.
 
-The rows come round and round, in a new order each time. Nothing is remembered between updates, so
-a resumed run finds its place, and every process knows the rows of all.
+They are repeated in rounds, each in a new order. The rows of an update follow from its number, so a
+resumed run continues with the right ones, and every rank knows the rows of all ranks.
 """
 
 import random
@@ -15,21 +15,21 @@ from yrunner.data.batching.packing import Integers, Packs, pack
 
 
 def count_kept(share: float, lanes: int) -> int:
-    """Rows of an update with so many in all that are kept ones: one at the least, and never all."""
+    """Replay rows among the `lanes` rows of an update: at least one, never all."""
     return min(max(1, round(share * lanes)), lanes - 1)
 
 
 @dataclass(frozen=True, eq=False)
 class KeepPlan:
-    """The kept rows of each update, each row with the examples that lie in it."""
+    """The replay rows of each update, each row as a list of examples."""
 
     num_targets_E: Integers
-    """Targets of each kept example."""
+    """Targets of each replay example."""
     lengths_E: Integers
     packs: Packs | None
-    """The examples that share a row; None: each has a row of its own."""
+    """The examples that share a row; None for one example per row."""
     per_update: int
-    """Kept rows of an update."""
+    """Replay rows per update."""
     seed: int
 
     def rows(self, update: int) -> list[list[int]]:
@@ -37,21 +37,18 @@ class KeepPlan:
         size = len(self.num_targets_E) if self.packs is None else len(self.packs)
         first = update * self.per_update
         return [
-            self._round(place // size)[place % size]
-            for place in range(first, first + self.per_update)
+            _rows_of_round(self, number // size)[number % size]
+            for number in range(first, first + self.per_update)
         ]
 
     def count_targets(self, update: int) -> int:
-        """Targets of all kept rows of an update."""
+        """Number of targets in the replay rows of an update."""
         return sum(int(self.num_targets_E[row].sum()) for row in self.rows(update))
-
-    def _round(self, number: int) -> list[list[int]]:
-        return _rows_of_round(self, number)
 
 
 @lru_cache(maxsize=2)
 def _rows_of_round(plan: KeepPlan, number: int) -> list[list[int]]:
-    """All rows in the order of one time round. An update can lie across two."""
+    """All rows in the order of one round; an update may need rows of two rounds."""
     if plan.packs is not None:
         return list(plan.packs.shuffled(plan.lengths_E, (plan.seed, number)))
     order = list(range(len(plan.num_targets_E)))
@@ -67,7 +64,7 @@ def make_keep_plan(
     seed: int,
     pack_to: int | None = None,
 ) -> KeepPlan:
-    """Plan the kept rows. `pack_to`: examples share rows of so many tokens, as the field's do."""
+    """Plan the replay rows; `pack_to` packs them into rows of that many tokens."""
     lengths_E = np.asarray(lengths)
     packs = None if pack_to is None else pack(lengths_E, pack_to)
     return KeepPlan(np.asarray(num_targets), lengths_E, packs, per_update, seed)

@@ -1,7 +1,7 @@
-"""Token batches: a response is learned in groups of N targets, one group per optimizer update.
+"""Token batches: train on a reply in groups of N targets, one group per optimizer update.
 
-The loss that sets a token's weight then already knows the groups before it. A causal model gives
-the same loss for a group whether or not later tokens are present, so those are cut off.
+The loss that sets a token's weight is then computed after training on the groups before it. Later
+tokens do not change the loss of a group in a causal model, so they are cut off.
 """
 
 import heapq
@@ -11,42 +11,42 @@ from yrunner.data.conversation import TokenizedExample
 from yrunner.tokens import IGNORE_INDEX
 
 Slice = tuple[int, int]
-"""An example's index, and which of its groups."""
+"""The index of an example, and of one of its groups."""
 SlicedRow = tuple[Slice, ...]
-"""What a row of a micro-batch is made of: one slice, or one of each example of a pack."""
+"""The content of a row of a micro-batch: one slice, or one slice per example of a pack."""
 
 
 def count_groups(num_targets: int, size: int) -> int:
-    """Groups that `num_targets` are cut into; the last may be short. Size 0: all in one group."""
+    """Number of groups of `size` targets; the last may be short. Size 0 means one group."""
     if size == 0:
         return 1
     return -(-num_targets // size)
 
 
 def count_targets(num_targets: int, group: int, size: int) -> int:
-    """Targets in group number `group` of an example with so many."""
+    """Number of targets in one group of an example with `num_targets`."""
     return num_targets if size == 0 else min(size, num_targets - group * size)
 
 
 def cut_group(example: TokenizedExample, group: int, size: int) -> TokenizedExample:
-    """The example up to the last target of its group number `group`; only the group is learned."""
+    """The example up to the last target of a group; only the targets of the group have labels."""
     if size == 0:
         return example
     targets = example.target_positions[group * size : (group + 1) * size]
     end = targets[-1] + 1
     labels = [IGNORE_INDEX] * end
-    for place in targets:
-        labels[place] = example.labels[place]
+    for position in targets:
+        labels[position] = example.labels[position]
     return TokenizedExample(example.input_ids[:end], labels, example.origin)
 
 
 def balance_lanes(
     order: Sequence[int], num_groups: Sequence[int], num_lanes: int
 ) -> list[list[int]]:
-    """The examples of each lane, so that all lanes end together; within each, `order` holds.
+    """Assign examples to lanes of similar total length, in the given order within each lane.
 
-    Longest first, each example goes to the lane that has the least to do (Graham, 1969). This
-    settles only who shares a lane: an order that is random stays so in every lane.
+    Longest first, each example goes to the lane with the least work (Graham, 1969). A random order
+    stays random within every lane.
     """
     lane_of: dict[int, int] = {}
     loads = [(0, lane) for lane in range(num_lanes)]
@@ -60,14 +60,14 @@ def balance_lanes(
 
 
 def walk_lanes(queues: Sequence[Iterator[int]], num_groups: Sequence[int]) -> Iterator[list[Slice]]:
-    """Yield, update by update, what each lane learns from.
+    """Yield the slices of each update, one per lane.
 
-    A lane walks through one example group by group and then takes the next one of its queue, so
-    that two groups of one example never meet in an update and their order holds. Lanes can share a
-    queue: then examples are begun in its order. Lanes that run out make the updates shorter.
+    A lane takes the groups of an example one by one, then the next example of its queue: so an
+    update never has two groups of one example, and groups keep their order. If lanes share a queue,
+    examples start in its order. Lanes that run out make the updates shorter.
     """
     lanes = [_walk_lane(queue, num_groups) for queue in queues]
-    while update := [place for lane in lanes if (place := next(lane, None)) is not None]:
+    while update := [one for lane in lanes if (one := next(lane, None)) is not None]:
         yield update
 
 
@@ -78,9 +78,9 @@ def _walk_lane(queue: Iterator[int], num_groups: Sequence[int]) -> Iterator[Slic
 
 
 def count_updates(numbers: Iterable[int], num_lanes: int) -> int:
-    """Updates of lanes that share a queue of examples with so many groups, without walking them.
+    """Number of updates of lanes that share a queue of examples with these numbers of groups.
 
-    From the greatest number to the least, those of `balance_lanes` too.
+    Sorted from large to small, also that of the lanes of `balance_lanes`.
     """
     ends = [0] * num_lanes
     for number in numbers:

@@ -1,20 +1,3 @@
-"""The quick way to the same spans: what a template writes depends on who speaks, rarely on what.
-
-So it is learned once for each order of roles, from a conversation of stand-ins. The rendering of a
-row that consists of the same pieces has its turns in the same places between them; a row that does
-not is left to the slower way of `spans.py`, which asks the template again for every row.
-
-Find what the assistant says in a rendered conversation, and where it ends its turn.
-
-The chat template decides what is put around a reply, so it is asked twice: once with the real
-texts, once with marks in their place that no text can contain. Between the marks stands what the
-template itself writes; the real rendering must consist of exactly these pieces with the texts
-between them. A reply can therefore hold anything, also words of the template, and it is never
-assumed that the beginning of a conversation renders to the beginning of the text.
-
-Where a turn ends: behind the special token that ends it, for that has to be learned, too.
-"""
-
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -39,9 +22,9 @@ from yrunner.errors import ModelError
 
 
 def behind_end_mark(text: str, place: int, marks: TurnMarks) -> int:
-    """Behind the end mark that follows a reply; `place` is where the reply ends.
+    """The end of the end-of-turn token after a reply, which ends at `place`.
 
-    Raises `ModelError` where the template writes no special token there.
+    Raises `ModelError` if no special token follows.
     """
     place = _behind_blanks(text, place)
     end = next((token for token in marks.special if text.startswith(token, place)), None)
@@ -51,11 +34,10 @@ def behind_end_mark(text: str, place: int, marks: TurnMarks) -> int:
 
 
 def behind_last_end_mark(text: str, start: int, limit: int, marks: TurnMarks) -> int:
-    """Behind the last end mark of a turn that holds more than a reply.
+    """The end of the last end-of-turn token between `start` and the next turn's text at `limit`.
 
-    The turn begins at `start`, the next one has a text at `limit`. Calls may hold special tokens
-    of their own, so only those count that were seen to end a turn. Raises `FaultyRow` where there
-    is none, and `ModelError` where there never is.
+    Calls may contain special tokens, too, so only those in `TurnMarks.ends` count. Raises
+    `FaultyRow` if there is none here, and `ModelError` if there never is.
     """
     ends = [place + len(end) for end in marks.ends if (place := text.rfind(end, start, limit)) >= 0]
     if not ends:
@@ -64,22 +46,20 @@ def behind_last_end_mark(text: str, start: int, limit: int, marks: TurnMarks) ->
 
 
 def behind_swallowed(text: str, end: int, marks: TurnMarks) -> int:
-    """Behind the blanks that an end mark takes with it: they are one token together."""
+    """The end of a span, after the whitespace that is part of its last token."""
     if marks.swallowing and text.endswith(marks.swallowing, 0, end):
         return _behind_blanks(text, end)
     return end
 
 
 def not_found() -> FaultyRow:
-    """The fault of a row whose turns cannot be told from what the template writes."""
-    return FaultyRow(
-        "the chat template changes a reply so that it cannot be found again", "template"
-    )
+    """The fault of a row whose replies cannot be located."""
+    return FaultyRow("the chat template changes a reply beyond recognition", "template")
 
 
 def _no_end_mark() -> ModelError:
     return ModelError(
-        "the chat template puts no end mark behind a reply, so a model would never learn to stop",
+        "the chat template writes no end-of-turn token, so the model would never learn to stop",
         remedy="set model.chat_template to a .jinja file that ends each turn with a special token",
     )
 
@@ -91,59 +71,59 @@ def _behind_blanks(text: str, place: int) -> int:
 
 
 KINDS = REPLY, THINKING, OTHER = "+-/"
-"""What a key stands for; no letters, which a template might write large."""
+"""What a key replaces. Not letters: a template may change their case."""
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 
 
 @dataclass(frozen=True)
 class _Masked:
-    """A chat with marks for texts. A mark is a key: its turn and what it stands for."""
+    """A chat with keys in place of texts. A key names its turn and what it replaces."""
 
     chat: Chat
     forms: dict[str, list[str]]
-    """What each key may be shown as, in order of the turns."""
+    """The texts that may replace each key, in the order of the turns."""
     separator: str
 
 
 @dataclass(frozen=True)
 class _Slot:
-    """Where the text stands for a key."""
+    """Where the real text of a key is."""
 
     turn: int
     kind: str
     turn_before: int
-    """The turn of the key before it; -1 for the first."""
+    """The turn of the previous key; -1 for the first."""
     before: str
-    """What stands between the key before and this one."""
+    """The text between the previous key and this one."""
     span: CharSpan
 
 
 def render_with_spans(chat: Chat, tokenizer: Any, marks: TurnMarks) -> tuple[str, list[CharSpan]]:
-    """Render a conversation; return its text and, per assistant turn, what the model must write.
+    """Render a conversation; return its text and what the model must write in each reply.
 
-    A span begins where the prompt ends at inference and goes over the reply, its calls and the end
-    mark. So it also holds what the template itself writes before a reply and the prompt does not:
-    the blank of ` reply</s>`, the opening of a thinking block, or the whole of an empty one.
+    A span starts where the prompt ends at inference, and covers the reply, its calls and the
+    end-of-turn token. It includes what the template writes before a reply but not in a prompt: the
+    space of ` reply</s>`, the start of a thinking block, or an empty one.
 
-    Raises `FaultyRow` where the template refuses the conversation or shows a turn in a form that
-    cannot be recognised, and `ModelError` where it puts no end mark behind a reply.
+    Raises `FaultyRow` if the template rejects the conversation or changes a text beyond
+    recognition, and `ModelError` if it writes no end-of-turn token.
     """
     text = render_closed(chat, tokenizer, marks)
     return text, find_spans(text, chat, tokenizer, marks)
 
 
 def render_closed(chat: Chat, tokenizer: Any, marks: TurnMarks) -> str:
-    """The text of a chat, with an end mark behind its last reply also where templates lack it."""
+    """The text of a chat, with the end of its last reply."""
     return closed(render(chat, tokenizer), chat, marks)
 
 
 def closed(text: str, chat: Chat, marks: TurnMarks) -> str:
-    """The rendering of a chat with what has to be added behind its last reply."""
+    """The rendering of a chat, with `TurnMarks.closing` after its last reply."""
     return text + marks.closing if chat.roles[-1] == "assistant" else text
 
 
 def find_spans(text: str, chat: Chat, tokenizer: Any, marks: TurnMarks) -> list[CharSpan]:
-    """What the model must write in each assistant turn of `text`, the rendering of `chat`."""
+    """What the model must write in each reply of `text`, the rendering of `chat`."""
     if marks_generation(chat, tokenizer):
         _, spans = render_with_generation(chat, tokenizer)
         if not marks.ends_are_marked:
@@ -155,17 +135,17 @@ def find_spans(text: str, chat: Chat, tokenizer: Any, marks: TurnMarks) -> list[
 
 
 def left_out(role: str) -> FaultyRow:
-    """The fault of a row that the template would show only a part of."""
-    return FaultyRow(f"the chat template leaves out a message of the role {role}", "template")
+    """The fault of a row that the template would render only in part."""
+    return FaultyRow(f"the chat template omits a message with role {role}", "template")
 
 
 def thinks(reply: str) -> bool:
-    """Whether a reply has a thinking block, or looks so to a template."""
+    """Whether a reply has a thinking block, or seems so to a template."""
     return THINK_OPEN in reply or THINK_CLOSE in reply
 
 
 def trimmings(text: str) -> list[str]:
-    """The forms that a template may give a text, the longest first."""
+    """The text with whitespace stripped as a template may do it, the longest first."""
     core = text.strip()
     if core == text:
         return [text]
@@ -177,9 +157,9 @@ def trimmings(text: str) -> list[str]:
 def match_pieces(
     text: str, pieces: Sequence[str], forms: Sequence[Sequence[str]]
 ) -> list[CharSpan] | None:
-    """Where `text` shows each of the texts that stand between the pieces; None if it does not.
+    """The spans of the contents between the pieces of `text`; None if these do not match.
 
-    `forms` holds what each text may be shown as; there is one more of the pieces.
+    `forms` lists what each content may look like; there is one more of the pieces.
     """
     if not text.startswith(pieces[0]):
         return None
@@ -206,13 +186,12 @@ def _spans_between_marks(text: str, chat: Chat, tokenizer: Any, marks: TurnMarks
 
 
 def _maskings(chat: Chat) -> Iterator[_Masked]:
-    """Ways to put marks into a chat, to be tried in turn.
+    """Ways to put keys into a chat, to try in turn.
 
-    First everything that is said, and only the replies where that does not do, because a template
-    may look at the questions. Calls have no text that could be masked, and where an answer is empty
-    a template may write less than for a mark: these turns keep what they have, and are found by
-    the marks of their neighbours. Templates of thinking models take the thinking apart, show it
-    anew, or leave it out in earlier turns; so it gets a mark of its own where it has to.
+    First replace all texts; if that fails only the replies, because a template may read the
+    questions. A call has no text to replace, and for an empty reply a template may write less than
+    for a key: such turns keep their content, and are located by the keys around them. Templates of
+    thinking models move, rewrite or drop the thinking, so it gets a separate key if needed.
     """
     for mask_all in (True,) if chat.has_calls else (True, False):
         for split_thinking in (False, True):
@@ -239,7 +218,7 @@ def _mask(chat: Chat, *, split_thinking: bool, mask_all: bool) -> _Masked:
 def _mask_reply(
     content: str, keys: Sequence[str], split_thinking: bool, mask_all: bool
 ) -> tuple[str, dict[str, list[str]]]:
-    """What to show for a reply, and the forms of the keys in it."""
+    """A reply with keys, and the forms of each key."""
     before, close, _ = content.partition(THINK_CLOSE)
     answer = content.rpartition(THINK_CLOSE)[2]
     thinking = before.rpartition(THINK_OPEN)[2] if close and split_thinking else ""
@@ -257,7 +236,7 @@ def _mask_reply(
 
 
 def _forms(message: dict[str, Any]) -> list[str]:
-    """How a template may show what is no reply; it may write a tool's result as JSON."""
+    """What a message other than a reply may look like; a tool's result may be quoted as JSON."""
     forms = trimmings(message["content"])
     if message["role"] == "tool":
         forms.append(json.dumps(message["content"], ensure_ascii=False)[1:-1])
@@ -265,14 +244,14 @@ def _forms(message: dict[str, Any]) -> list[str]:
 
 
 def _places(text: str, masked: _Masked, tokenizer: Any, marks: TurnMarks) -> list[_Slot]:
-    """Where the text shows what is masked. Raises `FaultyRow` where it has not the same pieces."""
+    """Where the texts of the keys are. Raises `FaultyRow` if the pieces around them differ."""
     rendered = render_closed(masked.chat, tokenizer, marks)
     split = re.split(f"({masked.separator}[0-9]+[+/-]{masked.separator})", rendered)
     pieces, keys = split[0::2], split[1::2]
     for key, forms in masked.forms.items():
         if masked.chat.has_calls and key not in keys and key[-2] == OTHER and forms[0].strip():
             raise left_out(masked.chat.messages[int(key[1:-2])]["role"])
-    # A mark that is missing stands for a reply that was left out.
+    # A missing key is a reply that the template omits.
     if [key for key in keys if key[-2] == REPLY] != [
         key for key in masked.forms if key[-2] == REPLY
     ]:
@@ -286,7 +265,7 @@ def _places(text: str, masked: _Masked, tokenizer: Any, marks: TurnMarks) -> lis
 
 
 def _join_turns(text: str, places: Sequence[_Slot], chat: Chat, marks: TurnMarks) -> list[CharSpan]:
-    """One span per turn, from where the prompt ends to behind the end mark."""
+    """The span of each reply, from the end of the prompt to after the end-of-turn token."""
     places_of: dict[int, list[_Slot]] = {turn: [] for turn in range(len(chat.messages))}
     for place in places:
         places_of[place.turn].append(place)
@@ -313,9 +292,9 @@ def _join_turns(text: str, places: Sequence[_Slot], chat: Chat, marks: TurnMarks
 
 
 def _start(text: str, reply_end: int, reply: _Slot, chat: Chat, marks: TurnMarks) -> int:
-    """Where the prompt ends that leads to a reply; where that cannot be seen, the reply itself.
+    """Where the prompt of a reply ends; if that is unknown, where the reply starts.
 
-    A prompt that opens a thinking block may end within the reply.
+    A prompt that opens a thinking block may end inside the reply.
     """
     start, before = reply.span[0], reply.before
     question = chat.messages[reply.turn - 1]
@@ -337,7 +316,7 @@ def _start(text: str, reply_end: int, reply: _Slot, chat: Chat, marks: TurnMarks
 def _start_of_bare_turn(
     text: str, turn: int, places_of: Mapping[int, list[_Slot]], chat: Chat, marks: TurnMarks
 ) -> int:
-    """Where the prompt ends that leads to a turn without a text of its own."""
+    """Where the prompt of a reply without keys ends."""
     question = places_of.get(turn - 1)
     if not question:
         raise not_found()
@@ -362,7 +341,7 @@ STAND_IN = chr(PRIVATE_USE[1])
 
 @dataclass(frozen=True)
 class Turn:
-    """How far the span of an assistant's turn reaches beyond its content, in characters."""
+    """How far the span of a reply extends beyond its content, in characters."""
 
     number: int
     before: int
@@ -371,16 +350,16 @@ class Turn:
 
 @dataclass(frozen=True)
 class Skeleton:
-    """What the template writes around the contents of a conversation with these roles."""
+    """What the template writes around the contents of any conversation with the same roles."""
 
     pieces: tuple[str, ...]
     turns: tuple[Turn, ...]
 
     def spans(self, text: str, chat: Chat) -> list[CharSpan] | None:
-        """The spans of the replies in the rendering of a chat; None where it is built otherwise."""
+        """The spans of the replies in the rendering of a chat; None if it has other pieces."""
         contents = [message["content"] for message in chat.messages]
         if not all(content.strip() for content in contents):
-            return None  # a template may leave out what is empty, and its surroundings
+            return None  # a template may omit an empty message and what is around it
         if any(thinks(contents[turn.number]) for turn in self.turns):
             return None
         places = match_pieces(text, self.pieces, [trimmings(content) for content in contents])
@@ -393,9 +372,12 @@ class Skeleton:
 
 
 class SpanFinder:
-    """Renders conversations and finds their spans, and remembers the skeletons of one template.
+    """Renders conversations with one template, and finds the spans of their replies.
 
-    Raises `ModelError` where the tokenizer has no chat template.
+    What a template writes depends on the roles, rarely on the contents. So it is learned once per
+    sequence of roles, from a conversation of placeholders; a rendering with the same pieces has its
+    replies between them. Any other one takes the slow path of `find_spans`, which renders it again.
+    Raises `ModelError` if the tokenizer has no chat template.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -404,7 +386,7 @@ class SpanFinder:
         self._skeletons: dict[tuple[str, ...], Skeleton | FaultyRow | None] = {}
 
     def render_all(self, chats: Sequence[Chat]) -> list[str | FaultyRow]:
-        """The text of every chat, or why the template does not take or show it."""
+        """The text of each chat, or its fault."""
         plain = [chat for chat in chats if not chat.tools]
         texts = iter(render_all(plain, self._tokenizer))
         found = (self._render_with_tools(chat) if chat.tools else next(texts) for chat in chats)
@@ -414,7 +396,7 @@ class SpanFinder:
         ]
 
     def find(self, text: str, chat: Chat) -> list[CharSpan]:
-        """As `find_spans`, mostly without asking the template."""
+        """`find_spans`, mostly without rendering again."""
         if not chat.tools and not chat.has_calls:
             skeleton = self._skeleton(chat.roles)
             spans = skeleton.spans(text, chat) if skeleton else None
@@ -443,7 +425,7 @@ class SpanFinder:
 
 
 def _learn_skeleton(roles: Sequence[str], tokenizer: Any, marks: TurnMarks) -> Skeleton | None:
-    """None where these roles have none. Raises `FaultyRow` where a message would not be shown."""
+    """The skeleton for these roles, if any. Raises `FaultyRow` if a message would be omitted."""
     stand_ins = [f"{STAND_IN}{number}{STAND_IN}" for number in range(len(roles))]
     chat = Chat(
         [{"role": role, "content": content} for role, content in zip(roles, stand_ins, strict=True)]
@@ -459,11 +441,11 @@ def _learn_skeleton(roles: Sequence[str], tokenizer: Any, marks: TurnMarks) -> S
     for stand_in in stand_ins:
         piece, found, rest = rest.partition(stand_in)
         if not found:
-            return None  # shown in another order
+            return None  # another order
         pieces.append(piece)
     pieces.append(rest)
     if STAND_IN in "".join(pieces):
-        return None  # shown twice
+        return None  # a content appears twice
     places = match_pieces(text, pieces, [[stand_in] for stand_in in stand_ins])
     assert places is not None, "the text consists of its own pieces"
     replies = [number for number, role in enumerate(roles) if role == "assistant"]

@@ -1,7 +1,4 @@
-"""Messages to text: the model's own chat template writes it, here and at inference.
-
-What a chat template puts around every turn, seen by asking it once with marks for texts.
-"""
+"""Render conversations with the model's own chat template, as at inference."""
 
 import json
 import re
@@ -17,11 +14,11 @@ from yrunner.data.conversation import FaultyRow, Message
 from yrunner.errors import ModelError
 
 CharSpan = tuple[int, int]
-"""First character of a piece of text, and the one after its last."""
+"""Start and end of a piece of text, in characters."""
 
 GENERATION_MARK = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 
-# A template calls methods on what it is given, and Jinja passes their errors on.
+# A template calls methods on the messages, and Jinja does not wrap their errors.
 TEMPLATE_ERRORS = (TemplateError, TypeError, AttributeError)
 
 
@@ -34,12 +31,12 @@ class Chat:
 
     @property
     def roles(self) -> tuple[str, ...]:
-        """Who speaks, turn by turn."""
+        """The role of each message."""
         return tuple(message["role"] for message in self.messages)
 
     @property
     def has_calls(self) -> bool:
-        """Whether the assistant calls a tool anywhere."""
+        """Whether any message calls a tool."""
         return any("tool_calls" in message for message in self.messages)
 
 
@@ -51,8 +48,8 @@ def as_chat(
 ) -> Chat:
     """The chat of these messages.
 
-    Most chat templates want the arguments of a call as an object; `arguments_as_text` is for those
-    that want JSON text (DeepSeek's).
+    Most chat templates expect the arguments of a call as an object; `arguments_as_text` is for
+    those that expect JSON text (DeepSeek's).
     """
     return Chat(
         [_as_dict(message, arguments_as_text) for message in messages],
@@ -61,17 +58,17 @@ def as_chat(
 
 
 def render(chat: Chat, tokenizer: Any, *, for_answer: bool = False) -> str:
-    """The text of a chat; `for_answer` opens the assistant's next turn at its end.
+    """The text of a chat; `for_answer` adds the generation prompt.
 
-    Raises `FaultyRow` where the template refuses the chat.
+    Raises `FaultyRow` if the template rejects the chat.
     """
     return _render(chat, tokenizer, add_generation_prompt=for_answer)[0]
 
 
 def render_all(chats: Sequence[Chat], tokenizer: Any) -> list[str | FaultyRow]:
-    """The text of every chat, or why it has none; faster than one by one as long as none is faulty.
+    """The text of each chat, or its fault; faster than one by one, unless a chat is faulty.
 
-    No chat may have tools: these are the same for all that are rendered together.
+    No chat may have tools, because transformers passes the same tools to all.
     """
     try:
         texts, _ = render_jinja_template(
@@ -85,7 +82,7 @@ def render_all(chats: Sequence[Chat], tokenizer: Any) -> list[str | FaultyRow]:
 
 
 def render_or_fault(chat: Chat, tokenizer: Any) -> str | FaultyRow:
-    """`render`, with the fault for a result."""
+    """`render`, but return the fault."""
     try:
         return render(chat, tokenizer)
     except FaultyRow as fault:
@@ -93,30 +90,29 @@ def render_or_fault(chat: Chat, tokenizer: Any) -> str | FaultyRow:
 
 
 def render_with_generation(chat: Chat, tokenizer: Any) -> tuple[str, list[CharSpan]]:
-    """The text of a chat, and what the template's own `{% generation %}` marks enclose.
+    """The text of a chat, and the spans in the template's `{% generation %}` blocks.
 
-    Raises `FaultyRow` where the template refuses the chat, or marks more or less than its replies.
+    Raises `FaultyRow` if the template rejects the chat, or has not one block per reply.
     """
     text, spans = _render(chat, tokenizer, return_assistant_tokens_mask=True)
     num_replies = chat.roles.count("assistant")
     if len(spans) != num_replies:
         raise FaultyRow(
-            f"the chat template marks {len(spans)} pieces as generation, but the replies are "
-            f"{num_replies}",
+            f"the chat template has {len(spans)} generation blocks for {num_replies} replies",
             "template",
         )
     return text, spans
 
 
 def marks_generation(chat: Chat, tokenizer: Any) -> bool:
-    """Whether the template that this chat gets has `{% generation %}` marks."""
+    """Whether the template for this chat has `{% generation %}` blocks."""
     return GENERATION_MARK.search(chat_template_of(tokenizer, chat)) is not None
 
 
 def chat_template_of(tokenizer: Any, chat: Chat) -> str:
-    """The template for this chat: a model may have one of its own for chats with tools.
+    """The template for this chat: a model may have another one for chats with tools.
 
-    Raises `ModelError` where there is none.
+    Raises `ModelError` if there is none.
     """
     template = tokenizer.chat_template
     if isinstance(template, dict):
@@ -148,7 +144,7 @@ def _as_call(call: Mapping[str, Any], arguments_as_text: bool) -> dict[str, Any]
 
 
 def _render(chat: Chat, tokenizer: Any, **options: bool) -> tuple[str, list[CharSpan]]:
-    """The text of one chat and, if they are asked for, the spans of its generation marks."""
+    """The text of one chat and, if the options request them, its generation spans."""
     try:
         texts, spans = render_jinja_template(
             conversations=[chat.messages],
@@ -158,15 +154,15 @@ def _render(chat: Chat, tokenizer: Any, **options: bool) -> tuple[str, list[Char
             **tokenizer.special_tokens_map,
         )
     except TEMPLATE_ERRORS as error:
-        raise FaultyRow(f"the chat template refuses it: {error}", "template") from error
+        raise FaultyRow(f"the chat template rejects it: {error}", "template") from error
     return str(texts[0]), [(start, end) for start, end in spans[0]] if spans else []
 
 
 PRIVATE_USE = range(0xF0000, 0xFFFFE)
-"""Characters that Unicode gives no meaning."""
+"""Characters without a meaning in Unicode."""
 
 UNKNOWN = chr(PRIVATE_USE[0])
-"""Stands for what somebody says."""
+"""Placeholder for the text of a message."""
 USER = {"role": "user", "content": UNKNOWN}
 REPLY = {"role": "assistant", "content": UNKNOWN}
 CALL_NAME, CALL_ID = "look_up", "call00001"  # Mistral's templates want nine characters
@@ -183,34 +179,34 @@ TOOL = {
 
 @dataclass(frozen=True)
 class TurnMarks:
-    """What a tokenizer and its chat template put around every turn of the assistant."""
+    """What a chat template writes around the turns of the assistant."""
 
     openings: Mapping[str, str]
-    """By who spoke before: what follows, at inference, where the model is to go on."""
+    """The generation prompt, by the role of the message before it."""
     headers: Mapping[str, str]
-    """By who spoke before: what follows, in a finished conversation, up to a plain reply."""
+    """The text before a reply in a finished conversation, by the role of the message before it."""
     special: tuple[str, ...]
-    """The special tokens, the longest first: any of them may end a turn."""
+    """Special tokens, longest first: any of them may end a turn."""
     ends: tuple[str, ...]
-    """The special tokens that were seen to end one."""
+    """Special tokens that were seen to end a turn."""
     swallowing: tuple[str, ...]
-    """The special tokens that take the blanks behind them with them (Phi's do)."""
+    """Special tokens that include the whitespace after them (Phi's `rstrip`)."""
     closing: str
-    """What has to be added behind a conversation's last reply.
+    """What to add after a conversation's last reply.
 
-    GLM's template ends a turn with the mark of whoever speaks next, and the last one not at all.
-    There the tokenizer's own end mark ends it, at which those models stop, too.
+    GLM's template ends a turn with the role token of the next one, so the last turn has no end. Add
+    the tokenizer's EOS token there; those models stop at it, too.
     """
     ends_are_marked: bool
-    """Whether the template's own `{% generation %}` marks hold the end mark too."""
+    """Whether `{% generation %}` blocks include the end-of-turn token."""
     arguments_as_text: bool
-    """Whether the template wants the arguments of a call as JSON text."""
+    """Whether the template expects the arguments of a call as JSON text."""
     shows_tools: bool
-    """Whether the template shows the descriptions of the tools."""
+    """Whether the template renders the tools."""
 
 
 def read_turn_marks(tokenizer: Any) -> TurnMarks:
-    """Ask the chat template for its marks. Raises `ModelError` where there is no template."""
+    """Render short conversations of placeholders. Raises `ModelError` if there is no template."""
     tokens = [token for token in tokenizer.added_tokens_decoder.values() if token.special]
     special = {text for text in (*tokenizer.all_special_tokens, *map(str, tokens)) if text}
     longest_first = tuple(sorted(special, key=len, reverse=True))
@@ -233,7 +229,7 @@ def read_turn_marks(tokenizer: Any) -> TurnMarks:
 
 
 def unused_mark(chat: Chat) -> str:
-    """A character that no message contains."""
+    """A character that does not occur in the chat."""
     used = set(chain.from_iterable(message["content"] for message in chat.messages))
     if chat.has_calls:
         used |= set(json.dumps(chat.messages, ensure_ascii=False, default=str))
@@ -241,7 +237,7 @@ def unused_mark(chat: Chat) -> str:
 
 
 def _ends(tokenizer: Any, special: tuple[str, ...]) -> tuple[tuple[str, ...], str]:
-    """What ends the replies of short conversations, and `TurnMarks.closing`."""
+    """`TurnMarks.ends` and `TurnMarks.closing`."""
     found: set[str] = set()
     last_is_ended = True
     for talk in (
@@ -249,12 +245,12 @@ def _ends(tokenizer: Any, special: tuple[str, ...]) -> tuple[tuple[str, ...], st
         Chat([USER, REPLY, RESULT]),
         Chat([USER, REPLY]),
     ):
-        # Every second piece, as the messages take turns.
-        behind_replies = _render_or_nothing(talk, tokenizer).split(UNKNOWN)[2::2]
-        for text in (behind.lstrip() for behind in behind_replies):
+        # Every second message is a reply.
+        after_replies = _render_or_nothing(talk, tokenizer).split(UNKNOWN)[2::2]
+        for text in (after.lstrip() for after in after_replies):
             found.update(next(([token] for token in special if text.startswith(token)), []))
-        if talk.roles[-1] == "assistant" and behind_replies:
-            last_is_ended = bool(behind_replies[-1].strip())
+        if talk.roles[-1] == "assistant" and after_replies:
+            last_is_ended = bool(after_replies[-1].strip())
     closing = ""
     if found and not last_is_ended and tokenizer.eos_token:
         closing = str(tokenizer.eos_token)
@@ -270,14 +266,14 @@ def _ends_are_marked(tokenizer: Any, special: tuple[str, ...]) -> bool:
         text, spans = render_with_generation(talk, tokenizer)
     except FaultyRow as fault:
         raise ModelError(
-            f"no conversation can be learned from: {fault}",
+            f"{fault} in a test conversation",
             remedy="set model.chat_template to another .jinja file",
         ) from fault
     return all(text[start:end].rstrip().endswith(special) for start, end in spans)
 
 
 def _call(tokenizer: Any) -> tuple[Chat, bool]:
-    """A call and its result, with the arguments in the form that the template takes."""
+    """A chat with a call and its result, and `TurnMarks.arguments_as_text`."""
     for arguments, as_text in (({}, False), ("{}", True)):
         function: dict[str, Any] = {"name": CALL_NAME, "arguments": arguments}
         calls = [{"id": CALL_ID, "type": "function", "function": function}]
@@ -289,13 +285,13 @@ def _call(tokenizer: Any) -> tuple[Chat, bool]:
 
 
 def _opening(talk: Chat, tokenizer: Any) -> str | None:
-    """What a prompt writes behind the last message; None where that cannot be seen."""
+    """The generation prompt after the last message; None if it cannot be found."""
     _, shown, opening = _render_or_nothing(talk, tokenizer, for_answer=True).rpartition(UNKNOWN)
     return opening if shown else None
 
 
 def _header(talk: Chat, tokenizer: Any) -> str | None:
-    """What stands between the last message and a plain reply; None where that cannot be seen."""
+    """The text between the last message and a reply; None if it cannot be found."""
     answered = Chat([*talk.messages, REPLY])
     pieces = _render_or_nothing(answered, tokenizer).split(UNKNOWN)
     return pieces[-2] if len(pieces) > 2 else None

@@ -1,11 +1,3 @@
-"""Texts that are cut into parts, to tokens: no token reaches over a cut.
-
-The first part of a conversation is its prompt, so it gets exactly the tokens that it has at
-inference, where the model writes the next part on its own.
-
-Conversations to token ids and labels. This file alone decides which tokens are learned.
-"""
-
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,38 +18,41 @@ from yrunner.data.conversation import (
 from yrunner.errors import ModelError
 
 MARKERS = ("\n", "。", "\x00")
-"""Texts to tokenize a part behind, so that it is no beginning of a text; one token or more."""
+"""Texts to put before a part, so that it is not tokenized as the beginning of a text."""
 
 Tokens = tuple[list[int], list[CharSpan]]
-"""Ids, and the characters that each stands for."""
+"""Ids, and the characters of each."""
 
 
 class PartTokenizer:
-    """Gives each part the tokens that it has behind the parts before it.
+    """Tokenizes texts that are cut into parts; no token crosses a cut.
 
-    Most tokenizers can take each part by itself. Some (Llama 2's, Phi-3's) write a blank before
-    whatever text they get; there the whole text is tokenized and cut only where a token lies
-    across a cut. Raises `ModelError` for a tokenizer that does not tell where its tokens stand.
+    The first part of a conversation is its prompt, which so has the same tokens as at inference,
+    where the model itself writes the next part.
+
+    Most tokenizers tokenize each part alone. Some (Llama 2's, Phi-3's) insert a space at the start
+    of a text; these get the whole text, cut only where a token would cross a cut. Raises
+    `ModelError` for a tokenizer without character offsets.
     """
 
     def __init__(self, tokenizer: Any) -> None:
         if not tokenizer.is_fast:
             raise ModelError(
-                f"{type(tokenizer).__name__} does not tell where in a text its tokens stand",
-                remedy="use a model whose folder holds a tokenizer.json",
+                f"{type(tokenizer).__name__} returns no character offsets",
+                remedy="use a model whose folder has a tokenizer.json",
             )
         self._backend = tokenizer.backend_tokenizer
-        # A tokenizer.json may hold both; transformers, too, sets them anew for each of its calls.
+        # tokenizer.json may set both; transformers, too, resets them on each call.
         self._backend.no_padding()
         self._backend.no_truncation()
         apart = self._tokens("\n")[0] + self._tokens("a")[0]
         self._parts_stand_alone = self._tokens("\na")[0] == apart
 
     def tokenize(self, rows: Sequence[Sequence[str]]) -> list[list[list[int]]]:
-        """The ids of every part of every row."""
+        """The ids of each part of each row."""
         if not self._parts_stand_alone:
             return [self._cut_where_needed(row, self._tokens) for row in rows]
-        # Line ends behind turns and the like are the same in every row.
+        # Parts such as the line end after a turn are the same in every row.
         parts = [part for part in dict.fromkeys(chain.from_iterable(rows)) if part]
         encodings = self._backend.encode_batch_fast(parts, add_special_tokens=False)
         ids = {part: encoding.ids for part, encoding in zip(parts, encodings, strict=True)}
@@ -68,61 +63,60 @@ class PartTokenizer:
         encoding = self._backend.encode(text, add_special_tokens=False)
         return encoding.ids, encoding.offsets
 
-    def _tokens_behind_a_text(self, text: str) -> Tokens:
-        """The tokens of a text that is no beginning."""
+    def _tokens_after_text(self, text: str) -> Tokens:
+        """The tokens of a text that follows another one."""
         for marker in MARKERS:
             ids, offsets = self._tokens(marker + text)
             marker_ids, _ = self._tokens(marker)
-            place = len(marker_ids)
-            shifted = [(start - len(marker), end - len(marker)) for start, end in offsets[place:]]
-            if ids[:place] == marker_ids and (not shifted or shifted[0][0] == 0):
-                return ids[place:], shifted
+            first = len(marker_ids)
+            shifted = [(start - len(marker), end - len(marker)) for start, end in offsets[first:]]
+            if ids[:first] == marker_ids and (not shifted or shifted[0][0] == 0):
+                return ids[first:], shifted
         return self._tokens(text)
 
     def _cut_where_needed(
         self, parts: Sequence[str], tokens_of: Callable[[str], Tokens]
     ) -> list[list[int]]:
-        """The ids of parts that are tokenized as one text but for the cuts that a token crosses."""
+        """The ids of parts that are tokenized as one text, cut where a token would cross a cut."""
         ids, offsets = tokens_of("".join(parts))
-        places = [_first_behind(offsets, cut) for cut in accumulate(map(len, parts))]
-        cuts = [number for number, place in enumerate(places[:-1], start=1) if place is None]
+        firsts = [_first_after(offsets, cut) for cut in accumulate(map(len, parts))]
+        cuts = [number for number, first in enumerate(firsts[:-1], start=1) if first is None]
         if cuts:
             found = self._cut_where_needed(parts[: cuts[0]], tokens_of)
             for start, end in pairwise([*cuts, len(parts)]):
-                found += self._cut_where_needed(parts[start:end], self._tokens_behind_a_text)
+                found += self._cut_where_needed(parts[start:end], self._tokens_after_text)
             return found
-        ends = [place for place in places[:-1] if place is not None] + [len(ids)]
+        ends = [first for first in firsts[:-1] if first is not None] + [len(ids)]
         return [ids[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
 
-def _first_behind(offsets: Sequence[CharSpan], cut: int) -> int | None:
-    """The first token behind a cut; None where a token may lie across it.
+def _first_after(offsets: Sequence[CharSpan], cut: int) -> int | None:
+    """The first token after a cut; None if a token may cross it.
 
-    Blanks that no token claims may belong to a token of either side.
+    Whitespace outside all offsets may belong to the token on either side.
     """
-    place = bisect_left(offsets, cut, key=itemgetter(0))
-    end = offsets[place - 1][1] if place else 0
-    start = offsets[place][0] if place < len(offsets) else cut
-    return place if end == cut == start else None
+    index = bisect_left(offsets, cut, key=itemgetter(0))
+    end = offsets[index - 1][1] if index else 0
+    start = offsets[index][0] if index < len(offsets) else cut
+    return index if end == cut == start else None
 
 
 TargetChoice = Literal["assistant", "last_assistant", "all"]
-"""What is learned: the replies; the last of them; or all, with the questions.
+"""Targets are the replies, the last reply, or all tokens.
 
-A turn that is marked as not learned is context whatever is chosen, and `last_assistant` is the last
-of those that are learned.
+A reply with `learned` False is always context; `last_assistant` is the last of the others.
 """
 
 Parts = list[str]
-"""A text cut at the borders of what is learned: context and target by turns, context first."""
+"""A text split into context and targets, alternating, context first."""
 
 IdsOfParts = list[list[int]]
 Result = TokenizedParts | FaultyRow
 Waiting = tuple[Sequence[Conversation], list[Parts | FaultyRow], Future[list[IdsOfParts]]]
-"""A chunk, its parts, and the ids of those that are no faults."""
+"""A chunk, its parts or faults, and the future ids of the parts."""
 
 ROWS_AT_ONCE = 512
-"""Enough to keep all cores busy with tokenizing, few enough to have the next ready in time."""
+"""Enough to keep all cores busy, few enough that the next chunk is rendered meanwhile."""
 
 
 def tokenize_conversations(
@@ -132,18 +126,17 @@ def tokenize_conversations(
     system: str | None = None,
     targets: TargetChoice = "assistant",
 ) -> list[TokenizedExample | FaultyRow]:
-    """One example, or the reason why there is none, for each conversation, in order.
+    """An example or a fault for each conversation, in order.
 
-    `system` opens every conversation that has no system message of its own. Raises `ModelError`
-    where the tokenizer or its chat template is of no use for any conversation.
+    `system` is added to every conversation without a system message. Raises `ModelError` if the
+    tokenizer or its chat template cannot be used for any conversation.
 
-    The tokens before a reply are those that the model gets at inference, when the same template
-    writes a prompt of the messages before it, but for three cases. Some templates write a turn in
-    another way once it is history (Qwen3 and DeepSeek leave out its thinking). Some end a prompt
-    with words that they do not write before this reply (the `<think>` of DeepSeek-R1, or MiniMind's
-    empty thinking block where the reply has thinking). And a reply that begins with a blank is cut
-    off from the words of the template before it, as it was when it was written; a later prompt is
-    one text, and may join the two in one token.
+    The tokens before a reply are those of the prompt at inference, with three exceptions. Some
+    templates render a past turn differently (Qwen3 and DeepSeek drop its thinking). Some end a
+    prompt with text that they do not write before this reply (the `<think>` of DeepSeek-R1, or
+    MiniMind's empty thinking block if the reply has thinking). And the whitespace that a reply
+    starts with is tokenized apart from the template's text before it, as when the model wrote it; a
+    later prompt may join the two in one token.
     """
     chunks = (
         conversations[start : start + ROWS_AT_ONCE]
@@ -163,9 +156,9 @@ def tokenize_chunks(
     system: str | None = None,
     targets: TargetChoice = "assistant",
 ) -> Iterator[list[Result]]:
-    """`tokenize_conversations` for one chunk after the other, in the short form.
+    """`tokenize_conversations` chunk by chunk, in the compact form.
 
-    While a chunk is tokenized, which leaves Python free, the next one is taken and rendered.
+    Tokenizing releases the GIL; meanwhile the next chunk is rendered.
     """
     cutter = _Cutter(tokenizer, system, targets)
     part_tokenizer = PartTokenizer(tokenizer)
@@ -183,33 +176,33 @@ def tokenize_chunks(
 
 
 def prompt_text(messages: Sequence[Message], tokenizer: Any, system: str | None = None) -> str:
-    """The text that a model answers at inference: the conversation, and an opened reply.
+    """The prompt of a conversation at inference.
 
-    Raises `ModelError` where the chat template refuses the conversation.
+    Raises `ModelError` if the chat template rejects the conversation.
     """
     try:
         return render(as_chat(with_system(messages, system)), tokenizer, for_answer=True)
     except FaultyRow as fault:
         raise ModelError(
-            str(fault), remedy="set model.chat_template to one that takes such conversations"
+            str(fault), remedy="set model.chat_template to one that accepts such conversations"
         ) from fault
 
 
 def with_system(messages: Sequence[Message], system: str | None) -> tuple[Message, ...]:
-    """The messages, opened by `system` where they bring no system message of their own."""
+    """The messages, with a system message in front if they have none."""
     if system is None or messages[0].role == "system":
         return tuple(messages)
     return (Message("system", system), *messages)
 
 
 class _Cutter:
-    """Renders conversations and cuts their texts where learning begins and ends."""
+    """Renders conversations and splits their texts into context and targets."""
 
     def __init__(self, tokenizer: Any, system: str | None, targets: TargetChoice) -> None:
         self._tokenizer, self._system, self._targets = tokenizer, system, targets
 
     def cut(self, conversations: Sequence[Conversation]) -> list[Parts | FaultyRow]:
-        """The parts of each conversation's text, or why it has none."""
+        """The parts of each conversation, or its fault."""
         chats = [self._chat(talk) for talk in conversations if not talk.is_text]
         texts = self._finder.render_all(chats) if chats else []
         rendered = zip(chats, texts, strict=True)
@@ -235,9 +228,9 @@ class _Cutter:
 
     @cached_property
     def _document_ends(self) -> tuple[str, str]:
-        """The mark that this tokenizer puts before a text by itself, if any, and the end mark.
+        """The BOS token, if this tokenizer adds it, and the EOS token.
 
-        A document ends with the end mark, or the model would learn that texts never stop.
+        Without an EOS token the model would learn that documents never end.
         """
         tokenizer = self._tokenizer
         ids = tokenizer("", add_special_tokens=True)["input_ids"]
@@ -268,7 +261,7 @@ class _Cutter:
 
 
 def _between(spans: Sequence[CharSpan], length: int) -> list[CharSpan]:
-    """What the spans leave of a text."""
+    """The spans of a text between the given ones."""
     borders = [0, *chain.from_iterable(spans), length]
     return list(zip(borders[0::2], borders[1::2], strict=True))
 

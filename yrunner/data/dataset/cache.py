@@ -1,8 +1,8 @@
-"""Prepared data, found again by its content: nothing is tokenized twice, nothing stale is used.
+"""Cache tokenized data files by everything they depend on.
 
-An entry is named by a hash over everything that it depends on: the bytes of the data file, the
-tokenizer with its chat template, every option, and the code. It is written beside its place and
-renamed, so that it is there whole or not at all, also when two runs prepare the same file.
+The key of an entry is a hash of the data file's bytes, the tokenizer with its chat template, every
+option, and the code. An entry is written under another name and renamed, so that it is complete or
+absent, even if two runs prepare the same file.
 """
 
 import errno
@@ -24,11 +24,11 @@ from yrunner.storage.run_dir import hash_files, read_json, write_json
 
 REPORT = "report.json"
 SECONDS_UNUSED = 30 * 24 * 3600
-"""Entries that no run has used for so long are removed."""
+"""Entries unused for this long are removed."""
 SECONDS_ABANDONED = 24 * 3600
 PARTIAL = ".partial-"
 LIBRARIES = ("transformers", "tokenizers", "jinja2")
-"""What decides, besides our own code, how a row becomes tokens."""
+"""Libraries that decide how a row becomes tokens."""
 
 
 class Cache:
@@ -38,7 +38,7 @@ class Cache:
         self.folder = folder
 
     def find(self, key: str) -> Path | None:
-        """The folder of an entry that is whole; None where there is none."""
+        """The folder of a complete entry, or None."""
         entry = self.folder / key
         try:
             whole = read_json(entry / REPORT)["hashes"] == _hashes(entry)
@@ -50,14 +50,14 @@ class Cache:
         return entry
 
     def read_report(self, entry: Path) -> dict[str, Any]:
-        """What was written with an entry."""
+        """The report of an entry; see `complete`."""
         return dict(read_json(entry / REPORT)["report"])
 
     @contextmanager
     def writing(self) -> Iterator[Path]:
-        """Give an empty folder to write an entry into; see `complete`. A failure leaves nothing.
+        """An empty folder to write an entry into, removed unless it is `complete` at the end.
 
-        Raises `RunError` where the disk is full.
+        Raises `RunError` if the disk is full.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         self._remove_old()
@@ -69,20 +69,20 @@ class Cache:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             raise RunError(
-                f"the disk is full: the prepared data could not be written to {self.folder}",
-                remedy="free some space, or choose another place such as output=/another/folder",
+                f"the disk is full: prepared data could not be written to {self.folder}",
+                remedy="free some space, or set another folder, such as output=/another/folder",
             ) from error
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 
     def complete(self, key: str, partial: Path, report: Mapping[str, Any]) -> Path:
-        """Give a written entry its name, and return its folder."""
+        """Add a report to an entry, give it its final name, and return its folder."""
         write_json(partial / REPORT, {"hashes": _hashes(partial), "report": report})
         final = self.folder / key
         try:
             partial.rename(final)
         except OSError:
-            # An entry stands there: another run was faster, or it is damaged.
+            # An entry exists: another run was faster, or it is damaged.
             if self.find(key) is None:
                 damaged = partial.with_name(f"{partial.name}-damaged")
                 final.rename(damaged)
@@ -101,12 +101,12 @@ class Cache:
 
 
 def _hashes(entry: Path) -> list[str]:
-    """Of the files of an entry: an id that was damaged may be one that no embedding has."""
+    """Hashes of the files of an entry: a damaged token id could be beyond the vocabulary."""
     return [*hash_files([entry / TOKENS, entry / COLUMNS]).values()]
 
 
 def content_key(file: Path, **depends_on: Any) -> str:
-    """The name of the entry for a file; `depends_on` is everything else that decides over it."""
+    """The key of the entry for a file, and everything else it `depends_on`."""
     with file.open("rb") as opened:
         content = file_digest(opened, "sha256").hexdigest()
     what = {"content": content, "ending": "".join(file.suffixes), "code": _code_version()}
@@ -117,13 +117,13 @@ def content_key(file: Path, **depends_on: Any) -> str:
 def tokenizer_key(tokenizer: Any) -> str:
     """A hash of a tokenizer: vocabulary, merges, rules, special tokens and chat template."""
     backend = tokenizer.backend_tokenizer
-    # These are set by every call, and are no part of what the tokenizer is.
+    # Every call sets these; they are not part of the tokenizer.
     backend.no_padding()
     backend.no_truncation()
     parts = [backend.to_str(), json.dumps(tokenizer.chat_template, sort_keys=True)]
     parts.append(json.dumps(tokenizer.special_tokens_map, sort_keys=True, default=str))
     if "strftime_now" in parts[1]:
-        # Llama 3.1's template writes the day into every conversation.
+        # Llama 3.1's template writes today's date into every conversation.
         parts.append(date.today().isoformat())
     return sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest()
 

@@ -1,6 +1,6 @@
-"""Tokenized examples in flat files: a million of them are read from disk, not held in memory."""
+"""Tokenized examples in flat files: read from disk one by one, never all in memory."""
 
-# E = examples, T = tokens of all of them
+# E = examples, T = tokens of all examples
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -24,21 +24,21 @@ Flags = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Traits:
-    """What is known of an example besides its tokens."""
+    """Facts about an example besides its tokens."""
 
     content: int
     """64-bit hash of the conversation: equal for exact duplicates."""
     prompt: int
-    """64-bit hash of everything before the last answer; that of the content for a document."""
+    """64-bit hash of everything before the last reply; for a document that of its content."""
     oddities: int
-    """Flags of findings.py: characters that hint at damage."""
+    """Flags of quality.py: characters that hint at damage."""
 
 
 class ExampleWriter:
-    """Writes examples one after the other; `finish` makes them readable.
+    """Writes examples into an empty folder; `finish` makes them readable.
 
-    A token is stored as its id, a target as the complement of its id, which is negative: so one
-    array holds ids and labels. `folder` has to exist and to be empty.
+    One array holds ids and labels: a target is stored as the complement of its id, which is
+    negative.
     """
 
     def __init__(self, folder: Path, vocabulary_size: int) -> None:
@@ -49,7 +49,7 @@ class ExampleWriter:
         self.num_tokens = 0
 
     def add(self, examples: Sequence[TokenizedParts], traits: Sequence[Traits]) -> int:
-        """Append examples of one data file, and what is known of each; return their targets."""
+        """Append examples of one data file with their traits; return the number of targets."""
         if not examples:
             return 0
         parts = [part for example in examples for part in example.parts]
@@ -58,7 +58,7 @@ class ExampleWriter:
         lengths_E = np.diff(ends_E, prepend=0)
         learned = [number % 2 == 1 for example in examples for number in range(len(example.parts))]
         is_target_T = np.repeat(learned, list(map(len, parts)))
-        # Nothing stands before the first token that could predict it.
+        # Nothing predicts the first token.
         is_target_T[ends_E - lengths_E] = False
         self.file.write(np.where(is_target_T, ~ids_T, ids_T).tobytes())
         self._append("ends", ends_E + self.num_tokens)
@@ -89,14 +89,14 @@ class ExampleWriter:
 
 
 class StoredFile:
-    """The examples of one data file, as an `ExampleWriter` left them."""
+    """The examples of one data file, written by an `ExampleWriter`."""
 
     def __init__(self, folder: Path, file: Path) -> None:
         self.file = file
         with np.load(folder / COLUMNS) as columns:
             dtype = np.dtype(str(columns["dtype"]))
             self.columns = {name: columns[name] for name in columns.files if name != "dtype"}
-        # An empty file cannot be mapped.
+        # An empty file cannot be memory-mapped.
         self.tokens_T: Column = (
             np.memmap(folder / TOKENS, dtype, mode="r") if len(self) else np.empty(0, dtype)
         )
@@ -105,7 +105,7 @@ class StoredFile:
         return len(self.columns.get("ends", ()))
 
     def example(self, index: int) -> TokenizedExample:
-        """The example of that number, counted from 0."""
+        """The example at an index."""
         end = int(self.columns["ends"][index])
         stored = np.asarray(self.tokens_T[end - int(self.columns["lengths"][index]) : end])
         is_target = stored < 0
@@ -116,7 +116,7 @@ class StoredFile:
 
 
 class Examples(Sequence[TokenizedExample]):
-    """Examples of several files, in an order of their own."""
+    """Examples of several files, in any order."""
 
     def __init__(self, files: Sequence[StoredFile], file_E: Column, index_E: Column) -> None:
         self.files = tuple(files)
@@ -125,7 +125,7 @@ class Examples(Sequence[TokenizedExample]):
 
     @classmethod
     def of(cls, files: Sequence[StoredFile]) -> "Examples":
-        """All examples of the files, in order."""
+        """All examples of the files, file by file."""
         counts = [len(file) for file in files]
         file_E = np.repeat(np.arange(len(files), dtype=np.int32), counts)
         index_E = np.concatenate([np.arange(count, dtype=np.int64) for count in (*counts, 0)])
@@ -133,7 +133,7 @@ class Examples(Sequence[TokenizedExample]):
 
     @classmethod
     def joined(cls, parts: Iterable["Examples"]) -> "Examples":
-        """The examples of all parts, in order."""
+        """The examples of all parts, one after the other."""
         parts = list(parts)
         offsets = np.cumsum([0, *(len(part.files) for part in parts)])
         nothing = np.empty(0, np.int64)
@@ -142,39 +142,39 @@ class Examples(Sequence[TokenizedExample]):
         index_E = [part.index_E for part in parts]
         return cls(files, np.concatenate([nothing, *file_E]), np.concatenate([nothing, *index_E]))
 
-    def select(self, places: NDArray[Any]) -> "Examples":
-        """Some of the examples, by their places here."""
-        return Examples(self.files, self.file_E[places], self.index_E[places])
+    def select(self, indices: NDArray[Any]) -> "Examples":
+        """The examples at these indices."""
+        return Examples(self.files, self.file_E[indices], self.index_E[indices])
 
     def __len__(self) -> int:
         return len(self.index_E)
 
     @overload
-    def __getitem__(self, place: int) -> TokenizedExample: ...
+    def __getitem__(self, index: int) -> TokenizedExample: ...
     @overload
-    def __getitem__(self, place: slice) -> "Examples": ...
-    def __getitem__(self, place: int | slice) -> "TokenizedExample | Examples":
-        if isinstance(place, slice):
-            return self.select(np.arange(len(self))[place])
-        return self.files[self.file_E[place]].example(int(self.index_E[place]))
+    def __getitem__(self, index: slice) -> "Examples": ...
+    def __getitem__(self, index: int | slice) -> "TokenizedExample | Examples":
+        if isinstance(index, slice):
+            return self.select(np.arange(len(self))[index])
+        return self.files[self.file_E[index]].example(int(self.index_E[index]))
 
-    def origin(self, place: int) -> Origin:
-        """Where an example comes from, without reading its tokens."""
-        file = self.files[self.file_E[place]]
-        return Origin(file.file, int(file.columns["rows"][self.index_E[place]]))
+    def origin(self, index: int) -> Origin:
+        """The origin of an example, without reading its tokens."""
+        file = self.files[self.file_E[index]]
+        return Origin(file.file, int(file.columns["rows"][self.index_E[index]]))
 
     @cached_property
     def lengths(self) -> Column:
-        """Tokens of each example, shape [E]."""
+        """Number of tokens of each example, shape [E]."""
         return self.column("lengths")
 
     @cached_property
     def num_targets(self) -> Column:
-        """Targets of each example, shape [E]."""
+        """Number of targets of each example, shape [E]."""
         return self.column("num_targets")
 
     def column(self, name: str) -> Column:
-        """One trait of every example, shape [E]: see `Traits`."""
+        """A fact about every example, shape [E]; see `Traits`."""
         whole = np.zeros(len(self), np.uint64 if name in ("contents", "prompts") else np.int64)
         for number, file in enumerate(self.files):
             here_E = self.file_E == number

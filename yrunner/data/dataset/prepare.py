@@ -1,4 +1,4 @@
-"""From data files to tokenized examples, with the fate of every row."""
+"""Prepare data files: read, tokenize and store their rows, or find them in the cache."""
 
 import gc
 from collections import deque
@@ -23,26 +23,26 @@ from yrunner.errors import DataError
 
 ROWS_AT_ONCE = 2048
 CHARACTERS_AT_ONCE = 2_000_000
-"""Enough to keep all cores busy; their tokens, as Python's numbers, take about 100 MB."""
-OBJECTS_BETWEEN_SEARCHES = 100_000
+"""Enough to keep all cores busy; their tokens, as Python ints, take about 100 MB."""
+OBJECTS_BETWEEN_COLLECTIONS = 100_000
 
 
 @dataclass(frozen=True)
 class Source:
-    """Data files that belong together, and how much of them is used."""
+    """An entry of `data.train` or `data.validation`: its files, and how much of them to use."""
 
     files: tuple[Path, ...]
     purpose: Literal["train", "validation"] = "train"
     reading: Reading = field(default_factory=Reading)
     take: int | None = None
-    """So many of their examples, chosen at random; None: all."""
+    """Number of examples to use, chosen at random; None for all."""
     share: float | None = None
-    """Or such a share of them."""
+    """Or the share of examples to use."""
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What makes an example of a row, and when a row is refused."""
+    """How rows become examples, and when a row is refused."""
 
     max_length: int
     too_long: Literal["refuse", "drop", "cut", "split"] = "refuse"
@@ -63,10 +63,9 @@ def prepare(
 ) -> Prepared:
     """Read and tokenize every source, or find it in the cache.
 
-    `advance` is told of the bytes of the files that were done, whether read or found. Raises
-    `DataError` where a file cannot be read, and `ModelError` where the tokenizer or its chat
-    template is of no use. Faulty rows raise nothing before `Prepared.check`, so that the fate of
-    every row can be shown first.
+    `advance` counts the bytes of cached files, too. Raises `DataError` if a file cannot be read,
+    and `ModelError` if the tokenizer or its chat template cannot be used. Invalid rows raise only
+    in `Prepared.check`, after what became of every row can be shown.
     """
     prepared = Prepared()
     options = _deciding_options(tokenizer, rules)
@@ -84,7 +83,7 @@ def prepare(
 
 
 def check_conversations(sources: Sequence[Source], rules: Rules) -> None:
-    """Raise what `prepare` and `Prepared.check` would for rows that no tokenizer could save."""
+    """Raise what `Prepared.check` would for rows that are invalid with any tokenizer."""
     refusals = [
         row
         for source in sources
@@ -96,11 +95,11 @@ def check_conversations(sources: Sequence[Source], rules: Rules) -> None:
 
 
 def _deciding_options(tokenizer: Any, rules: Rules) -> dict[str, Any]:
-    """What decides, besides a file and how it is read, over the examples that it makes."""
+    """What the examples of a file depend on, besides its content and how it is read."""
     options = asdict(rules)
-    for unimportant in ("invalid", "texts_allowed"):
-        del options[unimportant]
-    # Refused or dropped, the examples are the same.
+    for irrelevant in ("invalid", "texts_allowed"):
+        del options[irrelevant]
+    # "refuse" and "drop" make the same examples.
     options["too_long"] = rules.too_long if rules.too_long in ("cut", "split") else None
     return options | {"tokenizer": tokenizer_key(tokenizer)}
 
@@ -119,7 +118,7 @@ def _prepare_file(
     entry = cache.find(key)
     if entry is None:
         with cache.writing() as partial:
-            # Else rows of one content would be kept under the hash of another.
+            # Otherwise an entry could hold the rows of other content than its key says.
             with unchanged(states):
                 opened = _read_allowed(file, source.reading, rules, advance)
                 report = FileReport(file, source.purpose, opened.format, list(opened.unread))
@@ -140,7 +139,7 @@ def _write_examples(
     folder: Path,
     report: FileReport,
 ) -> None:
-    """Tokenize the rows of a file into `folder`, and note the fate of each in its report."""
+    """Tokenize the rows of a file into `folder`, and report what became of each."""
     writer = ExampleWriter(folder, len(tokenizer))
     rendered: deque[list[Conversation]] = deque()
 
@@ -165,7 +164,7 @@ def _write_examples(
 
 
 def _chunks(rows: Iterator[Conversation | Refusal]) -> Iterator[list[Conversation | Refusal]]:
-    """Rows that are tokenized together: many short ones, few long ones."""
+    """Rows to tokenize together: many short ones or few long ones."""
     chunk: list[Conversation | Refusal] = []
     num_characters = 0
     for row in rows:
@@ -181,13 +180,13 @@ def _chunks(rows: Iterator[Conversation | Refusal]) -> Iterator[list[Conversatio
 
 @contextmanager
 def _rare_garbage_collection() -> Iterator[None]:
-    """Look for reference cycles less often.
+    """Collect garbage less often.
 
-    Rows make many lists and hardly a cycle, and each search walks through all imported libraries:
-    a sixth of the time of 20,000 rows.
+    Rows make many lists and hardly a reference cycle, yet each collection visits the objects of all
+    imported libraries: a sixth of the time of 20,000 rows.
     """
     thresholds = gc.get_threshold()
-    gc.set_threshold(OBJECTS_BETWEEN_SEARCHES, *thresholds[1:])
+    gc.set_threshold(OBJECTS_BETWEEN_COLLECTIONS, *thresholds[1:])
     try:
         yield
     finally:
@@ -225,9 +224,9 @@ def _write_chunk(
 
 
 def fit(example: TokenizedParts, rules: Rules, *, is_text: bool) -> list[TokenizedParts]:
-    """The example within the longest length, in pieces where it may be split.
+    """The example, truncated or split to `rules.max_length`.
 
-    Raises `FaultyRow` where it cannot be used.
+    Raises `FaultyRow` if it cannot be used.
     """
     length = len(example)
     if length <= rules.max_length:
@@ -235,22 +234,22 @@ def fit(example: TokenizedParts, rules: Rules, *, is_text: bool) -> list[Tokeniz
     elif rules.too_long == "cut":
         pieces = [example.cut(0, rules.max_length)]
     elif rules.too_long == "split" and is_text:
-        # A piece begins with the last token of the one before: its own first is no target.
+        # A piece starts with the last token of the previous one: its first token is no target.
         starts = range(0, length - 1, rules.max_length - 1)
         pieces = [example.cut(start, start + rules.max_length) for start in starts]
     else:
-        reason = f"has {length:,} tokens, data.max_length is {rules.max_length:,}"
+        reason = f"has {length:,} tokens; data.max_length is {rules.max_length:,}"
         raise FaultyRow(reason, "too_long")
     if not any(piece.has_targets for piece in pieces):
-        reason = "no token is left to learn"
+        reason = "has no targets"
         if length > rules.max_length:
-            reason += f" of its {length:,} when it is cut to data.max_length {rules.max_length:,}"
+            reason += f" in the first {rules.max_length:,} of its {length:,} tokens"
         raise FaultyRow(reason, "no_targets")
     return pieces
 
 
 def _take(examples: Examples, source: Source, seed: str) -> Examples:
-    """As many of the examples as the source asks for, in their order."""
+    """The number of examples that the source uses, in their order."""
     if source.take is None and source.share is None:
         return examples
     number = source.take or max(1, round(len(examples) * (source.share or 0)))
@@ -259,14 +258,14 @@ def _take(examples: Examples, source: Source, seed: str) -> Examples:
         raise DataError(
             source.files[0] if len(source.files) == 1 else Path(names),
             f"take is {number:,}, but only {num_rows(len(examples))} can be used",
-            remedy="lower take, or remove it to use all",
+            remedy="lower take, or remove it to use all rows",
         )
     generator = np.random.default_rng([*seed.encode()])
     return examples.select(np.sort(generator.permutation(len(examples))[:number]))
 
 
 def _read_allowed(file: Path, reading: Reading, rules: Rules, advance: Advance | None) -> ReadFile:
-    """`read_conversations`, but for files of texts where the rules do not allow them."""
+    """`read_conversations`, but refuse plain texts if the rules do not allow them."""
     opened = read_conversations(file, reading, advance)
     _check_texts_allowed(file, opened.format, rules)
     return opened
@@ -276,6 +275,6 @@ def _check_texts_allowed(file: Path, format_name: str, rules: Rules) -> None:
     if format_name == "text" and not rules.texts_allowed:
         raise DataError(
             file,
-            "holds plain texts, which train.stage sft does not learn from",
+            "has plain texts, which train.stage sft does not train on",
             remedy="set train.stage to cpt",
         )

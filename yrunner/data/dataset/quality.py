@@ -1,11 +1,8 @@
-"""What stands out among sound rows: doubles, contradictions, leaks into validation, damage.
-
-Rows to read side by side: other answers to one prompt, exact and near duplicates.
-"""
+"""Find possible faults among valid rows: duplicates, contradictions, leaks, damaged text."""
 
 # E = examples of all files
 
-# E = examples, S = shingles of all of them, H = hash functions
+# S = shingles of all examples, H = hash functions
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -37,21 +34,21 @@ SCRIPTS: Mapping[str, tuple[tuple[int, int], ...]] = {
     "Arabic": ((0x600, 0x6FF),),
     "digits": ((0x30, 0x39),),
 }
-"""First and last code point of the letters that are counted, by script."""
+"""Ranges of code points, by script; both ends are included."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that a person may want to look at; the rows are learned from all the same."""
+    """Something worth a look; the rows are trained on all the same."""
 
     what: str
     count: int
     places: tuple[Origin, ...]
-    """The first of them."""
+    """The first rows of this kind."""
 
 
 def traits_of(conversation: Conversation, part: int = 0) -> Traits:
-    """What is kept of a conversation, or of a part of a long document, to find it again."""
+    """The traits of a conversation, or of one part of a split document."""
     *before, last = conversation.messages
     hashed = blake2b("".join(map(_written, before)).encode(), digest_size=8)
     if conversation.tools:
@@ -71,9 +68,8 @@ def _written(message: Message) -> str:
 
 
 def count_scripts(texts: list[str]) -> dict[str, int]:
-    """Letters of each script in the texts together, and digits."""
+    """Number of letters of each script in the texts, and of digits."""
     codes = np.frombuffer("".join(texts).encode("utf-32-le"), np.uint32)
-    # Only the blocks that occur are compared: a text is mostly of one script.
     counts = np.bincount(codes) if len(codes) else np.zeros(1, np.int64)
     return {
         script: int(sum(counts[first : last + 1].sum() for first, last in ranges))
@@ -82,7 +78,7 @@ def count_scripts(texts: list[str]) -> dict[str, int]:
 
 
 def find(train: Examples, validation: Examples) -> list[Finding]:
-    """Everything that stands out, as far as it occurs."""
+    """Every kind of finding that occurs."""
     return [finding for finding in _all_findings(train, validation) if finding.count]
 
 
@@ -90,9 +86,11 @@ def _all_findings(train: Examples, validation: Examples) -> Iterator[Finding]:
     contents_E, prompts_E = train.column("contents"), train.column("prompts")
     repeated_E = _repeated(contents_E)
     yield _finding("exact duplicates in train", train, repeated_E)
-    yield _finding("conflicting answers to one prompt", train, _in_conflict(contents_E, prompts_E))
+    yield _finding(
+        "different answers to the same prompt", train, _in_conflict(contents_E, prompts_E)
+    )
     both_E = np.isin(validation.column("contents"), contents_E)
-    yield _finding("validation rows that stand in train too", validation, both_E)
+    yield _finding("validation rows that are also in train", validation, both_E)
     for name, examples in (("train", train), ("validation", validation)):
         oddities_E = examples.column("oddities")
         yield _finding(
@@ -108,7 +106,7 @@ def _finding(what: str, examples: Examples, here_E: Flags) -> Finding:
 
 
 def _repeated(contents_E: Column) -> Flags:
-    """True for every row that an earlier one equals."""
+    """True for every row that equals an earlier one."""
     _, first = np.unique(contents_E, return_index=True)
     repeated_E = np.ones(len(contents_E), bool)
     repeated_E[first] = False
@@ -116,7 +114,7 @@ def _repeated(contents_E: Column) -> Flags:
 
 
 def _in_conflict(contents_E: Column, prompts_E: Column) -> Flags:
-    """True for every row whose prompt has another answer elsewhere."""
+    """True for every row whose prompt has a different answer elsewhere."""
     pairs = np.unique(np.stack([prompts_E, contents_E], axis=1), axis=0)
     prompts, num_answers = np.unique(pairs[:, 0], return_counts=True)
     return np.isin(prompts_E, prompts[num_answers > 1])
@@ -125,34 +123,33 @@ def _in_conflict(contents_E: Column, prompts_E: Column) -> Flags:
 PairKind = Literal["conflict", "duplicate", "near"]
 
 SHINGLE = 3
-"""Neighbouring tokens that count as one: two texts are alike where they share many of these."""
+"""Consecutive tokens in a shingle."""
 NUM_BANDS, BAND = 8, 8
-"""Of 64 hashes, 8 of any band have to agree: 99 % of the pairs that are 0.9 alike are found, 77 %
-of those that are 0.8 alike."""
+"""Of 64 MinHashes, all 8 of a band must agree: this finds 99 % of the pairs with a similarity of
+0.9, and 77 % of those with 0.8."""
 LEAST_LIKENESS = 0.8
-"""Shared shingles over all shingles of both, from which on two rows are near duplicates."""
+"""Jaccard similarity from which two rows are near duplicates."""
 
 Hashes = NDArray[np.uint64]
 
 
 @dataclass(frozen=True)
 class RowPair:
-    """Two rows that say the same, or contradict each other."""
+    """Two rows that duplicate or contradict each other."""
 
     kind: PairKind
     first: int
     """Index of the earlier row."""
     second: int
     likeness: float
-    """Share of their shingles that both have; 1 for exact duplicates."""
+    """Jaccard similarity of their shingles; 1 for exact duplicates."""
 
 
 def find_pairs(examples: Examples) -> list[RowPair]:
-    """All conflicts and exact duplicates, each paired with the first of its kind, in their order;
-    then near duplicates, the most alike first.
+    """Conflicts and exact duplicates, each paired with the first such row, then near duplicates.
 
-    Near duplicates are found by hashing, in time that is linear in the tokens: a few are missed,
-    and of a large group not every row is paired with every other.
+    Near duplicates are sorted by similarity. They are found by MinHash, in time linear in the
+    tokens: a few are missed, and in a large group not every row is paired with every other.
     """
     contents, prompts = (examples.column(name).tolist() for name in ("contents", "prompts"))
     start = count_common_start(examples)
@@ -176,10 +173,10 @@ def find_pairs(examples: Examples) -> list[RowPair]:
 
 
 def count_common_start(examples: Examples) -> int:
-    """Tokens that all examples begin with, such as a system prompt."""
+    """Number of tokens that all examples start with, such as a system prompt."""
     common: list[int] = examples[0].input_ids if len(examples) else []
     for example in examples:
-        # Most examples share all that is left: then one comparison is enough.
+        # Most examples share all of it: then one comparison is enough.
         if example.input_ids[: len(common)] != common:
             both = zip(common, example.input_ids, strict=False)
             common = common[: next((n for n, (one, other) in enumerate(both) if one != other), 0)]
@@ -189,8 +186,7 @@ def count_common_start(examples: Examples) -> int:
 def _same_key(
     kind: PairKind, keys: Sequence[int], contents: Sequence[int] | None = None
 ) -> Iterator[tuple[PairKind, int, int]]:
-    """The first row of each key with every later one; only with other contents if they are given,
-    and each content once."""
+    """The first row of each key with every later one; given contents, one row per content."""
     first_of: dict[int, int] = {}
     met: set[tuple[int, int]] = set()
     for index, key in enumerate(keys):
@@ -204,7 +200,7 @@ def _same_key(
 
 
 def _shingles(ids: NDArray[Any]) -> Hashes:
-    """A hash of every three neighbouring tokens, each once, in order of size."""
+    """The hashes of all shingles, unique and sorted."""
     if len(ids) < SHINGLE:
         return np.empty(0, np.uint64)
     windows = np.lib.stride_tricks.sliding_window_view(ids.astype(np.uint64), SHINGLE)
@@ -214,7 +210,7 @@ def _shingles(ids: NDArray[Any]) -> Hashes:
 
 
 def _candidates(rows: Sequence[int], shingles: Sequence[Hashes]) -> set[tuple[int, int]]:
-    """Rows that agree in a whole band of their smallest hashes, each with the one before it."""
+    """Pairs of rows with an equal band of MinHashes; each row with the previous one."""
     if not rows:
         return set()
     sizes = [len(shingles[row]) for row in rows]
@@ -237,7 +233,7 @@ def _odd_numbers(count: int, seed: int) -> Hashes:
 
 
 def _likeness(left: Hashes, right: Hashes) -> float:
-    """Jaccard's index of two sets of shingles; 1 where both are too short to have any."""
+    """Jaccard similarity of two sets of shingles; 1 if both are empty."""
     num_shared = len(np.intersect1d(left, right, assume_unique=True))
     num_all = len(left) + len(right) - num_shared
     return num_shared / num_all if num_all else 1.0

@@ -1,7 +1,4 @@
-"""Rows that are not learned from: why, and the sentence that stops a run because of them.
-
-The fate of every row: kept, or left out for a reason that is written down.
-"""
+"""What became of every row: kept, or refused for a reason."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -16,22 +13,22 @@ from yrunner.errors import Origin
 SHOWN_REFUSALS = 10
 
 KIND_WORDS: dict[FaultKind, str] = {
-    "unreadable": "cannot be read",
+    "unreadable": "unreadable",
     "not_an_object": "not an object",
     "missing_field": "missing field",
     "wrong_type": "wrong type",
     "empty": "empty",
     "roles": "roles out of order",
-    "characters": "broken characters",
-    "template": "the chat template cannot render it",
-    "no_targets": "nothing to learn",
+    "characters": "unpaired surrogates",
+    "template": "rejected by the chat template",
+    "no_targets": "no targets",
     "too_long": "too long",
 }
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """A row that is not learned from."""
+    """A row that is not trained on."""
 
     origin: Origin
     kind: FaultKind
@@ -42,7 +39,7 @@ class Refusal:
 
     @property
     def key(self) -> str:
-        """The key of the recipe's `data` that decides what a row of this kind does to the run."""
+        """The key of the recipe's `data` section that says what to do with such a row."""
         return "too_long" if self.kind == "too_long" else "invalid"
 
 
@@ -52,9 +49,9 @@ def num_rows(number: int) -> str:
 
 
 def describe_refusals(refusals: Sequence[Refusal], summary: str) -> str:
-    """The first row of each reason with the number of rows that share it, and the summary.
+    """The first row of each reason, the number of rows that share it, and the summary.
 
-    It stands last, because the remedy follows it.
+    The summary comes last, so that a remedy can follow it.
     """
     alike: dict[tuple[Path, str], list[Refusal]] = {}
     for refusal in refusals:
@@ -62,7 +59,7 @@ def describe_refusals(refusals: Sequence[Refusal], summary: str) -> str:
     groups = list(alike.values())
     lines = []
     for first, *others in groups[:SHOWN_REFUSALS]:
-        lines.append(f"{first}{f' (and {num_rows(len(others))} more like it)' if others else ''}")
+        lines.append(f"{first}{f' (and {num_rows(len(others))} like it)' if others else ''}")
     num_hidden = sum(len(group) for group in groups[SHOWN_REFUSALS:])
     if num_hidden:
         lines.append(f"... and {num_rows(num_hidden)} more")
@@ -75,55 +72,55 @@ def _counts(refusals: Sequence[Refusal]) -> str:
 
 
 def refusal_remedy(refusals: Sequence[Refusal]) -> str:
-    """What a person can do about these rows."""
+    """What the user can do about these rows."""
     keys = {refusal.key for refusal in refusals}
     remedies = []
     if "invalid" in keys:
-        remedies.append("mend the rows, or leave them out with data.invalid: drop")
+        remedies.append("fix the rows, or drop them with data.invalid: drop")
     if "too_long" in keys:
         remedies.append(
-            "raise data.max_length, or leave long rows out with data.too_long: drop, "
-            "or cut their ends off with data.too_long: cut"
+            "raise data.max_length, or drop long rows with data.too_long: drop, "
+            "or truncate them with data.too_long: cut"
         )
     return "; ".join(remedies)
 
 
 @dataclass
 class FileReport:
-    """What became of one file. `rows` is the sum of `kept` and the refusals."""
+    """What became of the rows of one file: `rows` is `kept` plus the number of `refusals`."""
 
     file: Path
     purpose: str
     """`train` or `validation`."""
     format: str
     unread: list[str] = field(default_factory=list)
-    """Columns of the file that say nothing in this format."""
+    """Columns of the file that its format does not read."""
     rows: int = 0
     kept: int = 0
-    """Rows that can be learned from."""
+    """Rows that can be trained on."""
     examples: int = 0
-    """Examples that they make: more than rows where long texts are split."""
+    """Examples made of the kept rows: more than rows if long texts are split."""
     cut: int = 0
-    """Rows that were cut to the longest length; they are among the kept ones."""
+    """Kept rows that were truncated to `data.max_length`."""
     not_taken: int = 0
-    """Examples that `take` or `share` leaves out."""
+    """Examples left out by `take` or `share`."""
     set_aside: int = 0
-    """Examples that `validation_share` moves to validation."""
+    """Examples moved to validation by `validation_share`."""
     tokens: int = 0
     targets: int = 0
     scripts: Counter[str] = field(default_factory=Counter)
-    """Letters of each script in what is kept."""
+    """Letters of each script in the kept rows."""
     refusals: list[Refusal] = field(default_factory=list)
     from_cache: bool = False
-    """Whether the file had been prepared before."""
+    """Whether the examples come from the cache."""
 
     @property
     def refused_by_kind(self) -> dict[str, int]:
-        """Rows left out, counted by kind."""
+        """Number of refused rows of each kind."""
         return dict(Counter(refusal.kind for refusal in self.refusals))
 
     def as_json(self) -> dict[str, Any]:
-        """Everything but what `from_json` is told again."""
+        """The content of a cache entry's report; `from_json` reads it."""
         own = ("file", "purpose", "refusals", "from_cache", "not_taken", "set_aside")
         content = {key: value for key, value in vars(self).items() if key not in own}
         rows = [[refusal.origin.row, refusal.kind, refusal.reason] for refusal in self.refusals]
@@ -131,7 +128,7 @@ class FileReport:
 
     @classmethod
     def from_json(cls, content: dict[str, Any], file: Path, purpose: str) -> "FileReport":
-        """Read what `as_json` gave; the same content may stand in a file of another name."""
+        """Read the result of `as_json`; the file may have another name now."""
         refusals = [
             Refusal(Origin(file, row), kind, reason) for row, kind, reason in content["refusals"]
         ]

@@ -1,4 +1,4 @@
-"""What a run learns from and is watched on, and the check that nothing stands in its way."""
+"""The training and validation examples of a run."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,30 +22,30 @@ Policy = Literal["refuse", "drop", "cut", "split"]
 
 
 def no_examples() -> Examples:
-    """Examples of no file."""
+    """No examples."""
     return Examples.of([])
 
 
 @dataclass
 class Prepared:
-    """Everything that a run learns from, is watched on, and left out."""
+    """The examples of a run, and what became of every row."""
 
     train: Examples = field(default_factory=no_examples)
     validation: Examples = field(default_factory=no_examples)
     reports: list[FileReport] = field(default_factory=list)
 
     def add(self, purpose: Literal["train", "validation"], examples: Examples) -> None:
-        """Put more examples behind those that are there."""
+        """Append examples."""
         setattr(self, purpose, Examples.joined([getattr(self, purpose), examples]))
 
     def set_validation_aside(self, share: float, seed: int) -> None:
-        """Move a random share of the training examples to validation, at least one of each.
+        """Move a random share of the training examples to validation: at least one, never all.
 
-        Raises `YRunnerError` where there are fewer than two.
+        Raises `YRunnerError` if there are fewer than two.
         """
         if len(self.train) < 2:
             raise YRunnerError(
-                "data.validation_share needs two rows or more, one to learn from and one to "
+                "data.validation_share needs at least two rows, one to train on and one to "
                 f"validate on; there is {len(self.train)}",
                 remedy="add rows, or remove data.validation_share",
             )
@@ -62,37 +62,35 @@ class Prepared:
 
     @cached_property
     def findings(self) -> list[Finding]:
-        """What stands out among the rows, see findings.py."""
+        """Possible faults among the rows, see quality.py."""
         return find(self.train, self.validation)
 
     def check(self, *, too_long: Policy, invalid: Policy) -> None:
-        """Raise `YRunnerError` with the counts and the first faulty rows where the rules stop the
-        run, or where nothing is left to learn from or to validate on.
-        """
+        """Raise `YRunnerError` if the rules refuse a row, or no row is left for a purpose."""
         refusals = [row for report in self.reports for row in report.refusals]
         stop_on(refusals, too_long=too_long, invalid=invalid)
-        self._check_something_is_left("train", self.train, "to learn from")
-        self._check_something_is_left("validation", self.validation, "to validate on")
+        self._check_any_left("train", self.train, "to train on")
+        self._check_any_left("validation", self.validation, "to validate on")
 
-    def _check_something_is_left(self, purpose: str, examples: Examples, use: str) -> None:
+    def _check_any_left(self, purpose: str, examples: Examples, use: str) -> None:
         reports = [report for report in self.reports if report.purpose == purpose]
         if len(examples) or not reports:
             return
         refusals = [row for report in reports for row in report.refusals]
         too_long = any(refusal.kind == "too_long" for refusal in refusals)
         raise YRunnerError(
-            describe_refusals(refusals, f"no row is left {use}"),
-            remedy="mend the rows, or raise data.max_length" if too_long else "mend the rows",
+            describe_refusals(refusals, f"no rows are left {use}"),
+            remedy="fix the rows, or raise data.max_length" if too_long else "fix the rows",
         )
 
 
 def stop_on(refusals: Sequence[Refusal], *, too_long: Policy, invalid: Policy) -> None:
-    """Raise `YRunnerError` where the recipe stops a run for one of these rows."""
+    """Raise `YRunnerError` if the recipe does not drop these rows."""
     policy = {"too_long": too_long, "invalid": invalid}
-    # What cannot be cut or split (a conversation that is too long to be split) stops the run, too.
+    # Under cut and split only rows that these cannot shorten are refused; they stop the run, too.
     stopping = [refusal for refusal in refusals if policy[refusal.key] != "drop"]
     if stopping:
         raise YRunnerError(
-            describe_refusals(stopping, f"{num_rows(len(stopping))} cannot be learned from"),
+            describe_refusals(stopping, f"{num_rows(len(stopping))} cannot be used"),
             remedy=refusal_remedy(stopping),
         )

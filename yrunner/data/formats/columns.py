@@ -1,4 +1,4 @@
-"""The columns of a row: under which name a value stands, and how a message names what it is."""
+"""Columns of a row: their names, their values, and how messages describe these."""
 
 from collections.abc import Mapping, Sequence
 from types import NoneType
@@ -20,12 +20,12 @@ TYPE_NAMES: dict[type, str] = {
 
 
 def type_name(value: Any) -> str:
-    """What kind of value it is, in the words of JSON."""
+    """The type of a value in the words of JSON."""
     return TYPE_NAMES.get(type(value), type(value).__name__)
 
 
 def shown(text: str) -> str:
-    """A text of the user's, short and printable enough for a message."""
+    """A text from a data file, short and printable enough for a message."""
     if len(text) > SHOWN_CHARACTERS:
         text = f"{text[:SHOWN_CHARACTERS]}..."
     return "".join(
@@ -35,22 +35,22 @@ def shown(text: str) -> str:
 
 
 def quoted(value: Any) -> str:
-    """A text in quotes, and of any other value what kind it is."""
+    """A text in quotes, or the type of any other value."""
     return f'"{shown(value)}"' if isinstance(value, str) else type_name(value)
 
 
 def is_absent(value: Any) -> bool:
-    """Whether there is no value: json leaves the key out, parquet has null, csv an empty cell."""
+    """Whether a value is missing: JSON omits the key, parquet has null, csv an empty cell."""
     return value is None or (not value and isinstance(value, (str, list, dict)))
 
 
 def renamed(
     row: Mapping[str, Any], columns: Mapping[str, str], synonyms: Sequence[tuple[str, ...]]
 ) -> dict[str, Any]:
-    """The row under the format's names: `columns` maps the format's name to the file's.
+    """The row with the format's column names; `columns` maps these to the file's names.
 
-    A name that is mapped never falls back to the file's column of that very name, nor to one of
-    its `synonyms`, the groups of names that mean the same.
+    A mapped name never falls back to the file's own column of that name, nor to one of its
+    `synonyms`: groups of names with the same meaning.
     """
     mapped = {*columns, *columns.values()}
     for names in synonyms:
@@ -61,20 +61,20 @@ def renamed(
 
 
 def filled(row: Mapping[str, Any], names: Sequence[str]) -> str:
-    """The one of these names, of which the row has some, that has a value.
+    """The one of these columns that has a value; the row has at least one of them.
 
-    Raises `FaultyRow` where two have.
+    Raises `FaultyRow` if two have a value.
     """
     found = [name for name in names if not is_absent(row.get(name))]
     if len(found) > 1:
         first, second = found[:2]
-        reason = f'has both "{first}" and "{second}"; to learn from the latter, '
+        reason = f'has both "{first}" and "{second}"; to use the second, '
         raise FaultyRow(f"{reason}set columns: {{{first}: {second}}}", "wrong_type")
     return found[0] if found else next(name for name in names if name in row)
 
 
 def text_of(row: Mapping[str, Any], column: str) -> str:
-    """The text in a column that the row has. Raises `FaultyRow` where it is something else."""
+    """The text in a column of the row. Raises `FaultyRow` for any other value."""
     value = row[column]
     if not isinstance(value, str):
         raise FaultyRow(f'"{column}" is {type_name(value)}, not text', "wrong_type")
@@ -82,15 +82,15 @@ def text_of(row: Mapping[str, Any], column: str) -> str:
 
 
 def check_characters(where: str, text: str) -> None:
-    """Refuse halves of surrogate pairs: JSON can hold them, and no tokenizer or file does.
+    """Raise `FaultyRow` for an unpaired surrogate: JSON allows it, UTF-8 and tokenizers do not.
 
-    Raises `FaultyRow`, which names the place by `where`.
+    `where` names the text in the message.
     """
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise FaultyRow(
-            f"{where}: character {error.start + 1} is {shown(text[error.start])}, half of a "
-            "character that was cut in two",
+            f"{where}: character {error.start + 1} is {shown(text[error.start])}, an unpaired "
+            "surrogate",
             "characters",
         ) from error

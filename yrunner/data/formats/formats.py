@@ -1,7 +1,4 @@
-"""Turn a row into a conversation: one small function for each format people keep their data in.
-
-From the rows of a data file to conversations, in the format that the file is found to have.
-"""
+"""Turn rows into conversations: one small function per data format."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -37,10 +34,10 @@ Messages = tuple[Message, ...]
 
 TURN_COLUMNS = ("conversations", "conversation", "messages", "prompt")
 QUESTION_COLUMNS = ("instruction", "input", "question", "query", *TURN_COLUMNS)
-"""What `output` answers; where none of them is filled, `output` is a text of its own."""
+"""Columns that `output` may answer; if all are empty, `output` is a plain document."""
 
 UNREAD_COLUMNS = ("images", "videos", "audios", "kto_tag")
-"""What LLaMA-Factory reads beside the texts; a row that has it says more than we would learn."""
+"""Columns that LLaMA-Factory reads and yrunner does not: a row with one would lose a part."""
 
 
 def from_alpaca(row: RawRow) -> Messages:
@@ -70,7 +67,7 @@ def from_messages(row: RawRow) -> Messages:
 def from_prompt_response(row: RawRow) -> Messages:
     """`prompt` with `response` or `completion`, each a text or a list of messages.
 
-    As in TRL only the response is learned: replies inside the prompt are context.
+    As in TRL, only the response is trained on: replies inside the prompt are context.
     """
     prompt, answering = row["prompt"], filled(row, ("response", "completion"))
     if isinstance(prompt, str) and isinstance(row[answering], str):
@@ -93,10 +90,10 @@ def from_question_answer(row: RawRow) -> Messages:
 
 
 def from_text(row: RawRow) -> Messages:
-    """A plain document, every token of it is learned: `text`, or `output` without a question."""
+    """A plain document, whose tokens are all targets: `text`, or `output` without a question."""
     column = filled(row, ("text", "output"))
     if column == "output" and _asks(row):
-        raise FaultyRow('has no "text", and its "output" answers a question', "missing_field")
+        raise FaultyRow('has no "text", and "output" answers a question', "missing_field")
     text = text_of(row, column)
     if not text.strip():
         raise FaultyRow(f'"{column}" is empty', "empty")
@@ -105,12 +102,11 @@ def from_text(row: RawRow) -> Messages:
 
 @dataclass(frozen=True)
 class Format:
-    """How the rows of a format are recognized and read."""
+    """How the rows of a format are detected and read."""
 
     read: Callable[[RawRow], Messages]
     needed: tuple[tuple[str, ...], ...]
-    """The columns that a row must have, each by the names that it may bear; `auto` tells the
-    formats apart by them."""
+    """Columns that a row must have, each with its synonyms; `auto` detects the format by them."""
     optional: tuple[str, ...] = ("system", *TOOL_COLUMNS)
 
 
@@ -131,9 +127,9 @@ FORMATS: dict[str, Format] = {
 
 
 def read_row(row: Any, format_name: str, columns: Mapping[str, str]) -> tuple[Messages, Tools]:
-    """The messages of a row, and the tools that it describes.
+    """The messages of a row, and the tools it describes. Raises `FaultyRow`.
 
-    `columns` gives this file's names for the format's. Raises `FaultyRow`.
+    `columns` maps the format's column names to the file's.
     """
     if not isinstance(row, dict):
         raise FaultyRow(f"is {type_name(row)}, not an object with named fields", "not_an_object")
@@ -155,35 +151,34 @@ def read_row(row: Any, format_name: str, columns: Mapping[str, str]) -> tuple[Me
 
 
 def detect_format(rows: Sequence[Any], columns: Mapping[str, str]) -> str:
-    """The one format that most rows with named fields fit. Raises `FaultyRow` when none or two do.
+    """The one format that most rows match. Raises `FaultyRow` if none or several match.
 
-    Most and not all: a faulty row in front must not hide what the file is.
+    Most, not all: an invalid row at the top must not hide the format of the file.
     """
     named = [row for row in rows if isinstance(row, dict)]
     if not named:
-        raise FaultyRow("holds no row with named fields", "not_an_object")
-    fitting = [
+        raise FaultyRow("has no row with named fields", "not_an_object")
+    matching = [
         name
         for name, data_format in FORMATS.items()
-        if sum(_fits(row, data_format, columns) for row in named) * 2 > len(named)
+        if sum(_matches(row, data_format, columns) for row in named) * 2 > len(named)
     ]
     found = ", ".join(sorted({shown(str(key)) for row in named for key in row})[:12])
-    if not fitting:
-        reason = f"fits no format that is known; its columns are {found}"
-        raise FaultyRow(reason, "missing_field")
-    if len(fitting) > 1:
-        reason = f"fits {' and '.join(fitting)}; its columns are {found}"
+    if not matching:
+        raise FaultyRow(f"matches no known format; its columns are {found}", "missing_field")
+    if len(matching) > 1:
+        reason = f"matches {' and '.join(matching)}; its columns are {found}"
         raise FaultyRow(reason, "wrong_type")
-    return fitting[0]
+    return matching[0]
 
 
 def known_columns(format_name: str) -> tuple[str, ...]:
-    """Every column that is read of a row of this format."""
+    """Every column that this format reads."""
     data_format = FORMATS[format_name]
     return (*[name for names in data_format.needed for name in names], *data_format.optional)
 
 
-def _fits(row: RawRow, data_format: Format, columns: Mapping[str, str]) -> bool:
+def _matches(row: RawRow, data_format: Format, columns: Mapping[str, str]) -> bool:
     row = renamed(row, columns, data_format.needed)
     if any(row.keys().isdisjoint(names) for names in data_format.needed):
         return False
@@ -195,12 +190,12 @@ def _asks(row: RawRow) -> bool:
 
 
 def _exchange(row: RawRow, asking: str, question: str, answering: str) -> Messages:
-    """A question and its answer, behind the `history` of the row."""
+    """A question and its answer, after the `history` of the row."""
     answer = text_of(row, answering)
     if not question.strip():
         raise FaultyRow(f'"{asking}" is empty', "empty")
     if not answer.strip():
-        raise FaultyRow(f'"{answering}" is empty, there is nothing to learn', "empty")
+        raise FaultyRow(f'"{answering}" is empty, so there is nothing to train on', "empty")
     exchange = (Message("user", question), Message("assistant", answer))
     history = row.get("history")
     if is_absent(history):
@@ -215,7 +210,7 @@ def _as_turns(value: Any, column: str, role: Literal["user", "assistant"]) -> Me
 
 
 def _with_system(row: RawRow, messages: Messages) -> Messages:
-    """The messages, opened by the `system` column of the row."""
+    """The messages, with the row's `system` column in front."""
     if is_absent(row.get("system")):
         return messages
     system = text_of(row, "system")
@@ -232,7 +227,7 @@ def _check_unread(row: RawRow) -> None:
         return
     for column in UNREAD_COLUMNS:
         if not is_absent(row.get(column)):
-            raise FaultyRow(f'has "{column}", which cannot be learned from', "wrong_type")
+            raise FaultyRow(f'has "{column}", which is not supported', "wrong_type")
 
 
 def _check_characters(messages: Messages) -> None:
@@ -252,30 +247,30 @@ class Reading:
     format: str = "auto"
     columns: Mapping[str, str] = field(default_factory=dict)
     document: Literal["line", "file"] = "line"
-    """What is one document in a txt file."""
+    """Whether each line of a txt file is a document, or the whole file."""
 
 
 @dataclass(frozen=True)
 class ReadFile:
-    """A data file whose format is known; its rows are read as they are asked for, once."""
+    """A data file of known format; iterating its rows reads the file, once."""
 
     format: str
     unread: tuple[str, ...]
-    """Columns of its first rows that say nothing in this format."""
+    """Columns of its first rows that this format does not read."""
     rows: Iterator[Conversation | Refusal]
 
 
 def read_conversations(
     file: Path, reading: Reading = Reading(), advance: Advance | None = None
 ) -> ReadFile:
-    """Open a data file; each of its rows comes as a conversation or as a refusal.
+    """Open a data file; each row becomes a conversation or a refusal.
 
-    `advance` is told of the bytes that were read. Raises `DataError` where the file cannot be read.
+    Raises `DataError` if the file cannot be read.
     """
     rows = read_rows(file, document=reading.document, advance=advance)
     first = list(islice(rows, ROWS_TO_DETECT))
     if not first:
-        raise DataError(file, "holds no rows", remedy="remove it from the recipe")
+        raise DataError(file, "has no rows", remedy="remove it from the recipe")
     format_name = _format_of(first, file, reading)
     conversations = _conversations(chain(first, rows), format_name, reading.columns)
     return ReadFile(format_name, _unread(first, format_name, reading.columns), conversations)
@@ -290,7 +285,7 @@ def _unread(
 
 
 def _format_of(rows: Sequence[FileRow], file: Path, reading: Reading) -> str:
-    """The format of a file. Raises `DataError` where none fits, or not with these columns."""
+    """The format of a file. Raises `DataError` if none matches, or if `columns` does not fit it."""
     format_name = _detect(rows, file, reading) if reading.format == "auto" else reading.format
     known = known_columns(format_name)
     unknown = [name for name in reading.columns if name not in known]
@@ -298,7 +293,7 @@ def _format_of(rows: Sequence[FileRow], file: Path, reading: Reading) -> str:
         raise DataError(
             file,
             f'columns has "{unknown[0]}", but the format {format_name} has {", ".join(known)}',
-            remedy="write columns as the format's name: the file's name",
+            remedy="write columns as {format's name: file's name}",
         )
     return format_name
 
@@ -306,16 +301,14 @@ def _format_of(rows: Sequence[FileRow], file: Path, reading: Reading) -> str:
 def _detect(rows: Sequence[FileRow], file: Path, reading: Reading) -> str:
     origin, first = rows[0]
     if isinstance(first, Damaged) and all(isinstance(row, Damaged) for _, row in rows):
-        raise DataError(
-            origin, str(first), remedy="no other row of the file can be read either; mend it"
-        )
+        raise DataError(origin, str(first), remedy="no other row can be read either; fix the file")
     try:
         return detect_format([row for _, row in rows], reading.columns)
     except FaultyRow as fault:
         raise DataError(
             file,
             str(fault),
-            remedy="set its format in the recipe, or name its columns as in "
+            remedy="set its format in the recipe, or map its columns, for example "
             "columns: {instruction: question, output: answer}",
         ) from fault
 

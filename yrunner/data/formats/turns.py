@@ -1,6 +1,6 @@
-"""Tools and the calls of them, brought into the form that chat templates read: OpenAI's.
+"""Convert tools and tool calls to OpenAI's form, which chat templates read.
 
-Lists of turns to messages: ShareGPT's `from` and `value`, OpenAI's `role` and `content`.
+Read lists of turns: ShareGPT's `from` and `value`, OpenAI's `role` and `content`.
 """
 
 import json
@@ -22,30 +22,30 @@ TOOL_COLUMNS = ("tools", "functions")
 
 
 def find_tools(row: Mapping[str, Any], turn_columns: Sequence[str]) -> Tools:
-    """The tools in a column of a row, or in its first turn, where MiniMind has them.
+    """The tools in a column of a row, or in its first turn (MiniMind).
 
-    Raises `FaultyRow` where they stand in two places, or `read_tools` does.
+    Raises `FaultyRow` if the row has tools twice, or `read_tools` does.
     """
-    places = [row]
+    holders = [row]
     for column in turn_columns:
         turns = row.get(column)
         if isinstance(turns, list) and turns and isinstance(turns[0], dict):
-            places.append(turns[0])
+            holders.append(turns[0])
     found = [
-        place[name]
-        for place in places
+        holder[name]
+        for holder in holders
         for name in TOOL_COLUMNS
-        if name in place and not is_absent(place[name])
+        if name in holder and not is_absent(holder[name])
     ]
     if len(found) > 1:
-        raise FaultyRow("describes its tools in two places; keep one of them", "wrong_type")
+        raise FaultyRow("describes its tools twice; keep one of them", "wrong_type")
     return read_tools(found[0]) if found else ()
 
 
 def read_tools(value: Any) -> Tools:
-    """The tools that a row describes: a list of them, or its JSON text as in LLaMA-Factory.
+    """The tools of a row: a list, or a JSON text of one as in LLaMA-Factory.
 
-    Raises `FaultyRow` where it is neither, or a tool has no name.
+    Raises `FaultyRow` for anything else, or a tool without a name.
     """
     tools = _plain(value, '"tools"')
     if not isinstance(tools, list):
@@ -57,11 +57,11 @@ def read_tools(value: Any) -> Tools:
 
 
 def read_calls(value: Any, where: str) -> Calls:
-    """One call or a list of calls, also as JSON text.
+    """One call or a list of calls, possibly as JSON text; `where` names the message.
 
-    The arguments, which OpenAI writes as JSON text, become an object: most chat templates write
-    JSON of them, and of a text it would be the JSON of a JSON. `where` names the message. Raises
-    `FaultyRow` where a call has no name, or its arguments are no object.
+    Arguments, JSON text in OpenAI's form, become an object: most chat templates write them as JSON,
+    which would quote a text again. Raises `FaultyRow` if a call has no name, or its arguments are
+    not an object.
     """
     calls = _plain(value, f"{where}: the tool call")
     if not isinstance(calls, list):
@@ -84,7 +84,7 @@ def _read_call(value: Any, where: str) -> Mapping[str, Any]:
 
 
 def _with_function(value: Any, where: str) -> Mapping[str, Any]:
-    """A tool or a call in OpenAI's form; LLaMA-Factory has only the function of each."""
+    """A tool or a call in OpenAI's form; LLaMA-Factory writes only its function."""
     if not isinstance(value, dict):
         raise FaultyRow(f"{where} is {type_name(value)}, not an object", "wrong_type")
     wrapped = value if "function" in value else {"function": value}
@@ -95,24 +95,24 @@ def _with_function(value: Any, where: str) -> Mapping[str, Any]:
 
 
 def _plain(value: Any, what: str) -> Any:
-    """The value that a JSON text holds, or the value itself without the nulls in its objects.
+    """The value of a JSON text, or the given value without nulls in its objects.
 
-    Raises `FaultyRow` where JSON could not hold it: it has to be written as JSON for the model.
+    Raises `FaultyRow` if it cannot be written as JSON, as the chat template will do.
     """
     try:
         plain = json.loads(value) if isinstance(value, str) else _without_nulls(value)
         json.dumps(plain, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
-        raise FaultyRow(f"{what} holds half of a character", "characters") from error
-    # A date is a TypeError; values that nest too deeply are a RecursionError.
+        raise FaultyRow(f"{what} has an unpaired surrogate", "characters") from error
+    # TypeError: a date, for example. RecursionError: nested too deeply.
     except (ValueError, TypeError, RecursionError) as error:
         reason = " ".join(str(error).split())
-        raise FaultyRow(f"{what} cannot be read as JSON: {reason}", "wrong_type") from error
+        raise FaultyRow(f"{what} is not valid JSON: {reason}", "wrong_type") from error
     return plain
 
 
 def _without_nulls(value: Any) -> Any:
-    """A parquet file gives every object the keys of all its like, and null where there is none."""
+    """Parquet gives every object the keys of all others in its column, null where it has none."""
     if isinstance(value, dict):
         return {key: _without_nulls(item) for key, item in value.items() if item is not None}
     if isinstance(value, list):
@@ -127,7 +127,7 @@ ROLES: dict[str, Role] = {
     **dict.fromkeys(("tool", "observation", "function", "ipython"), "tool"),
     "function_call": "assistant",
 }
-"""Who speaks, by every name that data give him, in small letters."""
+"""Roles by every name found in data files, in lower case."""
 
 NEXT_ROLES: dict[Role, tuple[Role, ...]] = {
     "user": ("assistant",),
@@ -138,45 +138,42 @@ NEXT_ROLES: dict[Role, tuple[Role, ...]] = {
 PLAIN_KEYS = frozenset({"role", "content", "from", "value"})
 
 PAIR_KEYS = ("human", "assistant")
-"""Firefly writes a question and its answer as one turn."""
+"""Keys of a turn in Firefly, which holds a question and its answer."""
 
 THINKING_KEYS = ("reasoning_content", "reasoning", "thinking")
-"""What an assistant thought before the reply; the name depends on the server that wrote it."""
+"""Names that servers give to the thinking before a reply."""
 
 CALL_KEYS = ("tool_calls", "function_call")
 CHOICE_KEYS = ("train", "loss", "weight")
-"""Whether an assistant's turn is learned: Axolotl's, ms-swift's and OpenAI's name for it."""
+"""Whether a reply is trained on, as named by Axolotl, ms-swift and OpenAI."""
 
 UNREAD_KEYS = ("train_detail", "loss_scale", "refusal", "audio", "images", "videos", "audios")
-"""What would change the example, and is never left out quietly."""
+"""Keys that would change the example: a row with one is refused, never read without it."""
 
 
 def read_turns(turns: Any, column: str) -> tuple[Message, ...]:
-    """The messages of a list of turns; `column` is where it stands.
+    """The messages of a list of turns in `column`. Raises `FaultyRow`.
 
-    Their order is not looked at: they may be a part of a conversation. Raises `FaultyRow`.
+    The order of roles is not checked: the list may be a part of a conversation.
     """
     if not isinstance(turns, list):
         reason = f'"{column}" is {type_name(turns)}, not a list of messages'
         raise FaultyRow(reason, "wrong_type")
     if not turns:
-        raise FaultyRow(f'"{column}" holds no message', "empty")
+        raise FaultyRow(f'"{column}" has no messages', "empty")
     if isinstance(turns[0], dict) and turns[0].keys() >= set(PAIR_KEYS):
         turns = _split_pairs(turns)
     return tuple([_read_turn(turn, number) for number, turn in enumerate(turns, start=1)])
 
 
 def read_history(history: Any) -> tuple[Message, ...]:
-    """Earlier turns, if there are any: pairs of a question and an answer, or messages.
-
-    Raises `FaultyRow`.
-    """
+    """Earlier turns, if any: [question, answer] pairs or messages. Raises `FaultyRow`."""
     if is_absent(history):
         return ()
     if isinstance(history, list) and isinstance(history[0], dict):
         return read_turns(history, "history")
     if not isinstance(history, list) or not all(_is_pair(pair) for pair in history):
-        reason = '"history" is not a list of [question, answer] pairs, nor of messages'
+        reason = '"history" is not a list of [question, answer] pairs or messages'
         raise FaultyRow(reason, "wrong_type")
     return tuple(
         message
@@ -186,27 +183,26 @@ def read_history(history: Any) -> tuple[Message, ...]:
 
 
 def check_turns(messages: Sequence[Message]) -> None:
-    """Refuse a conversation that is out of order, or leaves nothing to learn. Raises `FaultyRow`.
+    """Raise `FaultyRow` if roles are out of order, or there is nothing to train on.
 
-    An empty question or reply is refused where it is the last; an earlier one is context, as it
-    happened.
+    The last question and the last reply must not be empty; earlier ones are context and may be.
     """
     roles = [message.role for message in messages]
     if "assistant" not in roles:
-        raise FaultyRow("has no assistant message, there is nothing to learn", "roles")
+        raise FaultyRow("has no assistant message, so there is nothing to train on", "roles")
     if "system" in roles[1:]:
         number = roles.index("system", 1) + 1
-        reason = f"message {number} is a system message, only the first can be one"
+        reason = f"message {number} is a system message; only the first message can be one"
         raise FaultyRow(reason, "roles")
     opening = 1 if roles[0] == "system" else 0
     if roles[opening] != "user":
-        raise FaultyRow(f"the conversation begins with {roles[opening]}, not with user", "roles")
+        raise FaultyRow(f"the conversation starts with {roles[opening]}, not user", "roles")
     for number, (before, role) in enumerate(pairwise(roles[opening:]), start=opening + 2):
         if role not in NEXT_ROLES[before]:
-            reason = f"message {number} ({role}) cannot follow a message of {before}"
+            reason = f"message {number} ({role}) cannot follow a message with role {before}"
             raise FaultyRow(reason, "roles")
     if roles[-1] != "assistant":
-        raise FaultyRow(f"the conversation ends with {roles[-1]}, not with assistant", "roles")
+        raise FaultyRow(f"the conversation ends with {roles[-1]}, not assistant", "roles")
     _check_last_words(messages)
 
 
@@ -223,7 +219,7 @@ def _check_last_words(messages: Sequence[Message]) -> None:
         reason = f"message {len(messages)} (assistant), the last reply, is empty"
         raise FaultyRow(reason, "empty")
     if not any(message.learned for message in messages if message.role == "assistant"):
-        raise FaultyRow("every reply is switched off by train or weight", "no_targets")
+        raise FaultyRow("train, loss or weight excludes every reply", "no_targets")
 
 
 def _is_pair(pair: Any) -> bool:
@@ -256,7 +252,7 @@ def _read_turn(turn: Any, number: int) -> Message:
         raise FaultyRow(f'message {number} has no "role" and no "from"', "missing_field")
     role = ROLES.get(speaker.lower()) if isinstance(speaker, str) else None
     if role is None:
-        reason = f"message {number} has role {quoted(speaker)}, known are {', '.join(ROLES)}"
+        reason = f"message {number} has role {quoted(speaker)}; use one of {', '.join(ROLES)}"
         raise FaultyRow(reason, "roles")
     if speaker.lower() == "function_call":
         content, turn = _as_calling(turn, content, number)
@@ -275,25 +271,25 @@ def _either(turn: Mapping[str, Any], name: str, other: str, number: int) -> Any:
 
 
 def _as_calling(turn: Mapping[str, Any], value: Any, number: int) -> tuple[str, Mapping[str, Any]]:
-    """LLaMA-Factory's turn that only calls, as a text and a turn with calls.
+    """The text of LLaMA-Factory's `function_call` turn, and the turn with its calls.
 
-    Its value is JSON of the calls; what was thought may stand before.
+    Its value holds the calls as JSON, possibly after a thinking block.
     """
     thought = ""
     if isinstance(value, str) and value.lstrip().startswith("<think>"):
         thought, mark, value = value.partition("</think>")
         thought += mark
     if is_absent(value):
-        raise FaultyRow(f"message {number} (function_call) holds no call", "empty")
+        raise FaultyRow(f"message {number} (function_call) has no call", "empty")
     return thought, {**turn, "tool_calls": value}
 
 
 def _read_rich_turn(turn: Mapping[str, Any], role: Role, content: Any, where: str) -> Message:
-    """A turn with more than a role and a text."""
+    """A turn with more keys than a role and a text."""
     unread = UNREAD_KEYS if role == "system" else UNREAD_KEYS + TOOL_COLUMNS
     for key in unread if role == "assistant" else unread + CALL_KEYS + THINKING_KEYS:
         if not is_absent(turn.get(key)):
-            raise FaultyRow(f'{where} has "{key}", which cannot be learned from', "wrong_type")
+            raise FaultyRow(f'{where} has "{key}", which is not supported', "wrong_type")
     calls = _read_calls(turn, where)
     text = "" if content is None and calls else _join_parts(content, where)
     thinking = _read_thinking(turn, text, where)
@@ -310,7 +306,7 @@ def _read_calls(turn: Mapping[str, Any], where: str) -> Calls:
 
 
 def _join_parts(content: Any, where: str) -> str:
-    """The text of a content: a text, or a list of parts that are texts."""
+    """The text of `content`, which is a text or a list of text parts."""
     if isinstance(content, str):
         return content
     if not isinstance(content, list):
@@ -318,16 +314,16 @@ def _join_parts(content: Any, where: str) -> str:
     for part in content:
         if not isinstance(part, dict) or not isinstance(part.get("text"), str):
             kind = part.get("type") if isinstance(part, dict) else part
-            reason = f"{where}: a part of its content is {quoted(kind)}, not a text"
+            reason = f"{where}: a content part ({quoted(kind)}) has no text"
             raise FaultyRow(reason, "wrong_type")
     return "".join(part["text"] for part in content)
 
 
 def _read_thinking(turn: Mapping[str, Any], text: str, where: str) -> str:
-    """What was thought before the reply, between the marks in which templates look for it.
+    """The thinking of a turn, as a block that opens its reply.
 
-    It becomes a part of the reply, so that a template which knows the marks treats it as thinking,
-    and any other shows it; a key of its own would be lost in templates that do not read it.
+    In the text of the reply, templates for thinking models find it, and others show it. A separate
+    key would be lost in templates that do not read it.
     """
     given = {key: turn[key] for key in THINKING_KEYS if not is_absent(turn.get(key))}
     for key, value in given.items():
@@ -337,36 +333,33 @@ def _read_thinking(turn: Mapping[str, Any], text: str, where: str) -> str:
     if not thoughts:
         return ""
     if len(thoughts) > 1:
-        raise FaultyRow(f"{where} has two thoughts, {' and '.join(given)}", "wrong_type")
+        raise FaultyRow(f"{where} has different texts in {' and '.join(given)}", "wrong_type")
     (thought,) = thoughts
     if "</think>" in thought + text:
-        reason = f"{where} has thoughts beside its content, and </think> in one of the two"
+        reason = f'{where} has "{next(iter(given))}", and </think> in its text'
         raise FaultyRow(reason, "wrong_type")
     return f"<think>\n{thought}\n</think>\n\n"
 
 
 def _read_choice(turn: Mapping[str, Any], role: Role, where: str) -> bool:
-    """Whether the turn is learned, if it is a reply. Raises `FaultyRow` where that is not clear."""
+    """Whether a reply is trained on; True for other turns. Raises `FaultyRow` if unclear."""
     choices = {key: turn[key] for key in CHOICE_KEYS if turn.get(key) is not None}
     for key, value in choices.items():
         wanted = (int, float) if key == "weight" else bool
         if not isinstance(value, wanted) or value not in (0, 1):
             allowed = "0 or 1" if key == "weight" else "true or false"
-            raise FaultyRow(f"{where}: {key} is {_said(value)}, not {allowed}", "wrong_type")
+            given = shown(str(value)) if isinstance(value, (int, float)) else quoted(value)
+            raise FaultyRow(f"{where}: {key} is {given}, not {allowed}", "wrong_type")
     if len({bool(value) for value in choices.values()}) > 1:
         raise FaultyRow(f"{where}: {' and '.join(choices)} contradict each other", "wrong_type")
     if role != "assistant" and any(choices.values()):
-        reason = f"{where}: {next(iter(choices))} chooses it, but only replies can be learned"
+        reason = f"{where}: has {next(iter(choices))}, but only replies can be trained on"
         raise FaultyRow(reason, "roles")
     return role != "assistant" or all(choices.values())
 
 
-def _said(value: Any) -> str:
-    return shown(str(value)) if isinstance(value, (int, float)) else quoted(value)
-
-
 def _read_extras(turn: Mapping[str, Any], where: str) -> Mapping[str, str] | None:
-    """Which tool or call a result belongs to."""
+    """The tool or call that a result belongs to."""
     extras = {key: turn[key] for key in ("name", "tool_call_id") if not is_absent(turn.get(key))}
     for key, value in extras.items():
         if not isinstance(value, str):

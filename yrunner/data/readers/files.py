@@ -1,7 +1,4 @@
-"""Read the rows of a data file, whatever kind of file it is.
-
-Find the data files that one path of a recipe means: a file, a folder of them, or a glob.
-"""
+"""Find the data files of a recipe, and read the rows of each kind of file."""
 
 from collections.abc import Callable, Iterator
 from glob import escape, glob
@@ -10,34 +7,34 @@ from typing import Literal
 
 from yrunner.data.readers.json import read_json, read_jsonl
 from yrunner.data.readers.tables import read_csv, read_parquet, read_tsv
-from yrunner.data.readers.text import Advance, FileRow, is_packed, open_text
+from yrunner.data.readers.text import Advance, FileRow, is_gzipped, open_text
 from yrunner.errors import DataError, Origin
 
 Document = Literal["line", "file"]
-"""What one document of a txt file is."""
+"""Whether each line of a txt file is a document, or the whole file."""
 
 
 def read_rows(
     path: Path, *, document: Document = "line", advance: Advance | None = None
 ) -> Iterator[FileRow]:
-    """Yield every row of `path` with its number, counted from 1; never hold the whole file.
+    """Yield the rows of a file, without ever holding the whole file in memory.
 
-    The number is that of the line in jsonl and txt files, where empty lines hold no row, that of
-    the item in json files, and that of the record after the header in tables. A row that cannot be
-    read at all (a broken line of a jsonl file) is yielded as a `Damaged`, so that it is counted
-    like any other faulty row. With `document` "file" a txt file is one row, if it is not blank.
-    `advance` is told the bytes read, which in the end sum up to the size of the file on the disk.
-    Raises `DataError` where the file itself cannot be read.
+    Rows are numbered from 1: by line in jsonl and txt files, whose blank lines are skipped; by item
+    in json files; by record after the header in tables. A row that cannot be parsed, such as a
+    broken line of a jsonl file, is yielded as `Damaged`, to be counted like any other invalid row.
+    With `document` "file" a txt file is one row, unless it is blank.
+
+    Raises `DataError` if the file as a whole cannot be read.
     """
     kind = kind_of(path)
     if kind is None:
-        ending = f'files of kind "{path.suffix}"' if path.suffix else "files without an ending"
-        raise DataError(path, f"{ending} cannot be read", remedy=f"use one of {KINDS}")
-    if kind == ".parquet" and is_packed(path):
+        reason = f"{path.suffix} files are not supported" if path.suffix else "has no file suffix"
+        raise DataError(path, reason, remedy=f"use one of {KINDS}")
+    if kind == ".parquet" and is_gzipped(path):
         raise DataError(
             path,
-            "parquet files are packed inside, and cannot be read from a gzip file",
-            remedy=f"unpack it: gunzip {path.name}",
+            "a gzipped parquet file cannot be read",
+            remedy=f"decompress it: gunzip {path.name}",
         )
     try:
         if kind == ".txt" and document == "file":
@@ -49,8 +46,8 @@ def read_rows(
 
 
 def kind_of(path: Path) -> str | None:
-    """The ending that says how a file is read, without `.gz`; None for files of other kinds."""
-    name = path.with_suffix("") if is_packed(path) else path
+    """The suffix that decides how a file is read, before any `.gz`; None for other files."""
+    name = path.with_suffix("") if is_gzipped(path) else path
     kind = name.suffix.lower()
     return kind if kind in READERS else None
 
@@ -63,7 +60,7 @@ def _read_lines(path: Path, advance: Advance | None) -> Iterator[FileRow]:
 
 
 def _read_document(path: Path, advance: Advance | None) -> Iterator[FileRow]:
-    # newline=None turns the line ends of Windows into those of everybody else.
+    # newline=None turns Windows line ends into line feeds.
     with open_text(path, newline=None, advance=advance) as text:
         document = "".join(text)
     if document.strip():
@@ -78,45 +75,45 @@ READERS: dict[str, Callable[[Path, Advance | None], Iterator[FileRow]]] = {
     ".parquet": read_parquet,
     ".txt": _read_lines,
 }
-KINDS = f"{', '.join(READERS)}, or any but .parquet packed as .gz"
+KINDS = f"{', '.join(READERS)} (or .gz of any but .parquet)"
 
 
-# What the libraries that write datasets put beside them.
+# Metadata that the datasets library writes beside the data.
 DESCRIPTIONS = ("dataset_dict.json", "dataset_info.json", "dataset_infos.json")
 
 
-def find_files(place: Path) -> list[Path]:
-    """The data files at `place`, in the order of their names.
+def find_files(path: Path) -> list[Path]:
+    """The data files of a path in a recipe (a file, a folder or a glob), sorted by name.
 
-    A folder gives the data files in it and in its folders; hidden ones and files of other kinds
-    are passed over. Of a glob (`*`, `?`, `[a-z]`, `**` for any depth of folders) every match must
-    be a data file. Raises `DataError` where that is not so, or nothing is found.
+    A folder is searched recursively; hidden files and files of other kinds are skipped. Every match
+    of a glob (`*`, `?`, `[a-z]`, `**` for any depth of folders) must be a data file. Raises
+    `DataError` if one is not, or if nothing is found.
     """
-    if place.is_file():
-        return [place]
-    if place.is_dir():
-        files = [path for path in _matches(f"{escape(str(place))}/**") if is_data_file(path)]
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        files = [file for file in _matches(f"{escape(str(path))}/**") if is_data_file(file)]
         if not files:
-            raise DataError(place, "the folder holds no data file", remedy=f"add one of {KINDS}")
+            raise DataError(path, "the folder has no data files", remedy=f"add one of {KINDS}")
         return files
-    files = _matches(str(place))
+    files = _matches(str(path))
     if not files:
-        raise DataError(place, "there is no such file", remedy="check the path")
-    for path in files:
-        if kind_of(path) is None:
+        raise DataError(path, "file not found", remedy="check the path")
+    for file in files:
+        if kind_of(file) is None:
             raise DataError(
-                path,
-                f"this match of {place.name} is no data file",
+                file,
+                f"matches {path.name} but is not a data file",
                 remedy=f"narrow the glob; data files are {KINDS}",
             )
     return files
 
 
 def is_data_file(path: Path) -> bool:
-    """Whether a file found in a folder holds rows, by its name."""
+    """Whether a file in a folder has rows, by its name."""
     return kind_of(path) is not None and path.name not in DESCRIPTIONS
 
 
 def _matches(pattern: str) -> list[Path]:
     matches = sorted({Path(match) for match in glob(pattern, recursive=True)})
-    return [path for path in matches if path.is_file()]
+    return [match for match in matches if match.is_file()]

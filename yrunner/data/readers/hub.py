@@ -1,6 +1,6 @@
-"""Download the data files of a Hub dataset, or find them in the Hub's cache on this machine."""
+"""Download the data files of a Hub dataset, or find them in the local Hub cache."""
 
-# Of httpx or httpx2, whichever this version of the client stands on.
+# From httpx or httpx2, depending on the version of the client.
 
 import re
 from collections.abc import Iterator, Sequence
@@ -28,11 +28,11 @@ SHOWN_FILES = 10
 
 
 def hub_files(name: str, *, files: str | None = None, revision: str | None = None) -> list[Path]:
-    """Local paths of the data files of a dataset, in the order of their names.
+    """Local paths of the data files of a dataset, sorted by name.
 
-    `files` is a name or a glob inside the repository; without it the only data file is meant, or
-    those of the split train. Without a network the files of an earlier download are used. Raises
-    `DataError` where the dataset cannot be had, or does not say which files are meant.
+    `files` is a name or a glob inside the repository. It defaults to the only data file, or to
+    those of the split train. Without a network the cached files are used. Raises `DataError` if the
+    dataset is not available, or if it is unclear which of its files to use.
     """
     with _explained_failure(name, revision):
         listed, only_cached = _list_files(name, revision)
@@ -43,14 +43,14 @@ def hub_files(name: str, *, files: str | None = None, revision: str | None = Non
             repo_type="dataset",
             revision=revision,
             allow_patterns=[escape(path) for path in chosen],
-            # Asked all the same, the client would try again for half a minute.
+            # Otherwise the client would retry for half a minute.
             local_files_only=only_cached,
         )
     return [Path(folder, path) for path in chosen]
 
 
 def _list_files(name: str, revision: str | None) -> tuple[list[str], bool]:
-    """Every file of the dataset, and whether only the list of an earlier download could be had."""
+    """Every file of the dataset, and whether this list comes from the cache."""
     try:
         siblings = HfApi().dataset_info(name, revision=revision).siblings
     except (RepositoryNotFoundError, RevisionNotFoundError):
@@ -65,28 +65,28 @@ def _choose(name: str, known: Sequence[str], files: str | None) -> list[str]:
     if not known:
         raise DataError(
             Path(name),
-            "this dataset of the Hub has no file that can be read",
-            remedy=f"choose one with files of these kinds: {KINDS}",
+            "this Hub dataset has no data files",
+            remedy=f"choose a dataset with files of these kinds: {KINDS}",
         )
     if files is not None:
         chosen = [path for path in known if path == files or fnmatchcase(path, files)]
-        problem = f'no data file of this dataset matches files: "{files}"'
+        problem = f'no data file of this Hub dataset matches files: "{files}"'
     else:
         chosen = list(known) if len(known) == 1 else _train_split(known)
-        problem = "this dataset does not say which of its files to learn from"
+        problem = "this Hub dataset has several data files and no clear train split"
     if chosen:
         return chosen
     shown = ", ".join(known[:SHOWN_FILES])
     more = f" and {len(known) - SHOWN_FILES:,} more" if len(known) > SHOWN_FILES else ""
     raise DataError(
-        Path(name), f"{problem}; it has {shown}{more}", remedy=f"choose with files: {known[0]}"
+        Path(name), f"{problem}: {shown}{more}", remedy=f"choose with files: {known[0]}"
     )
 
 
 def _train_split(known: Sequence[str]) -> list[str]:
-    """The files that name the split train, if they are the numbered parts of one table.
+    """The files named after the split train, if they are the numbered parts of one table.
 
-    None otherwise: one repository may hold several data sets, or the same one in several kinds.
+    Empty otherwise: a repository may hold several datasets, or one in several kinds of file.
     """
     train = [path for path in known if "train" in re.split(r"[^a-z]+", path.lower())]
     parts = {
@@ -97,33 +97,33 @@ def _train_split(known: Sequence[str]) -> list[str]:
 
 @contextmanager
 def _explained_failure(name: str, revision: str | None) -> Iterator[None]:
-    """Raise `DataError`, naming the dataset, for what the Hub's client raises inside."""
+    """Turn the errors of the Hub client into a `DataError` that names the dataset."""
     dataset = Path(name)
     try:
         yield
     except GatedRepoError as error:
         raise DataError(
             dataset,
-            "this dataset of the Hub is gated",
-            remedy="ask for access on its page, then: hf auth login",
+            "this Hub dataset is gated",
+            remedy="request access on its page, then run: hf auth login",
         ) from error
     except RepositoryNotFoundError as error:
         raise DataError(
             dataset,
-            "the Hub has no dataset of this name",
-            remedy="check the spelling; for a private dataset: hf auth login",
+            "the Hub has no dataset with this name",
+            remedy="check the spelling; for a private dataset run: hf auth login",
         ) from error
     except RevisionNotFoundError as error:
         raise DataError(
             dataset,
-            f'this dataset of the Hub has no revision "{revision}"',
-            remedy="name a branch, a tag or a whole commit hash",
+            f'this Hub dataset has no revision "{revision}"',
+            remedy="use a branch, a tag or a full commit hash",
         ) from error
     except (LocalEntryNotFoundError, CachedRepoTreeNotFoundError) as error:
         raise DataError(
             dataset,
-            f"{_why_not_asked(error)}, and not all of this dataset is in its cache here",
-            remedy="check the connection, or name files of this machine with file: ...",
+            f"{_why_not_asked(error)}, and this dataset is not fully cached",
+            remedy="check the connection, or use local files with file: ...",
         ) from error
     except NetworkError as error:
         reason = " ".join(str(error).split()).rstrip(".")
@@ -135,8 +135,8 @@ def _explained_failure(name: str, revision: str | None) -> Iterator[None]:
 def _why_not_asked(error: Exception) -> str:
     match error.__cause__ or error.__context__:
         case HfHubHTTPError() as answer:
-            return f"the Hub answers with status {answer.response.status_code}"
+            return f"the Hub answered with status {answer.response.status_code}"
         case OfflineModeIsEnabled():
-            return "HF_HUB_OFFLINE forbids asking the Hub"
+            return "HF_HUB_OFFLINE is set"
         case _:
-            return "the Hub cannot be reached"
+            return "the Hub is unreachable"

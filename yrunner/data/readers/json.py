@@ -1,4 +1,4 @@
-"""Read json and jsonl files value by value, also where one array fills the whole file."""
+"""Read json and jsonl files one value at a time, even a file that is a single array."""
 
 import json
 import re
@@ -11,7 +11,7 @@ from yrunner.data.readers.text import Advance, Damaged, FileRow, open_text
 from yrunner.errors import DataError, Origin
 
 CHARACTERS_AT_ONCE = 1 << 20
-# Longer than what can be cut in two: the end of a number (1e+), a pair of \u escapes, -Infinity.
+# Longer than any token that more text could change: a number (1e+), two \u escapes, -Infinity.
 MARGIN = 16
 BLANKS = re.compile(r"[ \t\n\r]*")
 
@@ -20,7 +20,7 @@ JSON_ERRORS = (ValueError, RecursionError)
 
 
 def read_jsonl(path: Path, advance: Advance | None = None) -> Iterator[FileRow]:
-    """Yield the value of each line that is not blank, a broken one as `Damaged`."""
+    """Yield the value of each line that is not blank; an invalid line as `Damaged`."""
     parser = _Parser()
     with open_text(path, advance=advance) as lines:
         for number, line in enumerate(lines, start=1):
@@ -29,34 +29,33 @@ def read_jsonl(path: Path, advance: Advance | None = None) -> Iterator[FileRow]:
 
 
 def read_json(path: Path, advance: Advance | None = None) -> Iterator[FileRow]:
-    """Yield each item of the array that the file holds, or the one value that it is."""
+    """Yield each item of the array in the file, or its one value."""
     with open_text(path, advance=advance) as text:
-        for number, value in enumerate(_Document(path, text).values(), start=1):
+        for number, value in enumerate(Document(path, text).values(), start=1):
             yield Origin(path, number), value
 
 
 class _Parser:
-    """Decodes JSON values.
+    """Decodes JSON values; one with a duplicate key is `Damaged`.
 
-    One with an object in which a key stands twice is `Damaged`: Python itself would silently keep
-    the last of the two.
+    Python would silently keep the last value of the key.
     """
 
     def __init__(self) -> None:
         self._decoder = json.JSONDecoder(object_pairs_hook=self._object)
-        self._twice: str | None = None
+        self._duplicate: str | None = None
 
     def line(self, line: str) -> Any:
-        """The one value of a line, `Damaged` where it is no JSON."""
-        self._twice = None
+        """The value of a line, `Damaged` if the line is not valid JSON."""
+        self._duplicate = None
         try:
             return self._checked(self._decoder.decode(line))
         except JSON_ERRORS as error:
             return Damaged(_fault(error))
 
     def value(self, text: str, start: int) -> tuple[Any, int]:
-        """The value that begins at `start`, and where it ends; raises one of JSON_ERRORS."""
-        self._twice = None
+        """The value that begins at `start`, and its end. Raises one of JSON_ERRORS."""
+        self._duplicate = None
         value, end = self._decoder.raw_decode(text, start)
         return self._checked(value), end
 
@@ -64,17 +63,17 @@ class _Parser:
         row = dict(pairs)
         if len(row) < len(pairs):
             names = [name for name, _ in pairs]
-            self._twice = next(name for name in names if names.count(name) > 1)
+            self._duplicate = next(name for name in names if names.count(name) > 1)
         return row
 
     def _checked(self, value: Any) -> Any:
-        if self._twice is None:
+        if self._duplicate is None:
             return value
-        return Damaged(f'the key "{self._twice}" stands twice in one object')
+        return Damaged(f'duplicate key "{self._duplicate}" in an object')
 
 
-class _Document:
-    """A json file that is read as far as its next value needs: `text` from `at` on is unread."""
+class Document:
+    """A JSON file, read only as far as its next value needs; `text[at:]` is not parsed yet."""
 
     def __init__(self, path: Path, file: TextIO) -> None:
         self.path = path
@@ -83,47 +82,51 @@ class _Document:
         self.text = ""
         self.at = 0
         self.whole = False
-        # Line ends before `text`, and characters behind the last of them.
+        # Of the last value, in characters of the file.
+        self.value_start = self.value_end = 0
+        self.characters_before = 0
+        # Line ends before `text`, and characters after the last of them.
         self.lines_before = self.columns_before = 0
 
     def values(self) -> Iterator[Any]:
-        """Each item of an array, or the one value; raises `DataError` where neither stands here."""
-        match self.next_sign():
+        """Each item of an array, or the one value. Raises `DataError` for invalid JSON."""
+        match self.next_character():
             case "":
                 return
             case "[":
                 yield from self.items()
             case _:
                 yield self.value()
-        if self.next_sign():
+        if self.next_character():
             raise self.error(JSONDecodeError("Extra data", self.text, self.at))
 
     def items(self) -> Iterator[Any]:
         self.at += 1
-        sign = self.next_sign()
-        while sign != "]":
+        character = self.next_character()
+        while character != "]":
             yield self.value()
-            sign = self.next_sign()
-            if sign == ",":
+            character = self.next_character()
+            if character == ",":
                 self.at += 1
-                # Here a bracket is no end but a fault, which value() finds.
-                self.next_sign()
-            elif sign != "]":
+                # A bracket here is a trailing comma, which value() refuses.
+                self.next_character()
+            elif character != "]":
                 raise self.error(JSONDecodeError("Expecting ',' delimiter", self.text, self.at))
         self.at += 1
 
-    def next_sign(self) -> str:
-        """Step over blanks; the character there, empty at the end of the file."""
+    def next_character(self) -> str:
+        """Skip whitespace; return the next character, "" at the end of the file."""
         while True:
             blanks = BLANKS.match(self.text, self.at)
-            assert blanks is not None, "no blank is a match too"
+            assert blanks is not None, "the pattern matches an empty text too"
             self.at = blanks.end()
             if self.at < len(self.text) or self.whole:
                 return self.text[self.at : self.at + 1]
             self.read_more()
 
     def value(self) -> Any:
-        """The value that begins here, however much must be read for it."""
+        """Parse the value that begins here, reading on until it is complete."""
+        self.value_start = self.characters_before + self.at
         while True:
             try:
                 value, end = self.parser.value(self.text, self.at)
@@ -136,12 +139,14 @@ class _Document:
             else:
                 if self.whole or end + MARGIN <= len(self.text):
                     self.at = end
+                    self.value_end = self.characters_before + end
                     return value
             self.read_more()
 
     def read_more(self) -> None:
-        """Drop what is read and read on, twice as far each time the same value needs more."""
+        """Drop the parsed text and read on; each retry of one value doubles what is read."""
         read, unread = self.text[: self.at], self.text[self.at :]
+        self.characters_before += len(read)
         self.lines_before += read.count("\n")
         self.columns_before = self.columns_of(read)
         more = self.file.read(max(CHARACTERS_AT_ONCE, len(unread)))
@@ -149,31 +154,31 @@ class _Document:
         self.text, self.at = unread + more, 0
 
     def columns_of(self, read: str) -> int:
-        """Characters of the last line of the file, once `read` is dropped from `text`."""
+        """Characters after the last line end, up to the end of `read`."""
         line_end = read.rfind("\n")
         return len(read) + self.columns_before if line_end < 0 else len(read) - line_end - 1
 
     def error(self, error: ValueError | RecursionError) -> DataError:
-        """The sentence about a fault in `text`, with its place in the file."""
+        """The error for a fault in `text`, with its line and column in the file."""
         if isinstance(error, JSONDecodeError):
             line = self.lines_before + error.lineno
             column = self.columns_of(self.text[: error.pos]) + 1
-            reason = f"not JSON: {error.msg} at line {line} column {column}"
+            reason = f"invalid JSON: {error.msg} at line {line} column {column}"
         else:
             reason = _fault(error)
         return DataError(
             self.path,
             reason,
-            remedy="mend it there, or name the file .jsonl if it has one object a line",
+            remedy="fix it there, or rename the file to .jsonl if it has one object per line",
         )
 
 
 def _fault(error: ValueError | RecursionError) -> str:
-    """What is wrong with a value, and where in it, as far as the parser says so."""
+    """What is wrong with a value, and the column if the parser knows it."""
     match error:
         case JSONDecodeError():
-            return f"not JSON: {error.msg} at column {error.colno}"
+            return f"invalid JSON: {error.msg} at column {error.colno}"
         case RecursionError():
-            return "its lists and objects are nested too deeply"
+            return "lists and objects are nested too deeply"
         case _:
-            return "holds a number with too many digits"
+            return "a number has too many digits"

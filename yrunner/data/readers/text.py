@@ -1,8 +1,8 @@
-"""A row as it stands in a data file, before anybody asks what it means.
+"""A row as its file holds it, before its format is known.
 
-Open a text file as a stream, plain or packed by gzip, and say which byte is not UTF-8.
+Read text files, plain or gzipped, as a stream of UTF-8; point to the first invalid byte.
 
-A data file must be the same from its first reading to its last, or it is said that it is not.
+Notice data files that change while they are read.
 """
 
 import io
@@ -17,14 +17,14 @@ from typing import Any, TextIO
 from yrunner.errors import DataError, Origin
 
 FileRow = tuple[Origin, Any]
-"""A row as it stands in the file (a mapping, where the file is sound), and its place."""
+"""Where a row is, and its value: a mapping if the file is valid, else anything or `Damaged`."""
 
 Advance = Callable[[int], object]
-"""Is told the number of bytes of the file, as it lies on the disk, that were read just now."""
+"""Called with the number of bytes just read from disk; the calls add up to the file's size."""
 
 
 class Damaged(str):
-    """The reason why a row could not be read."""
+    """Why a row could not be read."""
 
     __slots__ = ()
 
@@ -33,8 +33,8 @@ BYTES_AT_ONCE = 1 << 20
 UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
 
-def is_packed(path: Path) -> bool:
-    """Whether a file is packed by gzip, by its ending."""
+def is_gzipped(path: Path) -> bool:
+    """Whether a file is gzip-compressed, by its suffix."""
     return path.suffix.lower() == ".gz"
 
 
@@ -42,14 +42,14 @@ def is_packed(path: Path) -> bool:
 def open_text(
     path: Path, *, newline: str | None = "\n", advance: Advance | None = None
 ) -> Iterator[TextIO]:
-    """The text of a file, unpacked and decoded as it is read; a byte order mark is left out.
+    """Open a text file; it is decompressed and decoded while it is read, without its BOM.
 
-    `newline` is that of `open`: by default only a line feed ends a line, because Unicode's other
-    line ends may stand inside a row. Reading raises `DataError` where the file is not UTF-8, or is
-    packed and not whole.
+    `newline` is that of `open`. By default only a line feed ends a line: a row may contain the
+    other line separators of Unicode. Reading raises `DataError` for a file that is not UTF-8 or is
+    a damaged gzip file.
     """
     try:
-        # utf-8-sig also reads files without the byte order mark that some editors put in front.
+        # utf-8-sig skips the byte order mark that some editors write, and needs none.
         with (
             _open_bytes(path, advance) as content,
             io.TextIOWrapper(content, "utf-8-sig", newline=newline) as text,
@@ -60,13 +60,13 @@ def open_text(
     except (BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(
             path,
-            f"not a whole gzip file: {str(error).rstrip('.')}",
-            remedy="download it or pack it anew",
+            f"damaged gzip file: {str(error).rstrip('.')}",
+            remedy="download or compress it again",
         ) from error
 
 
 class _CountedFile(io.FileIO):
-    """A file that tells how many of its bytes are read."""
+    """Reports how many bytes are read from it."""
 
     def __init__(self, path: Path, advance: Advance | None) -> None:
         super().__init__(path)
@@ -82,29 +82,29 @@ class _CountedFile(io.FileIO):
 @contextmanager
 def _open_bytes(path: Path, advance: Advance | None = None) -> Iterator[Any]:
     with io.BufferedReader(_CountedFile(path, advance), BYTES_AT_ONCE) as content:
-        if not is_packed(path):
+        if not is_gzipped(path):
             yield content
         else:
-            with GzipFile(fileobj=content) as unpacked:
-                yield unpacked
+            with GzipFile(fileobj=content) as decompressed:
+                yield decompressed
 
 
 def _wrong_encoding(path: Path) -> DataError:
-    """Read the file once more for the place of the byte, which the stream did not keep."""
-    line, place, value, start = _first_wrong_byte(path)
+    """Read the file again to locate the invalid byte: the stream kept no position."""
+    line, position, value, start = _first_invalid_byte(path)
     remedy = "save the file as UTF-8"
     if start in UTF16_MARKS:
-        remedy = f"it begins as UTF-16 does; {remedy}, or: iconv -f UTF-16 -t UTF-8"
-    file = "unpacked file" if is_packed(path) else "file"
+        remedy = f"it looks like UTF-16; {remedy}, or run: iconv -f UTF-16 -t UTF-8"
+    file = "decompressed file" if is_gzipped(path) else "file"
     return DataError(
         path,
-        f"line {line}: byte {place} of the {file} (0x{value:02x}) is not UTF-8",
+        f"line {line}: byte {position} of the {file} (0x{value:02x}) is not UTF-8",
         remedy=remedy,
     )
 
 
-def _first_wrong_byte(path: Path) -> tuple[int, int, int, bytes]:
-    """Its line and place, counted from 1, its value, and the first two bytes of the file."""
+def _first_invalid_byte(path: Path) -> tuple[int, int, int, bytes]:
+    """Its line and position, counted from 1, its value, and the first two bytes of the file."""
     decoder = getincrementaldecoder("utf-8")()
     start = b""
     num_bytes = num_lines = 0
@@ -116,31 +116,31 @@ def _first_wrong_byte(path: Path) -> tuple[int, int, int, bytes]:
             try:
                 decoder.decode(chunk, final=not chunk)
             except UnicodeDecodeError as error:
-                # Its object begins with what the chunk before held of a character cut in two.
-                place = num_bytes - len(error.object) + error.start
+                # Its object may begin with the last bytes of the chunk before.
+                position = num_bytes - len(error.object) + error.start
                 line = num_lines + error.object.count(b"\n", 0, error.start) + 1
-                return line, place + 1, error.object[error.start], start
+                return line, position + 1, error.object[error.start], start
             num_lines += chunk.count(b"\n")
-            assert chunk, "a file that was not UTF-8 a moment ago"
+            assert chunk, "the file was not UTF-8 a moment ago"
 
 
 State = tuple[int, int, int, int]
-"""What changes with a file's content, and nobody can set back: inode, size, and two times."""
+"""Inode, size, and times of last change: together they differ after any change of content."""
 
 
 def states_of(files: Iterable[Path]) -> dict[Path, State]:
-    """What the files are now; see `check_unchanged`. Raises `DataError` for one that is gone."""
+    """The present state of each file. Raises `DataError` if one does not exist."""
     return {file: _state(file) for file in files}
 
 
 def check_unchanged(states: Mapping[Path, State]) -> None:
-    """Raise `DataError` where a file is no longer what it was when `states_of` looked at it."""
+    """Raise `DataError` if a file is no longer as `states_of` found it."""
     for file, state in states.items():
         if _state(file) != state:
             raise DataError(
                 file,
-                "has changed while it was read",
-                remedy="run the command again when nothing writes to it any more",
+                "changed while it was being read",
+                remedy="run the command again once nothing writes to it",
             )
 
 
@@ -148,9 +148,9 @@ def check_unchanged(states: Mapping[Path, State]) -> None:
 def unchanged(
     states: Mapping[Path, State], undo: Callable[[], None] | None = None
 ) -> Iterator[None]:
-    """`check_unchanged` after what is done inside, also where that fails: it may be the reason.
+    """`check_unchanged` after the block, also if it fails: the change may be the reason.
 
-    `undo` removes what was made of the files.
+    `undo` removes what was made from the files.
     """
     try:
         yield
@@ -173,5 +173,7 @@ def _state(file: Path) -> State:
     try:
         status = file.stat()
     except FileNotFoundError as error:
-        raise DataError(file, "is gone", remedy="put it back, or correct the recipe") from error
+        raise DataError(
+            file, "no longer exists", remedy="restore it, or correct the recipe"
+        ) from error
     return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
