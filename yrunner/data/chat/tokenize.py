@@ -1,3 +1,5 @@
+"""Tokenize conversations and choose their targets; no other file decides which tokens these are."""
+
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,90 +19,6 @@ from yrunner.data.conversation import (
 )
 from yrunner.errors import ModelError
 
-MARKERS = ("\n", "。", "\x00")
-"""Texts to put before a part, so that it is not tokenized as the beginning of a text."""
-
-Tokens = tuple[list[int], list[CharSpan]]
-"""Ids, and the characters of each."""
-
-
-class PartTokenizer:
-    """Tokenizes texts that are cut into parts; no token crosses a cut.
-
-    The first part of a conversation is its prompt, which so has the same tokens as at inference,
-    where the model itself writes the next part.
-
-    Most tokenizers tokenize each part alone. Some (Llama 2's, Phi-3's) insert a space at the start
-    of a text; these get the whole text, cut only where a token would cross a cut. Raises
-    `ModelError` for a tokenizer without character offsets.
-    """
-
-    def __init__(self, tokenizer: Any) -> None:
-        if not tokenizer.is_fast:
-            raise ModelError(
-                f"{type(tokenizer).__name__} returns no character offsets",
-                remedy="use a model whose folder has a tokenizer.json",
-            )
-        self._backend = tokenizer.backend_tokenizer
-        # tokenizer.json may set both; transformers, too, resets them on each call.
-        self._backend.no_padding()
-        self._backend.no_truncation()
-        apart = self._tokens("\n")[0] + self._tokens("a")[0]
-        self._parts_stand_alone = self._tokens("\na")[0] == apart
-
-    def tokenize(self, rows: Sequence[Sequence[str]]) -> list[list[list[int]]]:
-        """The ids of each part of each row."""
-        if not self._parts_stand_alone:
-            return [self._cut_where_needed(row, self._tokens) for row in rows]
-        # Parts such as the line end after a turn are the same in every row.
-        parts = [part for part in dict.fromkeys(chain.from_iterable(rows)) if part]
-        encodings = self._backend.encode_batch_fast(parts, add_special_tokens=False)
-        ids = {part: encoding.ids for part, encoding in zip(parts, encodings, strict=True)}
-        ids[""] = []
-        return [[ids[part] for part in row] for row in rows]
-
-    def _tokens(self, text: str) -> Tokens:
-        encoding = self._backend.encode(text, add_special_tokens=False)
-        return encoding.ids, encoding.offsets
-
-    def _tokens_after_text(self, text: str) -> Tokens:
-        """The tokens of a text that follows another one."""
-        for marker in MARKERS:
-            ids, offsets = self._tokens(marker + text)
-            marker_ids, _ = self._tokens(marker)
-            first = len(marker_ids)
-            shifted = [(start - len(marker), end - len(marker)) for start, end in offsets[first:]]
-            if ids[:first] == marker_ids and (not shifted or shifted[0][0] == 0):
-                return ids[first:], shifted
-        return self._tokens(text)
-
-    def _cut_where_needed(
-        self, parts: Sequence[str], tokens_of: Callable[[str], Tokens]
-    ) -> list[list[int]]:
-        """The ids of parts that are tokenized as one text, cut where a token would cross a cut."""
-        ids, offsets = tokens_of("".join(parts))
-        firsts = [_first_after(offsets, cut) for cut in accumulate(map(len, parts))]
-        cuts = [number for number, first in enumerate(firsts[:-1], start=1) if first is None]
-        if cuts:
-            found = self._cut_where_needed(parts[: cuts[0]], tokens_of)
-            for start, end in pairwise([*cuts, len(parts)]):
-                found += self._cut_where_needed(parts[start:end], self._tokens_after_text)
-            return found
-        ends = [first for first in firsts[:-1] if first is not None] + [len(ids)]
-        return [ids[start:end] for start, end in zip([0, *ends], ends, strict=False)]
-
-
-def _first_after(offsets: Sequence[CharSpan], cut: int) -> int | None:
-    """The first token after a cut; None if a token may cross it.
-
-    Whitespace outside all offsets may belong to the token on either side.
-    """
-    index = bisect_left(offsets, cut, key=itemgetter(0))
-    end = offsets[index - 1][1] if index else 0
-    start = offsets[index][0] if index < len(offsets) else cut
-    return index if end == cut == start else None
-
-
 TargetChoice = Literal["assistant", "last_assistant", "all"]
 """Targets are the replies, the last reply, or all tokens.
 
@@ -115,8 +33,14 @@ Result = TokenizedParts | FaultyRow
 Waiting = tuple[Sequence[Conversation], list[Parts | FaultyRow], Future[list[IdsOfParts]]]
 """A chunk, its parts or faults, and the future ids of the parts."""
 
+Tokens = tuple[list[int], list[CharSpan]]
+"""Ids, and the characters of each."""
+
 ROWS_AT_ONCE = 512
 """Enough to keep all cores busy, few enough that the next chunk is rendered meanwhile."""
+
+MARKERS = ("\n", "。", "\x00")
+"""Texts to put before a part, so that it is not tokenized as the beginning of a text."""
 
 
 def tokenize_conversations(
@@ -173,6 +97,20 @@ def tokenize_chunks(
             waiting = chunk, cut, future
         if waiting:
             yield _join(*waiting)
+
+
+def _join(
+    conversations: Sequence[Conversation],
+    cut: Sequence[Parts | FaultyRow],
+    tokenized: Future[list[IdsOfParts]],
+) -> list[Result]:
+    ids_by_row = iter(tokenized.result())
+    return [
+        parts
+        if isinstance(parts, FaultyRow)
+        else TokenizedParts(next(ids_by_row), conversation.origin)
+        for conversation, parts in zip(conversations, cut, strict=True)
+    ]
 
 
 def prompt_text(messages: Sequence[Message], tokenizer: Any, system: str | None = None) -> str:
@@ -266,15 +204,78 @@ def _between(spans: Sequence[CharSpan], length: int) -> list[CharSpan]:
     return list(zip(borders[0::2], borders[1::2], strict=True))
 
 
-def _join(
-    conversations: Sequence[Conversation],
-    cut: Sequence[Parts | FaultyRow],
-    tokenized: Future[list[IdsOfParts]],
-) -> list[Result]:
-    ids_by_row = iter(tokenized.result())
-    return [
-        parts
-        if isinstance(parts, FaultyRow)
-        else TokenizedParts(next(ids_by_row), conversation.origin)
-        for conversation, parts in zip(conversations, cut, strict=True)
-    ]
+class PartTokenizer:
+    """Tokenizes texts that are cut into parts; no token crosses a cut.
+
+    The first part of a conversation is its prompt, which so has the same tokens as at inference,
+    where the model itself writes the next part.
+
+    Most tokenizers tokenize each part alone. Some (Llama 2's, Phi-3's) insert a space at the start
+    of a text; these get the whole text, cut only where a token would cross a cut. Raises
+    `ModelError` for a tokenizer without character offsets.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        if not tokenizer.is_fast:
+            raise ModelError(
+                f"{type(tokenizer).__name__} returns no character offsets",
+                remedy="use a model whose folder has a tokenizer.json",
+            )
+        self._backend = tokenizer.backend_tokenizer
+        # tokenizer.json may set both; transformers, too, resets them on each call.
+        self._backend.no_padding()
+        self._backend.no_truncation()
+        apart = self._tokens("\n")[0] + self._tokens("a")[0]
+        self._parts_stand_alone = self._tokens("\na")[0] == apart
+
+    def tokenize(self, rows: Sequence[Sequence[str]]) -> list[list[list[int]]]:
+        """The ids of each part of each row."""
+        if not self._parts_stand_alone:
+            return [self._cut_where_needed(row, self._tokens) for row in rows]
+        # Parts such as the line end after a turn are the same in every row.
+        parts = [part for part in dict.fromkeys(chain.from_iterable(rows)) if part]
+        encodings = self._backend.encode_batch_fast(parts, add_special_tokens=False)
+        ids = {part: encoding.ids for part, encoding in zip(parts, encodings, strict=True)}
+        ids[""] = []
+        return [[ids[part] for part in row] for row in rows]
+
+    def _tokens(self, text: str) -> Tokens:
+        encoding = self._backend.encode(text, add_special_tokens=False)
+        return encoding.ids, encoding.offsets
+
+    def _tokens_after_text(self, text: str) -> Tokens:
+        """The tokens of a text that follows another one."""
+        for marker in MARKERS:
+            ids, offsets = self._tokens(marker + text)
+            marker_ids, _ = self._tokens(marker)
+            first = len(marker_ids)
+            shifted = [(start - len(marker), end - len(marker)) for start, end in offsets[first:]]
+            if ids[:first] == marker_ids and (not shifted or shifted[0][0] == 0):
+                return ids[first:], shifted
+        return self._tokens(text)
+
+    def _cut_where_needed(
+        self, parts: Sequence[str], tokens_of: Callable[[str], Tokens]
+    ) -> list[list[int]]:
+        """The ids of parts that are tokenized as one text, cut where a token would cross a cut."""
+        ids, offsets = tokens_of("".join(parts))
+        firsts = [_first_after(offsets, cut) for cut in accumulate(map(len, parts))]
+        cuts = [number for number, first in enumerate(firsts[:-1], start=1) if first is None]
+        if cuts:
+            found = self._cut_where_needed(parts[: cuts[0]], tokens_of)
+            for start, end in pairwise([*cuts, len(parts)]):
+                found += self._cut_where_needed(parts[start:end], self._tokens_after_text)
+            return found
+        ends = [first for first in firsts[:-1] if first is not None] + [len(ids)]
+        return [ids[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def _first_after(offsets: Sequence[CharSpan], cut: int) -> int | None:
+    """The first token after a cut; None if a token may cross it.
+
+    Whitespace outside all offsets may belong to the token on either side.
+    """
+    index = bisect_left(offsets, cut, key=itemgetter(0))
+    end = offsets[index - 1][1] if index else 0
+    start = offsets[index][0] if index < len(offsets) else cut
+    return index if end == cut == start else None

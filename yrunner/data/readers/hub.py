@@ -1,7 +1,5 @@
 """Download the data files of a Hub dataset, or find them in the local Hub cache."""
 
-# From httpx or httpx2, depending on the version of the client.
-
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +17,8 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+
+# From httpx or httpx2, depending on the version of the client.
 from huggingface_hub.errors import HTTPError as NetworkError  # type: ignore[attr-defined]
 
 from yrunner.data.readers.files import KINDS, is_data_file
