@@ -7,11 +7,13 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import pytest
 
 from tests.conftest import questions, write_jsonl
+from yrunner.data.chat import template
 from yrunner.data.dataset import cache as cache_module
 from yrunner.data.dataset.cache import Cache
 from yrunner.data.dataset.prepare import Rules, Source, prepare
@@ -199,9 +201,17 @@ def test_an_entry_that_is_used_stays(source: Source, cache: Cache, capitals_toke
 
 
 def test_two_runs_can_prepare_the_same_data_at_once(
-    source: Source, cache: Cache, capitals_tokenizer: Any
+    source: Source, cache: Cache, capitals_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = list(prepare([source], capitals_tokenizer, RULES, Cache(cache.folder / "x")).train)
+    # Runs are processes; here they are threads, which share transformers' compiled template.
+    one_at_a_time, render = Lock(), template.render_jinja_template
+
+    def render_alone(**options: Any) -> Any:
+        with one_at_a_time:
+            return render(**options)
+
+    monkeypatch.setattr(template, "render_jinja_template", render_alone)
     with ThreadPoolExecutor(4) as pool:
         runs = [pool.submit(prepare, [source], capitals_tokenizer, RULES, cache) for _ in range(8)]
         assert all(list(run.result().train) == expected for run in runs)
