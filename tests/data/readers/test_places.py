@@ -70,8 +70,8 @@ def test_signs_of_a_glob_in_a_real_name_mean_themselves(folder):
 
 def test_a_place_without_data_is_named(folder):
     assert refusal(folder, "empty").startswith("/empty: the folder has no data files. Add one of")
-    assert refusal(folder, "x*") == "/x*: file not found. Check the path"
-    assert refusal(folder, "emp*") == "/emp*: file not found. Check the path"
+    assert refusal(folder, "x*") == "/x*: no such file. Check the path"
+    assert refusal(folder, "emp*") == "/emp*: no such file. Check the path"
     assert refusal(folder, "*.*").startswith(
         "/README.md: matches *.* but is not a data file. Narrow the glob; data files are .json,"
     )

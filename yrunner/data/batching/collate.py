@@ -2,7 +2,7 @@
 
 A layout says which examples share a row. It never changes a result, only its cost: a loss is a sum
 over targets, and examples in a row do not see each other. So it may differ from the packs of the
-plan, which only decide what an update learns from. Compare layouts with `python -m benchmarks.packing`.
+plan, which only decide what an update learns from. `python -m benchmarks.packing` compares them.
 """
 
 # B = rows of a micro-batch, T = tokens of its longest row

@@ -98,7 +98,7 @@ def find_files(path: Path) -> list[Path]:
         return files
     files = _matches(str(path))
     if not files:
-        raise DataError(path, "file not found", remedy="check the path")
+        raise DataError(path, "no such file", remedy="check the path")
     for file in files:
         if kind_of(file) is None:
             raise DataError(
