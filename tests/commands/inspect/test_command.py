@@ -67,7 +67,7 @@ def test_one_row_is_found_by_the_end_of_its_path(project, capfd):
 def test_a_row_that_is_too_long_is_shown_cut_with_the_reason(project, capfd):
     row = next(n for n, (_, answer) in enumerate(questions(16), start=1) if answer.count(".") == 5)
     shown = show(capfd, "data.max_length=24", row=f"train.jsonl:{row}")
-    assert re.search(r"not trained on: has \d+ tokens, data\.max_length is 24$", shown, re.M)
+    assert re.search(r"not trained on: has \d+ tokens; data\.max_length is 24$", shown, re.M)
     assert re.search(r"── train\.jsonl row \d+ · 24 tokens, ", shown)
     assert re.search(r"✂ \d+ tokens cut off", shown)
 
