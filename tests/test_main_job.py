@@ -31,11 +31,14 @@ def right(outputs: Path, name: str, when: str, task: str) -> float:
 
 
 def test_the_base_answers_at_least_90_percent_of_the_general_test(run):
+    # 95.6 % of 180 questions, give or take 1.5: the bar lies 3.7 standard deviations below.
     assert right(run[0], "tiny-base", "after", "general") >= 0.9
 
 
 def test_the_tuned_model_answers_70_percent_of_the_legal_test_from_under_5(run):
     assert right(run[0], "legal-sft", "before", "legal") < 0.05
+    # Three seeds give 85.6 %, and seeds and rounding move it by up to 5 points: the bar lies three
+    # of these below. Where rounding locked half of the book out, it was 43 %.
     assert right(run[0], "legal-sft", "after", "legal") >= 0.7
 
 

@@ -64,7 +64,7 @@ def learn_under_zero(rank: int, folder: Path) -> None:
     import deepspeed
 
     # It would be compiled for most of a minute, only to be faster than gloo.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False}
     deepspeed.init_distributed("gloo")
     for stage, case in CASES:
         found = learn_case(deepspeed, stage, case, rank)
