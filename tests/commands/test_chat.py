@@ -8,7 +8,7 @@ import pytest
 
 from yrunner.assembly.run import Run
 from yrunner.commands import chat as module
-from yrunner.commands.chat import COMMANDS, Chat, chat
+from yrunner.commands.chat import COMMANDS, ChatSession, chat
 from yrunner.console import printable
 from yrunner.evaluation.generate import generate_answers
 
@@ -25,7 +25,7 @@ def models(make_talker):
 def session(project, models, capitals_tokenizer, monkeypatch):
     tuned, base = models
     monkeypatch.setattr(Run, "load_base", lambda _: base)
-    return Chat(Run.load(TUNED, ["data.system=Be brief."]), capitals_tokenizer, tuned, 6)
+    return ChatSession(Run.load(TUNED, ["data.system=Be brief."]), capitals_tokenizer, tuned, 6)
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def test_the_base_answers_the_last_question_beside_and_is_not_remembered(
 
 
 def test_a_model_without_a_base_says_so(project, models, capitals_tokenizer, capsys):
-    session = Chat(Run.load(Path("base.yaml")), capitals_tokenizer, models[0], 6)
+    session = ChatSession(Run.load(Path("base.yaml")), capitals_tokenizer, models[0], 6)
     session.ask("a?")
     session.run_command("/base")
     assert "base was trained from scratch" in capsys.readouterr().out
@@ -190,7 +190,7 @@ def test_lines_of_a_person_are_questions_and_commands(project, models, monkeypat
     asked = []
     for name in ("require_result", "result_tokenizer", "load_result"):
         monkeypatch.setattr(Run, name, lambda _: None)
-    monkeypatch.setattr(Chat, "ask", lambda self, line: asked.append(line))
+    monkeypatch.setattr(ChatSession, "ask", lambda self, line: asked.append(line))
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
     monkeypatch.setattr("yrunner.commands.chat.is_terminal", lambda: True)
     monkeypatch.setattr("builtins.input", type_line)

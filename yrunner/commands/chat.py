@@ -27,7 +27,7 @@ COMMANDS = {
 ANY_GENERATION: TypeAdapter[Generation] = TypeAdapter(Generation)
 
 
-class Chat:
+class ChatSession:
     """A conversation so far, and the generation settings of the next answer."""
 
     def __init__(self, run: Run, tokenizer: Any, model: Any, max_new_tokens: int) -> None:
@@ -141,7 +141,7 @@ def chat(path: Path, overrides: list[str], *, max_new_tokens: int) -> None:
     """Answer each line of standard input, in one conversation until /reset."""
     run = Run.load(path, overrides)
     run.require_result()
-    session = Chat(run, run.result_tokenizer, run.load_result(), max_new_tokens)
+    session = ChatSession(run, run.result_tokenizer, run.load_result(), max_new_tokens)
     for line in _lines():
         if line.startswith("/"):
             session.run_command(line)

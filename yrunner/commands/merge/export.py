@@ -41,7 +41,7 @@ BARS = {
     torch.float16: Tolerance(top1_agreement=0.99, mean_kl=1e-3),
     torch.bfloat16: Tolerance(top1_agreement=0.97, mean_kl=1e-2),
 }
-"""Tolerances by the dtype of the merged weights: which round to 24, 11 or 8 bits."""
+"""Tolerances by the dtype of the merged weights, which round to 24, 11 or 8 bits."""
 GGUF_BARS = {
     "f32": Tolerance(top1_agreement=0.999, mean_kl=1e-6, largest_difference=1e-3),
     "f16": Tolerance(top1_agreement=0.99, mean_kl=1e-3),
