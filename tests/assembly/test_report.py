@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
-from yrunner.assembly.report import shown_entropies, weight_plot, zone_edges
+from yrunner.assembly.report import shown_entropies, weight_plot
+from yrunner.losses.nlirg import zone_edges
 from yrunner.recipe.schema.recipe import Loss
 
 
@@ -40,5 +41,5 @@ def test_a_low_deadline_leaves_no_room_for_the_zones_above_it(
     deadline: float, edges: tuple[float, ...]
 ) -> None:
     loss = loss_of("nlirg", loss_deadline=deadline, loss_threshold=0.5)
-    assert zone_edges(loss) == edges
+    assert zone_edges(deadline) == edges
     assert weight_plot(loss, before=[0.5, 1.2, 6.0])

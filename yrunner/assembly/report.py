@@ -12,7 +12,7 @@ from yrunner.assembly.measure import Measured
 from yrunner.assembly.run import Run
 from yrunner.console import print_table, say
 from yrunner.data.batching.plan import Plan, epoch_after
-from yrunner.losses.nlirg import EASY_UP_TO, LEARNING_UP_TO
+from yrunner.losses.nlirg import zone_edges
 from yrunner.models.save import ModelCard
 from yrunner.models.tuning import count_parameters
 from yrunner.recipe.load import base_recipe_path, recipe_to_yaml
@@ -40,7 +40,6 @@ from yrunner.storage.run_dir import RunDir
 from yrunner.training.arguments import token_weight
 from yrunner.training.metrics import read_metrics
 
-HIGHEST_LOSS = 16.0
 NUM_POINTS = 801
 SHOWN_ANSWERS = 10
 
@@ -162,22 +161,17 @@ def shown_entropies(loss: Loss) -> dict[str, float]:
             assert_never(loss)
 
 
-def zone_edges(loss: Loss) -> tuple[float, float, float]:
-    """The losses between the four zones; a low `loss_deadline` makes zones below it empty."""
-    loss_deadline = token_weight(loss)[1]
-    return min(EASY_UP_TO, loss_deadline), min(LEARNING_UP_TO, loss_deadline), loss_deadline
-
-
 def weight_plot(loss: Loss, *, before: Sequence[float] = (), after: Sequence[float] = ()) -> str:
     """The curves as SVG; `before` and `after` are losses of targets before and after training."""
-    weight, _ = token_weight(loss)
-    losses_N = torch.linspace(0, HIGHEST_LOSS, NUM_POINTS)
+    weight, loss_deadline = token_weight(loss)
+    losses_N = torch.linspace(0, plots.HIGHEST_LOSS, NUM_POINTS)
     curves = {
         name: weight.of(losses_N, torch.full_like(losses_N, entropy)).tolist()
         for name, entropy in shown_entropies(loss).items()
     }
+    edges = zone_edges(loss_deadline)
     return plots.weight_curve(
-        losses_N.tolist(), curves, zone_edges=zone_edges(loss), before=before, after=after
+        losses_N.tolist(), curves, zone_edges=edges, before=before, after=after
     )
 
 

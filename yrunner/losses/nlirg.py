@@ -44,6 +44,11 @@ def nlirg_weight(
     return torch.where(loss_N < loss_deadline, weight_N, torch.zeros_like(weight_N))
 
 
+def zone_edges(loss_deadline: float = HARD_UP_TO) -> tuple[float, float, float]:
+    """Losses between the four zones; a low `loss_deadline` leaves zones below it empty."""
+    return min(EASY_UP_TO, loss_deadline), min(LEARNING_UP_TO, loss_deadline), loss_deadline
+
+
 def zone_of(loss_N: Tensor, loss_deadline: float = HARD_UP_TO) -> Tensor:
     """Index in `ZONES` of each loss, shape [N]; losses from `loss_deadline` on are refused.
 

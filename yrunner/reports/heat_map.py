@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from yrunner.data.conversation import TokenizedExample
-from yrunner.losses.nlirg import EASY_UP_TO, HARD_UP_TO, LEARNING_UP_TO, ZONES, zone_of
+from yrunner.losses.nlirg import EASY_UP_TO, HARD_UP_TO, LEARNING_UP_TO, ZONES, zone_edges, zone_of
 from yrunner.reports.html import four_digits, render_page
 from yrunner.reports.token_text import TokenText, pieces_of, top_texts
 from yrunner.scoring.measure import TokenScores
@@ -85,7 +85,7 @@ def render_heat_map(heat_map: HeatMap, tokenizer: Any) -> str:
     """The whole page as text; `tokenizer` is that of the examples."""
     text = TokenText(tokenizer)
     deadline = heat_map.loss_deadline
-    borders = [0.0, *(min(border, deadline) for border in (EASY_UP_TO, LEARNING_UP_TO)), deadline]
+    borders = [0.0, *zone_edges(deadline)]
     shown = [_shown(part, text, deadline) for part in heat_map.examples]
     return render_page(
         "heat_map.html.jinja",

@@ -25,7 +25,7 @@ Record = Mapping[str, Any]
 ZONES = ("easy", "learning", "hard", "refused")
 
 _MOST_POINTS = 500
-_HIGHEST_LOSS = 16.0
+HIGHEST_LOSS = 16.0
 _STROKES = ("-", "--", ":")
 
 
@@ -146,14 +146,14 @@ def _draw_weights(axes: Any, curves: Mapping[str, Sequence[tuple[float, float]]]
         if points:
             style = {"color": THEME["ink"], "linewidth": 2, "linestyle": stroke}
             axes.plot(*zip(*points, strict=True), label=name, **style)
-    axes.set(xlim=(0, _HIGHEST_LOSS), ylim=(0, None))
+    axes.set(xlim=(0, HIGHEST_LOSS), ylim=(0, None))
     if len(curves) > 1:
         axes.legend(frameon=False, labelcolor=THEME["ink"], loc="upper right")
 
 
 def _draw_zones(rows: Any, edges: Sequence[float], groups: Mapping[str, Any]) -> None:
     """Shade the four zones in every row, and label them in the first with their shares."""
-    bounds = [0.0, *(min(edge, _HIGHEST_LOSS) for edge in edges), _HIGHEST_LOSS]
+    bounds = [0.0, *(min(edge, HIGHEST_LOSS) for edge in edges), HIGHEST_LOSS]
     shares = [_zone_shares(losses, edges) for losses in groups.values()]
     shares_by_zone = zip(*shares, strict=True) if shares else [()] * len(ZONES)
     for zone, (start, end), shares_of_zone in zip(
@@ -197,7 +197,7 @@ def _draw_histogram(axes: Any, groups: Mapping[str, Sequence[float]]) -> None:
     }
     for name, losses in groups.items():
         weights = [1 / len(losses)] * len(losses)
-        bars = {"bins": 64, "range": (0, _HIGHEST_LOSS), "weights": weights}
+        bars = {"bins": 64, "range": (0, HIGHEST_LOSS), "weights": weights}
         axes.hist(losses, label=f"{name} training", **bars, **styles[name])
     axes.yaxis.set_major_formatter(_LogPercent())
     axes.yaxis.set_minor_formatter(_LogPercent(labelOnlyBase=False))
@@ -245,7 +245,7 @@ def _thinned(rows: list[tuple[float, ...]]) -> list[tuple[float, ...]]:
 
 
 def _within_scale(losses: Sequence[float]) -> list[float]:
-    return [min(float(loss), _HIGHEST_LOSS) for loss in losses if not math.isnan(loss)]
+    return [min(float(loss), HIGHEST_LOSS) for loss in losses if not math.isnan(loss)]
 
 
 def _is_number(value: Any) -> bool:

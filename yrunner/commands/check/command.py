@@ -20,7 +20,6 @@ from yrunner.assembly.memory import (
 )
 from yrunner.assembly.preflight import DiskFacts, check_fit, lack_of_space
 from yrunner.assembly.replay import check_keep_file
-from yrunner.assembly.report import zone_edges
 from yrunner.assembly.run import Run
 from yrunner.commands.check.facts import (
     DataFacts,
@@ -49,7 +48,9 @@ from yrunner.data.batching.plan import Plan
 from yrunner.data.conversation import TokenizedExample
 from yrunner.data.dataset.row_report import as_json
 from yrunner.errors import DataError, YRunnerError
+from yrunner.losses.nlirg import zone_edges
 from yrunner.storage.run_dir import page_beside
+from yrunner.training.arguments import token_weight
 from yrunner.training.memory.trace import Untraceable
 from yrunner.training.trackers import check_trackers
 
@@ -154,7 +155,7 @@ def _measure_signal(run: Run, rows: int | None, page: Path | None) -> Signal | N
         return NotScored(error.message)
     if isinstance(sample, NotScored):
         return sample
-    signal = describe_sample(sample, zone_edges(run.recipe.loss))
+    signal = describe_sample(sample, zone_edges(token_weight(run.recipe.loss)[1]))
     if page is not None:
         write_signal_page(run.recipe, sample, signal, page)
     return signal

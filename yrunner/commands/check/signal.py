@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from yrunner.assembly.measure import score_rows
-from yrunner.assembly.report import HIGHEST_LOSS
 from yrunner.assembly.run import Run
 from yrunner.data.conversation import TokenizedExample
 from yrunner.data.dataset.examples import Examples
@@ -22,6 +21,7 @@ from yrunner.models.local import count_weights, free_memory, local_folder, weigh
 from yrunner.recipe.load import base_recipe_path
 from yrunner.recipe.schema.model import AdapterTuning
 from yrunner.recipe.schema.recipe import Recipe
+from yrunner.reports.plots import HIGHEST_LOSS
 
 SAMPLE_ROWS = 64
 MOST_TARGETS = 20_000
