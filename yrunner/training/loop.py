@@ -1,7 +1,8 @@
-"""The training loop: it runs one `Plan`, update by update, and reads from top to bottom.
+"""The training loop: run one `Plan`, update by update. It reads from top to bottom.
 
-accelerate knows devices, mixed precision, DDP and DeepSpeed; batches.py what is learned from,
-objective.py what is minimised, cadence.py what is due when, saving.py what a checkpoint holds.
+accelerate handles devices, mixed precision, DDP and DeepSpeed. data/batching/batches.py makes the
+micro-batches, objective.py the loss, callbacks.py says when to log, validate, save and stop, and
+checkpointing.py what a checkpoint holds.
 """
 
 from collections.abc import Callable, Iterator, Sequence
