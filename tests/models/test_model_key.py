@@ -95,5 +95,5 @@ def test_no_model_has_no_key(tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     with pytest.raises(ModelError, match="holds no model"):
         model_key(tmp_path)
-    with pytest.raises(ModelError, match="is not a local folder, and the Hub cannot be reached"):
+    with pytest.raises(ModelError, match="is not cached, and the Hub is unreachable"):
         model_key("someone/model")
