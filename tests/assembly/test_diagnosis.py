@@ -57,7 +57,7 @@ def test_a_loss_that_is_no_number_names_the_row_and_keeps_the_state(project, spo
         run("base.yaml", "train.batch_size=2", "train.order=as_written", "train.spikes.window=10")
     message = str(caught.value)
     assert re.search(
-        r"^update 6: the loss is nan; the optimizer was not moved; update 5 is", message
+        r"^update 6: the loss is nan; the optimizer step was not taken; update 5 is", message
     )
     assert "rows that cause it alone: train.jsonl:11. Likely causes: the data of these" in message
     assert "yrun inspect RECIPE --row train.jsonl:11" in message

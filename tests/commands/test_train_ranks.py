@@ -132,8 +132,8 @@ def test_two_processes_are_stopped_killed_and_gone_on_with_by_one_and_nothing_is
     drawn = (shown.count(HIDE_CURSOR), shown.count(SHOW_CURSOR))
     assert drawn == (3, 3), "two bars of measuring, and one view, of one process; all put away"
     assert re.search(r"step 2/60 .*weighted loss", shown, re.DOTALL)
-    stopped = r"stopped; update \d+ is saved in .*outputs/base\. Continue with: yrun train base"
-    in_red = r"distributed.processes=2 --resume\x1b\[0m\s*\Z"
+    stopped = r"stopped; update \d+ is saved in .*outputs/base\. Continue with: yrun train"
+    in_red = r"base\.yaml distributed.processes=2 --resume\x1b\[0m\s*\Z"
     assert re.search(rf"{stopped} {in_red}", shown)
     assert "Traceback" not in shown
 

@@ -1,4 +1,4 @@
-"""What the recipe says, in the words of the libraries."""
+"""From recipe sections to the objects of transformers, accelerate and torch."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -31,7 +31,7 @@ from yrunner.recipe.schema.recipe import (
 )
 
 OF_BITSANDBYTES = frozenset({"adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit"})
-"""Optimizers that compute on real values only."""
+"""Optimizers of bitsandbytes: they need real values, not fake tensors."""
 NOT_DECAYED = [r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)"]
 """Names of weights without weight decay, as everywhere in transformers."""
 
@@ -47,7 +47,7 @@ def make_arguments(
     micro_steps: int | None = None,
     deepspeed: Mapping[str, Any] | None = None,
 ) -> TrainingArguments:
-    """What optimizer, schedule, DeepSpeed and trackers look at, for a run of `num_updates`.
+    """The arguments that optimizer, schedule, DeepSpeed and trackers read.
 
     `micro_steps`: those of an update in each process, if they are not the recipe's. `deepspeed`:
     its configuration; see `join_ranks`, which comes before.
@@ -71,7 +71,7 @@ def make_arguments(
         seed=seed,
         report_to=train.trackers,
         deepspeed=None if deepspeed is None else dict(deepspeed),
-        # Where the processes have met already they must not meet once more.
+        # Processes that have joined a group must not initialise it again.
         accelerator_config={"use_configured_state": is_joined()},
     )
 
@@ -100,7 +100,7 @@ def optimizer_for(model: nn.Module, arguments: TrainingArguments) -> Optimizer:
         {"params": others, "weight_decay": 0.0},
     ]
     if str(arguments.optim.value).endswith("8bit"):
-        # Rows of an embedding get few and very uneven gradients, which 8 bits round away.
+        # Embedding rows get rare and uneven gradients, which 8 bits would round to zero.
         manager: Any = import_module("bitsandbytes.optim").GlobalOptimManager.get_instance()
         for module in model.modules():
             if isinstance(module, nn.Embedding):
@@ -146,7 +146,7 @@ def count_warmup(train: TrainSection, num_updates: int) -> int:
 
 
 def token_weight(loss: Loss) -> tuple[TokenWeight, float]:
-    """The weight of a target, and the loss from which on the zone of the refused begins."""
+    """The token weight of a loss section, and the loss at which the refused zone begins."""
     numbers = loss.model_dump(exclude={"kind", "normalize"})
     match loss:
         case PlainLoss():

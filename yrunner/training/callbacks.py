@@ -26,11 +26,11 @@ class Cadence:
     num_updates: int
     epoch_ends: Sequence[int] = ()
     log_at: Container[int] = ()
-    """Updates that are logged, beside those that are saved."""
+    """Updates to log, besides those that are saved."""
     checkpoint_every: Literal["epoch"] | int | None = None
-    """None: nothing is ever saved. Otherwise the last update is, too."""
+    """None: never save. Otherwise the last update is saved too."""
     keep: int = 2
-    """Checkpoints that stay, beside the best."""
+    """Checkpoints to keep besides the best one."""
     early_stopping: EarlyStopping | None = None
 
     @classmethod
@@ -48,7 +48,7 @@ class Cadence:
         return step >= self.num_updates or checkpoint_is_due(step, every, self.epoch_ends)
 
     def misses_validation(self, state: TrainerState) -> bool:
-        """Whether a run was stopped before it could validate after its last update."""
+        """Whether the run was stopped before the validation of its last update."""
         validated = [row["step"] for row in state.log_history if "eval_loss" in row]
         return self.saves_after(state.global_step) and state.global_step not in validated
 
@@ -75,7 +75,7 @@ def checkpoint_is_due(step: int, every: Literal["epoch"] | int, epoch_ends: Sequ
 def count_checkpoints(
     num_updates: int, every: Literal["epoch"] | int, epoch_ends: Sequence[int]
 ) -> int:
-    """How many checkpoints a run writes that nothing interrupts; one of them is at its end."""
+    """Number of checkpoints that an uninterrupted run writes, the last one included."""
     is_due = (checkpoint_is_due(step, every, epoch_ends) for step in range(1, num_updates))
     return sum(is_due) + 1
 
@@ -86,7 +86,7 @@ MEANINGS = {
     # `sbatch --signal=USR1@120`: two minutes until the job is killed.
     signal.SIGUSR1: signal.SIGTERM,
 }
-"""What each signal is taken for, which also decides the exit code: 130 or 143."""
+"""How each signal is treated, which decides the exit code: 130 or 143."""
 
 
 @contextmanager
@@ -112,7 +112,7 @@ class StopRequest:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Take note of signals meanwhile; a second SIGINT stops at once."""
+        """Record signals in the `with` block; a second SIGINT stops at once."""
 
         def note(number: int) -> None:
             if self.signal is not None and number == signal.SIGINT:
@@ -128,19 +128,19 @@ class StopRequest:
         return self.signal is not None and num_ranks() == 1
 
     def is_agreed(self) -> bool:
-        """Whether any process was asked, so that they stop together; all of them call it."""
+        """Whether any rank received a signal, so that all stop together. A collective call."""
         self.signal = int(max_over_ranks(self.signal or 0)) or None
         return self.signal is not None
 
 
 @contextmanager
 def explaining_how_to_resume(remedy: str) -> Iterator[None]:
-    """Raise `Stopped` with this remedy where a signal stops what stands in the `with` block."""
+    """Raise `Stopped` with this remedy if a signal interrupts the `with` block."""
     numbers: list[int] = []
 
     def stop(number: int) -> None:
         numbers.append(number)
-        # No error of ours: libraries may catch those, and go on.
+        # Not a YRunnerError: libraries may catch Exception and continue.
         raise KeyboardInterrupt
 
     try:

@@ -1,4 +1,4 @@
-"""Which checkpoints may be trusted: a manifest says what is in each, and is checked before use.
+"""Write, verify and load checkpoints: each has a manifest that is checked before use.
 
 A checkpoint is written beside its place, flushed and renamed (`run_dir.whole_folder`). The manifest
 is written last, over whatever files there are then, by one process after all have written.
@@ -40,9 +40,9 @@ MANIFEST = "manifest.json"
 
 
 def write_manifest(folder: Path) -> None:
-    """Write down the size and the SHA-256 of every file of a checkpoint."""
+    """Write size and SHA-256 of every file of a checkpoint."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    # Threads: hashing large files leaves the interpreter free.
+    # Threads help: hashing large files releases the GIL.
     with ThreadPoolExecutor() as threads:
         entries = threads.map(_describe, files)
         names = [path.relative_to(folder).as_posix() for path in files]
@@ -50,7 +50,7 @@ def write_manifest(folder: Path) -> None:
 
 
 def find_damage(folder: Path, *, read_all: bool = True) -> str | None:
-    """What is wrong with a checkpoint, in words; None where it is as it was written.
+    """What is wrong with a checkpoint; None if it is as it was written.
 
     Without `read_all` only sizes are compared, which costs nothing however large it is.
     """
@@ -89,8 +89,8 @@ def newest_whole_step(run_dir: RunDir) -> int | None:
         _put_aside(folder)
     if steps:
         raise RunError(
-            f"none of the {len(steps)} checkpoints in {run_dir.checkpoints} is whole",
-            remedy="bring one back from a copy, or start anew with --overwrite",
+            f"none of the {len(steps)} checkpoints in {run_dir.checkpoints} is complete",
+            remedy="restore one from a backup, or start again with --overwrite",
         )
     return None
 
@@ -108,7 +108,7 @@ def remove_old(run_dir: RunDir, *, keep: int, best: int | None) -> None:
 
 
 def remove_unfinished(run_dir: RunDir) -> None:
-    """Remove what a killed process has left half-written beside the checkpoints."""
+    """Remove half-written checkpoints of a killed process."""
     for pattern in (".*.partial", ".*.previous", ".rehearsal"):
         for folder in run_dir.checkpoints.glob(pattern):
             shutil.rmtree(folder, ignore_errors=True)
@@ -153,7 +153,7 @@ SCALER = "scaler.pt"
 
 @dataclass
 class Checkpointer:
-    """Writes and reads everything that changes while a model is trained."""
+    """Saves and loads everything that training changes."""
 
     model: PreTrainedModel | PeftModel
     optimizer: torch.optim.Optimizer
@@ -161,7 +161,7 @@ class Checkpointer:
     scaler: torch.amp.GradScaler | None
     """Of float16."""
     zero: ZeroRun | None
-    """Where DeepSpeed shares memory out; None without it."""
+    """DeepSpeed's state; None without it."""
     state: TrainerState
     sums: Mapping[str, Stateful]
     saved_step: int | None = None
@@ -204,13 +204,13 @@ class Checkpointer:
         self.state.save_to_json(str(folder / STATE))
 
     def load(self, folder: Path) -> None:
-        """Take up what a checkpoint holds, but for the random generators."""
+        """Load a checkpoint, except for the random states."""
         saved = TrainerState.load_from_json(str(folder / STATE))
         sums: Any = saved.stateful_callbacks
         if "meter" not in sums:
             raise RunError(
                 f"{folder} was saved by another version of yrunner",
-                remedy="go on with that version, or start anew with --overwrite",
+                remedy="resume with that version, or start again with --overwrite",
             )
         for name in self.sums.keys() & sums.keys():
             self.sums[name].load_state_dict(sums[name])
@@ -231,7 +231,7 @@ class Checkpointer:
             self.scaler.load_state_dict(torch.load(folder / SCALER, weights_only=True))
 
     def load_best(self, run_dir: RunDir) -> None:
-        """Take the weights of the best validation, if there was one."""
+        """Load the weights of the best validation, if there was one."""
         step = best_step(self.state.log_history)
         if step is None:
             return
@@ -248,7 +248,7 @@ class Checkpointer:
             self.zero.load(folder, with_moments=False)
 
     def _bytes(self) -> int | None:
-        """What a checkpoint will take; None where each process writes a part of it."""
+        """Estimated bytes of a checkpoint; None if each rank writes a part of it."""
         if self.zero is not None:
             return None
         return saved_weight_bytes(self.model) + state_bytes(self.optimizer) + SMALL_FILES
@@ -267,7 +267,7 @@ def load_weights(model: nn.Module, folder: Path) -> None:
 
 
 def load_random_states(folder: Path) -> None:
-    """Set the random generators, unless another number of processes wrote the checkpoint."""
+    """Restore the random states, unless another number of ranks wrote the checkpoint."""
     file = folder / _generators()
     if file.exists():
         with safe_globals():

@@ -1,4 +1,4 @@
-"""`train.torch_compile`: a model's layers run as code built for them, while it is trained."""
+"""`train.torch_compile`: compile a model's layers for the time of the training."""
 
 import os
 import shutil
@@ -24,8 +24,8 @@ def check_compiler() -> None:
     missing = [name for name, is_there in parts.items() if not is_there]
     if missing:
         raise MissingError(
-            f"train.torch_compile builds code on this machine, which lacks {' and '.join(missing)}",
-            remedy="add it by: apt-get install g++ python3-dev, or set train.torch_compile=false",
+            f"train.torch_compile needs a compiler: this machine lacks {' and '.join(missing)}",
+            remedy="run apt-get install g++ python3-dev, or set train.torch_compile=false",
         )
 
 

@@ -1,4 +1,4 @@
-"""The gauge of forgetting: how far the model has moved from its base, and what follows from it."""
+"""Drift: KL of the tuned model to its base on replay rows, as a measure of forgetting."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,11 +16,11 @@ from yrunner.scoring.measure import batches_by_length
 
 @dataclass(frozen=True)
 class DriftGauge:
-    """KL(base || tuned) on rows that the base wrote and that nothing is learned from."""
+    """KL(base || tuned) on replay rows that are not trained on."""
 
     examples: Sequence[TokenizedExample]
     tops: CachedPredictions | None
-    """What the base predicts for them; None: the model is asked with its adapter off."""
+    """Predictions of the base; None: run the model with its adapter off."""
     pad_token_id: int
     max_tokens: int
     """Of a batch, with its padding."""
@@ -42,7 +42,7 @@ class DriftGauge:
             total += divergence_N.double().sum().cpu()
             num_targets += len(divergence_N)
         model.train(was_training)
-        # Rounding can make what is nothing a little less than nothing.
+        # Rounding can make a divergence of zero slightly negative.
         return max(0.0, float(total)) / num_targets
 
 

@@ -1,4 +1,4 @@
-"""EWC: what the base depends on, weight by weight, and a spring on each weight as strong as that.
+"""EWC: estimate the Fisher information of each weight, and penalise moving by it.
 
 Kirkpatrick et al., 2017 (arXiv 1612.00796). On rows that the base wrote itself, the squared
 gradient is an unbiased estimate of its Fisher information: then the penalty is the quadratic form
@@ -61,7 +61,7 @@ def trained_weights(model: Any) -> Weights:
 
 
 def save_fisher(fisher: Weights, path: Path) -> None:
-    """Write a file that `load_fisher` reads, whole or not at all."""
+    """Write a file for `load_fisher`, atomically."""
     partial = path.with_suffix(".partial")
     save_file({name: tensor.contiguous().cpu() for name, tensor in fisher.items()}, partial)
     partial.rename(path)
@@ -78,7 +78,7 @@ class EwcPenalty:
     runs_model = False
 
     def __init__(self, model: Any, fisher: Weights, strength: float) -> None:
-        """`model` is as it starts to be trained: what it has now is what it is drawn back to."""
+        """`model` as training starts: its weights now are the anchor."""
         self.weights = trained_weights(model)
         assert self.weights.keys() == fisher.keys(), "the Fisher information of other weights"
         self.start = {name: weight.detach().clone() for name, weight in self.weights.items()}
@@ -87,7 +87,7 @@ class EwcPenalty:
         self.mean = KeptMean()
 
     def loss(self, model: Any, called: Any, micro: MicroBatch) -> Tensor | None:
-        """See `Keeping`."""
+        """See `Regulariser`."""
         if micro.number >= micro.at_once:
             return None
         # DeepSpeed rounds the weights that it computes with; their start is rounded alike.
@@ -98,7 +98,7 @@ class EwcPenalty:
         parts = [(self.fisher[name] * distance.square()).sum() for name, distance in moved.items()]
         penalty = torch.stack(parts).sum() / 2
         self.mean.add(penalty, 1)
-        # Each process has a part of it: the sum over all is taken.
+        # Each rank has a part: sum over ranks.
         return self.strength * penalty / micro.at_once
 
     @property

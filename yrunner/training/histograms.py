@@ -1,4 +1,4 @@
-"""Histograms of the targets between two logs, counted on the device while they pass."""
+"""Histograms of the targets between two logs, counted on the device."""
 
 # N = targets, F = figures of a target, B = bins
 
@@ -60,7 +60,7 @@ class TargetHistograms:
         return {"counts": None if self._counts is None else self._counts.as_lists()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up what `state_dict` has given back."""
+        """Restore what `state_dict` returned."""
         if state["counts"] is not None:
             parts = (torch.tensor(part, dtype=torch.float64) for part in state["counts"])
             self._counts = _Counts(*parts)
@@ -139,7 +139,7 @@ class _Counts:
 
 def _count(values_FN: Tensor) -> _Counts:
     """Count values, in widths of a bin."""
-    # A column that is no number: the least of no values at all would be an error.
+    # NaN columns: min() of an empty tensor would raise.
     values_FN = torch.cat([values_FN, values_FN.new_full((len(values_FN), 1), math.nan)], dim=1)
     no_number_FN = ~values_FN.isfinite()
     number_FN = values_FN.masked_fill(no_number_FN, 0)

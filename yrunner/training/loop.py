@@ -40,7 +40,7 @@ from yrunner.training.rng_snapshot import Snapshot
 
 
 class Trainer:
-    """Trains a model along the plan of its batches; `callbacks` only look on."""
+    """Trains a model along the plan of its batches; `callbacks` only observe."""
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class Trainer:
         self.zero = zero_run(self.accelerator, arguments, model)
         self._is_partitioned = self.zero is not None and self.zero.is_partitioned
         self.model = self.called = model
-        """The model, and what DDP or DeepSpeed make of it, which is called to learn."""
+        """The bare model, and the one wrapped by DDP or DeepSpeed, which runs the forward pass."""
         model.config.use_cache = False
         if not (self._is_partitioned or getattr(model, "quantization_method", None)):
             model.to(self.device)
@@ -78,17 +78,17 @@ class Trainer:
         self.is_over, self.loads_best = False, True
         self.before_training: list[Callable[[], None]] = []
         self.before_update: Snapshot | None = None
-        """What an update that is under way is taken back to; None between two updates."""
+        """State to restore when an update is aborted; None between updates."""
 
     def when_model_runs(self, action: Callable[[], None]) -> None:
-        """Do it now; under ZeRO-3 when training begins, for before that no weight is whole."""
+        """Run it now; under ZeRO-3 when training begins, because weights are sharded until then."""
         if self._is_partitioned:
             self.before_training.append(action)
         else:
             action()
 
     def train(self, checkpoint: Path | None = None) -> None:
-        """Run the plan from its beginning, or go on after a checkpoint."""
+        """Run the plan from its beginning, or from a checkpoint."""
         with compiled_layers(self.model) if self.torch_compile else nullcontext():
             self._prepare(checkpoint)
             for action in self.before_training:
@@ -106,7 +106,7 @@ class Trainer:
             self._tell("on_train_end")
 
     def _prepare(self, checkpoint: Path | None) -> None:
-        """Make optimizer and schedule, let accelerate wrap them, and take up a checkpoint."""
+        """Make optimizer and schedule, let accelerate wrap them, and load a checkpoint."""
         if self.arguments.activation_checkpointing:
             self.model.activation_checkpointing_enable({"use_reentrant": False})
         optimizer = optimizer_for(self.model, self.arguments)
@@ -124,7 +124,7 @@ class Trainer:
             self.is_over = self.cadence.stops_early(self.state.log_history)
 
     def _update(self, batches: list[Batch]) -> None:
-        """Learn from this process's micro-batches of one update."""
+        """One optimizer update on this rank's micro-batches."""
         counts = [(batch["labels"] != IGNORE_INDEX).sum() for batch in batches]
         num_targets = sum_over_ranks(torch.stack(counts).sum().to(self.device))
         self.before_update = Snapshot(self.objective.sums.values())
@@ -133,7 +133,7 @@ class Trainer:
         for number, batch in enumerate(batches):
             is_last = number == len(batches) - 1
             self.learn(batch, number, num_targets, is_last=is_last)
-            # Nothing stands before the very first update: it is finished.
+            # The first update is always finished: there is nothing to go back to.
             if not is_last and self.state.global_step and self.stop.cuts_off:
                 self.is_over = True
                 return self.save()
@@ -150,15 +150,15 @@ class Trainer:
         self._after_update({"grad_norm": norm, "learning_rate": rate})
 
     def learn(self, batch: Batch, number: int, num_targets: Tensor, *, is_last: bool) -> None:
-        """Add the gradient of an update's micro-batch, counted from 0, to that of those before."""
+        """Forward and backward of micro-batch `number` (from 0); gradients add up."""
         self.accelerator.sync_gradients = is_last
-        # DDP sums the gradients once, with the last; DeepSpeed is told by `sync_gradients`.
+        # DDP reduces gradients once, with the last; DeepSpeed reads `sync_gradients`.
         waits = self.zero is None and not is_last
         with self.accelerator.no_sync(self.called) if waits else nullcontext():
             penalty = self._penalty(number)
             targets = self.objective.measure(self.called, to_device(batch, self.device))
             loss = targets.weighted / num_targets
-            # DDP and DeepSpeed take the mean of the gradients over the processes, not the sum.
+            # DDP and DeepSpeed average gradients over ranks; the sum is wanted.
             loss = (loss if penalty is None else loss + penalty) * num_ranks()
             if self.zero is None:
                 self.accelerator.backward(loss)
@@ -169,7 +169,7 @@ class Trainer:
             self.accelerator.backward(loss, scale_wrt_gas=False)
 
     def _penalty(self, number: int) -> Tensor | None:
-        """What the regulariser adds to the loss of the micro-batch that comes next."""
+        """The regulariser's part of the loss of the next micro-batch."""
         regulariser = self.objective.regulariser
         if regulariser is None:
             return None
@@ -182,23 +182,23 @@ class Trainer:
         return None
 
     def _clip_and_judge(self) -> float:
-        """Shorten the gradient, and look at the update a last time before the optimizer moves."""
+        """Clip the gradient, and let the spike guard judge the update before the step."""
         longest = self.arguments.max_grad_norm or inf
         norm = float(self.accelerator.clip_grad_norm_(self.called.parameters(), longest))
-        # Of all processes: they have to stop together.
+        # Summed over ranks: they have to stop together.
         sums_R = sum_over_ranks(self.objective.guard.take())
-        # float16's scaling takes care of a gradient that is not finite.
+        # float16: the gradient scaler handles gradients that are not finite.
         seen = None if self.accelerator.scaler is not None else norm
         self.objective.guard.judge(self.state.global_step + 1, sums_R.tolist(), seen)
         return norm
 
     def _after_update(self, figures: dict[str, float]) -> None:
-        """Log, validate, save and stop, where that is due."""
+        """Log, validate, save and stop as due."""
         step = self.state.global_step
         self.state.epoch = epoch_after(step, self.plan.epoch_ends)
         self._tell("on_step_end")
         is_asked, is_due = self.stop.is_agreed(), self.cadence.saves_after(step)
-        # The sums of several processes are not saved with a checkpoint: they are logged before.
+        # Sums of several ranks are not part of a checkpoint: log them first.
         if is_due or step in self.cadence.log_at or (is_asked and num_ranks() > 1):
             self._log(self.objective.drain() | figures)
         if is_due:
@@ -209,13 +209,13 @@ class Trainer:
     def _validate_and_save(self) -> None:
         before = Snapshot()
         if self.batches.validates and self.validate() is None:
-            # The resumed run makes up for it.
+            # The resumed run validates instead.
             before.restore()
         self.is_over |= self.cadence.stops_early(self.state.log_history)
         self.save()
 
     def validate(self) -> dict[str, float] | None:
-        """Plain loss per target over all validation examples; None where a signal cuts it off."""
+        """Plain loss per target over all validation examples; None if a signal interrupts it."""
         metrics = self.objective.validate(self.model, self._validation_batches())
         if self.stop.cuts_off:
             return None
@@ -232,9 +232,9 @@ class Trainer:
                 return
 
     def save(self) -> None:
-        """Have a checkpoint of the last whole update, forgetting the one that is under way."""
+        """Save a checkpoint of the last complete update; abort the one in progress."""
         if self.before_update is not None:
-            # Weights and optimizer have not moved yet.
+            # Weights and optimizer have not changed yet.
             self.before_update.restore()
             self.before_update = None
         self.checkpointer.save(self.run_dir, keep=self.cadence.keep)

@@ -1,4 +1,4 @@
-"""Sums over the targets of some updates, and the figures that are logged of them.
+"""Sums over the targets of some updates, and the metrics logged from them.
 
 metrics.jsonl: one record a log, on the disk at once.
 """
@@ -31,7 +31,7 @@ class SignalMeter:
         self._started: float | None = None
 
     def start(self) -> None:
-        """Start the clock, if it does not run already."""
+        """Start the clock if it is not running."""
         if self._started is None:
             self._started = time.perf_counter()
 
@@ -65,7 +65,7 @@ class SignalMeter:
         return {"sums": sums, "seconds": self._so_far()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up what `state_dict` has given back."""
+        """Restore what `state_dict` returned."""
         if state["sums"] is not None:
             self._sums_R = torch.tensor(state["sums"], dtype=torch.float64)
             self._seconds = state["seconds"]
@@ -99,7 +99,7 @@ def figures_of(sums: Sequence[float]) -> dict[str, float]:
 
 
 def peak_memory() -> int:
-    """Bytes: the most the GPU had allocated, or, without one, what the process holds now."""
+    """Peak bytes allocated on the GPU; without one, bytes in use by this process."""
     if torch.cuda.is_available():
         return int(torch.cuda.max_memory_allocated())
     return int(psutil.Process().memory_info().rss)
@@ -132,7 +132,7 @@ class MetricsFile(TrainerCallback):
 
 
 def read_metrics(path: Path) -> list[Record]:
-    """The records of a run, in order; none where it has not logged yet.
+    """The records of a run, in order; none if it has not logged yet.
 
     The last line may have been cut off by a kill; it belongs to no checkpoint and is passed over.
     """

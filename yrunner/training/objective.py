@@ -1,4 +1,4 @@
-"""What a run minimises, and what it sums up of its targets for the log."""
+"""What a run minimises: weighted target losses, plus a regulariser; and the sums to log."""
 
 from collections.abc import Iterable
 from typing import Any, Literal
@@ -38,13 +38,13 @@ class Objective:
         self.meter = SignalMeter()
         self.histograms = histograms
         self.regulariser: Regulariser | None = None
-        """What holds the model to its base, if anything does."""
+        """Holds the model to its base; None without `keep`."""
         self.gauge: DriftGauge | None = None
         self._weights_of_update: list[Tensor] = []
 
     @property
     def sums(self) -> dict[str, Stateful]:
-        """What adds up from update to update; see standing.py for its attributes."""
+        """What adds up from update to update; see rng_snapshot.py for their attributes."""
         keep = self.regulariser and self.regulariser.mean
         sums = {"meter": self.meter, "guard": self.guard, "histograms": self.histograms}
         every = {**sums, "keep": keep}.items()
@@ -62,7 +62,7 @@ class Objective:
         return targets
 
     def begin_update(self) -> None:
-        """Start the clock, and forget the weights of the update before."""
+        """Start the clock, and clear the weights of the previous update."""
         self.meter.start()
         self._weights_of_update = []
 

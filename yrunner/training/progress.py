@@ -1,4 +1,4 @@
-"""What a person sees while a model trains: a live view on a terminal, plain lines in a log.
+"""Progress of a training run: a live view on a terminal, plain lines in a log.
 
 The figures of a record in words, for the live view and for the log.
 """
@@ -31,8 +31,8 @@ SENTENCES = {
     "weighted_loss": "weighted {:.4f}",
     "eval_loss": "validation loss {:.4f}",
     "eval_drift": "drift {:.4f}",
-    "keep_divergence": "kept rows moved {:.4f}",
-    "keep_text_loss": "loss of kept rows {:.4f}",
+    "keep_divergence": "replay divergence {:.4f}",
+    "keep_text_loss": "replay loss {:.4f}",
     "keep_penalty": "penalty {:.4f}",
     "mean_weight": "mean weight {:.2f}",
     "learning_rate": "lr {:.1e}",

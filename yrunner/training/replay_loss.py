@@ -1,4 +1,4 @@
-"""What holds the model back while it learns: a loss beside that of the field."""
+"""Regularisers: a loss beside that of the training rows that holds the model to its base."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -20,32 +20,32 @@ Reduce = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Which micro-batch is being learned from."""
+    """Position of a micro-batch in the run."""
 
     update: int
     """Counted from 0."""
     number: int
     """Of the micro-batches of the update on all processes, from 0."""
     size: int
-    """Rows that fit into it."""
+    """Its size in rows."""
     at_once: int = 1
-    """Processes: so many micro-batches are computed at the same time, each on one of them."""
+    """World size."""
 
 
 class KeptMean:
-    """The mean of what was added since the last record; see standing.py for its attributes."""
+    """The mean of what was added since the last record; see rng_snapshot.py for its attributes."""
 
     def __init__(self) -> None:
         self.sums_2: Tensor | None = None
         """Total and number."""
 
     def add(self, total: Tensor, number: int) -> None:
-        """Add a sum over so many."""
+        """Add a sum over `number` values."""
         found_2 = torch.stack([total.detach().double(), total.new_tensor(number).double()])
         self.sums_2 = found_2 if self.sums_2 is None else self.sums_2.to(found_2.device) + found_2
 
     def take(self, reduce: Reduce) -> float:
-        """The mean over all processes; the next begins with nothing."""
+        """The mean over all ranks; resets the sums."""
         assert self.sums_2 is not None, "nothing was added"
         total, number = reduce(self.sums_2).tolist()
         self.sums_2 = None
@@ -56,7 +56,7 @@ class KeptMean:
         return {"sums": None if self.sums_2 is None else self.sums_2.tolist()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up what `state_dict` has given back."""
+        """Restore what `state_dict` returned."""
         if state["sums"] is not None:
             self.sums_2 = torch.tensor(state["sums"], dtype=torch.float64)
 
@@ -66,7 +66,7 @@ class Regulariser(Protocol):
 
     mean: KeptMean
     runs_model: bool
-    """Whether its loss comes of a forward pass of its own."""
+    """Whether it runs its own forward pass."""
 
     def loss(self, model: Any, called: Any, micro: MicroBatch) -> Tensor | None:
         """The part of a micro-batch in the update's loss, None where it has none.
@@ -90,11 +90,11 @@ class HeldRows:
     examples: Sequence[TokenizedExample]
     plan: KeepPlan
     lanes: int
-    """Rows of the field in an update, which come before these."""
+    """Training rows of an update, which come before these."""
     strength: float
     by_text: bool
     tops: CachedPredictions | None
-    """What the base predicts for them; None: the model is asked with its adapter off."""
+    """Predictions of the base; None: run the model with its adapter off."""
     pad_token_id: int
     layout: BatchLayout = one_per_row
     mean: KeptMean = field(default_factory=KeptMean)

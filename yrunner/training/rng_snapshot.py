@@ -20,7 +20,7 @@ class Snapshot:
         self._generators = random_states()
 
     def restore(self) -> None:
-        """Bring everything back to how it was."""
+        """Restore everything."""
         for each, attributes in self._sums:
             vars(each).clear()
             vars(each).update(attributes)

@@ -1,4 +1,4 @@
-"""Looks at every update before the optimizer moves: not a number, a spike, nothing to learn."""
+"""Judge every update before the optimizer steps: NaN, a spike, or zero weights."""
 
 import math
 from collections.abc import Sequence
@@ -14,18 +14,18 @@ from yrunner.recipe.schema.recipe import Spikes
 from yrunner.training.metrics import figures_of
 
 WEIGHTLESS = 5
-"""Updates in a row without any weight after which a person is told."""
+"""Consecutive updates without any weight before a warning."""
 DEVIATIONS_OF_MEDIAN_DISTANCE = 1.4826
 """Standard deviation of a normal distribution over its median distance from the median."""
 SMALLEST_DEVIATION = 0.05
-"""Of the median: a loss that hardly moves would make a spike of every ripple."""
+"""Share of the median: in a flat loss every ripple would be a spike."""
 
 
 class Exploded(RunError):
-    """An update that must not be made; weights and optimizer are those before it."""
+    """An update that must not be applied; weights and optimizer are unchanged."""
 
     def __init__(self, update: int, what: str, figures: dict[str, float]) -> None:
-        super().__init__(f"update {update:,}: {what}; the optimizer was not moved")
+        super().__init__(f"update {update:,}: {what}; the optimizer step was not taken")
         self.update = update
         self.what = what
         self.figures = figures
@@ -49,7 +49,7 @@ class SpikeGuard:
         return {name: getattr(self, name) for name in ("losses", "num_weightless", "warned_at")}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up what `state_dict` has given back."""
+        """Restore what `state_dict` returned."""
         vars(self).update(state)
 
     def add(self, record_R: Tensor) -> None:
@@ -96,7 +96,10 @@ class SpikeGuard:
     def _warn_of_a_spike(self, update: int, what: str) -> None:
         if self.warned_at is None or update - self.warned_at >= self.spikes.window:
             self.warned_at = update
-            warn(f"update {update:,}: {what}. More of the next {self.spikes.window} are not told")
+            warn(
+                f"update {update:,}: {what}. Further spikes are not shown for "
+                f"{self.spikes.window} updates"
+            )
 
     def _look_for_weight(self, update: int, figures: dict[str, float]) -> None:
         self.num_weightless = 0 if figures["mean_weight"] > 0 else self.num_weightless + 1
@@ -104,8 +107,8 @@ class SpikeGuard:
             shares = ", ".join(f"{zone} {figures[f'zone_{zone}']:.0%}" for zone in ZONES)
             warn(
                 f"update {update:,}: nothing was learned in {WEIGHTLESS} updates, every target has "
-                f"the weight 0 ({shares}). Look at the curve with yrun check --html, or set "
-                "loss.kind to plain until the model knows the words"
+                f"weight 0 ({shares}). Look at the curve with yrun check --html, or set "
+                "loss.kind to plain until the loss falls below loss_deadline"
             )
 
 

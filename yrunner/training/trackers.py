@@ -1,4 +1,4 @@
-"""Where the records go besides metrics.jsonl."""
+"""TensorBoard, wandb, swanlab and mlflow: where records go besides metrics.jsonl."""
 
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -19,7 +19,7 @@ def check_trackers(trackers: Sequence[str]) -> None:
         if find_spec(tracker) is None:
             raise MissingError(
                 f"train.trackers names {tracker}, which is not installed",
-                remedy=f"add it by: pip install 'yrunner[{tracker}]'",
+                remedy=f"run pip install 'yrunner[{tracker}]'",
             )
 
 

@@ -147,7 +147,10 @@ def test_where_llama_cpp_reads_only_chats_alike_it_is_said(card, tmp_path, capfd
     tokenizer = pieces_tokenizer(legacy=False, chat_template=LLAMA_2)
     read = read_gguf_tokenizer(write(tmp_path / "model", tiny_config("llama"), tokenizer, card))
     prove_tokens(read, tokenizer)
-    assert "does not add the leading space that this tokenizer adds to plain text" in capfd.readouterr().err
+    assert (
+        "does not add the leading space that this tokenizer adds to plain text"
+        in capfd.readouterr().err
+    )
     other = pieces_tokenizer(legacy=True, chat_template=LLAMA_2)
     with pytest.raises(ProofError, match=r'reads other tokens in "The harbour was quiet'):
         prove_tokens(read, other)

@@ -17,7 +17,7 @@ SETTINGS_OF_ALL: dict[str, Any] = {
     "train_batch_size": AUTO,
     "train_micro_batch_size_per_gpu": AUTO,
     "gradient_accumulation_steps": AUTO,
-    # Said outright: where it is missing DeepSpeed clips at 1.
+    # Explicit: without it DeepSpeed clips at 1.
     "gradient_clipping": AUTO,
     "bf16": {"enabled": AUTO},
     "fp16": {"enabled": AUTO},
@@ -77,7 +77,7 @@ def read_settings(file: Path) -> dict[str, Any]:
 def check_settings(
     file: Path, train: TrainSection, *, dtype: str, micro_steps: int, num_ranks: int
 ) -> None:
-    """Raise `RunError` where the file says another thing than the recipe, with both.
+    """Raise `RunError` if the file contradicts the recipe, showing both values.
 
     `dtype` is the name of the precision to compute in, `micro_steps` those of an update.
     """

@@ -1,4 +1,4 @@
-"""A training whose memory DeepSpeed shares out: its steps, its checkpoints, its whole weights.
+"""Training under DeepSpeed ZeRO: backward passes, sharded checkpoints, gathered weights.
 
 DeepSpeed's own checkpoints fit only the number of processes that wrote them, and its stage. Here
 every weight and what the optimizer remembers of it is gathered, one after the other, and written
@@ -131,7 +131,7 @@ class ZeroRun:
 
     @property
     def is_partitioned(self) -> bool:
-        """Whether the weights are shared out too: they are whole only where they are used."""
+        """Whether weights are sharded too (ZeRO-3), and gathered only while they are used."""
         return self.stage == 3
 
     def multiplied_when_stepping(self, loss: Tensor, factor: float) -> Tensor:
@@ -154,7 +154,7 @@ class ZeroRun:
         self.engine.backward(loss, scale_wrt_gas=False)
 
     def save(self, folder: Path, step: int) -> None:
-        """Write weights and what the optimizer remembers of them after so many updates.
+        """Write the weights and the optimizer state after `step` updates.
 
         All processes call it.
         """
@@ -173,7 +173,7 @@ class ZeroRun:
             write_json(folder / FOLDER / STEP, {"step": step})
 
     def load(self, checkpoint: Path, *, with_moments: bool = True) -> None:
-        """Go on from what `save` wrote; `with_moments`: also the optimizer."""
+        """Load what `save` wrote; `with_moments`: the optimizer state too."""
         step = read_json(checkpoint / FOLDER / STEP)["step"]
         moments = self.moments if with_moments else ()
         saved = _Saved(checkpoint / FOLDER)
@@ -300,7 +300,7 @@ def check_saved_alike(checkpoint: Path, *, under_zero: bool) -> None:
     saved, go_on = ("without", "without") if under_zero else ("under", "with")
     raise RunError(
         f"{checkpoint} was saved {saved} DeepSpeed",
-        remedy=f"go on {go_on} distributed.deepspeed, or start anew with --overwrite",
+        remedy=f"resume {go_on} distributed.deepspeed, or start again with --overwrite",
     )
 
 

@@ -1,4 +1,4 @@
-"""The largest batch is tried before the first update, so that a lack of memory shows at once.
+"""Try the largest batch before the first update, so that running out of memory shows at once.
 
 Forward, backward, the optimizer's step, validation and saving, as they will be; afterwards
 everything is as before, and the run is the same bit for bit.

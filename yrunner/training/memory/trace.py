@@ -1,4 +1,4 @@
-"""Add up the bytes of all tensors that are alive while a weightless model computes.
+"""Estimate memory: add up the bytes of all live tensors while an update runs on fake tensors.
 
 Its weights are fake tensors, which have shapes and no values, and so is all that is computed from
 them. The micro-batch is real: code that looks at its values (is there padding, which columns have

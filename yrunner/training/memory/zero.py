@@ -97,7 +97,7 @@ class GpuMemory:
 
 
 def sharings_for(gpus: int) -> list[Sharing]:
-    """The layouts that make sense on so many GPUs."""
+    """The layouts worth considering on this number of GPUs."""
     offloaded = [Sharing(gpus, stage, offload=True) for stage in (2, 3)]
     if gpus == 1:
         return [Sharing(), *offloaded]
