@@ -1,8 +1,7 @@
 """The training loop: run one `Plan`, update by update. It reads from top to bottom.
 
-accelerate handles devices, mixed precision, DDP and DeepSpeed. data/batching/batches.py makes the
-micro-batches, objective.py the loss, callbacks.py says when to log, validate, save and stop, and
-checkpointing.py what a checkpoint holds.
+accelerate handles devices, mixed precision, DDP and DeepSpeed; batches.py makes the micro-batches,
+objective.py the loss, callbacks.py the timing of logs and saves, checkpointing.py the checkpoints.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -252,7 +252,7 @@ def test_what_cannot_be_compared_is_found_before_anything_is_trained(
 
 
 def test_a_new_model_has_nothing_to_forget(project, commands):
-    with pytest.raises(YRunnerError, match="builds a new model: nothing can be forgotten"):
+    with pytest.raises(YRunnerError, match="builds a new model, which cannot forget anything"):
         compare(Path("base.yaml"), [], vary=["train.epochs=1,2"])
 
 

@@ -305,7 +305,7 @@ def test_the_story_shows_the_worst_rows_their_spans_and_the_distribution(trained
 
 
 def test_dropping_every_row_is_refused_with_the_range_of_the_score(trained_base):
-    with pytest.raises(YRunnerError, match=r"every row is dropped: each loss lies between \d"):
+    with pytest.raises(YRunnerError, match=r"every row is dropped: each loss is between \d"):
         run("sort.score=loss", "sort.drop_above=-1")
 
 
@@ -349,7 +349,7 @@ def test_a_bug_in_one_of_several_processes_is_told_with_its_traceback(trained_ba
 
 
 def test_a_process_that_is_killed_ends_the_sort(trained_base):
-    with pytest.raises(RunError, match=r"process 0 of the sort ended with exit code -9\. Give"):
+    with pytest.raises(RunError, match=r"process 0 of the sort ended with exit code -9\. Free"):
         measure_together(load_recipe(TUNED), Path("scores"), 1, die, print)
 
 
