@@ -195,13 +195,13 @@ def test_an_update_that_cannot_be_shared_evenly_is_refused(project):
 
 def test_a_checkpoint_of_deepspeed_and_a_run_without_it_do_not_meet(project):
     plain, shared = begun(1), begun(1, "distributed.deepspeed={stage: 2}")
-    with pytest.raises(RunError, match=r"saved without DeepSpeed. Go on without distributed"):
+    with pytest.raises(RunError, match=r"saved without DeepSpeed. Resume without distributed"):
         updates_shared(shared, 1)
     zero = plain.folder.checkpoint(1) / "zero"
     zero.mkdir()
     write_json(zero / "step.json", {"step": 1})
     assert updates_shared(shared, 1) == (1, 1)
-    with pytest.raises(RunError, match=r"saved under DeepSpeed. Go on with distributed"):
+    with pytest.raises(RunError, match=r"saved under DeepSpeed. Resume with distributed"):
         updates_shared(plain, 1)
 
 
