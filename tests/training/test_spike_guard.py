@@ -73,7 +73,7 @@ def test_updates_without_any_weight_are_told_with_the_shares_of_the_zones(capfd)
     for update in range(2 * WEIGHTLESS):
         guard.judge(update, sums(20.0, weight=0.0), FINE)
     err = capfd.readouterr().err
-    assert err.count("nothing was learned in 5 updates, every target has the weight 0") == 1
+    assert err.count("nothing was learned in 5 updates, every target has weight 0") == 1
     assert "(easy 0%, learning 0%, hard 0%, refused 100%)" in err
 
 
