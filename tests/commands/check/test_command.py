@@ -114,7 +114,7 @@ def test_for_machines_the_refusal_is_in_the_json_too(
     assert "cannot be used" in facts["refused"]
     assert facts["rows"]["files"][0]["refused"] == {"missing_field": 1}
     assert "steps" not in facts
-    assert facts["signal"] == {"skipped": "there is no target to learn from"}
+    assert facts["signal"] == {"skipped": "the data has no targets"}
 
 
 @pytest.mark.parametrize(

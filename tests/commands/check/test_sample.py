@@ -82,7 +82,7 @@ def test_a_sample_of_zero_and_data_without_targets_are_not_scored(
     assert "--sample 0" in json.loads(capsys.readouterr().out)["signal"]["skipped"]
     run = Run.load(TUNED)
     found = score_sample(run, run.dataset.train[:0], None)
-    assert found == NotScored("there is no target to learn from")
+    assert found == NotScored("the data has no targets")
 
 
 @pytest.fixture
