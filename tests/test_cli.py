@@ -85,7 +85,7 @@ def test_init_copies_recipes_that_load(tmp_path: Path):
     assert load_recipe(tmp_path / "mine" / "legal_sft.yaml").name == "legal-sft"
     again = yrun("init", "mine", cwd=tmp_path)
     assert again.returncode == 2
-    assert "mine exists already. Name a folder that does not" in again.stderr
+    assert "mine already exists. Name a new folder" in again.stderr
 
 
 def test_a_full_disk_is_a_sentence_and_not_a_bug(

@@ -208,7 +208,9 @@ def test_a_token_tells_what_other_rows_say(browser, example, capitals_tokenizer,
       return {{ cards, heats: [...new Set(targets.map((target) => target.dataset.heat))] }};"""
     found = ask_page(browser, path, script, tmp_path, width=WIDE)
     assert found["heats"] == [str(sum(border <= 4.5 for border in SCALES["knn_loss"]))]
-    half, nothing, seven = (re.findall("other rows say\\s+(.*)", card) for card in found["cards"])
+    half, nothing, seven = (
+        re.findall("prediction by nearest rows\\s+(.*)", card) for card in found["cards"]
+    )
     assert half[0] == "half a character"
     assert set(nothing) == {"–"}
     assert seven == ["7"]

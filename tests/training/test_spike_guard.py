@@ -34,7 +34,9 @@ def sums(loss=2.0, weight=1.0, targets=10):
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
 def test_a_loss_or_gradient_that_is_no_number_is_refused(loss):
     guard = SpikeGuard(Spikes())
-    with pytest.raises(Exploded, match=rf"update 3: the loss is {loss}; the optimizer step was not"):
+    with pytest.raises(
+        Exploded, match=rf"update 3: the loss is {loss}; the optimizer step was not"
+    ):
         guard.judge(3, sums(loss), FINE)
     with pytest.raises(Exploded, match="the norm of the gradient is inf"):
         guard.judge(4, sums(), math.inf)

@@ -236,7 +236,7 @@ def test_a_faulty_list_of_faults_is_found_before_a_model_is_loaded(project, chan
         ),
         (
             {"kind": "judge_by_rule", "rules": [{"name": "a"}]},
-            "give one of must_match and must_not_match",
+            "needs exactly one of must_match and must_not_match",
         ),
         ({"kind": "classify", "labels": ["a"]}, "one label leaves nothing to choose"),
         ({"kind": "classify", "labels": ["a", "a"]}, '"a" is given twice'),

@@ -124,10 +124,13 @@ def test_what_other_rows_say_is_told_of_each_target(
     row = json.loads(maps[3])
     assert set(row["knn_loss"]) == {50}, "hundredths of a nat"
     assert list(row["told"]) == ["0"]
-    assert "other rows say" in path.read_text("utf-8")
+    assert "prediction by nearest rows" in path.read_text("utf-8")
     _, maps = write(prepared, capitals_tokenizer, scores, path)
     assert "told" not in json.loads(maps[3])
-    assert "other rows say" not in path.read_text("utf-8").split("<template")[1].split("</temp")[0]
+    assert (
+        "prediction by nearest rows"
+        not in path.read_text("utf-8").split("<template")[1].split("</temp")[0]
+    )
 
 
 def test_without_room_for_all_heat_maps_the_most_suspicious_and_a_spread_have_theirs(
