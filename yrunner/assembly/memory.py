@@ -17,8 +17,8 @@ from yrunner.data.batching.plan import Plan
 from yrunner.data.conversation import TokenizedExample
 from yrunner.distributed.topology import topology_of
 from yrunner.errors import YRunnerError
+from yrunner.models.host_memory import cgroup_memory
 from yrunner.models.load import check_vocabulary, choose_dtype
-from yrunner.models.local import cgroup_memory
 from yrunner.models.meta import build_fake_model
 from yrunner.models.quantization import bytes_per_weight
 from yrunner.models.size import count_weights_of, estimate_disk

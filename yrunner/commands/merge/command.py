@@ -24,9 +24,10 @@ from yrunner.errors import YRunnerError
 from yrunner.evaluation.figure_lines import BASE, TUNED, figure_lines, summary_lines
 from yrunner.evaluation.results import ModelResults
 from yrunner.models.adapters import find_adapter
+from yrunner.models.host_memory import lower_mmap_threshold
 from yrunner.models.hub import read_license
 from yrunner.models.load import DTYPES
-from yrunner.models.local import local_folder, lower_mmap_threshold
+from yrunner.models.local import local_folder
 from yrunner.models.merge.plan import BaseQuantization, Merge, WeightedAdapter, prepare_merge
 from yrunner.models.merge.proof import LogitAgreement, compare, folder_logits, merge_logits
 from yrunner.models.merge.safetensors_io import SafetensorsFolder, open_checkpoint

@@ -11,7 +11,7 @@ from yrunner.assembly.run import Run
 from yrunner.console import progress, say, warn
 from yrunner.errors import MissingError, ProofError
 from yrunner.models.export.upload import check_upload, upload
-from yrunner.models.local import free_memory
+from yrunner.models.host_memory import free_memory
 from yrunner.models.merge.proof import (
     LogitAgreement,
     Probes,
