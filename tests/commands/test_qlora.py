@@ -84,5 +84,5 @@ def test_without_bitsandbytes_a_sentence_says_how_to_add_it(tuned: RunDir, monke
 
 
 def test_a_merge_as_another_kind_than_it_was_trained_is_refused(project: Path, tuned: RunDir):
-    with pytest.raises(RecipeError, match=r"as_trained says fp4.*but tuning nf4"):
+    with pytest.raises(RecipeError, match=r"as_trained has fp4.*but tuning has nf4"):
         load_recipe(Path("tuned.yaml"), ["merge.as_trained={quant_type: fp4}"])
