@@ -152,7 +152,7 @@ def test_where_llama_cpp_reads_only_chats_alike_it_is_said(card, tmp_path, capfd
         in capfd.readouterr().err
     )
     other = pieces_tokenizer(legacy=True, chat_template=LLAMA_2)
-    with pytest.raises(ProofError, match=r'reads other tokens in "The harbour was quiet'):
+    with pytest.raises(ProofError, match=r'encodes "The harbour was quiet'):
         prove_tokens(read, other)
 
 
