@@ -1,6 +1,6 @@
 """When a run logs, validates, saves and stops.
 
-The signals that ask a run to stop: Ctrl-C, SIGTERM, and SLURM's warning before it.
+Signals that stop a run: Ctrl-C, SIGTERM, and SIGUSR1, which SLURM sends before its time limit.
 """
 
 import signal

@@ -1,11 +1,7 @@
-"""Write, verify and load checkpoints: each has a manifest that is checked before use.
+"""Write, verify and load checkpoints: everything that makes a resumed run equal an undisturbed one.
 
-A checkpoint is written beside its place, flushed and renamed (`run_dir.whole_folder`). The manifest
-is written last, over whatever files there are then, by one process after all have written.
-
-What a checkpoint holds: all that makes a resumed run equal to one that was never stopped.
-
-A folder that all processes write into: there whole, or not at all.
+A checkpoint is written beside its place, flushed and renamed, so that it is complete or absent,
+also where all ranks write into it. Rank 0 writes the manifest last, over all files.
 """
 
 import hashlib

@@ -1,7 +1,4 @@
-"""Sums over the targets of some updates, and the metrics logged from them.
-
-metrics.jsonl: one record a log, on the disk at once.
-"""
+"""Sums over the targets of some updates, the metrics logged from them, and metrics.jsonl."""
 
 import json
 import math

@@ -1,7 +1,4 @@
-"""Progress of a training run: a live view on a terminal, plain lines in a log.
-
-The figures of a record in words, for the live view and for the log.
-"""
+"""Progress of a training run: a live view on a terminal, plain lines in a log."""
 
 import atexit
 import math

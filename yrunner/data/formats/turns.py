@@ -1,7 +1,4 @@
-"""Convert tools and tool calls to OpenAI's form, which chat templates read.
-
-Read lists of turns: ShareGPT's `from` and `value`, OpenAI's `role` and `content`.
-"""
+"""Read turns (ShareGPT's `from` and `value`, OpenAI's `role` and `content`) and tool calls."""
 
 import json
 from collections.abc import Mapping, Sequence

@@ -1,8 +1,6 @@
-"""A row as its file holds it, before its format is known.
+"""Read text files as a stream of UTF-8, plain or gzipped, and notice files that change meanwhile.
 
-Read text files, plain or gzipped, as a stream of UTF-8; point to the first invalid byte.
-
-Notice data files that change while they are read.
+`FileRow` is a row as its file holds it, before its format is known.
 """
 
 import io

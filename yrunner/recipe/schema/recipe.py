@@ -1,9 +1,6 @@
 """The recipe: every key, its meaning, its limits and its default.
 
-This file holds `loss`, `train` and the recipe itself; every other section has a file named after
-it.
-
-The recipe's `train.spikes`: how loss spikes are detected and handled.
+This file holds `loss`, `train` and the recipe itself; each other section has a file of its name.
 """
 
 from pathlib import Path

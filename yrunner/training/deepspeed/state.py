@@ -1,13 +1,11 @@
 """Training under DeepSpeed ZeRO: backward passes, sharded checkpoints, gathered weights.
 
-DeepSpeed's own checkpoints fit only the number of processes that wrote them, and its stage. Here
-every weight and what the optimizer remembers of it is gathered, one after the other, and written
-under its name: any number of processes, and any stage, goes on from it.
+DeepSpeed's own checkpoints fit only the stage and the number of ranks that wrote them. Here each
+weight and its optimizer state is gathered in turn and written under its name, so that any stage and
+any number of ranks can resume.
 
-What a process keeps under ZeRO-3: pieces of weights and of the optimizer, also on a disk.
-
-DeepSpeed reads from a disk what belongs to a whole group of weights, and its own functions do so
-for every weight of it anew. Here a group is read once, and written once where it has changed.
+With offloading to a disk, DeepSpeed's functions read a whole group of weights again for each of its
+weights. Here a group is read once, and written once if it has changed.
 """
 
 from collections.abc import Iterator, Sequence

@@ -1,16 +1,11 @@
-"""Estimate memory: add up the bytes of all live tensors while an update runs on fake tensors.
+"""Estimate the memory of an update: run it on fake tensors and add up the bytes of all live ones.
 
-Its weights are fake tensors, which have shapes and no values, and so is all that is computed from
-them. The micro-batch is real: code that looks at its values (is there padding, which columns have
-targets) goes the way that it goes in training.
+Weights and activations are fake tensors with shapes and no values. The micro-batch is real, because
+code that reads its values (padding, columns with targets) must take the branch of the training.
 
-The update of a deep model, from those of two short ones that have the same layers.
-
-What an update needs grows by the same amount with every layer, and running all of 80 layers one
-operation at a time takes minutes. Whether a model's layers are alike is seen in its weights: the
-two short models must predict those of the whole.
-
-How much memory one update of a training takes, found by running it without any values.
+A deep model is extrapolated from two shallow ones with the same layers: memory grows by the same
+amount per layer, and tracing 80 layers would take minutes. The two must predict the weights of the
+whole model, or it is traced whole.
 """
 
 import logging
