@@ -52,9 +52,9 @@ from yrunner.storage.run_dir import RunDir
 
 FIRST_ROWS = 10
 """Questions of a recipe without tasks."""
-BASE_PARTS = ("stale_base", "base_key", "tokenizer", "config")
+BASE_PARTS = ("base", "stale_base", "base_key", "tokenizer", "config")
 """Parts that change when the base is trained."""
-SHARED_PARTS = ("base", "sources", "tasks", "known_faults", *BASE_PARTS)
+SHARED_PARTS = ("sources", "tasks", "known_faults", *BASE_PARTS)
 """Parts that do not depend on how a recipe trains."""
 
 
@@ -150,7 +150,7 @@ class Run:
         return bool(has_checkpoint) and not changes_since(self.folder, self.recipe)
 
     def forget_base(self) -> None:
-        """Drop what is cached of the base, which has been trained."""
+        """Drop what is cached of the base, which has been trained, and the memory of its rows."""
         for part in BASE_PARTS:
             self.__dict__.pop(part, None)
 
@@ -321,6 +321,10 @@ class Run:
         """The faulty rows that the recipe lists. Raises `DataError` for an invalid list."""
         listed = self.recipe.eval.faults
         return [] if listed is None else read_faults(listed.data, listed.list)
+
+    def check_questions(self) -> None:
+        """Read tasks and listed faults, so that a faulty file is found before a model is loaded."""
+        _ = self.tasks, self.known_faults
 
     # The result
 

@@ -63,8 +63,7 @@ def train_run(run: Run) -> None:
             _say_finished(run)
             return
         check_needs(run.recipe)
-        # Faulty questions are found now, not after the training.
-        _ = run.tasks, run.known_faults
+        run.check_questions()
         if run.options.resume:
             step = find_start(run.folder)
             run.options = replace(

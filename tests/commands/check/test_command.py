@@ -13,7 +13,7 @@ from tests.conftest import write_jsonl
 from yrunner.cli import app
 from yrunner.commands.check.command import check
 from yrunner.commands.train import train
-from yrunner.errors import ModelError, YRunnerError
+from yrunner.errors import DataError, ModelError, YRunnerError
 
 
 def facts_of(capsys: pytest.CaptureFixture[str], recipe: str, *overrides: str) -> dict[str, Any]:
@@ -202,3 +202,16 @@ def test_the_second_check_finds_the_data_prepared(
     shutil.rmtree(project / "outputs")
     check(Path("base.yaml"), [], as_machine=False)
     assert "tokenized now: 1" in capsys.readouterr().out
+
+
+def test_a_faulty_list_of_faults_is_refused_as_training_would(
+    project: Path, change: Callable[..., None]
+) -> None:
+    (project / "faults.jsonl").write_text('{"row": 999, "kind": "typos"}\n', "utf-8")
+    change("tuned.yaml", eval__faults={"data": "train.jsonl", "list": "faults.jsonl"})
+    for command in (
+        lambda: check(Path("tuned.yaml"), [], as_machine=False),
+        lambda: train(Path("tuned.yaml"), []),
+    ):
+        with pytest.raises(DataError, match=r"faults\.jsonl"):
+            command()

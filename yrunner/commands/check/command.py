@@ -97,7 +97,7 @@ def check(
     machine = choose_machine(gpus, memory, num_ranks)
     page = page_beside(recipe.run_folder, "check", page) if as_page else None
     check_trackers(recipe.train.trackers)
-    _ = run.tasks  # raises for a faulty file
+    run.check_questions()
     unchecked = check_model(run)
     prepared = run.dataset
     check_keep_file(run)

@@ -81,7 +81,7 @@ def check_questions(run: Run) -> None:
                 f"{recipe.name} has no task of side {side} in eval.tasks",
                 remedy="add one; a comparison needs tasks of both sides, domain and general",
             )
-    _ = run.known_faults, run.tasks
+    run.check_questions()
 
 
 def measure_model(run: Run, model: Any, tokenizer: Any, description: str) -> ModelResults:
