@@ -16,7 +16,7 @@ from yrunner.models.load import check_folder
 NUM_PIECES = 256
 PIECE_BYTES = 4096
 PLACES = ("base_model_name_or_path", "_name_or_path")
-"""Keys of a config that say where a model stands, which may change without changing it."""
+"""Config keys that name the location of a model, which does not identify it."""
 
 
 def model_key(source: str | Path) -> str:

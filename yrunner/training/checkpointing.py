@@ -70,7 +70,7 @@ def find_damage(folder: Path, *, read_all: bool = True) -> str | None:
 
 
 def newest_whole_step(run_dir: RunDir) -> int | None:
-    """The update of the newest checkpoint that is whole; None where there is no checkpoint at all.
+    """The update of the newest complete checkpoint; None if there is no checkpoint.
 
     Damaged ones after it are named, and put aside as `.step-N.damaged`: they must not count among
     the newest that are kept. Raises `RunError` where all are damaged.

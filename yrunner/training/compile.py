@@ -35,7 +35,7 @@ def compiled_layers(model: Any) -> Iterator[None]:
 
     One code serves all layers alike, so a deep model takes no longer to build than a shallow one.
     Afterwards the model is as before, and the names of its tensors never change: an answer of
-    growing length would be compiled again and again. The head has a form of its own, see
+    growing length would be compiled again and again. The head is compiled separately, see
     losses/fused_head.py.
     """
     causal = model.get_base_model() if isinstance(model, PeftModel) else model

@@ -47,7 +47,7 @@ def described(record: Mapping[str, Any], *keys: str) -> list[str]:
 Record = Mapping[str, Any]
 """One line of the metrics: what the trainer hands to `on_log`."""
 
-# A glyph of its own for each zone: the bar must also be readable without colours.
+# A different glyph for each zone: the bar must be readable without colours.
 _ZONE_STYLES = (("█", "green"), ("▓", "blue"), ("▒", "yellow"), ("░", "red"))
 _LEVELS = "▁▂▃▄▅▆▇█"
 _SECONDS_BETWEEN_REFRESHES = 0.2
@@ -56,7 +56,7 @@ _WIDEST_VIEW = 96
 
 @dataclass
 class History:
-    """Everything that was logged so far, and where the run stands."""
+    """Everything logged so far, and the position in the run."""
 
     title: str
     max_steps: int = 0
@@ -135,7 +135,7 @@ class LiveProgress(TrainerCallback):
             self._draw()
 
     def on_prediction_step(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
-        """Show that a validation is under way: the bar stands still meanwhile."""
+        """Show that a validation is running, while the bar does not move."""
         if state.is_world_process_zero:
             self._history.validation_batches += 1
             self._draw()
@@ -199,7 +199,7 @@ def log_line(record: Record, history: History) -> str:
 
 
 def draw(history: History, terminal_width: int) -> RenderableType:
-    """The whole picture: where the run stands, its curves, its zones, its speed."""
+    """The live view: position, curves, zones, speed."""
     width = min(terminal_width, _WIDEST_VIEW) - 4
     record = history.records[-1] if history.records else {}
     parts: list[RenderableType] = [_draw_bar(history, record), "", _draw_curves(history, width)]

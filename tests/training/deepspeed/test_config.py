@@ -100,7 +100,11 @@ def test_a_file_may_say_the_same_as_the_recipe_and_leave_the_rest_open(tmp_path)
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("{", r"mine.json:1:2: "), ("[]", "is no DeepSpeed"), ('{"zero_optimization": {}}', "stage")],
+    [
+        ("{", r"mine.json:1:2: "),
+        ("[]", "is not a DeepSpeed"),
+        ('{"zero_optimization": {}}', "stage"),
+    ],
 )
 def test_what_is_no_configuration_is_refused(tmp_path, text, message):
     file = tmp_path / "mine.json"

@@ -34,7 +34,7 @@ class Batches:
         self.validation = SlicedExamples(validation)
         self.pad_token_id = pad_token_id
         self.layout: BatchLayout = one_per_row
-        """Every example has a row of its own; the assembly may choose another."""
+        """One example per row, unless the assembly chooses another layout."""
 
     @property
     def validates(self) -> bool:

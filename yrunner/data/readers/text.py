@@ -1,4 +1,4 @@
-"""Read text files as a stream of UTF-8, plain or gzipped, and notice files that change meanwhile.
+"""Read text files, plain or gzipped, as UTF-8, and notice files that change while they are read.
 
 `FileRow` is a row as its file holds it, before its format is known.
 """

@@ -1,7 +1,4 @@
-"""A model without its weights: each is there while its module runs, and gone afterwards.
-
-So a model is run, with or without an adapter, in the memory of its largest module.
-"""
+"""Run a model with only one module's weights in memory at a time, with or without an adapter."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -20,16 +17,16 @@ from yrunner.models.errors import explain_failure, silence_libraries
 
 
 class Read(Protocol):
-    """What gives a weight by its name in the model, in its own dtype or another."""
+    """Reads a weight by its name in the model, in its own dtype or another."""
 
     def __call__(self, name: str, dtype: torch.dtype | None = None) -> Tensor: ...
 
 
 @dataclass(frozen=True)
 class StreamedModel:
-    """A model whose weights stand for themselves by one number each, which is NaN.
+    """A model whose weights are placeholders that hold NaN.
 
-    Whatever is computed without the weights is NaN too, and seen.
+    A module that runs without its weights therefore returns NaN.
     """
 
     model: Any
@@ -40,14 +37,14 @@ class StreamedModel:
     """The name of every module of the model, by its id."""
 
     def absent(self, parameter: Tensor) -> bool:
-        """Whether a weight has still to be read; those that an adapter brings have not."""
+        """Whether a weight is a placeholder; those of an adapter are not."""
         return id(parameter) in self.names and is_placeholder(parameter)
 
     @contextmanager
     def filled(self, module: nn.Module, read: Read) -> Iterator[None]:
-        """Read the weights that a module itself has; behind the block all is as it was.
+        """Read the module's own weights for the `with` block; afterwards restore the placeholders.
 
-        Inside they may be changed, those too that had been there before.
+        The block may change them, also those that were no placeholders.
         """
         before = [(weight, weight.data) for weight in module.parameters(recurse=False)]
         try:
@@ -64,9 +61,9 @@ class StreamedModel:
 
     @contextmanager
     def streaming(self, read: Read, advance: Callable[[int], None]) -> Iterator[None]:
-        """Inside, every module that runs reads its weights before and forgets them after.
+        """In the block, every module reads its weights before it runs and drops them afterwards.
 
-        `advance` is called with 1 for each of them.
+        `advance` is called with 1 for each module.
         """
         handles = []
         for module, owner in self.owners():
@@ -78,9 +75,9 @@ class StreamedModel:
                 handle.remove()
 
     def owners(self) -> list[tuple[nn.Module, nn.Module]]:
-        """Each module that needs weights to run, with the one that they belong to.
+        """Pairs of a module that needs weights and the module that owns them.
 
-        The two differ under an adapter, which looks at the weights of its base by itself.
+        They differ under an adapter layer, which reads the weights of its base layer directly.
         """
         pairs = []
         beneath_adapters = set()
@@ -105,14 +102,13 @@ def build_streamed_model(
 ) -> StreamedModel:
     """The streamed form of a causal language model.
 
-    `prepare` may change the model before its weights are named. The weights `kept` get their full
-    memory: an adapter that is attached afterwards brings them. Raises `ModelError` for a config of
-    quantized weights.
+    `prepare` may change the model before its weights are named. The weights `kept` are allocated in
+    full, because an adapter attached later brings them. Raises `ModelError` for a quantized model.
     """
     if getattr(config, "quantization_config", None) is not None:
         raise ModelError(
             f"the weights of {config.name_or_path} are quantized",
-            remedy="name the model that they were made from as the base",
+            remedy="use the model before quantization as the base",
         )
     # Buffers are real: the files do not hold those that are computed, such as rotary frequencies.
     with silence_libraries(), init_empty_weights(include_buffers=False):

@@ -58,7 +58,7 @@ def deepspeed_settings(section: DeepSpeedSection) -> dict[str, Any]:
 
 
 def read_settings(file: Path) -> dict[str, Any]:
-    """The configuration in a file. Raises `RunError` where it is no JSON object with a stage."""
+    """The configuration in a file. Raises `RunError` unless it is a JSON object with a stage."""
     try:
         settings = json.loads(file.read_text("utf-8"))
     except json.JSONDecodeError as error:
@@ -68,7 +68,7 @@ def read_settings(file: Path) -> dict[str, Any]:
     stage = _value(settings, "zero_optimization.stage") if isinstance(settings, dict) else None
     if stage not in (1, 2, 3):
         raise RunError(
-            f"{file} is no DeepSpeed configuration with zero_optimization.stage 1, 2 or 3",
+            f"{file} is not a DeepSpeed configuration with zero_optimization.stage 1, 2 or 3",
             remedy="start from one of those in deepspeed_configs",
         )
     return dict(settings)

@@ -26,18 +26,18 @@ from yrunner.errors import RunError
 from yrunner.storage.run_dir import read_json, write_json
 
 WEIGHT = "weight"
-"""The key of a weight itself, in float32; the others are the optimizer's own."""
+"""Key of the float32 weight itself; the other keys are optimizer state."""
 
 
 class ZeroShards:
-    """The pieces of this process, by DeepSpeed's groups of weights."""
+    """The ZeRO-3 shards of this rank, by DeepSpeed's parameter groups."""
 
     def __init__(self, optimizer: Any) -> None:
         self.optimizer = optimizer
 
     @property
     def groups(self) -> range:
-        """The groups, the same in every process."""
+        """The groups, equal on every rank."""
         return range(len(self.optimizer.fp16_groups))
 
     def weights(self, group: int) -> Sequence[nn.Parameter]:
@@ -46,10 +46,10 @@ class ZeroShards:
         return weights
 
     @contextmanager
-    def at_hand(self, group: int, *, changes: bool = False) -> Iterator[None]:
-        """Have the pieces of a group in memory meanwhile, and write them where they have changed.
+    def in_memory(self, group: int, *, changes: bool = False) -> Iterator[None]:
+        """Keep the shards of a group in memory for the `with` block; write back what `changes`.
 
-        Nothing moves where the optimizer's memory is not on a disk.
+        Nothing moves unless the optimizer is offloaded to a disk.
         """
         from deepspeed.accelerator import get_accelerator
 
@@ -60,7 +60,7 @@ class ZeroShards:
             optimizer._optimizer_states_and_gradient_swap_in(group)
         yield
         if changes:
-            # As after an update: what is computed with is made of it.
+            # As after an update: refresh the working weights from the float32 ones.
             optimizer._reassign_or_swap_out_partitioned_parameters(group)
         if is_on_disk and changes:
             optimizer._optimizer_states_and_gradient_swap_out(group)
@@ -68,24 +68,24 @@ class ZeroShards:
             optimizer._release_swap_buffers(group)
 
     def make_room(self, group: int, keys: Sequence[str], step: int) -> None:
-        """Give the optimizer what it makes at its first step; `step` of them are done."""
+        """Create the optimizer state that its first step would create, after `step` updates."""
         flat, inner = self.optimizer.fp32_partitioned_groups_flat[group], self.optimizer.optimizer
         inner.state[flat] = new_state(inner, flat, keys, step)
 
     def whole(self, weight: nn.Parameter, key: str) -> Tensor:
-        """The pieces of all processes together. All of them call it, with the group at hand."""
+        """Gather a weight or its state. A collective call; the group is in memory."""
         piece = self._piece(weight, key).to(weight.device)
         whole: Tensor = self.optimizer._fp32_state_allgather(weight, piece)
         return whole
 
     def set(self, weight: nn.Parameter, key: str, value: Tensor) -> None:
-        """Take this process's piece of a whole tensor; the group is at hand, and changes."""
+        """Store this rank's shard of a full tensor; the group is in memory, with `changes`."""
         piece = self._piece(weight, key)
-        # The last ones are filled up with 0.
+        # The last shard is padded with zeros.
         missing = piece.numel() * num_ranks() - value.numel()
         flat = nn.functional.pad(value.flatten(), (0, missing))
         piece.copy_(flat[piece.numel() * this_rank() : piece.numel() * (this_rank() + 1)])
-        if key == WEIGHT and weight.numel():  # small ones stay whole everywhere
+        if key == WEIGHT and weight.numel():  # small ones are not sharded
             weight.data.copy_(value)
 
     def _piece(self, weight: nn.Parameter, key: str) -> Tensor:
@@ -99,7 +99,7 @@ class ZeroShards:
 def new_state(
     inner: torch.optim.Optimizer, flat: Tensor, keys: Sequence[str], step: int
 ) -> dict[str, Tensor]:
-    """What an optimizer of torch remembers of a flat piece when it has seen nothing yet."""
+    """The state of a torch optimizer for a flat shard before its first gradient."""
     where = flat.device if inner.defaults.get("fused") else "cpu"
     counter = torch.tensor(float(step), device=where)
     return {"step": counter} | {key: torch.zeros_like(flat) for key in keys}
@@ -107,25 +107,25 @@ def new_state(
 
 FOLDER, STEP = "zero", "step.json"
 SHARD_BYTES = 2**31
-"""Rank 0 holds so much of the optimizer's memory at once, and one weight, while it is written."""
+"""Rank 0 holds at most this much state, and one weight, while it writes."""
 MOMENTS = {
     "adamw_torch": ("exp_avg", "exp_avg_sq"),
     "adamw_torch_fused": ("exp_avg", "exp_avg_sq"),
     "sgd": (),
 }
-"""What each optimizer remembers of a weight."""
+"""Names of the optimizer state of a weight."""
 
 
 class ZeroRun:
-    """What a training needs of DeepSpeed's engine beyond what accelerate does."""
+    """What training needs from DeepSpeed's engine beyond accelerate."""
 
     def __init__(self, model: Any, stage: int, optimizer: str) -> None:
-        """`stage`: DeepSpeed's ZeRO stage; `optimizer`: by the name that the recipe gives it."""
+        """`stage`: ZeRO stage; `optimizer`: its name in the recipe."""
         self.model = model
         self.stage = stage
         self.moments = MOMENTS[optimizer]
         self.engine: Any = None
-        """Set when DeepSpeed has taken over the model."""
+        """Set when accelerate has wrapped the model."""
 
     @property
     def is_partitioned(self) -> bool:
@@ -133,20 +133,19 @@ class ZeroRun:
         return self.stage == 3
 
     def multiplied_when_stepping(self, loss: Tensor, factor: float) -> Tensor:
-        """The loss to run backward, so that the gradient of the whole update becomes `factor` times
-        as long.
+        """The loss to run backward, so that the gradient of the update is multiplied by `factor`.
 
-        The step divides all gradients by the scale of the last loss; the clipping knows of it.
+        The step divides all gradients by the scale of the last loss, and clipping accounts for it.
         """
         scale = 1.0 / factor
         self.optimizer.override_loss_scale(scale)
         return loss / scale
 
     def run_backward(self, loss: Tensor) -> None:
-        """Add the gradients of a loss to those of the update, before those of its micro-batch.
+        """Add the gradients of a loss to the update, before those of its micro-batch.
 
-        DeepSpeed counts on a backward pass after each forward pass. After two of them ZeRO-3 would
-        not let go of the weights that it gathers, until all were on every device.
+        DeepSpeed expects a backward pass after each forward pass. After two forward passes ZeRO-3
+        would not release gathered weights, until all of them were on every device.
         """
         self.engine.set_gradient_accumulation_boundary(False)
         self.engine.backward(loss, scale_wrt_gas=False)
@@ -154,7 +153,7 @@ class ZeroRun:
     def save(self, folder: Path, step: int) -> None:
         """Write the weights and the optimizer state after `step` updates.
 
-        All processes call it.
+        A collective call.
         """
         shard: dict[str, Tensor] = {}
         number = 0
@@ -181,9 +180,9 @@ class ZeroRun:
             self._load_whole(saved, moments, step)
 
     def whole_weights(self) -> dict[str, Tensor]:
-        """Every weight that is saved by its name, trained ones in float32; empty but for rank 0.
+        """All weights to save, by name, trained ones in float32; empty except on rank 0.
 
-        All processes call it. Rank 0 holds these in its memory then.
+        A collective call. Rank 0 holds all of them in main memory.
         """
         weights = {}
         for name, found in self._gathered_states((WEIGHT,)):
@@ -197,7 +196,7 @@ class ZeroRun:
 
     @property
     def optimizer(self) -> Any:
-        """DeepSpeed's, around torch's."""
+        """DeepSpeed's optimizer, which wraps torch's."""
         return self.engine.optimizer
 
     def _trained(self) -> Iterator[tuple[str, nn.Parameter]]:
@@ -206,7 +205,7 @@ class ZeroRun:
                 yield name, parameter
 
     def _saved_frozen(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """What is not trained of a model; nothing of an adapter's base, which is not written."""
+        """Frozen weights; none for an adapter, whose base is not saved."""
         if not isinstance(self.model, PeftModel):
             for name, parameter in self.model.named_parameters():
                 if not parameter.requires_grad:
@@ -220,13 +219,13 @@ class ZeroRun:
         return GatheredParameters([parameter])
 
     def _gathered_states(self, keys: Sequence[str]) -> Iterator[tuple[str, dict[str, Tensor]]]:
-        """Every trained weight by its name, whole in float32, and what is remembered of it."""
+        """Every trained weight by name: gathered in float32, with its optimizer state."""
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
         if self.is_partitioned:
             pieces, names = ZeroShards(self.optimizer), self._names()
             for group in pieces.groups:
-                with pieces.at_hand(group):
+                with pieces.in_memory(group):
                     for weight in pieces.weights(group):
                         yield names[weight], {key: pieces.whole(weight, key) for key in keys}
             return
@@ -244,7 +243,7 @@ class ZeroRun:
     def _load_pieces(self, saved: "_Saved", moments: Sequence[str], step: int) -> None:
         pieces, names = ZeroShards(self.optimizer), self._names()
         for group in pieces.groups:
-            with pieces.at_hand(group, changes=True):
+            with pieces.in_memory(group, changes=True):
                 if moments:
                     pieces.make_room(group, moments, step)
                 for weight in pieces.weights(group):
@@ -253,7 +252,7 @@ class ZeroRun:
                         pieces.set(weight, key, value)
 
     def _load_whole(self, saved: "_Saved", moments: Sequence[str], step: int) -> None:
-        """Where only the optimizer's memory is cut: weights are whole in every process."""
+        """Load under stages 1 and 2, where only optimizer state and gradients are sharded."""
         from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
         if moments:
@@ -270,17 +269,16 @@ class ZeroRun:
                 safe_set_full_optimizer_state(parameter, value, key)
 
     def _link_moments(self) -> None:
-        """Let DeepSpeed find the memory of each weight.
+        """Let DeepSpeed find the optimizer state of each weight.
 
-        It links all of them after the first step of the first group of weights, when those of the
-        other groups have none yet, and then no more.
+        It links states once, after the first step of the first group, when other groups have none.
         """
         self.optimizer._hp_optimizer_states_linked = False
         self.optimizer._lazy_init_hp_params_optimizer_state()
 
 
 def zero_run(accelerator: Accelerator, arguments: TrainingArguments, model: Any) -> ZeroRun | None:
-    """What a training under DeepSpeed needs, with a configuration that is complete; else None."""
+    """DeepSpeed's part of a run, its configuration completed; None without DeepSpeed."""
     plugin = accelerator.state.deepspeed_plugin
     if plugin is None:
         return None
@@ -292,13 +290,13 @@ def zero_run(accelerator: Accelerator, arguments: TrainingArguments, model: Any)
 
 
 def check_saved_alike(checkpoint: Path, *, under_zero: bool) -> None:
-    """Raise `RunError` where one of run and checkpoint is DeepSpeed's, and the other is not."""
+    """Raise `RunError` if only one of run and checkpoint uses DeepSpeed."""
     if (checkpoint / FOLDER / STEP).exists() == under_zero:
         return
-    saved, go_on = ("without", "without") if under_zero else ("under", "with")
+    saved, resumed = ("without", "without") if under_zero else ("under", "with")
     raise RunError(
         f"{checkpoint} was saved {saved} DeepSpeed",
-        remedy=f"resume {go_on} distributed.deepspeed, or start again with --overwrite",
+        remedy=f"resume {resumed} distributed.deepspeed, or start again with --overwrite",
     )
 
 
@@ -312,11 +310,11 @@ class _Saved:
                 self.places |= dict.fromkeys(file.keys(), path)
 
     def read(self, name: str) -> Tensor:
-        """One tensor, on the processor."""
+        """One tensor, on the CPU."""
         with safe_open(self.places[name], framework="pt") as file:
             return file.get_tensor(name)
 
 
 def _on_cpu(tensor: Tensor) -> Tensor:
-    """A copy that shares no memory: what was gathered is used again for the next weight."""
+    """A copy: the gathered buffer is reused for the next weight."""
     return tensor.detach().to("cpu", copy=True).contiguous()

@@ -1,7 +1,7 @@
 """Try the largest batch before the first update, so that running out of memory shows at once.
 
-Forward, backward, the optimizer's step, validation and saving, as they will be; afterwards
-everything is as before, and the run is the same bit for bit.
+Forward, backward, optimizer step, validation and save as in the run. Afterwards everything is
+restored: the run is the same bit for bit.
 """
 
 import shutil
@@ -15,14 +15,14 @@ from yrunner.training.checkpointing import shared_folder
 from yrunner.training.rng_snapshot import Snapshot
 
 WORTH_IT = 500
-"""Updates from which on a run without a GPU is rehearsed too: then it costs next to nothing."""
+"""Updates from which a run without a GPU is probed too: then the cost is negligible."""
 
 
 def rehearse(trainer: Any) -> None:
     """Try the largest update, validation and save of a run that is about to begin.
 
-    Not where a run is short and cheap, nor under DeepSpeed, whose optimizer cannot be stepped
-    without being moved. Raises what the machine raises when memory is short.
+    Skipped for a short run on a CPU, and under DeepSpeed, whose optimizer cannot step without
+    changing weights. Raises what torch raises when memory runs out.
     """
     is_long = trainer.plan.num_updates - trainer.state.global_step >= WORTH_IT
     if trainer.zero is not None or not (torch.cuda.is_available() or is_long):
@@ -32,7 +32,7 @@ def rehearse(trainer: Any) -> None:
         _try_an_update(trainer)
         _try_a_validation(trainer)
         if trainer.accelerator.num_processes == 1:
-            # Several processes would meet in one folder; what they save they hold already.
+            # Several ranks would share one folder, and what they save is in memory already.
             _try_a_save(trainer)
     finally:
         before.restore()
@@ -49,9 +49,9 @@ def _try_an_update(trainer: Any) -> None:
 
 
 def _step_without_moving(optimizer: torch.optim.Optimizer) -> None:
-    """Let the optimizer take the memory that it needs, and forget what it has learned.
+    """Let the optimizer allocate its state, and clear it again.
 
-    A resumed one has its memory already, and would lose what it knows.
+    A resumed optimizer has its state already and must keep it.
     """
     if optimizer.state:
         return

@@ -36,7 +36,7 @@ from yrunner.models.size import state_bytes
 from yrunner.training.arguments import OF_BITSANDBYTES, make_optimizer
 
 Kind = Literal["weights", "gradients", "optimizer", "activations", "copies"]
-"""Copies are those of weights in another dtype, as autocast makes them: activations of a kind."""
+"""Copies: weights that autocast casts to another dtype; they count as activations."""
 
 VALUES_NEEDED = (DataDependentOutputException, DynamicOutputShapeException)
 """What an operation on fake tensors raises when its result depends on their values."""
@@ -47,7 +47,7 @@ against every other, and the identity matrix of DoRA, need no values."""
 
 
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """While it is entered, every new tensor counts as an activation until it is assigned."""
+    """Counts live bytes. Inside the block a new tensor is an activation until it is assigned."""
 
     def __init__(self, fake_mode: FakeTensorMode) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -70,19 +70,19 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.alive[kind] += storage.nbytes()
 
     def take_peaks(self) -> list[tuple[int, int]]:
-        """Bytes of gradients, each with the most activations beside them since the last call."""
+        """Pairs of gradient bytes and the peak activations at them, since the last call."""
         peaks = list(self._most_activations.items())
         self._most_activations, self._most_without_copies = {}, {}
         return peaks
 
     def peaks_without_copies(self) -> list[tuple[int, int]]:
-        """What `take_peaks` would give, were there no copies of weights; takes nothing."""
+        """What `take_peaks` would return without copies of weights; resets nothing."""
         return list(self._most_without_copies.items())
 
     def __torch_dispatch__(
         self, operation: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        """Run one operation and count what it made."""
+        """Run one operation and count its results."""
         result = self._run(operation, FakeTensor in types, args, kwargs or {})
         tensors = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         self.assign(
@@ -106,7 +106,7 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _run(self, operation: Any, has_fakes: bool, args: Any, kwargs: Any) -> Any:
         if has_fakes:
             return STAND_INS.get(operation, operation)(*args, **kwargs)
-        # Fakes of its arguments, not the fake mode alone: that would compute on real ones.
+        # Fake the arguments too: the fake mode alone would compute on real ones.
         fakes = tree_map_only(Tensor, self._fake_mode.from_tensor, (args, kwargs))
         try:
             with self._fake_mode:
@@ -124,7 +124,7 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 @contextmanager
 def quiet_failures() -> Iterator[None]:
-    """Keep torch from logging the traceback of an operation that cannot be run without values."""
+    """Silence the traceback that torch logs for an operation that needs values."""
     log = logging.getLogger("torch._subclasses.fake_tensor")
     before = log.disabled
     log.disabled = True
@@ -150,7 +150,7 @@ def _norm(values: Tensor, order: float = 2) -> Tensor:
 
 
 def _grouped_matmul(left: Tensor, right: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """In bfloat16, the only dtype that fake tensors know for it, and back."""
+    """Run in bfloat16, the only dtype that fake tensors support for it, and cast back."""
     halves = (left.bfloat16(), right.bfloat16())
     return torch.ops.aten._grouped_mm.default(*halves, *args, **kwargs).to(left.dtype)
 
@@ -160,7 +160,7 @@ STAND_INS: dict[Any, Any] = {
     torch.ops.aten.norm.Scalar: _norm,
     torch.ops.aten._grouped_mm.default: _grouped_matmul,
 }
-"""What fake tensors refuse, and how to come to a result of the same shape (torch 2.13)."""
+"""Operations that fake tensors refuse, with replacements of the same shape (torch 2.13)."""
 
 
 METHOD = (
@@ -175,12 +175,12 @@ NOT_COUNTED = (
 
 @dataclass(frozen=True)
 class StepTrace:
-    """One update, moment by moment, in bytes on a single device."""
+    """Memory of one update by phase, in bytes on a single device."""
 
     weights: int
     """Parameters and buffers, trained and frozen."""
     optimizer: int
-    """What the optimizer remembers from update to update."""
+    """Optimizer state."""
     while_computing: tuple[tuple[int, int], ...]
     """Gradients and activations at the busiest moments of forward and backward. Activations are
     everything that is not listed here: what backward needs, logits, working memory."""
@@ -193,7 +193,7 @@ class StepTrace:
     def busiest_compute(
         self, gradient_share: float = 1.0, *, copies: bool = True
     ) -> tuple[int, int]:
-        """Gradients and activations where most is held, of the gradients only that share.
+        """Gradients and activations at the peak, if only a share of the gradients is held.
 
         `copies`: with those that autocast makes of trained weights.
         """
@@ -202,19 +202,19 @@ class StepTrace:
 
     @property
     def updating(self) -> int:
-        """The optimizer's working memory at most."""
+        """Peak working memory of the optimizer's step."""
         return max(activations for _, activations in self.while_updating)
 
     @property
     def peak(self) -> int:
-        """All that a device holds at the busiest moment of training alone."""
+        """Peak of a single device."""
         moments = map(sum, self.while_computing + self.while_updating)
         return self.weights + self.optimizer + max(moments)
 
 
 @dataclass(frozen=True)
 class Untraceable:
-    """A model whose memory cannot be found without computing values."""
+    """A model that cannot be traced without values."""
 
     reason: str
 
@@ -229,7 +229,7 @@ def trace_step(
     gradient_checkpointing: bool = False,
     foreach: bool = False,
 ) -> StepTrace | Untraceable:
-    """Run one update of a weightless model, not the first, on a micro-batch as `collate` makes it.
+    """Trace one steady-state update of a fake model on a micro-batch as `collate` makes it.
 
     `dtype` is that of the computation, `optimizer` transformers' name of it, `accumulation` the
     micro-steps per update. `foreach`: the optimizer updates all weights at once and not one after
@@ -251,7 +251,7 @@ def trace_step(
             if accumulation == 1:
                 updater.zero_grad()
             live.take_peaks()
-            # The recipe's loss would weigh each target: a few numbers beside a row of logits.
+            # Token weights are left out: one number per target, tiny beside its logits.
             attach(model)
             loss = measure_targets(mixed_precision(model, dtype), micro_batch).weighted
             loss.backward()  # type: ignore[no-untyped-call]
@@ -273,13 +273,13 @@ def trace_step(
 def weightless_optimizer(
     name: str, parameters: list[nn.Parameter], *, foreach: bool
 ) -> torch.optim.Optimizer:
-    """The optimizer of `train.optimizer`; for those of bitsandbytes one that needs no less."""
+    """The optimizer of `train.optimizer`; for one of bitsandbytes, a torch one no smaller."""
     name = "adamw_torch" if name in OF_BITSANDBYTES else name
     return make_optimizer(name, parameters, rate=1e-3, foreach=foreach)
 
 
 def optimizer_bytes(name: str, trained: Iterable[nn.Parameter]) -> int:
-    """What the optimizer of these weights will remember, found by a step without any values."""
+    """Bytes of optimizer state of these weights, from one step on fake tensors."""
     with FakeTensorMode():
         twins = [nn.Parameter(torch.empty(each.shape, dtype=each.dtype)) for each in trained]
         for twin in twins:
@@ -290,7 +290,7 @@ def optimizer_bytes(name: str, trained: Iterable[nn.Parameter]) -> int:
 
 
 def mixed_precision(model: nn.Module, dtype: torch.dtype) -> Any:
-    """`model` as accelerate calls it: computed in `dtype`, its logits handed on in float32."""
+    """`model` as accelerate runs it: autocast to `dtype`, outputs in float32."""
     if dtype == torch.float32:
         return model
     return convert_outputs_to_fp32(torch.autocast("cpu", dtype=dtype)(model.__call__))
@@ -299,7 +299,7 @@ def mixed_precision(model: nn.Module, dtype: torch.dtype) -> Any:
 def _remember_an_update(
     trained: list[nn.Parameter], updater: torch.optim.Optimizer, live: LiveBytes
 ) -> None:
-    """Bring optimizer and gradients to where they stand after an earlier update."""
+    """Put optimizer and gradients in the state after an earlier update."""
 
     def assign_gradient(parameter: Tensor) -> None:
         assert parameter.grad is not None
@@ -322,16 +322,16 @@ def _reason(error: Exception) -> str:
 
 
 SHORT, LONGER = 2, 4
-"""Layers of the two models that are run."""
+"""Layers of the two traced models."""
 WORTH_IT = 8
-"""A model with fewer layers is run as it is."""
+"""A model with fewer layers is traced whole."""
 ALIKE = 0.01
-"""How far the predicted weights may be off, as a share of the real ones."""
+"""Allowed error of the predicted weights, as a share of the real ones."""
 
 
 @dataclass(frozen=True)
 class GrownTrace:
-    """One update of a model of many layers; the same figures as a `StepTrace`."""
+    """One update of a deep model, extrapolated; the same properties as `StepTrace`."""
 
     short: StepTrace
     longer: StepTrace
@@ -344,18 +344,18 @@ class GrownTrace:
 
     @property
     def optimizer(self) -> int:
-        """What the optimizer remembers from update to update, in bytes."""
+        """Optimizer state in bytes."""
         return self._grown(self.short.optimizer, self.longer.optimizer)
 
     @property
     def updating(self) -> int:
-        """The optimizer's working memory at most, in bytes."""
+        """Peak working memory of the optimizer's step, in bytes."""
         return self._grown(self.short.updating, self.longer.updating)
 
     def busiest_compute(
         self, gradient_share: float = 1.0, *, copies: bool = True
     ) -> tuple[int, int]:
-        """Gradients and activations where most is held, of the gradients only that share."""
+        """Gradients and activations at the peak, if only a share of the gradients is held."""
         shorts = self.short.busiest_compute(gradient_share, copies=copies)
         longs = self.longer.busiest_compute(gradient_share, copies=copies)
         gradients, activations = map(self._grown, shorts, longs)
@@ -371,7 +371,7 @@ def trace_update(
     micro_batch: Mapping[str, Tensor],
     **options: Any,
 ) -> StepTrace | GrownTrace | Untraceable:
-    """One update of a weightless model that is ready to train.
+    """One update of a fake model that is ready to train.
 
     `build` makes such a model of a config; `options` are those of `trace_step`.
     """
@@ -385,7 +385,7 @@ def _trace_short_ones(
     micro_batch: Mapping[str, Tensor],
     options: dict[str, Any],
 ) -> GrownTrace | None:
-    """None where the short models cannot be built, or say nothing about the whole."""
+    """None if the shallow models cannot be built or do not predict the whole."""
     text = whole.config.get_text_config()
     kinds = getattr(text, "layer_types", None) or []
     if text.num_hidden_layers < WORTH_IT or set(kinds[:SHORT]) != set(kinds):
@@ -403,7 +403,7 @@ def _trace_short_ones(
 
 
 def shortened(config: PreTrainedConfig, layers: int) -> PreTrainedConfig:
-    """The same model with its first layers only."""
+    """The config of the model with only its first layers."""
     short = deepcopy(config)
     text = short.get_text_config()
     text.num_hidden_layers = layers
