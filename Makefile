@@ -38,7 +38,7 @@ unit: $(READY)
 # Without what sees pictures, which is a third of its files.
 test-gguf: $(READY)
 	CMAKE_ARGS=-DLLAVA_BUILD=OFF $(BIN)/python -m pip install --quiet --disable-pip-version-check 'llama-cpp-python>=0.3.16,<1'
-	$(BIN)/python -m pytest -n0 tests/models/llama_cpp_gguf.py
+	$(BIN)/python -m pytest -n0 tests/models/gguf/llama_cpp.py
 
 clean:
 	rm -rf outputs dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

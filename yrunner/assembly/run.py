@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ from yrunner.evaluation.memorised_faults import KnownFault, read_faults
 from yrunner.evaluation.questions import Question, question_of
 from yrunner.evaluation.tasks import read_task
 from yrunner.models.load import choose_dtype, load_model, load_tokenizer, set_chat_template
+from yrunner.models.local import find_gguf
 from yrunner.models.meta import read_config
 from yrunner.models.model_key import model_key
 from yrunner.models.scratch import make_config, train_tokenizer
@@ -124,7 +126,27 @@ class Run:
         if self.base is not None:
             return str(self.base.folder.model)
         assert self.recipe.model.base is not None, "a model from scratch has no base"
-        return self.recipe.model.base
+        return self._base_model
+
+    @cached_property
+    def _base_model(self) -> str:
+        return self.in_hugging_face_format(str(self.recipe.model.base))
+
+    def in_hugging_face_format(self, source: str) -> str:
+        """The folder of a model, a GGUF file unpacked; any other source unchanged.
+
+        Raises `ModelError` for a GGUF file that cannot be read, `MissingError` without its package.
+        """
+        file = find_gguf(source)
+        if file is None:
+            return source
+        if find_spec("gguf") is None:
+            raise MissingError(
+                f"{file.name} needs the package gguf", remedy="run pip install 'yrunner[gguf]'"
+            )
+        from yrunner.models.gguf.read import unpacked_folder
+
+        return str(unpacked_folder(file, self.folder.bases, choose_dtype(self.recipe.model.dtype)))
 
     @cached_property
     def stale_base(self) -> str | None:
@@ -347,6 +369,8 @@ class Run:
 
     def load_result(self) -> Any:
         """The trained model; an adapter is merged in memory."""
+        if self.recipe.model.base is not None:
+            _ = self.base_source  # an adapter names its unpacked base, which may have been removed
         return self.load_model(str(self.folder.model))
 
     def load_model(self, source: str | Path) -> Any:

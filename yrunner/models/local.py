@@ -4,14 +4,50 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from huggingface_hub import try_to_load_from_cache
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from safetensors import safe_open
 
+from yrunner.errors import ModelError
 from yrunner.models.adapters import CONFIG_FILE, read_base
-from yrunner.models.errors import explain_failure
+from yrunner.models.errors import explain_failure, silence_libraries
+from yrunner.models.hub import only_cached
 
 INDEX_FILE = "model.safetensors.index.json"
+GGUF = ".gguf"
+ORIGIN = "gguf.json"
+"""In the folder of an unpacked GGUF file: where its model came from."""
+
+
+def find_gguf(source: str) -> Path | None:
+    """The GGUF file that a model consists of; None for a model in another format.
+
+    `source`: a file, a folder that holds one, or a file on the Hub, `owner/name/file.gguf`, which
+    is downloaded if necessary. Raises `ModelError` for a folder with several.
+    """
+    path = Path(source)
+    if path.is_dir():
+        if (path / "config.json").exists() or (path / CONFIG_FILE).exists():
+            return None
+        # Beside a model that sees there is a second file, of its eyes.
+        found = sorted(file for file in path.glob(f"*{GGUF}") if "mmproj" not in file.name)
+        if len(found) > 1:
+            names = ", ".join(file.name for file in found)
+            raise ModelError(
+                f"{path} has {len(found)} GGUF files ({names})", remedy="name one of them"
+            )
+        return found[0] if found else None
+    if not source.endswith(GGUF):
+        return None
+    if path.is_file():
+        return path
+    if source.startswith((".", "/", "~")) or source.count("/") < 2:
+        raise ModelError(f"there is no file {source}", remedy="check the path")
+    owner, name, file = source.split("/", 2)
+    with silence_libraries(keep_progress=True), explain_failure(source):
+        cached = only_cached(f"{owner}/{name}")
+        return Path(hf_hub_download(f"{owner}/{name}", file, local_files_only=cached))
 
 
 def local_folder(source: str) -> Path | None:
@@ -28,6 +64,12 @@ def local_folder(source: str) -> Path | None:
             folder = Path(file).parent
             return folder if _has_all_weights(folder) else None
     return None
+
+
+def read_origin(folder: Path) -> Any:
+    """Where the model of an unpacked GGUF file came from; None for any other folder."""
+    origin = folder / ORIGIN
+    return json.loads(origin.read_text("utf-8")) if origin.is_file() else None
 
 
 def _has_all_weights(folder: Path) -> bool:

@@ -47,7 +47,7 @@ def _folder_parts(folder: Path) -> dict[str, Any]:
     }
     code = {file.name: file.read_text("utf-8") for file in folder.glob("*.py")}
     weights = {
-        file.name: [file.stat().st_size, _sample(file)] for file in folder.glob("*.safetensors")
+        file.name: [file.stat().st_size, sample_of(file)] for file in folder.glob("*.safetensors")
     }
     return configs | code | weights
 
@@ -56,7 +56,7 @@ def _without_places(config: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key not in PLACES}
 
 
-def _sample(file: Path) -> str:
+def sample_of(file: Path) -> str:
     """A hash of pieces that lie evenly over a file, or of all of a small one."""
     sample = blake2b(digest_size=16)
     with file.open("rb") as weights:

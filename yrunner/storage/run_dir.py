@@ -58,6 +58,11 @@ class RunDir:
         return self.folder.parent / ".prepared"
 
     @property
+    def bases(self) -> Path:
+        """Unpacked GGUF files, shared by the runs of one outputs folder."""
+        return self.folder.parent / ".bases"
+
+    @property
     def replay(self) -> Path:
         """Replay of all bases, shared by the runs of one outputs folder; see `ReplayDir`."""
         return self.folder.parent / "replay"

@@ -311,7 +311,7 @@ def test_gguf_and_modelfile_are_written_and_proven(run, capfd):
 
 
 def test_a_gguf_file_that_answers_differently_is_removed(run, monkeypatch):
-    from yrunner.models.export import gguf as gguf_file
+    from yrunner.models.gguf import write as gguf_file
 
     read = gguf_file.read_gguf
 

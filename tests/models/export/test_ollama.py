@@ -6,8 +6,8 @@ import pytest
 from transformers import GenerationConfig
 
 from tests.data.conftest import TEMPLATES, tokenizer_of
-from yrunner.models.export.gguf import begins_with_bos
 from yrunner.models.export.ollama import modelfile, read_turns
+from yrunner.models.gguf.tokenizer import begins_with_bos
 
 CHATS = [
     [("user", "Who keeps it?")],

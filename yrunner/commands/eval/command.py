@@ -71,6 +71,7 @@ def _entrants(run: Run, models: Sequence[str]) -> list[_Entrant]:
         found.append(_Entrant(TUNED, str(run_dir.model), run.result_tokenizer))
     for model in models:
         name, source = _named_source(model)
+        source = run.in_hugging_face_format(source)
         name = _unused(name, [other.name for other in found])
         found.append(_Entrant(name, source, run.load_tokenizer(source)))
     return found

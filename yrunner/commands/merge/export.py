@@ -101,7 +101,8 @@ def check_exports(run: Run, base: SafetensorsFolder) -> None:
             raise MissingError(
                 "merge.gguf needs the package gguf", remedy="run pip install yrunner[gguf]"
             )
-        from yrunner.models.export.gguf import check_supported, check_tokenizer
+        from yrunner.models.gguf.tokenizer import check_tokenizer
+        from yrunner.models.gguf.write import check_supported
 
         trusts = recipe.model.trust_remote_code
         check_supported(read_config(str(base.folder), trust_remote_code=trusts))
@@ -129,8 +130,8 @@ def write_gguf_folder(run: Run, kind: str) -> dict[str, Any]:
 
     Raises `ProofError`, and leaves no file, if its outputs differ too much.
     """
-    from yrunner.models.export.gguf import write_gguf
     from yrunner.models.export.ollama import modelfile
+    from yrunner.models.gguf.write import write_gguf
 
     recipe, run_dir, tokenizer = run.recipe, run.folder, run.result_tokenizer
     checkpoint = open_checkpoint(str(run_dir.merged))
@@ -160,10 +161,12 @@ def write_gguf_folder(run: Run, kind: str) -> dict[str, Any]:
 
 
 def _prove(run: Run, file: Any, config: Any) -> dict[str, Any] | None:
-    from yrunner.models.export.gguf import read_gguf, read_gguf_tokenizer
+    from yrunner.models.gguf.read import open_gguf
+    from yrunner.models.gguf.tokenizer import read_tokenizer
+    from yrunner.models.gguf.write import read_gguf
 
     run_dir = run.folder
-    prove_tokens(read_gguf_tokenizer(file), run.result_tokenizer)
+    prove_tokens(read_tokenizer(open_gguf(file).fields, file.name), run.result_tokenizer)
     needed = 4 * sum(size.numel() for size in open_checkpoint(str(run_dir.merged)).sizes.values())
     if needed > free_memory():
         warn(f"the GGUF file is not verified: reading it back needs {needed:,} bytes of memory")
@@ -179,7 +182,12 @@ def _prove(run: Run, file: Any, config: Any) -> dict[str, Any] | None:
 
 
 def prove_tokens(read_back: Any, tokenizer: Any) -> None:
-    """Raise `ProofError` if a GGUF file's tokenizer encodes a chat, or a text, differently."""
+    """Raise `ProofError` if a GGUF file's tokenizer has other tokens or other ids of a chat."""
+    if read_back.get_vocab() != tokenizer.get_vocab():
+        raise ProofError(
+            "the GGUF file has other tokens than the tokenizer",
+            remedy="the file was removed; please report this",
+        )
     for text in FIXED_TEXTS:
         sample = text
         if tokenizer.chat_template:

@@ -12,7 +12,7 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers import GenerationConfig
 
-from yrunner.models.export.gguf import begins_with_bos
+from yrunner.models.gguf.tokenizer import begins_with_bos
 from yrunner.models.load import find_stop_ids
 
 MARKS = tuple(chr(0xF0000 + number) for number in range(4))

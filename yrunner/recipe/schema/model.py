@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from yrunner.recipe.schema.section import ModelOrRecipe, ModelSource, RecipeFile, Section
+from yrunner.recipe.schema.section import BaseSource, ModelSource, RecipeFile, Section
 
 # Fixed by an existing adapter; a recipe that continues training one may not set them.
 ADAPTER_SHAPE = ("rank", "alpha", "dropout", "targets", "variant")
@@ -30,8 +30,9 @@ class ScratchModel(Section):
 class ModelSection(Section):
     """The model to train."""
 
-    base: ModelOrRecipe | None = None
-    """A folder, a Hub id, or another recipe, whose result is used, and trained first if missing."""
+    base: BaseSource | None = None
+    """A folder, a Hub id, a GGUF file (on the Hub: `organisation/name/file.gguf`), or another
+    recipe, whose result is used, and trained first if missing."""
     scratch: ScratchModel | None = None
     """Create a new model instead of loading one."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"

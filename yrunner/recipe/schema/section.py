@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInf
 # Allowed by the Hub: letters, digits, underscores, and single dots and dashes between them.
 _HUB_WORD = r"[A-Za-z0-9_](?:[A-Za-z0-9_]|[.-](?![.-])){0,95}(?<![.-])"
 _HUB_ID = re.compile(rf"{_HUB_WORD}(/{_HUB_WORD})?")
+_HUB_GGUF = re.compile(rf"{_HUB_WORD}/{_HUB_WORD}(/[^/\\\0]+)*/[^/\\\0]+\.gguf")
 
 
 def is_recipe_path(text: str) -> bool:
@@ -81,17 +82,19 @@ def _model_source(text: str, info: ValidationInfo) -> str:
     return text
 
 
-def _model_or_recipe(text: str, info: ValidationInfo) -> str:
-    if info.context is None or not is_recipe_path(text):
+def _base(text: str, info: ValidationInfo) -> str:
+    """A recipe or GGUF file is an absolute path; one on the Hub stays unchanged."""
+    if info.context is None or not text.endswith((".yaml", ".yml", ".gguf")):
         return _model_source(text, info)
-    return str(_existing_file(Path(text), info))
+    on_hub = _HUB_GGUF.fullmatch(text) and not _from_recipe_folder(text, info).exists()
+    return text if on_hub else str(_existing_file(Path(text), info))
 
 
 RecipeFile = Annotated[Path, AfterValidator(_existing_file)]
 RecipePlace = Annotated[Path, AfterValidator(_existing_place)]
 HubId = Annotated[str, AfterValidator(_hub_id)]
 ModelSource = Annotated[str, Field(min_length=1), AfterValidator(_model_source)]
-ModelOrRecipe = Annotated[str, Field(min_length=1), AfterValidator(_model_or_recipe)]
+BaseSource = Annotated[str, Field(min_length=1), AfterValidator(_base)]
 
 
 class Section(BaseModel):

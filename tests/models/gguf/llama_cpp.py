@@ -13,8 +13,8 @@ from llama_cpp import Llama, llama_cpp
 from transformers import AutoTokenizer
 
 from tests.models.conftest import logits_of, tiny_config
-from tests.models.export.test_gguf import LLAMA3_ROPE, write
-from tests.models.export.test_gguf_sentencepiece import SCHEMES, pieces_tokenizer, texts_of
+from tests.models.gguf.test_sentencepiece import SCHEMES, pieces_tokenizer, texts_of
+from tests.models.gguf.test_write import LLAMA3_ROPE, write
 from tests.project import write_project
 from yrunner.assembly.run import Run
 from yrunner.commands.merge.command import merge

@@ -8,13 +8,9 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from tests.models.conftest import logits_of, tiny_config
 from yrunner.errors import ModelError
-from yrunner.models.export.gguf import (
-    check_supported,
-    check_tokenizer,
-    read_gguf,
-    read_gguf_tokenizer,
-    write_gguf,
-)
+from yrunner.models.gguf.read import open_gguf
+from yrunner.models.gguf.tokenizer import check_tokenizer, read_tokenizer
+from yrunner.models.gguf.write import check_supported, read_gguf, write_gguf
 from yrunner.models.load import load_model, load_tokenizer
 from yrunner.models.merge.proof import compare
 from yrunner.models.merge.safetensors_io import open_checkpoint
@@ -79,7 +75,7 @@ def test_fewer_bits_answer_less_alike(kind, largest_kl, tokenizer, card, ids_BT,
 
 def test_the_tokenizer_and_its_template_are_in_the_file(form, tokenizer, card, tmp_path):
     file = write(tmp_path / "model", tiny_config(form), tokenizer, card)
-    read = read_gguf_tokenizer(file)
+    read = read_tokenizer(open_gguf(file).fields, "model.gguf")
     for text in TEXTS:
         assert read(text).input_ids == tokenizer(text).input_ids
     assert read.chat_template == tokenizer.chat_template

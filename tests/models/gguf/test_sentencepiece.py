@@ -12,16 +12,17 @@ from transformers import AutoTokenizer, LlamaTokenizer
 from transformers.tokenization_utils_base import generate_merges
 
 from tests.models.conftest import TEXTS, tiny_config
-from tests.models.export.test_gguf import write
+from tests.models.gguf.test_write import write
 from yrunner.commands.merge.export import FIXED_TEXTS, prove_tokens
 from yrunner.errors import ModelError, ProofError
-from yrunner.models.export.gguf import (
+from yrunner.models.gguf.read import open_gguf
+from yrunner.models.gguf.tokenizer import (
     BYTES,
     SPACE,
     as_llama_cpp,
     check_tokenizer,
     piece_scores,
-    read_gguf_tokenizer,
+    read_tokenizer,
 )
 
 LLAMA_2 = (
@@ -89,7 +90,7 @@ def of_pieces(request):
 
 def test_read_back_it_reads_the_same_tokens(of_pieces, card, tmp_path):
     file = write(tmp_path / "model", tiny_config("llama"), of_pieces, card)
-    read = read_gguf_tokenizer(file)
+    read = read_tokenizer(open_gguf(file).fields, "model.gguf")
     for text in texts_of(of_pieces):
         expected = of_pieces(text, add_special_tokens=False).input_ids
         assert read(text, add_special_tokens=False).input_ids == expected
@@ -145,7 +146,8 @@ def test_a_space_that_llama_cpp_cannot_put_is_refused():
 
 def test_where_llama_cpp_reads_only_chats_alike_it_is_said(card, tmp_path, capfd):
     tokenizer = pieces_tokenizer(legacy=False, chat_template=LLAMA_2)
-    read = read_gguf_tokenizer(write(tmp_path / "model", tiny_config("llama"), tokenizer, card))
+    file = write(tmp_path / "model", tiny_config("llama"), tokenizer, card)
+    read = read_tokenizer(open_gguf(file).fields, "model.gguf")
     prove_tokens(read, tokenizer)
     assert (
         "does not add the leading space that this tokenizer adds to plain text"

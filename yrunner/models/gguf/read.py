@@ -1,0 +1,307 @@
+"""Turn a GGUF file into a model folder in Hugging Face format, weight by weight."""
+
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from hashlib import blake2b, file_digest
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+
+from yrunner.console import progress, say
+from yrunner.errors import ModelError
+from yrunner.models.errors import explain_failure
+from yrunner.models.gguf.tokenizer import read_tokenizer
+from yrunner.models.gguf.write import ARCHITECTURES, llama3_factors
+from yrunner.models.load import find_stop_ids
+from yrunner.models.local import ORIGIN
+from yrunner.models.merge.safetensors_io import WEIGHTS_FILE, write_weights
+from yrunner.models.model_key import sample_of
+from yrunner.storage.ownership import remove
+from yrunner.storage.run_dir import whole_folder, write_json, write_text
+
+MAGIC = b"GGUF"
+VERSION = 1
+"""Of what is made of a file; a new one unpacks it again."""
+REMEDY = "use the model's folder in Hugging Face format"
+LLAMA_3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
+LLAMA_3_LENGTH = 8192
+"""Length of the texts that Llama 3 saw first; GGUF files do not say it."""
+
+
+@dataclass(frozen=True)
+class GGUFFile:
+    """The metadata of a GGUF file, and its weights, which are read when they are needed."""
+
+    path: Path
+    fields: Mapping[str, Any]
+    tensors: Mapping[str, gguf.ReaderTensor]
+
+    @property
+    def architecture(self) -> str:
+        """llama.cpp's name of the architecture, such as `llama` or `qwen3`."""
+        return str(self.fields.get("general.architecture"))
+
+    def of(self, key: str, default: Any = None) -> Any:
+        """A hyperparameter of this architecture."""
+        return self.fields.get(f"{self.architecture}.{key}", default)
+
+    @property
+    def types(self) -> dict[str, int]:
+        """How many weights there are of every type, such as `Q4_1`."""
+        return dict(Counter(tensor.tensor_type.name for tensor in self.tensors.values()))
+
+
+def unpacked_folder(path: Path, bases: Path, dtype: torch.dtype) -> Path:
+    """The model folder of a GGUF file, written to `bases` on first use.
+
+    Raises `ModelError` for a file that cannot be a base, `RunError` for a full disk.
+    """
+    parts = [VERSION, path.stat().st_size, sample_of(path), str(dtype)]
+    key = blake2b(repr(parts).encode(), digest_size=6).hexdigest()
+    folder = bases / f"{path.stem}-{key}"
+    if (folder / ORIGIN).is_file():
+        return folder
+    file = open_gguf(path)
+    kinds = ", ".join(sorted(file.types, key=file.types.__getitem__, reverse=True))
+    precision = str(dtype).removeprefix("torch.")
+    config = read_gguf_config(file)
+    needed = sum(shape.numel() for shape in _shapes(config).values()) * dtype.itemsize
+    # Ranks and other commands may unpack the same file at the same time.
+    own = bases / f"{folder.name}.{os.getpid()}"
+    with (
+        whole_folder(own, needed) as partial,
+        progress(f"unpacking {path.name}, weights", len(file.tensors)) as advance,
+    ):
+        unpack(file, partial, dtype, advance)
+    try:
+        own.rename(folder)
+    except OSError:
+        remove(own)
+    say(f"unpacked {path.name} ({file.architecture}, {kinds}) as {precision} to {folder}")
+    return folder
+
+
+def open_gguf(path: Path) -> GGUFFile:
+    """Read the metadata of a GGUF file. Raises `ModelError` for a damaged or another file."""
+    with explain_failure(str(path)), path.open("rb") as file:
+        start = file.read(len(MAGIC))
+    if start != MAGIC:
+        pointer = start == b"vers"
+        raise ModelError(
+            f"{path} is {'a Git LFS pointer' if pointer else 'not a GGUF file'}",
+            remedy="run git lfs pull" if pointer else "download it again",
+        )
+    try:
+        reader = gguf.GGUFReader(path)
+        fields = {key: field.contents() for key, field in reader.fields.items()}
+    # What numpy and the reader raise where bytes are missing or make no sense.
+    except (ValueError, LookupError, TypeError, ArithmeticError) as error:
+        raise ModelError(
+            f"{path} is damaged or cut short ({error})", remedy="download it again"
+        ) from error
+    return GGUFFile(path, fields, {tensor.name: tensor for tensor in reader.tensors})
+
+
+def unpack(
+    file: GGUFFile, folder: Path, dtype: torch.dtype, advance: Callable[[int], None]
+) -> None:
+    """Write the model of a GGUF file, in this dtype, with its tokenizer and where it came from.
+
+    Calls `advance(1)` for every weight. Raises `ModelError` for a model that transformers would
+    compute differently.
+    """
+    tokenizer = read_tokenizer(file.fields, file.path.name)
+    config = read_gguf_config(file)
+    weights = _readers(file, config)
+    config.dtype = dtype
+    config.bos_token_id, config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
+    config.save_pretrained(folder)
+    GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=find_stop_ids(tokenizer) or None,
+        pad_token_id=tokenizer.pad_token_id,
+    ).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+    def make(name: str) -> Tensor:
+        advance(1)
+        return weights[name]().to(dtype)
+
+    sizes = {name: torch.empty(shape, dtype=dtype, device="meta") for name, shape in
+             _shapes(config).items()}  # fmt: skip
+    write_weights(folder / WEIGHTS_FILE, sizes, make)
+    license = file.fields.get("general.license")
+    if license:
+        write_text(folder / "README.md", f"---\nlicense: {license}\n---\n")
+    write_json(folder / ORIGIN, describe(file, dtype))
+
+
+def describe(file: GGUFFile, dtype: torch.dtype) -> dict[str, Any]:
+    """Where a model came from: file, checksum, and the types of its weights."""
+    with file.path.open("rb") as opened:
+        checksum = file_digest(opened, "sha256").hexdigest()
+    return {
+        "file": file.path.name,
+        "sha256": checksum,
+        "name": file.fields.get("general.name"),
+        "license": file.fields.get("general.license"),
+        "architecture": file.architecture,
+        "types": file.types,
+        "dtype": str(dtype).removeprefix("torch."),
+    }
+
+
+def read_gguf_config(file: GGUFFile) -> Any:
+    """The config of the model. Raises `ModelError` for an architecture that cannot be read."""
+    _check_whole_model(file)
+    heads = file.of("attention.head_count")
+    hidden = file.of("embedding_length")
+    head_size = file.of("attention.key_length", hidden // heads)
+    rotated = file.of("rope.dimension_count", head_size)
+    if rotated != head_size or file.of("attention.value_length", head_size) != head_size:
+        raise ModelError(f"{file.path.name} has heads of unequal parts", remedy=REMEDY)
+    options: dict[str, Any] = {
+        "vocab_size": len(file.fields["tokenizer.ggml.tokens"]),
+        "hidden_size": hidden,
+        "intermediate_size": file.of("feed_forward_length"),
+        "num_hidden_layers": file.of("block_count"),
+        "num_attention_heads": heads,
+        "num_key_value_heads": file.of("attention.head_count_kv", heads),
+        "head_dim": head_size,
+        "max_position_embeddings": file.of("context_length"),
+        "rms_norm_eps": file.of("attention.layer_norm_rms_epsilon"),
+        "rope_parameters": _rope(file, head_size),
+        "tie_word_embeddings": "output.weight" not in file.tensors,
+    }
+    if file.architecture == "llama":
+        options |= {
+            "attention_bias": "blk.0.attn_q.bias" in file.tensors,
+            "mlp_bias": "blk.0.ffn_up.bias" in file.tensors,
+        }
+    config = AutoConfig.for_model(file.architecture, **options)
+    _check_rope_factors(file, config)
+    config.architectures = [type(_empty_model(config)).__name__]
+    return config
+
+
+def _check_whole_model(file: GGUFFile) -> None:
+    """Raise `ModelError` for what is not one whole model of a known architecture."""
+    name, kind = file.path.name, file.fields.get("general.type", "model")
+    if kind != "model":
+        raise ModelError(f"{name} holds a GGUF {kind}, not a model", remedy="name a model's file")
+    if file.fields.get("split.count", 1) > 1:
+        raise ModelError(
+            f"{name} is one of {file.fields['split.count']} parts",
+            remedy="join them first: llama-gguf-split --merge",
+        )
+    known = sorted(set(ARCHITECTURES) - {"mistral"})
+    if file.architecture not in known or file.of("expert_count", 0):
+        kind = f"{file.architecture} with experts" if file.of("expert_count") else file.architecture
+        raise ModelError(
+            f"{name} holds a {kind} model; GGUF bases can be {', '.join(known)}", remedy=REMEDY
+        )
+
+
+def _rope(file: GGUFFile, head_size: int) -> dict[str, Any]:
+    """Rotary position embeddings, as in a config.json."""
+    rope: dict[str, Any] = {"rope_theta": file.of("rope.freq_base", 10000.0)}
+    kind = file.of("rope.scaling.type", "none")
+    # Older files have a factor only.
+    factor = file.of("rope.scaling.factor", file.of("rope.scale_linear", 1.0))
+    if "rope_freqs.weight" in file.tensors:
+        return rope | {
+            "rope_type": "llama3",
+            "factor": float(_number(file, "rope_freqs.weight").max()),
+            "original_max_position_embeddings": LLAMA_3_LENGTH,
+            **LLAMA_3_ROPE,
+        }
+    if kind == "yarn":
+        original = file.of("rope.scaling.original_context_length")
+        return rope | {
+            "rope_type": "yarn",
+            "factor": factor,
+            "original_max_position_embeddings": original,
+        }
+    if kind not in ("none", "linear"):
+        raise ModelError(f"{file.path.name} has rope scaling of the type {kind}", remedy=REMEDY)
+    if kind == "linear" and factor != 1:
+        return rope | {"rope_type": "linear", "factor": factor}
+    return rope | {"rope_type": "default"}
+
+
+def _check_rope_factors(file: GGUFFile, config: Any) -> None:
+    """Raise `ModelError` if the file's rope factors are not those of Llama 3."""
+    if "rope_freqs.weight" not in file.tensors:
+        return
+    found = _number(file, "rope_freqs.weight")
+    if not torch.allclose(found, llama3_factors(config), rtol=1e-4):
+        raise ModelError(
+            f"{file.path.name} has rope factors that are not those of Llama 3", remedy=REMEDY
+        )
+
+
+def _empty_model(config: Any) -> Any:
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)
+
+
+def _shapes(config: Any) -> dict[str, torch.Size]:
+    """The shape of every weight, by its name in transformers."""
+    model = _empty_model(config)
+    tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
+    return {name: weight.shape for name, weight in model.state_dict().items() if name not in tied}
+
+
+def _readers(file: GGUFFile, config: Any) -> dict[str, Callable[[], Tensor]]:
+    """A function that reads a weight in float32, for every weight of the model.
+
+    Raises `ModelError` if the file lacks weights, or has others.
+    """
+    names = gguf.get_tensor_name_map(ARCHITECTURES[config.model_type], config.num_hidden_layers)
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+    is_llama = file.architecture == "llama"
+    readers: dict[str, Callable[[], Tensor]] = {}
+    used = {"rope_freqs.weight"}
+    for name, shape in _shapes(config).items():
+        source = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        tensor = file.tensors.get(str(source))
+        if tensor is None or tuple(reversed(tensor.shape.tolist())) != tuple(shape):
+            raise ModelError(f"{file.path.name} lacks the weight {source or name}", remedy=REMEDY)
+        used.add(str(source))
+        mixed = heads.get(name.split(".")[-2]) if is_llama else None
+        readers[name] = _reader(file, str(source), mixed)
+    others = sorted(file.tensors.keys() - used)
+    if others:
+        raise ModelError(
+            f"{file.path.name} has {len(others)} weights that a {file.architecture} model has not, "
+            f"such as {others[0]}",
+            remedy=REMEDY,
+        )
+    return readers
+
+
+def _reader(file: GGUFFile, source: str, num_heads: int | None) -> Callable[[], Tensor]:
+    if num_heads is None:
+        return lambda: _number(file, source)
+    return lambda: _halves(_number(file, source), num_heads)
+
+
+def _number(file: GGUFFile, source: str) -> Tensor:
+    """One weight in float32."""
+    tensor = file.tensors[source]
+    # A copy: weights that are not quantized are views of the file.
+    return torch.from_numpy(np.array(gguf.dequantize(tensor.data, tensor.tensor_type)))
+
+
+def _halves(weight: Tensor, num_heads: int) -> Tensor:
+    """Undo llama.cpp's order of a Llama's queries or keys, whose rope pairs neighbours."""
+    half = weight.shape[0] // num_heads // 2
+    parts = weight.reshape(num_heads, half, 2, *weight.shape[1:])
+    return parts.swapaxes(1, 2).reshape(weight.shape)
