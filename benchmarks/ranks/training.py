@@ -1,7 +1,7 @@
 """Train a case of `benchmarks.ranks` in one process or in several."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -100,7 +100,7 @@ def make_trainer(case: Case, folder: Path, *, max_steps: int | None = None) -> T
     trainer.objective.gauge = DriftGauge(DRIFT_ROWS, tops, PAD, max_tokens=200)
     add_regulariser(trainer, case, folder / "base", pack_to)
     # Compare the last weights, not the best.
-    trainer.loads_best = False
+    trainer.cadence = replace(trainer.cadence, loads_best=False)
     return trainer
 
 

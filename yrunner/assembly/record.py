@@ -35,6 +35,7 @@ LATER_KEYS = (
     "train.max_steps",
     "train.checkpoint.every",
     "train.early_stopping",
+    "train.result",
     "drift",
 )
 """Keys that may change at a resume; the learning rate follows them from the checkpoint on."""

@@ -3,6 +3,7 @@
 # N = points of a curve
 
 from collections.abc import Mapping, Sequence
+from statistics import mean
 from typing import Any, assert_never
 
 import torch
@@ -10,7 +11,7 @@ import torch
 from yrunner.assembly.dataset import data_name
 from yrunner.assembly.measure import Measured
 from yrunner.assembly.run import Run
-from yrunner.console import print_table, say
+from yrunner.console import print_table, say, warn
 from yrunner.data.batching.plan import Plan, epoch_after
 from yrunner.losses.nlirg import zone_edges
 from yrunner.models.save import ModelCard
@@ -36,11 +37,15 @@ from yrunner.reports.html import (
     Report,
     write_report,
 )
-from yrunner.storage.run_dir import RunDir
+from yrunner.storage.run_dir import RunDir, read_json, write_json
 from yrunner.training.arguments import token_weight
-from yrunner.training.metrics import read_metrics
+from yrunner.training.metrics import read_metrics, validation_losses
 
 NUM_POINTS = 801
+EARLY = 0.7
+"""Share of the updates: a result before it is worth a look."""
+STILL_FALLING = 0.95
+"""Training loss after the result, as a share of that before it."""
 SHOWN_ANSWERS = 10
 
 
@@ -59,9 +64,13 @@ def say_plan(run: Run, model: Any, plan: Plan) -> None:
     """Print the plan of the run: model, trainable share, rows, updates."""
     recipe, train, prepared = run.recipe, run.recipe.train, run.dataset
     trained, total = count_parameters(model)
+    # An adapter's weights are not the model's.
+    is_beside = recipe.tuning.kind in ("lora", "qlora")
+    own = total - trained if is_beside else total
+    share = f"{'beside' if is_beside else 'of'} them ({trained / own:.2%})"
     rows = [
-        ("model", f"{recipe.model.base or 'from scratch'}, {total:,} parameters"),
-        ("trained", f"{trained:,} of them ({trained / total:.2%}), tuning {recipe.tuning.kind}"),
+        ("model", f"{recipe.model.base or 'from scratch'}, {own:,} parameters"),
+        ("trained", f"{trained:,} {share}, tuning {recipe.tuning.kind}"),
         ("rows", f"{len(prepared.train):,} training, {len(prepared.validation):,} validation"),
         ("updates", f"{plan.num_updates:,} ({_epochs(plan)}, {plan.lanes} {_unit(plan)} each)"),
         ("keep", _keep(recipe, plan)),
@@ -72,11 +81,65 @@ def say_plan(run: Run, model: Any, plan: Plan) -> None:
     print_table("Run", (recipe.name, ""), rows)
 
 
+def record_result(run: Run, step: int, last: int) -> None:
+    """Write which update `model/` is, and why."""
+    losses = validation_losses(read_metrics(run.folder.metrics))
+    if run.recipe.train.result == "last":
+        why = "train.result: last"
+    elif not losses:
+        why = "the last, as there is no validation"
+    elif step == min(losses, key=lambda each: (losses[each], each)):
+        why = f"the lowest validation loss, {losses[step]:.4f}"
+    else:
+        why = "the last, as the best checkpoint is damaged"
+    write_json(run.folder.result, {"step": step, "last": last, "why": why})
+
+
+def result_in_words(run_dir: RunDir) -> str:
+    """Which update `model/` is, such as "update 100 of 200: the lowest validation loss, 0.7894".
+
+    Empty for a run that did not record it.
+    """
+    if not run_dir.result.exists():
+        return ""
+    record = read_json(run_dir.result)
+    return f"update {record['step']:,} of {record['last']:,}: {record['why']}"
+
+
+def warn_of_early_result(run: Run) -> None:
+    """Warn if validation chose an early update although the training loss fell on after it.
+
+    Then the rest of the training either repeats its rows by heart, or the validation rows are too
+    few or too unlike them to judge it.
+    """
+    records = read_metrics(run.folder.metrics)
+    record = read_json(run.folder.result)
+    step, last = record["step"], record["last"]
+    losses = validation_losses(records)
+    learned = [(row["step"], row["loss"]) for row in records if "loss" in row]
+    until = [loss for at, loss in learned if at <= step]
+    later = [loss for at, loss in learned if at > step]
+    if step > EARLY * last or not until or not later or last not in losses:
+        return
+    # As many logs on both sides: one of them is noisy.
+    number = min(len(until), len(later))
+    then, now = mean(until[-number:]), mean(later[-number:])
+    if now < STILL_FALLING * then:
+        warn(
+            f"the model is update {step:,} of {last:,}: after it the training loss still fell "
+            f"({then:.3f} to {now:.3f}), the validation loss rose ({losses[step]:.4f} to "
+            f"{losses[last]:.4f}). Train fewer epochs or more rows; to keep the last update, set "
+            "train.result: last"
+        )
+
+
 def say_result(run: Run, before: Measured, after: Measured) -> None:
     """Print the results of the run, and where they are."""
     print_tasks(run.recipe, before, after)
-    say(f"model:  {run.folder.model}")
+    which = result_in_words(run.folder)
+    say(f"model:  {run.folder.model}{which and f' ({which})'}")
     say(f"report: {run.folder.report}")
+    warn_of_early_result(run)
 
 
 def say_next(run: Run) -> None:
@@ -105,9 +168,9 @@ def model_card(run: Run, before: Measured, after: Measured, **origin: Any) -> Mo
         (f"{name}: exact answers", f"{now} (before: {then})")
         for name, _, _, then, now in _task_rows(recipe, before, after)
     ]
-    best = _best_validation(run.folder)
-    if best is not None:
-        figures.insert(0, ("validation loss", f"{best:.4f} nats per target"))
+    which = result_in_words(run.folder)
+    if which:
+        figures.insert(0, ("weights", which))
     base_recipe = base_recipe_path(recipe)
     return ModelCard(
         name=recipe.name,
@@ -231,11 +294,6 @@ def _task_rows(
     ]
 
 
-def _best_validation(run_dir: RunDir) -> float | None:
-    losses = [row["eval_loss"] for row in read_metrics(run_dir.metrics) if "eval_loss" in row]
-    return min(losses, default=None)
-
-
 def _key_figures(
     run: Run, before: Measured, after: Measured, records: list[Any]
 ) -> list[tuple[str, str, str]]:
@@ -244,12 +302,16 @@ def _key_figures(
         (name, now, f"exact answers to {count} questions; {then} before")
         for name, _, count, then, now in _task_rows(recipe, before, after)
     ]
-    best = _best_validation(run.folder)
-    if best is not None:
-        figures.append(("validation loss", f"{best:.4f}", "nats per target, best checkpoint"))
+    losses = validation_losses(records)
+    record = read_json(run.folder.result) if run.folder.result.exists() else {}
+    if record.get("step") in losses:
+        note = f"nats per target, at update {record['step']:,}"
+        figures.append(("validation loss", f"{losses[record['step']]:.4f}", note))
     figures += drift_figures(records)
     steps = [record["step"] for record in records if "loss" in record]
     figures.append(("updates", f"{max(steps, default=0):,}", f"loss: {recipe.loss.kind}"))
+    if record:
+        figures.append(("model", f"update {record['step']:,}", record["why"]))
     return figures
 
 

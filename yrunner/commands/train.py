@@ -10,7 +10,14 @@ from yrunner.assembly.measure import Measured, measure
 from yrunner.assembly.preflight import check_disk, check_fit, check_needs
 from yrunner.assembly.record import check_run_folder, find_start, record_start
 from yrunner.assembly.replay import check_keep_file, prepare_keep
-from yrunner.assembly.report import model_card, say_next, say_plan, say_result, write_run_report
+from yrunner.assembly.report import (
+    model_card,
+    record_result,
+    say_next,
+    say_plan,
+    say_result,
+    write_run_report,
+)
 from yrunner.assembly.run import Run
 from yrunner.assembly.sharing import (
     check_sharing,
@@ -146,6 +153,7 @@ def _measure_and_train(trainer: Trainer, run: Run) -> None:
     if is_writer:
         before = Measured.load(run.folder.before)
         after.save(run.folder.after)
+        record_result(run, trainer.result_step, trainer.state.global_step)
         save_result(trainer, run, model_card(run, before, after), weights)
         write_run_report(run, before, after)
         say_result(run, before, after)

@@ -42,6 +42,7 @@ class RunDir:
         self.checkpoints = self.folder / "checkpoints"
         self.trackers = self.folder / "trackers"
         self.model = self.folder / "model"
+        self.result = self.folder / "result.json"
         self.base = self.folder / "base.json"
         self.keep = self.folder / "keep.json"
         self.merged = self.folder / "merged"

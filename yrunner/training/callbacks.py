@@ -32,13 +32,16 @@ class Cadence:
     keep: int = 2
     """Checkpoints to keep besides the best one."""
     early_stopping: EarlyStopping | None = None
+    loads_best: bool = True
+    """Whether the weights of the best validation are loaded at the end."""
 
     @classmethod
     def of(cls, train: TrainSection, plan: Plan) -> Self:
         """What the recipe says."""
         log_at, saved = range(0, plan.num_updates + 1, train.log_every), train.checkpoint
         plans = (plan.num_updates, plan.epoch_ends, log_at)
-        return cls(*plans, saved.every, saved.keep, train.early_stopping)
+        best = train.result == "best"
+        return cls(*plans, saved.every, saved.keep, train.early_stopping, best)
 
     def saves_after(self, step: int) -> bool:
         """Whether there is a checkpoint after this update, and before it a validation."""

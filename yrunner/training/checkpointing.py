@@ -226,11 +226,14 @@ class Checkpointer:
         if self.scaler is not None:
             self.scaler.load_state_dict(torch.load(folder / SCALER, weights_only=True))
 
-    def load_best(self, run_dir: RunDir) -> None:
-        """Load the weights of the best validation, if there was one."""
+    def load_best(self, run_dir: RunDir) -> int:
+        """Load the weights of the best validation, if there was one; return the update they are of.
+
+        Where that checkpoint is damaged, the weights stay those of the last update.
+        """
         step = best_step(self.state.log_history)
         if step is None:
-            return
+            return self.state.global_step
         folder = run_dir.checkpoint(step)
         damage = find_damage(folder)
         if damage is not None:
@@ -238,10 +241,12 @@ class Checkpointer:
                 f"the best checkpoint {folder} is damaged: {damage}; "
                 "the model is that of the last update instead"
             )
-        elif self.zero is None:
+            return self.state.global_step
+        if self.zero is None:
             load_weights(self.model, folder)
         else:
             self.zero.load(folder, with_moments=False)
+        return step
 
     def _bytes(self) -> int | None:
         """Estimated bytes of a checkpoint; None if each rank writes a part of it."""

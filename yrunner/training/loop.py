@@ -74,7 +74,9 @@ class Trainer:
         self.state = TrainerState(max_steps=self.plan.num_updates)
         self.state.is_world_process_zero = this_rank() == 0
         self.stop = StopRequest()
-        self.is_over, self.loads_best = False, True
+        self.is_over = False
+        self.result_step = 0
+        """The update that the weights are of, at the end of `train`."""
         self.before_training: list[Callable[[], None]] = []
         self.before_update: Snapshot | None = None
         """State to restore when an update is aborted; None between updates."""
@@ -100,8 +102,9 @@ class Trainer:
                     self._validate_and_save()
             while not self.is_over and self.state.global_step < self.plan.num_updates:
                 self._update([next(batches) for _ in range(self.batches.per_update)])
-            if self.loads_best and self.stop.signal is None:
-                self.checkpointer.load_best(self.run_dir)
+            self.result_step = self.state.global_step
+            if self.cadence.loads_best and self.stop.signal is None:
+                self.result_step = self.checkpointer.load_best(self.run_dir)
             self._tell("on_train_end")
 
     def _prepare(self, checkpoint: Path | None) -> None:

@@ -143,8 +143,16 @@ def _line(record: Record) -> str:
     return json.dumps(record) + "\n"
 
 
+def validation_losses(records: Sequence[Record]) -> dict[int, float]:
+    """Every finite validation loss, by the update after which it was measured."""
+    return {
+        int(row["step"]): float(row["eval_loss"])
+        for row in records
+        if math.isfinite(row.get("eval_loss", math.inf))
+    }
+
+
 def best_step(records: Sequence[Record]) -> int | None:
     """The update with the lowest validation loss, the earliest of equals; None without any."""
-    validated = [row for row in records if math.isfinite(row.get("eval_loss", math.inf))]
-    best = min(validated, key=lambda row: row["eval_loss"], default=None)
-    return None if best is None else int(best["step"])
+    losses = validation_losses(records)
+    return min(losses, key=lambda step: (losses[step], step), default=None)

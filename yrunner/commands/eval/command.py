@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from yrunner.assembly.measure import evaluate
+from yrunner.assembly.report import result_in_words
 from yrunner.assembly.run import Run
 from yrunner.commands.eval.report import as_json, print_results, write_page
 from yrunner.console import say
@@ -33,6 +34,9 @@ def eval_recipe(path: Path, overrides: list[str], models: Sequence[str]) -> None
         raise YRunnerError(f"{path} has no eval.tasks", remedy="add one, with name, side and data")
     tasks = run.tasks if recipe.eval.tasks else []
     faults = run.known_faults
+    which = result_in_words(run_dir) if run_dir.is_finished() else ""
+    if which:
+        say(f"result: {which}")
     with joined() as is_writer:
         entrants = _entrants(run, models)
         results = [_evaluate(run, entrant) for entrant in entrants]

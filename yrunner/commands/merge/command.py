@@ -8,7 +8,7 @@ from transformers import GenerationConfig
 
 from yrunner.assembly.measure import Measured
 from yrunner.assembly.record import check_base
-from yrunner.assembly.report import model_card
+from yrunner.assembly.report import model_card, result_in_words
 from yrunner.assembly.run import Run
 from yrunner.commands.merge.export import (
     BARS,
@@ -93,6 +93,9 @@ def merge(path: Path, overrides: list[str]) -> None:
         trust_remote_code=recipe.model.trust_remote_code,
     )
     say(f"base: {source.base.folder} ({source.described})")
+    which = result_in_words(run_dir)
+    if which and recipe.tuning.kind in WITH_ADAPTER:
+        say(f"adapter: {which}")
     run_dir.merge_figures.unlink(missing_ok=True)  # of a model that is about to be replaced
     figures = _write(run, prepared, source)
     write_json(run_dir.merge_figures, figures)

@@ -176,6 +176,9 @@ class TrainSection(Section):
     torch_compile: bool = False
     """Compile the layers at the first step. This takes minutes, so use it for long runs."""
     checkpoint: Checkpoint = Checkpoint()
+    result: Literal["best", "last"] = "best"
+    """Which update `model/` is: `best` by plain validation loss, or the `last`. Without validation
+    rows it is the last."""
     early_stopping: EarlyStopping | None = None
     spikes: Spikes = Spikes()
     log_every: int = Field(10, ge=1)
