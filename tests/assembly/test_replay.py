@@ -1,8 +1,11 @@
 """Replay rows of a base on disk: written once, resumed, shared, and edited by hand."""
 
 import json
+import time
+from threading import Event, Thread
 
 import pytest
+from filelock import FileLock
 
 from yrunner.assembly import replay as replay_rows
 from yrunner.assembly.replay import DRIFT_ROW_EVERY, FIRST_CHECK, Wanted, written_rows
@@ -167,3 +170,19 @@ def test_a_base_with_fewer_embeddings_than_its_tokenizer_has_ids_writes_nothing(
     with pytest.raises(ModelError, match="Use the tokenizer that belongs to the model"):
         written_rows(run, ReplayWriting(), Wanted(rows=5))
     assert pen.numbers == []
+
+
+def test_a_run_that_waits_for_another_one_says_so(run, pen, capsys):
+    folder = replay_rows.replay_folder(run, ReplayWriting())
+    folder.folder.mkdir(parents=True, exist_ok=True)
+    is_held = Event()
+
+    def other_run():
+        with FileLock(folder.lock):
+            is_held.set()
+            time.sleep(0.3)
+
+    Thread(target=other_run).start()
+    assert is_held.wait(10)
+    assert len(written_rows(run, ReplayWriting(), Wanted(1, 0)).rows) == 1
+    assert f"waiting for another run that writes in {folder.folder}" in capsys.readouterr().out

@@ -68,6 +68,12 @@ def test_validation_alone_is_drawn():
     assert "validation loss" in texts(loss_curves([{"step": 5, "eval_loss": 1.0}]))
 
 
+def test_under_plain_loss_the_same_curve_is_drawn_once():
+    rows = [{"step": step, "loss": 1.0, "weighted_loss": 1.0} for step in (1, 2)]
+    assert "weighted loss" not in texts(loss_curves(rows))
+    assert "weighted loss" in texts(loss_curves([*rows, {"step": 3, "weighted_loss": 0.4}]))
+
+
 def test_a_legend_names_only_what_was_logged():
     words = texts(loss_curves([{"step": 1, "loss": 1.0}, {"step": 2, "loss": 0.5}]))
     assert "loss" in words

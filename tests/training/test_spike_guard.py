@@ -63,6 +63,15 @@ def test_a_spike_is_told_once_in_a_window_or_stops_where_that_is_asked_for(capfd
     assert not capfd.readouterr().err
 
 
+def test_near_a_loss_of_zero_a_hard_row_is_no_spike(capfd):
+    guard = SpikeGuard(Spikes(window=20))
+    for update, loss in enumerate([*[0.005] * 20, 0.079, 0.25]):
+        guard.judge(update, sums(loss), FINE)
+    assert not capfd.readouterr().err
+    guard.judge(22, sums(0.26), FINE)
+    assert "the loss jumps to 0.26" in capfd.readouterr().err
+
+
 def test_the_spread_of_a_normal_sample_is_its_deviation_and_outliers_do_not_move_it():
     sample = torch.randn(10_000, generator=torch.Generator().manual_seed(0)) + 5
     middle, deviation = spread([*sample.tolist(), *[1e9] * 50])

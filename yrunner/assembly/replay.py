@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
 from itertools import takewhile
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from yrunner.assembly.run import Run
 from yrunner.assembly.trainer import has_base_beneath, untrained_model
@@ -108,12 +109,27 @@ def written_rows(run: Run, writing: ReplayWriting, wanted: Wanted) -> Written:
     few valid rows.
     """
     folder = replay_folder(run, writing)
-    folder.folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.lock):
+    with _locked(folder):
         store = _ReplayStore.open(folder)
         if store.lacks(wanted):
             _write(run, writing, wanted, store)
     return Written(folder, wanted)
+
+
+@contextmanager
+def _locked(folder: ReplayDir) -> Iterator[None]:
+    """Hold the lock of a replay folder; wait for another run that writes there, and say so."""
+    folder.folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.lock)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        say(f"waiting for another run that writes in {folder.folder}")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @dataclass
@@ -367,8 +383,7 @@ def _tops(
     """The untrained model's predictions for rows, computed once, then read from disk."""
     dtype = run.dtype
     path = folder.tops(rows_key(run, rows, top, str(dtype)))
-    folder.folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.lock):
+    with _locked(folder):
         if not path.exists():
             device = "cuda" if torch.cuda.is_available() else "cpu"
             model = untrained_model(run).to(device)

@@ -33,10 +33,10 @@ def loss_curves(records: Sequence[Record]) -> str:
     """Plain, weighted and validation loss over the steps; a long curve is smoothed."""
     figure = new_figure()
     axes = figure.subplots()
-    drawn = [
-        _draw_curve(axes, _series(records, "loss"), "loss", "loss"),
-        _draw_curve(axes, _series(records, "weighted_loss"), "weighted loss", "weighted"),
-    ]
+    plain, weighted = _series(records, "loss"), _series(records, "weighted_loss")
+    drawn = [_draw_curve(axes, plain, "loss", "loss")]
+    if weighted != plain:  # else every weight is 1, and one curve would hide the other
+        drawn.append(_draw_curve(axes, weighted, "weighted loss", "weighted"))
     validation = _series(records, "eval_loss")
     if validation:
         steps, losses = zip(*validation, strict=True)
@@ -97,8 +97,9 @@ def drift_curve(records: Sequence[Record]) -> str:
     for axes, key, colour in ((upper, "eval_loss", "validation"), (lower, "eval_drift", "hard")):
         points = [(row["step"], row[key]) for row in rows if math.isfinite(row[key])]
         if points:
-            axes.plot(*zip(*points, strict=True), "o-", color=THEME[colour])
-        axes.set_ylim(bottom=0)
+            # Not clipped: a marker on the edge would be cut in half.
+            axes.plot(*zip(*points, strict=True), "o-", color=THEME[colour], clip_on=False)
+            axes.set_ylim(0, 1.1 * max(value for _, value in points) or 1)
     label_axes(upper, "", "validation loss")
     label_steps(lower, "drift (nats per token)")
     return svg_of(figure, "drift_curve")

@@ -19,6 +19,8 @@ DEVIATIONS_OF_MEDIAN_DISTANCE = 1.4826
 """Standard deviation of a normal distribution over its median distance from the median."""
 SMALLEST_DEVIATION = 0.05
 """Share of the median: in a flat loss every ripple would be a spike."""
+SMALLEST_JUMP = 0.25
+"""Nats per target above the median: near a loss of zero, one hard row is no spike."""
 
 
 class Exploded(RunError):
@@ -83,7 +85,7 @@ class SpikeGuard:
         before = self.losses
         if self.spikes.action != "ignore" and len(before) >= self.spikes.window // 10:
             usual, deviation = spread(before)
-            if loss > usual + self.spikes.deviations * deviation:
+            if loss > usual + max(self.spikes.deviations * deviation, SMALLEST_JUMP):
                 what = (
                     f"the loss jumps to {loss:.4g}; in the {len(before)} updates before it was "
                     f"{usual:.4g} ± {deviation:.2g}"

@@ -26,7 +26,8 @@ class Spikes(Section):
     """Number of preceding updates to compare with. Detection starts after a tenth of it."""
     deviations: float = Field(10.0, gt=0)
     """Distance from the median that counts as a spike, in robust standard deviations: 1.48 times
-    the median absolute deviation, or at least a twentieth of the median."""
+    the median absolute deviation, or at least a twentieth of the median. A rise of less than 0.25
+    nats per target is never one."""
     action: Literal["warn", "stop", "ignore"] = "warn"
     """`stop`: end the run before the optimizer step, as for a NaN loss."""
 
