@@ -99,7 +99,7 @@ def texts_of(sources: Iterable[Source]) -> Iterator[str]:
 
 
 def print_rows(prepared: Prepared, cache: Path) -> None:
-    """Print row counts per file, and how many files were found in `cache`."""
+    """Print row counts and unread columns per file, and how many files were found in `cache`."""
     columns = ("file", "for", "format", "rows", "kept", "cut", "left out", "tokens", "targets")
     rows = [
         (
@@ -121,6 +121,13 @@ def print_rows(prepared: Prepared, cache: Path) -> None:
         f"files found in the cache: {found:,} of {len(rows):,}, in "
         f"{cache}; tokenized now: {len(rows) - found:,}"
     )
+    unread: dict[str, list[str]] = {}
+    for report in prepared.reports:
+        if report.unread:
+            unread.setdefault(", ".join(report.unread), []).append(report.file.name)
+    for columns_of_files, (first, *others) in unread.items():
+        alike = f" and {len(others):,} more" if others else ""
+        say(f"{first}{alike}: unused columns: {columns_of_files}")
 
 
 def print_left_out(prepared: Prepared) -> None:

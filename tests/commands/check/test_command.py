@@ -185,11 +185,16 @@ def test_an_adapter_can_be_the_base_or_be_trained_on(
     assert facts_of(capsys, "tuned.yaml")["disk"]["checkpoint"] > 0
 
 
-def test_unread_columns_are_named(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_and_train_name_the_columns_that_they_do_not_read(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     rows = [json.loads(line) for line in (project / "train.jsonl").read_text().splitlines()]
-    write_jsonl(project / "train.jsonl", [row | {"system_prompt": "be kind"} for row in rows])
+    write_jsonl(project / "train.jsonl", [row | {"source": "web", "id": 7} for row in rows])
+    sentence = "train.jsonl: unused columns: id, source\n"
     check(Path("base.yaml"), [], as_machine=False)
-    assert "train.jsonl: unused columns: system_prompt" in capsys.readouterr().out
+    assert sentence in capsys.readouterr().out
+    train(Path("base.yaml"), ["train.max_steps=1"], resume=False, overwrite=False)
+    assert sentence in capsys.readouterr().out
 
 
 def test_the_second_check_finds_the_data_prepared(
