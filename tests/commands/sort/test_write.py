@@ -148,11 +148,17 @@ def as_bytes(kind, rows):
     match kind:
         case ".json":
             return json.dumps(rows, ensure_ascii=len(rows) % 2 == 0, indent=len(rows) % 3).encode()
-        case ".jsonl":
+        case ".jsonl" | ".ndjson":
             return "".join(json.dumps(row) + "\n" for row in rows).encode()
         case ".parquet":
             buffer = io.BytesIO()
             pq.write_table(pa.Table.from_pylist(rows).select(["a", "b"]), buffer)
+            return buffer.getvalue()
+        case ".arrow":
+            buffer = io.BytesIO()
+            table = pa.Table.from_pylist(rows).select(["a", "b"])
+            with pa.ipc.new_file(buffer, table.schema) as file:
+                file.write_table(table)
             return buffer.getvalue()
         case ".txt":
             return "".join(f"{row['text']}\n" for row in rows).encode()

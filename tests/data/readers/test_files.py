@@ -10,12 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from yrunner.data.readers.files import READERS, read_rows
+from yrunner.data.readers.files import COLUMNAR, READERS, read_rows
 from yrunner.data.readers.text import Damaged
 from yrunner.errors import DataError
 
 ROWS = [{"instruction": "问？", "output": '答, \n"so"'}, {"instruction": "b", "output": "c"}]
-PACKABLE = [kind for kind in READERS if kind != ".parquet"]
+PACKABLE = [kind for kind in READERS if kind not in COLUMNAR]
 CSV = 'instruction,output\n问？,"答, \n""so"""\n\nb,c\n'
 
 
@@ -38,6 +38,7 @@ def as_file(name, write, *, mark=b"", line_end="\n"):
     """ROWS as a file of this kind."""
     lines = [json.dumps(row, ensure_ascii=False) for row in ROWS]
     text = {".json": json.dumps(ROWS), ".jsonl": "\n\n".join(lines), ".csv": CSV}
+    text[".ndjson"] = text[".jsonl"]
     text[".tsv"] = re.sub(r",(?! )", "\t", CSV)
     return write(f"rows{name}", mark + text[name].replace("\n", line_end).encode())
 
@@ -301,8 +302,11 @@ def test_a_file_that_is_not_there_is_named(kind, tmp_path):
 def test_a_folder_and_unknown_kinds_are_refused(tmp_path):
     (tmp_path / "a.json").mkdir()
     assert message_of(tmp_path / "a.json") == "a.json: cannot be read: Is a directory"
-    kinds = "Use one of .json, .jsonl, .csv, .tsv, .parquet, .txt (or .gz of any but .parquet)"
-    assert message_of(Path("a.xlsx")) == f"a.xlsx: .xlsx files are not supported. {kinds}"
+    kinds = (
+        "Use one of .json, .jsonl, .ndjson, .csv, .tsv, .parquet, .arrow, .txt (or .gz of any but "
+        ".parquet and .arrow)"
+    )
+    assert message_of(Path("a.doc")) == f"a.doc: .doc files are not supported. {kinds}"
     assert message_of(Path("a")) == f"a: has no file suffix. {kinds}"
 
 

@@ -39,7 +39,7 @@ from yrunner.data.formats.turns import (
     read_history,
     read_turns,
 )
-from yrunner.data.readers.files import read_rows
+from yrunner.data.readers.files import kind_of, notes_on, read_rows
 from yrunner.data.readers.text import Advance, Damaged, FileRow
 from yrunner.errors import DataError, Origin
 
@@ -282,6 +282,8 @@ class ReadFile:
     format: str
     unread: tuple[str, ...]
     """Columns of its first rows that this format does not read."""
+    notes: tuple[str, ...]
+    """What is unusual about the file."""
     rows: Iterator[Conversation | Refusal]
 
 
@@ -305,7 +307,7 @@ def read_conversations(
     conversations = _conversations(chain(first, rows), format_name, reading.columns, marks)
     read = {reading.columns.get(name, name) for name in known_columns(format_name)}
     unread = {str(key) for row in named for key in row if key not in {*read, *marks, *WEIGHTS}}
-    return ReadFile(format_name, tuple(sorted(unread)), conversations)
+    return ReadFile(format_name, tuple(sorted(unread)), tuple(notes_on(file)), conversations)
 
 
 def _check_preference(rows: Sequence[RawRow], file: Path, columns: Mapping[str, str]) -> None:
@@ -337,12 +339,13 @@ def _detect(rows: Sequence[FileRow], file: Path, reading: Reading) -> str:
     try:
         return detect_format([row for _, row in rows], reading.columns)
     except FaultyRow as fault:
-        raise DataError(
-            file,
-            str(fault),
-            remedy="set its format in the recipe, or map its columns, for example "
-            "columns: {instruction: question, output: answer}",
-        ) from fault
+        remedy = (
+            "set its format in the recipe, or map its columns, for example "
+            "columns: {instruction: question, output: answer}"
+        )
+        if kind_of(file) in (".csv", ".tsv"):
+            remedy += "; if its first line is a row, write a header above it"
+        raise DataError(file, str(fault), remedy=remedy) from fault
 
 
 def _conversations(
