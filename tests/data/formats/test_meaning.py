@@ -252,3 +252,10 @@ def test_columns_of_the_recipe_name_a_column_as_the_file_does(opened):
     rows = [{"Question": "q", "Answer": "bad", "Better": "good"}]
     chosen = opened(rows, columns={"answer": "Better"})
     assert talks(chosen) == [[("user", "q"), ("assistant", "good")]]
+
+
+def test_a_bare_list_of_turns_is_a_row_of_messages(write):
+    path = write("a.jsonl", f"{json.dumps([USER, REPLY])}\n{json.dumps([USER, REPLY])}\n")
+    file = read_conversations(path)
+    assert file.format == "messages"
+    assert [row.origin.row for row in file.rows] == [1, 2]

@@ -40,6 +40,7 @@ from yrunner.data.formats.turns import (
     read_turns,
 )
 from yrunner.data.readers.files import kind_of, notes_on, read_rows
+from yrunner.data.readers.json import TURN_KEYS
 from yrunner.data.readers.text import Advance, Damaged, FileRow
 from yrunner.errors import DataError, Origin
 
@@ -294,7 +295,7 @@ def read_conversations(
 
     Raises `DataError` if the file cannot be read.
     """
-    rows = read_rows(file, document=reading.document, advance=advance)
+    rows = map(_with_names, read_rows(file, document=reading.document, advance=advance))
     first = list(islice(rows, ROWS_TO_DETECT))
     if not first:
         raise DataError(file, "has no rows", remedy="remove it from the recipe")
@@ -308,6 +309,13 @@ def read_conversations(
     read = {reading.columns.get(name, name) for name in known_columns(format_name)}
     unread = {str(key) for row in named for key in row if key not in {*read, *marks, *WEIGHTS}}
     return ReadFile(format_name, tuple(sorted(unread)), tuple(notes_on(file)), conversations)
+
+
+def _with_names(row: FileRow) -> FileRow:
+    """The row; a bare list of turns becomes one with the column `messages`."""
+    origin, value = row
+    is_turn = isinstance(value, list) and value and isinstance(value[0], dict)
+    return (origin, {"messages": value}) if is_turn and TURN_KEYS & value[0].keys() else row
 
 
 def _check_preference(rows: Sequence[RawRow], file: Path, columns: Mapping[str, str]) -> None:

@@ -184,6 +184,7 @@ def check_context(row: Mapping[str, Any], read: Sequence[str], columns: Mapping[
     if not lost:
         return
     answer = next((name for name in read if name in ANSWERS and name in row), "answer")
+    answer = columns.get(answer, answer)
     ways = [f"to leave it out, set columns: {{{asking}: {asking}}}"]
     has_input = "input" in read and not is_absent(row.get("input"))
     if lost[0] != "history" and not has_input:

@@ -40,9 +40,10 @@ def read_rows(
     """
     kind = kind_of(path)
     if kind is None:
-        ending = "".join(path.suffixes[-2:]) if is_gzipped(path) else path.suffix
+        inner = path.with_suffix("") if is_gzipped(path) else path
+        ending = path.name.removeprefix(inner.stem)
         reason = f"{ending} files are not supported" if ending else "has no file suffix"
-        remedy = OTHER_KINDS.get(path.suffix.lower(), f"use one of {KINDS}")
+        remedy = OTHER_KINDS.get(inner.suffix.lower(), f"use one of {KINDS}")
         raise DataError(path, reason, remedy=remedy.format(name=path.name))
     if kind in COLUMNAR and is_gzipped(path):
         raise DataError(
@@ -254,6 +255,8 @@ def _of_purpose(path: Path, files: Sequence[Path], names: Sequence[Path], purpos
         wanted = [purpose, None] if purpose == "train" else [purpose]
     elif purpose == "train":
         wanted = [None]
+    elif "train" in splits:
+        wanted = []
     else:
         wanted = [None] if None in splits else ["test"]
     used = tuple(file for file, split in zip(files, splits, strict=True) if split in wanted)

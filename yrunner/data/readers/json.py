@@ -33,7 +33,7 @@ ABOUT = (
     "source", "language", "split", "total", "count", "num_rows", "features", "columns", "schema",
 )  # fmt: skip
 """Keys that may stand before them."""
-TURN_KEYS = ("role", "from")
+TURN_KEYS = frozenset({"role", "from"})
 
 
 def read_json(path: Path, advance: Advance | None = None) -> Iterator[FileRow]:
@@ -197,7 +197,7 @@ class Document:
                 names = " and ".join(f'"{name}"' for name in found)
                 raise DataError(
                     self.path,
-                    f"an object with the rows of {names}",
+                    f"is an object with the rows of {names}",
                     remedy="save the rows of each as a file, and name them under data.train and "
                     "data.validation",
                 )
@@ -210,6 +210,9 @@ class Document:
         self.at += 1
         character = self.next_character()
         while character != "}":
+            if self.text[self.at : self.at + 1] != '"':
+                reason = "Expecting property name enclosed in double quotes"
+                raise self.error(JSONDecodeError(reason, self.text, self.at))
             key = self.value()
             if self.next_character() != ":":
                 raise self.error(JSONDecodeError("Expecting ':' delimiter", self.text, self.at))
