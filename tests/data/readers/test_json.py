@@ -161,6 +161,7 @@ def test_usual_files_need_no_note(write):
 def test_rows_inside_an_object_are_read_one_by_one(around, piece, write):
     path = write("a.json", around % json.dumps(ITEMS, indent=1))
     assert numbered(path) == list(enumerate(ITEMS, start=1))
+    assert notes_on(path) == ["rows are the items of an array inside an object"]
 
 
 def test_an_object_with_rows_is_read_without_holding_it(write, monkeypatch):

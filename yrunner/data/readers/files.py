@@ -70,6 +70,8 @@ def notes_on(path: Path) -> list[str]:
                 return [f"fields are separated by {SEPARATORS[separator]}"]
         case ".json" | ".jsonl" | ".ndjson":
             layout = layout_of(path)
+            if layout == "wrapped":
+                return ["rows are the items of an array inside an object"]
             if layout == "lines" and not promises_lines(path):
                 return ["one JSON value per line, numbered by line"]
             if layout == "values" and promises_lines(path):
@@ -251,6 +253,7 @@ def _listed(state: Path) -> Sequence[str]:
 def _of_purpose(path: Path, files: Sequence[Path], names: Sequence[Path], purpose: str) -> Found:
     """The files that serve the purpose: no split is used for another's, and none by accident."""
     splits = [split_of(name) for name in names]
+    wanted: list[str | None]
     if purpose in splits:
         wanted = [purpose, None] if purpose == "train" else [purpose]
     elif purpose == "train":

@@ -197,4 +197,4 @@ def _records_of(batch: Any) -> list[dict[str, object]]:
         column.cast(string()) if types.is_temporal(column.type) else column
         for column in batch.columns
     ]
-    return RecordBatch.from_arrays(columns, names=batch.schema.names).to_pylist()  # type: ignore[no-any-return]
+    return RecordBatch.from_arrays(columns, names=batch.schema.names).to_pylist()
