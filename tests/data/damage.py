@@ -62,11 +62,11 @@ def as_bytes(rows: list[Any], kind: str, format_name: str) -> bytes:
     match kind:
         case ".json":
             return as_json(rows).encode()
-        case ".jsonl":
+        case ".jsonl" | ".ndjson":
             return "\n".join(map(as_json, rows)).encode()
         case ".txt":
             return "\n".join(map(as_json, rows)).encode()
-        case ".parquet":
+        case ".parquet" | ".arrow":
             columns = {
                 name: pa.array(
                     [_fitting(record[place], TYPES.get(name, pa.string())) for record in records],
@@ -75,7 +75,11 @@ def as_bytes(rows: list[Any], kind: str, format_name: str) -> bytes:
                 for place, name in enumerate(names)
             }
             sink = io.BytesIO()
-            pq.write_table(pa.table(columns), sink)
+            if kind == ".arrow":
+                with pa.ipc.new_stream(sink, pa.table(columns).schema) as stream:
+                    stream.write_table(pa.table(columns))
+            else:
+                pq.write_table(pa.table(columns), sink)
             return sink.getvalue()
         case _:
             table = io.StringIO()

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
+from os.path import commonpath
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ from yrunner.data.dataset.prepare import Rules, Source
 from yrunner.data.dataset.row_report import KIND_WORDS, FileReport, Refusal
 from yrunner.data.dataset.splits import Prepared
 from yrunner.data.formats.formats import Reading, read_conversations
-from yrunner.data.readers.files import find_files
+from yrunner.data.readers.files import Found, find_files, split_of
 from yrunner.data.readers.hub import hub_files
 from yrunner.errors import Origin
 from yrunner.recipe.schema.data import DataFile, DataSection
@@ -21,6 +22,7 @@ from yrunner.recipe.schema.recipe import Recipe
 
 BYTES_WORTH_A_BAR = 20_000_000
 SHOWN_ROWS = 3
+SHOWN_FILES = 5
 
 
 def find_sources(data: DataSection) -> list[Source]:
@@ -37,21 +39,22 @@ def find_sources(data: DataSection) -> list[Source]:
 def keep_sources(recipe: Recipe) -> list[Source]:
     """The file of `keep`, if the recipe names one. Raises as `find_sources` does."""
     file = getattr(recipe.keep, "file", None)
-    return [] if file is None else [Source(tuple(find_files(file)))]
+    return [] if file is None else [Source(find_files(file).files)]
 
 
 def _source(entry: DataFile, purpose: Literal["train", "validation"]) -> Source:
     if entry.hub is not None:
-        files = hub_files(entry.hub, files=entry.files, revision=entry.revision)
+        found = Found(tuple(hub_files(entry.hub, files=entry.files, revision=entry.revision)))
     else:
         assert entry.file is not None, "the schema requires file or hub"
-        files = find_files(entry.file)
+        found = find_files(entry.file, purpose)
     return Source(
-        files=tuple(files),
+        files=found.files,
         purpose=purpose,
         reading=Reading(entry.format, entry.columns, entry.document),
         take=entry.take,
         share=entry.share,
+        unused=found.others,
     )
 
 
@@ -99,7 +102,7 @@ def texts_of(sources: Iterable[Source]) -> Iterator[str]:
 
 
 def print_rows(prepared: Prepared, cache: Path) -> None:
-    """Print row counts per file, and how many files were found in `cache`."""
+    """Print row counts and unread columns per file, and how many files were found in `cache`."""
     columns = ("file", "for", "format", "rows", "kept", "cut", "left out", "tokens", "targets")
     rows = [
         (
@@ -121,6 +124,34 @@ def print_rows(prepared: Prepared, cache: Path) -> None:
         f"files found in the cache: {found:,} of {len(rows):,}, in "
         f"{cache}; tokenized now: {len(rows) - found:,}"
     )
+    unread: dict[str, list[str]] = {}
+    for report in prepared.reports:
+        if report.unread:
+            unread.setdefault(", ".join(report.unread), []).append(report.file.name)
+    for columns_of_files, (first, *others) in unread.items():
+        alike = f" and {len(others):,} more" if others else ""
+        say(f"{first}{alike}: unused columns: {columns_of_files}")
+    for report in prepared.reports:
+        for note in report.notes:
+            say(f"{report.file.name}: {note}")
+    _print_unused(prepared)
+
+
+def _print_unused(prepared: Prepared) -> None:
+    """Print which files are of other splits, and how to validate on them."""
+    read = {report.file for report in prepared.reports}
+    unused = [file for file in prepared.unused if file not in read]
+    if not unused:
+        return
+    names = ", ".join(file.name for file in unused[:SHOWN_FILES])
+    if len(unused) > SHOWN_FILES:
+        names += f" and {len(unused) - SHOWN_FILES:,} more"
+    say(f"files of other splits, not used: {names}")
+    validates = any(report.purpose == "validation" for report in prepared.reports)
+    held_out = [file for file in unused if split_of(Path(file.parent.name, file.name)) != "test"]
+    if held_out and not validates:
+        place = commonpath(held_out)
+        say(f"  to validate on {held_out[0].name}, add to data: validation: [{{file: {place}}}]")
 
 
 def print_left_out(prepared: Prepared) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from yrunner.data.conversation import Conversation, FaultyRow, Message
 from yrunner.data.dataset.row_report import Refusal
-from yrunner.data.formats.columns import filled, is_absent, quoted, text_of, type_name
+from yrunner.data.formats.columns import filled, is_absent, quoted, system_of, text_of, type_name
 from yrunner.data.formats.formats import read_conversations
 from yrunner.data.formats.turns import read_turns
 from yrunner.data.readers.files import read_rows
@@ -133,9 +133,8 @@ def _asked(row: Any) -> tuple[Message, ...]:
         messages = (Message("user", "\n".join(parts)),)
     if messages[-1].role != "user" or not messages[-1].content.strip():
         raise FaultyRow(f'has no question in "{column}"', "empty")
-    if is_absent(row.get("system")):
-        return messages
-    return (Message("system", text_of(row, "system")), *messages)
+    system = system_of(row)
+    return messages if system is None else (Message("system", system), *messages)
 
 
 def read_choices(

@@ -185,11 +185,53 @@ def test_an_adapter_can_be_the_base_or_be_trained_on(
     assert facts_of(capsys, "tuned.yaml")["disk"]["checkpoint"] > 0
 
 
-def test_unread_columns_are_named(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_and_train_name_the_columns_that_they_do_not_read(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     rows = [json.loads(line) for line in (project / "train.jsonl").read_text().splitlines()]
-    write_jsonl(project / "train.jsonl", [row | {"system_prompt": "be kind"} for row in rows])
+    write_jsonl(project / "train.jsonl", [row | {"source": "web", "id": 7} for row in rows])
+    sentence = "train.jsonl: unused columns: id, source\n"
     check(Path("base.yaml"), [], as_machine=False)
-    assert "train.jsonl: unused columns: system_prompt" in capsys.readouterr().out
+    assert sentence in capsys.readouterr().out
+    train(Path("base.yaml"), ["train.max_steps=1"], resume=False, overwrite=False)
+    assert sentence in capsys.readouterr().out
+
+
+def test_check_and_train_learn_one_split_of_a_folder_and_offer_the_other(
+    project: Path, change: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = project / "law"
+    folder.mkdir()
+    (project / "train.jsonl").rename(folder / "train.jsonl")
+    for split in ("validation", "test"):
+        write_jsonl(folder / f"{split}.jsonl", [{"question": f"{split}?", "answer": "yes"}] * 2)
+    change("base.yaml", data__train=[{"file": "law"}])
+    check(Path("base.yaml"), [], as_machine=False)
+    seen = capsys.readouterr().out
+    train(Path("base.yaml"), ["train.max_steps=1"], resume=False, overwrite=False)
+    for shown in (seen, capsys.readouterr().out):
+        assert "files of other splits, not used: test.jsonl, validation.jsonl\n" in shown
+        offered = " ".join(shown.split("to validate on validation.jsonl, ")[1].split()[:7])
+        assert offered.startswith("add to data: validation: [{file:")
+    change("base.yaml", data__train=[{"file": "law"}], data__validation=[{"file": "law"}])
+    facts = facts_of(capsys, "base.yaml")["rows"]["files"]
+    assert [(Path(file["file"]).name, file["purpose"]) for file in facts] == [
+        ("train.jsonl", "train"),
+        ("validation.jsonl", "validation"),
+    ]
+
+
+def test_check_and_train_name_the_separator_of_a_table(
+    project: Path, change: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [json.loads(line) for line in (project / "train.jsonl").read_text().splitlines()]
+    lines = [";".join(f'"{text}"' for text in row.values()) for row in rows]
+    (project / "train.csv").write_text("\n".join([";".join(rows[0]), *lines]))
+    change("base.yaml", data__train=[{"file": "train.csv"}])
+    check(Path("base.yaml"), [], as_machine=False)
+    assert "train.csv: fields are separated by semicolons\n" in capsys.readouterr().out
+    train(Path("base.yaml"), ["train.max_steps=1"], resume=False, overwrite=False)
+    assert "train.csv: fields are separated by semicolons\n" in capsys.readouterr().out
 
 
 def test_the_second_check_finds_the_data_prepared(

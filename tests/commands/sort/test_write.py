@@ -148,11 +148,17 @@ def as_bytes(kind, rows):
     match kind:
         case ".json":
             return json.dumps(rows, ensure_ascii=len(rows) % 2 == 0, indent=len(rows) % 3).encode()
-        case ".jsonl":
+        case ".jsonl" | ".ndjson":
             return "".join(json.dumps(row) + "\n" for row in rows).encode()
         case ".parquet":
             buffer = io.BytesIO()
             pq.write_table(pa.Table.from_pylist(rows).select(["a", "b"]), buffer)
+            return buffer.getvalue()
+        case ".arrow":
+            buffer = io.BytesIO()
+            table = pa.Table.from_pylist(rows).select(["a", "b"])
+            with pa.ipc.new_file(buffer, table.schema) as file:
+                file.write_table(table)
             return buffer.getvalue()
         case ".txt":
             return "".join(f"{row['text']}\n" for row in rows).encode()
@@ -228,6 +234,12 @@ def test_many_lines_are_written_in_a_random_order(tmp_path):
     [
         (("a.jsonl", "b.json"), (b"{}", b"[{}]"), r"b\.json: is not a \.jsonl file like a\.jsonl"),
         (("a.csv", "b.csv"), (b"x,y\n1,2", b"y,x\n1,2"), r"b\.csv: has other columns than a\.csv"),
+        (("a.csv", "b.csv"), (b"x;y\n1;2", b"x,y\n1,2"), r"b\.csv: has other columns than a\.csv"),
+        (
+            ("a.jsonl", "b.jsonl"),
+            (b'{"x": 1}', b'[{"x": 1}]'),
+            r"b\.jsonl: has another layout than a\.jsonl",
+        ),
         (("a.tsv", "b.csv"), (b"x\n1", b"x\n1"), r"b\.csv: is not a \.tsv file like a\.tsv"),
     ],
 )
@@ -262,3 +274,26 @@ def test_files_that_lie_in_two_places_of_the_recipe_are_read_once(tmp_path: Path
     path = write_file(tmp_path, "rows.jsonl", b'{"a": 1}\n{"a": 2}\n')
     written = reorder([path, path], [(1, 2), (0, 1), (1, 1), (0, 2)], tmp_path)
     assert [row["a"] for row in rows_of(written)] == [2, 1, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("a.csv", b"\xef\xbb\xbfx;y;;\n1;2;;\n3;4;;\n", b"x;y;;\n3;4;;\n1;2;;\n"),
+        ("a.csv", b",,\nx,y,\n1,2,\n3,4,\n", b"x,y,\n3,4,\n1,2,\n"),
+        ("a.jsonl", b'[{"x": 1}, {"x": 2}]', b'[{"x": 2}, {"x": 1}]'),
+        ("a.jsonl", b'{\n "x": 1\n}\n{\n "x": 2\n}\n', b'[{\n "x": 2\n},{\n "x": 1\n}]\n'),
+        ("a.json", b'{"x": 1}\n\n{"x": 2}\n', b'{"x": 2}\n{"x": 1}\n'),
+        (
+            "a.json",
+            b'{"version": 1, "data": [\n{"x": 1},\n{"x": 2}]}\n',
+            b'{"version": 1, "data": [\n{"x": 2},\n{"x": 1}]}\n',
+        ),
+    ],
+)
+def test_files_as_people_have_them_are_reordered_and_read_again(name, content, expected, tmp_path):
+    path = write_file(tmp_path, name, content)
+    places = [(0, origin.row) for origin, _ in read_rows(path)][::-1]
+    written = reorder([path], places, tmp_path)
+    assert written.read_bytes() == expected
+    assert rows_of(written) == rows_of(path)[::-1]

@@ -82,7 +82,8 @@ def test_every_format_can_be_written_in_a_recipe_and_says_which_columns_it_has()
     names = get_args(DataFile.model_fields["format"].annotation)
     assert names == ("auto", *FORMATS)
     assert known_columns("alpaca") == (
-        "instruction", "output", "input", "history", "system", "tools", "functions",
+        "instruction", "output", "input", "history",
+        "system", "system_prompt", "system_message", "tools", "functions",
     )  # fmt: skip
     assert known_columns("text") == ("text", "output")
 
@@ -104,7 +105,6 @@ def test_every_format_can_be_written_in_a_recipe_and_says_which_columns_it_has()
         ({**ALPACA, "input": ["x"]}, "wrong_type", '"input" is a list, not text'),
         ({**ALPACA, "system": 1}, "wrong_type", '"system" is a number, not text'),
         ({**ALPACA, "images": ["a"]}, "wrong_type", 'has "images", which is not supported'),
-        ({**ALPACA, "kto_tag": False}, "wrong_type", 'has "kto_tag", which is not supported'),
         ({**ALPACA, "tools": "{"}, "wrong_type", None),
     ],
 )  # fmt: skip

@@ -9,6 +9,8 @@ from yrunner.data.conversation import FaultyRow, Message
 from yrunner.data.formats.turns import ROLES, check_turns, read_history, read_turns
 
 USER, REPLY = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
+NOT_A_CHOICE = "not 0 or 1 (false or true)"
+FRACTION = f"{NOT_A_CHOICE}; a reply is learned in full or not at all"
 CALL = {"type": "function", "function": {"name": "tide", "arguments": {"town": "雾港"}}}
 TALK = re.compile(r"s?(ua(t+a)*)+")
 """Which orders of roles can be learned, by their first letters."""
@@ -138,6 +140,7 @@ def test_keys_that_are_null_or_empty_change_nothing():
 @pytest.mark.parametrize(
     ("turn", "reason"),
     [
+        ({**REPLY, "mask": 1}, '"mask", which is not supported'),
         ({**REPLY, "refusal": "no"}, '"refusal", which is not supported'),
         ({**REPLY, "train_detail": [{"x": 1}]}, '"train_detail", which is not supported'),
         ({**REPLY, "tools": [{"name": "t"}]}, '"tools", which is not supported'),
@@ -176,22 +179,53 @@ def test_texts_of_several_parts_are_joined():
 
 
 @pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "text", "value": "灯\n"},
+        {"type": "text", "text": None, "value": "灯\n", "image": None},
+        {"type": "text", "content": "灯\n"},
+        {"type": "output_text", "text": "灯\n", "annotations": []},
+        {"text": "灯\n"},
+        "灯\n",
+    ],
+)
+def test_the_text_of_a_part_is_found_under_every_name(part):
+    reply = {"role": "assistant", "content": [part, "b"], "loss_weight": 1.0}
+    assert read([USER, reply])[1] == Message("assistant", "灯\nb")
+
+
+@pytest.mark.parametrize(
     ("part", "said"),
     [
         ({"type": "image_url", "image_url": {"url": "x"}}, '"image_url"'),
         ({"type": "text", "text": None}, '"text"'),
-        ("a", '"a"'),
+        ({"type": "image", "text": "a lamp"}, '"image"'),
+        ({"type": "thinking", "thinking": "hm"}, '"thinking"'),
+        ({"type": "text", "text": "a", "value": "b"}, '"text"'),
         (7, "a number"),
         ({}, "null"),
     ],
 )
 def test_a_part_that_is_no_text_is_refused(part, said):
     fault = fault_of([{**USER, "content": [part]}, REPLY])
-    reason = f"message 1 (user): a content part ({said}) has no text"
+    reason = f"message 1 (user): a content part ({said}) is not text"
     assert fault == ("wrong_type", reason)
 
 
-@pytest.mark.parametrize("off", [{"train": False}, {"weight": 0}, {"weight": 0.0}, {"loss": False}])
+@pytest.mark.parametrize(
+    "off",
+    [
+        {"train": False},
+        {"train": 0},
+        {"weight": 0},
+        {"weight": 0.0},
+        {"loss": False},
+        {"loss_weight": 0.0},
+        {"loss_scale": 0},
+        {"train_on_turn": False},
+        {"loss_mask": 0},
+    ],
+)
 @pytest.mark.parametrize("on", [{}, {"train": True}, {"weight": 1}, {"train": None}])
 def test_replies_are_chosen_one_by_one(off, on):
     messages = read([{**USER, **off}, {**REPLY, **off}, USER, {**REPLY, **on}])
@@ -201,10 +235,12 @@ def test_replies_are_chosen_one_by_one(off, on):
 @pytest.mark.parametrize(
     ("turns", "kind", "reason"),
     [
-        ([USER, {**REPLY, "weight": 0.5}], "wrong_type", "weight is 0.5, not 0 or 1"),
-        ([USER, {**REPLY, "weight": "0"}], "wrong_type", 'weight is "0", not 0 or 1'),
-        ([USER, {**REPLY, "train": 1}], "wrong_type", "train is 1, not true or false"),
-        ([USER, {**REPLY, "train": "no"}], "wrong_type", 'train is "no", not true or false'),
+        ([USER, {**REPLY, "weight": 0.5}], "wrong_type", f"weight is 0.5, {FRACTION}"),
+        ([USER, {**REPLY, "loss_weight": 0.3}], "wrong_type", f"loss_weight is 0.3, {FRACTION}"),
+        ([USER, {**REPLY, "loss_scale": 2.0}], "wrong_type", f"loss_scale is 2.0, {FRACTION}"),
+        ([USER, {**REPLY, "weight": "0"}], "wrong_type", f'weight is "0", {NOT_A_CHOICE}'),
+        ([USER, {**REPLY, "train": 2}], "wrong_type", f"train is 2, {NOT_A_CHOICE}"),
+        ([USER, {**REPLY, "train": "no"}], "wrong_type", f'train is "no", {NOT_A_CHOICE}'),
         (
             [USER, {**REPLY, "train": True, "weight": 0}],
             "wrong_type",
@@ -218,7 +254,7 @@ def test_replies_are_chosen_one_by_one(off, on):
         (
             [USER, {**REPLY, "train": False}],
             "no_targets",
-            "train, loss or weight excludes every reply",
+            "every reply is excluded, by train: false, weight: 0 or the like",
         ),
     ],
 )

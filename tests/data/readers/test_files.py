@@ -10,12 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from yrunner.data.readers.files import READERS, read_rows
+from yrunner.data.readers.files import COLUMNAR, READERS, notes_on, read_rows
 from yrunner.data.readers.text import Damaged
 from yrunner.errors import DataError
 
 ROWS = [{"instruction": "问？", "output": '答, \n"so"'}, {"instruction": "b", "output": "c"}]
-PACKABLE = [kind for kind in READERS if kind != ".parquet"]
+PACKABLE = [kind for kind in READERS if kind not in COLUMNAR]
 CSV = 'instruction,output\n问？,"答, \n""so"""\n\nb,c\n'
 
 
@@ -38,6 +38,7 @@ def as_file(name, write, *, mark=b"", line_end="\n"):
     """ROWS as a file of this kind."""
     lines = [json.dumps(row, ensure_ascii=False) for row in ROWS]
     text = {".json": json.dumps(ROWS), ".jsonl": "\n\n".join(lines), ".csv": CSV}
+    text[".ndjson"] = text[".jsonl"]
     text[".tsv"] = re.sub(r",(?! )", "\t", CSV)
     return write(f"rows{name}", mark + text[name].replace("\n", line_end).encode())
 
@@ -301,10 +302,175 @@ def test_a_file_that_is_not_there_is_named(kind, tmp_path):
 def test_a_folder_and_unknown_kinds_are_refused(tmp_path):
     (tmp_path / "a.json").mkdir()
     assert message_of(tmp_path / "a.json") == "a.json: cannot be read: Is a directory"
-    kinds = "Use one of .json, .jsonl, .csv, .tsv, .parquet, .txt (or .gz of any but .parquet)"
-    assert message_of(Path("a.xlsx")) == f"a.xlsx: .xlsx files are not supported. {kinds}"
+    kinds = (
+        "Use one of .json, .jsonl, .ndjson, .csv, .tsv, .parquet, .arrow, .txt (or .gz of any but "
+        ".parquet and .arrow)"
+    )
+    assert message_of(Path("a.doc")) == f"a.doc: .doc files are not supported. {kinds}"
     assert message_of(Path("a")) == f"a: has no file suffix. {kinds}"
 
 
 def test_the_ending_may_be_in_capitals(write):
     assert rows_of(write("a.JSONL", '{"text": "a"}')) == [{"text": "a"}]
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+@pytest.mark.parametrize(
+    ("name", "separator", "word"),
+    [
+        ("a.csv", ";", "semicolons"),
+        ("a.csv", "\t", "tabs"),
+        ("a.csv", "|", "bars"),
+        ("a.tsv", ",", "commas"),
+        ("a.tsv.gz", ";", "semicolons"),
+    ],
+)
+def test_another_separator_is_found_in_the_header_and_named(name, separator, word, mark, write):
+    cell = f'"a{separator} ""b""\nc, d; e"'
+    text = f"{mark}instruction{separator}output\r\nq{separator}{cell}\r\n"
+    path = write(name, gzip.compress(text.encode()) if name.endswith(".gz") else text)
+    assert rows_of(path) == [{"instruction": "q", "output": f'a{separator} "b"\nc, d; e'}]
+    assert notes_on(path) == [f"fields are separated by {word}"]
+
+
+@pytest.mark.parametrize(
+    ("text", "rows"),
+    [
+        ("text\na;b|c\n", [{"text": "a;b|c"}]),
+        ('"a;b;c",output\n1,2\n', [{"a;b;c": "1", "output": "2"}]),
+        ("instruction,output\na;b,c;d\n", [{"instruction": "a;b", "output": "c;d"}]),
+    ],
+)
+def test_the_usual_separator_stays_where_it_names_the_columns(text, rows, write):
+    path = write("a.csv", text)
+    assert rows_of(path) == rows
+    assert notes_on(path) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "instruction,output,,\nq1,a1,,\nq2,a2,,\n",
+        "instruction,output\nq1,a1,,\nq2,a2,\n",
+        "instruction;output;;\nq1;a1;;\nq2;a2;;\n",
+        ",instruction,output\n0,q1,a1\n1,q2,a2\n",
+        ",,\ninstruction,,output\nq1,,a1\nq2,x,a2\n",
+    ],
+)
+def test_columns_without_a_name_are_left_out(text, write):
+    path = write("a.csv", text)
+    expected = [{"instruction": f"q{n}", "output": f"a{n}"} for n in (1, 2)]
+    assert rows_of(path) == expected
+    assert numbers_of(path) == [1, 2]
+
+
+def test_a_value_behind_the_last_named_column_damages_its_row(write):
+    path = write("a.csv", "instruction,output,,\nq,a, b,\nq,a,,\n")
+    damaged, sound = rows_of(path)
+    assert str(damaged) == "number of fields is 3, but 2 in the header"
+    assert isinstance(damaged, Damaged)
+    assert sound == {"instruction": "q", "output": "a"}
+
+
+def test_a_line_for_excel_is_refused(write):
+    assert message_of(write("a.csv", "sep=;\ninstruction;output\n")) == (
+        "a.csv: begins with sep=;, a line for Excel. Remove the first line"
+    )
+
+
+def write_arrow(path, rows, *, as_file=False, batch=1000):
+    table = pa.Table.from_pylist(rows)
+    with (pa.ipc.new_file if as_file else pa.ipc.new_stream)(str(path), table.schema) as out:
+        out.write_table(table, max_chunksize=batch)
+    return path
+
+
+@pytest.mark.parametrize("as_file", [True, False])
+@pytest.mark.parametrize("batch", [1, 7, 5000])
+def test_arrow_rows_come_out_as_they_went_in(as_file, batch, tmp_path):
+    rows = [{"messages": [{"role": "user", "content": "灯" * n}], "id": n} for n in range(2100)]
+    path = write_arrow(tmp_path / "a.arrow", rows, as_file=as_file, batch=batch)
+    told: list[int] = []
+    found = list(read_rows(path, advance=told.append))
+    assert [row for _, row in found] == rows
+    assert [origin.row for origin, _ in found] == list(range(1, 2101))
+    assert sum(told) == path.stat().st_size
+
+
+def test_a_damaged_arrow_file_is_refused(tmp_path):
+    path = write_arrow(tmp_path / "a.arrow", [{"text": "a" * 50}] * 100)
+    path.write_bytes(path.read_bytes()[:-2000])
+    assert message_of(path).startswith("a.arrow: damaged arrow file: ")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "a.jsonl",
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n",
+            "is a Git LFS pointer, not the data itself. Run git lfs pull in its repository",
+        ),
+        (
+            "a.parquet",
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n",
+            "is a Git LFS pointer, not the data itself. Run git lfs pull in its repository",
+        ),
+        (
+            "a.jsonl",
+            b"\n<!DOCTYPE html>\n<html>",
+            "is an HTML page, not data. Download the file itself; on the Hub, use its raw link",
+        ),
+        (
+            "a.csv",
+            b"<HTML lang=en>",
+            "is an HTML page, not data. Download the file itself; on the Hub, use its raw link",
+        ),
+        (
+            "a.json",
+            gzip.compress(b"[]"),
+            "is gzip-compressed, but not named so. Rename it to a.json.gz",
+        ),
+        (
+            "a.csv",
+            b"PK\x03\x04...",
+            "is a zip archive or an Excel file. Unpack it, or save the table as CSV (UTF-8) or as "
+            "parquet",
+        ),
+        (
+            "a.jsonl",
+            b"PAR1...",
+            "is a parquet file, but not named so. Give it the ending .parquet",
+        ),
+        (
+            "a.jsonl",
+            b"\x28\xb5\x2f\xfd...",
+            "is compressed with zstd. Decompress it: zstd -d -o NEW_FILE a.jsonl",
+        ),
+        (
+            "a.xlsx",
+            b"PK",
+            ".xlsx files are not supported. Save the table as CSV (UTF-8) or as parquet",
+        ),
+        ("a.jsonl.zst", b"", ".zst files are not supported. Decompress it: unzstd a.jsonl.zst"),
+        ("a.tar.gz", b"", ".tar.gz files are not supported. Unpack it: tar -xf a.tar.gz"),
+    ],
+)
+def test_what_is_no_data_is_named_with_the_way_to_it(name, content, message, write):
+    assert message_of(write(name, content)) == f"{name}: {message}"
+
+
+def test_a_page_may_be_a_document(write):
+    assert rows_of(write("a.txt", "<html>")) == [{"text": "<html>"}]
+
+
+@pytest.mark.parametrize("encoding", ["gbk", "gb18030"])
+@pytest.mark.parametrize("kind", [".jsonl", ".csv", ".txt"])
+def test_chinese_in_another_encoding_is_recognised(kind, encoding, write):
+    path = write(f"a{kind}", "text\n问题一，灯塔归谁管？\n".encode(encoding))
+    assert message_of(path).endswith(
+        "is not UTF-8. It looks like GB18030; save the file as UTF-8, or run: "
+        "iconv -f GB18030 -t UTF-8"
+    )
+    western = write(f"b{kind}", "text\nune question étrange à l'été\n".encode("cp1252"))
+    assert message_of(western).endswith("is not UTF-8. Save the file as UTF-8")

@@ -39,7 +39,6 @@ from yrunner.commands.check.report import (
     print_schedule,
     print_signal,
     print_steps,
-    print_unread,
     write_signal_page,
 )
 from yrunner.commands.check.signal import NotScored, Signal, describe_sample, score_sample
@@ -165,7 +164,6 @@ def _print(run: Run, facts: Facts | None) -> None:
     prepared = run.dataset
     print_rows(prepared, run.folder.prepared)
     print_left_out(prepared)
-    print_unread(prepared.reports)
     if facts is None:
         return
     print_data(facts.data)

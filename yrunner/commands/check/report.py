@@ -11,7 +11,6 @@ from yrunner.assembly.report import weight_plot
 from yrunner.commands.check.facts import DataFacts, Schedule, Steps
 from yrunner.commands.check.signal import NotScored, Sample, Signal, Zone
 from yrunner.console import as_gigabytes, is_terminal, print_table, say, show, terminal
-from yrunner.data.dataset.row_report import FileReport
 from yrunner.recipe.load import recipe_to_yaml
 from yrunner.recipe.schema.recipe import Loss, PlainLoss, Recipe
 from yrunner.reports.html import Block, Code, KeyFigures, Plot, Report, Table, write_report
@@ -40,13 +39,6 @@ def print_data(facts: DataFacts) -> None:
     say(f"longest example: {facts.longest:,} tokens")
     scripts = ", ".join(f"{name} {part:.1%}" for name, part in facts.scripts.items())
     say(f"letters: {scripts or 'none'}")
-
-
-def print_unread(reports: Sequence[FileReport]) -> None:
-    """Print which columns of each file its format does not read."""
-    for report in reports:
-        if report.unread:
-            say(f"{report.file.name}: unused columns: {', '.join(report.unread)}")
 
 
 def print_steps(steps: Steps, unit: str) -> None:

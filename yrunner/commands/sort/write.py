@@ -18,15 +18,19 @@ from typing import Any, BinaryIO, TextIO
 import numpy as np
 from numpy.typing import NDArray
 
-from yrunner.data.readers.files import kind_of
-from yrunner.data.readers.json import Document
-from yrunner.data.readers.tables import LONGEST_FIELD
+from yrunner.data.readers.files import COLUMNAR, kind_of
+from yrunner.data.readers.json import Document, layout_of
+from yrunner.data.readers.tables import (
+    LONGEST_FIELD,
+    header_of,
+    open_arrow,
+    separator_of,
+)
 from yrunner.data.readers.text import is_gzipped, open_text
 from yrunner.errors import DataError
 from yrunner.storage.run_dir import whole_file
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-SEPARATORS = {".csv": ",", ".tsv": "\t"}
 ROWS_AT_ONCE = 100_000
 """Rows per row group of a parquet file."""
 NOT_TOGETHER = "their rows cannot share one sorted file"
@@ -46,7 +50,8 @@ def check_one_kind(files: Sequence[Path]) -> None:
         if kind_of(path) != kind:
             difference = f"is not a {kind} file like {first.name}"
         elif _columns(path) != columns:
-            difference = f"has other columns than {first.name}"
+            other = "another layout" if isinstance(columns, str) else "other columns"
+            difference = f"has {other} than {first.name}"
         else:
             continue
         raise DataError(path, f"{difference}: {NOT_TOGETHER}", remedy=ONE_BY_ONE)
@@ -55,6 +60,8 @@ def check_one_kind(files: Sequence[Path]) -> None:
 def ending_of(files: Sequence[Path]) -> str:
     """The ending of the sorted file: compressed only if all files are."""
     kind = kind_of(files[0]) or ""
+    if kind in COLUMNAR:
+        return ".parquet"
     return f"{kind}.gz" if all(map(is_gzipped, files)) else kind
 
 
@@ -130,21 +137,31 @@ def _write_parquet(files: Sequence[Path], places: Sequence[RowPlace], out: Binar
 
 
 def _read_table(path: Path) -> tuple[Any, str]:
-    """The content and the compression of a parquet file."""
+    """The content and the compression of a parquet file; of an arrow file, parquet's usual one."""
+    from pyarrow import Table
     from pyarrow.parquet import ParquetFile
 
+    if kind_of(path) == ".arrow":
+        with open_arrow(path) as (batches, _):
+            return Table.from_batches(batches), "snappy"
     with ParquetFile(path) as file:
         packing = file.metadata.row_group(0).column(0).compression
         return file.read(), "none" if packing == "UNCOMPRESSED" else packing
 
 
 def _columns(path: Path) -> object:
-    """The columns, which must be equal in all files; None for kinds that name them in each row."""
+    """The columns of a table or the layout of JSON, which must be equal in all files."""
     match kind_of(path):
-        case ".csv" | ".tsv" as kind:
+        case ".csv" | ".tsv":
+            separator = separator_of(path)
             with open_text(path, newline="") as text:
-                records = csv.reader(text, delimiter=SEPARATORS[kind])
-                return next(filter(None, records), [])
+                records = csv.reader(text, delimiter=separator)
+                return separator, header_of(records)
+        case ".json" | ".jsonl" | ".ndjson":
+            return layout_of(path)
+        case ".arrow":
+            with open_arrow(path) as (batches, _):
+                return next((batch.schema for batch in batches), None)
         case ".parquet":
             from pyarrow.parquet import read_schema
 
@@ -180,10 +197,10 @@ def find_spans(path: Path, file: BinaryIO) -> RowSpans:
     start = len(first) if first == BYTE_ORDER_MARK else 0
     file.seek(start)
     match kind_of(path):
-        case ".json":
+        case ".json" | ".jsonl" | ".ndjson" if layout_of(path) != "lines":
             return _find_items(path, file, start)
-        case ".csv" | ".tsv" as kind:
-            return _find_records(file, start, SEPARATORS[kind])
+        case ".csv" | ".tsv":
+            return _find_records(file, start, separator_of(path))
         case _:
             return RowSpans(b"", b"\n", b"\n", _array(_spans_of_lines(file, start)))
 
@@ -217,9 +234,10 @@ def _spans_of_records(file: BinaryIO, start: int, separator: str) -> Iterator[By
             yield line
 
     with _as_latin_1(file) as text:
+        records = csv.reader(lines(text), delimiter=separator, strict=True)
         number = 0
-        for record in csv.reader(lines(text), delimiter=separator, strict=True):
-            if record:
+        for record in records:
+            if any(record) or (record and number):
                 yield number, start, end
                 number += 1
             start = behind
@@ -239,7 +257,7 @@ def _find_items(path: Path, file: BinaryIO, start: int) -> RowSpans:
 def _spans_of_items(path: Path, file: BinaryIO, start: int) -> Iterator[ByteSpan]:
     with _as_latin_1(file) as text:
         document = Document(path, text)
-        for number, _ in enumerate(document.values(), start=1):
+        for number, _ in enumerate(document.rows(layout_of(path)), start=1):
             yield number, start + document.value_start, start + document.value_end
 
 

@@ -38,6 +38,8 @@ class Source:
     """Number of examples to use, chosen at random; None for all."""
     share: float | None = None
     """Or the share of examples to use."""
+    unused: tuple[Path, ...] = ()
+    """Files of other splits beside its files, for the user to know."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ def prepare(
         for index, (report, stored) in enumerate(files):
             report.not_taken = len(stored) - int((chosen.file_E == index).sum())
             prepared.reports.append(report)
+        prepared.unused += [file for file in source.unused if file not in prepared.unused]
         prepared.add(source.purpose, chosen)
     return prepared
 
@@ -121,7 +124,9 @@ def _prepare_file(
             # Otherwise an entry could hold the rows of other content than its key says.
             with unchanged(states):
                 opened = _read_allowed(file, source.reading, rules, advance)
-                report = FileReport(file, source.purpose, opened.format, list(opened.unread))
+                report = FileReport(
+                    file, source.purpose, opened.format, list(opened.unread), list(opened.notes)
+                )
                 _write_examples(opened.rows, tokenizer, rules, partial, report)
             entry = cache.complete(key, partial, report.as_json())
     else:

@@ -95,6 +95,8 @@ class FileReport:
     format: str
     unread: list[str] = field(default_factory=list)
     """Columns of the file that its format does not read."""
+    notes: list[str] = field(default_factory=list)
+    """What is unusual about the file, such as the separator of its fields."""
     rows: int = 0
     kept: int = 0
     """Rows that can be trained on."""
@@ -145,6 +147,7 @@ def as_json(reports: Iterable[FileReport], findings: Sequence[Finding]) -> dict[
             "purpose": report.purpose,
             "format": report.format,
             "unread_columns": report.unread,
+            "notes": report.notes,
             "rows": report.rows,
             "kept": report.kept,
             "cut": report.cut,

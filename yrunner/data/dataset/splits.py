@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -33,6 +34,8 @@ class Prepared:
     train: Examples = field(default_factory=no_examples)
     validation: Examples = field(default_factory=no_examples)
     reports: list[FileReport] = field(default_factory=list)
+    unused: list[Path] = field(default_factory=list)
+    """Files in the folders of the recipe that are of other splits."""
 
     def add(self, purpose: Literal["train", "validation"], examples: Examples) -> None:
         """Append examples."""

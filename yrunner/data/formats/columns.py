@@ -1,6 +1,8 @@
 """Columns of a row: their names, their values, and how messages describe these."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Container, Mapping, Sequence
+from functools import lru_cache
 from types import NoneType
 from typing import Any
 
@@ -44,6 +46,29 @@ def is_absent(value: Any) -> bool:
     return value is None or (not value and isinstance(value, (str, list, dict)))
 
 
+SYSTEM_COLUMNS = ("system", "system_prompt", "system_message")
+
+
+@lru_cache(maxsize=4096)
+def plain_name(name: str) -> str:
+    """A column's name in lower case with underscores: `System Prompt` is `system_prompt`."""
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name.strip())
+    return re.sub(r"[\s_-]+", "_", words).lower()
+
+
+def plainly_named(
+    row: Mapping[str, Any], known: Container[str], columns: Mapping[str, str]
+) -> Mapping[str, Any]:
+    """The row with its `known` columns under their `plain_name`, unless `columns` maps them."""
+    others = {
+        name: plain_name(name)
+        for name in row
+        if name not in known and isinstance(name, str) and name not in columns.values()
+    }
+    names = {name: plain for name, plain in others.items() if plain in known and plain not in row}
+    return {names.get(name, name): value for name, value in row.items()} if names else row
+
+
 def renamed(
     row: Mapping[str, Any], columns: Mapping[str, str], synonyms: Sequence[tuple[str, ...]]
 ) -> dict[str, Any]:
@@ -79,6 +104,12 @@ def text_of(row: Mapping[str, Any], column: str) -> str:
     if not isinstance(value, str):
         raise FaultyRow(f'"{column}" is {type_name(value)}, not text', "wrong_type")
     return value
+
+
+def system_of(row: Mapping[str, Any]) -> str | None:
+    """The system message in a column of the row, if any. Raises `FaultyRow` for two different."""
+    given = [name for name in SYSTEM_COLUMNS if not is_absent(row.get(name))]
+    return text_of(row, filled(row, given)) if given else None
 
 
 def check_characters(where: str, text: str) -> None:

@@ -9,13 +9,27 @@ from typing import Any, Literal
 from yrunner.data.conversation import Conversation, FaultyRow, Message
 from yrunner.data.dataset.row_report import Refusal
 from yrunner.data.formats.columns import (
+    SYSTEM_COLUMNS,
     check_characters,
     filled,
     is_absent,
+    plainly_named,
     renamed,
     shown,
+    system_of,
     text_of,
     type_name,
+)
+from yrunner.data.formats.meaning import (
+    COLUMNS,
+    MARKS,
+    WEIGHTS,
+    check_context,
+    check_marks,
+    check_meaning,
+    find_marks,
+    find_preference,
+    preference_remedy,
 )
 from yrunner.data.formats.turns import (
     TOOL_COLUMNS,
@@ -25,7 +39,8 @@ from yrunner.data.formats.turns import (
     read_history,
     read_turns,
 )
-from yrunner.data.readers.files import read_rows
+from yrunner.data.readers.files import kind_of, notes_on, read_rows
+from yrunner.data.readers.json import TURN_KEYS
 from yrunner.data.readers.text import Advance, Damaged, FileRow
 from yrunner.errors import DataError, Origin
 
@@ -35,9 +50,6 @@ Messages = tuple[Message, ...]
 TURN_COLUMNS = ("conversations", "conversation", "messages", "prompt")
 QUESTION_COLUMNS = ("instruction", "input", "question", "query", *TURN_COLUMNS)
 """Columns that `output` may answer; if all are empty, `output` is a plain document."""
-
-UNREAD_COLUMNS = ("images", "videos", "audios", "kto_tag")
-"""Columns that LLaMA-Factory reads and yrunner does not: a row with one would lose a part."""
 
 
 def from_alpaca(row: RawRow) -> Messages:
@@ -107,7 +119,7 @@ class Format:
     read: Callable[[RawRow], Messages]
     needed: tuple[tuple[str, ...], ...]
     """Columns that a row must have, each with its synonyms; `auto` detects the format by them."""
-    optional: tuple[str, ...] = ("system", *TOOL_COLUMNS)
+    optional: tuple[str, ...] = (*SYSTEM_COLUMNS, *TOOL_COLUMNS)
 
 
 WITH_HISTORY = ("history", *Format.optional)
@@ -125,6 +137,15 @@ FORMATS: dict[str, Format] = {
     "text": Format(from_text, (("text", "output"),), ()),
 }
 
+KNOWN = frozenset(
+    [
+        *(name for it in FORMATS.values() for names in it.needed for name in names),
+        *(name for it in FORMATS.values() for name in it.optional),
+        *COLUMNS,
+    ]
+)
+"""Every column that is read or refused by its name."""
+
 
 def read_row(row: Any, format_name: str, columns: Mapping[str, str]) -> tuple[Messages, Tools]:
     """The messages of a row, and the tools it describes. Raises `FaultyRow`.
@@ -134,16 +155,16 @@ def read_row(row: Any, format_name: str, columns: Mapping[str, str]) -> tuple[Me
     if not isinstance(row, dict):
         raise FaultyRow(f"is {type_name(row)}, not an object with named fields", "not_an_object")
     data_format = FORMATS[format_name]
-    if columns:
-        row = renamed(row, columns, (*data_format.needed, TOOL_COLUMNS))
+    row = _named(row, data_format, columns)
     for names in data_format.needed:
         if row.keys().isdisjoint(names):
             theirs = " or ".join(f'"{columns.get(name, name)}"' for name in names)
             raise FaultyRow(f"has no {theirs}", "missing_field")
-    _check_unread(row)
+    check_meaning(row, columns)
     messages = data_format.read(row)
     tools: Tools = ()
     if data_format.optional:
+        check_context(row, known_columns(format_name), columns)
         messages = _with_system(row, messages)
         tools = find_tools(row, TURN_COLUMNS)
     _check_characters(messages)
@@ -179,10 +200,18 @@ def known_columns(format_name: str) -> tuple[str, ...]:
 
 
 def _matches(row: RawRow, data_format: Format, columns: Mapping[str, str]) -> bool:
-    row = renamed(row, columns, data_format.needed)
+    row = _named(row, data_format, columns)
     if any(row.keys().isdisjoint(names) for names in data_format.needed):
         return False
     return data_format.read is not from_text or "text" in row or not _asks(row)
+
+
+def _named(row: RawRow, data_format: Format, columns: Mapping[str, str]) -> RawRow:
+    """The row with the column names of the format."""
+    row = plainly_named(row, KNOWN, columns)
+    if not columns:
+        return row
+    return renamed(row, columns, (*data_format.needed, TOOL_COLUMNS, SYSTEM_COLUMNS))
 
 
 def _asks(row: RawRow) -> bool:
@@ -206,28 +235,25 @@ def _exchange(row: RawRow, asking: str, question: str, answering: str) -> Messag
 
 
 def _as_turns(value: Any, column: str, role: Literal["user", "assistant"]) -> Messages:
-    return (Message(role, value),) if isinstance(value, str) else read_turns(value, column)
+    """A text, a list of messages, or one message as in LLaMA-Factory's pairs."""
+    if isinstance(value, str):
+        return (Message(role, value),)
+    is_turn = isinstance(value, dict) and not value.keys().isdisjoint(("role", "from"))
+    return read_turns([value] if is_turn else value, column)
 
 
 def _with_system(row: RawRow, messages: Messages) -> Messages:
-    """The messages, with the row's `system` column in front."""
-    if is_absent(row.get("system")):
+    """The messages, with the row's system column in front."""
+    system = system_of(row)
+    if system is None:
         return messages
-    system = text_of(row, "system")
     if messages[0].role != "system":
         return (Message("system", system), *messages)
     if messages[0].content != system:
-        reason = 'has a "system" that differs from its system message; keep one of them'
+        column = next(name for name in SYSTEM_COLUMNS if row.get(name) == system)
+        reason = f'has a "{column}" that differs from its system message; keep one of them'
         raise FaultyRow(reason, "wrong_type")
     return messages
-
-
-def _check_unread(row: RawRow) -> None:
-    if row.keys().isdisjoint(UNREAD_COLUMNS):
-        return
-    for column in UNREAD_COLUMNS:
-        if not is_absent(row.get(column)):
-            raise FaultyRow(f'has "{column}", which is not supported', "wrong_type")
 
 
 def _check_characters(messages: Messages) -> None:
@@ -257,6 +283,8 @@ class ReadFile:
     format: str
     unread: tuple[str, ...]
     """Columns of its first rows that this format does not read."""
+    notes: tuple[str, ...]
+    """What is unusual about the file."""
     rows: Iterator[Conversation | Refusal]
 
 
@@ -267,21 +295,35 @@ def read_conversations(
 
     Raises `DataError` if the file cannot be read.
     """
-    rows = read_rows(file, document=reading.document, advance=advance)
+    rows = map(_with_names, read_rows(file, document=reading.document, advance=advance))
     first = list(islice(rows, ROWS_TO_DETECT))
     if not first:
         raise DataError(file, "has no rows", remedy="remove it from the recipe")
+    named = [
+        plainly_named(row, KNOWN, reading.columns) for _, row in first if isinstance(row, Mapping)
+    ]
+    _check_preference(named, file, reading.columns)
     format_name = _format_of(first, file, reading)
-    conversations = _conversations(chain(first, rows), format_name, reading.columns)
-    return ReadFile(format_name, _unread(first, format_name, reading.columns), conversations)
+    marks = find_marks(named, texts=format_name == "text")
+    conversations = _conversations(chain(first, rows), format_name, reading.columns, marks)
+    read = {reading.columns.get(name, name) for name in known_columns(format_name)}
+    unread = {str(key) for row in named for key in row if key not in {*read, *marks, *WEIGHTS}}
+    return ReadFile(format_name, tuple(sorted(unread)), tuple(notes_on(file)), conversations)
 
 
-def _unread(
-    rows: Sequence[FileRow], format_name: str, columns: Mapping[str, str]
-) -> tuple[str, ...]:
-    named = [row for _, row in rows if isinstance(row, Mapping)]
-    read = {columns.get(name, name) for name in known_columns(format_name)}
-    return tuple(sorted({str(key) for row in named for key in row if key not in read}))
+def _with_names(row: FileRow) -> FileRow:
+    """The row; a bare list of turns becomes one with the column `messages`."""
+    origin, value = row
+    is_turn = isinstance(value, list) and value and isinstance(value[0], dict)
+    return (origin, {"messages": value}) if is_turn and TURN_KEYS & value[0].keys() else row
+
+
+def _check_preference(rows: Sequence[RawRow], file: Path, columns: Mapping[str, str]) -> None:
+    """Raise `DataError` if most rows hold better and worse answers, with a way to read them."""
+    found = [(row, reason) for row in rows if (reason := find_preference(row, columns))]
+    if len(found) * 2 > len(rows):
+        row, reason = found[0]
+        raise DataError(file, reason, remedy=preference_remedy(row))
 
 
 def _format_of(rows: Sequence[FileRow], file: Path, reading: Reading) -> str:
@@ -305,28 +347,30 @@ def _detect(rows: Sequence[FileRow], file: Path, reading: Reading) -> str:
     try:
         return detect_format([row for _, row in rows], reading.columns)
     except FaultyRow as fault:
-        raise DataError(
-            file,
-            str(fault),
-            remedy="set its format in the recipe, or map its columns, for example "
-            "columns: {instruction: question, output: answer}",
-        ) from fault
+        remedy = (
+            "set its format in the recipe, or map its columns, for example "
+            "columns: {instruction: question, output: answer}"
+        )
+        if kind_of(file) in (".csv", ".tsv"):
+            remedy += "; if its first line is a row, write a header above it"
+        raise DataError(file, str(fault), remedy=remedy) from fault
 
 
 def _conversations(
-    rows: Iterator[FileRow], format_name: str, columns: Mapping[str, str]
+    rows: Iterator[FileRow], format_name: str, columns: Mapping[str, str], marks: Sequence[str]
 ) -> Iterator[Conversation | Refusal]:
     for origin, row in rows:
-        yield _conversation(origin, row, format_name, columns)
+        yield _conversation(origin, row, format_name, columns, marks)
 
 
 def _conversation(
-    origin: Origin, row: Any, format_name: str, columns: Mapping[str, str]
+    origin: Origin, row: Any, format_name: str, columns: Mapping[str, str], marks: Sequence[str]
 ) -> Conversation | Refusal:
     if isinstance(row, Damaged):
         return Refusal(origin, "unreadable", str(row))
     try:
         messages, tools = read_row(row, format_name, columns)
+        check_marks(plainly_named(row, MARKS, columns), marks)
     except FaultyRow as fault:
         return Refusal(origin, fault.kind, str(fault))
     return Conversation(messages, origin, tools)

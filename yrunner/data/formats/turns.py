@@ -7,6 +7,7 @@ from typing import Any
 
 from yrunner.data.conversation import FaultyRow, Message, Role
 from yrunner.data.formats.columns import check_characters, is_absent, quoted, shown, type_name
+from yrunner.data.formats.meaning import MEDIA
 
 Tools = tuple[Mapping[str, Any], ...]
 """Each `{"type": "function", "function": {"name", "description", "parameters"}}`."""
@@ -141,11 +142,17 @@ THINKING_KEYS = ("reasoning_content", "reasoning", "thinking")
 """Names that servers give to the thinking before a reply."""
 
 CALL_KEYS = ("tool_calls", "function_call")
-CHOICE_KEYS = ("train", "loss", "weight")
-"""Whether a reply is trained on, as named by Axolotl, ms-swift and OpenAI."""
+CHOICE_KEYS = (
+    "train", "training", "trainable", "train_on_turn", "learn", "loss", "weight", "loss_weight",
+    "loss_scale", "loss_mask",
+)  # fmt: skip
+"""Whether a reply is trained on: 1 or true for yes, as in Axolotl, ms-swift, verl and OpenAI."""
 
-UNREAD_KEYS = ("train_detail", "loss_scale", "refusal", "audio", "images", "videos", "audios")
+UNREAD_KEYS = ("train_detail", "mask", "masked", "refusal", *MEDIA)
 """Keys that would change the example: a row with one is refused, never read without it."""
+
+TEXT_PARTS = (None, "text", "input_text", "output_text")
+"""Types of content parts with a text, in OpenAI's APIs; other types have more than a text."""
 
 
 def read_turns(turns: Any, column: str) -> tuple[Message, ...]:
@@ -216,7 +223,8 @@ def _check_last_words(messages: Sequence[Message]) -> None:
         reason = f"message {len(messages)} (assistant), the last reply, is empty"
         raise FaultyRow(reason, "empty")
     if not any(message.learned for message in messages if message.role == "assistant"):
-        raise FaultyRow("train, loss or weight excludes every reply", "no_targets")
+        reason = "every reply is excluded, by train: false, weight: 0 or the like"
+        raise FaultyRow(reason, "no_targets")
 
 
 def _is_pair(pair: Any) -> bool:
@@ -308,12 +316,19 @@ def _join_parts(content: Any, where: str) -> str:
         return content
     if not isinstance(content, list):
         raise FaultyRow(f"{where}: content is {type_name(content)}, not text", "wrong_type")
-    for part in content:
-        if not isinstance(part, dict) or not isinstance(part.get("text"), str):
-            kind = part.get("type") if isinstance(part, dict) else part
-            reason = f"{where}: a content part ({quoted(kind)}) has no text"
-            raise FaultyRow(reason, "wrong_type")
-    return "".join(part["text"] for part in content)
+    return "".join([_text_of_part(part, where) for part in content])
+
+
+def _text_of_part(part: Any, where: str) -> str:
+    """The text of a content part: itself, or its `text`, `value` or `content`."""
+    if isinstance(part, str):
+        return part
+    fields = part if isinstance(part, dict) else {"type": part}
+    kind = fields.get("type")
+    texts = [fields[key] for key in ("text", "value", "content") if fields.get(key) is not None]
+    if kind not in TEXT_PARTS or len(texts) != 1 or not isinstance(texts[0], str):
+        raise FaultyRow(f"{where}: a content part ({quoted(kind)}) is not text", "wrong_type")
+    return texts[0]
 
 
 def _read_thinking(turn: Mapping[str, Any], text: str, where: str) -> str:
@@ -342,11 +357,12 @@ def _read_choice(turn: Mapping[str, Any], role: Role, where: str) -> bool:
     """Whether a reply is trained on; True for other turns. Raises `FaultyRow` if unclear."""
     choices = {key: turn[key] for key in CHOICE_KEYS if turn.get(key) is not None}
     for key, value in choices.items():
-        wanted = (int, float) if key == "weight" else bool
-        if not isinstance(value, wanted) or value not in (0, 1):
-            allowed = "0 or 1" if key == "weight" else "true or false"
+        if not isinstance(value, (bool, int, float)) or value not in (0, 1):
             given = shown(str(value)) if isinstance(value, (int, float)) else quoted(value)
-            raise FaultyRow(f"{where}: {key} is {given}, not {allowed}", "wrong_type")
+            reason = f"{where}: {key} is {given}, not 0 or 1 (false or true)"
+            if isinstance(value, float):
+                reason += "; a reply is learned in full or not at all"
+            raise FaultyRow(reason, "wrong_type")
     if len({bool(value) for value in choices.values()}) > 1:
         raise FaultyRow(f"{where}: {' and '.join(choices)} contradict each other", "wrong_type")
     if role != "assistant" and any(choices.values()):

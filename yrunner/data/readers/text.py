@@ -5,7 +5,7 @@
 
 import io
 import zlib
-from codecs import getincrementaldecoder
+from codecs import BOM_UTF8, getincrementaldecoder
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from gzip import BadGzipFile, GzipFile
@@ -91,14 +91,26 @@ def _wrong_encoding(path: Path) -> DataError:
     """Read the file again to locate the invalid byte: the stream kept no position."""
     line, position, value, start = _first_invalid_byte(path)
     remedy = "save the file as UTF-8"
-    if start in UTF16_MARKS:
-        remedy = f"it looks like UTF-16; {remedy}, or run: iconv -f UTF-16 -t UTF-8"
+    looks = "UTF-16" if start in UTF16_MARKS else "GB18030" if _is_chinese(path) else None
+    if looks:
+        remedy = f"it looks like {looks}; {remedy}, or run: iconv -f {looks} -t UTF-8"
     file = "decompressed file" if is_gzipped(path) else "file"
     return DataError(
         path,
         f"line {line}: byte {position} of the {file} (0x{value:02x}) is not UTF-8",
         remedy=remedy,
     )
+
+
+def _is_chinese(path: Path) -> bool:
+    """Whether the start of a file that is not UTF-8 is Chinese in GBK or GB18030."""
+    with _open_bytes(path) as content:
+        content = content.read(BYTES_AT_ONCE).removeprefix(BOM_UTF8)
+    start = getincrementaldecoder("gb18030")("replace").decode(content)
+    letters = [letter for letter in start if not letter.isascii()]
+    # Signs of Chinese text, among them its punctuation; other encodings give rare signs.
+    common = sum("\u4e00" <= it <= "\u9fa5" or it in "，。？！、：；“”（）《》" for it in letters)
+    return common > 0.95 * len(letters) and "\ufffd" not in letters
 
 
 def _first_invalid_byte(path: Path) -> tuple[int, int, int, bytes]:

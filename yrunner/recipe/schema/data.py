@@ -11,8 +11,10 @@ class DataFile(Section):
     """A source of data and how to read it."""
 
     file: RecipePlace | None = None
-    """A json, jsonl, csv, tsv, parquet or txt file, optionally compressed as .gz; a folder of such
-    files; or a glob. Relative to the recipe."""
+    """A json, jsonl, csv, tsv, parquet, arrow or txt file, optionally compressed as .gz; a folder
+    of such files, also one that `save_to_disk` of the datasets library wrote; or a glob. Files
+    named after a split (`train`, `validation`, `test`) serve only their purpose. Relative to the
+    recipe."""
     hub: HubId | None = None
     """Instead of file: a dataset on the Hub, `organisation/name`, downloaded once."""
     files: str | None = Field(None, min_length=1)
@@ -59,7 +61,7 @@ class DataFile(Section):
     def documents_are_in_txt_files(self) -> Self:
         name = "" if self.file is None else self.file.name.lower().removesuffix(".gz")
         if self.document == "file" and name.endswith(
-            (".json", ".jsonl", ".csv", ".tsv", ".parquet")
+            (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow")
         ):
             raise ValueError("document: file applies only to txt files; remove it")
         return self
