@@ -3,17 +3,20 @@
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, chain, compress, pairwise
 from operator import itemgetter, not_
 from typing import Any, Literal
 
 from yrunner.data.chat.loss_mask import SpanFinder
+from yrunner.data.chat.reply_text import lost_text, opens_thinking, unbalanced_thinking
 from yrunner.data.chat.template import CharSpan, Chat, as_chat, render
 from yrunner.data.conversation import (
     Conversation,
     FaultyRow,
     Message,
+    Note,
     TokenizedExample,
     TokenizedParts,
 )
@@ -28,10 +31,21 @@ A reply with `learned` False is always context; `last_assistant` is the last of 
 Parts = list[str]
 """A text split into context and targets, alternating, context first."""
 
+
+@dataclass(frozen=True)
+class Cut:
+    """A rendered conversation before it is tokenized."""
+
+    parts: Parts
+    notes: frozenset[Note] = frozenset()
+    altered: FaultyRow | None = None
+    """See `TokenizedParts`."""
+
+
 IdsOfParts = list[list[int]]
 Result = TokenizedParts | FaultyRow
-Waiting = tuple[Sequence[Conversation], list[Parts | FaultyRow], Future[list[IdsOfParts]]]
-"""A chunk, its parts or faults, and the future ids of the parts."""
+Waiting = tuple[Sequence[Conversation], list[Cut | FaultyRow], Future[list[IdsOfParts]]]
+"""A chunk, its cut texts or faults, and the future ids of the parts."""
 
 Tokens = tuple[list[int], list[CharSpan]]
 """Ids, and the characters of each."""
@@ -90,7 +104,7 @@ def tokenize_chunks(
         waiting: Waiting | None = None
         for chunk in chunks:
             cut = cutter.cut(chunk)
-            texts = [parts for parts in cut if not isinstance(parts, FaultyRow)]
+            texts = [found.parts for found in cut if isinstance(found, Cut)]
             future = background.submit(part_tokenizer.tokenize, texts)
             if waiting:
                 yield _join(*waiting)
@@ -101,15 +115,15 @@ def tokenize_chunks(
 
 def _join(
     conversations: Sequence[Conversation],
-    cut: Sequence[Parts | FaultyRow],
+    cut: Sequence[Cut | FaultyRow],
     tokenized: Future[list[IdsOfParts]],
 ) -> list[Result]:
     ids_by_row = iter(tokenized.result())
     return [
-        parts
-        if isinstance(parts, FaultyRow)
-        else TokenizedParts(next(ids_by_row), conversation.origin)
-        for conversation, parts in zip(conversations, cut, strict=True)
+        found
+        if isinstance(found, FaultyRow)
+        else TokenizedParts(next(ids_by_row), conversation.origin, found.notes, found.altered)
+        for conversation, found in zip(conversations, cut, strict=True)
     ]
 
 
@@ -139,8 +153,8 @@ class _Cutter:
     def __init__(self, tokenizer: Any, system: str | None, targets: TargetChoice) -> None:
         self._tokenizer, self._system, self._targets = tokenizer, system, targets
 
-    def cut(self, conversations: Sequence[Conversation]) -> list[Parts | FaultyRow]:
-        """The parts of each conversation, or its fault."""
+    def cut(self, conversations: Sequence[Conversation]) -> list[Cut | FaultyRow]:
+        """Each conversation, cut into parts, or its fault."""
         chats = [self._chat(talk) for talk in conversations if not talk.is_text]
         texts = self._finder.render_all(chats) if chats else []
         rendered = zip(chats, texts, strict=True)
@@ -160,9 +174,9 @@ class _Cutter:
         as_text = self._finder.marks.arguments_as_text
         return as_chat(messages, conversation.tools, arguments_as_text=as_text)
 
-    def _cut_document(self, content: str) -> Parts:
+    def _cut_document(self, content: str) -> Cut:
         begin, end = self._document_ends
-        return ["", begin + content + end]
+        return Cut(["", begin + content + end])
 
     @cached_property
     def _document_ends(self) -> tuple[str, str]:
@@ -177,25 +191,62 @@ class _Cutter:
 
     def _cut_turns(
         self, conversation: Conversation, chat: Chat, text: str | FaultyRow
-    ) -> Parts | FaultyRow:
+    ) -> Cut | FaultyRow:
         if isinstance(text, FaultyRow):
             return text
         learned = [turn.learned for turn in conversation.messages if turn.role == "assistant"]
         try:
-            spans = self._learned_spans(text, chat, learned)
+            spans, shown = self._learned_spans(text, chat, learned)
         except FaultyRow as fault:
             return fault
         borders = [0, *chain.from_iterable(spans), len(text)]
-        return [text[start:end] for start, end in pairwise(borders)]
+        parts = [text[start:end] for start, end in pairwise(borders)]
+        return Cut(parts, *self._compare(chat, list(compress(_replies(chat), learned)), shown))
 
-    def _learned_spans(self, text: str, chat: Chat, learned: Sequence[bool]) -> list[CharSpan]:
+    def _learned_spans(
+        self, text: str, chat: Chat, learned: Sequence[bool]
+    ) -> tuple[list[CharSpan], list[str]]:
+        """The spans of the targets, and what the template writes of each learned reply."""
         if self._targets == "all" and all(learned) and not chat.has_calls:
-            return [(0, len(text))]
+            return [(0, len(text))], [text] * len(learned)
         spans = self._finder.find(text, chat)
+        replies = list(compress(spans, learned))
+        if self._targets == "last_assistant":
+            replies = replies[-1:]
+        shown = [text[start:end] for start, end in replies]
         if self._targets == "all":
-            return _between(list(compress(spans, map(not_, learned))), len(text))
-        spans = list(compress(spans, learned))
-        return spans[-1:] if self._targets == "last_assistant" else spans
+            return _between(list(compress(spans, map(not_, learned))), len(text)), shown
+        return replies, shown
+
+    def _compare(
+        self, chat: Chat, replies: Sequence[str], shown: Sequence[str]
+    ) -> tuple[frozenset[Note], FaultyRow | None]:
+        """The notes on learned replies, and the fault that `data.altered` decides about.
+
+        `shown` is what the template writes of the last of these replies, in order.
+        """
+        notes: set[Note] = set()
+        altered: FaultyRow | None = None
+        last = len(shown) - 1
+        for number, (reply, written) in enumerate(zip(replies[-len(shown) :], shown, strict=True)):
+            is_last = number == last
+            lost = lost_text(reply, written, is_last=is_last)
+            unbalanced = unbalanced_thinking(reply, opened=self._is_opened, is_last=is_last)
+            if lost:
+                notes.add("altered")
+            if unbalanced:
+                notes.add("thinking")
+            altered = (unbalanced if is_last else None) or lost or altered
+        return frozenset(notes), altered
+
+    @cached_property
+    def _is_opened(self) -> bool:
+        """Whether the prompt opens a thinking block."""
+        return opens_thinking(self._finder.marks.openings.get("user", ""))
+
+
+def _replies(chat: Chat) -> Iterator[str]:
+    return (message["content"] for message in chat.messages if message["role"] == "assistant")
 
 
 def _between(spans: Sequence[CharSpan], length: int) -> list[CharSpan]:
