@@ -26,8 +26,8 @@ FaultKind = Literal[
 ]
 """Why a row is refused; rows are counted by it."""
 
-Note = Literal["altered", "thinking"]
-"""Something about a tokenized row that deserves a look."""
+Note = Literal["altered", "thinking", "spelled_plain", "spelled_kept", "end_by_hand"]
+"""Something about a tokenized row that deserves a look; quality.py says what."""
 
 
 class FaultyRow(Exception):

@@ -3,15 +3,21 @@
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate, chain, compress, pairwise
 from operator import itemgetter, not_
 from typing import Any, Literal
 
+from yrunner.data.chat.control_tokens import (
+    ControlTokens,
+    Escaped,
+    control_tokens_of,
+    texts_of,
+)
 from yrunner.data.chat.loss_mask import SpanFinder
 from yrunner.data.chat.reply_text import lost_text, opens_thinking, unbalanced_thinking
-from yrunner.data.chat.template import CharSpan, Chat, as_chat, render
+from yrunner.data.chat.template import CharSpan, Chat, as_chat, read_turn_marks, render
 from yrunner.data.conversation import (
     Conversation,
     FaultyRow,
@@ -40,12 +46,18 @@ class Cut:
     notes: frozenset[Note] = frozenset()
     altered: FaultyRow | None = None
     """See `TokenizedParts`."""
+    is_renamed: bool = False
+    """Whether the parts are for the twin of the tokenizer, see control_tokens.py."""
 
 
 IdsOfParts = list[list[int]]
 Result = TokenizedParts | FaultyRow
-Waiting = tuple[Sequence[Conversation], list[Cut | FaultyRow], Future[list[IdsOfParts]]]
-"""A chunk, its cut texts or faults, and the future ids of the parts."""
+TokenizedCut = tuple[IdsOfParts, frozenset[Note]]
+Waiting = tuple[Sequence[Conversation], list[Cut | FaultyRow], Future[list[TokenizedCut]]]
+"""A chunk, its cut texts or faults, and the future ids of the parts with notes."""
+
+Prompt = str | Sequence[int]
+"""A prompt as text, or as ids if its messages spell control tokens."""
 
 Tokens = tuple[list[int], list[CharSpan]]
 """Ids, and the characters of each."""
@@ -99,13 +111,13 @@ def tokenize_chunks(
     Tokenizing releases the GIL; meanwhile the next chunk is rendered.
     """
     cutter = _Cutter(tokenizer, system, targets)
-    part_tokenizer = PartTokenizer(tokenizer)
+    row_tokenizer = _RowTokenizer(tokenizer)
     with ThreadPoolExecutor(1) as background:
         waiting: Waiting | None = None
         for chunk in chunks:
             cut = cutter.cut(chunk)
-            texts = [found.parts for found in cut if isinstance(found, Cut)]
-            future = background.submit(part_tokenizer.tokenize, texts)
+            texts = [found for found in cut if isinstance(found, Cut)]
+            future = background.submit(row_tokenizer.tokenize, texts)
             if waiting:
                 yield _join(*waiting)
             waiting = chunk, cut, future
@@ -116,15 +128,19 @@ def tokenize_chunks(
 def _join(
     conversations: Sequence[Conversation],
     cut: Sequence[Cut | FaultyRow],
-    tokenized: Future[list[IdsOfParts]],
+    tokenized: Future[list[TokenizedCut]],
 ) -> list[Result]:
-    ids_by_row = iter(tokenized.result())
+    rows = iter(tokenized.result())
     return [
-        found
-        if isinstance(found, FaultyRow)
-        else TokenizedParts(next(ids_by_row), conversation.origin, found.notes, found.altered)
+        found if isinstance(found, FaultyRow) else _with_ids(conversation, found, *next(rows))
         for conversation, found in zip(conversations, cut, strict=True)
     ]
+
+
+def _with_ids(
+    conversation: Conversation, cut: Cut, ids: IdsOfParts, notes: frozenset[Note]
+) -> TokenizedParts:
+    return TokenizedParts(ids, conversation.origin, notes, cut.altered)
 
 
 def prompt_text(messages: Sequence[Message], tokenizer: Any, system: str | None = None) -> str:
@@ -138,6 +154,25 @@ def prompt_text(messages: Sequence[Message], tokenizer: Any, system: str | None 
         raise ModelError(
             str(fault), remedy="set model.chat_template to one that accepts such conversations"
         ) from fault
+
+
+def prompt_of(messages: Sequence[Message], tokenizer: Any, system: str | None = None) -> Prompt:
+    """The prompt of a conversation at inference, as `tokenize_conversations` tokenizes it.
+
+    Raises `ModelError` as `prompt_text` does.
+    """
+    messages = with_system(messages, system)
+    control = control_tokens_of(tokenizer)
+    escaped = control.escape(messages)
+    if escaped is not None:
+        escaped = control.escape(messages, ends=read_turn_marks(tokenizer).ends)
+    if escaped is None:
+        return prompt_text(messages, tokenizer)
+    text = prompt_text(escaped.messages, tokenizer)
+    if not escaped.spells:
+        return text
+    renamed = control.renamed(text, escaped.broken_by)
+    return control.own_ids(control.twin.encode(renamed, add_special_tokens=False).ids)[0]
 
 
 def with_system(messages: Sequence[Message], system: str | None) -> tuple[Message, ...]:
@@ -155,6 +190,50 @@ class _Cutter:
 
     def cut(self, conversations: Sequence[Conversation]) -> list[Cut | FaultyRow]:
         """Each conversation, cut into parts, or its fault."""
+        escaped = self._escape(conversations)
+        if not escaped:
+            return self._cut(conversations)
+        plain = [
+            replace(talk, messages=escaped[number].messages, tools=escaped[number].tools)
+            if number in escaped
+            else talk
+            for number, talk in enumerate(conversations)
+        ]
+        return [
+            self._renamed(found, escaped[number])
+            if number in escaped and isinstance(found, Cut)
+            else found
+            for number, found in enumerate(self._cut(plain))
+        ]
+
+    def _escape(self, conversations: Sequence[Conversation]) -> dict[int, Escaped]:
+        """The conversations that spell control tokens, by number, without them."""
+        texts = [
+            text
+            for talk in conversations
+            for message in (*talk.messages, *(Message("tool", str(tool)) for tool in talk.tools))
+            for text in texts_of(message)
+        ]
+        if not self._control.are_spelled_in([*texts, self._system or ""]):
+            return {}
+        found = {
+            number: self._control.escape(
+                talk.messages if talk.is_text else with_system(talk.messages, self._system),
+                talk.tools,
+                () if talk.is_text else self._finder.marks.ends,
+            )
+            for number, talk in enumerate(conversations)
+        }
+        return {number: escaped for number, escaped in found.items() if escaped is not None}
+
+    def _renamed(self, cut: Cut, escaped: Escaped) -> Cut:
+        notes = cut.notes | (frozenset({"end_by_hand"}) if escaped.without_end else frozenset())
+        if not escaped.spells:
+            return replace(cut, notes=notes)
+        parts = [self._control.renamed(part, escaped.broken_by) for part in cut.parts]
+        return replace(cut, parts=parts, notes=notes, is_renamed=True)
+
+    def _cut(self, conversations: Sequence[Conversation]) -> list[Cut | FaultyRow]:
         chats = [self._chat(talk) for talk in conversations if not talk.is_text]
         texts = self._finder.render_all(chats) if chats else []
         rendered = zip(chats, texts, strict=True)
@@ -164,6 +243,10 @@ class _Cutter:
             else self._cut_turns(conversation, *next(rendered))
             for conversation in conversations
         ]
+
+    @cached_property
+    def _control(self) -> ControlTokens:
+        return control_tokens_of(self._tokenizer)
 
     @cached_property
     def _finder(self) -> SpanFinder:
@@ -255,6 +338,34 @@ def _between(spans: Sequence[CharSpan], length: int) -> list[CharSpan]:
     return list(zip(borders[0::2], borders[1::2], strict=True))
 
 
+class _RowTokenizer:
+    """Tokenizes rows with the tokenizer, or with its twin if they spell control tokens."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._parts = PartTokenizer(tokenizer)
+
+    def tokenize(self, cuts: Sequence[Cut]) -> list[TokenizedCut]:
+        """The ids of each part of each row, and notes on the row."""
+        plain = iter(self._parts.tokenize([cut.parts for cut in cuts if not cut.is_renamed]))
+        renamed = [cut.parts for cut in cuts if cut.is_renamed]
+        others = iter(self._renamed_parts.tokenize(renamed) if renamed else ())
+        return [
+            self._own(next(others), cut.notes) if cut.is_renamed else (next(plain), cut.notes)
+            for cut in cuts
+        ]
+
+    def _own(self, parts: IdsOfParts, notes: frozenset[Note]) -> TokenizedCut:
+        control = control_tokens_of(self._tokenizer)
+        found = [control.own_ids(ids) for ids in parts]
+        note: Note = "spelled_kept" if any(kept for _, kept in found) else "spelled_plain"
+        return [ids for ids, _ in found], notes | {note}
+
+    @cached_property
+    def _renamed_parts(self) -> "PartTokenizer":
+        return PartTokenizer(self._tokenizer, control_tokens_of(self._tokenizer).twin)
+
+
 class PartTokenizer:
     """Tokenizes texts that are cut into parts; no token crosses a cut.
 
@@ -263,16 +374,17 @@ class PartTokenizer:
 
     Most tokenizers tokenize each part alone. Some (Llama 2's, Phi-3's) insert a space at the start
     of a text; these get the whole text, cut only where a token would cross a cut. Raises
-    `ModelError` for a tokenizer without character offsets.
+    `ModelError` for a tokenizer without character offsets. `backend` takes the place of the
+    tokenizer's own.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, backend: Any = None) -> None:
         if not tokenizer.is_fast:
             raise ModelError(
                 f"{type(tokenizer).__name__} returns no character offsets",
                 remedy="use a model whose folder has a tokenizer.json",
             )
-        self._backend = tokenizer.backend_tokenizer
+        self._backend = backend or tokenizer.backend_tokenizer
         # tokenizer.json may set both; transformers, too, resets them on each call.
         self._backend.no_padding()
         self._backend.no_truncation()

@@ -29,6 +29,21 @@ NOTES: Mapping[Note, tuple[int, str, str]] = {
         "set model.chat_template to one that keeps the text",
     ),
     "thinking": (8, "replies with unbalanced thinking marks", "fix the thinking marks"),
+    "spelled_plain": (
+        16,
+        "control tokens spelled in texts, tokenized as plain text",
+        "remove them if the rows were rendered before",
+    ),
+    "spelled_kept": (
+        32,
+        "control tokens spelled in texts that this tokenizer cannot read as plain text",
+        "remove them",
+    ),
+    "end_by_hand": (
+        64,
+        "end marks written by hand, removed because the end is learned anyway",
+        "",
+    ),
 }
 """Flag of each note, its finding and the remedy."""
 REPLACEMENT_CHARACTER = "\ufffd"
