@@ -8,12 +8,11 @@ control tokens by these names only, tokenizes what the texts spell as any other 
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import chain
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from tokenizers import Tokenizer
 
@@ -84,7 +83,7 @@ class ControlTokens:
         An end mark after the text of a reply or a document is removed, because the template or
         yrunner writes it: one of `ends`, the EOS token, or one of `END_MARKS`.
         """
-        texts = list(chain.from_iterable(map(texts_of, messages))) + list(map(_as_json, tools))
+        texts = list(texts_of(messages, tools))
         if not self.are_spelled_in(texts):
             return None
         used = set(chain.from_iterable(texts))
@@ -110,7 +109,7 @@ class ControlTokens:
                 )
             )
         tools = self._broken(tuple(tools), broken_by)
-        texts = [*chain.from_iterable(map(texts_of, plain)), *map(_as_json, tools)]
+        texts = list(texts_of(plain, tools))
         # Nothing is broken in a text that spells a token only after normalization.
         spells = any(broken_by in text for text in texts) or self.are_spelled_in(texts)
         return Escaped(tuple(plain), tools, broken_by, without_end, spells)
@@ -174,26 +173,25 @@ class ControlTokens:
         }
 
 
-_KNOWN: WeakKeyDictionary[Any, tuple[int, ControlTokens]] = WeakKeyDictionary()
-
-
 def control_tokens_of(tokenizer: Any) -> ControlTokens:
     """The control tokens of a tokenizer; its twin is built once."""
-    size, known = _KNOWN.get(tokenizer, (0, None))
-    if known is None or size != len(tokenizer):
-        known = ControlTokens(tokenizer)
-        _KNOWN[tokenizer] = len(tokenizer), known
-    return known
+    return _control_tokens_of(tokenizer, len(tokenizer), *tokenizer.all_special_tokens)
 
 
-def texts_of(message: Message) -> list[str]:
-    """Every text of a message; those of its calls as JSON."""
-    texts = [message.content]
-    if message.tool_calls:
-        texts.append(_as_json(message.tool_calls))
-    if message.extras:
-        texts += message.extras.values()
-    return texts
+@lru_cache(maxsize=4)
+def _control_tokens_of(tokenizer: Any, *_state: Any) -> ControlTokens:
+    return ControlTokens(tokenizer)
+
+
+def texts_of(messages: Iterable[Message], tools: Iterable[Mapping[str, Any]] = ()) -> Iterator[str]:
+    """Every text of the messages; calls and tools as JSON."""
+    for message in messages:
+        yield message.content
+        if message.tool_calls:
+            yield _as_json(message.tool_calls)
+        if message.extras:
+            yield from message.extras.values()
+    yield from map(_as_json, tools)
 
 
 def _as_json(value: Any) -> str:

@@ -208,12 +208,7 @@ class _Cutter:
 
     def _escape(self, conversations: Sequence[Conversation]) -> dict[int, Escaped]:
         """The conversations that spell control tokens, by number, without them."""
-        texts = [
-            text
-            for talk in conversations
-            for message in (*talk.messages, *(Message("tool", str(tool)) for tool in talk.tools))
-            for text in texts_of(message)
-        ]
+        texts = chain.from_iterable(texts_of(talk.messages, talk.tools) for talk in conversations)
         if not self._control.are_spelled_in([*texts, self._system or ""]):
             return {}
         found = {
