@@ -26,9 +26,9 @@ from yrunner.data.dataset.prepare import Rules, Source, prepare
 from yrunner.errors import Origin
 from yrunner.models.scratch import train_tokenizer
 
-PLAIN = "control tokens spelled in texts, tokenized as plain text in train"
-KEPT = "control tokens spelled in texts that this tokenizer cannot read as plain text in train"
-BY_HAND = "end marks written by hand, removed because the end is learned anyway in train"
+PLAIN = "control tokens spelled in texts (read as plain text) in train"
+KEPT = "control tokens spelled in texts (this tokenizer cannot read them as plain text) in train"
+BY_HAND = "hand-written end marks (left out) in train"
 
 OPENS_THINKING = ("minimind", "thinking_only", "deepseek")
 """Templates whose prompts end in what they do not write before these replies."""

@@ -31,17 +31,17 @@ NOTES: Mapping[Note, tuple[int, str, str]] = {
     "thinking": (8, "replies with unbalanced thinking marks", "fix the thinking marks"),
     "spelled_plain": (
         16,
-        "control tokens spelled in texts, tokenized as plain text",
+        "control tokens spelled in texts (read as plain text)",
         "remove them if the rows were rendered before",
     ),
     "spelled_kept": (
         32,
-        "control tokens spelled in texts that this tokenizer cannot read as plain text",
+        "control tokens spelled in texts (this tokenizer cannot read them as plain text)",
         "remove them",
     ),
     "end_by_hand": (
         64,
-        "end marks written by hand, removed because the end is learned anyway",
+        "hand-written end marks (left out)",
         "",
     ),
 }
