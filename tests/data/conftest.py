@@ -1,6 +1,7 @@
 """Stand-in tokenizers and chat templates with the structure of the well-known ones."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 from tokenizers import AddedToken, processors
 
+from yrunner.data.chat.tokenize import prompt_of
 from yrunner.data.conversation import Conversation, Message, TokenizedExample
 from yrunner.errors import Origin
 from yrunner.models.scratch import train_tokenizer
@@ -31,6 +33,11 @@ SPECIAL_TOKENS = {
     ],
     "glm": ["[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"],
     "phi": ["<|system|>", "<|user|>", "<|assistant|>", "<|end|>"],
+}  # fmt: skip
+HAND_WRITTEN_ENDS = {
+    "llama3": ["<|eot_id|>"], "gemma": ["<end_of_turn>"], "phi": ["<|end|>"],
+    "harmony": ["<|end|>", "<|return|>"], "deepseek": ["<｜end▁of▁sentence｜>"],
+    "glm": ["<|user|>", "<|observation|>"],
 }  # fmt: skip
 EOS_TOKENS = {"mistral": "</s>", "glm": "<|endoftext|>", "phi": "<|endoftext|>"}
 KNOWS_SYSTEM = [
@@ -61,6 +68,23 @@ def tokenizer_of(template: str) -> Any:
         tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
     tokenizer.chat_template = (ASSETS / "templates" / f"{template}.jinja").read_text("utf-8")
     return tokenizer
+
+
+def without_ends(template: str, talk: Conversation) -> tuple[Message, ...]:
+    """The messages without end marks written by hand behind replies, one after the other."""
+    tokenizer = tokenizer_of(template)
+    ends = {*HAND_WRITTEN_ENDS.get(template, []), tokenizer.eos_token, "<|endoftext|>"}
+    if "</s>" in tokenizer.all_special_tokens or template == "mistral":
+        ends.add("</s>")
+    messages = []
+    for message in talk.messages:
+        reply = message.content
+        while any(reply.rstrip().endswith(end) for end in ends):
+            end = next(end for end in ends if reply.rstrip().endswith(end))
+            reply = reply.rstrip().removesuffix(end)
+        keeps = message.role != "assistant" or not reply.strip()
+        messages.append(message if keeps else replace(message, content=reply))
+    return tuple(messages)
 
 
 def shown_text(template: str, messages: Sequence[Message]) -> str:
@@ -147,6 +171,13 @@ def conversation(*contents: str, system: str | None = None, row: int = 1) -> Con
     turns = [Message(roles[turn % 2], content) for turn, content in enumerate(contents)]
     opening = [] if system is None else [Message("system", system)]
     return Conversation((*opening, *turns), Origin(Path("talks.jsonl"), row))
+
+
+def ids_of_prompt(messages: Sequence[Message], tokenizer: Any) -> list[int]:
+    prompt = prompt_of(messages, tokenizer)
+    if isinstance(prompt, str):
+        return list(tokenizer(prompt, add_special_tokens=False)["input_ids"])
+    return list(prompt)
 
 
 def decoded_targets(example: TokenizedExample, tokenizer: Any) -> str:

@@ -11,6 +11,7 @@ from yrunner.console import print_table, say
 from yrunner.data.chat.tokenize import tokenize_conversations
 from yrunner.data.conversation import Conversation, FaultKind, TokenizedExample
 from yrunner.data.dataset.prepare import Rules, Source
+from yrunner.data.dataset.quality import Finding
 from yrunner.data.dataset.row_report import KIND_WORDS, FileReport, Refusal
 from yrunner.data.dataset.splits import Prepared
 from yrunner.data.formats.formats import Reading, read_conversations
@@ -65,6 +66,7 @@ def rules_of(recipe: Recipe) -> Rules:
         max_length=data.max_length,
         too_long=data.too_long,
         invalid=data.invalid,
+        altered=data.altered,
         system=data.system,
         targets=data.targets,
         texts_allowed=recipe.train.stage != "sft",
@@ -169,10 +171,18 @@ def print_left_out(prepared: Prepared) -> None:
     _print_shares(prepared.reports)
     if prepared.findings:
         rows = [
-            (finding.what, finding.count, "\n".join(map(_place, finding.places[:SHOWN_ROWS])))
+            (
+                _with_remedy(finding),
+                finding.count,
+                "\n".join(map(_place, finding.places[:SHOWN_ROWS])),
+            )
             for finding in prepared.findings
         ]
         print_table("Trained on, but worth a look", ("what", "rows", "first rows"), rows)
+
+
+def _with_remedy(finding: Finding) -> str:
+    return f"{finding.what}; {finding.remedy}" if finding.remedy else finding.what
 
 
 def _short(refusal: Refusal) -> str:

@@ -19,6 +19,7 @@ from yrunner.console import progress, say, warn
 from yrunner.data.conversation import TokenizedExample
 from yrunner.data.dataset.prepare import Rules, Source
 from yrunner.data.dataset.row_report import num_rows
+from yrunner.data.dataset.splits import stop_on
 from yrunner.errors import DataError, RunError
 from yrunner.evaluation.self_replay import (
     FAULTS,
@@ -414,6 +415,7 @@ def _tokenized(run: Run, file: Path) -> list[TokenizedExample]:
         max_length=run.recipe.data.max_length,
         too_long="drop",
         invalid="drop",
+        altered="allow",
         system=run.recipe.data.system,
         targets="all",
     )
@@ -422,11 +424,13 @@ def _tokenized(run: Run, file: Path) -> list[TokenizedExample]:
 
 def _examples(run: Run, source: Source, rules: Rules) -> list[TokenizedExample]:
     prepared = run.prepare([source], rules)
-    left_out = sum(len(report.refusals) for report in prepared.reports)
-    if left_out and rules.too_long == "drop":
-        say(f"{source.files[0].name}: {num_rows(left_out)} left out, longer than data.max_length")
-    else:
-        prepared.check(too_long=rules.too_long, invalid=rules.invalid)
+    left_out = [row for report in prepared.reports for row in report.refusals]
+    stop_on(left_out, too_long=rules.too_long, invalid=rules.invalid, altered=rules.altered)
+    too_long = sum(row.kind == "too_long" for row in left_out)
+    if too_long:
+        say(f"{source.files[0].name}: {num_rows(too_long)} left out, longer than data.max_length")
+    if len(left_out) > too_long:
+        say(f"{source.files[0].name}: {num_rows(len(left_out) - too_long)} left out, not usable")
     examples = list(prepared.train)
     if not examples:
         raise DataError(source.files[0], "no row is left for keep", remedy="raise data.max_length")

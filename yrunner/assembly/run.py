@@ -266,7 +266,7 @@ class Run:
     def refuse_faulty_rows(self) -> None:
         """Refuse faulty rows as the recipe says, and split off the validation rows."""
         data = self.recipe.data
-        self.dataset.check(too_long=data.too_long, invalid=data.invalid)
+        self.dataset.check(too_long=data.too_long, invalid=data.invalid, altered=data.altered)
         if data.validation_share is not None:
             self.dataset.set_validation_aside(data.validation_share, self.recipe.seed)
 

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from yrunner.assembly.run import Run
 from yrunner.console import is_terminal, say, show
-from yrunner.data.chat.tokenize import prompt_text, with_system
+from yrunner.data.chat.tokenize import prompt_of, with_system
 from yrunner.data.conversation import Message
 from yrunner.evaluation.generate import Generated, stream_answer
 from yrunner.recipe.schema.eval import Generation
@@ -67,7 +67,7 @@ class ChatSession:
 
     def _answer(self, model: Any, asked: tuple[Message, ...]) -> Generated | None:
         """The answer, streamed to a terminal."""
-        prompt = prompt_text(asked, self._tokenizer, self._recipe.data.system)
+        prompt = prompt_of(asked, self._tokenizer, self._recipe.data.system)
         streams = is_terminal()
         try:
             answer = stream_answer(

@@ -1,7 +1,7 @@
 """Conversations, as messages and as tokens with labels."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from yrunner.errors import Origin
@@ -21,8 +21,13 @@ FaultKind = Literal[
     "template",
     "no_targets",
     "too_long",
+    "altered",
+    "thinking",
 ]
 """Why a row is refused; rows are counted by it."""
+
+Note = Literal["altered", "thinking", "spelled_plain", "spelled_kept", "end_by_hand"]
+"""Something about a tokenized row that deserves a look; quality.py says what."""
 
 
 class FaultyRow(Exception):
@@ -96,6 +101,9 @@ class TokenizedParts:
 
     parts: list[list[int]]
     origin: Origin
+    notes: frozenset[Note] = frozenset()
+    altered: FaultyRow | None = None
+    """Why the recipe's `data.altered` decides whether the row is used."""
 
     def __len__(self) -> int:
         return sum(map(len, self.parts))
@@ -112,7 +120,7 @@ class TokenizedParts:
         for part in self.parts:
             parts.append(part[max(0, start - position) : max(0, end - position)])
             position += len(part)
-        return TokenizedParts(parts, self.origin)
+        return replace(self, parts=parts)
 
     def example(self) -> TokenizedExample:
         """The same example with a label for every token."""

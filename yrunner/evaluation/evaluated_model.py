@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from yrunner.data.chat.tokenize import prompt_text, tokenize_conversations
+from yrunner.data.chat.tokenize import prompt_of, tokenize_conversations
 from yrunner.data.conversation import Conversation, FaultyRow, Message, TokenizedExample
 from yrunner.errors import DataError
 from yrunner.evaluation.generate import GREEDY, Advance, Generated, generate_answers, max_positions
@@ -50,7 +50,7 @@ class EvaluatedModel:
 
         def write(numbers: Sequence[int]) -> list[Generated]:
             prompts = [
-                prompt_text(questions[number].messages, self.tokenizer, self.system)
+                prompt_of(questions[number].messages, self.tokenizer, self.system)
                 for number in numbers
             ]
             with self.progress(len(prompts)) as advance:

@@ -27,6 +27,7 @@ from transformers import (
 )
 from transformers.integrations import is_deepspeed_zero3_enabled
 
+from yrunner.data.chat.tokenize import Prompt
 from yrunner.models.errors import silence_libraries
 from yrunner.models.load import find_stop_ids
 from yrunner.recipe.schema.eval import (
@@ -68,7 +69,7 @@ REFUSED = Generated("", 0, stopped=False, refused=True)
 def generate_answers(
     model: Any,
     tokenizer: Any,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     *,
     max_new_tokens: int,
     batch_size: int,
@@ -80,10 +81,10 @@ def generate_answers(
 ) -> list[Generated]:
     """The answer to each prompt, in order. `also_stop_at`: additional ids that end it.
 
-    Prompts are texts as the chat template renders them. They are answered longest first, so that
-    prompts of a batch have similar lengths, and padded on the left, where padding changes nothing.
-    With `seed`, the number of a prompt decides its random draws: its index, or that in `numbers`
-    for a part of a longer list.
+    Prompts are texts as the chat template renders them, or their ids. They are answered longest
+    first, so that prompts of a batch have similar lengths, and padded on the left, where padding
+    changes nothing. With `seed`, the number of a prompt decides its random draws: its index, or
+    that in `numbers` for a part of a longer list.
     """
     generator = _Generator(model, tokenizer, max_new_tokens, generation, tuple(also_stop_at))
     encoded = [generator.encode(prompt) for prompt in prompts]
@@ -107,7 +108,7 @@ def generate_answers(
 def stream_answer(
     model: Any,
     tokenizer: Any,
-    prompt: str,
+    prompt: Prompt,
     show: Callable[[str], None],
     *,
     max_new_tokens: int,
@@ -227,7 +228,9 @@ class _Generator:
     generation: Generation
     also_stop_at: tuple[int, ...] = ()
 
-    def encode(self, prompt: str) -> list[int]:
+    def encode(self, prompt: Prompt) -> list[int]:
+        if not isinstance(prompt, str):
+            return list(prompt)
         return list(self.tokenizer(prompt, add_special_tokens=False)["input_ids"])
 
     def has_room_for(self, prompt: Sequence[int]) -> bool:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
-from yrunner.data.chat.tokenize import prompt_text
+from yrunner.data.chat.tokenize import Prompt, prompt_of, prompt_text
 from yrunner.data.conversation import Message
 from yrunner.evaluation.generate import REFUSED, Generated, generate_answers
 from yrunner.evaluation.text_metrics import pieces_of, units_of, windowed_repetition
@@ -79,7 +79,7 @@ class ReplayWriter:
             if questions[number] and (finished or (mark and mark in text)):
                 asked.append(number)
         prompts = [
-            prompt_text([Message("user", questions[number])], self.tokenizer, self.system)
+            prompt_of([Message("user", questions[number])], self.tokenizer, self.system)
             for number in asked
         ]
         answers = dict(zip(asked, self._continue(prompts, asked, 1), strict=True))
@@ -103,7 +103,7 @@ class ReplayWriter:
         ]
 
     def _continue(
-        self, prompts: Sequence[str], numbers: Sequence[int], turn: int
+        self, prompts: Sequence[Prompt], numbers: Sequence[int], turn: int
     ) -> list[Generated]:
         return generate_answers(
             self.model,

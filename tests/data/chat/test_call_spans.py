@@ -115,7 +115,8 @@ def test_a_call_as_the_last_turn_ends_the_row(template, content):
 
 
 @pytest.mark.parametrize("template", SHOWN)
-def test_the_tokens_before_an_answer_to_a_result_are_those_at_inference(template):
+def test_the_tokens_before_an_answer_to_a_result_are_those_at_inference(template, monkeypatch):
+    monkeypatch.setitem(ARGUMENTS, "place", "雾港")
     talk, tokenizer = talk_with(call()), tokenizer_of(template)
     example = tokenize(talk, template)
     messages = [

@@ -13,10 +13,12 @@ from tests.data.conftest import (
     TEMPLATES,
     conversation,
     decoded_targets,
+    ids_of_prompt,
     shown_replies,
     shown_text,
     split_thinking,
     tokenizer_of,
+    without_ends,
 )
 from yrunner.data.chat.tokenize import prompt_text, tokenize_chunks, tokenize_conversations
 from yrunner.data.conversation import Conversation, FaultyRow, Message
@@ -59,10 +61,11 @@ def test_the_mask_is_right_decoded_targets_are_the_replies_and_their_end_marks(t
     talk = conversation(*data.draw(talks(texts)))
     tokenizer = tokenizer_of(template)
     example = tokenize_one(talk, tokenizer)
-    expected = shown_replies(template, talk.messages)
+    messages = without_ends(template, talk)
+    expected = shown_replies(template, messages)
     assert decoded_targets(example, tokenizer) == "".join(expected)
     if template != "phi":  # its special tokens take blanks with them
-        assert tokenizer.decode(example.input_ids) == shown_text(template, talk.messages)
+        assert tokenizer.decode(example.input_ids) == shown_text(template, messages)
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
@@ -81,7 +84,11 @@ def test_the_tokens_before_an_answer_are_those_of_the_prompt_at_inference(templa
     tokenizer = tokenizer_of(template)
     example = tokenize_one(talk, tokenizer)
     turns = list(
-        zip(range(1, len(talk.messages), 2), shown_replies(template, talk.messages), strict=True)
+        zip(
+            range(1, len(talk.messages), 2),
+            shown_replies(template, without_ends(template, talk)),
+            strict=True,
+        )
     )
     if template == "deepseek":
         turns = []
@@ -90,9 +97,7 @@ def test_the_tokens_before_an_answer_are_those_of_the_prompt_at_inference(templa
     for turn, shown in turns:
         if template == "minimind" and split_thinking(talk.messages[turn].content)[0]:
             continue
-        prompt_ids = tokenizer(
-            prompt_text(talk.messages[:turn], tokenizer), add_special_tokens=False
-        )["input_ids"]
+        prompt_ids = ids_of_prompt(talk.messages[:turn], tokenizer)
         assert example.input_ids[: len(prompt_ids)] == prompt_ids
         place = len(prompt_ids)
         assert example.labels[place] != IGNORE_INDEX

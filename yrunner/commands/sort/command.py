@@ -115,7 +115,8 @@ def _check_formats(sources: Sequence[Source], prepared: Prepared) -> list[FileRe
 def _read_corpus(run: Run) -> None:
     """Print row counts; all rows are sorted, so `validation_share` has no effect."""
     print_rows(run.dataset, run.folder.prepared)
-    run.dataset.check(too_long=run.recipe.data.too_long, invalid=run.recipe.data.invalid)
+    data = run.recipe.data
+    run.dataset.check(too_long=data.too_long, invalid=data.invalid, altered=data.altered)
     print_left_out(run.dataset)
 
 

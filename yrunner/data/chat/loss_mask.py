@@ -98,7 +98,13 @@ class SpanFinder:
             spans = skeleton.spans(text, chat) if skeleton else None
             if spans is not None:
                 return spans
-        return find_spans(text, chat, self._tokenizer, self.marks)
+        try:
+            return find_spans(text, chat, self._tokenizer, self.marks)
+        except FaultyRow as fault:
+            spans = _find_altered(text, chat, self._tokenizer, self.marks)
+            if spans is None:
+                raise fault
+            return spans
 
     def _render_with_tools(self, chat: Chat) -> str | FaultyRow:
         if not self.marks.shows_tools:
@@ -197,6 +203,34 @@ def _spans_between_marks(text: str, chat: Chat, tokenizer: Any, marks: TurnMarks
         except FaultyRow as error:
             fault = error
     raise fault
+
+
+def _find_altered(text: str, chat: Chat, tokenizer: Any, marks: TurnMarks) -> list[CharSpan] | None:
+    """The spans of replies that the template changes, if special tokens follow each of them."""
+    if chat.has_calls:
+        return None
+    masked = _mask(chat, split_thinking=False, mask_all=False)
+    try:
+        rendered = render_closed(masked.chat, tokenizer, marks)
+        pieces, keys = _split_at_keys(rendered, masked)
+        if keys != list(masked.forms) or not text.startswith(pieces[0]):
+            return None
+        turns, place, slots = [int(key[1:-2]) for key in keys], len(pieces[0]), []
+        for turn, before, after in zip(turns, pieces, pieces[1:], strict=False):
+            end = text.find(after, place)
+            if end < 0 or not any(token in after for token in marks.special):
+                return None
+            slots.append(_Slot(turn, REPLY, -1, before, (place, end)))
+            place = end + len(after)
+        return _join_turns(text, slots, chat, marks) if place == len(text) else None
+    except FaultyRow:
+        return None
+
+
+def _split_at_keys(rendered: str, masked: "_Masked") -> tuple[list[str], list[str]]:
+    """The pieces between the keys, and the keys."""
+    split = re.split(f"({masked.separator}[0-9]+[+/-]{masked.separator})", rendered)
+    return split[0::2], split[1::2]
 
 
 @dataclass(frozen=True)
@@ -318,8 +352,7 @@ class _Slot:
 def _places(text: str, masked: _Masked, tokenizer: Any, marks: TurnMarks) -> list[_Slot]:
     """Where the texts of the keys are. Raises `FaultyRow` if the pieces around them differ."""
     rendered = render_closed(masked.chat, tokenizer, marks)
-    split = re.split(f"({masked.separator}[0-9]+[+/-]{masked.separator})", rendered)
-    pieces, keys = split[0::2], split[1::2]
+    pieces, keys = _split_at_keys(rendered, masked)
     for key, forms in masked.forms.items():
         if masked.chat.has_calls and key not in keys and key[-2] == OTHER and forms[0].strip():
             raise left_out(masked.chat.messages[int(key[1:-2])]["role"])

@@ -3,17 +3,26 @@
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate, chain, compress, pairwise
 from operator import itemgetter, not_
 from typing import Any, Literal
 
+from yrunner.data.chat.control_tokens import (
+    ControlTokens,
+    Escaped,
+    control_tokens_of,
+    texts_of,
+)
 from yrunner.data.chat.loss_mask import SpanFinder
-from yrunner.data.chat.template import CharSpan, Chat, as_chat, render
+from yrunner.data.chat.reply_text import lost_text, opens_thinking, unbalanced_thinking
+from yrunner.data.chat.template import CharSpan, Chat, as_chat, read_turn_marks, render
 from yrunner.data.conversation import (
     Conversation,
     FaultyRow,
     Message,
+    Note,
     TokenizedExample,
     TokenizedParts,
 )
@@ -28,10 +37,27 @@ A reply with `learned` False is always context; `last_assistant` is the last of 
 Parts = list[str]
 """A text split into context and targets, alternating, context first."""
 
+
+@dataclass(frozen=True)
+class Cut:
+    """A rendered conversation before it is tokenized."""
+
+    parts: Parts
+    notes: frozenset[Note] = frozenset()
+    altered: FaultyRow | None = None
+    """See `TokenizedParts`."""
+    is_renamed: bool = False
+    """Whether the parts are for the twin of the tokenizer, see control_tokens.py."""
+
+
 IdsOfParts = list[list[int]]
 Result = TokenizedParts | FaultyRow
-Waiting = tuple[Sequence[Conversation], list[Parts | FaultyRow], Future[list[IdsOfParts]]]
-"""A chunk, its parts or faults, and the future ids of the parts."""
+TokenizedCut = tuple[IdsOfParts, frozenset[Note]]
+Waiting = tuple[Sequence[Conversation], list[Cut | FaultyRow], Future[list[TokenizedCut]]]
+"""A chunk, its cut texts or faults, and the future ids of the parts with notes."""
+
+Prompt = str | Sequence[int]
+"""A prompt as text, or as ids if its messages spell control tokens."""
 
 Tokens = tuple[list[int], list[CharSpan]]
 """Ids, and the characters of each."""
@@ -85,13 +111,13 @@ def tokenize_chunks(
     Tokenizing releases the GIL; meanwhile the next chunk is rendered.
     """
     cutter = _Cutter(tokenizer, system, targets)
-    part_tokenizer = PartTokenizer(tokenizer)
+    row_tokenizer = _RowTokenizer(tokenizer)
     with ThreadPoolExecutor(1) as background:
         waiting: Waiting | None = None
         for chunk in chunks:
             cut = cutter.cut(chunk)
-            texts = [parts for parts in cut if not isinstance(parts, FaultyRow)]
-            future = background.submit(part_tokenizer.tokenize, texts)
+            texts = [found for found in cut if isinstance(found, Cut)]
+            future = background.submit(row_tokenizer.tokenize, texts)
             if waiting:
                 yield _join(*waiting)
             waiting = chunk, cut, future
@@ -101,16 +127,20 @@ def tokenize_chunks(
 
 def _join(
     conversations: Sequence[Conversation],
-    cut: Sequence[Parts | FaultyRow],
-    tokenized: Future[list[IdsOfParts]],
+    cut: Sequence[Cut | FaultyRow],
+    tokenized: Future[list[TokenizedCut]],
 ) -> list[Result]:
-    ids_by_row = iter(tokenized.result())
+    rows = iter(tokenized.result())
     return [
-        parts
-        if isinstance(parts, FaultyRow)
-        else TokenizedParts(next(ids_by_row), conversation.origin)
-        for conversation, parts in zip(conversations, cut, strict=True)
+        found if isinstance(found, FaultyRow) else _with_ids(conversation, found, *next(rows))
+        for conversation, found in zip(conversations, cut, strict=True)
     ]
+
+
+def _with_ids(
+    conversation: Conversation, cut: Cut, ids: IdsOfParts, notes: frozenset[Note]
+) -> TokenizedParts:
+    return TokenizedParts(ids, conversation.origin, notes, cut.altered)
 
 
 def prompt_text(messages: Sequence[Message], tokenizer: Any, system: str | None = None) -> str:
@@ -126,6 +156,25 @@ def prompt_text(messages: Sequence[Message], tokenizer: Any, system: str | None 
         ) from fault
 
 
+def prompt_of(messages: Sequence[Message], tokenizer: Any, system: str | None = None) -> Prompt:
+    """The prompt of a conversation at inference, as `tokenize_conversations` tokenizes it.
+
+    Raises `ModelError` as `prompt_text` does.
+    """
+    messages = with_system(messages, system)
+    control = control_tokens_of(tokenizer)
+    escaped = control.escape(messages)
+    if escaped is not None:
+        escaped = control.escape(messages, ends=read_turn_marks(tokenizer).ends)
+    if escaped is None:
+        return prompt_text(messages, tokenizer)
+    text = prompt_text(escaped.messages, tokenizer)
+    if not escaped.spells:
+        return text
+    renamed = control.renamed(text, escaped.broken_by)
+    return control.own_ids(control.twin.encode(renamed, add_special_tokens=False).ids)[0]
+
+
 def with_system(messages: Sequence[Message], system: str | None) -> tuple[Message, ...]:
     """The messages, with a system message in front if they have none."""
     if system is None or messages[0].role == "system":
@@ -139,8 +188,47 @@ class _Cutter:
     def __init__(self, tokenizer: Any, system: str | None, targets: TargetChoice) -> None:
         self._tokenizer, self._system, self._targets = tokenizer, system, targets
 
-    def cut(self, conversations: Sequence[Conversation]) -> list[Parts | FaultyRow]:
-        """The parts of each conversation, or its fault."""
+    def cut(self, conversations: Sequence[Conversation]) -> list[Cut | FaultyRow]:
+        """Each conversation, cut into parts, or its fault."""
+        escaped = self._escape(conversations)
+        if not escaped:
+            return self._cut(conversations)
+        plain = [
+            replace(talk, messages=escaped[number].messages, tools=escaped[number].tools)
+            if number in escaped
+            else talk
+            for number, talk in enumerate(conversations)
+        ]
+        return [
+            self._renamed(found, escaped[number])
+            if number in escaped and isinstance(found, Cut)
+            else found
+            for number, found in enumerate(self._cut(plain))
+        ]
+
+    def _escape(self, conversations: Sequence[Conversation]) -> dict[int, Escaped]:
+        """The conversations that spell control tokens, by number, without them."""
+        texts = chain.from_iterable(texts_of(talk.messages, talk.tools) for talk in conversations)
+        if not self._control.are_spelled_in([*texts, self._system or ""]):
+            return {}
+        found = {
+            number: self._control.escape(
+                talk.messages if talk.is_text else with_system(talk.messages, self._system),
+                talk.tools,
+                () if talk.is_text else self._finder.marks.ends,
+            )
+            for number, talk in enumerate(conversations)
+        }
+        return {number: escaped for number, escaped in found.items() if escaped is not None}
+
+    def _renamed(self, cut: Cut, escaped: Escaped) -> Cut:
+        notes = cut.notes | (frozenset({"end_by_hand"}) if escaped.without_end else frozenset())
+        if not escaped.spells:
+            return replace(cut, notes=notes)
+        parts = [self._control.renamed(part, escaped.broken_by) for part in cut.parts]
+        return replace(cut, parts=parts, notes=notes, is_renamed=True)
+
+    def _cut(self, conversations: Sequence[Conversation]) -> list[Cut | FaultyRow]:
         chats = [self._chat(talk) for talk in conversations if not talk.is_text]
         texts = self._finder.render_all(chats) if chats else []
         rendered = zip(chats, texts, strict=True)
@@ -152,6 +240,10 @@ class _Cutter:
         ]
 
     @cached_property
+    def _control(self) -> ControlTokens:
+        return control_tokens_of(self._tokenizer)
+
+    @cached_property
     def _finder(self) -> SpanFinder:
         return SpanFinder(self._tokenizer)
 
@@ -160,9 +252,9 @@ class _Cutter:
         as_text = self._finder.marks.arguments_as_text
         return as_chat(messages, conversation.tools, arguments_as_text=as_text)
 
-    def _cut_document(self, content: str) -> Parts:
+    def _cut_document(self, content: str) -> Cut:
         begin, end = self._document_ends
-        return ["", begin + content + end]
+        return Cut(["", begin + content + end])
 
     @cached_property
     def _document_ends(self) -> tuple[str, str]:
@@ -177,31 +269,96 @@ class _Cutter:
 
     def _cut_turns(
         self, conversation: Conversation, chat: Chat, text: str | FaultyRow
-    ) -> Parts | FaultyRow:
+    ) -> Cut | FaultyRow:
         if isinstance(text, FaultyRow):
             return text
         learned = [turn.learned for turn in conversation.messages if turn.role == "assistant"]
         try:
-            spans = self._learned_spans(text, chat, learned)
+            spans, shown = self._learned_spans(text, chat, learned)
         except FaultyRow as fault:
             return fault
         borders = [0, *chain.from_iterable(spans), len(text)]
-        return [text[start:end] for start, end in pairwise(borders)]
+        parts = [text[start:end] for start, end in pairwise(borders)]
+        return Cut(parts, *self._compare(chat, list(compress(_replies(chat), learned)), shown))
 
-    def _learned_spans(self, text: str, chat: Chat, learned: Sequence[bool]) -> list[CharSpan]:
+    def _learned_spans(
+        self, text: str, chat: Chat, learned: Sequence[bool]
+    ) -> tuple[list[CharSpan], list[str]]:
+        """The spans of the targets, and what the template writes of each learned reply."""
         if self._targets == "all" and all(learned) and not chat.has_calls:
-            return [(0, len(text))]
+            return [(0, len(text))], [text] * len(learned)
         spans = self._finder.find(text, chat)
+        replies = list(compress(spans, learned))
+        if self._targets == "last_assistant":
+            replies = replies[-1:]
+        shown = [text[start:end] for start, end in replies]
         if self._targets == "all":
-            return _between(list(compress(spans, map(not_, learned))), len(text))
-        spans = list(compress(spans, learned))
-        return spans[-1:] if self._targets == "last_assistant" else spans
+            return _between(list(compress(spans, map(not_, learned))), len(text)), shown
+        return replies, shown
+
+    def _compare(
+        self, chat: Chat, replies: Sequence[str], shown: Sequence[str]
+    ) -> tuple[frozenset[Note], FaultyRow | None]:
+        """The notes on learned replies, and the fault that `data.altered` decides about.
+
+        `shown` is what the template writes of the last of these replies, in order.
+        """
+        notes: set[Note] = set()
+        altered: FaultyRow | None = None
+        last = len(shown) - 1
+        for number, (reply, written) in enumerate(zip(replies[-len(shown) :], shown, strict=True)):
+            is_last = number == last
+            lost = lost_text(reply, written, is_last=is_last)
+            unbalanced = unbalanced_thinking(reply, opened=self._is_opened, is_last=is_last)
+            if lost:
+                notes.add("altered")
+            if unbalanced:
+                notes.add("thinking")
+            altered = (unbalanced if is_last else None) or lost or altered
+        return frozenset(notes), altered
+
+    @cached_property
+    def _is_opened(self) -> bool:
+        """Whether the prompt opens a thinking block."""
+        return opens_thinking(self._finder.marks.openings.get("user", ""))
+
+
+def _replies(chat: Chat) -> Iterator[str]:
+    return (message["content"] for message in chat.messages if message["role"] == "assistant")
 
 
 def _between(spans: Sequence[CharSpan], length: int) -> list[CharSpan]:
     """The spans of a text between the given ones."""
     borders = [0, *chain.from_iterable(spans), length]
     return list(zip(borders[0::2], borders[1::2], strict=True))
+
+
+class _RowTokenizer:
+    """Tokenizes rows with the tokenizer, or with its twin if they spell control tokens."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._parts = PartTokenizer(tokenizer)
+
+    def tokenize(self, cuts: Sequence[Cut]) -> list[TokenizedCut]:
+        """The ids of each part of each row, and notes on the row."""
+        plain = iter(self._parts.tokenize([cut.parts for cut in cuts if not cut.is_renamed]))
+        renamed = [cut.parts for cut in cuts if cut.is_renamed]
+        others = iter(self._renamed_parts.tokenize(renamed) if renamed else ())
+        return [
+            self._own(next(others), cut.notes) if cut.is_renamed else (next(plain), cut.notes)
+            for cut in cuts
+        ]
+
+    def _own(self, parts: IdsOfParts, notes: frozenset[Note]) -> TokenizedCut:
+        control = control_tokens_of(self._tokenizer)
+        found = [control.own_ids(ids) for ids in parts]
+        note: Note = "spelled_kept" if any(kept for _, kept in found) else "spelled_plain"
+        return [ids for ids, _ in found], notes | {note}
+
+    @cached_property
+    def _renamed_parts(self) -> "PartTokenizer":
+        return PartTokenizer(self._tokenizer, control_tokens_of(self._tokenizer).twin)
 
 
 class PartTokenizer:
@@ -212,16 +369,17 @@ class PartTokenizer:
 
     Most tokenizers tokenize each part alone. Some (Llama 2's, Phi-3's) insert a space at the start
     of a text; these get the whole text, cut only where a token would cross a cut. Raises
-    `ModelError` for a tokenizer without character offsets.
+    `ModelError` for a tokenizer without character offsets. `backend` takes the place of the
+    tokenizer's own.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, backend: Any = None) -> None:
         if not tokenizer.is_fast:
             raise ModelError(
                 f"{type(tokenizer).__name__} returns no character offsets",
                 remedy="use a model whose folder has a tokenizer.json",
             )
-        self._backend = tokenizer.backend_tokenizer
+        self._backend = backend or tokenizer.backend_tokenizer
         # tokenizer.json may set both; transformers, too, resets them on each call.
         self._backend.no_padding()
         self._backend.no_truncation()

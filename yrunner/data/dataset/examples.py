@@ -31,7 +31,7 @@ class Traits:
     prompt: int
     """64-bit hash of everything before the last reply; for a document that of its content."""
     oddities: int
-    """Flags of quality.py: characters that hint at damage."""
+    """Flags of quality.py: what deserves a look, such as characters that hint at damage."""
 
 
 class ExampleWriter:

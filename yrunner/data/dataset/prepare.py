@@ -49,6 +49,7 @@ class Rules:
     max_length: int
     too_long: Literal["refuse", "drop", "cut", "split"] = "refuse"
     invalid: Literal["refuse", "drop"] = "refuse"
+    altered: Literal["refuse", "drop", "allow"] = "refuse"
     system: str | None = None
     targets: TargetChoice = "assistant"
     texts_allowed: bool = True
@@ -94,7 +95,7 @@ def check_conversations(sources: Sequence[Source], rules: Rules) -> None:
         for row in _read_allowed(file, source.reading, rules, None).rows
         if isinstance(row, Refusal)
     ]
-    stop_on(refusals, too_long=rules.too_long, invalid=rules.invalid)
+    stop_on(refusals, too_long=rules.too_long, invalid=rules.invalid, altered=rules.altered)
 
 
 def _deciding_options(tokenizer: Any, rules: Rules) -> dict[str, Any]:
@@ -104,6 +105,7 @@ def _deciding_options(tokenizer: Any, rules: Rules) -> dict[str, Any]:
         del options[irrelevant]
     # "refuse" and "drop" make the same examples.
     options["too_long"] = rules.too_long if rules.too_long in ("cut", "split") else None
+    options["altered"] = rules.altered == "allow"
     return options | {"tokenizer": tokenizer_key(tokenizer)}
 
 
@@ -218,7 +220,7 @@ def _write_chunk(
             continue
         kept.append(conversation)
         examples += pieces
-        traits += [traits_of(conversation, part) for part in range(len(pieces))]
+        traits += [traits_of(conversation, part, result.notes) for part in range(len(pieces))]
         report.cut += len(pieces) == 1 and pieces[0] is not result
     report.targets += writer.add(examples, traits)
     report.tokens = writer.num_tokens
@@ -233,6 +235,8 @@ def fit(example: TokenizedParts, rules: Rules, *, is_text: bool) -> list[Tokeniz
 
     Raises `FaultyRow` if it cannot be used.
     """
+    if example.altered is not None and rules.altered != "allow":
+        raise example.altered
     length = len(example)
     if length <= rules.max_length:
         pieces = [example]

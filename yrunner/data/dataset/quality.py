@@ -5,7 +5,7 @@
 # S = shingles of all examples, H = hash functions
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import groupby, pairwise
@@ -15,13 +15,37 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from yrunner.data.conversation import Conversation, Message
+from yrunner.data.conversation import Conversation, Message, Note
 from yrunner.data.dataset.examples import Column, Examples, Flags, Traits
 from yrunner.errors import Origin
 
 SHOWN_PLACES = 5
 
 REPLACEMENT, CONTROL = 1, 2
+NOTES: Mapping[Note, tuple[int, str, str]] = {
+    "altered": (
+        4,
+        "replies whose text the chat template changes or removes",
+        "set model.chat_template to one that keeps the text",
+    ),
+    "thinking": (8, "replies with unbalanced thinking marks", "fix the thinking marks"),
+    "spelled_plain": (
+        16,
+        "control tokens spelled in texts (read as plain text)",
+        "remove them if the rows were rendered before",
+    ),
+    "spelled_kept": (
+        32,
+        "control tokens spelled in texts (this tokenizer cannot read them as plain text)",
+        "remove them",
+    ),
+    "end_by_hand": (
+        64,
+        "hand-written end marks (left out)",
+        "",
+    ),
+}
+"""Flag of each note, its finding and the remedy."""
 REPLACEMENT_CHARACTER = "\ufffd"
 CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 
@@ -45,9 +69,11 @@ class Finding:
     count: int
     places: tuple[Origin, ...]
     """The first rows of this kind."""
+    remedy: str = ""
+    """What to do about these rows, if that is not obvious."""
 
 
-def traits_of(conversation: Conversation, part: int = 0) -> Traits:
+def traits_of(conversation: Conversation, part: int = 0, notes: Iterable[Note] = ()) -> Traits:
     """The traits of a conversation, or of one part of a split document."""
     *before, last = conversation.messages
     hashed = blake2b("".join(map(_written, before)).encode(), digest_size=8)
@@ -59,6 +85,7 @@ def traits_of(conversation: Conversation, part: int = 0) -> Traits:
     texts = [message.content for message in conversation.messages]
     oddities = REPLACEMENT * any(REPLACEMENT_CHARACTER in text for text in texts)
     oddities |= CONTROL * any(CONTROL_CHARACTERS.search(text) is not None for text in texts)
+    oddities |= sum(NOTES[note][0] for note in notes)
     return Traits(content, content if conversation.is_text else prompt, oddities)
 
 
@@ -97,12 +124,14 @@ def _all_findings(train: Examples, validation: Examples) -> Iterator[Finding]:
             f"replacement characters (\ufffd) in {name}", examples, oddities_E & REPLACEMENT != 0
         )
         yield _finding(f"control characters in {name}", examples, oddities_E & CONTROL != 0)
+        for flag, what, remedy in NOTES.values():
+            yield _finding(f"{what} in {name}", examples, oddities_E & flag != 0, remedy)
 
 
-def _finding(what: str, examples: Examples, here_E: Flags) -> Finding:
+def _finding(what: str, examples: Examples, here_E: Flags, remedy: str = "") -> Finding:
     places = np.flatnonzero(here_E)
     shown = tuple(examples.origin(int(place)) for place in places[:SHOWN_PLACES])
-    return Finding(what, len(places), shown)
+    return Finding(what, len(places), shown, remedy)
 
 
 def _repeated(contents_E: Column) -> Flags:

@@ -11,6 +11,10 @@ from yrunner.data.dataset.quality import Finding
 from yrunner.errors import Origin
 
 SHOWN_REFUSALS = 10
+OTHER_TEMPLATE = (
+    "set model.chat_template to one that keeps the text, "
+    "or put the thinking under reasoning_content if the template reads it"
+)
 
 KIND_WORDS: dict[FaultKind, str] = {
     "unreadable": "unreadable",
@@ -23,6 +27,8 @@ KIND_WORDS: dict[FaultKind, str] = {
     "template": "rejected by the chat template",
     "no_targets": "no targets",
     "too_long": "too long",
+    "altered": "changed by the chat template",
+    "thinking": "unbalanced thinking marks",
 }
 
 
@@ -40,6 +46,8 @@ class Refusal:
     @property
     def key(self) -> str:
         """The key of the recipe's `data` section that says what to do with such a row."""
+        if self.kind in ("altered", "thinking"):
+            return "altered"
         return "too_long" if self.kind == "too_long" else "invalid"
 
 
@@ -77,6 +85,14 @@ def refusal_remedy(refusals: Sequence[Refusal]) -> str:
     remedies = []
     if "invalid" in keys:
         remedies.append("fix the rows, or drop them with data.invalid: drop")
+    if "altered" in keys:
+        kinds = {refusal.kind for refusal in refusals}
+        remedies += ["fix the thinking marks"] * ("thinking" in kinds)
+        remedies += [OTHER_TEMPLATE] * ("altered" in kinds)
+        remedies.append(
+            "drop such rows with data.altered: drop, "
+            "or train on what the template writes with data.altered: allow"
+        )
     if "too_long" in keys:
         remedies.append(
             "raise data.max_length, or drop long rows with data.too_long: drop, "
@@ -170,6 +186,7 @@ def as_json(reports: Iterable[FileReport], findings: Sequence[Finding]) -> dict[
         "findings": [
             {
                 "what": finding.what,
+                "remedy": finding.remedy,
                 "count": finding.count,
                 "first": [{"file": str(it.file), "row": it.row} for it in finding.places],
             }

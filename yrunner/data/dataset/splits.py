@@ -19,7 +19,7 @@ from yrunner.data.dataset.row_report import (
 )
 from yrunner.errors import YRunnerError
 
-Policy = Literal["refuse", "drop", "cut", "split"]
+Policy = Literal["refuse", "drop", "cut", "split", "allow"]
 
 
 def no_examples() -> Examples:
@@ -68,10 +68,10 @@ class Prepared:
         """Possible faults among the rows, see quality.py."""
         return find(self.train, self.validation)
 
-    def check(self, *, too_long: Policy, invalid: Policy) -> None:
+    def check(self, *, too_long: Policy, invalid: Policy, altered: Policy = "refuse") -> None:
         """Raise `YRunnerError` if the rules refuse a row, or no row is left for a purpose."""
         refusals = [row for report in self.reports for row in report.refusals]
-        stop_on(refusals, too_long=too_long, invalid=invalid)
+        stop_on(refusals, too_long=too_long, invalid=invalid, altered=altered)
         self._check_any_left("train", self.train, "to train on")
         self._check_any_left("validation", self.validation, "to validate on")
 
@@ -87,9 +87,11 @@ class Prepared:
         )
 
 
-def stop_on(refusals: Sequence[Refusal], *, too_long: Policy, invalid: Policy) -> None:
+def stop_on(
+    refusals: Sequence[Refusal], *, too_long: Policy, invalid: Policy, altered: Policy
+) -> None:
     """Raise `YRunnerError` if the recipe does not drop these rows."""
-    policy = {"too_long": too_long, "invalid": invalid}
+    policy = {"too_long": too_long, "invalid": invalid, "altered": altered}
     # Under cut and split only rows that these cannot shorten are refused; they stop the run, too.
     stopping = [refusal for refusal in refusals if policy[refusal.key] != "drop"]
     if stopping:

@@ -86,6 +86,10 @@ class DataSection(Section):
     same as `refuse`."""
     invalid: Literal["refuse", "drop"] = "refuse"
     """What to do with an unusable row: stop before training, or drop it and report the count."""
+    altered: Literal["refuse", "drop", "allow"] = "refuse"
+    """What to do with a row if the chat template changes or removes text of its last learned reply,
+    such as the thinking, or if thinking marks in that reply are unbalanced. `refuse`: stop before
+    training. `drop`: leave it out. `allow`: train on what the template writes."""
     packing: bool = False
     """Pack several examples into a row of max_length tokens, isolated from each other. With
     train.order: as_written, only neighbours share a row."""
