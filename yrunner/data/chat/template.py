@@ -18,8 +18,8 @@ CharSpan = tuple[int, int]
 
 GENERATION_MARK = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 
-# A template calls methods on the messages, and Jinja does not wrap their errors.
-TEMPLATE_ERRORS = (TemplateError, TypeError, AttributeError)
+# A template calls Python's functions, whose errors Jinja passes on.
+TEMPLATE_ERRORS = (TemplateError, TypeError, AttributeError, ValueError, LookupError)
 
 
 @dataclass(frozen=True)
