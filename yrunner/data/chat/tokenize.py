@@ -9,7 +9,14 @@ from operator import itemgetter, not_
 from typing import Any, Literal
 
 from yrunner.data.chat.loss_mask import SpanFinder
-from yrunner.data.chat.template import CharSpan, Chat, as_chat, render
+from yrunner.data.chat.template import (
+    THINK_CLOSE,
+    CharSpan,
+    Chat,
+    as_chat,
+    find_thinking_keys,
+    render,
+)
 from yrunner.data.conversation import (
     Conversation,
     FaultyRow,
@@ -118,8 +125,11 @@ def prompt_text(messages: Sequence[Message], tokenizer: Any, system: str | None 
 
     Raises `ModelError` if the chat template rejects the conversation.
     """
+    thinks = any(THINK_CLOSE in message.content for message in messages)
+    keys = find_thinking_keys(tokenizer) if thinks else None
+    chat = as_chat(with_system(messages, system), thinking_keys=keys)
     try:
-        return render(as_chat(with_system(messages, system)), tokenizer, for_answer=True)
+        return render(chat, tokenizer, for_answer=True)
     except FaultyRow as fault:
         raise ModelError(
             str(fault), remedy="set model.chat_template to one that accepts such conversations"
@@ -157,8 +167,13 @@ class _Cutter:
 
     def _chat(self, conversation: Conversation) -> Chat:
         messages = with_system(conversation.messages, self._system)
-        as_text = self._finder.marks.arguments_as_text
-        return as_chat(messages, conversation.tools, arguments_as_text=as_text)
+        marks = self._finder.marks
+        return as_chat(
+            messages,
+            conversation.tools,
+            arguments_as_text=marks.arguments_as_text,
+            thinking_keys=marks.thinking_keys,
+        )
 
     def _cut_document(self, content: str) -> Parts:
         begin, end = self._document_ends
