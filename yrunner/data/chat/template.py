@@ -305,8 +305,7 @@ def read_turn_marks(tokenizer: Any) -> TurnMarks:
         closing=closing,
         ends_are_marked=_ends_are_marked(tokenizer, longest_first),
         arguments_as_text=arguments_as_text,
-        shows_tools=_render_or_nothing(Chat([USER], [TOOL]), tokenizer)
-        != _render_or_nothing(Chat([USER]), tokenizer),
+        shows_tools=_shows_tools(tokenizer),
         thinking_keys=find_thinking_keys(tokenizer),
     )
 
@@ -408,8 +407,17 @@ def _header(talk: Chat, tokenizer: Any) -> str | None:
     return pieces[-2] if len(pieces) > 2 else None
 
 
+def _shows_tools(tokenizer: Any) -> bool:
+    with_tools = render_or_fault(Chat([USER], [TOOL]), tokenizer)
+    without = render_or_fault(Chat([USER]), tokenizer)
+    return not isinstance(with_tools, FaultyRow) and with_tools != without
+
+
 def _render_or_nothing(talk: Chat, tokenizer: Any, *, for_answer: bool = False) -> str:
-    try:
-        return render(talk, tokenizer, for_answer=for_answer)
-    except FaultyRow:
-        return ""
+    # Some templates, such as Hermes', are for chats with tools only.
+    for tools in (talk.tools, [TOOL]):
+        try:
+            return render(replace(talk, tools=tools), tokenizer, for_answer=for_answer)
+        except FaultyRow:
+            continue
+    return ""
