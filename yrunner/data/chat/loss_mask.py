@@ -187,6 +187,7 @@ def find_spans(text: str, chat: Chat, tokenizer: Any, marks: TurnMarks) -> list[
     else:
         spans = _spans_between_marks(text, chat, tokenizer, marks)
     _check_calls_are_shown(text, spans, chat)
+    _check_words_are_shown(text, spans, chat)
     _check_thinking_is_shown(text, spans, chat)
     return [(start, behind_swallowed(text, end, marks)) for start, end in spans]
 
@@ -476,6 +477,15 @@ def _check_calls_are_shown(text: str, spans: Sequence[CharSpan], chat: Chat) -> 
         for call in message.get("tool_calls", ()):
             if call["function"]["name"] not in shown:
                 raise FaultyRow("the chat template does not render tool_calls", "template")
+
+
+def _check_words_are_shown(text: str, spans: Sequence[CharSpan], chat: Chat) -> None:
+    """Refuse a turn without the words before its calls, which generation blocks may omit."""
+    turns = [message for message in chat.messages if message["role"] == "assistant"]
+    for (start, end), message in zip(spans, turns, strict=True):
+        words = message["content"].rpartition(THINK_CLOSE)[2].strip()
+        if "tool_calls" in message and words not in text[start:end]:
+            raise not_found()
 
 
 def _check_thinking_is_shown(text: str, spans: Sequence[CharSpan], chat: Chat) -> None:

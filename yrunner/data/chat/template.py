@@ -330,7 +330,7 @@ def _shows(name: str, tokenizer: Any, *, calls: bool) -> bool:
     if not calls:
         return THOUGHT in _render_or_nothing(Chat([USER, reply]), tokenizer)
     for arguments in ({}, "{}"):
-        function = {"name": CALL_NAME, "arguments": arguments}
+        function: dict[str, Any] = {"name": CALL_NAME, "arguments": arguments}
         call = {"id": CALL_ID, "type": "function", "function": function}
         talk = Chat([USER, {**reply, "content": "", "tool_calls": [call]}])
         if THOUGHT in _render_or_nothing(talk, tokenizer):
