@@ -329,8 +329,9 @@ def _shows(name: str, tokenizer: Any, *, calls: bool) -> bool:
     reply = {**REPLY, name: THOUGHT}
     if not calls:
         return THOUGHT in _render_or_nothing(Chat([USER, reply]), tokenizer)
-    for arguments in ({}, "{}"):
-        function: dict[str, Any] = {"name": CALL_NAME, "arguments": arguments}
+    forms: tuple[Any, ...] = ({}, "{}")
+    for arguments in forms:
+        function = {"name": CALL_NAME, "arguments": arguments}
         call = {"id": CALL_ID, "type": "function", "function": function}
         talk = Chat([USER, {**reply, "content": "", "tool_calls": [call]}])
         if THOUGHT in _render_or_nothing(talk, tokenizer):
