@@ -33,13 +33,29 @@ SPECIAL_TOKENS = {
     ],
     "glm": ["[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"],
     "phi": ["<|system|>", "<|user|>", "<|assistant|>", "<|end|>"],
+    "phi_marked": ["<|system|>", "<|user|>", "<|assistant|>", "<|end|>"],
+    "gpt_oss": ["<|start|>", "<|message|>", "<|channel|>", "<|end|>", "<|return|>", "<|call|>"],
+    "header_marked": ["<|start|>", "<|message|>", "<|end|>", "<|return|>"],
+    "gemma4": [
+        "<|turn>", "<turn|>", "<|channel>", "<channel|>", "<|tool>", "<tool|>", "<|tool_call>",
+        "<tool_call|>", "<|tool_response>", "<tool_response|>",
+    ],
+    "tool_plan": [
+        "<|SYSTEM|>", "<|USER|>", "<|CHATBOT|>", "<|TOOL|>", "<|END|>", "<|THINK|>", "<|/THINK|>",
+        "<|ACTION|>", "<|/ACTION|>",
+    ],
 }  # fmt: skip
 HAND_WRITTEN_ENDS = {
     "llama3": ["<|eot_id|>"], "gemma": ["<end_of_turn>"], "phi": ["<|end|>"],
     "harmony": ["<|end|>", "<|return|>"], "deepseek": ["<｜end▁of▁sentence｜>"],
     "glm": ["<|user|>", "<|observation|>"],
 }  # fmt: skip
-EOS_TOKENS = {"mistral": "</s>", "glm": "<|endoftext|>", "phi": "<|endoftext|>"}
+EOS_TOKENS = {
+    "mistral": "</s>",
+    "glm": "<|endoftext|>",
+    "phi": "<|endoftext|>",
+    "phi_marked": "<|endoftext|>",
+}
 KNOWS_SYSTEM = [
     "scratch", "chatml", "marked", "qwen25", "qwen3", "thinking_only", "minimind",
     "llama3", "deepseek", "glm", "phi",
@@ -55,7 +71,7 @@ def tokenizer_of(template: str) -> Any:
         return tokenizer
     special = [
         # Phi's special tokens take the line end behind them with them.
-        AddedToken(text, special=True, rstrip=template == "phi")
+        AddedToken(text, special=True, rstrip=template.startswith("phi"))
         for text in SPECIAL_TOKENS.get(template, [])
     ]
     tokenizer.add_tokens([AddedToken("<s>", special=True), *special], special_tokens=True)
@@ -134,7 +150,9 @@ def _minimind(reply: str, is_last: bool) -> str:
 
 
 def _deepseek(reply: str, is_last: bool) -> str:
-    return f"{reply.split('</think>')[-1]}<｜end▁of▁sentence｜>"
+    # The prompt ends with the opening of the thinking, also where a reply begins with it.
+    answer = reply.split("</think>")[-1].removeprefix("<think>\n")
+    return f"{answer}<｜end▁of▁sentence｜>"
 
 
 def _glm(reply: str, is_last: bool) -> str:

@@ -52,6 +52,13 @@ def test_a_hostfile_may_name_machines_by_address(tmp_path):
     assert (layout.machine, layout.num_ranks) == (1, 4)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_hostfile_with_a_byte_order_mark_names_its_first_machine(tmp_path, encoding):
+    found = hostfile(tmp_path, "")
+    found.machines.file.write_bytes("127.0.0.1 slots=2\r\nother slots=2\r\n".encode(encoding))
+    assert topology_of(found, 1) == Topology(2, 2, 0, "127.0.0.1:29500", 4)
+
+
 @pytest.mark.parametrize(
     ("text", "processes", "message"),
     [

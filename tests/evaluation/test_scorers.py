@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import write_jsonl
-from yrunner.errors import DataError
+from yrunner.errors import DataError, YRunnerError
 from yrunner.evaluation.questions import read_questions
 from yrunner.evaluation.scorers import (
     ALL_RULES,
@@ -140,11 +140,18 @@ def test_json_is_json_and_follows_its_schema(tmp_path, answer, is_json, follows)
     assert form_check(JsonForm(kind="json", json_schema=path))(answer) is follows
 
 
-@pytest.mark.parametrize("content", ["{", '{"type": "objekt"}'])
-def test_a_schema_that_is_none_is_refused(tmp_path, content):
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("{", r"schema\.json:1:2: .+\. Correct the JSON"),
+        ('{"type": "objekt"}', r"schema\.json: is not a JSON Schema: .+\. Correct the schema"),
+        ('\ufeff{"type": "objekt"}', r"schema\.json: is not a JSON Schema: .+\. Correct the"),
+    ],
+)
+def test_a_schema_that_is_none_is_refused(tmp_path, content, said):
     path = tmp_path / "schema.json"
-    path.write_text(content)
-    with pytest.raises(DataError, match=r"schema\.json: is not a JSON Schema: .+\. Correct the"):
+    path.write_text(content, "utf-8")
+    with pytest.raises(YRunnerError, match=said):
         form_check(JsonForm(kind="json", json_schema=path))
 
 

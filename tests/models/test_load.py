@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from tests.models.conftest import logits_of, tiny_config, train_one_step
-from yrunner.errors import MissingError, ModelError
+from yrunner.errors import MissingError, ModelError, YRunnerError
 from yrunner.models.load import (
     check_vocabulary,
     choose_dtype,
@@ -242,12 +242,42 @@ def test_a_chat_template_file_replaces_the_own_one(qwen3_folder, tmp_path):
     assert loaded.apply_chat_template(turns, tokenize=False) == "你好"
 
 
+TURNS = "{% for m in messages %}{{ '用户：' if m.role == 'user' }}{{ m.content }}{% endfor %}"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_the_byte_order_mark_of_a_chat_template_reaches_no_example(
+    encoding, qwen3_folder, tmp_path
+):
+    template = tmp_path / "marked.jinja"
+    template.write_text(TURNS, encoding)
+    loaded = load_tokenizer(str(qwen3_folder), chat_template=template)
+    turns = [{"role": "user", "content": "你好"}]
+    assert loaded.apply_chat_template(turns, tokenize=False) == "用户：你好"
+
+
+def test_the_byte_order_mark_of_the_models_own_template_reaches_no_example(qwen3_folder):
+    (qwen3_folder / "chat_template.jinja").write_text(TURNS, "utf-8-sig")
+    assert load_tokenizer(str(qwen3_folder)).chat_template == TURNS
+    (qwen3_folder / "chat_template.jinja").write_text(TURNS, "gb18030")
+    with pytest.raises(YRunnerError, match=r"chat_template\.jinja:1:28: .*iconv -f gb18030"):
+        load_tokenizer(str(qwen3_folder))
+
+
+@pytest.mark.parametrize("expression", ["tools | length", "'a'.index('b')", "{}.x.y"])
+def test_a_chat_template_may_fail_for_a_lone_question(expression, qwen3_folder, tmp_path):
+    template = tmp_path / "needs_more.jinja"
+    template.write_text(f"{{{{ {expression} }}}}")
+    loaded = load_tokenizer(str(qwen3_folder), chat_template=template)
+    assert loaded.chat_template == f"{{{{ {expression} }}}}"
+
+
 def test_a_broken_chat_template_is_refused_with_its_line(qwen3_folder, tmp_path):
     template = tmp_path / "broken.jinja"
     template.write_text("{{ bos_token }}\n{% for m in %}")
     with pytest.raises(ModelError, match=r"broken\.jinja:2: "):
         load_tokenizer(str(qwen3_folder), chat_template=template)
-    with pytest.raises(ModelError, match="there is no file"):
+    with pytest.raises(YRunnerError, match="there is no file"):
         load_tokenizer(str(qwen3_folder), chat_template=tmp_path / "none.jinja")
 
 

@@ -124,10 +124,15 @@ def test_a_chain_of_aliases_cannot_hide_its_depth(problems):
     assert problems(chain) == [f"recipe.yaml:29:12: {TOO_DEEP}"]
 
 
-def test_utf_16_is_named(valid, problems):
-    assert problems(valid.encode("utf-16-le").join([b"\xff\xfe", b""])) == [
-        "recipe.yaml:1:1: byte 1 of the file (0xff) is not UTF-8, it looks like UTF-16; "
-        "save the file as UTF-8"
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_a_recipe_with_a_byte_order_mark_is_read(encoding, valid, problems):
+    assert problems(valid.encode(encoding)) == []
+
+
+def test_utf_16_without_its_mark_is_named(valid, problems):
+    assert problems(valid.encode("utf-16-le")) == [
+        "recipe.yaml:1:2: a NUL character, so this is not UTF-8 text; save the file as UTF-8; "
+        "if it is utf-16-le: iconv -f utf-16-le -t utf-8 recipe.yaml > utf8-recipe.yaml"
     ]
 
 

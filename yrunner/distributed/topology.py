@@ -15,6 +15,7 @@ from yrunner.recipe.schema.distributed import (
     RendezvousMachines,
     SlurmMachines,
 )
+from yrunner.text_files import read_text
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def topology_of(section: DistributedSection, num_devices: int) -> Topology:
 def _from_hostfile(section: DistributedSection, file: Path, port: int) -> Topology:
     """The machines of a DeepSpeed hostfile; this one is found by its name or address."""
     slots: dict[str, int] = {}
-    for number, line in enumerate(file.read_text("utf-8").splitlines(), start=1):
+    for number, line in enumerate(read_text(file).splitlines(), start=1):
         words = line.partition("#")[0].split()
         if not words:
             continue

@@ -34,6 +34,7 @@ from yrunner.recipe.schema.eval import (
     Rule,
     RuleTask,
 )
+from yrunner.text_files import read_json
 
 ScoredTask = AnswerTask | FormatTask | RuleTask | QualityTask
 """Tasks that score each written answer alone."""
@@ -125,14 +126,13 @@ def _refuse_constant(name: str) -> Any:
 def _validator(form: JsonForm) -> Validator | None:
     if form.json_schema is None:
         return None
+    schema = read_json(form.json_schema)
     try:
-        schema = json.loads(form.json_schema.read_text("utf-8"))
         kind = validator_for(schema, Draft202012Validator)
         kind.check_schema(schema)
-    except (ValueError, SchemaError) as error:
-        reason = error.message if isinstance(error, SchemaError) else str(error)
+    except SchemaError as error:
         raise DataError(
-            form.json_schema, f"is not a JSON Schema: {reason}", remedy="correct the schema"
+            form.json_schema, f"is not a JSON Schema: {error.message}", remedy="correct the schema"
         ) from error
     return kind(schema)
 

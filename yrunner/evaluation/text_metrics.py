@@ -15,7 +15,7 @@ from typing import Any
 
 from rapidfuzz.distance import LCSseq
 
-from yrunner.data.chat.loss_mask import THINK_CLOSE
+from yrunner.data.chat.template import THINK_CLOSE
 from yrunner.data.dataset.quality import SCRIPTS
 
 _ALONE = "".join(

@@ -26,6 +26,10 @@ from yrunner.errors import ModelError
 from yrunner.models.adapters import attach_adapter, find_adapter, merge_adapter, read_base
 from yrunner.models.errors import explain_failure, silence_libraries
 from yrunner.models.hub import only_cached
+from yrunner.text_files import read_text
+
+# A template calls Python's functions, whose errors Jinja passes on.
+TEMPLATE_ERRORS = (TemplateError, TypeError, AttributeError, ValueError, LookupError)
 
 DTYPES = {
     "float32": torch.float32,
@@ -151,6 +155,8 @@ def load_tokenizer(
     adapter = None if has_own else find_adapter(source)
     if adapter is not None:
         source = read_base(adapter)
+    own_template = Path(source, "chat_template.jinja")
+    text = read_text(own_template) if own_template.is_file() else None
     with silence_libraries(), explain_failure(source):
         tokenizer = _tokenizer_class(source).from_pretrained(
             source,
@@ -160,6 +166,8 @@ def load_tokenizer(
     if len(tokenizer) <= len(tokenizer.get_added_vocab()):
         # Without tokenizer files transformers makes an empty tokenizer of the model's kind.
         raise ModelError(f"{source} holds no tokenizer", remedy="add its tokenizer.json")
+    if isinstance(tokenizer.chat_template, str) and text is not None:
+        tokenizer.chat_template = text  # transformers keeps a byte order mark
     if chat_template is not None:
         set_chat_template(tokenizer, chat_template)
     _ensure_pad_token(tokenizer, source)
@@ -167,17 +175,15 @@ def load_tokenizer(
 
 
 def set_chat_template(tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
-    """Replace the tokenizer's template. Raises `ModelError` if the file is not a valid one."""
+    """Replace the tokenizer's template. Raises `YRunnerError` if the file is not a valid one."""
+    tokenizer.chat_template = read_text(path)
     try:
-        tokenizer.chat_template = path.read_text("utf-8")
         tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False)
-    except FileNotFoundError as error:
-        raise ModelError(f"there is no file {path}", remedy="check model.chat_template") from error
     except TemplateSyntaxError as error:
         raise ModelError(
             f"{path}:{error.lineno}: {error.message}", remedy="correct the template"
         ) from error
-    except TemplateError:
+    except TEMPLATE_ERRORS:
         return  # it may reject a lone user turn and still suit the conversations
 
 
@@ -193,7 +199,7 @@ def find_stop_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "the reply"}]
     try:
         text = str(tokenizer.apply_chat_template(turns, tokenize=False))
-    except TemplateError:
+    except TEMPLATE_ERRORS:
         return stop_ids  # a template for other roles: eos only
     after = tokenizer(text.rpartition("the reply")[2], add_special_tokens=False).input_ids
     marks = set(tokenizer.all_special_ids) | set(tokenizer.get_added_vocab().values())

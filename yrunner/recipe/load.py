@@ -29,6 +29,7 @@ from yrunner.recipe.yaml_tree import (
     read_document,
     shown,
 )
+from yrunner.text_files import NotUnicode, decode
 
 MAX_BYTES = 1_000_000
 
@@ -151,23 +152,11 @@ def _similar_file(path: Path) -> str:
 
 
 def _decode(content: bytes, whole_file: SourceLocation) -> str:
-    bom = b"\xef\xbb\xbf"
-    skipped = len(bom) if content.startswith(bom) else 0
     try:
-        return content[skipped:].decode("utf-8")
-    except UnicodeDecodeError as error:
-        position = skipped + error.start
-        before = content[skipped:position].decode("utf-8")
-        line_start = before.rfind("\n") + 1
-        location = SourceLocation(
-            0, before.count("\n") + 1, len(before) - line_start + 1, whole_file.source
-        )
-        utf16 = content.startswith((b"\xff\xfe", b"\xfe\xff"))
-        message = (
-            f"byte {position + 1} of the file (0x{content[position]:02x}) is not UTF-8"
-            f"{', it looks like UTF-16' if utf16 else ''}; save the file as UTF-8"
-        )
-        raise Unreadable(RecipeFault(location, (), message)) from error
+        return decode(content, Path(whole_file.source).name)
+    except NotUnicode as error:
+        location = SourceLocation(0, error.line, error.column, whole_file.source)
+        raise Unreadable(RecipeFault(location, (), f"{error}; {error.remedy}")) from error
 
 
 @dataclass(frozen=True)

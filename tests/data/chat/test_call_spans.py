@@ -161,3 +161,17 @@ def test_what_the_template_does_not_show_refuses_the_row(talk, template, reason)
     with pytest.raises(FaultyRow, match=f"the chat template {reason}") as fault:
         tokenize(talk, template)
     assert fault.value.kind == "template"
+
+
+def test_words_before_a_call_that_a_generation_block_omits_refuse_the_row():
+    tokenizer = copy.deepcopy(tokenizer_of("qwen3_marked"))
+    shown = "message.content.lstrip('\\n')"
+    assert shown in tokenizer.chat_template
+    tokenizer.chat_template = tokenizer.chat_template.replace(
+        shown, f"({shown} if not message.tool_calls else '')"
+    )
+    silent, talking = tokenize_conversations(
+        [talk_with(call()), talk_with(call(), content="I look it up.")], tokenizer
+    )
+    assert decoded_targets(silent, tokenizer).count("tide_table") == 1
+    assert str(talking) == "the chat template changes a reply beyond recognition"

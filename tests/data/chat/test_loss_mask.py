@@ -61,6 +61,57 @@ def test_generation_marks_without_the_end_mark_are_stretched_over_it(reply):
     assert spanned(conversation("q", reply), tokenizer_of("marked")) == [f"{reply}<|im_end|>"]
 
 
+def test_a_second_generation_block_for_the_end_mark_belongs_to_its_reply():
+    assert spanned(conversation("q", "a", "q", "b"), tokenizer_of("phi_marked")) == [
+        "a<|end|>\n",
+        "b<|end|>\n<|endoftext|>",
+    ]
+
+
+def marked(*pieces):
+    """A template that writes these pieces of a reply in blocks of their own, with `/` between."""
+    blocks = "/".join("{% generation %}" + piece + "{% endgeneration %}" for piece in pieces)
+    question = "<|im_start|>user{{ m.content }}<|im_end|>\n"
+    reply = "<|im_start|>assistant\n" + blocks
+    turns = "{% for m in messages %}{% if m.role == 'user' %}" + question
+    turns += "{% else %}" + reply + "{% endif %}{% endfor %}"
+    return turns + "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+
+
+@pytest.mark.parametrize(
+    ("pieces", "expected"),
+    [
+        (["{{ m.content }}", "<|im_end|>"], "{}/<|im_end|>"),
+        (["so: ", "{{ m.content }}", "<|im_end|>"], "so: /{}/<|im_end|>"),
+        (["{{ m.content }}<|im_end|>", ""], "{}<|im_end|>"),
+    ],
+)
+def test_what_is_between_the_blocks_of_a_reply_is_the_models_to_write(pieces, expected):
+    talk = conversation("q", "a", "q", "[[1]]", "a", "<|im_end|>")
+    found = spanned(talk, tokenizer_with(marked(*pieces)))
+    assert found == [expected.format(reply) for reply in ("a", "[[1]]", "<|im_end|>")]
+
+
+@pytest.mark.parametrize(
+    "header", ["<|im_start|>assistant\n", "assistant\n", "\n", "<|im_start|>assistant\n\n"]
+)
+@pytest.mark.parametrize("reply", ["a", "assistant\n", "\na", "<|im_start|>assistant\nb"])
+def test_the_end_of_the_prompt_in_a_generation_block_is_not_learned(header, reply):
+    opening = "<|im_start|>assistant\n"
+    template = (
+        "{% for m in messages %}{% if m.role == 'user' %}{{ m.content + '<|im_end|>\n' }}{% else %}"
+        "{{ outside }}{% generation %}{{ inside + m.content + '<|im_end|>' }}{% endgeneration %}"
+        "{{ '\n' }}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ opening }}{% endif %}"
+    )
+    names = {"outside": opening.removesuffix(header), "inside": header, "opening": opening}
+    if not opening.endswith(header):
+        names["outside"] = ""  # one line end more than in the prompt: the model's to write
+    sets = "".join("{% set " + name + " = " + repr(text) + " %}" for name, text in names.items())
+    more = "" if opening.endswith(header) else "\n"
+    found = spanned(conversation("q", reply, "q", "b"), tokenizer_with(sets + template))
+    assert found == [f"{more}{reply}<|im_end|>", f"{more}b<|im_end|>"]
+
+
 def test_generation_marks_around_half_of_the_replies_are_refused():
     template = "{% for m in messages %}{% if loop.index == 2 %}{% generation %}{{ m.content }}"
     template += "<|im_end|>{% endgeneration %}{% else %}{{ m.content }}{% endif %}{% endfor %}"

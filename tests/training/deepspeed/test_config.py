@@ -7,7 +7,7 @@ import pytest
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from pydantic import ValidationError
 
-from yrunner.errors import RunError
+from yrunner.errors import RunError, YRunnerError
 from yrunner.recipe.schema.distributed import DeepSpeedSection, DistributedSection
 from yrunner.recipe.schema.recipe import TrainSection
 from yrunner.training.deepspeed.config import apart, check_settings, complete, deepspeed_settings
@@ -102,6 +102,7 @@ def test_a_file_may_say_the_same_as_the_recipe_and_leave_the_rest_open(tmp_path)
     ("text", "message"),
     [
         ("{", r"mine.json:1:2: "),
+        ("\ufeff[]", "is not a DeepSpeed"),
         ("[]", "is not a DeepSpeed"),
         ('{"zero_optimization": {}}', "stage"),
     ],
@@ -109,7 +110,7 @@ def test_a_file_may_say_the_same_as_the_recipe_and_leave_the_rest_open(tmp_path)
 def test_what_is_no_configuration_is_refused(tmp_path, text, message):
     file = tmp_path / "mine.json"
     file.write_text(text)
-    with pytest.raises(RunError, match=message):
+    with pytest.raises(YRunnerError, match=message):
         check(file)
 
 

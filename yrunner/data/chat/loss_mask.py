@@ -9,11 +9,13 @@ template writes, and the beginning of a conversation need not render to the begi
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from yrunner.data.chat.template import (
     PRIVATE_USE,
+    THINK_CLOSE,
+    THINK_OPEN,
     CharSpan,
     Chat,
     TurnMarks,
@@ -28,7 +30,6 @@ from yrunner.data.chat.template import (
 from yrunner.data.conversation import FaultyRow
 from yrunner.errors import ModelError
 
-THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 KINDS = REPLY, THINKING, OTHER = "+-/"
 """What a key replaces. Not letters: a template may change their case."""
 
@@ -56,7 +57,7 @@ class Skeleton:
         contents = [message["content"] for message in chat.messages]
         if not all(content.strip() for content in contents):
             return None  # a template may omit an empty message and what is around it
-        if any(thinks(contents[turn.number]) for turn in self.turns):
+        if any(thinks(chat.messages[turn.number]) for turn in self.turns):
             return None
         places = match_pieces(text, self.pieces, [trimmings(content) for content in contents])
         if places is None:
@@ -186,12 +187,37 @@ def find_spans(text: str, chat: Chat, tokenizer: Any, marks: TurnMarks) -> list[
     """What the model must write in each reply of `text`, the rendering of `chat`."""
     if marks_generation(chat, tokenizer):
         _, spans = render_with_generation(chat, tokenizer)
+        spans = _behind_prompts(text, spans, chat, marks)
         if not marks.ends_are_marked:
             spans = [(start, behind_end_mark(text, end, marks)) for start, end in spans]
     else:
         spans = _spans_between_marks(text, chat, tokenizer, marks)
     _check_calls_are_shown(text, spans, chat)
+    _check_words_are_shown(text, spans, chat)
+    _check_thinking_is_shown(text, spans, chat)
     return [(start, behind_swallowed(text, end, marks)) for start, end in spans]
+
+
+def _behind_prompts(
+    text: str, spans: Sequence[CharSpan], chat: Chat, marks: TurnMarks
+) -> list[CharSpan]:
+    """The spans without the end of the prompt, with which a `{% generation %}` block may begin."""
+    turns = [turn for turn, role in enumerate(chat.roles) if role == "assistant"]
+    return [
+        (_behind_prompt(text, start, chat.roles[turn - 1], marks) if turn else start, end)
+        for turn, (start, end) in zip(turns, spans, strict=True)
+    ]
+
+
+def _behind_prompt(text: str, start: int, asked_by: str, marks: TurnMarks) -> int:
+    known = [texts[asked_by] for texts in (marks.openings, marks.headers) if asked_by in texts]
+    if text.endswith(tuple(known), 0, start):
+        return start
+    for opening in known:
+        for cut in range(len(opening) - 1, -1, -1):
+            if text.endswith(opening[:cut], 0, start) and text.startswith(opening[cut:], start):
+                return start + len(opening) - cut
+    return start
 
 
 def _spans_between_marks(text: str, chat: Chat, tokenizer: Any, marks: TurnMarks) -> list[CharSpan]:
@@ -263,14 +289,18 @@ def _mask(chat: Chat, *, split_thinking: bool, mask_all: bool) -> _Masked:
     for turn, message in enumerate(chat.messages):
         keys = [f"{separator}{turn}{kind}{separator}" for kind in KINDS]
         if message["role"] == "assistant":
-            shown, turn_forms = _mask_reply(message["content"], keys, split_thinking, mask_all)
+            split = split_thinking and "thinking" not in message
+            shown, turn_forms = _mask_reply(message["content"], keys, split, mask_all)
+            if "thinking" in message:
+                turn_forms[keys[1]] = trimmings(message["thinking"])
+                message = {**message, "thinking": keys[1]}
         elif mask_all:
             shown, turn_forms = keys[2], {keys[2]: _forms(message)}
         else:
             shown, turn_forms = message["content"], {}
         masked.append({**message, "content": shown})
         forms |= turn_forms
-    return _Masked(Chat(masked, chat.tools), forms, separator)
+    return _Masked(replace(chat, messages=masked), forms, separator)
 
 
 def _mask_reply(
@@ -301,9 +331,11 @@ def _forms(message: dict[str, Any]) -> list[str]:
     return forms
 
 
-def thinks(reply: str) -> bool:
-    """Whether a reply has a thinking block, or seems so to a template."""
-    return THINK_OPEN in reply or THINK_CLOSE in reply
+def thinks(reply: Mapping[str, Any]) -> bool:
+    """Whether a reply has thinking, or seems so to a template."""
+    return "thinking" in reply or any(
+        mark in reply["content"] for mark in (THINK_OPEN, THINK_CLOSE)
+    )
 
 
 def trimmings(text: str) -> list[str]:
@@ -389,7 +421,8 @@ def _join_turns(text: str, places: Sequence[_Slot], chat: Chat, marks: TurnMarks
         if own and own[-1].kind == REPLY and "tool_calls" not in message:
             end = behind_end_mark(text, end, marks)
         elif turn + 1 in limits:
-            end = behind_last_end_mark(text, end, limits[turn + 1], marks)
+            ends = marks.ends_of_calls if "tool_calls" in message else marks.ends
+            end = behind_last_end_mark(text, end, limits[turn + 1], ends)
         else:
             raise not_found()
         spans.append((start, end))
@@ -409,7 +442,7 @@ def _start(text: str, reply_end: int, reply: _Slot, chat: Chat, marks: TurnMarks
     if reply.turn_before == reply.turn - 1:
         place = start - len(before)
         end = place + len(opening)
-        latest = reply_end if thinks(chat.messages[reply.turn]["content"]) else start
+        latest = reply_end if thinks(chat.messages[reply.turn]) else start
         return end if end <= latest and text.startswith(opening, place) else start
     for shown in trimmings(question["content"]):
         place = before.rfind(shown + opening)
@@ -444,16 +477,16 @@ def behind_end_mark(text: str, place: int, marks: TurnMarks) -> int:
     return place + len(end)
 
 
-def behind_last_end_mark(text: str, start: int, limit: int, marks: TurnMarks) -> int:
+def behind_last_end_mark(text: str, start: int, limit: int, ends: Sequence[str]) -> int:
     """The end of the last end-of-turn token between `start` and the next turn's text at `limit`.
 
-    Calls may contain special tokens, too, so only those in `TurnMarks.ends` count. Raises
-    `FaultyRow` if there is none here, and `ModelError` if there never is.
+    Calls may contain special tokens, too, so only those in `ends` count. Raises `FaultyRow` if
+    there is none here, and `ModelError` if there never is.
     """
-    ends = [place + len(end) for end in marks.ends if (place := text.rfind(end, start, limit)) >= 0]
-    if not ends:
-        raise not_found() if marks.ends else _no_end_mark()
-    return max(ends)
+    found = [place + len(end) for end in ends if (place := text.rfind(end, start, limit)) >= 0]
+    if not found:
+        raise not_found() if ends else _no_end_mark()
+    return max(found)
 
 
 def behind_swallowed(text: str, end: int, marks: TurnMarks) -> int:
@@ -473,9 +506,26 @@ def _check_calls_are_shown(text: str, spans: Sequence[CharSpan], chat: Chat) -> 
     turns = [message for message in chat.messages if message["role"] == "assistant"]
     for (start, end), message in zip(spans, turns, strict=True):
         shown = text[start:end].replace(message["content"].strip(), "", 1)
+        shown = shown.replace(message.get("thinking", "").strip(), "", 1)
         for call in message.get("tool_calls", ()):
             if call["function"]["name"] not in shown:
                 raise FaultyRow("the chat template does not render tool_calls", "template")
+
+
+def _check_words_are_shown(text: str, spans: Sequence[CharSpan], chat: Chat) -> None:
+    """Refuse a turn without the words before its calls, which generation blocks may omit."""
+    turns = [message for message in chat.messages if message["role"] == "assistant"]
+    for (start, end), message in zip(spans, turns, strict=True):
+        words = message["content"].rpartition(THINK_CLOSE)[2].strip()
+        if "tool_calls" in message and words not in text[start:end]:
+            raise not_found()
+
+
+def _check_thinking_is_shown(text: str, spans: Sequence[CharSpan], chat: Chat) -> None:
+    """Refuse a last reply without its thinking; that of earlier ones many templates omit."""
+    thinking = chat.messages[-1].get("thinking", "").strip()
+    if thinking and thinking not in text[slice(*spans[-1])]:
+        raise FaultyRow("the chat template omits the thinking of the last reply", "template")
 
 
 def left_out(role: str) -> FaultyRow:

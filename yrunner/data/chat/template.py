@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -18,16 +18,31 @@ CharSpan = tuple[int, int]
 
 GENERATION_MARK = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 
-# A template calls methods on the messages, and Jinja does not wrap their errors.
-TEMPLATE_ERRORS = (TemplateError, TypeError, AttributeError)
+# A template calls Python's functions, whose errors Jinja passes on.
+TEMPLATE_ERRORS = (TemplateError, TypeError, AttributeError, ValueError, LookupError)
+
+
+THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
+THINKING_BLOCK = re.compile(rf"\s*{THINK_OPEN}\n?(.*?)\n?{THINK_CLOSE}\n{{0,2}}", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class ThinkingKeys:
+    """Keys of a message under which a chat template reads the thinking before a reply."""
+
+    plain: str
+    calling: str
+    """In a message that calls tools."""
 
 
 @dataclass(frozen=True)
 class Chat:
-    """A conversation in the form that chat templates read."""
+    """A conversation in the form that chat templates read, but for the key of thinking."""
 
     messages: list[dict[str, Any]]
     tools: list[dict[str, Any]] | None = None
+    thinking_keys: ThinkingKeys | None = None
+    """The template's keys in place of `thinking`; None if no message has it."""
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -39,22 +54,48 @@ class Chat:
         """Whether any message calls a tool."""
         return any("tool_calls" in message for message in self.messages)
 
+    @property
+    def for_template(self) -> list[dict[str, Any]]:
+        """The messages with the template's own key for thinking."""
+        if self.thinking_keys is None:
+            return self.messages
+        return [_with_key(message, self.thinking_keys) for message in self.messages]
+
+
+def _with_key(message: dict[str, Any], keys: ThinkingKeys) -> dict[str, Any]:
+    if "thinking" not in message:
+        return message
+    key = keys.calling if "tool_calls" in message else keys.plain
+    others = {name: value for name, value in message.items() if name != "thinking"}
+    return {**others, key: message["thinking"]}
+
 
 def as_chat(
     messages: Sequence[Message],
     tools: Sequence[Mapping[str, Any]] = (),
     *,
     arguments_as_text: bool = False,
+    thinking_keys: ThinkingKeys | None = None,
 ) -> Chat:
     """The chat of these messages.
 
     Most chat templates expect the arguments of a call as an object; `arguments_as_text` is for
-    those that expect JSON text (DeepSeek's).
+    those that expect JSON text (DeepSeek's). With `thinking_keys` the thinking block that opens a
+    reply is taken out of its content.
     """
-    return Chat(
-        [_as_dict(message, arguments_as_text) for message in messages],
-        [dict(tool) for tool in tools] or None,
-    )
+    shown = [_as_dict(message, arguments_as_text) for message in messages]
+    if thinking_keys is not None:
+        shown = [_split_thinking(message) for message in shown]
+    if not any("thinking" in message for message in shown):
+        thinking_keys = None
+    return Chat(shown, [dict(tool) for tool in tools] or None, thinking_keys)
+
+
+def _split_thinking(message: dict[str, Any]) -> dict[str, Any]:
+    block = THINKING_BLOCK.match(message["content"]) if message["role"] == "assistant" else None
+    if block is None or not block[1].strip():
+        return message
+    return {**message, "thinking": block[1], "content": message["content"][block.end() :]}
 
 
 def render(chat: Chat, tokenizer: Any, *, for_answer: bool = False) -> str:
@@ -72,7 +113,7 @@ def render_all(chats: Sequence[Chat], tokenizer: Any) -> list[str | FaultyRow]:
     """
     try:
         texts, _ = render_jinja_template(
-            conversations=[chat.messages for chat in chats],
+            conversations=[chat.for_template for chat in chats],
             chat_template=chat_template_of(tokenizer, Chat([])),
             **tokenizer.special_tokens_map,
         )
@@ -92,16 +133,45 @@ def render_or_fault(chat: Chat, tokenizer: Any) -> str | FaultyRow:
 def render_with_generation(chat: Chat, tokenizer: Any) -> tuple[str, list[CharSpan]]:
     """The text of a chat, and the spans in the template's `{% generation %}` blocks.
 
-    Raises `FaultyRow` if the template rejects the chat, or has not one block per reply.
+    A reply may have several blocks, such as one for its end mark (TRL's template for Phi-3): the
+    model writes what is between them, too. Raises `FaultyRow` if the template rejects the chat, or
+    if a reply has no block.
     """
-    text, spans = _render(chat, tokenizer, return_assistant_tokens_mask=True)
+    text, blocks = _render(chat, tokenizer, return_assistant_tokens_mask=True)
     num_replies = chat.roles.count("assistant")
-    if len(spans) != num_replies:
+    if len(blocks) == num_replies:
+        return text, blocks
+    turns = _turns_of_blocks(chat, tokenizer)
+    if len(turns) != len(blocks) or len(set(turns)) != num_replies:
         raise FaultyRow(
-            f"the chat template has {len(spans)} generation blocks for {num_replies} replies",
+            f"the chat template has {len(blocks)} generation blocks for {num_replies} replies",
             "template",
         )
-    return text, spans
+    found: dict[int, CharSpan] = {}
+    for turn, (start, end) in zip(turns, blocks, strict=True):
+        if turn not in found:
+            found[turn] = start, end
+        elif start < end:
+            found[turn] = found[turn][0], end
+    return text, list(found.values())
+
+
+def _turns_of_blocks(chat: Chat, tokenizer: Any) -> list[int]:
+    """The turn before each generation block, found by keys in place of what others say."""
+    separator = unused_mark(chat)
+    masked = [
+        message
+        if message["role"] == "assistant"
+        else {**message, "content": f"{separator}{turn}{separator}"}
+        for turn, message in enumerate(chat.messages)
+    ]
+    text, blocks = _render(
+        replace(chat, messages=masked), tokenizer, return_assistant_tokens_mask=True
+    )
+    keys = [
+        (int(key[1]), key.end()) for key in re.finditer(f"{separator}([0-9]+){separator}", text)
+    ]
+    return [max((turn for turn, end in keys if end <= start), default=-1) for start, _ in blocks]
 
 
 def marks_generation(chat: Chat, tokenizer: Any) -> bool:
@@ -147,7 +217,7 @@ def _render(chat: Chat, tokenizer: Any, **options: bool) -> tuple[str, list[Char
     """The text of one chat and, if the options request them, its generation spans."""
     try:
         texts, spans = render_jinja_template(
-            conversations=[chat.messages],
+            conversations=[chat.for_template],
             tools=chat.tools,
             chat_template=chat_template_of(tokenizer, chat),
             **options,
@@ -161,8 +231,13 @@ def _render(chat: Chat, tokenizer: Any, **options: bool) -> tuple[str, list[Char
 PRIVATE_USE = range(0xF0000, 0xFFFFE)
 """Characters without a meaning in Unicode."""
 
-UNKNOWN = chr(PRIVATE_USE[0])
-"""Placeholder for the text of a message."""
+UNKNOWN, THOUGHT = chr(PRIVATE_USE[0]), chr(PRIVATE_USE[1])
+"""Placeholders for the text and the thinking of a message."""
+KNOWN_KEYS = ("reasoning_content", "reasoning", "thinking", "thought")
+THINKING_NAME = re.compile(
+    r"\b(?:\w*(?:think|thought|reason)\w*|tool_plan|analysis|rationale|scratchpad|cot)\b"
+)
+"""Names in a template that may be keys of thinking."""
 USER = {"role": "user", "content": UNKNOWN}
 REPLY = {"role": "assistant", "content": UNKNOWN}
 CALL_NAME, CALL_ID = "look_up", "call00001"  # Mistral's templates want nine characters
@@ -189,6 +264,8 @@ class TurnMarks:
     """Special tokens, longest first: any of them may end a turn."""
     ends: tuple[str, ...]
     """Special tokens that were seen to end a turn."""
+    ends_of_calls: tuple[str, ...]
+    """The same for a turn that calls tools: gpt-oss ends it with <|call|>."""
     swallowing: tuple[str, ...]
     """Special tokens that include the whitespace after them (Phi's `rstrip`)."""
     closing: str
@@ -203,6 +280,8 @@ class TurnMarks:
     """Whether the template expects the arguments of a call as JSON text."""
     shows_tools: bool
     """Whether the template renders the tools."""
+    thinking_keys: ThinkingKeys | None
+    """Where the template reads the thinking of a message; None if it reads no such key."""
 
 
 def read_turn_marks(tokenizer: Any) -> TurnMarks:
@@ -212,6 +291,8 @@ def read_turn_marks(tokenizer: Any) -> TurnMarks:
     longest_first = tuple(sorted(special, key=len, reverse=True))
     ends, closing = _ends(tokenizer, longest_first)
     after_call, arguments_as_text = _call(tokenizer)
+    call = _render_or_nothing(Chat(after_call.messages[:2]), tokenizer).rstrip()
+    call_ends = {token for token in longest_first if CALL_NAME in call and call.endswith(token)}
     openings = {"user": _opening(Chat([USER]), tokenizer), "tool": _opening(after_call, tokenizer)}
     headers = {"user": _header(Chat([USER]), tokenizer), "tool": _header(after_call, tokenizer)}
     return TurnMarks(
@@ -219,19 +300,49 @@ def read_turn_marks(tokenizer: Any) -> TurnMarks:
         headers={role: text for role, text in headers.items() if text is not None},
         special=longest_first,
         ends=ends,
+        ends_of_calls=tuple(sorted({*ends, *call_ends})),
         swallowing=tuple(str(token) for token in tokens if token.rstrip),
         closing=closing,
         ends_are_marked=_ends_are_marked(tokenizer, longest_first),
         arguments_as_text=arguments_as_text,
-        shows_tools=_render_or_nothing(Chat([USER], [TOOL]), tokenizer)
-        != _render_or_nothing(Chat([USER]), tokenizer),
+        shows_tools=_shows_tools(tokenizer),
+        thinking_keys=find_thinking_keys(tokenizer),
     )
+
+
+def find_thinking_keys(tokenizer: Any) -> ThinkingKeys | None:
+    """The keys of thinking whose text the template shows, among all that it names."""
+    source = chat_template_of(tokenizer, Chat([USER], [TOOL])) + chat_template_of(
+        tokenizer, Chat([USER])
+    )
+    names = list(dict.fromkeys([*KNOWN_KEYS, *sorted(THINKING_NAME.findall(source))]))
+    names = [name for name in names if name in source]
+    plain = next((name for name in names if _shows(name, tokenizer, calls=False)), None)
+    calling = next((name for name in names if _shows(name, tokenizer, calls=True)), None)
+    if plain is None and calling is None:
+        return None
+    return ThinkingKeys(plain or calling or "", calling or plain or "")
+
+
+def _shows(name: str, tokenizer: Any, *, calls: bool) -> bool:
+    """Whether the template shows what a message has under a key."""
+    reply = {**REPLY, name: THOUGHT}
+    if not calls:
+        return THOUGHT in _render_or_nothing(Chat([USER, reply]), tokenizer)
+    forms: tuple[Any, ...] = ({}, "{}")
+    for arguments in forms:
+        function = {"name": CALL_NAME, "arguments": arguments}
+        call = {"id": CALL_ID, "type": "function", "function": function}
+        talk = Chat([USER, {**reply, "content": "", "tool_calls": [call]}])
+        if THOUGHT in _render_or_nothing(talk, tokenizer):
+            return True
+    return False
 
 
 def unused_mark(chat: Chat) -> str:
     """A character that does not occur in the chat."""
     used = set(chain.from_iterable(message["content"] for message in chat.messages))
-    if chat.has_calls:
+    if chat.has_calls or chat.thinking_keys:
         used |= set(json.dumps(chat.messages, ensure_ascii=False, default=str))
     return next(chr(code) for code in PRIVATE_USE if chr(code) not in used)
 
@@ -297,8 +408,17 @@ def _header(talk: Chat, tokenizer: Any) -> str | None:
     return pieces[-2] if len(pieces) > 2 else None
 
 
+def _shows_tools(tokenizer: Any) -> bool:
+    with_tools = render_or_fault(Chat([USER], [TOOL]), tokenizer)
+    without = render_or_fault(Chat([USER]), tokenizer)
+    return not isinstance(with_tools, FaultyRow) and with_tools != without
+
+
 def _render_or_nothing(talk: Chat, tokenizer: Any, *, for_answer: bool = False) -> str:
-    try:
-        return render(talk, tokenizer, for_answer=for_answer)
-    except FaultyRow:
-        return ""
+    # Some templates, such as Hermes', are for chats with tools only.
+    for tools in (talk.tools, [TOOL]):
+        try:
+            return render(replace(talk, tools=tools), tokenizer, for_answer=for_answer)
+        except FaultyRow:
+            continue
+    return ""

@@ -17,7 +17,15 @@ from yrunner.data.chat.control_tokens import (
 )
 from yrunner.data.chat.loss_mask import SpanFinder
 from yrunner.data.chat.reply_text import lost_text, opens_thinking, unbalanced_thinking
-from yrunner.data.chat.template import CharSpan, Chat, as_chat, read_turn_marks, render
+from yrunner.data.chat.template import (
+    THINK_CLOSE,
+    CharSpan,
+    Chat,
+    as_chat,
+    find_thinking_keys,
+    read_turn_marks,
+    render,
+)
 from yrunner.data.conversation import (
     Conversation,
     FaultyRow,
@@ -148,8 +156,11 @@ def prompt_text(messages: Sequence[Message], tokenizer: Any, system: str | None 
 
     Raises `ModelError` if the chat template rejects the conversation.
     """
+    thinks = any(THINK_CLOSE in message.content for message in messages)
+    keys = find_thinking_keys(tokenizer) if thinks else None
+    chat = as_chat(with_system(messages, system), thinking_keys=keys)
     try:
-        return render(as_chat(with_system(messages, system)), tokenizer, for_answer=True)
+        return render(chat, tokenizer, for_answer=True)
     except FaultyRow as fault:
         raise ModelError(
             str(fault), remedy="set model.chat_template to one that accepts such conversations"
@@ -249,8 +260,13 @@ class _Cutter:
 
     def _chat(self, conversation: Conversation) -> Chat:
         messages = with_system(conversation.messages, self._system)
-        as_text = self._finder.marks.arguments_as_text
-        return as_chat(messages, conversation.tools, arguments_as_text=as_text)
+        marks = self._finder.marks
+        return as_chat(
+            messages,
+            conversation.tools,
+            arguments_as_text=marks.arguments_as_text,
+            thinking_keys=marks.thinking_keys,
+        )
 
     def _cut_document(self, content: str) -> Cut:
         begin, end = self._document_ends

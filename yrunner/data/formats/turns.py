@@ -138,8 +138,8 @@ PLAIN_KEYS = frozenset({"role", "content", "from", "value"})
 PAIR_KEYS = ("human", "assistant")
 """Keys of a turn in Firefly, which holds a question and its answer."""
 
-THINKING_KEYS = ("reasoning_content", "reasoning", "thinking")
-"""Names that servers give to the thinking before a reply."""
+THINKING_KEYS = ("reasoning_content", "reasoning", "thinking", "thought", "tool_plan")
+"""Names that servers and chat templates give to the thinking before a reply."""
 
 CALL_KEYS = ("tool_calls", "function_call")
 CHOICE_KEYS = (
@@ -334,14 +334,14 @@ def _text_of_part(part: Any, where: str) -> str:
 def _read_thinking(turn: Mapping[str, Any], text: str, where: str) -> str:
     """The thinking of a turn, as a block that opens its reply.
 
-    In the text of the reply, templates for thinking models find it, and others show it. A separate
-    key would be lost in templates that do not read it.
+    From there it goes under the key that the chat template reads; templates that read none find it
+    in the text, or show it. Line ends around the thinking are not part of it.
     """
     given = {key: turn[key] for key in THINKING_KEYS if not is_absent(turn.get(key))}
     for key, value in given.items():
         if not isinstance(value, str):
             raise FaultyRow(f'{where}: "{key}" is {type_name(value)}, not text', "wrong_type")
-    thoughts = {value.strip() for value in given.values() if value.strip()}
+    thoughts = {value.strip("\n") for value in given.values() if value.strip()}
     if not thoughts:
         return ""
     if len(thoughts) > 1:

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 
-from jinja2 import TemplateError
 from transformers import GenerationConfig
 
 from yrunner.models.gguf.tokenizer import begins_with_bos
-from yrunner.models.load import find_stop_ids
+from yrunner.models.load import TEMPLATE_ERRORS, find_stop_ids
 
 MARKS = tuple(chr(0xF0000 + number) for number in range(4))
 """Placeholders for messages, from Unicode's private use area."""
@@ -115,7 +114,7 @@ def read_turns(tokenizer: Any) -> TurnTexts | None:
             texts = _read(tokenizer, with_system=with_system)
             if all(texts.render(chat) == _render(tokenizer, chat) for chat in trials):
                 return texts
-        except (TemplateError, ValueError):
+        except TEMPLATE_ERRORS:
             continue
     return None
 

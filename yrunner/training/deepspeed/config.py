@@ -10,6 +10,7 @@ from typing import Any
 from yrunner.errors import RunError
 from yrunner.recipe.schema.distributed import DeepSpeedSection
 from yrunner.recipe.schema.recipe import TrainSection
+from yrunner.text_files import read_json
 
 AUTO = "auto"
 """What transformers fills in from the recipe, see `make_arguments`."""
@@ -58,13 +59,8 @@ def deepspeed_settings(section: DeepSpeedSection) -> dict[str, Any]:
 
 
 def read_settings(file: Path) -> dict[str, Any]:
-    """The configuration in a file. Raises `RunError` unless it is a JSON object with a stage."""
-    try:
-        settings = json.loads(file.read_text("utf-8"))
-    except json.JSONDecodeError as error:
-        raise RunError(
-            f"{file}:{error.lineno}:{error.colno}: {error.msg}", remedy="correct the JSON"
-        ) from error
+    """The configuration in a file. Raises `YRunnerError` unless it is JSON with a ZeRO stage."""
+    settings = read_json(file)
     stage = _value(settings, "zero_optimization.stage") if isinstance(settings, dict) else None
     if stage not in (1, 2, 3):
         raise RunError(

@@ -1,0 +1,128 @@
+"""Read the text files that a recipe names beside its data: templates, schemas, JSON, hostfiles."""
+
+import codecs
+import json
+from pathlib import Path
+from typing import Any
+
+from yrunner.errors import YRunnerError
+
+BYTE_ORDER_MARKS = {
+    codecs.BOM_UTF8: "utf-8",
+    codecs.BOM_UTF32_LE: "utf-32-le",  # before UTF-16, whose mark it begins with
+    codecs.BOM_UTF32_BE: "utf-32-be",
+    codecs.BOM_UTF16_LE: "utf-16-le",
+    codecs.BOM_UTF16_BE: "utf-16-be",
+}
+MAX_BYTES = 10_000_000
+
+
+class NotUnicode(ValueError):
+    """A text whose encoding is unknown: `line` and `column` of the first wrong byte, from 1."""
+
+    def __init__(self, line: int, column: int, reason: str, remedy: str) -> None:
+        super().__init__(reason)
+        self.line, self.column, self.remedy = line, column, remedy
+
+
+def decode(content: bytes, name: str = "FILE") -> str:
+    """The text of a file in UTF-8, or in UTF-16 or UTF-32 with its byte order mark.
+
+    The mark is no part of the text. `name` is that of the file, for the remedy. Raises `NotUnicode`
+    for any other encoding.
+    """
+    mark = next((mark for mark in BYTE_ORDER_MARKS if content.startswith(mark)), b"")
+    encoding = BYTE_ORDER_MARKS.get(mark, "utf-8")
+    try:
+        text = content[len(mark) :].decode(encoding)
+    except UnicodeDecodeError as error:
+        start = len(mark) + error.start
+        before = content[len(mark) : start].decode(encoding)
+        unit = f"byte {start + 1} of the file (0x{content[start]:02x})"
+        reason = f"{unit} is not {encoding[:6].upper().rstrip('-')}"
+        raise NotUnicode(*_end_of(before), reason, _remedy(content, name)) from error
+    if "\0" in text:
+        before = text.partition("\0")[0]
+        reason = "a NUL character, so this is not UTF-8 text"
+        raise NotUnicode(*_end_of(before), reason, _remedy(content, name))
+    return text
+
+
+def _end_of(text: str) -> tuple[int, int]:
+    """Line and column behind a text."""
+    return text.count("\n") + 1, len(text) - text.rfind("\n")
+
+
+def _remedy(content: bytes, name: str) -> str:
+    """How to convert the file, by the likeliest encoding that can read it."""
+    if b"\0" in content:
+        likely = ["utf-16-le", "utf-16-be"]
+    else:
+        likely = (["gb18030"] if _looks_chinese(content) else []) + ["cp1252"]
+    for encoding in likely:
+        try:
+            found = content.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+        if "\0" not in found:
+            command = f"iconv -f {encoding} -t utf-8 {name} > utf8-{name}"
+            return f"save the file as UTF-8; if it is {encoding}: {command}"
+    return "save the file as UTF-8"
+
+
+def _looks_chinese(content: bytes) -> bool:
+    """Whether most of a text is GB 2312, the common part of GBK and GB 18030.
+
+    Almost any bytes are valid GB 18030, so decoding alone cannot tell it from Latin-1.
+    """
+    try:
+        num_letters = sum(not letter.isascii() for letter in content.decode("gb18030"))
+    except UnicodeDecodeError:
+        return False
+    common = content.decode("gb2312", errors="ignore")
+    return sum(not letter.isascii() for letter in common) * 2 > num_letters
+
+
+def read_text(path: Path) -> str:
+    """The text of a file, with line feeds as line ends.
+
+    Raises `YRunnerError` if it cannot be read, or is not Unicode as `decode` reads it.
+    """
+    try:
+        if path.is_dir():
+            raise YRunnerError(
+                f"{path} is a folder, but a file is needed", remedy="name a file in it"
+            )
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+    except FileNotFoundError as error:
+        raise YRunnerError(f"there is no file {path}", remedy="check the recipe") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise YRunnerError(
+            f"{path} cannot be read ({reason})", remedy="check its path and permissions"
+        ) from error
+    if len(content) > MAX_BYTES:
+        raise YRunnerError(
+            f"{path} is larger than {MAX_BYTES:,} bytes", remedy="check that it is the right file"
+        )
+    try:
+        text = decode(content, path.name)
+    except NotUnicode as error:
+        where = f"{path}:{error.line}:{error.column}"
+        raise YRunnerError(f"{where}: {error}", remedy=error.remedy) from error
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The value in a JSON file. Raises `YRunnerError`, with the place where it is not valid."""
+    text = read_text(path)
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        where = f"{path}:{error.lineno}:{error.colno}"
+        raise YRunnerError(f"{where}: {error.msg}", remedy="correct the JSON") from error
+    except (ValueError, RecursionError) as error:  # a huge integer, or nested too deeply
+        raise YRunnerError(
+            f"{path} is not valid JSON: {error}", remedy="correct the JSON"
+        ) from error
