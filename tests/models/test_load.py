@@ -106,7 +106,7 @@ def test_a_folder_without_weights_is_refused(qwen3_folder):
 def test_damaged_weights_are_refused(kept_bytes, qwen3_folder):
     path = qwen3_folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:kept_bytes])
-    with pytest.raises(ModelError, match="damaged safetensors file"):
+    with pytest.raises(ModelError, match=rf"{path} is cut"):
         load(qwen3_folder)
 
 
@@ -114,7 +114,7 @@ def test_a_missing_shard_is_refused(qwen3, qwen3_folder):
     (qwen3_folder / "model.safetensors").unlink()
     qwen3.save_pretrained(qwen3_folder, max_shard_size="20KB")
     next(qwen3_folder.glob("model-00002-*")).unlink()
-    with pytest.raises(ModelError, match=r"lacks a file .*model-00002"):
+    with pytest.raises(ModelError, match=r"lacks model-00002.*, which model.safetensors.index.json"):
         load(qwen3_folder)
 
 

@@ -297,12 +297,11 @@ def wanted_rows(recipe: Recipe) -> Wanted:
     """How many rows the recipe needs from its base."""
     if recipe.model.scratch is not None:
         return Wanted()
-    keep, data = recipe.keep, recipe.data
+    keep = recipe.keep
     rows = 0
     if isinstance(keep, SelfReplay) or (isinstance(keep, Ewc) and keep.file is None):
         rows = keep.rows
-    validates = bool(data.validation) or data.validation_share is not None
-    return Wanted(rows, recipe.drift.rows if validates else 0)
+    return Wanted(rows, recipe.drift.rows if recipe.data.validates else 0)
 
 
 def check_keep_file(run: Run) -> None:

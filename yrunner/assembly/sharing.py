@@ -68,6 +68,13 @@ def say_launch(run: Run) -> None:
     say(shlex.join(_command(topology, run)))
 
 
+def check_ranks(run: Run) -> None:
+    """Raise `YRunnerError` if the ranks that the recipe asks for cannot share the run."""
+    topology = ranks_to_launch(run.recipe)
+    if topology is not None:
+        check_sharing(run, topology)
+
+
 def check_sharing(run: Run, topology: Topology) -> None:
     """Raise `YRunnerError` if these ranks cannot share this run, before any time is spent."""
     recipe = run.recipe

@@ -9,9 +9,7 @@ from huggingface_hub import try_to_load_from_cache
 from safetensors import safe_open
 
 from yrunner.models.adapters import CONFIG_FILE, read_base
-from yrunner.models.errors import explain_failure
-
-INDEX_FILE = "model.safetensors.index.json"
+from yrunner.models.errors import INDEX_FILE, explain_failure
 
 
 def local_folder(source: str) -> Path | None:

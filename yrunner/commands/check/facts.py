@@ -16,8 +16,8 @@ from yrunner.data.batching.plan import Plan
 from yrunner.data.conversation import TokenizedExample
 from yrunner.data.dataset.row_report import FileReport
 from yrunner.data.dataset.splits import Prepared
-from yrunner.errors import ModelError
 from yrunner.models.adapters import find_adapter, read_base
+from yrunner.models.errors import check_weight_files
 from yrunner.models.limits import check_isolation
 from yrunner.models.load import check_folder, choose_dtype, load_model
 from yrunner.models.scratch import build_model
@@ -149,14 +149,14 @@ def check_model(run: Run) -> str | None:
     return None
 
 
-def missing_weights(run: Run) -> ModelError | None:
-    """Why the run could not load its base. Other checks need only a config and a tokenizer."""
+def check_weights(run: Run) -> None:
+    """Raise `ModelError` if the files of the base's weights are missing or incomplete.
+
+    Other checks need only a config and a tokenizer.
+    """
     if run.recipe.model.scratch is None and run.stale_base is None:
-        try:
-            check_folder(_whole_base(run))
-        except ModelError as error:
-            return error
-    return None
+        check_folder(_whole_base(run))
+        check_weight_files(Path(run.base_source))
 
 
 def _whole_base(run: Run) -> Path:

@@ -283,6 +283,15 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def early_stopping_looks_at_validations(self) -> Self:
+        if self.train.early_stopping is not None and not self.data.validates:
+            raise ValueError(
+                "train.early_stopping needs validation rows; "
+                "set data.validation or data.validation_share"
+            )
+        return self
+
+    @model_validator(mode="after")
     def a_gauge_that_stops_the_run_is_on(self) -> Self:
         stopping = self.train.early_stopping
         if stopping is not None and stopping.metric == "drift":
