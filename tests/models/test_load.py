@@ -114,7 +114,9 @@ def test_a_missing_shard_is_refused(qwen3, qwen3_folder):
     (qwen3_folder / "model.safetensors").unlink()
     qwen3.save_pretrained(qwen3_folder, max_shard_size="20KB")
     next(qwen3_folder.glob("model-00002-*")).unlink()
-    with pytest.raises(ModelError, match=r"lacks model-00002.*, which model.safetensors.index.json"):
+    with pytest.raises(
+        ModelError, match=r"lacks model-00002.*, which model.safetensors.index.json"
+    ):
         load(qwen3_folder)
 
 

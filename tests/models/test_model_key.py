@@ -12,7 +12,6 @@ from safetensors.torch import save_file
 from yrunner.errors import ModelError
 from yrunner.models.model_key import NUM_PIECES, PIECE_BYTES, model_key
 
-
 LONGEST_HEADER = 100
 """Bytes: what follows are weights."""
 

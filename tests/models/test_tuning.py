@@ -228,7 +228,9 @@ def test_a_folder_without_adapter_is_refused(qwen3, qwen3_folder):
 
 def test_a_new_adapter_on_an_adapter_is_refused(qwen3_folder, tokenizer, card, ids_BT, tmp_path):
     saved_adapter(qwen3_folder, tokenizer, card, ids_BT, tmp_path / "adapter", LoraTuning(rank=2))
-    with pytest.raises(ModelError, match=r"is itself an adapter.*Merge it first"):
+    with pytest.raises(
+        ModelError, match=r"is itself an adapter \(it has adapter_config.json\).*set tuning.adapter"
+    ):
         apply_tuning(reload(tmp_path / "adapter"), LoraTuning())
 
 

@@ -12,7 +12,8 @@ from yrunner.models.limits import check_lengths, require_flash_attention
 from yrunner.models.load import check_ids
 from yrunner.models.quantization import require_bitsandbytes
 from yrunner.models.size import DiskNeed, estimate_disk
-from yrunner.recipe.schema.model import QloraTuning
+from yrunner.models.tuning import check_base_is_saved
+from yrunner.recipe.schema.model import AdapterTuning, QloraTuning
 from yrunner.storage.run_dir import free_bytes
 from yrunner.training.arguments import OF_BITSANDBYTES
 from yrunner.training.callbacks import count_checkpoints
@@ -43,6 +44,8 @@ def check_fit(run: Run) -> None:
     `ModelError` if the tokenizer has ids without an embedding.
     """
     config, prepared = run.config, run.dataset
+    if isinstance(run.recipe.tuning, AdapterTuning) and run.recipe.model.scratch is None:
+        check_base_is_saved(run.base_source)
     check_ids(run.tokenizer, config.get_text_config().vocab_size)
     for examples in (prepared.train, prepared.validation):
         check_lengths(examples.lengths, examples.origin, config)

@@ -14,7 +14,7 @@ from filelock import FileLock
 
 from yrunner.assembly.run import Run
 from yrunner.assembly.trainer import has_base_beneath, untrained_model
-from yrunner.console import progress, say, warn
+from yrunner.console import counted, progress, say, warn
 from yrunner.data.conversation import TokenizedExample
 from yrunner.data.dataset.prepare import Rules, Source
 from yrunner.data.dataset.row_report import num_rows
@@ -244,19 +244,20 @@ def _batches(store: _ReplayStore, wanted: Wanted, last: int, size: int) -> Itera
 def _say_counts(store: _ReplayStore, wanted: Wanted) -> None:
     dropped = ", ".join(f"{store.fates[fault]:,} {fault}" for fault in FAULTS if store.fates[fault])
     say(
-        f"{store.num_drafts:,} drafts: {store.fates['kept']:,} kept"
+        f"{counted(store.num_drafts, 'draft')}: {store.fates['kept']:,} kept"
         + (f"; dropped: {dropped}" if dropped else "")
         + f"; in {store.folder.folder}"
     )
     there = store.counts()
     if there.rows < LEAST_VALID * wanted.rows:
         raise RunError(
-            f"the base wrote {there.rows:,} valid rows instead of {wanted.rows:,} ({dropped})",
+            f"the base wrote {counted(there.rows, 'valid row')} instead of "
+            f"{wanted.rows:,} ({dropped})",
             remedy="raise keep.max_new_tokens, or use rows of a file with keep.kind: rows",
         )
     for found, number in ((there.rows, wanted.rows), (there.drift_rows, wanted.drift_rows)):
         if found < number:
-            warn(f"the base repeats itself: {found:,} rows instead of {number:,}")
+            warn(f"the base repeats itself: {num_rows(found)} instead of {number:,}")
 
 
 def _turn_length(recipe: Recipe, writing: ReplayWriting) -> int:
@@ -386,8 +387,8 @@ def _tops(
             partial.rename(path)
         tops = CachedPredictions.load(path)
     say(
-        f"stored the base's {top:,} most likely tokens for {num_rows(len(rows))}; all others "
-        f"together have {tops.mean_rest:.2%} of its probability"
+        f"stored the base's {counted(top, 'most likely token')} for {num_rows(len(rows))}; "
+        f"all others together have {tops.mean_rest:.2%} of its probability"
     )
     return tops
 

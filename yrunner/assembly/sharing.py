@@ -13,7 +13,7 @@ import torch
 from yrunner.assembly.probes import ask
 from yrunner.assembly.replay import prepare_keep
 from yrunner.assembly.run import Run
-from yrunner.console import say
+from yrunner.console import counted, say
 from yrunner.distributed.collectives import join_ranks
 from yrunner.distributed.launcher import (
     ProcessRank,
@@ -107,7 +107,7 @@ def launch(run: Run, topology: Topology) -> None:
     """Tokenize the data, then launch the ranks, which find it in the cache."""
     run.refuse_faulty_rows()
     prepare_keep(run)
-    say(f"training in {topology.num_ranks:,} processes{_where(topology)}")
+    say(f"training in {counted(topology.num_ranks, 'process', 'processes')}{_where(topology)}")
     try:
         run_ranks(_command(topology, run), _environment(topology))
     finally:

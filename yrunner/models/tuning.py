@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from yrunner.errors import ModelError
-from yrunner.models.adapters import CONFIG_FILE, attach_adapter
+from yrunner.models.adapters import CONFIG_FILE, attach_adapter, read_base
 from yrunner.models.errors import silence_libraries
 from yrunner.models.quantization import prevent_repacking
 from yrunner.recipe.schema.model import (
@@ -42,7 +42,7 @@ def apply_tuning(model: PreTrainedModel, tuning: Tuning) -> PreTrainedModel | Pe
         case FreezeTuning():
             _train_top_layers(model, share=tuning.train_top, embeddings=tuning.embeddings)
         case LoraTuning() | QloraTuning():
-            _check_base_is_saved(model)
+            check_base_is_saved(model.name_or_path)
             prevent_repacking(model)
             if tuning.adapter is not None:
                 return _float32_where_trained(_continue_adapter(model, Path(tuning.adapter)))
@@ -138,13 +138,17 @@ def _continue_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
     return attach_adapter(model, folder, trainable=True)
 
 
-def _check_base_is_saved(model: PreTrainedModel) -> None:
-    """Reject a base whose weights exist in memory only: the new adapter could not be loaded."""
-    base = model.name_or_path
+def check_base_is_saved(base: str) -> None:
+    """Raise `ModelError` for an adapter's folder as the base of a new adapter.
+
+    The base's weights would exist in memory only, and the new adapter could not be loaded.
+    """
     if base and (Path(base) / CONFIG_FILE).is_file():
         raise ModelError(
-            f"the base {base} is itself an adapter; a new adapter needs a full model as its base",
-            remedy="merge it first with yrun merge, or continue training it with tuning.adapter",
+            f"the base {base} is itself an adapter (it has {CONFIG_FILE}); a new adapter needs a "
+            "full model as its base",
+            remedy=f"to continue training it, set tuning.adapter to this folder and model.base to "
+            f"{read_base(Path(base))}; to start a new one, merge it first",
         )
 
 

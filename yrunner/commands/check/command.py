@@ -174,7 +174,7 @@ def _print(run: Run, facts: Facts | None) -> None:
     if facts is None:
         return
     print_data(facts.data)
-    print_steps(facts.steps, "packed rows" if run.recipe.data.packing else "examples")
+    print_steps(facts.steps, "packed row" if run.recipe.data.packing else "example")
     print_schedule(facts.schedule)
     print_memory(facts.memory, facts.advice)
     if facts.disk is not None:

@@ -35,6 +35,8 @@ class Steps:
     """The optimizer updates of a run."""
 
     updates: int
+    updates_per_epoch: int
+    """Updates of a whole epoch, also if the run ends before."""
     updates_of_epochs: list[int]
     """Updates of each epoch that the run reaches."""
     rows_per_update: int
@@ -109,8 +111,9 @@ def count_steps(run: Run, plan: Plan) -> Steps:
     ends = [min(end, plan.num_updates) for end in plan.epoch_ends]
     return Steps(
         updates=plan.num_updates,
+        updates_per_epoch=plan.updates_per_epoch,
         updates_of_epochs=[after - before for before, after in pairwise([0, *ends])],
-        rows_per_update=plan.lanes,
+        rows_per_update=plan.rows_of_an_update,
         kept_rows_per_update=plan.kept,
         packed_rows=None if plan.packs is None else len(plan.packs),
         packing_fill=None

@@ -146,9 +146,15 @@ def _columns(path: Path) -> object:
                 records = csv.reader(text, delimiter=SEPARATORS[kind])
                 return next(filter(None, records), [])
         case ".parquet":
+            from pyarrow import ArrowException
             from pyarrow.parquet import read_schema
 
-            return read_schema(path)
+            try:
+                return read_schema(path)
+            except (ArrowException, OSError) as error:
+                raise DataError(
+                    path, "not a readable Parquet file", remedy="write or download it again"
+                ) from error
     return None
 
 

@@ -18,6 +18,9 @@ from yrunner.recipe.schema.model import LoraTuning, ModelSection, QloraTuning, T
 from yrunner.recipe.schema.section import Section
 from yrunner.recipe.schema.sort import SortSection
 
+LAST_POLYNOMIAL_RATE = 1e-7
+"""Where transformers' polynomial schedule ends, which must be below the learning rate."""
+
 
 class Spikes(Section):
     """A loss far above that of the preceding updates."""
@@ -182,6 +185,15 @@ class TrainSection(Section):
     """Number of updates between two records in metrics.jsonl."""
     trackers: list[Literal["tensorboard", "wandb", "swanlab", "mlflow"]] = Field([])
     """Trackers that also receive the records of metrics.jsonl."""
+
+    @model_validator(mode="after")
+    def polynomial_falls_to_a_rate_above_zero(self) -> Self:
+        if self.lr_scheduler == "polynomial" and self.learning_rate <= LAST_POLYNOMIAL_RATE:
+            raise ValueError(
+                f"lr_scheduler polynomial ends at {LAST_POLYNOMIAL_RATE:g}; "
+                "raise learning_rate above that, or use cosine"
+            )
+        return self
 
     @property
     def num_epochs(self) -> int | None:
