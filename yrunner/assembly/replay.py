@@ -113,6 +113,8 @@ def written_rows(run: Run, writing: ReplayWriting, wanted: Wanted) -> Written:
         store = _ReplayStore.open(folder)
         if store.lacks(wanted):
             _write(run, writing, wanted, store)
+        elif wanted.rows and not store.counts().rows:
+            _say_counts(store, wanted)  # raises, as when the base wrote them
     return Written(folder, wanted)
 
 
