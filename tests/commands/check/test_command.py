@@ -1,6 +1,7 @@
 """`yrun check` says beforehand what a run will be, and refuses what training would refuse."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -249,7 +250,6 @@ def test_an_epoch_is_counted_whole_and_an_update_by_the_rows_that_there_are(
         "train.batch_size=1 train.max_steps=5": "updates: 5 in total, 16 per epoch, 1 example each",
         "train.batch_size=512 train.epochs=1": "updates: 1 in total, 1 per epoch, 16 examples each",
         "train.batch_size=3 train.epochs=2": "updates: 12 in total, 6 per epoch, 3 examples each",
-        "data.packing=true train.batch_size=99 train.epochs=1": "1 per epoch, 4 packed rows each",
     }
     for changes, line in run_of.items():
         check(
@@ -259,3 +259,8 @@ def test_an_epoch_is_counted_whole_and_an_update_by_the_rows_that_there_are(
             sample=0,
         )
         assert line in capsys.readouterr().out
+    packed = ["data.packing=true", "data.max_length=256", "train.batch_size=99"]
+    check(Path("tuned.yaml"), packed, as_machine=False, sample=0)
+    out = capsys.readouterr().out
+    (rows,) = re.findall(r"packing: (\d+ )rows, ", out)
+    assert f"updates: 2 in total, 1 per epoch, {rows}packed rows each" in out
