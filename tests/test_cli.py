@@ -128,3 +128,14 @@ def test_harmless_warnings_are_silent_on_import():
     )
     assert "gemm_4bit" not in result.stderr
     assert result.stdout.endswith("imported\n")
+
+
+def test_the_version_is_that_of_the_installed_package():
+    from importlib.metadata import version
+
+    from typer.testing import CliRunner
+
+    from yrunner.cli import app
+
+    result = CliRunner().invoke(app, ["--version"])
+    assert (result.exit_code, result.stdout) == (0, f"yrunner {version('yrunner')}\n")

@@ -147,6 +147,11 @@ def format_duration(seconds: float) -> str:
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
 
 
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """`1 row`, `1,234 rows`, `1 process` and `2 processes` with the plural given."""
+    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
+
+
 def as_gigabytes(number: int) -> str:
     """`1.23 GB`, `45.6 MB`: decimal units, as disks and GPUs are sold."""
     if number >= 10**9:
@@ -218,6 +223,8 @@ def _progress_bar(description: str, total: int) -> Iterator[Callable[[int], None
 
         def advance(num_done: int = 1) -> None:
             nonlocal refreshed_at
+            # Work comes in batches, and the last one may be more than is left.
+            num_done = min(num_done, total - int(bar.tasks[task].completed))
             due = time.monotonic() - refreshed_at > _SECONDS_BETWEEN_REFRESHES
             bar.update(task, advance=num_done, refresh=due)
             if due:
@@ -233,7 +240,7 @@ def _progress_lines(description: str, total: int) -> Iterator[Callable[[int], No
 
     def advance(num_done: int = 1) -> None:
         nonlocal done, quarters_said
-        done += num_done
+        done = min(total, done + num_done)
         quarters = min(4, 4 * done // total) if total > 0 else 0
         if quarters > quarters_said:
             quarters_said = quarters

@@ -185,7 +185,7 @@ def test_token_batches_learn_every_target_of_the_data_once_per_epoch(project):
 
 def test_a_share_of_the_rows_is_set_aside_for_validation(project, capfd):
     run("base.yaml", "data.validation_share=0.25")
-    assert "4 examples are set aside for validation" in capfd.readouterr().out
+    assert "4 examples set aside for validation" in capfd.readouterr().out
     assert any("eval_loss" in row for row in records("base"))
 
 

@@ -21,6 +21,11 @@ from yrunner.models.scratch import build_model, train_tokenizer
 from yrunner.models.tuning import apply_tuning
 from yrunner.recipe.schema.model import LoraTuning
 
+POINTER = (
+    "version https://git-lfs.github.com/spec/v1\n"
+    "oid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\nsize 12345\n"
+)
+
 
 def load(source, **options):
     return load_model(str(source), dtype=torch.float32, **options)
@@ -106,7 +111,46 @@ def test_a_folder_without_weights_is_refused(qwen3_folder):
 def test_damaged_weights_are_refused(kept_bytes, qwen3_folder):
     path = qwen3_folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:kept_bytes])
-    with pytest.raises(ModelError, match="damaged safetensors file"):
+    with pytest.raises(ModelError, match=rf"{path} is cut"):
+        load(qwen3_folder)
+
+
+@pytest.mark.parametrize("load_it", ["model", "tokenizer"])
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
+def test_a_git_lfs_pointer_is_named(name, load_it, qwen3_folder):
+    (qwen3_folder / name).write_text(POINTER)
+    if (load_it, name) == ("tokenizer", "model.safetensors"):
+        load_tokenizer(str(qwen3_folder))  # reads no weights
+        return
+    with pytest.raises(ModelError, match=rf"{name} is a Git LFS pointer .* Run git lfs pull in"):
+        load(qwen3_folder) if load_it == "model" else load_tokenizer(str(qwen3_folder))
+
+
+def test_a_pointer_among_the_pickles_is_a_pointer(qwen3_folder):
+    (qwen3_folder / "model.safetensors").unlink()
+    (qwen3_folder / "pytorch_model.bin").write_text(POINTER)
+    with pytest.raises(ModelError, match=r"pytorch_model.bin is a Git LFS pointer"):
+        load(qwen3_folder)
+
+
+def test_files_that_are_not_loaded_may_be_pointers(qwen3_folder):
+    for name in ("pytorch_model.bin", "consolidated.safetensors", "tokenizer.model"):
+        (qwen3_folder / name).write_text(POINTER)
+    load(qwen3_folder)
+    load_tokenizer(str(qwen3_folder))
+
+
+@pytest.mark.parametrize("content", [b"", b"\x00" * 8, b"\xff" * 20, b"\x02" + bytes(7) + b"[]"])
+def test_weights_without_a_header_are_cut_or_damaged(content, qwen3_folder):
+    (qwen3_folder / "model.safetensors").write_bytes(content)
+    with pytest.raises(ModelError, match=r"is cut or damaged: its .* bytes have no whole header"):
+        load(qwen3_folder)
+
+
+def test_an_index_without_a_map_is_damaged(qwen3_folder):
+    (qwen3_folder / "model.safetensors").rename(qwen3_folder / "model-00001-of-00001.safetensors")
+    (qwen3_folder / "model.safetensors.index.json").write_text("[]")
+    with pytest.raises(ModelError, match=r"index.json is damaged: it has no weight_map"):
         load(qwen3_folder)
 
 
@@ -114,7 +158,9 @@ def test_a_missing_shard_is_refused(qwen3, qwen3_folder):
     (qwen3_folder / "model.safetensors").unlink()
     qwen3.save_pretrained(qwen3_folder, max_shard_size="20KB")
     next(qwen3_folder.glob("model-00002-*")).unlink()
-    with pytest.raises(ModelError, match=r"lacks a file .*model-00002"):
+    with pytest.raises(
+        ModelError, match=r"lacks model-00002.*, which model.safetensors.index.json"
+    ):
         load(qwen3_folder)
 
 

@@ -10,7 +10,8 @@ from huggingface_hub import constants
 from safetensors.torch import save_file
 
 from yrunner.errors import ModelError
-from yrunner.models.local import INDEX_FILE, count_weights, local_folder, weight_files
+from yrunner.models.errors import INDEX_FILE
+from yrunner.models.local import count_weights, local_folder, weight_files
 
 
 def write_model(folder: Path, *files: str) -> Path:

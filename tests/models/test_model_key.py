@@ -12,6 +12,9 @@ from safetensors.torch import save_file
 from yrunner.errors import ModelError
 from yrunner.models.model_key import NUM_PIECES, PIECE_BYTES, model_key
 
+LONGEST_HEADER = 100
+"""Bytes: what follows are weights."""
+
 
 def write_model(folder: Path, config: str = "config.json", weights: str = "model") -> Path:
     """A folder with a config and weights of four mebibytes."""
@@ -38,7 +41,7 @@ def test_other_weights_of_the_same_size_have_another_key(tmp_path, share):
     folder = write_model(tmp_path / "a")
     before = model_key(folder)
     file = folder / "model.safetensors"
-    start = int(share * file.stat().st_size)
+    start = int(share * file.stat().st_size) + LONGEST_HEADER
     change_weights(file, start, start + file.stat().st_size // NUM_PIECES + PIECE_BYTES)
     assert model_key(folder) != before
 
@@ -75,7 +78,7 @@ def test_an_adapter_counts_with_its_base_wherever_that_stands(tmp_path):
     assert before != model_key(base)
     config.write_text(json.dumps({"r": 8, "base_model_name_or_path": str(moved)}), "utf-8")
     assert model_key(adapter) == before
-    change_weights(moved / "model.safetensors", 0, 100)
+    change_weights(moved / "model.safetensors", LONGEST_HEADER, 2 * LONGEST_HEADER)
     assert model_key(adapter) != before
 
 

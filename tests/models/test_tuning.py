@@ -115,6 +115,18 @@ def test_lora_starts_as_the_base_and_leaves_its_weights_alone(variant, model, id
             assert torch.equal(parameter, before[plain_name])
 
 
+@pytest.mark.parametrize("dropout", [0, 0.05])
+def test_experts_are_refused_since_their_adapter_could_not_be_merged(dropout, tokenizer):
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+    config = tiny_config("qwen3", num_hidden_layers=2) | experts | {"model_type": "qwen3_moe"}
+    with pytest.raises(
+        ModelError, match=r"experts of this qwen3_moe model.*targets: \[k_proj, o_p"
+    ):
+        apply_tuning(build_model(config, tokenizer, seed=0), LoraTuning(rank=2, dropout=dropout))
+    named = LoraTuning(rank=2, dropout=dropout, targets=["q_proj"])
+    assert trained_names(apply_tuning(build_model(config, tokenizer, seed=0), named))
+
+
 def test_all_linear_leaves_the_head_out(model):
     tuned = apply_tuning(model, LoraTuning(rank=2))
     names = trained_names(tuned)
@@ -228,7 +240,9 @@ def test_a_folder_without_adapter_is_refused(qwen3, qwen3_folder):
 
 def test_a_new_adapter_on_an_adapter_is_refused(qwen3_folder, tokenizer, card, ids_BT, tmp_path):
     saved_adapter(qwen3_folder, tokenizer, card, ids_BT, tmp_path / "adapter", LoraTuning(rank=2))
-    with pytest.raises(ModelError, match=r"is itself an adapter.*Merge it first"):
+    with pytest.raises(
+        ModelError, match=r"is itself an adapter \(it has adapter_config.json\).*set tuning.adapter"
+    ):
         apply_tuning(reload(tmp_path / "adapter"), LoraTuning())
 
 

@@ -9,6 +9,7 @@ import pytest
 from yrunner.errors import RunError
 from yrunner.storage.ownership import remove
 from yrunner.storage.run_dir import RunDir, SortDir, whole_file, whole_folder, write_text
+from yrunner.storage.run_lock import run_lock
 
 
 @pytest.fixture
@@ -156,3 +157,27 @@ def test_results_that_no_sort_has_made_are_not_replaced(tmp_path: Path):
     folder = SortDir(tmp_path / "sort", ".jsonl")
     message = refusal(lambda: folder.check([], overwrite=True))
     assert "sorted.csv was not written by yrunner" in message
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("file", "{folder}/file cannot be the run folder: {folder}/file is not a folder"),
+        ("file/run", "{folder}/file/run cannot be the run folder: {folder}/file is not a folder"),
+        ("x" * 300, "cannot be the run folder: the name xxxx"),
+        ("a/" + "é" * 200 + "/b", "cannot be the run folder: the name ééé"),
+        ("/proc/run", "/proc is not writable"),
+        ("/dev/null/run", "/dev/null/run cannot be the run folder: /dev/null is not a folder"),
+    ],
+)
+def test_a_run_folder_that_cannot_be_made_is_refused_before_the_lock(
+    tmp_path: Path, place: str, message: str
+):
+    (tmp_path / "file").write_text("mine")
+
+    def lock() -> None:
+        with run_lock(tmp_path / place):
+            pytest.fail("the lock of a folder that cannot exist")
+
+    assert message.format(folder=tmp_path) in refusal(lock)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

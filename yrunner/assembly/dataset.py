@@ -7,7 +7,7 @@ from os.path import commonpath
 from pathlib import Path
 from typing import Any, Literal
 
-from yrunner.console import print_table, say
+from yrunner.console import counted, print_table, say
 from yrunner.data.chat.tokenize import tokenize_conversations
 from yrunner.data.conversation import Conversation, FaultKind, TokenizedExample
 from yrunner.data.dataset.prepare import Rules, Source
@@ -196,7 +196,8 @@ def _place(origin: Origin) -> str:
 def _print_shares(reports: Sequence[FileReport]) -> None:
     not_taken = sum(report.not_taken for report in reports)
     if not_taken:
-        say(f"{not_taken:,} examples are skipped (take, share)")
+        say(f"{counted(not_taken, 'example')} skipped (take, share)")
     set_aside = sum(report.set_aside for report in reports)
     if set_aside:
-        say(f"{set_aside:,} examples are set aside for validation (data.validation_share)")
+        aside = counted(set_aside, "example")
+        say(f"{aside} set aside for validation (data.validation_share)")

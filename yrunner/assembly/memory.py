@@ -16,7 +16,7 @@ from yrunner.data.batching.collate import collate
 from yrunner.data.batching.plan import Plan
 from yrunner.data.conversation import TokenizedExample
 from yrunner.distributed.topology import topology_of
-from yrunner.errors import YRunnerError
+from yrunner.errors import ModelError, YRunnerError
 from yrunner.models.host_memory import cgroup_memory
 from yrunner.models.load import check_vocabulary, choose_dtype
 from yrunner.models.meta import build_fake_model
@@ -256,9 +256,14 @@ def estimate_memory(
     notes = [METHOD, NOT_COUNTED]
     disk = None
     for tuning in _tunings(recipe):
-        found = estimator.estimate(
-            tuning, micro_batch, recomputes=recipe.train.gradient_checkpointing
-        )
+        try:
+            found = estimator.estimate(
+                tuning, micro_batch, recomputes=recipe.train.gradient_checkpointing
+            )
+        except ModelError as error:
+            if tuning is recipe.tuning:
+                raise
+            found = Untraceable(error.message)  # another kind than the recipe's is only for advice
         if isinstance(found, Untraceable):
             notes.insert(0, f"{tuning.kind}: no estimate: {found.reason}")
             continue

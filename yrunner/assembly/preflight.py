@@ -8,12 +8,12 @@ from yrunner.assembly.run import Run
 from yrunner.console import as_gigabytes
 from yrunner.data.batching.plan import Plan
 from yrunner.errors import RunError
-from yrunner.models.limits import check_lengths
+from yrunner.models.limits import check_lengths, require_flash_attention
 from yrunner.models.load import check_ids
 from yrunner.models.quantization import require_bitsandbytes
 from yrunner.models.size import DiskNeed, estimate_disk
-from yrunner.recipe.schema.model import QloraTuning
-from yrunner.recipe.schema.recipe import Recipe
+from yrunner.models.tuning import check_base_is_saved
+from yrunner.recipe.schema.model import AdapterTuning, QloraTuning
 from yrunner.storage.run_dir import free_bytes
 from yrunner.training.arguments import OF_BITSANDBYTES
 from yrunner.training.callbacks import count_checkpoints
@@ -22,9 +22,13 @@ from yrunner.training.memory.trace import optimizer_bytes
 from yrunner.training.trackers import check_trackers
 
 
-def check_needs(recipe: Recipe) -> None:
-    """Raise `MissingError` for a missing package or compiler."""
+def check_needs(run: Run) -> None:
+    """Raise `MissingError` for a missing package, compiler or GPU."""
+    recipe = run.recipe
     check_trackers(recipe.train.trackers)
+    _ = run.dtype
+    if recipe.model.attention == "flash_attention_2":
+        require_flash_attention()
     if recipe.train.torch_compile:
         check_compiler()
     if recipe.train.optimizer in OF_BITSANDBYTES:
@@ -40,6 +44,8 @@ def check_fit(run: Run) -> None:
     `ModelError` if the tokenizer has ids without an embedding.
     """
     config, prepared = run.config, run.dataset
+    if isinstance(run.recipe.tuning, AdapterTuning) and run.recipe.model.scratch is None:
+        check_base_is_saved(run.base_source)
     check_ids(run.tokenizer, config.get_text_config().vocab_size)
     for examples in (prepared.train, prepared.validation):
         check_lengths(examples.lengths, examples.origin, config)
@@ -62,11 +68,10 @@ class DiskFacts:
 def disk_facts(run: Run, need: DiskNeed, plan: Plan) -> DiskFacts:
     """What a run needs, and what is free in its folder."""
     recipe, run_dir = run.recipe, run.folder
-    validates = bool(recipe.data.validation) or recipe.data.validation_share is not None
     section = recipe.train.checkpoint
     # The best one by validation is kept too, and a new one is written before an old one is removed.
     written = count_checkpoints(plan.num_updates, section.every, plan.epoch_ends)
-    number = min(section.keep + validates + 1, written)
+    number = min(section.keep + recipe.data.validates + 1, written)
     free = free_bytes(run_dir.folder) + _used(run_dir.checkpoints) + _used(run_dir.model)
     needed = number * need.checkpoint + need.model
     return DiskFacts(need.checkpoint, number, need.model, needed, free)

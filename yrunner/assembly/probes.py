@@ -18,6 +18,8 @@ from typing import Any, Literal
 from urllib.error import URLError
 from urllib.request import Request, urlopen
 
+from yrunner.console import counted
+
 SECONDS_TO_ANSWER = 180.0
 """Importing torch can take half a minute from a slow disk, more on a busy machine."""
 HUB_SECONDS = 3.0
@@ -153,7 +155,9 @@ def look_at_hub() -> Iterator[Capability]:
 def _devices() -> Iterator[Capability]:
     import torch
 
-    yield found("devices", "cpu", f"{os.cpu_count()} cores, {torch.get_num_threads()} threads")
+    cores = counted(os.cpu_count() or 1, "core")
+    threads = counted(torch.get_num_threads(), "thread")
+    yield found("devices", "cpu", f"{cores}, {threads}")
     for number in range(torch.cuda.device_count()):
         traits = torch.cuda.get_device_properties(number)
         free, total = torch.cuda.mem_get_info(number)

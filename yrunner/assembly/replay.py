@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 
 from yrunner.assembly.run import Run
 from yrunner.assembly.trainer import has_base_beneath, untrained_model
-from yrunner.console import progress, say, warn
+from yrunner.console import counted, progress, say, warn
 from yrunner.data.conversation import TokenizedExample
 from yrunner.data.dataset.prepare import Rules, Source
 from yrunner.data.dataset.row_report import num_rows
@@ -114,6 +114,8 @@ def written_rows(run: Run, writing: ReplayWriting, wanted: Wanted) -> Written:
         store = _ReplayStore.open(folder)
         if store.lacks(wanted):
             _write(run, writing, wanted, store)
+        elif wanted.rows and not store.counts().rows:
+            _say_counts(store, wanted)  # raises, as when the base wrote them
     return Written(folder, wanted)
 
 
@@ -261,19 +263,20 @@ def _batches(store: _ReplayStore, wanted: Wanted, last: int, size: int) -> Itera
 def _say_counts(store: _ReplayStore, wanted: Wanted) -> None:
     dropped = ", ".join(f"{store.fates[fault]:,} {fault}" for fault in FAULTS if store.fates[fault])
     say(
-        f"{store.num_drafts:,} drafts: {store.fates['kept']:,} kept"
+        f"{counted(store.num_drafts, 'draft')}: {store.fates['kept']:,} kept"
         + (f"; dropped: {dropped}" if dropped else "")
         + f"; in {store.folder.folder}"
     )
     there = store.counts()
     if there.rows < LEAST_VALID * wanted.rows:
         raise RunError(
-            f"the base wrote {there.rows:,} valid rows instead of {wanted.rows:,} ({dropped})",
+            f"the base wrote {counted(there.rows, 'valid row')} instead of "
+            f"{wanted.rows:,} ({dropped})",
             remedy="raise keep.max_new_tokens, or use rows of a file with keep.kind: rows",
         )
     for found, number in ((there.rows, wanted.rows), (there.drift_rows, wanted.drift_rows)):
         if found < number:
-            warn(f"the base repeats itself: {found:,} rows instead of {number:,}")
+            warn(f"the base repeats itself: {num_rows(found)} instead of {number:,}")
 
 
 def _turn_length(recipe: Recipe, writing: ReplayWriting) -> int:
@@ -314,12 +317,11 @@ def wanted_rows(recipe: Recipe) -> Wanted:
     """How many rows the recipe needs from its base."""
     if recipe.model.scratch is not None:
         return Wanted()
-    keep, data = recipe.keep, recipe.data
+    keep = recipe.keep
     rows = 0
     if isinstance(keep, SelfReplay) or (isinstance(keep, Ewc) and keep.file is None):
         rows = keep.rows
-    validates = bool(data.validation) or data.validation_share is not None
-    return Wanted(rows, recipe.drift.rows if validates else 0)
+    return Wanted(rows, recipe.drift.rows if recipe.data.validates else 0)
 
 
 def check_keep_file(run: Run) -> None:
@@ -403,8 +405,8 @@ def _tops(
             partial.rename(path)
         tops = CachedPredictions.load(path)
     say(
-        f"stored the base's {top:,} most likely tokens for {num_rows(len(rows))}; all others "
-        f"together have {tops.mean_rest:.2%} of its probability"
+        f"stored the base's {counted(top, 'most likely token')} for {num_rows(len(rows))}; "
+        f"all others together have {tops.mean_rest:.2%} of its probability"
     )
     return tops
 

@@ -11,7 +11,7 @@ import torch
 from yrunner.assembly.dataset import data_name
 from yrunner.assembly.measure import Measured
 from yrunner.assembly.run import Run
-from yrunner.console import print_table, say, warn
+from yrunner.console import counted, print_table, say, warn
 from yrunner.data.batching.plan import Plan, epoch_after
 from yrunner.losses.nlirg import zone_edges
 from yrunner.models.save import ModelCard
@@ -72,7 +72,7 @@ def say_plan(run: Run, model: Any, plan: Plan) -> None:
         ("model", f"{recipe.model.base or 'from scratch'}, {own:,} parameters"),
         ("trained", f"{trained:,} {share}, tuning {recipe.tuning.kind}"),
         ("rows", f"{len(prepared.train):,} training, {len(prepared.validation):,} validation"),
-        ("updates", f"{plan.num_updates:,} ({_epochs(plan)}, {plan.lanes} {_unit(plan)} each)"),
+        ("updates", f"{plan.num_updates:,} ({_epochs(plan)}, {_rows_of(plan)} each)"),
         ("keep", _keep(recipe, plan)),
         ("loss", f"{recipe.loss.kind}, {_targets_of_update(train.token_batch)} per update"),
         ("learning rate", f"{train.learning_rate:g}, {train.lr_scheduler}, {train.optimizer}"),
@@ -266,15 +266,15 @@ def _epochs(plan: Plan) -> str:
 def _keep(recipe: Recipe, plan: Plan) -> str:
     if not plan.kept:
         return recipe.keep.kind
-    return f"{recipe.keep.kind}, {plan.kept} more rows per update"
+    return f"{recipe.keep.kind}, {counted(plan.kept, 'more row')} per update"
 
 
-def _unit(plan: Plan) -> str:
-    return "examples" if plan.packs is None else "packed rows"
+def _rows_of(plan: Plan) -> str:
+    return counted(plan.rows_of_an_update, "example" if plan.packs is None else "packed row")
 
 
 def _targets_of_update(token_batch: int) -> str:
-    return f"{token_batch} targets of each example" if token_batch else "all targets"
+    return f"{counted(token_batch, 'target')} of each example" if token_batch else "all targets"
 
 
 def _task_rows(
@@ -299,7 +299,7 @@ def _key_figures(
 ) -> list[tuple[str, str, str]]:
     recipe = run.recipe
     figures = [
-        (name, now, f"exact answers to {count} questions; {then} before")
+        (name, now, f"exact answers to {counted(count, 'question')}; {then} before")
         for name, _, count, then, now in _task_rows(recipe, before, after)
     ]
     losses = validation_losses(records)

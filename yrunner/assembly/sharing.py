@@ -13,7 +13,7 @@ import torch
 from yrunner.assembly.probes import ask
 from yrunner.assembly.replay import prepare_keep
 from yrunner.assembly.run import Run
-from yrunner.console import say
+from yrunner.console import counted, say
 from yrunner.distributed.collectives import join_ranks
 from yrunner.distributed.launcher import (
     ProcessRank,
@@ -68,6 +68,13 @@ def say_launch(run: Run) -> None:
     say(shlex.join(_command(topology, run)))
 
 
+def check_ranks(run: Run) -> None:
+    """Raise `YRunnerError` if the ranks that the recipe asks for cannot share the run."""
+    topology = ranks_to_launch(run.recipe)
+    if topology is not None:
+        check_sharing(run, topology)
+
+
 def check_sharing(run: Run, topology: Topology) -> None:
     """Raise `YRunnerError` if these ranks cannot share this run, before any time is spent."""
     recipe = run.recipe
@@ -100,7 +107,7 @@ def launch(run: Run, topology: Topology) -> None:
     """Tokenize the data, then launch the ranks, which find it in the cache."""
     run.refuse_faulty_rows()
     prepare_keep(run)
-    say(f"training in {topology.num_ranks:,} processes{_where(topology)}")
+    say(f"training in {counted(topology.num_ranks, 'process', 'processes')}{_where(topology)}")
     try:
         run_ranks(_command(topology, run), _environment(topology))
     finally:

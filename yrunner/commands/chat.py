@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
 from rich.text import Text
 
 from yrunner.assembly.run import Run
@@ -118,23 +119,48 @@ class ChatSession:
 
     def _set(self, changes: list[str]) -> None:
         """Change generation settings, or say why not; show the settings."""
+        if any("=" not in change.strip("=") for change in changes):
+            say("write /params key=value, for example /params temperature=0.7")
+            return
         given = dict(change.partition("=")[::2] for change in changes)
         length = given.pop("max_new_tokens", str(self._max_new_tokens))
         if not length.isdecimal() or int(length) < 1:
             say(f'max_new_tokens must be a whole number of at least 1, not "{length}"')
             return
         current = {} if "kind" in given else self._generation.model_dump()
+        if _is_zero(given.get("temperature", "")) and given.get("kind") in (None, "sample"):
+            # The limit of sampling: always the most likely token.
+            kept = {**current, **given}.get("repetition_penalty", 1.0)
+            current, given = {}, {"kind": "greedy", "repetition_penalty": kept}
         if current.get("kind") == "greedy" and given.keys() - {"repetition_penalty"}:
             current["kind"] = "sample"  # a temperature has no effect on greedy decoding
         try:
             self._generation = ANY_GENERATION.validate_python({**current, **given})
         except ValidationError as error:
             for fault in error.errors():
-                say(f"{fault['loc'][-1] if fault['loc'] else 'kind'}: {fault['msg']}")
+                say(_fault_of(fault))
             return
         self._max_new_tokens = int(length)
         values = {**self._generation.model_dump(), "max_new_tokens": self._max_new_tokens}
         say(" ".join(f"{key}={value}" for key, value in values.items()))
+
+
+def _is_zero(text: str) -> bool:
+    try:
+        return float(text) == 0
+    except ValueError:
+        return False
+
+
+def _fault_of(error: ErrorDetails) -> str:
+    """What is wrong with one generation setting."""
+    kind, *key = map(str, error["loc"] or [""])
+    match error["type"]:
+        case "union_tag_invalid" | "union_tag_not_found":
+            return f"kind must be one of {error['ctx']['expected_tags']}".replace("'", "")
+        case "extra_forbidden":
+            return f"{key[-1]}: decoding of kind {kind} has no such setting; /params shows them"
+    return f"{key[-1]}: {error['msg'][0].lower()}{error['msg'][1:]}, got {error['input']}"
 
 
 def chat(path: Path, overrides: list[str], *, max_new_tokens: int) -> None:

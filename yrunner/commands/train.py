@@ -69,7 +69,7 @@ def train_run(run: Run) -> None:
         if run.options.resume and run.folder.is_finished():
             _say_finished(run)
             return
-        check_needs(run.recipe)
+        check_needs(run)
         run.check_questions()
         if run.options.resume:
             step = find_start(run.folder)

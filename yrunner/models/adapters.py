@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from yrunner.errors import ModelError
-from yrunner.models.errors import silence_libraries
+from yrunner.models.errors import check_weight_files, silence_libraries
 from yrunner.models.hub import only_cached
 
 CONFIG_FILE = "adapter_config.json"
@@ -163,6 +163,7 @@ def weight_shapes(adapter: Path) -> dict[str, list[int]]:
             f"the adapter {adapter} has no {WEIGHTS_FILE}",
             remedy="pickled weights (.bin) can run code and are not read; save it as safetensors",
         )
+    check_weight_files(adapter)
     try:
         with safe_open(path, framework="pt") as weights:
             return {name: weights.get_slice(name).get_shape() for name in weights.keys()}

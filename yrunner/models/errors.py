@@ -1,8 +1,10 @@
-"""Turn errors of loading into sentences with a remedy; silence transformers and peft."""
+"""Say what is wrong with a model's files, before and after a library does; silence libraries."""
 
+import json
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
@@ -10,6 +12,17 @@ from transformers.utils import logging
 
 from yrunner.errors import MissingError, ModelError
 
+WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+"""How a pointer begins, which Git without LFS leaves in place of a large file."""
+CONFIG_FILES = (
+    *("config.json", "generation_config.json", "adapter_config.json"),
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("chat_template.jinja", "chat_template.json"),
+)
+OLDER_TOKENIZER_FILES = ("vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model")
+"""Files that are read where there is no tokenizer.json."""
+DOWNLOAD_AGAIN = "download the model again"
 # Text in transformers' ValueError or OSError -> what is wrong, what to do. Only the text tells the
 # cases apart: transformers 5.23 has no exception types for them.
 KNOWN_FAILURES = (
@@ -63,9 +76,78 @@ KNOWN_FAILURES = (
 )
 
 
+def check_weight_files(folder: Path) -> None:
+    """Raise `ModelError` for weight files that are missing, cut or Git LFS pointers.
+
+    Of a model's or an adapter's folder, and only those that would be loaded. Reads only headers.
+    """
+    index, whole = folder / INDEX_FILE, folder / WEIGHTS_FILE
+    if whole.is_file():
+        files = [whole]
+    elif index.is_file():
+        _check_is_downloaded(index)
+        files = [folder / name for name in sorted(_names_of_shards(index))]
+    else:
+        files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
+    for file in files:
+        if not file.is_file():
+            raise ModelError(
+                f"{folder} lacks {file.name}, which {index.name} names", remedy=DOWNLOAD_AGAIN
+            )
+        _check_is_downloaded(file)
+        if file.suffix == ".safetensors":
+            _check_is_whole(file)
+
+
+def _check_text_files(folder: Path) -> None:
+    """Raise `ModelError` if a config or a tokenizer's file in a folder is a Git LFS pointer."""
+    older = () if (folder / "tokenizer.json").is_file() else OLDER_TOKENIZER_FILES
+    for name in (*CONFIG_FILES, *older):
+        if (folder / name).is_file():
+            _check_is_downloaded(folder / name)
+
+
+def _check_is_downloaded(file: Path) -> None:
+    with file.open("rb") as opened:
+        is_pointer = opened.read(len(LFS_POINTER)) == LFS_POINTER
+    if is_pointer:
+        raise ModelError(
+            f"{file} is a Git LFS pointer of a few lines, not the file itself",
+            remedy=f"run git lfs pull in {file.parent}, or download the model with hf download",
+        )
+
+
+def _check_is_whole(file: Path) -> None:
+    """Compare the size of a safetensors file with what its header promises."""
+    size = file.stat().st_size
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        header = opened.read(length) if 8 < 8 + length <= size else b""
+    try:
+        weights = {name: it for name, it in json.loads(header).items() if name != "__metadata__"}
+        end = 8 + length + max((int(it["data_offsets"][1]) for it in weights.values()), default=0)
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+        raise ModelError(
+            f"{file} is cut or damaged: its {size:,} bytes have no whole header",
+            remedy=DOWNLOAD_AGAIN,
+        ) from error
+    if size < end:
+        raise ModelError(f"{file} is cut: it has {size:,} of {end:,} bytes", remedy=DOWNLOAD_AGAIN)
+
+
+def _names_of_shards(index: Path) -> set[str]:
+    try:
+        return {str(name) for name in json.loads(index.read_text("utf-8"))["weight_map"].values()}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ModelError(
+            f"{index} is damaged: it has no weight_map", remedy=DOWNLOAD_AGAIN
+        ) from error
+
+
 @contextmanager
 def explain_failure(source: str) -> Iterator[None]:
     """Turn what loading `source` raises into a ModelError or MissingError."""
+    _check_text_files(Path(source))
     try:
         yield
     except ImportError as error:

@@ -8,6 +8,7 @@ looked up in a list.
 # Shapes: T = tokens, V = vocabulary
 
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from itertools import chain
 from typing import Any
 
@@ -15,11 +16,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from transformers.utils import is_flash_attn_2_available
 
-from yrunner.errors import DataError, ModelError, Origin
+from yrunner.errors import DataError, MissingError, ModelError, Origin
 
 PROBE_LENGTH = 12
 """Tokens of each example in the trial: longer than the kernels of short convolutions."""
+
+
+def require_flash_attention() -> None:
+    """Raise `MissingError` without the package that model.attention flash_attention_2 needs."""
+    if not is_flash_attn_2_available() and find_spec("kernels") is None:
+        raise MissingError(
+            "model.attention flash_attention_2 needs a GPU and the package flash-attn",
+            remedy="run pip install flash-attn, or set model.attention: sdpa",
+        )
 
 
 def check_isolation(model: Any) -> None:

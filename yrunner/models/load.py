@@ -24,7 +24,7 @@ from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from yrunner.errors import ModelError
 from yrunner.models.adapters import attach_adapter, find_adapter, merge_adapter, read_base
-from yrunner.models.errors import explain_failure, silence_libraries
+from yrunner.models.errors import check_weight_files, explain_failure, silence_libraries
 from yrunner.models.hub import only_cached
 from yrunner.text_files import read_text
 
@@ -108,7 +108,7 @@ def load_model(
 
 
 def check_folder(folder: Path) -> None:
-    """Raise `ModelError` if a model's folder lacks its config or its weights."""
+    """Raise `ModelError` if a model's folder lacks its config or its weights, or parts of them."""
     if not folder.is_dir():
         return
     if not (folder / "config.json").is_file():
@@ -119,11 +119,13 @@ def check_folder(folder: Path) -> None:
     if not any(folder.glob("*.safetensors")):
         pickled = sorted([*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")])
         if pickled:
+            check_weight_files(folder)
             raise ModelError(
                 f"{pickled[0]} is a pickle, which can run arbitrary code when read",
                 remedy="if you trust it, convert it: load it, then save_pretrained(...)",
             )
         raise ModelError(f"{folder} has no model.safetensors", remedy="download the model again")
+    check_weight_files(folder)
 
 
 @contextmanager

@@ -11,10 +11,9 @@ from safetensors import safe_open
 
 from yrunner.errors import ModelError
 from yrunner.models.adapters import CONFIG_FILE, read_base
-from yrunner.models.errors import explain_failure, silence_libraries
+from yrunner.models.errors import INDEX_FILE, explain_failure, silence_libraries
 from yrunner.models.hub import only_cached
 
-INDEX_FILE = "model.safetensors.index.json"
 GGUF = ".gguf"
 ORIGIN = "gguf.json"
 """In the folder of an unpacked GGUF file: where its model came from."""

@@ -15,6 +15,9 @@ from yrunner.models.hub import only_cached
 from yrunner.models.tuning import apply_tuning
 from yrunner.recipe.schema.model import Tuning
 
+SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
+"""Keys of a config that are numbers of at least 1 where a model has them."""
+
 
 def read_config(source: str, *, trust_remote_code: bool = False) -> PreTrainedConfig:
     """The config of a model folder or Hub id; for an adapter, that of its base.
@@ -24,12 +27,26 @@ def read_config(source: str, *, trust_remote_code: bool = False) -> PreTrainedCo
     with silence_libraries(), explain_failure(source):
         adapter = find_adapter(source)
         if adapter is None:
-            return AutoConfig.from_pretrained(
+            config = AutoConfig.from_pretrained(
                 source,
                 trust_remote_code=trust_remote_code,
                 local_files_only=only_cached(source),
             )
+            _check_sizes(config, source)
+            return config
     return read_config(read_base(adapter), trust_remote_code=trust_remote_code)
+
+
+def _check_sizes(config: PreTrainedConfig, source: str) -> None:
+    """Raise `ModelError` for sizes with which no model can be built."""
+    text = config.get_text_config()
+    for key in SIZES:
+        size = getattr(text, key, 1)
+        if size is not None and not (isinstance(size, int) and size > 0):
+            raise ModelError(
+                f"{source} has a config.json with wrong values ({key}: {size!r})",
+                remedy="download or save the model again",
+            )
 
 
 def build_fake_model(

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from yrunner.errors import ModelError
-from yrunner.models.adapters import CONFIG_FILE, attach_adapter
+from yrunner.models.adapters import CONFIG_FILE, attach_adapter, read_base
 from yrunner.models.errors import silence_libraries
 from yrunner.models.quantization import prevent_repacking
 from yrunner.recipe.schema.model import (
@@ -42,7 +42,7 @@ def apply_tuning(model: PreTrainedModel, tuning: Tuning) -> PreTrainedModel | Pe
         case FreezeTuning():
             _train_top_layers(model, share=tuning.train_top, embeddings=tuning.embeddings)
         case LoraTuning() | QloraTuning():
-            _check_base_is_saved(model)
+            check_base_is_saved(model.name_or_path)
             prevent_repacking(model)
             if tuning.adapter is not None:
                 return _float32_where_trained(_continue_adapter(model, Path(tuning.adapter)))
@@ -118,15 +118,39 @@ def _add_lora(model: PreTrainedModel, tuning: AdapterTuning) -> PeftModel:
         use_dora=tuning.variant == "dora",
         use_rslora=tuning.variant == "rslora",
     )
+    others = _linear_names(model)
     try:
         with silence_libraries():
-            return get_peft_model(model, config)
+            tuned = get_peft_model(model, config)
     except ValueError as error:
+        if "ParamWrapper" in str(error):
+            raise _experts_refused(model, others) from error
         # For example dropout on the experts of a mixture, or layers that are not linear.
         raise ModelError(
             f"peft cannot apply this LoRA to the model: {str(error).strip().splitlines()[0]}",
             remedy="set tuning.dropout to 0, or name other modules in tuning.targets",
         ) from error
+    if getattr(config, "target_parameters", None):
+        raise _experts_refused(model, others)
+    return tuned
+
+
+def _linear_names(model: PreTrainedModel) -> list[str]:
+    """The last parts of the names of the linear layers, without the head."""
+    head = model.get_output_embeddings()
+    linear = (
+        name for name, it in model.named_modules() if isinstance(it, nn.Linear) and it != head
+    )
+    return sorted({name.rpartition(".")[2] for name in linear})
+
+
+def _experts_refused(model: PreTrainedModel, others: list[str]) -> ModelError:
+    """The weights of experts are no layers of their own; `yrun merge` could not merge adapters."""
+    return ModelError(
+        f"tuning.targets all-linear includes the experts of this {model.config.model_type} model, "
+        "and their adapter could not be merged",
+        remedy=f"name the other layers, such as tuning.targets: [{', '.join(others)}]",
+    )
 
 
 def _continue_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
@@ -138,13 +162,17 @@ def _continue_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
     return attach_adapter(model, folder, trainable=True)
 
 
-def _check_base_is_saved(model: PreTrainedModel) -> None:
-    """Reject a base whose weights exist in memory only: the new adapter could not be loaded."""
-    base = model.name_or_path
+def check_base_is_saved(base: str) -> None:
+    """Raise `ModelError` for an adapter's folder as the base of a new adapter.
+
+    The base's weights would exist in memory only, and the new adapter could not be loaded.
+    """
     if base and (Path(base) / CONFIG_FILE).is_file():
         raise ModelError(
-            f"the base {base} is itself an adapter; a new adapter needs a full model as its base",
-            remedy="merge it first with yrun merge, or continue training it with tuning.adapter",
+            f"the base {base} is itself an adapter (it has {CONFIG_FILE}); a new adapter needs a "
+            "full model as its base",
+            remedy=f"to continue training it, set tuning.adapter to this folder and model.base to "
+            f"{read_base(Path(base))}; to start a new one, merge it first",
         )
 
 

@@ -17,6 +17,7 @@ from typing import Any
 from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import ErrorDetails
 
+from yrunner.recipe.other_tools import TOOLS, counterpart, tool_of
 from yrunner.recipe.schema.recipe import Recipe
 from yrunner.recipe.yaml_tree import (
     KeyPath,
@@ -235,13 +236,30 @@ class _Spot:
 
 
 def explain_errors(errors: Sequence[ErrorDetails], root: Node) -> list[RecipeFault]:
-    """One fault per problem."""
+    """One fault per problem; a single one for a whole recipe of another tool."""
+    if foreign := _foreign_recipe(root):
+        return [foreign]
     spots = [(error, _locate(error["loc"])) for error in errors]
     faults = [_explain(error, spot, root) for error, spot in spots if spot.union is None]
     for union in dict.fromkeys(spot.union for _, spot in spots if spot.union is not None):
         group = [(error, spot) for error, spot in spots if spot.union == union]
         faults.extend(_explain_union(union, group, root))
     return faults
+
+
+def _foreign_recipe(root: Node) -> RecipeFault | None:
+    """What to say of another tool's recipe, which would have a fault for every key."""
+    keys = root.content if isinstance(root.content, dict) else {}
+    tool = tool_of(keys)
+    ours = [key for key in ("model", "tuning", "data", "train") if key in keys]
+    if tool is None or any(isinstance(keys[key].content, dict) for key in ours):
+        return None
+    places = [f"{key}: {place}" for key in keys if (place := TOOLS[tool].get(key))]
+    message = (
+        f"this is a recipe of {tool}, not of yrunner; `yrun init` writes recipes to start from; "
+        f"its keys are here: {', '.join(places)}"
+    )
+    return RecipeFault(root.location, (), message)
 
 
 def _locate(loc: Sequence[str | int]) -> _Spot:
@@ -332,7 +350,8 @@ def _explain_unknown_key(loc: Sequence[str | int], spot: _Spot, root: Node) -> R
         message = f"only {have} this key, not {loc[-2]}; remove it"
         message += _whole_section_hint(spot.path[:-1], location, root)
     else:
-        message = f"unknown key{_meant_key(key, section)}"
+        foreign = counterpart(key)
+        message = f"unknown key; {foreign}" if foreign else f"unknown key{_meant_key(key, section)}"
     return RecipeFault(location, spot.path, message)
 
 

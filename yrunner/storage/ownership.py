@@ -1,10 +1,12 @@
 """Which files belong to a run: no other is ever removed, overwritten or written through a link."""
 
+import errno
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
+from tempfile import mkdtemp
 
 from yrunner.errors import RunError
 
@@ -92,11 +94,34 @@ def check_writable(folder: Path) -> None:
             f"{folder} cannot be the run folder: {place} is not a folder",
             remedy="set another output, such as output=outputs/another",
         )
-    if not os.access(place, os.W_OK | os.X_OK):
+    if long := _too_long_name(place, folder):
+        raise RunError(
+            f"{folder} cannot be the run folder: the name {long[:40]}... is too long for this disk",
+            remedy="set a shorter name, or another output",
+        )
+    if not _accepts_a_folder(place):
         raise RunError(
             f"{place} is not writable",
             remedy="change its permissions, or set another output such as output=/another/folder",
         )
+
+
+def _too_long_name(place: Path, folder: Path) -> str | None:
+    """The name below `place` that its file system does not allow; None if it allows all."""
+    room = os.pathconf(place, "PC_NAME_MAX") - len(".x.partial")
+    names = folder.relative_to(place).parts
+    return next((name for name in names if len(os.fsencode(name)) > room), None)
+
+
+def _accepts_a_folder(place: Path) -> bool:
+    """Whether a folder can be made there: for root, /proc has the permissions and refuses."""
+    if not os.access(place, os.W_OK | os.X_OK):
+        return False
+    try:
+        os.rmdir(mkdtemp(prefix=".yrun-", dir=place))
+    except OSError as error:
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)  # a full disk has messages of its own
+    return True
 
 
 def _is_one_of(name: str, patterns: Iterable[str]) -> bool:

@@ -12,6 +12,7 @@ from typing import Any, TextIO
 
 from yrunner.console import say
 from yrunner.errors import RunError
+from yrunner.storage.ownership import check_writable
 
 LOCK = ".lock"
 
@@ -21,8 +22,10 @@ def run_lock(folder: Path) -> Iterator[None]:
     """Hold the lock of a run folder; the folder and its parents are made, and removed if empty.
 
     The kernel drops the lock when its process dies for any reason; the file says who holds it.
-    Raises `RunError` where another process holds it, or one on another machine may.
+    Raises `RunError` where another process holds it, or one on another machine may, and where the
+    folder cannot be made.
     """
+    check_writable(folder)
     made = [place for place in folder.parents if not place.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     file = _open_locked(folder / LOCK)

@@ -141,8 +141,8 @@ def learning_rates(train: TrainSection, num_updates: int, at: Sequence[int]) -> 
 
 
 def count_warmup(train: TrainSection, num_updates: int) -> int:
-    """Updates over which the learning rate rises to its peak."""
-    return math.ceil(train.warmup_ratio * num_updates)
+    """Updates over which the learning rate rises to its peak; the last one is none of them."""
+    return min(math.ceil(train.warmup_ratio * num_updates), num_updates - 1)
 
 
 def token_weight(loss: Loss) -> tuple[TokenWeight, float]:

@@ -1,12 +1,14 @@
 """`yrun check` says beforehand what a run will be, and refuses what training would refuse."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from tests.conftest import write_jsonl
@@ -257,3 +259,50 @@ def test_a_faulty_list_of_faults_is_refused_as_training_would(
     ):
         with pytest.raises(DataError, match=r"faults\.jsonl"):
             command()
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "message"),
+    [
+        (["output=train.jsonl"], 2, r"train.jsonl is not a folder"),
+        (["output=train.jsonl/run"], 2, r"train.jsonl is not a folder"),
+        (["model.dtype=float16"], 3, r"model.dtype float16 needs a GPU"),
+        (["model.attention=flash_attention_2"], 3, r"needs a GPU and the package flash-attn"),
+        (["tuning={kind: lora, targets: [nothing]}"], 2, r'no linear layer .* is called "nothing"'),
+    ],
+)
+def test_check_and_train_refuse_alike_what_this_machine_cannot_do(
+    project: Path, changes: list[str], code: int, message: str
+) -> None:
+    if torch.cuda.is_available() and code == 3:
+        pytest.skip("this machine has a GPU")
+    for command in (
+        lambda: check(Path("tuned.yaml"), changes, as_machine=False, sample=0),
+        lambda: train(Path("tuned.yaml"), changes, resume=False, overwrite=False),
+    ):
+        with pytest.raises(YRunnerError, match=message) as refused:
+            command()
+        assert refused.value.exit_code == code
+
+
+def test_an_epoch_is_counted_whole_and_an_update_by_the_rows_that_there_are(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_of = {
+        "train.batch_size=1 train.max_steps=5": "updates: 5 in total, 16 per epoch, 1 example each",
+        "train.batch_size=512 train.epochs=1": "updates: 1 in total, 1 per epoch, 16 examples each",
+        "train.batch_size=3 train.epochs=2": "updates: 12 in total, 6 per epoch, 3 examples each",
+    }
+    for changes, line in run_of.items():
+        check(
+            Path("tuned.yaml"),
+            ["data.max_length=256", *changes.split()],
+            as_machine=False,
+            sample=0,
+        )
+        assert line in capsys.readouterr().out
+    packed = ["data.packing=true", "data.max_length=256", "train.batch_size=99"]
+    check(Path("tuned.yaml"), packed, as_machine=False, sample=0)
+    out = capsys.readouterr().out
+    (rows,) = re.findall(r"packing: (\d+ )rows, ", out)
+    assert f"updates: 2 in total, 1 per epoch, {rows}packed rows each" in out

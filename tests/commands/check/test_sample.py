@@ -137,5 +137,7 @@ def test_a_base_that_is_damaged_is_refused_as_training_would(
     model = trained_base / "outputs" / "base" / "model"
     change("tuned.yaml", model__base=str(model))
     (model / "model.safetensors").write_bytes(b"\x00" * 20)
-    with pytest.raises(ModelError, match="damaged safetensors file"):
+    with pytest.raises(
+        ModelError, match=r"model.safetensors is cut or damaged: its 20 bytes have no"
+    ):
         check(TUNED, [], as_machine=False)

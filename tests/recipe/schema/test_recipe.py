@@ -259,6 +259,30 @@ eval:
 """
 
 
+@pytest.mark.parametrize(
+    ("addition", "message"),
+    [
+        (
+            "train: {early_stopping: {patience: 1}}\n",
+            "train.early_stopping needs validation rows; "
+            "set data.validation or data.validation_share",
+        ),
+        (
+            "train: {early_stopping: {metric: drift}}\n",
+            "train.early_stopping needs validation rows; "
+            "set data.validation or data.validation_share",
+        ),
+        (
+            "train: {lr_scheduler: polynomial, learning_rate: 1e-7}\n",
+            "lr_scheduler polynomial ends at 1e-07; raise learning_rate above that, or use cosine",
+        ),
+    ],
+)
+def test_settings_that_fail_only_in_a_library_are_refused(valid, problems, addition, message):
+    (found,) = problems(valid + addition)
+    assert found.endswith(message)
+
+
 def test_what_loads_also_passes_the_json_schema(validator, valid, problems):
     for text in (valid, EVERY_SECTION):
         assert problems(text) == []

@@ -1,7 +1,7 @@
 """`yrun check`: report everything that is known about a run before it starts. Trains nothing."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,18 +18,19 @@ from yrunner.assembly.memory import (
     lines_of,
     variants,
 )
-from yrunner.assembly.preflight import DiskFacts, check_fit, lack_of_space
+from yrunner.assembly.preflight import DiskFacts, check_fit, check_needs, lack_of_space
 from yrunner.assembly.replay import check_keep_file
 from yrunner.assembly.run import Run
+from yrunner.assembly.sharing import check_ranks
 from yrunner.commands.check.facts import (
     DataFacts,
     Schedule,
     Steps,
     check_model,
+    check_weights,
     count_steps,
     data_facts,
     largest_micro_batch,
-    missing_weights,
     schedule,
 )
 from yrunner.commands.check.report import (
@@ -95,12 +96,16 @@ def check(
     num_ranks = count_ranks(recipe.distributed, gpus)
     machine = choose_machine(gpus, memory, num_ranks)
     page = page_beside(recipe.run_folder, "check", page) if as_page else None
+    run.folder.check(run.folder.checkpoints)
     check_trackers(recipe.train.trackers)
     run.check_questions()
     unchecked = check_model(run)
     prepared = run.dataset
     check_keep_file(run)
-    refusal = _refusal(run) or missing_weights(run)
+    is_for_here = gpus is None and memory is None
+    lack = _first_error(check_needs, check_ranks, run=run) if is_for_here else None
+    fault = _first_error(Run.refuse_faulty_rows, check_fit, check_weights, run=run)
+    refusal = lack or fault
     facts = None
     if len(prepared.train):
         facts = _gather(Estimator(run, machine), run.plan(num_ranks=num_ranks))
@@ -122,13 +127,13 @@ def check(
         _say_verdict(run, unchecked)
 
 
-def _refusal(run: Run) -> YRunnerError | None:
-    """Why training would refuse the data; otherwise split off the validation rows."""
-    try:
-        run.refuse_faulty_rows()
-        check_fit(run)
-    except YRunnerError as error:
-        return error
+def _first_error(*checks: Callable[[Run], None], run: Run) -> YRunnerError | None:
+    """The first error of these checks; None if there is none."""
+    for check_one in checks:
+        try:
+            check_one(run)
+        except YRunnerError as error:
+            return error
     return None
 
 
@@ -150,7 +155,7 @@ def _measure_signal(run: Run, rows: int | None, page: Path | None) -> Signal | N
     try:
         sample = score_sample(run, run.dataset.train, rows)
     except DataError as error:
-        # A row that the base cannot read: `_refusal` finds it too.
+        # A row that the base cannot read: `check_fit` finds it too.
         return NotScored(error.message)
     if isinstance(sample, NotScored):
         return sample
@@ -167,7 +172,7 @@ def _print(run: Run, facts: Facts | None) -> None:
     if facts is None:
         return
     print_data(facts.data)
-    print_steps(facts.steps, "packed rows" if run.recipe.data.packing else "examples")
+    print_steps(facts.steps, "packed row" if run.recipe.data.packing else "example")
     print_schedule(facts.schedule)
     print_memory(facts.memory, facts.advice)
     if facts.disk is not None:

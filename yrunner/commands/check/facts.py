@@ -16,8 +16,8 @@ from yrunner.data.batching.plan import Plan
 from yrunner.data.conversation import TokenizedExample
 from yrunner.data.dataset.row_report import FileReport
 from yrunner.data.dataset.splits import Prepared
-from yrunner.errors import ModelError
 from yrunner.models.adapters import find_adapter, read_base
+from yrunner.models.errors import check_weight_files
 from yrunner.models.limits import check_isolation
 from yrunner.models.load import check_folder, choose_dtype, load_model
 from yrunner.models.scratch import build_model
@@ -35,6 +35,8 @@ class Steps:
     """The optimizer updates of a run."""
 
     updates: int
+    updates_per_epoch: int
+    """Updates of a whole epoch, also if the run ends before."""
     updates_of_epochs: list[int]
     """Updates of each epoch that the run reaches."""
     rows_per_update: int
@@ -109,8 +111,9 @@ def count_steps(run: Run, plan: Plan) -> Steps:
     ends = [min(end, plan.num_updates) for end in plan.epoch_ends]
     return Steps(
         updates=plan.num_updates,
+        updates_per_epoch=plan.updates_per_epoch,
         updates_of_epochs=[after - before for before, after in pairwise([0, *ends])],
-        rows_per_update=plan.lanes,
+        rows_per_update=plan.rows_of_an_update,
         kept_rows_per_update=plan.kept,
         packed_rows=None if plan.packs is None else len(plan.packs),
         packing_fill=None
@@ -149,14 +152,14 @@ def check_model(run: Run) -> str | None:
     return None
 
 
-def missing_weights(run: Run) -> ModelError | None:
-    """Why the run could not load its base. Other checks need only a config and a tokenizer."""
+def check_weights(run: Run) -> None:
+    """Raise `ModelError` if the files of the base's weights are missing or incomplete.
+
+    Other checks need only a config and a tokenizer.
+    """
     if run.recipe.model.scratch is None and run.stale_base is None:
-        try:
-            check_folder(_whole_base(run))
-        except ModelError as error:
-            return error
-    return None
+        check_folder(_whole_base(run))
+        check_weight_files(Path(run.base_source))
 
 
 def _whole_base(run: Run) -> Path:

@@ -10,7 +10,7 @@ from yrunner.assembly.preflight import DiskFacts
 from yrunner.assembly.report import weight_plot
 from yrunner.commands.check.facts import DataFacts, Schedule, Steps
 from yrunner.commands.check.signal import NotScored, Sample, Signal, Zone
-from yrunner.console import as_gigabytes, is_terminal, print_table, say, show, terminal
+from yrunner.console import as_gigabytes, counted, is_terminal, print_table, say, show, terminal
 from yrunner.recipe.load import recipe_to_yaml
 from yrunner.recipe.schema.recipe import Loss, PlainLoss, Recipe
 from yrunner.reports.html import Block, Code, KeyFigures, Plot, Report, Table, write_report
@@ -36,22 +36,21 @@ def print_data(facts: DataFacts) -> None:
     print_table("Length of the training examples in tokens", ("tokens", "examples", ""), rows)
     share = facts.targets / facts.tokens
     say(f"targets: {facts.targets:,} of {facts.tokens:,} tokens ({share:.1%})")
-    say(f"longest example: {facts.longest:,} tokens")
+    say(f"longest example: {counted(facts.longest, 'token')}")
     scripts = ", ".join(f"{name} {part:.1%}" for name, part in facts.scripts.items())
     say(f"letters: {scripts or 'none'}")
 
 
 def print_steps(steps: Steps, unit: str) -> None:
     """Print the exact number of updates, and the fill of packed rows."""
-    different = sorted(set(steps.updates_of_epochs))
-    each = " or ".join(f"{number:,}" for number in different)
     say("")
-    size = f"{steps.rows_per_update:,} {unit} each"
+    size = f"{counted(steps.rows_per_update, unit)} each"
     if steps.kept_rows_per_update:
-        size += f", plus {steps.kept_rows_per_update:,} replay rows"
-    say(f"updates: {steps.updates:,} in total, {each} per epoch, {size}")
-    if steps.packing_fill is not None:
-        say(f"packing: {steps.packed_rows:,} rows, {steps.packing_fill:.1%} of their tokens in use")
+        size += f", plus {counted(steps.kept_rows_per_update, 'replay row')}"
+    say(f"updates: {steps.updates:,} in total, {steps.updates_per_epoch:,} per epoch, {size}")
+    if steps.packed_rows is not None:
+        rows = counted(steps.packed_rows, "row")
+        say(f"packing: {rows}, {steps.packing_fill:.1%} of their tokens in use")
 
 
 def print_schedule(schedule: Schedule) -> None:
@@ -61,7 +60,8 @@ def print_schedule(schedule: Schedule) -> None:
     quarters = sorted({round(part * (len(rates) - 1) / 4) for part in range(5)})
     shown = [schedule.points[index] for index in quarters]
     figures = [f"{rate:.3g} at update {update:,}" for update, rate in shown]
-    warmup = f"{schedule.warmup_updates:,} updates of warmup; " if schedule.warmup_updates else ""
+    updates = counted(schedule.warmup_updates, "update")
+    warmup = f"{updates} of warmup; " if schedule.warmup_updates else ""
     say(f"  {warmup}{', '.join(figures)}")
 
 
@@ -139,7 +139,8 @@ def print_signal(recipe: Recipe, signal: Signal | NotScored) -> None:
     if isinstance(signal, NotScored):
         say(f"losses of the base: {signal.skipped}")
         return
-    title = f"Loss of {signal.targets:,} targets under the base, weighted by {recipe.loss.kind}"
+    targets = counted(signal.targets, "target")
+    title = f"Loss of {targets} under the base, weighted by {recipe.loss.kind}"
     bars = [
         ShareBar(bin_.zone, loss_range(bin_.start, bin_.end), bin_.share, bin_.mean_weight)
         for bin_ in signal.bins
@@ -182,7 +183,7 @@ def write_signal_page(recipe: Recipe, sample: Sample, signal: Signal, path: Path
     """Write the page with the weight curve, the histogram and the figures."""
     figures = KeyFigures(
         [
-            ("targets", signal.targets, f"of {signal.rows:,} rows, scored by the base"),
+            ("targets", signal.targets, f"of {counted(signal.rows, 'row')}, scored by the base"),
             ("mean weight", f"{signal.mean_weight:.3g}", f"loss: {recipe.loss.kind}"),
             ("refused", f"{signal.refused:.1%}", "of the targets have the weight 0"),
         ]

@@ -14,6 +14,7 @@ from yrunner.assembly.measure import score_rows
 from yrunner.assembly.run import Run
 from yrunner.data.conversation import TokenizedExample
 from yrunner.data.dataset.examples import Examples
+from yrunner.errors import ModelError
 from yrunner.losses.nlirg import ZONES, zone_of
 from yrunner.models.adapters import CONFIG_FILE, attach_adapter, read_base
 from yrunner.models.host_memory import free_memory
@@ -173,7 +174,10 @@ def find_base(run: Run) -> tuple[Path, int] | NotScored:
             f"the weights of {missing} are not on this machine, and check does not download them; "
             f"get them with: hf download {missing}"
         )
-    num_weights = count_weights(files)
+    try:
+        num_weights = count_weights(files)
+    except ModelError as error:
+        return NotScored(error.message)
     dtype = choose_dtype(recipe.model.dtype)
     needed, free = ROOM_BESIDE_WEIGHTS * num_weights * dtype.itemsize, free_memory()
     if needed > free:

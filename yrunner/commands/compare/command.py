@@ -13,7 +13,7 @@ from yrunner.commands.compare.points import Measurement, Point
 from yrunner.commands.compare.report import print_experiment, write_experiment
 from yrunner.commands.compare.runs import ArmRun, base_jobs, base_name, plan_runs, refuse_changed
 from yrunner.commands.compare.tables import Experiment, arms_table
-from yrunner.console import print_table, say
+from yrunner.console import counted, print_table, say
 from yrunner.errors import RunError, YRunnerError
 from yrunner.recipe.arms import Arm, choose_arms, read_seeds
 from yrunner.recipe.load import load_recipe
@@ -94,7 +94,7 @@ def _check(path: Path, run: Run) -> None:
 def _say_options(options: _CompareOptions) -> None:
     table = arms_table(options.arms, options.plans)
     print_table(table.title, table.columns, table.rows)
-    say(f"seeds {', '.join(map(str, options.seeds))}: {len(options.runs):,} runs")
+    say(f"seeds {', '.join(map(str, options.seeds))}: {counted(len(options.runs), 'run')}")
     for note in options.notes:
         say(f"note: {note}")
 
@@ -112,7 +112,7 @@ def _run_all(options: _CompareOptions, jobs: int) -> dict[str, Failure]:
         for run in pending
         if run.name not in failures
     ]
-    return failures | run_jobs(f"updates of {len(work):,} runs", work, environments)
+    return failures | run_jobs(f"updates of {counted(len(work), 'run')}", work, environments)
 
 
 def _collect(options: _CompareOptions, failures: Mapping[str, Failure]) -> Experiment:

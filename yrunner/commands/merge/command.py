@@ -20,7 +20,7 @@ from yrunner.commands.merge.export import (
     say_likeness,
 )
 from yrunner.console import progress, say
-from yrunner.errors import YRunnerError
+from yrunner.errors import ModelError, YRunnerError
 from yrunner.evaluation.figure_lines import BASE, TUNED, figure_lines, summary_lines
 from yrunner.evaluation.results import ModelResults
 from yrunner.models.adapters import find_adapter
@@ -142,6 +142,12 @@ def _prove(
     probes = probes_of(run)
     trusts = run.recipe.model.trust_remote_code
     expected_NV = merge_logits(prepared, adapters, probes, trust_remote_code=trusts)
+    if not expected_NV.isfinite().all():
+        raise ModelError(
+            f"the trained model in {run.folder.model} predicts NaN or infinity, so the merge "
+            "cannot be verified",
+            remedy="train it again with a lower train.learning_rate",
+        )
     return compare(expected_NV, folder_logits(folder, probes, trust_remote_code=trusts))
 
 

@@ -21,7 +21,7 @@ from yrunner.assembly.trainer import (
     mixed_precision,
     untrained_model,
 )
-from yrunner.console import format_duration, say
+from yrunner.console import counted, format_duration, say
 from yrunner.data.batching.plan import Plan
 from yrunner.data.dataset.examples import Examples
 from yrunner.models.errors import silence_libraries
@@ -147,8 +147,9 @@ def _key(training: Run, hashes: list[str], fold_of_row: list[int]) -> str:
 
 def _score_fold(fold: _Fold, folder: Path, clock: "_Clock") -> None:
     say(
-        f"cross-fit, {fold.name}: {fold.plan.num_updates:,} updates on "
-        f"{len(fold.learned):,} rows, then scoring {len(fold.held_out):,} others"
+        f"cross-fit, {fold.name}: {counted(fold.plan.num_updates, 'update')} on "
+        f"{counted(len(fold.learned), 'row')}, then scoring "
+        f"{counted(len(fold.held_out), 'other')}"
     )
     # A model with a fused head refers to itself; free it before loading the next.
     gc.collect()

@@ -14,7 +14,7 @@ import torch
 from torch.multiprocessing import get_context
 
 from yrunner.assembly.run import Run
-from yrunner.console import progress, say
+from yrunner.console import counted, progress, say
 from yrunner.errors import RunError, YRunnerError
 from yrunner.models.adapters import attach_adapter
 from yrunner.models.errors import silence_libraries
@@ -46,7 +46,7 @@ def measure_rows(run: Run, folder: Path) -> Sequence[TokenScores]:
     lengths = examples.lengths.tolist()
     with ScoreFile.open(folder, _key(run), row_hashes(examples)) as file:
         if file.done:
-            say(f"already scored: {len(file.done):,} of {len(examples):,} examples")
+            say(f"already scored: {len(file.done):,} of {counted(len(examples), 'example')}")
         if len(file.done) < len(examples):
             # In tokens, because rows differ in length and the longest come first.
             with progress("scoring rows with the base, tokens", sum(lengths)) as advance:

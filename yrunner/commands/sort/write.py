@@ -163,9 +163,15 @@ def _columns(path: Path) -> object:
             with open_arrow(path) as (batches, _):
                 return next((batch.schema for batch in batches), None)
         case ".parquet":
+            from pyarrow import ArrowException
             from pyarrow.parquet import read_schema
 
-            return read_schema(path)
+            try:
+                return read_schema(path)
+            except (ArrowException, OSError) as error:
+                raise DataError(
+                    path, "not a readable Parquet file", remedy="write or download it again"
+                ) from error
     return None
 
 

@@ -57,6 +57,11 @@ class Plan:
         """Rows per update, without replay rows."""
         return self.micro_batch_size * self.num_micro_batches - self.kept
 
+    @property
+    def rows_of_an_update(self) -> int:
+        """Rows of a whole update, without replay rows: those of an epoch, if it has fewer."""
+        return min(self.lanes, len(self.num_groups) if self.packs is None else len(self.packs))
+
     @cached_property
     def updates_per_epoch(self) -> int:
         """Updates per epoch, which no order of the examples changes."""

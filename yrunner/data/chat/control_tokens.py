@@ -108,11 +108,11 @@ class ControlTokens:
                     extras=self._broken(message.extras, broken_by),
                 )
             )
-        tools = self._broken(tuple(tools), broken_by)
-        texts = list(texts_of(plain, tools))
+        plain_tools: tuple[Mapping[str, Any], ...] = self._broken(tuple(tools), broken_by)
+        texts = list(texts_of(plain, plain_tools))
         # Nothing is broken in a text that spells a token only after normalization.
         spells = any(broken_by in text for text in texts) or self.are_spelled_in(texts)
-        return Escaped(tuple(plain), tools, broken_by, without_end, spells)
+        return Escaped(tuple(plain), plain_tools, broken_by, without_end, spells)
 
     def _broken(self, value: Any, by: str, *, spare_thinking: bool = False) -> Any:
         """The value with a break in every control token of its texts."""

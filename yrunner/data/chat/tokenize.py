@@ -233,7 +233,8 @@ class _Cutter:
         return {number: escaped for number, escaped in found.items() if escaped is not None}
 
     def _renamed(self, cut: Cut, escaped: Escaped) -> Cut:
-        notes = cut.notes | (frozenset({"end_by_hand"}) if escaped.without_end else frozenset())
+        by_hand: frozenset[Note] = frozenset({"end_by_hand"} if escaped.without_end else ())
+        notes = cut.notes | by_hand
         if not escaped.spells:
             return replace(cut, notes=notes)
         parts = [self._control.renamed(part, escaped.broken_by) for part in cut.parts]

@@ -20,6 +20,7 @@ from uuid import uuid4
 
 from yrunner.data.dataset.examples import COLUMNS, TOKENS
 from yrunner.errors import RunError
+from yrunner.storage.ownership import check_writable
 from yrunner.storage.run_dir import hash_files, read_json, write_json
 
 REPORT = "report.json"
@@ -57,8 +58,9 @@ class Cache:
     def writing(self) -> Iterator[Path]:
         """An empty folder to write an entry into, removed unless it is `complete` at the end.
 
-        Raises `RunError` if the disk is full.
+        Raises `RunError` if the folder cannot be made or the disk is full.
         """
+        check_writable(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._remove_old()
         partial = self.folder / f"{PARTIAL}{uuid4().hex}"

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from yrunner.console import counted
 from yrunner.data.conversation import FaultKind
 from yrunner.data.dataset.quality import Finding
 from yrunner.errors import Origin
@@ -53,7 +54,7 @@ class Refusal:
 
 def num_rows(number: int) -> str:
     """`1 row`, `2,000 rows`."""
-    return "1 row" if number == 1 else f"{number:,} rows"
+    return counted(number, "row")
 
 
 def describe_refusals(refusals: Sequence[Refusal], summary: str) -> str:

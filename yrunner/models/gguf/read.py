@@ -16,12 +16,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from yrunner.console import progress, say
 from yrunner.errors import ModelError
-from yrunner.models.errors import explain_failure
+from yrunner.models.errors import WEIGHTS_FILE, explain_failure
 from yrunner.models.gguf.tokenizer import read_tokenizer
 from yrunner.models.gguf.write import ARCHITECTURES, llama3_factors
 from yrunner.models.load import find_stop_ids
 from yrunner.models.local import ORIGIN
-from yrunner.models.merge.safetensors_io import WEIGHTS_FILE, write_weights
+from yrunner.models.merge.safetensors_io import write_weights
 from yrunner.models.model_key import sample_of
 from yrunner.storage.ownership import remove
 from yrunner.storage.run_dir import whole_folder, write_json, write_text

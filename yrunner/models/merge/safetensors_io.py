@@ -18,12 +18,16 @@ from safetensors import safe_open
 from torch import Tensor
 
 from yrunner.errors import ModelError
-from yrunner.models.errors import explain_failure, silence_libraries
+from yrunner.models.errors import (
+    INDEX_FILE,
+    WEIGHTS_FILE,
+    explain_failure,
+    silence_libraries,
+)
 from yrunner.models.hub import only_cached
 from yrunner.models.load import check_folder
-from yrunner.models.local import INDEX_FILE, local_folder
+from yrunner.models.local import local_folder
 
-WEIGHTS_FILE = "model.safetensors"
 NEEDED = ["*.json", "*.safetensors", "*.py", "*.jinja", "README.md"]
 """Files that a merge downloads from the Hub; no pickled weights."""
 DTYPE_NAMES = {

@@ -20,8 +20,7 @@ from torch import Tensor, nn
 
 from yrunner.errors import ModelError
 from yrunner.models.adapters import untie_config
-from yrunner.models.errors import silence_libraries
-from yrunner.models.local import INDEX_FILE
+from yrunner.models.errors import INDEX_FILE, silence_libraries
 from yrunner.models.merge.plan import Merge
 from yrunner.models.merge.safetensors_io import write_weights
 

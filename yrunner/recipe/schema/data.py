@@ -102,6 +102,11 @@ class DataSection(Section):
     validation_share: float | None = Field(None, gt=0, lt=1)
     """Instead of validation: the share of training rows to set aside for it."""
 
+    @property
+    def validates(self) -> bool:
+        """Whether there are validation rows."""
+        return bool(self.validation) or self.validation_share is not None
+
     @model_validator(mode="after")
     def one_source_of_validation(self) -> Self:
         if self.validation and self.validation_share is not None:

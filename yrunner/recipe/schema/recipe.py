@@ -18,6 +18,9 @@ from yrunner.recipe.schema.model import LoraTuning, ModelSection, QloraTuning, T
 from yrunner.recipe.schema.section import Section
 from yrunner.recipe.schema.sort import SortSection
 
+LAST_POLYNOMIAL_RATE = 1e-7
+"""Where transformers' polynomial schedule ends, which must be below the learning rate."""
+
 
 class Spikes(Section):
     """A loss far above that of the preceding updates."""
@@ -187,6 +190,15 @@ class TrainSection(Section):
     trackers: list[Literal["tensorboard", "wandb", "swanlab", "mlflow"]] = Field([])
     """Trackers that also receive the records of metrics.jsonl."""
 
+    @model_validator(mode="after")
+    def polynomial_falls_to_a_rate_above_zero(self) -> Self:
+        if self.lr_scheduler == "polynomial" and self.learning_rate <= LAST_POLYNOMIAL_RATE:
+            raise ValueError(
+                f"lr_scheduler polynomial ends at {LAST_POLYNOMIAL_RATE:g}; "
+                "raise learning_rate above that, or use cosine"
+            )
+        return self
+
     @property
     def num_epochs(self) -> int | None:
         """Epochs of the run; None if only max_steps ends it."""
@@ -283,6 +295,15 @@ class Recipe(Section):
             raise ValueError(
                 f"keep.kind: {self.keep.kind} needs at least two examples per update; "
                 "raise train.batch_size or train.gradient_accumulation_steps"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def early_stopping_looks_at_validations(self) -> Self:
+        if self.train.early_stopping is not None and not self.data.validates:
+            raise ValueError(
+                "train.early_stopping needs validation rows; "
+                "set data.validation or data.validation_share"
             )
         return self
 
