@@ -23,6 +23,7 @@ from yrunner.assembly.replay import check_keep_file
 from yrunner.assembly.run import Run
 from yrunner.commands.check.facts import (
     DataFacts,
+    ModelFacts,
     Schedule,
     Steps,
     check_model,
@@ -43,7 +44,7 @@ from yrunner.commands.check.report import (
     write_signal_page,
 )
 from yrunner.commands.check.signal import NotScored, Signal, describe_sample, score_sample
-from yrunner.console import say
+from yrunner.console import say, warn
 from yrunner.data.batching.plan import Plan
 from yrunner.data.conversation import TokenizedExample
 from yrunner.data.dataset.row_report import as_json
@@ -98,7 +99,7 @@ def check(
     page = page_beside(recipe.run_folder, "check", page) if as_page else None
     check_trackers(recipe.train.trackers)
     run.check_questions()
-    unchecked = check_model(run)
+    model = check_model(run)
     prepared = run.dataset
     check_keep_file(run)
     refusal = _refusal(run) or missing_weights(run)
@@ -111,7 +112,7 @@ def check(
         _print(run, facts)
     signal = _measure_signal(run, sample, page)
     if as_machine:
-        content = _as_json(run, facts, signal, refusal)
+        content = _as_json(run, model, facts, signal, refusal)
         say(json.dumps(content, ensure_ascii=False, indent=2))
     else:
         print_signal(recipe, signal)
@@ -120,7 +121,7 @@ def check(
     if refusal is not None:
         raise refusal
     if not as_machine:
-        _say_verdict(run, unchecked)
+        _say_verdict(run, model)
 
 
 def _refusal(run: Run) -> YRunnerError | None:
@@ -178,6 +179,7 @@ def _print(run: Run, facts: Facts | None) -> None:
 
 def _as_json(
     run: Run,
+    model: ModelFacts,
     facts: Facts | None,
     signal: Signal | NotScored,
     refusal: YRunnerError | None,
@@ -187,15 +189,18 @@ def _as_json(
         "recipe": run.recipe.name,
         "refused": None if refusal is None else str(refusal),
         "rows": as_json(prepared.reports, prepared.findings),
+        "base": {"findings": model.findings},
         **(asdict(facts) if facts else {}),
         "signal": asdict(signal),
     }
 
 
-def _say_verdict(run: Run, unchecked: str | None) -> None:
+def _say_verdict(run: Run, model: ModelFacts) -> None:
     say("")
-    if unchecked is not None:
-        say(unchecked)
+    for finding in model.findings:
+        warn(finding)
+    if model.unchecked is not None:
+        say(model.unchecked)
     if run.folder.is_used():
         say(f"{run.folder.folder} already has a run: train with --resume or --overwrite")
     say(f"{run.recipe.name}: ready to train")
