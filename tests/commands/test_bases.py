@@ -18,7 +18,7 @@ from yrunner.commands.inspect.command import inspect
 from yrunner.commands.merge.command import merge
 from yrunner.commands.sort.command import sort
 from yrunner.commands.train import train, train_base
-from yrunner.errors import ModelError
+from yrunner.errors import ModelError, RecipeError
 from yrunner.models.adapters import attach_adapter
 from yrunner.models.load import load_model
 from yrunner.models.quantization import quantization_config
@@ -239,3 +239,32 @@ def test_a_head_that_only_the_config_ties_gets_its_own_trained_rows(
     run = Run.load(RECIPE)
     before = logits_of(run.load_base(), torch.tensor([[1, 2, 3]]))
     torch.testing.assert_close(logits_of(untrained_model(run), torch.tensor([[1, 2, 3]])), before)
+
+
+@pytest.mark.parametrize(
+    ("kind", "file"),
+    [
+        ("Qwen3ForSequenceClassification", None),
+        ("Qwen3ForTokenClassification", None),
+        ("BertForMaskedLM", None),
+        ("Qwen3ForCausalLM", "modules.json"),
+    ],
+)
+def test_a_model_of_another_purpose_is_refused_alike(save_base, capitals_tokenizer, kind, file):
+    folder = save_base(build_model(WIDE, capitals_tokenizer, 0))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"architectures": [kind]}))
+    if file is not None:
+        (folder / file).write_text("[]")
+    what = f"a {kind}" if file is None else "an embedding model"
+    assert refusals() == {
+        f"the base {folder} is {what}, which does not predict the next token. "
+        "Use the language model that it was made from"
+    }
+
+
+def test_rows_of_tokens_are_not_trained_under_zero_3(project, change):
+    change("tuned.yaml", tuning={"kind": "lora", "train_tokens": MARKS})
+    change("tuned.yaml", distributed={"deepspeed": {"stage": 3}})
+    with pytest.raises(RecipeError, match="train_tokens needs whole embeddings"):
+        Run.load(RECIPE)

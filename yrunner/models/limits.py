@@ -27,6 +27,7 @@ from yrunner.losses.vocabulary_layers import (
     count_embeddings,
     trains_row,
 )
+from yrunner.models.quantization import local_file, read_dict
 
 PROBE_LENGTH = 12
 """Tokens of each example in the trial: longer than the kernels of short convolutions."""
@@ -36,8 +37,41 @@ OF_EIGHT_BITS = 2e-2
 """The same in 8 bits, where the largest inputs of all tokens decide how each is rounded."""
 NEAR_ZERO = 1e-2
 """Share of the usual length, or of the usual distance to the mean, that no learned row is below."""
+OTHER_HEADS = (
+    "ForSequenceClassification",
+    "ForTokenClassification",
+    "ForQuestionAnswering",
+    "ForMultipleChoice",
+    "ForMaskedLM",
+)
+"""Ends of `architectures` in a config.json that say what else a model was trained for."""
+OF_EMBEDDING_MODELS = ("modules.json", "config_sentence_transformers.json")
+"""Files that sentence-transformers writes."""
 SAMPLED_ROWS = 4096
 """Rows of a vocabulary that say what is usual."""
+
+
+def check_purpose(source: str) -> None:
+    """Raise `ModelError` for a classifier or an embedding model, by the files beside its weights.
+
+    Such a model can load as a language model: its own head is left out, another one is tied.
+    """
+    config_file = local_file(source, "config.json")
+    config = {} if config_file is None else read_dict(config_file)
+    named = config.get("architectures")
+    kind = str(named[0]) if isinstance(named, list) and named else ""
+    if local_file(source, "modules.json") or local_file(
+        source, "config_sentence_transformers.json"
+    ):
+        what = "an embedding model"
+    elif kind.endswith(OTHER_HEADS) and not config.get("is_decoder"):
+        what = f"a {kind}"
+    else:
+        return
+    raise ModelError(
+        f"the base {source} is {what}, which does not predict the next token",
+        remedy="use the language model that it was made from",
+    )
 
 
 def check_causal(model: Any) -> None:

@@ -34,7 +34,7 @@ from yrunner.models.adapters import (
 )
 from yrunner.models.errors import explain_failure, silence_libraries
 from yrunner.models.hub import only_cached
-from yrunner.models.limits import can_be_tried, check_causal
+from yrunner.models.limits import can_be_tried, check_causal, check_purpose
 from yrunner.models.quantization import dequantize, prepare_quantized, stored_quantization
 
 DTYPES = {
@@ -98,6 +98,7 @@ def load_model(
     if not Path(source).is_dir():
         with silence_libraries(), explain_failure(source):
             cached_file(source, "config.json", local_files_only=only_cached(source))
+    check_purpose(source)
     if stored_quantization(source) is not None:
         quantization = None  # that of its files holds
     options: dict[str, Any] = {} if attention == "auto" else {"attn_implementation": attention}

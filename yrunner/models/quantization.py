@@ -70,11 +70,11 @@ def stored_quantization(source: str) -> StoredQuantization | None:
     and what stands in its place. Raises `ModelError` for any method but that of bitsandbytes, and
     `MissingError` without bitsandbytes.
     """
-    config_file = _local_file(source, "config.json")
-    config = {} if config_file is None else _read_dict(config_file)
+    config_file = local_file(source, "config.json")
+    config = {} if config_file is None else read_dict(config_file)
     found = _quantization_dict(config)
     if found is None:
-        beside = [name for file, name in BESIDE.items() if _local_file(source, file) is not None]
+        beside = [name for file, name in BESIDE.items() if local_file(source, file) is not None]
         if beside:
             raise _unreadable(source, beside[0])
         return None
@@ -98,7 +98,7 @@ def _quantization_dict(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
         if isinstance(part, Mapping):
             for place in PLACES:
                 if isinstance(part.get(place), Mapping):
-                    return part[place]  # type: ignore[no-any-return]
+                    return part[place]
     return None
 
 
@@ -118,7 +118,8 @@ def _unreadable(source: str, method: str) -> ModelError:
     )
 
 
-def _local_file(source: str, name: str) -> Path | None:
+def local_file(source: str, name: str) -> Path | None:
+    """A file of a model's folder, or of the Hub's cache; None if it is not there."""
     if Path(source).is_dir():
         file = Path(source) / name
         return file if file.is_file() else None
@@ -131,7 +132,7 @@ def _local_file(source: str, name: str) -> Path | None:
     return Path(cached) if isinstance(cached, str) else None
 
 
-def _read_dict(file: Path) -> dict[str, Any]:
+def read_dict(file: Path) -> dict[str, Any]:
     """A config.json; empty if it is damaged, which loading it reports."""
     try:
         content = json.loads(file.read_text("utf-8"))
@@ -164,7 +165,7 @@ def dequantize(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     if not getattr(model, "is_quantized", False):
         return model
     with silence_libraries():
-        return model.dequantize(dtype=dtype)  # type: ignore[no-any-return]
+        return model.dequantize(dtype=dtype)
 
 
 def quantization_config(

@@ -19,6 +19,7 @@ from yrunner.errors import ModelError
 from yrunner.losses.vocabulary_layers import base_embeddings, base_head, is_tied
 from yrunner.models.adapters import CONFIG_FILE, attach_adapter, read_base
 from yrunner.models.errors import silence_libraries
+from yrunner.models.limits import check_purpose
 from yrunner.models.quantization import (
     StoredQuantization,
     prevent_repacking,
@@ -65,12 +66,13 @@ def check_quantized_base(source: str, tuning: Tuning) -> StoredQuantization | No
     """How the weights that `tuning` trains on are stored, from config files alone; None: plainly.
 
     An adapter as the base is plain too: it is loaded merged into the dequantized base. Raises
-    `ModelError` for a quantization that cannot be read or not be trained so, and `MissingError`
-    without bitsandbytes.
+    `ModelError` for a quantization that cannot be read or not be trained so and for a model of
+    another purpose, and `MissingError` without bitsandbytes.
     """
     if (Path(source) / CONFIG_FILE).is_file():
-        stored_quantization(read_base(Path(source)))
+        check_quantized_base(read_base(Path(source)), LoraTuning())
         return None
+    check_purpose(source)
     stored = stored_quantization(source)
     if stored is None:
         return None
