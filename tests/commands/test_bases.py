@@ -165,9 +165,11 @@ def test_an_encoder_is_refused_by_whatever_trains_or_scores(save_base, capitals_
 TARGETS = [["embed_tokens"], ["lm_head"], ["q_proj", "embed_tokens", "lm_head"]]
 
 
-@pytest.mark.parametrize("keep", [{"kind": "rows", "file": "test.jsonl"}, {"kind": "ewc"}])
+KEEPS = [{"kind": "ewc"}, {"kind": "rows", "file": "test.jsonl"}, {"kind": "ewc"}]
+
+
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("targets", TARGETS)
+@pytest.mark.parametrize(("targets", "keep"), zip(TARGETS, KEEPS, strict=True))
 def test_an_adapter_on_embeddings_or_head_is_checked_trained_and_merged(
     save_base, change, capitals_tokenizer, targets, tied, keep
 ):
