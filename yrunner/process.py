@@ -31,6 +31,7 @@ DISK_REMEDIES = {
 """Remedies for disk errors that the user can fix, wherever they occur."""
 HARMLESS_WARNINGS = {
     "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward",
+    "bitsandbytes.autograd._functions": "MatMul8bitLt: inputs will be cast",
     "DeepSpeed": "Setting accelerator to CPU",
     "accelerate.accelerator": "Gradient accumulation steps mismatch",
 }

@@ -7,7 +7,13 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.models.conftest import SIZES, tiny_config
 from yrunner.errors import ModelError
-from yrunner.models.limits import check_isolation, isolates_examples
+from yrunner.models.limits import (
+    check_causal,
+    check_isolation,
+    is_causal,
+    isolates_examples,
+    unlearned_rows,
+)
 from yrunner.models.scratch import build_model
 
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "head_dim": 8}
@@ -109,3 +115,90 @@ def test_a_model_without_positions_is_refused_and_other_faults_are_not_hidden(qw
     qwen3.forward = faulty
     with pytest.raises(TypeError, match="operand"):
         isolates_examples(qwen3)
+
+
+ENCODERS = ["bert", "roberta", "electra", "xlm", "megatron-bert", "roformer"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("model_type", ENCODERS)
+def test_an_encoder_sees_later_tokens_and_is_refused(model_type, dtype):
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(model_type, **SIZES, vocab_size=300, pad_token_id=0)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").to(dtype)
+    with pytest.raises(ModelError, match="sees the tokens that it should predict"):
+        check_causal(model)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("model_type", [*ISOLATES, *MIXES])
+def test_a_model_that_predicts_from_earlier_tokens_is_never_refused(model_type, dtype):
+    model = model_of(model_type, {**ISOLATES, **MIXES}[model_type], "eager").to(dtype)
+    check_causal(model.train())
+    assert model.training
+
+
+def test_a_decoder_made_of_an_encoder_is_causal():
+    config = AutoConfig.for_model("bert", **SIZES, vocab_size=300, is_decoder=True)
+    check_causal(AutoModelForCausalLM.from_config(config))
+
+
+def leaking(model, *, reads_from, until):
+    """The model, with logits that also depend on one token behind the first ones."""
+    forward = model.forward
+
+    def leak(input_ids, **inputs):
+        output = forward(input_ids=input_ids, **inputs)
+        output.logits[:, :until, 0] *= 1 + 1e-2 * input_ids[:, reads_from, None]
+        return output
+
+    model.forward = leak
+    return model
+
+
+@pytest.mark.parametrize(("reads_from", "until"), [(1, 1), (6, 2), (-1, 1)])
+def test_a_prefix_that_is_read_both_ways_is_seen(qwen3, reads_from, until):
+    assert is_causal(qwen3)
+    assert not is_causal(leaking(qwen3, reads_from=reads_from, until=until))
+
+
+def test_attention_that_is_told_not_to_be_causal_is_seen(tokenizer):
+    model = build_model(tiny_config("qwen3"), tokenizer, seed=1)
+    for layer in model.model.layers:
+        layer.self_attn.is_causal = False
+    model.model._update_causal_mask = None
+    forward = model.model.forward
+    everything = torch.ones(1, 1, 12, 12, dtype=torch.bool)
+    model.model.forward = lambda *a, **k: forward(*a, **{**k, "attention_mask": everything})
+    assert not is_causal(model)
+
+
+MARK, OTHER = 7, 9
+UNLEARNED = {
+    "is zero": lambda weight: torch.zeros_like(weight[MARK]),
+    "is the same as that of another token": lambda weight: weight[OTHER],
+    "is the mean of all rows": lambda weight: weight.mean(0),
+}
+
+
+@pytest.mark.parametrize("why", UNLEARNED)
+@pytest.mark.parametrize("part", ["embeddings", "output head"])
+def test_a_row_that_was_never_learned_is_found_where_training_leaves_it(tokenizer, part, why):
+    model = build_model(tiny_config("qwen3", tie_word_embeddings=False), tokenizer, seed=1)
+    layer = model.get_input_embeddings() if part == "embeddings" else model.lm_head
+    layer.weight.data[MARK] = UNLEARNED[why](layer.weight.data)
+    model.requires_grad_(False)
+    (found,) = unlearned_rows(model, [MARK], [MARK])
+    assert (found.token_id, found.part, found.why) == (MARK, part, why)
+    assert unlearned_rows(model, [3, 4, 5], [3, 4, 5]) == []
+    name = "model.embed_tokens" if part == "embeddings" else "lm_head"
+    trained = {"trainable_token_indices": {name: [MARK]}, "target_modules": ["q_proj"]}
+    assert unlearned_rows(get_peft_model(model, LoraConfig(**trained)), [MARK], [MARK]) == []
+
+
+def test_what_is_trained_whole_is_never_called_unlearned(tokenizer):
+    qwen3 = build_model(tiny_config("qwen3", tie_word_embeddings=True), tokenizer, seed=1)
+    qwen3.get_input_embeddings().weight.data[MARK] = 0
+    assert unlearned_rows(qwen3.requires_grad_(True), [MARK], [MARK]) == []
+    adapted = get_peft_model(qwen3, LoraConfig(target_modules=["embed_tokens"]))
+    assert [row.part for row in unlearned_rows(adapted, [MARK], [MARK])] == ["output head"]

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from tests.models.conftest import MODEL_TYPES, tiny_config
-from yrunner.errors import ModelError
+from yrunner.losses.vocabulary_layers import is_tied
 from yrunner.models.load import load_model
 from yrunner.models.meta import build_fake_model, read_config
 from yrunner.models.save import ModelCard, save_model
@@ -85,8 +85,8 @@ def test_flash_attention_needs_no_gpu_here():
     assert model.config._attn_implementation == "sdpa"
 
 
-def test_quantized_weights_are_refused():
-    config = AutoConfig.for_model(**tiny_config("qwen3"), vocab_size=320)
-    config.quantization_config = {"quant_method": "gptq"}
-    with pytest.raises(ModelError, match=r"are quantized.*Use the unquantized model"):
-        build_fake_model(config, LoraTuning(), dtype=torch.bfloat16)
+def test_what_was_shared_beneath_an_adapter_is_shared_on_fake_tensors():
+    config = AutoConfig.for_model(**tiny_config("qwen3"), vocab_size=320, tie_word_embeddings=True)
+    for targets in (["lm_head"], ["embed_tokens"], ["lm_head", "embed_tokens"]):
+        model = build_fake_model(config, LoraTuning(targets=targets), dtype=torch.float32)
+        assert is_tied(model)

@@ -22,7 +22,7 @@ from yrunner.models.load import check_vocabulary, choose_dtype
 from yrunner.models.meta import build_fake_model
 from yrunner.models.quantization import bytes_per_weight
 from yrunner.models.size import count_weights_of, estimate_disk
-from yrunner.models.tuning import count_parameters
+from yrunner.models.tuning import count_parameters, ids_to_train
 from yrunner.recipe.schema.distributed import DistributedSection
 from yrunner.recipe.schema.keep import Ewc, KeepRows, SelfReplay
 from yrunner.recipe.schema.model import (
@@ -195,9 +195,15 @@ class Estimator:
         if key not in self._traced:
             self._traced[key] = self._run(tuning, micro_batch, recomputes)
         found = self._traced[key]
-        if isinstance(found, Untraceable) or not isinstance(tuning, QloraTuning):
+        if isinstance(found, Untraceable):
             return found
-        stored = bytes_per_weight(tuning.quant_type, double_quant=tuning.double_quant)
+        stored = None
+        if (own := self.run.stored_quantization) is not None:
+            stored = own.bytes_per_weight
+        elif isinstance(tuning, QloraTuning):
+            stored = bytes_per_weight(tuning.quant_type, double_quant=tuning.double_quant)
+        if stored is None:
+            return found
         return replace(found, workload=replace(found.workload, stored=stored))
 
     def _run(
@@ -209,6 +215,7 @@ class Estimator:
             build_fake_model,
             tuning=tuning,
             dtype=self.dtype if recipe.model.scratch is None else torch.float32,
+            token_ids=ids_to_train(tuning, self.run.tokenizer),
             attention=recipe.model.attention,
             trust_remote_code=recipe.model.trust_remote_code,
         )
@@ -255,7 +262,7 @@ def estimate_memory(
     lines: list[MemoryLine] = []
     notes = [METHOD, NOT_COUNTED]
     disk = None
-    for tuning in _tunings(recipe):
+    for tuning in _tunings(estimator.run):
         try:
             found = estimator.estimate(
                 tuning, micro_batch, recomputes=recipe.train.gradient_checkpointing
@@ -333,10 +340,10 @@ def _form(tuning: Tuning) -> str:
     return tuning.model_dump_json(exclude={"quant_type", "double_quant"}).replace("qlora", "lora")
 
 
-def _tunings(recipe: Recipe) -> list[Tuning]:
+def _tunings(run: Run) -> list[Tuning]:
     """The recipe's tuning, and the common alternatives."""
-    own = recipe.tuning
-    if recipe.model.scratch is not None:
+    own = run.recipe.tuning
+    if run.recipe.model.scratch is not None or run.stored_quantization is not None:
         return [own]
     if isinstance(own, AdapterTuning) and own.adapter is not None:
         # Its shape is that of the adapter, which is read when it is attached.

@@ -1,5 +1,6 @@
 """Checks before a run starts: packages, row lengths and disk space."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,18 +9,22 @@ from yrunner.assembly.run import Run
 from yrunner.console import as_gigabytes
 from yrunner.data.batching.plan import Plan
 from yrunner.errors import RunError
-from yrunner.models.limits import check_lengths, require_flash_attention
-from yrunner.models.load import check_ids
+from yrunner.models.limits import check_lengths, require_flash_attention, unlearned_rows
+from yrunner.models.load import check_ids, find_stop_ids
 from yrunner.models.quantization import require_bitsandbytes
 from yrunner.models.size import DiskNeed, estimate_disk
 from yrunner.models.tuning import check_base_is_saved
-from yrunner.recipe.schema.model import AdapterTuning, QloraTuning
+from yrunner.recipe.schema.model import AdapterTuning, FreezeTuning, QloraTuning
+from yrunner.recipe.schema.recipe import Recipe
 from yrunner.storage.run_dir import free_bytes
 from yrunner.training.arguments import OF_BITSANDBYTES
 from yrunner.training.callbacks import count_checkpoints
 from yrunner.training.compile import check_compiler
 from yrunner.training.memory.trace import optimizer_bytes
 from yrunner.training.trackers import check_trackers
+
+LOOKED_AT = 100
+"""Examples whose marks are looked for."""
 
 
 def check_needs(run: Run) -> None:
@@ -49,6 +54,44 @@ def check_fit(run: Run) -> None:
     check_ids(run.tokenizer, config.get_text_config().vocab_size)
     for examples in (prepared.train, prepared.validation):
         check_lengths(examples.lengths, examples.origin, config)
+
+
+def findings_of_base(run: Run, model: Any) -> list[str]:
+    """Sentences on marks that the base has never learned and this run does not train.
+
+    `model`: loaded and ready to train. Looks at special and added tokens of the first examples, and
+    at those that end an answer.
+    """
+    tokenizer = run.tokenizer
+    marks = set(tokenizer.all_special_ids) | set(tokenizer.get_added_vocab().values())
+    examples = [run.dataset.train[n] for n in range(min(LOOKED_AT, len(run.dataset.train)))]
+    read = {token_id for example in examples for token_id in example.input_ids} & marks
+    written = {label for example in examples for label in example.labels} & marks
+    written |= set(find_stop_ids(tokenizer)) & read
+    rows = unlearned_rows(model, sorted(read), sorted(written))
+    by_token: dict[int, list[str]] = {}
+    for row in rows:
+        by_token.setdefault(row.token_id, []).append(str(row))
+    names = [str(tokenizer.convert_ids_to_tokens(token_id)) for token_id in by_token]
+    if not names:
+        return []
+    what = "; ".join(
+        f"{name} (id {token_id}): {' and '.join(reasons)}"
+        for name, (token_id, reasons) in zip(names, by_token.items(), strict=True)
+    )
+    return [
+        f"the base has never learned some marks of these conversations, and tuning.kind "
+        f"{run.recipe.tuning.kind} does not train them: {what}. {_how_to_train(run.recipe, names)}"
+    ]
+
+
+def _how_to_train(recipe: Recipe, tokens: list[str]) -> str:
+    tuning = recipe.tuning
+    if isinstance(tuning, FreezeTuning):
+        return "Set tuning.embeddings to true"
+    if isinstance(tuning, AdapterTuning) and tuning.adapter is not None:
+        return "Train a new adapter, with tuning.train_tokens, or use a base that has learned them"
+    return f"Set tuning.train_tokens to {json.dumps(tokens, ensure_ascii=False)}"
 
 
 @dataclass(frozen=True)

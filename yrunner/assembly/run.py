@@ -37,7 +37,7 @@ from yrunner.data.dataset.splits import Prepared
 from yrunner.data.formats.formats import read_conversations
 from yrunner.data.readers.text import State, check_unchanged, states_of
 from yrunner.distributed.topology import topology_of
-from yrunner.errors import MissingError, RunError
+from yrunner.errors import MissingError, ModelError, RunError
 from yrunner.evaluation.memorised_faults import KnownFault, read_faults
 from yrunner.evaluation.questions import Question, question_of
 from yrunner.evaluation.tasks import read_task
@@ -45,7 +45,9 @@ from yrunner.models.load import choose_dtype, load_model, load_tokenizer, set_ch
 from yrunner.models.local import find_gguf
 from yrunner.models.meta import read_config
 from yrunner.models.model_key import model_key
+from yrunner.models.quantization import StoredQuantization
 from yrunner.models.scratch import make_config, train_tokenizer
+from yrunner.models.tuning import check_quantized_base
 from yrunner.recipe.load import base_recipe_path, load_recipe
 from yrunner.recipe.schema.eval import AnswerTask, Task
 from yrunner.recipe.schema.keep import HeldToRows
@@ -99,10 +101,13 @@ class Run:
     def load(cls, path: Path, overrides: Sequence[str] = (), **options: bool) -> "Run":
         """The run of a recipe file; `options` are those of `RunOptions`.
 
-        Raises `RecipeError` for an invalid recipe.
+        Raises `RecipeError` for an invalid recipe, and `ModelError` for a quantized base that it
+        cannot use.
         """
         arguments = shlex.join([str(path), *overrides])
-        return cls(load_recipe(path, list(overrides)), RunOptions(arguments, **options))
+        run = cls(load_recipe(path, list(overrides)), RunOptions(arguments, **options))
+        _ = run.stored_quantization
+        return run
 
     def variant(self, recipe: Recipe) -> "Run":
         """The run of a recipe that differs only in how it trains."""
@@ -165,6 +170,36 @@ class Run:
         if not base.folder.is_finished():
             return f"{name} was not finished: resuming it"
         return None
+
+    @cached_property
+    def stored_quantization(self) -> StoredQuantization | None:
+        """How the files of the base are quantized; None for plain weights and for a recipe's.
+
+        Raises `ModelError` if the recipe cannot use such a base.
+        """
+        recipe = self.recipe
+        if recipe.model.base is None or base_recipe_path(recipe) is not None:
+            return None
+        stored = check_quantized_base(recipe.model.base, recipe.tuning)
+        if stored is None:
+            return None
+        if recipe.merge.as_trained is not None:
+            raise ModelError(
+                f"merge.as_trained: the base {recipe.model.base} is stored quantized ({stored}), "
+                "and an adapter on it is always merged as it was trained",
+                remedy="remove merge.as_trained",
+            )
+        conflict = recipe.distributed.conflict(
+            tuning="qlora",
+            optimizer=recipe.train.optimizer,
+            torch_compile=recipe.train.torch_compile,
+            keep=recipe.keep.kind,
+        )
+        if conflict is not None:
+            raise ModelError(
+                f"the base {recipe.model.base} is stored quantized ({stored}): {conflict}"
+            )
+        return stored
 
     def can_resume(self) -> bool:
         """Whether the folder holds checkpoints of this run with the same settings."""

@@ -16,12 +16,12 @@ from yrunner.data.conversation import TokenizedExample
 from yrunner.distributed.collectives import num_ranks, this_rank
 from yrunner.errors import Interrupted
 from yrunner.models.errors import silence_libraries
-from yrunner.models.limits import check_isolation, isolates_examples
+from yrunner.models.limits import check_causal, check_isolation, isolates_examples
 from yrunner.models.load import check_vocabulary, load_model
 from yrunner.models.quantization import quantization_config
 from yrunner.models.save import ModelCard, save_model
 from yrunner.models.scratch import build_model
-from yrunner.models.tuning import apply_tuning
+from yrunner.models.tuning import apply_tuning, ids_to_train
 from yrunner.recipe.schema.model import QloraTuning
 from yrunner.recipe.schema.recipe import Recipe
 from yrunner.storage.run_dir import RunDir
@@ -52,12 +52,18 @@ def untrained_model(run: Run) -> Any:
         )
     check_vocabulary(model, run.tokenizer)
     set_seed(recipe.seed)
-    return apply_tuning(model, recipe.tuning)
+    return tune(run, model)
+
+
+def tune(run: Run, model: Any) -> Any:
+    """Prepare a loaded model to be trained as the recipe says."""
+    tuning = run.recipe.tuning
+    return apply_tuning(model, tuning, ids_to_train(tuning, run.tokenizer))
 
 
 def _quantization(run: Run) -> Any:
     tuning = run.recipe.tuning
-    if not isinstance(tuning, QloraTuning):
+    if not isinstance(tuning, QloraTuning) or run.stored_quantization is not None:
         return None
     return quantization_config(tuning.quant_type, double_quant=tuning.double_quant, dtype=run.dtype)
 
@@ -179,11 +185,13 @@ def mixed_precision(trainer: Trainer, dtype: torch.dtype) -> torch.autocast:
 def _choose_layout(run: Run, trainer: Trainer) -> None:
     """Lay micro-batches out for the model, which the trainer has brought to its device.
 
-    Raises `ModelError` where the model would mix the examples of a packed row.
+    Raises `ModelError` where the model would mix the examples of a packed row, or sees the tokens
+    that it should predict.
     """
     model: Any = trainer.model
     packs = run.recipe.data.packing
     with mixed_precision(trainer, run.dtype):
+        check_causal(model)
         if packs:
             check_isolation(model)
         isolates = packs or isolates_examples(model)

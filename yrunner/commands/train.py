@@ -7,7 +7,7 @@ from pathlib import Path
 from yrunner.assembly.diagnosis import explaining_stops
 from yrunner.assembly.keep import add_regulariser, record_rows
 from yrunner.assembly.measure import Measured, measure
-from yrunner.assembly.preflight import check_disk, check_fit, check_needs
+from yrunner.assembly.preflight import check_disk, check_fit, check_needs, findings_of_base
 from yrunner.assembly.record import check_run_folder, find_start, record_start
 from yrunner.assembly.replay import check_keep_file, prepare_keep
 from yrunner.assembly.report import (
@@ -38,7 +38,7 @@ from yrunner.assembly.trainer import (
     training_arguments,
     untrained_model,
 )
-from yrunner.console import say
+from yrunner.console import say, warn
 from yrunner.distributed.collectives import leave_ranks, this_rank, wait_for_ranks
 from yrunner.storage.run_lock import run_lock
 from yrunner.training.callbacks import explaining_how_to_resume
@@ -115,6 +115,8 @@ def _train_here(run: Run) -> None:
     arguments = training_arguments(run, plan, shared.micro_steps, deepspeed)
     model = untrained_model(run)
     if process.rank == 0:
+        for finding in findings_of_base(run, model):
+            warn(finding)
         check_disk(run, model, plan)
         record_start(run, plan, process.num_ranks)
         record_rows(run, regulariser_data)

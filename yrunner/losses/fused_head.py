@@ -15,9 +15,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils import ModulesToSaveWrapper
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses import FakeTensor
 
 from yrunner.console import warn
@@ -39,6 +37,7 @@ from yrunner.losses.targets import (
     target_places,
 )
 from yrunner.losses.vocab_sweep import LogitForm
+from yrunner.losses.vocabulary_layers import active_head, base_head, is_plain
 
 PROBE_LENGTH = 8
 """Tokens of the first batch on which fused and full logits are compared."""
@@ -163,7 +162,7 @@ class _FusedHead:
         return at_least_float32(logits_BKV[is_target_BK]), labels_N
 
     def _base_head(self) -> BaseHead:
-        return BaseHead.of(untrained_head(self.model), self.form)
+        return BaseHead.of(base_head(self.model), self.form)
 
     def _rows(self, hidden_ND: Tensor) -> int:
         vocabulary_size = self.model.config.get_text_config().vocab_size
@@ -200,30 +199,6 @@ class _FusedHead:
             "the loss uses full logits, which takes more memory"
         )
         return False
-
-
-def active_head(model: Any) -> Any:
-    """The module that computes logits; for a head in `modules_to_save`, the trained copy."""
-    head = model.get_output_embeddings()
-    if not isinstance(head, ModulesToSaveWrapper):
-        return head
-    active = head.active_adapters
-    if head.disable_adapters or not active or active[0] not in head.modules_to_save:
-        return head.original_module
-    return head.modules_to_save[active[0]]
-
-
-def untrained_head(model: Any) -> Any:
-    """The base's own head, without adapter or trained copy."""
-    head = model.get_output_embeddings()
-    if isinstance(head, ModulesToSaveWrapper):
-        return head.original_module
-    return head.get_base_layer() if isinstance(head, BaseTunerLayer) else head
-
-
-def is_plain(head: Any) -> bool:
-    """Whether weight and bias are all there is. Accelerate's hooks load weights from elsewhere."""
-    return type(head) is nn.Linear and not hasattr(head, "_hf_hook")
 
 
 def _forked_random_state() -> AbstractContextManager[None]:

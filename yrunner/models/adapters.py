@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from yrunner.errors import ModelError
+from yrunner.losses.vocabulary_layers import base_embeddings, base_head, is_tied
 from yrunner.models.errors import check_weight_files, silence_libraries
 from yrunner.models.hub import only_cached
 
@@ -98,7 +99,7 @@ def attach_adapter(
 
 def resize_vocabulary(model: PreTrainedModel | PeftModel, adapter: Path) -> None:
     """Resize the embeddings of `model` to those in the adapter's file, if it has any."""
-    embeddings = model.get_input_embeddings()
+    embeddings = base_embeddings(model)
     shapes = {base_name(name): shape for name, shape in weight_shapes(adapter).items()}
     for name, module in model.named_modules():
         shape = shapes.get(f"{name}.weight")
@@ -132,12 +133,9 @@ def merge_adapter(model: PeftModel) -> PreTrainedModel:
 
 
 def _untie_adapted_head(model: PreTrainedModel) -> None:
-    embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
-    if head is None or not any(isinstance(m, BaseTunerLayer) for m in (embeddings, head)):
-        return
-    head_base = head.get_base_layer() if isinstance(head, BaseTunerLayer) else head
-    if head_base.weight is embeddings.weight:
-        untie(model, head_base)
+    layers = model.get_input_embeddings(), model.get_output_embeddings()
+    if is_tied(model) and any(isinstance(layer, BaseTunerLayer) for layer in layers):
+        untie(model, base_head(model))
 
 
 def untie(model: PreTrainedModel, head: Any) -> None:

@@ -31,12 +31,19 @@ def _hub_resolves() -> bool:
 
 def read_license(folder: Path) -> str | None:
     """The licence id in the front matter of a model's README.md; None if there is none."""
+    return read_card(folder, "license")
+
+
+def read_card(folder: Path, key: str) -> str | None:
+    """A text in the front matter of a model's README.md, or the only one of a list, if any."""
     card = folder / "README.md"
     if not card.is_file():
         return None
     try:
         content = metadata_load(card)
     except yaml.YAMLError:
-        return None  # an invalid card names no licence
-    named = content.get("license") if isinstance(content, dict) else None
+        return None  # an invalid card says nothing
+    named = content.get(key) if isinstance(content, dict) else None
+    if isinstance(named, list) and len(named) == 1:
+        named = named[0]
     return named if isinstance(named, str) else None

@@ -1,13 +1,16 @@
-"""What a model cannot take: packed rows that it would mix, rows longer than its positions.
+"""What a model cannot take: rows to predict, packed rows that it would mix, rows that are too long.
 
 transformers isolates packed examples by their positions alone, which restart at each. A model that
-ignores that (a state-space layer, custom attention) mixes them silently. So it is tried out, not
-looked up in a list.
+ignores that (a state-space layer, custom attention) mixes them silently. An encoder loads as a
+causal model, and sees the tokens that it should predict. So both are tried out, not looked up in a
+list.
 """
 
-# Shapes: T = tokens, V = vocabulary
+# Shapes: T = tokens, V = vocabulary, D = hidden size
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import chain
 from typing import Any
@@ -16,12 +19,106 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import is_flash_attn_2_available
 
 from yrunner.errors import DataError, MissingError, ModelError, Origin
+from yrunner.losses.vocabulary_layers import (
+    base_embeddings,
+    base_head,
+    count_embeddings,
+    trains_row,
+)
+from yrunner.models.quantization import local_file, read_dict
 
 PROBE_LENGTH = 12
 """Tokens of each example in the trial: longer than the kernels of short convolutions."""
+SAME = 1e-5
+"""Relative difference of logits up to which rounding may be the reason."""
+OF_EIGHT_BITS = 2e-2
+"""The same in 8 bits, where the largest inputs of all tokens decide how each is rounded."""
+NEAR_ZERO = 1e-2
+"""Share of the usual length, or of the usual distance to the mean, that no learned row is below."""
+OTHER_HEADS = (
+    "ForSequenceClassification",
+    "ForTokenClassification",
+    "ForQuestionAnswering",
+    "ForMultipleChoice",
+    "ForMaskedLM",
+)
+"""Ends of `architectures` in a config.json that say what else a model was trained for."""
+OF_EMBEDDING_MODELS = ("modules.json", "config_sentence_transformers.json")
+"""Files that sentence-transformers writes."""
+SAMPLED_ROWS = 4096
+"""Rows of a vocabulary that say what is usual."""
+
+
+def check_purpose(source: str) -> None:
+    """Raise `ModelError` for a classifier or an embedding model, by the files beside its weights.
+
+    Such a model can load as a language model: its own head is left out, another one is tied.
+    """
+    config_file = local_file(source, "config.json")
+    config = {} if config_file is None else read_dict(config_file)
+    named = config.get("architectures")
+    kind = str(named[0]) if isinstance(named, list) and named else ""
+    if local_file(source, "modules.json") or local_file(
+        source, "config_sentence_transformers.json"
+    ):
+        what = "an embedding model"
+    elif kind.endswith(OTHER_HEADS) and not config.get("is_decoder"):
+        what = f"a {kind}"
+    else:
+        return
+    raise ModelError(
+        f"the base {source} is {what}, which does not predict the next token",
+        remedy="use the language model that it was made from",
+    )
+
+
+def check_causal(model: Any) -> None:
+    """Raise `ModelError` if a model sees the tokens that it should predict."""
+    if is_causal(model):
+        return
+    config = model.config
+    remedy = "choose a model that generates text from left to right, such as Qwen3"
+    if getattr(config, "is_decoder", None) is False:
+        remedy += "; if this one was trained as a decoder, set is_decoder in its config.json"
+    raise ModelError(
+        f"the {config.model_type} model {config.name_or_path} sees the tokens that it should "
+        "predict, so it cannot be trained or scored as a language model",
+        remedy=remedy,
+    )
+
+
+def is_causal(model: Any) -> bool:
+    """Whether no token changes the logits before it.
+
+    Four short forward passes, in the model's precision and on its device: the second token of a
+    row is changed, which shows a prefix that is read both ways, one in the middle, and the last.
+    """
+    generator = torch.Generator().manual_seed(0)
+    vocabulary_size = count_embeddings(model)
+    row = torch.randint(vocabulary_size, (PROBE_LENGTH,), generator=generator).tolist()
+    with _evaluating(model):
+        before_TV = _last_logits(model, [row])
+        leaks = [
+            _relative_difference(before_TV[:place], _last_logits(model, [changed])[:place])
+            for place in (1, PROBE_LENGTH // 2, PROBE_LENGTH - 1)
+            for changed in [[*row[:place], (row[place] + 1) % vocabulary_size, *row[place + 1 :]]]
+        ]
+    allowed = SAME
+    if _has_experts(model):
+        allowed = max(SAME, _precision(model, before_TV))  # each gets other tokens now
+    if getattr(model, "is_loaded_in_8bit", False):
+        allowed = OF_EIGHT_BITS
+    return max(leaks) <= allowed
+
+
+def can_be_tried(model: Any) -> bool:
+    """Whether a model that was just loaded can run where it is."""
+    needs_gpu = "flash" in str(model.config.get_text_config()._attn_implementation)
+    return not is_deepspeed_zero3_enabled() and not (needs_gpu and model.device.type == "cpu")
 
 
 def require_flash_attention() -> None:
@@ -48,28 +145,36 @@ def isolates_examples(model: Any) -> bool:
 
     Three short forward passes, in the model's precision and on its device.
     """
-    vocabulary_size = model.get_input_embeddings().num_embeddings
+    vocabulary_size = count_embeddings(model)
     generator = torch.Generator().manual_seed(0)
     first, other, second = torch.randint(
         vocabulary_size, (3, PROBE_LENGTH), generator=generator
     ).tolist()
-    was_training = model.training
-    model.eval()
     try:
-        alone_TV = _last_logits(model, [second])
-        after_first_TV = _last_logits(model, [first, second])
-        after_other_TV = _last_logits(model, [other, second])
+        with _evaluating(model):
+            alone_TV = _last_logits(model, [second])
+            after_first_TV = _last_logits(model, [first, second])
+            after_other_TV = _last_logits(model, [other, second])
     except TypeError as error:
         if "position_ids" not in str(error):
             raise
         return False  # nothing else could isolate the examples
-    finally:
-        model.train(was_training)
     precision = _precision(model, alone_TV)
     # Rounding within a row is always the same, except where experts get other tokens.
     leak = _relative_difference(after_first_TV, after_other_TV)
     change = _relative_difference(after_first_TV, alone_TV)
     return leak <= (precision if _has_experts(model) else 0.0) and change <= precision**0.5
+
+
+@contextmanager
+def _evaluating(model: Any) -> Iterator[None]:
+    """Without dropout in the block."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 def _last_logits(model: Any, examples: Sequence[Sequence[int]]) -> Tensor:
@@ -133,3 +238,58 @@ def count_positions(config: Any) -> int | None:
     rope = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
     learned = rope.get("original_max_position_embeddings", positions)
     return max(positions, int(learned * rope.get("factor", 1)))
+
+
+@dataclass(frozen=True)
+class UnlearnedRow:
+    """A row of embeddings or output head that the base has never learned."""
+
+    token_id: int
+    part: str
+    """`embeddings` or `output head`."""
+    why: str
+
+    def __str__(self) -> str:
+        return f"its row in the {self.part} {self.why}"
+
+
+def unlearned_rows(
+    model: Any, read_ids: Iterable[int], written_ids: Iterable[int]
+) -> list[UnlearnedRow]:
+    """Rows that the base has never learned and that training leaves as they are.
+
+    `model`: before its first update, ready to train. `read_ids`: tokens of the inputs, which need
+    an embedding; `written_ids`: targets, which need a row of the head. Weights that other processes
+    hold (ZeRO-3) are not looked at.
+    """
+    embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
+    parts = [("embeddings", embeddings, base_embeddings(model), read_ids)]
+    if head is not None:
+        parts.append(("output head", head, base_head(model), written_ids))
+    found = []
+    for part, layer, base, token_ids in parts:
+        frozen = [token_id for token_id in token_ids if not trains_row(layer, token_id)]
+        for token_id, why in _unlearned(base.weight.detach(), frozen).items():
+            found.append(UnlearnedRow(token_id, part, why))
+    return found
+
+
+def _unlearned(weight_VD: Tensor, token_ids: Sequence[int]) -> dict[int, str]:
+    """What shows that a row was never learned: zero, equal to another, or the mean of all."""
+    token_ids = [token_id for token_id in token_ids if token_id < len(weight_VD)]
+    if not token_ids or weight_VD.ndim != 2 or not weight_VD.is_floating_point():
+        return {}
+    mean_D = weight_VD.mean(dim=0, dtype=torch.float32)
+    few_VD = weight_VD[:: max(1, len(weight_VD) // SAMPLED_ROWS)].float()
+    length = float(few_VD.norm(dim=1).median())
+    distance = float((few_VD - mean_D).norm(dim=1).median())
+    found = {}
+    for token_id in token_ids:
+        row_D = weight_VD[token_id]
+        if float(row_D.float().norm()) <= NEAR_ZERO * length:
+            found[token_id] = "is zero"
+        elif int((weight_VD == row_D).all(dim=1).sum()) > 1:
+            found[token_id] = "is the same as that of another token"
+        elif float((row_D.float() - mean_D).norm()) <= NEAR_ZERO * distance:
+            found[token_id] = "is the mean of all rows"
+    return found

@@ -21,11 +21,21 @@ from transformers import (
 )
 from transformers.integrations import deepspeed
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
+from transformers.utils import cached_file
 
 from yrunner.errors import ModelError
-from yrunner.models.adapters import attach_adapter, find_adapter, merge_adapter, read_base
+from yrunner.losses.vocabulary_layers import count_embeddings, is_tied
+from yrunner.models.adapters import (
+    attach_adapter,
+    find_adapter,
+    merge_adapter,
+    read_base,
+    untie_config,
+)
 from yrunner.models.errors import check_weight_files, explain_failure, silence_libraries
 from yrunner.models.hub import only_cached
+from yrunner.models.limits import can_be_tried, check_causal, check_purpose
+from yrunner.models.quantization import dequantize, prepare_quantized, stored_quantization
 from yrunner.text_files import read_text
 
 # A template calls Python's functions, whose errors Jinja passes on.
@@ -81,6 +91,7 @@ def load_model(
                 attention=attention,
                 trust_remote_code=trust_remote_code,
             )
+            model = dequantize(model, dtype)  # merging into 4 bits would round the adapter away
             model = merge_adapter(attach_adapter(model, adapter, trainable=False))
         if (adapter / "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(adapter)
@@ -88,6 +99,12 @@ def load_model(
         model.config.name_or_path = model.name_or_path = str(adapter)
         return model
     check_folder(Path(source))
+    if not Path(source).is_dir():
+        with silence_libraries(), explain_failure(source):
+            cached_file(source, "config.json", local_files_only=only_cached(source))
+    check_purpose(source)
+    if stored_quantization(source) is not None:
+        quantization = None  # that of its files holds
     options: dict[str, Any] = {} if attention == "auto" else {"attn_implementation": attention}
     if quantization is not None:
         options["quantization_config"] = quantization
@@ -104,6 +121,11 @@ def load_model(
             **options,
         )
     _check_complete(source, report)
+    prepare_quantized(model, dtype)
+    if not is_tied(model):
+        untie_config(model.config)  # files with two weights beat a config that ties them
+    if can_be_tried(model):
+        check_causal(model)
     return model
 
 
@@ -212,7 +234,7 @@ def find_stop_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Raise `ModelError` if the tokenizer has ids without an embedding; see `check_ids`."""
-    check_ids(tokenizer, model.get_input_embeddings().num_embeddings)
+    check_ids(tokenizer, count_embeddings(model))
 
 
 def check_ids(tokenizer: PreTrainedTokenizerBase, num_embeddings: int) -> None:

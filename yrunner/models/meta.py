@@ -1,10 +1,11 @@
 """Everything about a model but its weights: its config, and a model of fake tensors."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from peft import PeftModel
-from torch import nn
+from torch import Tensor, nn
 from torch._subclasses import FakeTensor, FakeTensorMode
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
@@ -12,6 +13,7 @@ from yrunner.errors import ModelError
 from yrunner.models.adapters import find_adapter, read_base
 from yrunner.models.errors import explain_failure, silence_libraries
 from yrunner.models.hub import only_cached
+from yrunner.models.quantization import stored_quantization, without_quantization
 from yrunner.models.tuning import apply_tuning
 from yrunner.recipe.schema.model import Tuning
 
@@ -22,7 +24,8 @@ SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"
 def read_config(source: str, *, trust_remote_code: bool = False) -> PreTrainedConfig:
     """The config of a model folder or Hub id; for an adapter, that of its base.
 
-    Raises ModelError for anything wrong with the source, MissingError for a missing package.
+    How its files are quantized is left out: see `stored_quantization`. Raises ModelError for
+    anything wrong with the source, MissingError for a missing package.
     """
     with silence_libraries(), explain_failure(source):
         adapter = find_adapter(source)
@@ -32,8 +35,9 @@ def read_config(source: str, *, trust_remote_code: bool = False) -> PreTrainedCo
                 trust_remote_code=trust_remote_code,
                 local_files_only=only_cached(source),
             )
+            stored_quantization(source)  # refuses what cannot be read
             _check_sizes(config, source)
-            return config
+            return without_quantization(config)
     return read_config(read_base(adapter), trust_remote_code=trust_remote_code)
 
 
@@ -54,20 +58,15 @@ def build_fake_model(
     tuning: Tuning,
     *,
     dtype: torch.dtype,
+    token_ids: Sequence[int] = (),
     attention: str = "auto",
     trust_remote_code: bool = False,
 ) -> PreTrainedModel | PeftModel:
     """The model of `config`, ready to train as `tuning` says, with fake tensors on the CPU.
 
     They have shapes and dtypes but no memory. flash_attention_2 needs a GPU and is replaced by
-    sdpa, which saves the same tensors. Raises ModelError for quantized weights, and what
-    `apply_tuning` raises.
+    sdpa, which saves the same tensors. Raises what `apply_tuning` raises.
     """
-    if getattr(config, "quantization_config", None) is not None:
-        raise ModelError(
-            "the weights of this model are quantized and cannot be trained",
-            remedy="use the unquantized model",
-        )
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if attention != "auto":
         options["attn_implementation"] = attention.replace("flash_attention_2", "sdpa")
@@ -76,12 +75,34 @@ def build_fake_model(
     with silence_libraries(), torch.device("meta"):
         with explain_failure(config.name_or_path or config.model_type):
             model = AutoModelForCausalLM.from_config(config, dtype=dtype, **options)
-        tuned = apply_tuning(model, tuning)
+        tuned = apply_tuning(model, tuning, token_ids)
     # No fallback: for unsupported operations it would allocate real tensors of the same size.
     with FakeTensorMode(allow_non_fake_inputs=True, allow_fallback_kernels=False):
-        tuned.to_empty(device="cpu")
-        model.tie_weights()  # `to_empty` unties shared weights
+        _allocate(tuned)
     return tuned
+
+
+def _allocate(model: nn.Module) -> None:
+    """Put empty tensors on the CPU in place of meta tensors; what is shared stays shared.
+
+    `to_empty` would make a tensor of every name, and transformers' `tie_weights` does not look
+    beneath an adapter on the head.
+    """
+    made: dict[int, tuple[Tensor, Tensor]] = {}  # with the old ones, or their ids would be reused
+
+    def empty(old: Tensor) -> Any:
+        if id(old) not in made:
+            new = torch.empty(old.shape, dtype=old.dtype)
+            if isinstance(old, nn.Parameter):
+                new = nn.Parameter(new, requires_grad=old.requires_grad)
+            made[id(old)] = old, new
+        return made[id(old)][1]
+
+    for module in model.modules():
+        for tensors in (module._parameters, module._buffers):
+            for name, old in tensors.items():
+                if old is not None:
+                    tensors[name] = empty(old)
 
 
 def fake_mode_of(model: nn.Module) -> FakeTensorMode:

@@ -11,6 +11,8 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
+from yrunner.losses.vocabulary_layers import base_head
+
 SMALL_FILES = 2**15
 """Approximate bytes of a checkpoint besides weights and optimizer: scheduler, random states,
 arguments, log."""
@@ -47,7 +49,7 @@ class WeightCounts:
 def count_weights_of(model: PreTrainedModel | PeftModel) -> WeightCounts:
     """Count the weights of a model, fake or real, that is ready to train."""
     parameters = list(model.parameters())
-    head = model.get_output_embeddings()
+    head = base_head(model)
     layers = [
         module.weight
         for module in model.modules()

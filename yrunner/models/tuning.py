@@ -5,19 +5,26 @@ model's dtype. A model of mixed dtypes (`freeze` with bfloat16) runs under autoc
 """
 
 import math
+from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar, assert_never
 
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from yrunner.errors import ModelError
+from yrunner.losses.vocabulary_layers import base_embeddings, base_head, is_tied
 from yrunner.models.adapters import CONFIG_FILE, attach_adapter, read_base
 from yrunner.models.errors import silence_libraries
-from yrunner.models.quantization import prevent_repacking
+from yrunner.models.limits import check_purpose
+from yrunner.models.quantization import (
+    StoredQuantization,
+    prevent_repacking,
+    stored_quantization,
+)
 from yrunner.recipe.schema.model import (
     AdapterTuning,
     FreezeTuning,
@@ -30,11 +37,14 @@ from yrunner.recipe.schema.model import (
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def apply_tuning(model: PreTrainedModel, tuning: Tuning) -> PreTrainedModel | PeftModel:
+def apply_tuning(
+    model: PreTrainedModel, tuning: Tuning, token_ids: Sequence[int] = ()
+) -> PreTrainedModel | PeftModel:
     """Prepare `model`, in place, to be trained as `tuning` says.
 
-    A new adapter starts as a zero change; its random half comes from torch's global generator, so
-    seed that before. Raises ModelError if the model lacks the layers or modules named.
+    `token_ids`: those of `tuning.train_tokens`, see `ids_to_train`. A new adapter starts as a zero
+    change; its random half comes from torch's global generator, so seed that before. Raises
+    ModelError if the model lacks the layers or modules named, or peft cannot train them so.
     """
     match tuning:
         case FullTuning():
@@ -46,10 +56,41 @@ def apply_tuning(model: PreTrainedModel, tuning: Tuning) -> PreTrainedModel | Pe
             prevent_repacking(model)
             if tuning.adapter is not None:
                 return _float32_where_trained(_continue_adapter(model, Path(tuning.adapter)))
-            return _float32_where_trained(_add_lora(model, tuning))
+            return _float32_where_trained(_add_lora(model, tuning, token_ids))
         case _:
             assert_never(tuning)
     return _float32_where_trained(model)
+
+
+def check_quantized_base(source: str, tuning: Tuning) -> StoredQuantization | None:
+    """How the weights that `tuning` trains on are stored, from config files alone; None: plainly.
+
+    An adapter as the base is plain too: it is loaded merged into the dequantized base. Raises
+    `ModelError` for a quantization that cannot be read or not be trained so and for a model of
+    another purpose, and `MissingError` without bitsandbytes.
+    """
+    if (Path(source) / CONFIG_FILE).is_file():
+        check_quantized_base(read_base(Path(source)), LoraTuning())
+        return None
+    check_purpose(source)
+    stored = stored_quantization(source)
+    if stored is None:
+        return None
+    if isinstance(tuning, FullTuning | FreezeTuning):
+        raise ModelError(
+            f"tuning.kind {tuning.kind} cannot train the base {source}: its weights are quantized "
+            f"({stored})",
+            remedy="use tuning.kind lora or qlora, or the unquantized model",
+        )
+    if isinstance(tuning, QloraTuning):
+        for key in ("quant_type", "double_quant"):
+            wanted, own = getattr(tuning, key), getattr(stored, key)
+            if key in tuning.model_fields_set and wanted != own:
+                raise ModelError(
+                    f"tuning.{key} is {wanted}, but the base {source} is stored with {own}",
+                    remedy=f"remove tuning.{key}, or use the unquantized model",
+                )
+    return stored
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
@@ -86,7 +127,7 @@ def _train_top_layers(model: PreTrainedModel, *, share: float, embeddings: bool)
         if "norm" in type(module).__name__.lower() and "embed" not in name
     ]
     if embeddings:
-        trained += [model.get_input_embeddings(), model.get_output_embeddings()]
+        trained += [base_embeddings(model), base_head(model)]
     model.requires_grad_(False)
     for module in trained:
         if module is not None:
@@ -106,7 +147,20 @@ def _find_layers(model: PreTrainedModel) -> tuple[nn.Module, nn.ModuleList]:
     )
 
 
-def _add_lora(model: PreTrainedModel, tuning: AdapterTuning) -> PeftModel:
+def ids_to_train(tuning: Tuning, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The ids of `tuning.train_tokens`. Raises ModelError for text that is not one token."""
+    tokens = tuning.train_tokens if isinstance(tuning, AdapterTuning) else []
+    vocabulary = tokenizer.get_vocab()
+    for token in tokens:
+        if token not in vocabulary:
+            raise ModelError(
+                f'tuning.train_tokens: "{token}" is not a token of the tokenizer',
+                remedy="name tokens as they stand in its vocabulary, such as <|im_end|>",
+            )
+    return sorted({vocabulary[token] for token in tokens})
+
+
+def _add_lora(model: PreTrainedModel, tuning: AdapterTuning, token_ids: Sequence[int]) -> PeftModel:
     if not isinstance(tuning.targets, str):
         _check_targets(model, tuning.targets)
     config = LoraConfig(
@@ -117,6 +171,7 @@ def _add_lora(model: PreTrainedModel, tuning: AdapterTuning) -> PeftModel:
         target_modules=tuning.targets,
         use_dora=tuning.variant == "dora",
         use_rslora=tuning.variant == "rslora",
+        trainable_token_indices=_rows_to_train(model, tuning, list(token_ids)) or None,
     )
     others = _linear_names(model)
     try:
@@ -132,6 +187,8 @@ def _add_lora(model: PreTrainedModel, tuning: AdapterTuning) -> PeftModel:
         ) from error
     if getattr(config, "target_parameters", None):
         raise _experts_refused(model, others)
+    if tuning.variant == "dora":
+        _check_lengths_of_rows(tuned)
     return tuned
 
 
@@ -151,6 +208,42 @@ def _experts_refused(model: PreTrainedModel, others: list[str]) -> ModelError:
         "and their adapter could not be merged",
         remedy=f"name the other layers, such as tuning.targets: [{', '.join(others)}]",
     )
+
+
+def _rows_to_train(
+    model: PreTrainedModel, tuning: AdapterTuning, token_ids: list[int]
+) -> dict[str, list[int]]:
+    """The rows to train in embeddings and head, by the name of the module; peft knows of ties."""
+    if not token_ids:
+        return {}
+    layers = [base_embeddings(model)]
+    if base_head(model) is not None and not is_tied(model):
+        layers.append(base_head(model))
+    names = [name for name, module in model.named_modules() if any(module is it for it in layers)]
+    adapted = set() if isinstance(tuning.targets, str) else set(tuning.targets)
+    for name in names:
+        if {name, name.rpartition(".")[2]} & adapted:
+            raise ModelError(
+                f"tuning.targets and tuning.train_tokens cannot both train {name}",
+                remedy="remove tuning.train_tokens: an adapter on the module trains every row",
+            )
+    return dict.fromkeys(names, token_ids)
+
+
+def _check_lengths_of_rows(model: PeftModel) -> None:
+    """Reject DoRA on a weight with a row of zeros: it divides by the length of each."""
+    for name, module in model.named_modules():
+        for magnitude in getattr(module, "lora_magnitude_vector", {}).values():
+            weight = magnitude.weight
+            if weight.is_meta or weight.numel() == 0 or weight.count_nonzero() == weight.numel():
+                continue
+            row = int((weight.flatten() == 0).nonzero()[0])
+            module_name = name.removeprefix("base_model.model.")
+            raise ModelError(
+                f"tuning.variant dora divides by the length of each row of {module_name}, and row "
+                f"{row} is zero",
+                remedy="use tuning.variant plain or rslora, or remove it from tuning.targets",
+            )
 
 
 def _continue_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:

@@ -261,12 +261,12 @@ def test_an_adapter_that_cannot_be_merged_is_refused(change, expected, base, ids
         prepare_merge(open_checkpoint(str(base)), [WeightedAdapter(tmp_path / "adapter")])
 
 
-def test_a_quantized_base_is_refused(base, ids_BT, tmp_path):
+def test_a_config_that_calls_plain_weights_quantized_is_refused(base, ids_BT, tmp_path):
     tune(base, tmp_path / "adapter", ids_BT)
     path = base / "config.json"
     quantized = {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}
     path.write_text(json.dumps(json.loads(path.read_text()) | quantized))
-    with pytest.raises(ModelError, match="are quantized"):
+    with pytest.raises(ModelError, match="says that the weights are quantized, but they are not"):
         prepare_merge(open_checkpoint(str(base)), [WeightedAdapter(tmp_path / "adapter")])
 
 

@@ -24,6 +24,7 @@ from yrunner.assembly.run import Run
 from yrunner.assembly.sharing import check_ranks
 from yrunner.commands.check.facts import (
     DataFacts,
+    ModelFacts,
     Schedule,
     Steps,
     check_model,
@@ -43,7 +44,7 @@ from yrunner.commands.check.report import (
     write_signal_page,
 )
 from yrunner.commands.check.signal import NotScored, Signal, describe_sample, score_sample
-from yrunner.console import say
+from yrunner.console import say, warn
 from yrunner.data.batching.plan import Plan
 from yrunner.data.conversation import TokenizedExample
 from yrunner.data.dataset.row_report import as_json
@@ -99,7 +100,7 @@ def check(
     run.folder.check(run.folder.checkpoints)
     check_trackers(recipe.train.trackers)
     run.check_questions()
-    unchecked = check_model(run)
+    model = check_model(run)
     prepared = run.dataset
     check_keep_file(run)
     is_for_here = gpus is None and memory is None
@@ -115,7 +116,7 @@ def check(
         _print(run, facts)
     signal = _measure_signal(run, sample, page)
     if as_machine:
-        content = _as_json(run, facts, signal, refusal)
+        content = _as_json(run, model, facts, signal, refusal)
         say(json.dumps(content, ensure_ascii=False, indent=2))
     else:
         print_signal(recipe, signal)
@@ -124,7 +125,7 @@ def check(
     if refusal is not None:
         raise refusal
     if not as_machine:
-        _say_verdict(run, unchecked)
+        _say_verdict(run, model)
 
 
 def _first_error(*checks: Callable[[Run], None], run: Run) -> YRunnerError | None:
@@ -181,6 +182,7 @@ def _print(run: Run, facts: Facts | None) -> None:
 
 def _as_json(
     run: Run,
+    model: ModelFacts,
     facts: Facts | None,
     signal: Signal | NotScored,
     refusal: YRunnerError | None,
@@ -190,15 +192,18 @@ def _as_json(
         "recipe": run.recipe.name,
         "refused": None if refusal is None else str(refusal),
         "rows": as_json(prepared.reports, prepared.findings),
+        "base": {"findings": model.findings},
         **(asdict(facts) if facts else {}),
         "signal": asdict(signal),
     }
 
 
-def _say_verdict(run: Run, unchecked: str | None) -> None:
+def _say_verdict(run: Run, model: ModelFacts) -> None:
     say("")
-    if unchecked is not None:
-        say(unchecked)
+    for finding in model.findings:
+        warn(finding)
+    if model.unchecked is not None:
+        say(model.unchecked)
     if run.folder.is_used():
         say(f"{run.folder.folder} already has a run: train with --resume or --overwrite")
     say(f"{run.recipe.name}: ready to train")

@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from yrunner.assembly.preflight import findings_of_base
 from yrunner.assembly.run import Run
+from yrunner.assembly.trainer import tune
 from yrunner.data.batching.collate import SlicedExamples
 from yrunner.data.batching.packing import fill_rate
 from yrunner.data.batching.plan import Plan
@@ -19,7 +21,7 @@ from yrunner.data.dataset.splits import Prepared
 from yrunner.models.adapters import find_adapter, read_base
 from yrunner.models.errors import check_weight_files
 from yrunner.models.limits import check_isolation
-from yrunner.models.load import check_folder, choose_dtype, load_model
+from yrunner.models.load import check_folder, check_ids, choose_dtype, load_model
 from yrunner.models.scratch import build_model
 from yrunner.recipe.schema.recipe import TrainSection
 from yrunner.training.arguments import count_warmup, learning_rates
@@ -138,18 +140,37 @@ def schedule(train: TrainSection, num_updates: int) -> Schedule:
     return Schedule(count_warmup(train, num_updates), pairs)
 
 
-def check_model(run: Run) -> str | None:
-    """Check whether the model isolates packed examples.
+@dataclass(frozen=True)
+class ModelFacts:
+    """What loading the model has shown."""
 
-    Returns what only the run itself can check. Raises `ModelError` if the run would.
+    findings: list[str]
+    """Sentences on the base that deserve a look."""
+    unchecked: str | None = None
+    """What only the run itself can check."""
+
+
+def check_model(run: Run) -> ModelFacts:
+    """Load the model, unless it is large, and check it as the run does before its first update.
+
+    Raises `ModelError` if the run would: it sees later tokens, mixes packed examples, or cannot be
+    tuned so.
     """
-    if not run.recipe.data.packing:
-        return None
+    recipe = run.recipe
+    check_ids(run.tokenizer, run.config.get_text_config().vocab_size)
+    packs = ", isolates packed examples" if recipe.data.packing else ""
     model = _small_model(run)
     if model is None:
-        return "packing: whether the model isolates packed examples is tested when training starts"
-    check_isolation(model)
-    return None
+        return ModelFacts(
+            [],
+            f"model: whether it predicts only from earlier tokens{packs} and has learned the marks "
+            "of the conversations is tested when training starts",
+        )
+    if packs:
+        check_isolation(model)
+    if recipe.model.scratch is not None or run.stale_base is not None:
+        return ModelFacts([])
+    return ModelFacts(findings_of_base(run, tune(run, model)))
 
 
 def check_weights(run: Run) -> None:

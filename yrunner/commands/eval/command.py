@@ -17,6 +17,7 @@ from yrunner.evaluation.figure_lines import BASE, TUNED
 from yrunner.evaluation.parallel import joined
 from yrunner.evaluation.results import ModelResults
 from yrunner.models.load import check_vocabulary
+from yrunner.models.meta import read_config
 from yrunner.recipe.schema.section import is_recipe_path
 from yrunner.storage.run_dir import RunDir, write_json
 
@@ -76,6 +77,7 @@ def _entrants(run: Run, models: Sequence[str]) -> list[_Entrant]:
     for model in models:
         name, source = _named_source(model)
         source = run.in_hugging_face_format(source)
+        read_config(source, trust_remote_code=run.recipe.model.trust_remote_code)
         name = _unused(name, [other.name for other in found])
         found.append(_Entrant(name, source, run.load_tokenizer(source)))
     return found

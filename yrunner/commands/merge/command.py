@@ -32,6 +32,7 @@ from yrunner.models.merge.plan import BaseQuantization, Merge, WeightedAdapter, 
 from yrunner.models.merge.proof import LogitAgreement, compare, folder_logits, merge_logits
 from yrunner.models.merge.safetensors_io import SafetensorsFolder, open_checkpoint
 from yrunner.models.merge.write import changed_weights, merged_sizes, write_merged
+from yrunner.models.quantization import StoredQuantization
 from yrunner.models.save import ModelCard, complete_folder
 from yrunner.recipe.schema.recipe import Recipe
 from yrunner.storage.run_dir import RunDir, read_json, whole_folder, write_json
@@ -55,10 +56,14 @@ class MergeSource:
     as_trained: BaseQuantization | None
     trained_coarsely: bool = False
     """Whether the base was quantized during training."""
+    stored: StoredQuantization | None = None
+    """How the files of the base are quantized."""
 
     @property
     def described(self) -> str:
         """How the base's weights are loaded."""
+        if self.stored is not None:
+            return f"as trained: dequantized from its files, {self.stored}"
         if self.as_trained is not None:
             return f"as trained: dequantized from {self.as_trained.quant_type}"
         if self.trained_coarsely:
@@ -187,6 +192,7 @@ def merge_source(run: Run) -> MergeSource:
         adapters,
         _four_bits(recipe),
         trained_coarsely=recipe.tuning.kind in ON_QUANTIZED_BASE,
+        stored=run.stored_quantization,
     )
 
 

@@ -11,6 +11,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from yrunner.errors import ModelError
+from yrunner.losses.vocabulary_layers import is_tied
 from yrunner.models.adapters import (
     CONFIG_FILE,
     attach_adapter,
@@ -111,7 +112,7 @@ def prepare_merge(
         trust_remote_code=trust_remote_code,
     )
     embeddings, head = plain.model.get_input_embeddings(), plain.model.get_output_embeddings()
-    tied = embeddings.weight is head.weight
+    tied = is_tied(plain.model)
     read = _reader(base, plain.model, as_trained)
     streamed = StreamedModel(attach_all(plain.model, adapters), plain.names, plain.modules)
     return Merge(
@@ -202,7 +203,7 @@ def _untie_different_head(model: Any, base: SafetensorsFolder) -> None:
     names = [
         f"{name}.weight" for name, module in model.named_modules() if module in (embeddings, head)
     ]
-    if embeddings.weight is not head.weight or not base.sizes.keys() >= set(names):
+    if not is_tied(model) or not base.sizes.keys() >= set(names):
         return
     if not base.read(names[0]).equal(base.read(names[1])):
         untie(model, head)

@@ -27,6 +27,11 @@ from yrunner.models.errors import (
 from yrunner.models.hub import only_cached
 from yrunner.models.load import check_folder
 from yrunner.models.local import local_folder
+from yrunner.models.quantization import (
+    dequantize_weight,
+    quantized_parts,
+    stored_quantization,
+)
 
 NEEDED = ["*.json", "*.safetensors", "*.py", "*.jinja", "README.md"]
 """Files that a merge downloads from the Hub; no pickled weights."""
@@ -71,11 +76,29 @@ class TensorLocation:
 
 
 @dataclass(frozen=True)
+class QuantizedLocation:
+    """Location of a weight that bitsandbytes has quantized, with that of its scales."""
+
+    parts: Mapping[str, TensorLocation]
+    """As `quantized_parts` names them."""
+    size: Tensor
+    """Shape and dtype of the dequantized weight, as a meta tensor."""
+
+    def read(self, dtype: torch.dtype | None = None) -> Tensor:
+        """Read and dequantize the weight on the CPU, as a forward pass would, and convert it."""
+        parts = {name: location.read() for name, location in self.parts.items()}
+        return dequantize_weight(parts, self.size.dtype).to(dtype)
+
+
+Location = TensorLocation | QuantizedLocation
+
+
+@dataclass(frozen=True)
 class SafetensorsFolder:
-    """A model's folder with safetensors files."""
+    """A model's folder with safetensors files. Quantized weights are read dequantized."""
 
     folder: Path
-    locations: Mapping[str, TensorLocation]
+    locations: Mapping[str, Location]
     """By the name of the weight."""
 
     @property
@@ -113,7 +136,37 @@ def open_checkpoint(source: str) -> SafetensorsFolder:
         if not path.is_file():
             raise ModelError(f"{folder} lacks {path.name}", remedy="download the model again")
         locations |= locate_weights(path)
-    return SafetensorsFolder(folder, locations)
+    if stored_quantization(str(folder)) is None:
+        return SafetensorsFolder(folder, locations)
+    return SafetensorsFolder(folder, _join_quantized(folder, locations))
+
+
+def _join_quantized(folder: Path, locations: Mapping[str, TensorLocation]) -> dict[str, Location]:
+    """The locations of a bitsandbytes checkpoint, scales joined to the weights that they scale."""
+    quantized = quantized_parts(locations.keys())
+    if not quantized:
+        raise ModelError(
+            f"{folder / 'config.json'} says that the weights are quantized, but they are not",
+            remedy="remove quantization_config from it",
+        )
+    within = {name for parts in quantized.values() for name in parts.values()}
+    joined: dict[str, Location] = {
+        name: location for name, location in locations.items() if name not in within
+    }
+    # In 8 bits nothing says what the dtype was; it is that of most other weights.
+    dtype = SafetensorsFolder(Path(), joined).main_dtype()
+    for weight, names in quantized.items():
+        parts = {part: locations[name] for part, name in names.items()}
+        joined[weight] = QuantizedLocation(parts, _dequantized_size(parts, dtype))
+    return joined
+
+
+def _dequantized_size(parts: Mapping[str, TensorLocation], dtype: torch.dtype) -> Tensor:
+    for part, location in parts.items():
+        if part.startswith("quant_state."):
+            state = json.loads(bytes(location.read().numpy()))
+            return torch.empty(state["shape"], dtype=getattr(torch, state["dtype"]), device="meta")
+    return parts[""].size.to(dtype)
 
 
 def _model_folder(source: str) -> Path:

@@ -12,7 +12,6 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
-from yrunner.errors import ModelError
 from yrunner.models.errors import explain_failure, silence_libraries
 
 
@@ -103,13 +102,8 @@ def build_streamed_model(
     """The streamed form of a causal language model.
 
     `prepare` may change the model before its weights are named. The weights `kept` are allocated in
-    full, because an adapter attached later brings them. Raises `ModelError` for a quantized model.
+    full, because an adapter attached later brings them.
     """
-    if getattr(config, "quantization_config", None) is not None:
-        raise ModelError(
-            f"the weights of {config.name_or_path} are quantized",
-            remedy="use the model before quantization as the base",
-        )
     # Buffers are real: the files do not hold those that are computed, such as rotary frequencies.
     with silence_libraries(), init_empty_weights(include_buffers=False):
         with explain_failure(config.name_or_path or config.model_type):

@@ -19,6 +19,7 @@ from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from yrunner.errors import ModelError
+from yrunner.losses.vocabulary_layers import base_head
 from yrunner.models.adapters import untie_config
 from yrunner.models.errors import INDEX_FILE, silence_libraries
 from yrunner.models.merge.plan import Merge
@@ -126,7 +127,7 @@ def _with_head(merge: Merge, changes: dict[str, MergedWeight]) -> dict[str, Merg
         return changes
     if head is not None:
         return changes
-    shared = merge.streamed.model.get_output_embeddings().weight
+    shared = base_head(merge.streamed.model).weight
     return changes | {merge.head: MergedWeight(shared.shape, partial(_base_weight, merge))}
 
 

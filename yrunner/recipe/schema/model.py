@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from yrunner.recipe.schema.section import BaseSource, ModelSource, RecipeFile, Section
 
 # Fixed by an existing adapter; a recipe that continues training one may not set them.
-ADAPTER_SHAPE = ("rank", "alpha", "dropout", "targets", "variant")
+ADAPTER_SHAPE = ("rank", "alpha", "dropout", "targets", "variant", "train_tokens")
 
 
 class ScratchModel(Section):
@@ -81,6 +81,9 @@ class AdapterTuning(Section):
     """Modules that get an adapter: all linear layers except the head, or a list of names."""
     variant: Literal["plain", "dora", "rslora"] = "plain"
     """`dora`: arXiv:2402.09353. `rslora`: scale by alpha / sqrt(rank), arXiv:2312.03732."""
+    train_tokens: list[str] = Field(default_factory=list)
+    """Tokens whose rows in embeddings and output head are trained as well, such as marks of a chat
+    template that the base has never learned: ["<|im_start|>", "<|im_end|>"]."""
     adapter: ModelSource | None = None
     """Folder or Hub id of an adapter to continue training, with its own rank, alpha and targets."""
 

@@ -258,6 +258,12 @@ class Recipe(Section):
         )
         if conflict is not None:
             raise ValueError(conflict)
+        section, tuning = self.distributed.deepspeed, self.tuning
+        if section is not None and section.stage == 3 and getattr(tuning, "train_tokens", None):
+            raise ValueError(
+                "tuning.train_tokens needs whole embeddings, but ZeRO stage 3 shards them; "
+                "use deepspeed.stage 2 or 1"
+            )
         return self
 
     @model_validator(mode="after")
