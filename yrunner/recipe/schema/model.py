@@ -49,6 +49,10 @@ class ModelSection(Section):
     def exactly_one_origin(self) -> Self:
         if (self.base is None) == (self.scratch is None):
             raise ValueError('needs exactly one of "base" and "scratch"')
+        if self.scratch is not None and self.chat_template is not None:
+            raise ValueError(
+                "chat_template needs a base: a new tokenizer has ChatML; remove chat_template"
+            )
         return self
 
 
