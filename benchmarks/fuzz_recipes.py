@@ -407,6 +407,8 @@ SETTINGS: tuple[dict[str, Any], ...] = (
     {"train.max_grad_norm": 0},
     {"tuning": {"kind": "lora", "targets": ["nothing"]}},
     {"tuning": {"kind": "lora", "targets": []}},
+    {"tuning": {"kind": "lora", "targets": ["embed_tokens", "lm_head"]}},
+    {"tuning": {"kind": "lora", "rank": 1_000_000}},
     {"tuning": {"kind": "lora", "targets": ["q_proj", "lm_head"]}},
     {"tuning": {"kind": "lora", "targets": [".*("]}},
     {"tuning": {"kind": "lora", "variant": "dora"}},

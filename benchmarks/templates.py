@@ -23,7 +23,7 @@ from tokenizers import AddedToken
 
 from benchmarks.markdown import print_markdown
 from benchmarks.paths import ROOT
-from yrunner.data.chat.tokenize import tokenize_conversations
+from yrunner.data.chat.tokenize import tokenize_chunks
 from yrunner.data.conversation import Conversation, FaultyRow, TokenizedExample
 from yrunner.data.formats.turns import read_tools, read_turns
 from yrunner.errors import ModelError, Origin
@@ -158,13 +158,14 @@ def outcome(row: Sequence[dict[str, Any]], tokenizer: Any) -> Outcome:
     messages = read_turns(json.loads(json.dumps(row)), "messages")
     talk = Conversation(messages, Origin(Path("rows.jsonl"), 1), read_tools(tools))
     try:
-        (example,) = tokenize_conversations([talk], tokenizer)
+        ((result,),) = tokenize_chunks([[talk]], tokenizer)
     except ModelError as error:
         return Outcome("refused", error.message)
-    if isinstance(example, FaultyRow):
-        return Outcome("refused", str(example))
-    fault = next(faults_of(example, row, tools, tokenizer), None)
-    return Outcome("wrong", fault) if fault else Outcome("read")
+    fault = result if isinstance(result, FaultyRow) else result.altered
+    if fault is not None:
+        return Outcome("refused", str(fault))
+    wrong = next(faults_of(result.example(), row, tools, tokenizer), None)
+    return Outcome("wrong", wrong) if wrong else Outcome("read")
 
 
 def runs_of(example: TokenizedExample, tokenizer: Any) -> list[tuple[str, str]]:
@@ -191,7 +192,8 @@ def faults_of(
         return
     for place, (before, run) in zip(places, runs, strict=True):
         opening = opening_after(row[:place], tools, tokenizer)
-        is_last = place == places[-1] or "tool_calls" in row[place]
+        # Templates leave out the thinking of earlier turns, at inference too.
+        is_last = place == places[-1]
         yield from faults_of_run(run, before.endswith(opening), is_last, row[place], tokenizer)
 
 

@@ -253,3 +253,9 @@ def test_tied_weights_are_counted_once(tied, tokenizer):
     expected = 2 * layer + 32 + (1 if tied else 2) * len(tokenizer) * 32
     assert count_parameters(apply_tuning(model, FullTuning(kind="full"))) == (expected, expected)
     assert count_parameters(model.requires_grad_(False)) == (0, expected)
+
+
+def test_a_rank_above_the_size_of_the_layers_is_refused(qwen3):
+    apply_tuning(qwen3, LoraTuning(kind="lora", rank=32))
+    with pytest.raises(ModelError, match=r"tuning\.rank 33 exceeds the model's hidden size of 32"):
+        apply_tuning(qwen3, LoraTuning(kind="lora", rank=33))

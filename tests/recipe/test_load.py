@@ -239,3 +239,10 @@ def test_loading_imports_no_torch(folder, valid):
     )
     assert done.returncode == 0, done.stderr
     assert 'did you mean "seed"?' in done.stdout
+
+
+def test_a_tilde_in_output_is_the_home_folder(folder, valid, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/somebody")
+    (folder / "recipe.yaml").write_text(valid)
+    recipe = load_recipe(folder / "recipe.yaml", ["output=~/runs/x"])
+    assert recipe.run_folder == Path("/home/somebody/runs/x")

@@ -173,6 +173,12 @@ def _add_lora(model: PreTrainedModel, tuning: AdapterTuning, token_ids: Sequence
         use_rslora=tuning.variant == "rslora",
         trainable_token_indices=_rows_to_train(model, tuning, list(token_ids)) or None,
     )
+    width = model.config.get_text_config().hidden_size
+    if tuning.rank > width:
+        raise ModelError(
+            f"tuning.rank {tuning.rank:,} exceeds the model's hidden size of {width:,}",
+            remedy="set a smaller rank, such as 16, or train whole weights with tuning.kind full",
+        )
     others = _linear_names(model)
     try:
         with silence_libraries():

@@ -3,6 +3,7 @@
 This file holds `loss`, `train` and the recipe itself; each other section has a file of its name.
 """
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -326,4 +327,5 @@ class Recipe(Section):
     @property
     def run_folder(self) -> Path:
         """The folder of the run; see `RunDir`."""
-        return self.output or Path("outputs") / self.name
+        # os.path: Path.expanduser raises for "~nobody".
+        return Path(os.path.expanduser(self.output or Path("outputs") / self.name))
