@@ -428,7 +428,7 @@ def test_a_damaged_arrow_file_is_refused(tmp_path):
         ),
         (
             "a.json",
-            gzip.compress(b"[]"),
+            gzip.compress(b"[]", mtime=0),
             "is gzip-compressed, but not named so. Rename it to a.json.gz",
         ),
         (
