@@ -166,11 +166,11 @@ def test_a_talk_too_long_for_the_model_says_what_to_do(session, capsys):
 
 def test_help_lists_every_command_and_others_are_unknown(session, capsys):
     session.run_command("/help")
-    session.run_command("/quit")
+    session.run_command("/bye")
     printed = capsys.readouterr().out
     for name, meaning in COMMANDS.items():
         assert f"{name}: {meaning}" in printed
-    assert "unknown command /quit" in printed
+    assert "unknown command /bye" in printed
 
 
 def test_on_a_terminal_an_answer_appears_piece_by_piece(session, heard, monkeypatch):
@@ -182,15 +182,12 @@ def test_on_a_terminal_an_answer_appears_piece_by_piece(session, heard, monkeypa
 
 
 def test_lines_of_a_person_are_questions_and_commands(project, models, monkeypatch, capsys):
-    """Typed at a prompt, until the end of the input."""
-    typed = iter(["", "/help", "  Capital of Aru?  "])
+    """Typed at a prompt, until /quit."""
+    typed = iter(["", "/help", "  Capital of Aru?  ", "/quit", "never asked"])
 
     def type_line(prompt):
         assert prompt == "> "
-        try:
-            return next(typed)
-        except StopIteration:
-            raise EOFError from None
+        return next(typed)
 
     asked = []
     for name in ("require_result", "result_tokenizer", "load_result"):
@@ -201,4 +198,4 @@ def test_lines_of_a_person_are_questions_and_commands(project, models, monkeypat
     monkeypatch.setattr("builtins.input", type_line)
     chat(TUNED, [], max_new_tokens=4)
     assert asked == ["Capital of Aru?"]
-    assert "Ctrl-D quits" in capsys.readouterr().out
+    assert "/quit" in capsys.readouterr().out

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from yrunner.assembly.dataset import find_sources, keep_sources
+from yrunner.console import counted
 from yrunner.models.local import GGUF
 from yrunner.recipe.load import base_recipe_path, load_recipe
 from yrunner.recipe.schema.recipe import Recipe
@@ -43,7 +44,7 @@ def describe_device() -> str:
     """The GPU's name, or the number of CPU threads."""
     if torch.cuda.is_available():
         return str(torch.cuda.get_device_name())
-    return f"CPU, {torch.get_num_threads()} threads"
+    return f"CPU, {counted(torch.get_num_threads(), 'thread')}"
 
 
 def package_versions() -> dict[str, str]:

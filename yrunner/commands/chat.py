@@ -24,6 +24,7 @@ COMMANDS = {
     "/save [FILE]": "save the conversation as a training row",
     "/params [KEY=VALUE ...]": "show or change generation settings",
     "/help": "show this list",
+    "/quit": "end the chat, as Ctrl-D does",
 }
 ANY_GENERATION: TypeAdapter[Generation] = TypeAdapter(Generation)
 
@@ -169,6 +170,8 @@ def chat(path: Path, overrides: list[str], *, max_new_tokens: int) -> None:
     run.require_result()
     session = ChatSession(run, run.result_tokenizer, run.load_result(), max_new_tokens)
     for line in _lines():
+        if line in ("/quit", "/exit"):
+            return
         if line.startswith("/"):
             session.run_command(line)
         else:
@@ -182,7 +185,7 @@ def _lines() -> Iterator[str]:
         with suppress(ImportError):
             import readline  # noqa: F401  gives input() history and arrow keys
     if is_typed and is_terminal():
-        say(f"ask something; {', '.join(COMMANDS)}; Ctrl-C stops an answer, Ctrl-D quits")
+        say(f"ask something; {', '.join(COMMANDS)}; Ctrl-C stops an answer")
     while True:
         try:
             line = input("> ") if is_typed else next(sys.stdin)
