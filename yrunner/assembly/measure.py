@@ -13,7 +13,7 @@ from yrunner.evaluation.evaluated_model import EvaluatedModel
 from yrunner.evaluation.memorised_faults import find_memorised
 from yrunner.evaluation.parallel import is_first
 from yrunner.evaluation.results import ModelResults
-from yrunner.evaluation.scorers import Answered, quality_of, share_right
+from yrunner.evaluation.scorers import Answered, mean_score, quality_of
 from yrunner.evaluation.tasks import run_task
 from yrunner.recipe.schema.eval import AnswerTask
 from yrunner.scoring.measure import TokenScores, score_tokens
@@ -64,9 +64,9 @@ class Measured:
     token_losses: list[float] = field(default_factory=list)
     """Loss in nats of every target of the first examples."""
 
-    def right(self, task: str) -> float:
-        """Share of the task's questions with an exact answer."""
-        return share_right(self.answers[task])
+    def score(self, task: str, figure: str) -> float:
+        """The mean of a figure, such as `exact`, over the task's questions."""
+        return mean_score(self.answers[task], figure)
 
     def save(self, path: Path) -> None:
         """Write everything as JSON."""

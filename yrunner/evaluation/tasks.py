@@ -20,12 +20,12 @@ from yrunner.evaluation.questions import (
 )
 from yrunner.evaluation.results import TaskResult, by_figure, mean_figures
 from yrunner.evaluation.scorers import (
-    HEADLINES,
     NO_LABEL,
     ScoredTask,
     check_labels,
     find_label,
     form_check,
+    headline_of,
     labels_of,
     macro_f1,
     scorer_of,
@@ -104,7 +104,7 @@ def _score_answers(
     return TaskResult(
         side=task.side,
         kind=task.kind,
-        headline=HEADLINES[task.kind],
+        headline=headline_of(task, [question.reference for question in questions]),
         figures=mean_figures(per_question),
         per_question=per_question,
         answers=[answer.text for answer in answers],
