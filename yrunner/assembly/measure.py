@@ -86,10 +86,12 @@ def base_of(run: Run, tokenizer: Any) -> EvaluatedModel | None:
 def kept_results(run: Run, *, in_training: bool = False) -> KeptResults | None:
     """What earlier commands measured with the recipe's base; None for a model from scratch.
 
-    `in_training`: the base is measured as it is trained, which in float32 makes no difference.
+    `in_training`: the base is measured as it is trained, which in float32 makes no difference. None
+    where it starts from an adapter: what it answers is not the base's.
     """
     recipe = run.recipe
-    if recipe.model.base is None:
+    starts_from_adapter = getattr(recipe.tuning, "adapter", None) is not None
+    if recipe.model.base is None or (in_training and starts_from_adapter):
         return None
     dtype = choose_dtype(recipe.model.dtype)
     folder = local_folder(run.base_source)

@@ -10,7 +10,7 @@ import pytest
 from benchmarks.processes import start_ranks
 from tests.conftest import questions, write_jsonl
 from tests.rounding import rounding
-from yrunner.assembly.measure import evaluate
+from yrunner.assembly.measure import evaluate, kept_results
 from yrunner.assembly.run import Run
 from yrunner.cli import app
 from yrunner.commands.eval.command import eval_recipe
@@ -266,6 +266,22 @@ def test_train_and_eval_share_what_the_base_answered(trained, capfd):
     assert "base results of an earlier run: capitals" in capfd.readouterr().out
     again = json.loads((trained / "outputs/again/before.json").read_text())
     assert again["answers"] == json.loads(before)["answers"]
+
+
+def test_a_training_shares_only_what_it_would_compute_alike(trained):
+    def model(*overrides, **options):
+        return kept_results(Run.load(TUNED, list(overrides)), **options).model
+
+    assert model() == model(in_training=True), "in float32"
+    half = "model.dtype=bfloat16"
+    assert model() != model(half) != model(half, in_training=True)
+    onward = Run.load(TUNED, ['tuning={"kind":"lora","adapter":"outputs/tuned/model"}'])
+    assert kept_results(onward, in_training=True) is None, "it starts from more than its base"
+    before = kept_results(onward).model
+    assert before == model()
+    assert kept_results(Run.load(Path("base.yaml"))) is None, "a model from scratch has no base"
+    (trained / "outputs/base/model/generation_config.json").write_text('{"num_beams": 3}')
+    assert kept_results(onward).model != before
 
 
 def test_without_a_result_eval_of_another_model_says_that_it_is_left_out(trained, change, capfd):
