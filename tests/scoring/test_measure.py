@@ -10,11 +10,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.rounding import rounding
 from tests.training.conftest import LOSSES
+from yrunner.data.batching.packing import batches_by_length
 from yrunner.data.conversation import TokenizedExample
 from yrunner.errors import DataError, ModelError, Origin
 from yrunner.scoring import measure
 from yrunner.scoring.measure import (
-    batches_by_length,
     score_by_length,
     score_tokens,
     sum_losses,

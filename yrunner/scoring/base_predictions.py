@@ -18,10 +18,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from yrunner.data.batching.collate import collate
+from yrunner.data.batching.packing import batches_by_length
 from yrunner.data.conversation import TokenizedExample
 from yrunner.losses.fused_head import attach
 from yrunner.losses.kl import BasePrediction, TopBase, measure_divergence, predict_base
-from yrunner.scoring.measure import batches_by_length
 
 
 @dataclass(frozen=True)

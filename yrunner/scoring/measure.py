@@ -16,6 +16,7 @@ from torch.nn.functional import normalize
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from yrunner.data.batching.collate import collate
+from yrunner.data.batching.packing import batches_by_length
 from yrunner.data.conversation import TokenizedExample
 from yrunner.data.dataset.examples import Examples
 from yrunner.errors import ModelError, Origin
@@ -204,21 +205,6 @@ def score_by_length(
             for index, scored in zip(batch, scores, strict=True):
                 if index not in done:
                     yield index, scored
-
-
-def batches_by_length(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Indices, the longest first, in batches of at most `max_tokens` when padded, or of one row.
-
-    Longest first: too little memory shows at once, and the time left is not underestimated.
-    """
-    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
-    batches = []
-    start = 0
-    while start < len(order):
-        size = max(1, max_tokens // max(1, lengths[order[start]]))
-        batches.append(order[start : start + size])
-        start += size
-    return batches
 
 
 def _check_lengths(model: Any, examples: Sequence[TokenizedExample]) -> None:
