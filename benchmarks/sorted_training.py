@@ -74,7 +74,7 @@ def print_results(folder: Path, arms: list[str], seeds: list[int]) -> None:
         runs = [Measured.load(RunDir(folder / f"{name}-{seed}").after) for seed in seeds]
         cells = []
         for task in FIGURES:
-            shares = [100 * run.right(task) for run in runs]
+            shares = [100 * run.score(task, "exact") for run in runs]
             cells.append(f"{statistics.mean(shares):.1f} ({min(shares):.1f} to {max(shares):.1f})")
         rows.append((ARMS[name].what, *cells))
     print_table(f"{len(seeds)} seeds, in %", ("rows", *FIGURES.values()), rows)

@@ -2,16 +2,20 @@
 
 import json
 import random
+from pathlib import Path
 from statistics import fmean
 
 import numpy as np
 import pytest
 
+from yrunner.evaluation.generate import Generated
 from yrunner.evaluation.results import (
+    AT_EQUAL_LENGTH,
     Difference,
     Faults,
     ModelResults,
     TaskResult,
+    by_figure,
     differences,
     faults_difference,
     interval_of_means,
@@ -19,6 +23,9 @@ from yrunner.evaluation.results import (
     side_difference,
     side_score,
 )
+from yrunner.evaluation.scorers import scorer_of
+from yrunner.evaluation.text_metrics import pieces_of, text_quality
+from yrunner.recipe.schema.eval import QualityTask
 
 
 def random_scores(generator, num_seeds, num_questions, chance):
@@ -182,3 +189,77 @@ def test_memorised_faults_are_compared_row_by_row():
     assert change.value == pytest.approx(0.8)
     assert change.verdict("memorised") == "worse"
     assert faults_difference([(BEFORE, ModelResults("x", {}))]) is None
+
+
+QUALITY = QualityTask(kind="quality", name="style", data=Path("prompts.jsonl"))
+
+
+def quality_results(description, answers):
+    """The result of a quality task with these answers."""
+    scorer = scorer_of(QUALITY)
+    rows = [scorer(None, Generated(text, len(text), stopped=True)) for text in answers]
+    per_question = by_figure(rows)
+    style = TaskResult(
+        "quality", "quality", "unrepeated", mean_figures(per_question), per_question, answers
+    )
+    return ModelResults(description, {"style": style})
+
+
+def rambling(seed, number=40):
+    """Answers with repetition, of English words, Chinese characters and numbers."""
+    chance = random.Random(seed)
+    words = ["law ", "court ", "法", "院", "的", "1994 ", "rule, ", "may "]
+    return ["".join(chance.choices(words, k=chance.randint(9, 120))) for _ in range(number)]
+
+
+def first_third(text):
+    """A third of the pieces of a text; the last may be half a word."""
+    wanted = len(pieces_of(text)) // 3
+    return next(text[:end] for end in range(len(text) + 1) if len(pieces_of(text[:end])) == wanted)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_answers_cut_to_a_third_do_not_read_better(seed):
+    whole = rambling(seed)
+    base = quality_results("base", whole)
+    short = quality_results("tuned", [first_third(text) for text in whole])
+    assert side_score(short, "quality") > side_score(base, "quality"), "as they stand, they do"
+    for before, after in ((base, short), (short, base)):
+        changes = differences(before.tasks["style"], after.tasks["style"])
+        for figure in AT_EQUAL_LENGTH:
+            assert (changes[figure].value, changes[figure].low) == (0, 0), figure
+        assert not any(change.verdict(figure) for figure, change in changes.items())
+        assert side_difference([(before, after)], "quality").value == 0
+
+
+def test_at_equal_length_repetition_is_still_found():
+    base = quality_results(
+        "base", ["one two three four five six seven eight nine ten eleven twelve"] * 20
+    )
+    loops = quality_results("tuned", ["one two three four " * 9] * 20)
+    change = differences(base.tasks["style"], loops.tasks["style"])["repetition_4"]
+    assert change.verdict("repetition_4") == "worse"
+    slow = text_quality("one two three four one two three four one two three")["repetition_4"]
+    assert change.value == pytest.approx(slow)
+    assert side_difference([(base, loops)], "quality").value == pytest.approx(-slow)
+
+
+def test_the_change_of_a_side_is_at_equal_length_over_seeds_too():
+    whole = [rambling(seed, 5) for seed in range(3)]
+    pairs = [
+        (
+            quality_results("one", texts),
+            quality_results("other", [first_third(text) for text in texts]),
+        )
+        for texts in whole
+    ]
+    change = side_difference(pairs, "quality")
+    assert (change.value, change.low, change.high) == (0, 0, 0)
+
+
+def test_an_empty_answer_is_neither_better_nor_worse_to_read():
+    base = quality_results("base", rambling(1, 6))
+    silent = quality_results("tuned", [""] * 6)
+    changes = differences(base.tasks["style"], silent.tasks["style"])
+    assert not any(change.verdict(figure) for figure, change in changes.items())
+    assert changes["length"].value < 0

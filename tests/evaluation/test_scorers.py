@@ -16,12 +16,13 @@ from yrunner.evaluation.scorers import (
     confusion,
     find_label,
     form_check,
+    headline_of,
     labels_of,
     macro_f1,
+    mean_score,
     rule_figures,
-    share_right,
 )
-from yrunner.recipe.schema.eval import JsonForm, RegexForm, Rule
+from yrunner.recipe.schema.eval import AnswerTask, JsonForm, RegexForm, Rule
 
 
 @pytest.mark.parametrize(
@@ -41,7 +42,31 @@ def test_an_answer_is_right_when_it_says_what_the_reference_says(answer, right):
 
 def test_the_share_of_right_answers():
     answered = [Answered("q", "a", "a"), Answered("q", "a", "b"), Answered("q", "a", "a")]
-    assert share_right(answered) == pytest.approx(2 / 3)
+    assert mean_score(answered, "exact") == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize(
+    ("references", "headline"),
+    [
+        (["Belo", "Dane is it.", "word " * 200], "exact"),
+        (["word " * 10], "exact"),
+        (["word " * 11], "rouge_l"),
+        (["税率是百分之十三。", "是"], "exact"),
+        (["根据港口法典第一条的规定吊销执照"] * 3, "rouge_l"),
+        (["<think>" + "long " * 40 + "</think>yes"], "exact"),
+    ],
+)
+def test_the_main_figure_of_answers_follows_from_the_length_of_the_references(references, headline):
+    task = AnswerTask(kind="answer", name="t", side="domain", data=Path("rows.jsonl"))
+    assert headline_of(task, references) == headline
+    chosen = task.model_copy(update={"headline": "contains"})
+    assert headline_of(chosen, references) == "contains"
+
+
+def test_an_answer_that_says_more_than_the_reference_scores_in_every_figure_but_exact():
+    answered = Answered("Capital?", "Belo", "It is Belo.")
+    scores = [answered.score(figure) for figure in ("exact", "contains", "f1", "rouge_l")]
+    assert scores == [0, 1, 0.5, 0.5]
 
 
 LABELS = ["legal", "not legal", "合同"]

@@ -7,6 +7,7 @@ import pytest
 from yrunner.evaluation.text_metrics import (
     ANSWER_FIGURES,
     answer_figures,
+    at_equal_length,
     bleu,
     chrf,
     contains,
@@ -186,3 +187,23 @@ def test_density_falls_where_nothing_new_is_said():
 
 def test_length_counts_words_and_characters():
     assert text_quality("I say 你好。")["length"] == 5
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("The court may fine him.", "The court may fi"),
+        ("根据第12条,罚款3.5元。以上", "根据第1"),
+        ("a b c", "a b c"),
+        ("a b c", ""),
+        ("  ", "x"),
+        ("no-end -3,000.5 of, it", "no-end -3,000.5"),
+    ],
+)
+def test_texts_are_cut_to_the_same_pieces_but_the_last(one, other):
+    first, second = at_equal_length(one, other)
+    number = max(0, min(len(pieces_of(one)), len(pieces_of(other))) - 1)
+    assert pieces_of(first) == pieces_of(one)[:number]
+    assert pieces_of(second) == pieces_of(other)[:number]
+    assert one.startswith(first) and other.startswith(second)
+    assert at_equal_length(other, one) == (second, first)

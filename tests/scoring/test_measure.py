@@ -1,12 +1,24 @@
 """Scores of every target against full logits of one example at a time; batches by length."""
 
+import random
+from inspect import signature
+from pathlib import Path
+
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
+from tests.rounding import rounding
 from tests.training.conftest import LOSSES
-from yrunner.errors import DataError, ModelError
+from yrunner.data.batching.packing import batches_by_length
+from yrunner.data.conversation import TokenizedExample
+from yrunner.errors import DataError, ModelError, Origin
 from yrunner.scoring import measure
-from yrunner.scoring.measure import batches_by_length, score_by_length, score_tokens
+from yrunner.scoring.measure import (
+    score_by_length,
+    score_tokens,
+    sum_losses,
+)
 from yrunner.training.arguments import token_weight
 
 
@@ -164,3 +176,117 @@ def test_a_model_without_hidden_states_names_the_scores_that_need_them(
     scores = score_by_length(model, examples, pad_token_id=0, max_tokens=200, wants_context=True)
     with pytest.raises(ModelError, match=r"does not expose its hidden states, which knn_loss"):
         next(scores)
+
+
+def choices_of(seed, number=6):
+    """Groups of replies to one question each, of uneven numbers and lengths, as random tokens."""
+    chance = random.Random(seed)
+
+    def tokens(most):
+        return [chance.randint(1, 99) for _ in range(chance.randint(1, most))]
+
+    groups = []
+    for _ in range(number):
+        question = [7, *tokens(24)]
+        replies = [tokens(8) for _ in range(chance.randint(2, 5))]
+        groups.append(
+            [
+                TokenizedExample(
+                    question + reply, [-100] * len(question) + reply, Origin(Path("q"), 1)
+                )
+                for reply in replies
+            ]
+        )
+    return groups
+
+
+SLIDING = {"sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"]}
+FAMILIES = {
+    "qwen3": {},
+    "llama": {},
+    "mistral": {"sliding_window": 6},
+    "gemma2": SLIDING,
+    "gpt2": {},
+    "lfm2": {"layer_types": ["conv", "full_attention"]},
+    "bloom": {},
+}
+
+
+def model_of(family):
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        family,
+        vocab_size=100,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        max_position_embeddings=64,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+        **FAMILIES[family],
+    )
+    model = AutoModelForCausalLM.from_config(config)
+    for weight in model.parameters():
+        if weight.dim() > 1:
+            torch.nn.init.normal_(weight, std=0.3)
+    return model.eval()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("batch_size", [1, 7])
+def test_replies_after_a_shared_question_cost_what_each_costs_alone(family, batch_size):
+    model, groups = model_of(family), choices_of(batch_size)
+    found = list(sum_losses(model, groups, pad_token_id=0, batch_size=batch_size))
+    assert [len(row) for row in found] == [len(group) for group in groups]
+    for row, group in zip(found, groups, strict=True):
+        for cost, example in zip(row, group, strict=True):
+            ids, labels = torch.tensor([example.input_ids]), torch.tensor([example.labels])
+            with torch.no_grad():
+                log_TV = model(ids, use_cache=False).logits[0].double().log_softmax(-1)
+            places = [place for place, label in enumerate(labels[0]) if label != -100]
+            slow = -sum(float(log_TV[place - 1, ids[0, place]]) for place in places)
+            assert cost == pytest.approx(slow, abs=rounding(slow, terms=32 * len(example.labels)))
+
+
+@pytest.mark.parametrize(
+    ("family", "is_shared"), [("qwen3", True), ("lfm2", False), ("bloom", False)]
+)
+def test_a_question_is_computed_once_where_the_model_keeps_keys_and_values_alone(
+    family, is_shared, monkeypatch
+):
+    model, groups = model_of(family), choices_of(3)
+    list(sum_losses(model, groups, pad_token_id=0, batch_size=50))  # tries the fused head out
+    sizes = []
+    forward = model.base_model.forward
+
+    def count(*args, **kwargs):
+        sizes.append(kwargs["input_ids"].shape)
+        return forward(*args, **kwargs)
+
+    count.__signature__ = signature(forward)
+    monkeypatch.setattr(model.base_model, "forward", count)
+    list(sum_losses(model, groups, pad_token_id=0, batch_size=50))
+    replies = [example for group in groups for example in group]
+    longest = max(len(group[0].input_ids) - len(group[0].target_positions) for group in groups) - 1
+    if is_shared:
+        rest = 1 + max(len(example.target_positions) for example in replies)
+        assert sizes[1:] == [(len(groups), longest), (len(replies), rest)]
+    else:
+        assert sizes[1:] == [(len(replies), max(len(example.input_ids) for example in replies))]
+
+
+def test_replies_to_nothing_share_nothing(make_model):
+    examples = [
+        TokenizedExample([5, *ids], [-100, *ids], Origin(Path("q"), 1)) for ids in ([6], [8, 9])
+    ]
+    model = make_model()
+    (found,) = sum_losses(model, [examples], pad_token_id=0, batch_size=4)
+    slow = [
+        float(each.loss_N.sum())
+        for each in score_tokens(model, examples, pad_token_id=0, batch_size=1)
+    ]
+    assert found == pytest.approx(slow, rel=1e-5)

@@ -13,10 +13,12 @@ from yrunner.assembly.measure import Measured
 from yrunner.assembly.run import Run
 from yrunner.console import counted, print_table, say, warn
 from yrunner.data.batching.plan import Plan, epoch_after
+from yrunner.evaluation.scorers import headline_of
 from yrunner.losses.nlirg import zone_edges
 from yrunner.models.save import ModelCard
 from yrunner.models.tuning import count_parameters
 from yrunner.recipe.load import base_recipe_path, recipe_to_yaml
+from yrunner.recipe.schema.eval import AnswerTask
 from yrunner.recipe.schema.recipe import (
     DftLoss,
     EaftLoss,
@@ -154,19 +156,19 @@ def say_next(run: Run) -> None:
 
 
 def print_tasks(recipe: Recipe, before: Measured | None, after: Measured) -> None:
-    """Print the share of exact answers of each task."""
+    """Print the main figure of each task."""
     rows = _task_rows(recipe, before, after)
     if rows:
-        columns = ("task", "side", "questions", "exact before", "exact after")
-        print_table("Exact answers", columns, rows)
+        columns = ("task", "side", "questions", "figure", "before", "after")
+        print_table("Answers", columns, rows)
 
 
 def model_card(run: Run, before: Measured, after: Measured, **origin: Any) -> ModelCard:
     """The model card; `origin`: fields that only some cards have."""
     recipe = run.recipe
     figures = [
-        (f"{name}: exact answers", f"{now} (before: {then})")
-        for name, _, _, then, now in _task_rows(recipe, before, after)
+        (f"{name}: {figure}", f"{now} (before: {then})")
+        for name, _, _, figure, then, now in _task_rows(recipe, before, after)
     ]
     which = result_in_words(run.folder)
     if which:
@@ -202,7 +204,7 @@ def write_run_report(run: Run, before: Measured, after: Measured) -> None:
             WEIGHT_CAPTION,
         ),
         Plot("Learning rate", plots.learning_rate(records)),
-        *_answer_blocks(before, after),
+        *_answer_blocks(recipe, before, after),
         Code("Recipe", recipe_to_yaml(recipe)),
     ]
     write_report(Report(recipe.name, blocks, subtitle="yrunner"), run_dir.report)
@@ -279,19 +281,18 @@ def _targets_of_update(token_batch: int) -> str:
 
 def _task_rows(
     recipe: Recipe, before: Measured | None, after: Measured
-) -> list[tuple[str, str, int, str, str]]:
-    sides = {task.name: task.side for task in recipe.eval.tasks}
-    return [
-        (
-            name,
-            sides[name],
-            len(rows),
-            f"{before.right(name):.1%}" if before else "–",
-            f"{after.right(name):.1%}",
-        )
-        for name, rows in after.answers.items()
-        if name in sides
-    ]
+) -> list[tuple[str, str, int, str, str, str]]:
+    """Task, side, number of questions, and the main figure by name, before and after."""
+    found: list[tuple[str, str, int, str, str, str]] = []
+    for task in recipe.eval.tasks:
+        rows = after.answers.get(task.name)
+        if rows is None or not isinstance(task, AnswerTask):
+            continue
+        figure = headline_of(task, [row.reference for row in rows])
+        then = f"{before.score(task.name, figure):.1%}" if before else "–"
+        now = f"{after.score(task.name, figure):.1%}"
+        found.append((task.name, task.side, len(rows), figure, then, now))
+    return found
 
 
 def _key_figures(
@@ -299,8 +300,8 @@ def _key_figures(
 ) -> list[tuple[str, str, str]]:
     recipe = run.recipe
     figures = [
-        (name, now, f"exact answers to {counted(count, 'question')}; {then} before")
-        for name, _, count, then, now in _task_rows(recipe, before, after)
+        (name, now, f"{figure}, {counted(count, 'question')}; {then} before")
+        for name, _, count, figure, then, now in _task_rows(recipe, before, after)
     ]
     losses = validation_losses(records)
     record = read_json(run.folder.result) if run.folder.result.exists() else {}
@@ -315,13 +316,24 @@ def _key_figures(
     return figures
 
 
-def _answer_blocks(before: Measured, after: Measured) -> list[Answers]:
-    """Ten answers of each task, those that changed first."""
+def _answer_blocks(recipe: Recipe, before: Measured, after: Measured) -> list[Answers]:
+    """Ten answers of each task, those that changed first.
+
+    They are right or wrong where the main figure knows nothing between.
+    """
+    headlines = {name: figure for name, _, _, figure, _, _ in _task_rows(recipe, None, after)}
     blocks = []
     for name, rows in after.answers.items():
+        figure = headlines.get(name, "exact")
+        graded = figure in ("exact", "contains")
         answers = [
             Answer(
-                now.question, now.reference, then.answer, now.answer, then.is_right, now.is_right
+                now.question,
+                now.reference,
+                then.answer,
+                now.answer,
+                bool(then.score(figure)) if graded else None,
+                bool(now.score(figure)) if graded else None,
             )
             for then, now in zip(before.answers[name], rows, strict=True)
         ]

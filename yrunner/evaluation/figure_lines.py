@@ -21,8 +21,10 @@ SIDES = {
     "general": "general: the change is forgetting",
     "quality": "quality: mean of its tasks",
 }
-NO_SHARE = {"loss", "perplexity", "length"}
+NO_SHARE = {"loss", "perplexity", "length", "kl"}
 """Figures that are not between 0 and 1."""
+SHORTER, LONGER = 0.8, 1.25
+"""Share of the first model's length from which on answers are not alike in length."""
 Line = tuple[str, str, list[tuple[str, str, str] | None]]
 """Task or side, figure, and by model its value, its change and the verdict on the change."""
 
@@ -67,6 +69,23 @@ def summary_lines(results: Sequence[ModelResults]) -> Iterator[Line]:
         if first.faults.corrected is not None:
             shares = [model.faults.corrected if model.faults else None for model in results]
             yield "faulty rows", "corrected", [_reached("corrected", share) for share in shares]
+
+
+def length_notes(results: Sequence[ModelResults]) -> list[str]:
+    """A sentence for each task in which a model's answers are much shorter or longer."""
+    first, *others = results
+    notes = []
+    for name, task in first.tasks.items():
+        before = task.figures.get("length", 0.0)
+        for model in others:
+            after = model.tasks[name].figures.get("length")
+            if before and after is not None and not SHORTER <= after / before <= LONGER:
+                notes.append(
+                    f"{name}: the answers of {model.description} have {after / before:.0%} of the "
+                    f"length of those of {first.description} ({after:.0f} instead of {before:.0f} "
+                    "words or Chinese characters)"
+                )
+    return notes
 
 
 def _task_lines(name: str, first: TaskResult, tasks: Sequence[TaskResult]) -> Iterator[Line]:

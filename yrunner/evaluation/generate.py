@@ -60,6 +60,8 @@ class Generated:
     """True where prompt and answer do not fit into the model's positions: it was not asked."""
     starts_with_blank: bool = False
     """Whether a blank came before the text."""
+    ids: tuple[int, ...] = ()
+    """All tokens as written, with the end mark."""
 
 
 GREEDY = GreedyWriting()
@@ -275,6 +277,7 @@ class _Generator:
             len(ids[:end]),
             stopped=end is not None,
             starts_with_blank=text[:1].isspace(),
+            ids=tuple(ids if end is None else ids[: end + 1]),
         )
 
     @cached_property

@@ -5,6 +5,7 @@ An extra: `pip install yrunner[harness]`; imported only when a recipe asks for i
 
 from collections.abc import Mapping, Sequence
 from functools import cache
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import fmean
@@ -15,6 +16,7 @@ from yrunner.evaluation.evaluated_model import EvaluatedModel
 from yrunner.evaluation.results import TaskResult
 from yrunner.models.errors import silence_libraries
 from yrunner.recipe.schema.eval import HarnessTask
+from yrunner.storage.run_dir import hash_files
 
 PREFERRED = ("acc_norm", "exact_match", "acc", "f1")
 """The main figure of a task: the first of these that it has, else its first."""
@@ -44,7 +46,7 @@ def run_harness(task: HarnessTask, evaluated: EvaluatedModel) -> TaskResult:
 
     with silence_libraries(), evaluated.progress(len(task.tasks)) as advance:
         model = HFLM(
-            pretrained=evaluated.model,
+            pretrained=evaluated.loaded,
             tokenizer=evaluated.tokenizer,
             batch_size=evaluated.batch_size,
         )
@@ -64,6 +66,19 @@ def run_harness(task: HarnessTask, evaluated: EvaluatedModel) -> TaskResult:
         )
         advance(len(task.tasks))
     return _as_result(task, report)
+
+
+def harness_key(task: HarnessTask, evaluated: EvaluatedModel) -> dict[str, Any]:
+    """What a result depends on besides the model; its data come with the names of the tasks."""
+    own = sorted(file for file in task.include.rglob("*") if file.is_file()) if task.include else []
+    return {
+        "harness": task.model_dump(mode="json", exclude={"name", "include"}),
+        "version": version("lm_eval"),
+        "files": list(hash_files(own).values()),
+        "seed": evaluated.seed,
+        "system": evaluated.system if task.chat_template else None,
+        "template": evaluated.tokenizer.chat_template if task.chat_template else None,
+    }
 
 
 @cache

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from yrunner.evaluation.text_metrics import at_equal_length, text_quality
 from yrunner.recipe.schema.eval import Side
 
 NUM_RESAMPLES = 2_000
@@ -20,11 +21,20 @@ LOWER_IS_BETTER = {
     "repetition_3",
     "repetition_4",
     "windowed_repetition",
-    "never_stopped",
     "memorised",
 }
-NEITHER_IS_BETTER = {"length", "density", "distinct_1", "distinct_2"}
-"""Figures that can be too high and too low."""
+NEITHER_IS_BETTER = {"length", "never_stopped", "density", "distinct_1", "distinct_2", "kl"}
+"""Figures that can be too high and too low, or that short answers alone improve."""
+AT_EQUAL_LENGTH = {
+    "unrepeated",
+    "repetition_3",
+    "repetition_4",
+    "windowed_repetition",
+    "distinct_1",
+    "distinct_2",
+    "density",
+}
+"""Figures that depend on the length of a text: whoever writes less repeats less."""
 ScorePair = tuple[Sequence[float], Sequence[float]]
 """The scores of two models in the questions of one task: before and after, or one and the other."""
 
@@ -123,14 +133,36 @@ class Difference:
 
 def differences(before: TaskResult, after: TaskResult) -> dict[str, Difference]:
     """`after` minus `before` in each figure; both answered the same questions."""
-    return {
-        figure: _difference(
-            [(before.figures[figure], after.figures[figure])],
-            [[(before.per_question.get(figure, []), after.per_question.get(figure, []))]],
-        )
-        for figure in after.figures
-        if figure in before.figures
+    found = {}
+    cut = _at_equal_length(before, after)
+    for figure in after.figures:
+        if figure not in before.figures:
+            continue
+        pair = cut.get(figure)
+        if pair is None:
+            values = before.figures[figure], after.figures[figure]
+            pair = before.per_question.get(figure, []), after.per_question.get(figure, [])
+        else:
+            values = fmean(pair[0]), fmean(pair[1])
+        found[figure] = _difference([values], [[pair]])
+    return found
+
+
+def _at_equal_length(before: TaskResult, after: TaskResult) -> dict[str, ScorePair]:
+    """The text quality of both in each question, with both answers cut to the shorter one.
+
+    Empty for tasks that do not measure it.
+    """
+    if before.kind != "quality" or not before.answers or not after.answers:
+        return {}
+    pairs = [at_equal_length(*both) for both in zip(before.answers, after.answers, strict=True)]
+    first, second = (by_figure([text_quality(pair[side]) for pair in pairs]) for side in (0, 1))
+    found: dict[str, ScorePair] = {
+        figure: (first[figure], second[figure]) for figure in AT_EQUAL_LENGTH & first.keys()
     }
+    repeated = found["repetition_4"]
+    unrepeated = [[1 - share for share in shares] for shares in repeated]
+    return found | {"unrepeated": (unrepeated[0], unrepeated[1])}
 
 
 def side_score(results: ModelResults, side: str) -> float | None:
@@ -143,17 +175,21 @@ def side_score(results: ModelResults, side: str) -> float | None:
 
 def side_difference(pairs: ModelPairs, side: str) -> Difference | None:
     """The mean difference of the scores of a side; None where a model has no score."""
-    scores = [(side_score(before, side), side_score(after, side)) for before, after in pairs]
-    known = [(then, now) for then, now in scores if then is not None and now is not None]
-    if not known or len(known) < len(scores):
+    if any(side_score(model, side) is None for pair in pairs for model in pair):
         return None
     first, last = pairs[0]
     names = [name for name, task in last.tasks.items() if task.side == side and name in first.tasks]
-    tasks = [
-        [(_headline(before.tasks[name]), _headline(after.tasks[name])) for before, after in pairs]
+    if not names:
+        return None
+    changes = [
+        [_headline_pair(before.tasks[name], after.tasks[name]) for before, after in pairs]
         for name in names
     ]
-    return _difference(known, tasks)
+    means = [
+        (fmean(task[seed][0][0] for task in changes), fmean(task[seed][0][1] for task in changes))
+        for seed in range(len(pairs))
+    ]
+    return _difference(means, [[pair for _, pair in task] for task in changes])
 
 
 def faults_difference(pairs: ModelPairs) -> Difference | None:
@@ -223,8 +259,14 @@ def _resample(
     return np.take_along_axis(seeds_BS @ change_SQ, questions_BQ, axis=1).mean(axis=1)
 
 
-def _headline(task: TaskResult) -> list[float]:
-    return task.per_question.get(task.headline, [])
+def _headline_pair(before: TaskResult, after: TaskResult) -> tuple[tuple[float, float], ScorePair]:
+    """The main figure of both, and that of each question; text quality at equal length."""
+    figure = after.headline
+    pair = _at_equal_length(before, after).get(figure)
+    if pair is not None:
+        return (fmean(pair[0]), fmean(pair[1])), pair
+    pair = before.per_question.get(figure, []), after.per_question.get(figure, [])
+    return (before.figures[figure], after.figures[figure]), pair
 
 
 def _known(kind: type, content: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any, assert_never
 
 from jsonschema import Draft202012Validator, SchemaError
@@ -18,10 +18,12 @@ from yrunner.evaluation.generate import Generated
 from yrunner.evaluation.questions import Question
 from yrunner.evaluation.results import by_figure, mean_figures
 from yrunner.evaluation.text_metrics import (
+    answer_figure,
     answer_figures,
     contains,
     is_exact,
     text_quality,
+    units_of,
     without_thinking,
 )
 from yrunner.recipe.schema.eval import (
@@ -41,15 +43,26 @@ ScoredTask = AnswerTask | FormatTask | RuleTask | QualityTask
 Scorer = Callable[[Question, Generated], dict[str, float]]
 
 ALL_RULES = "all rules"
-HEADLINES = {
-    "answer": "exact",
-    "format": "valid",
-    "judge_by_rule": ALL_RULES,
-    "quality": "unrepeated",
-}
-"""The main figure of each kind; more is better."""
+SHORT = 10
+"""Units of a reference up to which an answer can be expected to match it exactly."""
 NO_LABEL = ""
 """The label of an answer that names none, or several."""
+
+
+def headline_of(task: ScoredTask, references: Sequence[str]) -> str:
+    """The main figure of a task; more is better. It depends on the references, not on a model."""
+    match task:
+        case AnswerTask():
+            lengths = [len(units_of(without_thinking(reference))) for reference in references]
+            return task.headline or ("exact" if median(lengths) <= SHORT else "rouge_l")
+        case FormatTask():
+            return "valid"
+        case RuleTask():
+            return ALL_RULES
+        case QualityTask():
+            return "unrepeated"
+        case _:
+            assert_never(task)
 
 
 def scorer_of(task: ScoredTask) -> Scorer:
@@ -209,7 +222,7 @@ def macro_f1(references: Sequence[str], answers: Sequence[str]) -> float:
 
 @dataclass(frozen=True)
 class Answered:
-    """A question with a model's answer, scored by exact match."""
+    """A question with a model's answer."""
 
     question: str
     reference: str
@@ -218,13 +231,17 @@ class Answered:
     @property
     def is_right(self) -> bool:
         """Whether the answer equals the reference, except for thinking, case and punctuation."""
-        return is_exact(without_thinking(self.answer), without_thinking(self.reference))
+        return bool(self.score("exact"))
+
+    def score(self, figure: str) -> float:
+        """One of `ANSWER_FIGURES`."""
+        return answer_figure(figure, self.answer, self.reference)
 
     def as_json(self) -> dict[str, Any]:
         """For `before.json` and `after.json`."""
         return {**asdict(self), "right": self.is_right}
 
 
-def share_right(answered: Sequence[Answered]) -> float:
-    """Share of the answers that match exactly."""
-    return sum(row.is_right for row in answered) / len(answered)
+def mean_score(answered: Sequence[Answered], figure: str) -> float:
+    """The mean of a figure over the answers."""
+    return fmean(row.score(figure) for row in answered)

@@ -4,13 +4,15 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import assert_never
 
 import torch
 from torch import Tensor
 
 from yrunner.evaluation.evaluated_model import EvaluatedModel
-from yrunner.evaluation.harness import check_harness, run_harness
+from yrunner.evaluation.generate import Generated
+from yrunner.evaluation.harness import check_harness, harness_key, run_harness
 from yrunner.evaluation.questions import (
     Question,
     read_choices,
@@ -20,16 +22,17 @@ from yrunner.evaluation.questions import (
 )
 from yrunner.evaluation.results import TaskResult, by_figure, mean_figures
 from yrunner.evaluation.scorers import (
-    HEADLINES,
     NO_LABEL,
     ScoredTask,
     check_labels,
     find_label,
     form_check,
+    headline_of,
     labels_of,
     macro_f1,
     scorer_of,
 )
+from yrunner.evaluation.text_metrics import pieces_of
 from yrunner.recipe.schema.eval import (
     AnswerTask,
     ChoiceTask,
@@ -85,7 +88,8 @@ def run_task(task: Task, questions: Sequence[Question], model: EvaluatedModel) -
         case PerplexityTask():
             return _perplexity(task, questions, model)
         case HarnessTask():
-            return run_harness(task, model)
+            depends_on = harness_key(task, model)
+            return TaskResult(**model.recall(depends_on, lambda: asdict(run_harness(task, model))))
         case _:
             assert_never(task)
 
@@ -100,16 +104,37 @@ def _score_answers(
     for question, answer in zip(questions, answers, strict=True):
         figures = scorer(question, answer)
         rows.append(dict.fromkeys(figures, 0.0) if answer.refused else figures)
-    per_question = by_figure(rows)
+    per_question = by_figure(rows) | _beside_base(task, questions, answers, model)
     return TaskResult(
         side=task.side,
         kind=task.kind,
-        headline=HEADLINES[task.kind],
+        headline=headline_of(task, [question.reference for question in questions]),
         figures=mean_figures(per_question),
         per_question=per_question,
         answers=[answer.text for answer in answers],
         refused=sum(answer.refused for answer in answers),
     )
+
+
+def _beside_base(
+    task: ScoredTask | ClassifyTask,
+    questions: Sequence[Question],
+    answers: Sequence[Generated],
+    model: EvaluatedModel,
+) -> dict[str, list[float]]:
+    """On the general side, what shows a change that no reference tells.
+
+    `length` of each answer; `kl`, the distance from the base in nats per token, over each answer of
+    the base.
+    """
+    if task.side != "general":
+        return {}
+    found = {"length": [float(len(pieces_of(answer.text))) for answer in answers]}
+    divergences = model.divergences(questions, task.max_new_tokens)
+    if divergences is not None:
+        # Rounding can make a divergence of zero slightly negative.
+        found["kl"] = [max(0.0, float(kl_N.double().mean())) for kl_N in divergences]
+    return found
 
 
 def _classify(
@@ -118,15 +143,16 @@ def _classify(
     """The label that the model writes, or the likeliest one, end mark included."""
     labels = labels_of(task.labels, questions)
     if task.by == "likelihood":
-        costs = _reply_costs(questions, [labels] * len(questions), model)
+        costs = model.reply_costs(questions, [labels] * len(questions))
         taken = [_cheapest(labels, row) for row in costs]
-        refused = costs.count(None)
+        refused, beside = costs.count(None), {}
     else:
         answers = model.answer(questions, task.max_new_tokens)
         taken = [find_label(answer.text, labels) for answer in answers]
         refused = sum(answer.refused for answer in answers)
+        beside = _beside_base(task, questions, answers, model)
     references = [question.reference.strip() for question in questions]
-    per_question = {"accuracy": _hits(references, taken)}
+    per_question = {"accuracy": _hits(references, taken), **beside}
     return TaskResult(
         side=task.side,
         kind=task.kind,
@@ -141,9 +167,10 @@ def _classify(
 def _choose(task: ChoiceTask, questions: Sequence[Question], model: EvaluatedModel) -> TaskResult:
     """Take the choice that is likeliest per character: long ones are unlikely as a whole.
 
-    `unnormalised` is the accuracy of taking the likeliest as a whole.
+    `unnormalised` is the accuracy of taking the likeliest as a whole. lm-evaluation-harness calls
+    the two `acc_norm` and `acc`.
     """
-    costs = _reply_costs(questions, [question.choices for question in questions], model)
+    costs = model.reply_costs(questions, [question.choices for question in questions])
     taken, whole = [], []
     for question, row in zip(questions, costs, strict=True):
         per_character = row and [
@@ -194,19 +221,6 @@ def _perplexity(
     )
 
 
-def _reply_costs(
-    questions: Sequence[Question], replies: Sequence[Sequence[str]], model: EvaluatedModel
-) -> list[list[float] | None]:
-    """Minus the log-likelihood, in nats, of each reply to each question, end mark included.
-
-    None for a question where a reply does not fit into the model.
-    """
-    asked = [question for question, texts in zip(questions, replies, strict=True) for _ in texts]
-    losses = iter(model.losses(asked, [text for texts in replies for text in texts]))
-    costs = [[_total(next(losses)) for _ in texts] for texts in replies]
-    return [None if math.inf in row else row for row in costs]
-
-
 def _cheapest(texts: Sequence[str], costs: Sequence[float] | None) -> str:
     if costs is None:
         return NO_LABEL
@@ -215,10 +229,6 @@ def _cheapest(texts: Sequence[str], costs: Sequence[float] | None) -> str:
 
 def _hits(references: Sequence[str], taken: Sequence[str]) -> list[float]:
     return [float(right == given) for right, given in zip(references, taken, strict=True)]
-
-
-def _total(loss_N: Tensor | None) -> float:
-    return math.inf if loss_N is None else float(loss_N.double().sum())
 
 
 def _probability(loss_N: Tensor | None) -> float:

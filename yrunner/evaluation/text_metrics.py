@@ -9,7 +9,7 @@ import re
 import unicodedata
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -49,23 +49,14 @@ def _is_punctuation(unit: str) -> bool:
     )
 
 
-ANSWER_FIGURES = ("exact", "contains", "f1", "rouge_l", "bleu", "chrf")
-"""What `answer_figures` gives, each from 0 to 1."""
-
-
 def answer_figures(answer: str, reference: str) -> dict[str, float]:
     """All figures of one answer, from 0 to 1; a thinking block is left out."""
-    answer, reference = without_thinking(answer), without_thinking(reference)
-    given, wanted = units_of(answer), units_of(reference)
-    values = (
-        is_exact(answer, reference),
-        contains(answer, reference),
-        f1(given, wanted),
-        rouge_l(given, wanted),
-        bleu(answer, reference),
-        chrf(answer, reference),
-    )
-    return dict(zip(ANSWER_FIGURES, map(float, values), strict=True))
+    return {figure: answer_figure(figure, answer, reference) for figure in ANSWER_FIGURES}
+
+
+def answer_figure(figure: str, answer: str, reference: str) -> float:
+    """One of `ANSWER_FIGURES`."""
+    return float(ANSWER_FIGURES[figure](without_thinking(answer), without_thinking(reference)))
 
 
 def without_thinking(text: str) -> str:
@@ -112,6 +103,17 @@ def bleu(answer: str, reference: str) -> float:
 def chrf(answer: str, reference: str) -> float:
     """chrF of one answer by sacrebleu, over 100: n-grams of characters, for every language."""
     return float(_chrf().sentence_score(answer, [reference]).score) / 100
+
+
+ANSWER_FIGURES: dict[str, Callable[[str, str], float]] = {
+    "exact": is_exact,
+    "contains": contains,
+    "f1": lambda answer, reference: f1(units_of(answer), units_of(reference)),
+    "rouge_l": lambda answer, reference: rouge_l(units_of(answer), units_of(reference)),
+    "bleu": bleu,
+    "chrf": chrf,
+}
+"""Figures of an answer and its reference, each from 0 to 1."""
 
 
 def _harmonic(num_common: int, given: list[str], wanted: list[str]) -> float:
@@ -188,3 +190,13 @@ def density(text: str) -> float:
 
 def _ngrams(pieces: Sequence[str], size: int) -> list[tuple[str, ...]]:
     return list(zip(*(pieces[start:] for start in range(size)), strict=False))
+
+
+def at_equal_length(one: str, other: str) -> tuple[str, str]:
+    """Both texts, cut to the same number of pieces: all but the last of the shorter one.
+
+    The last may be half a word, where the answer was cut off, and half a word repeats nothing.
+    """
+    ends = [[0, *(match.end() for match in _UNIT.finditer(text))] for text in (one, other)]
+    number = max(0, min(map(len, ends)) - 2)
+    return one[: ends[0][number]], other[: ends[1][number]]

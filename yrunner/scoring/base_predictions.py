@@ -18,10 +18,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from yrunner.data.batching.collate import collate
+from yrunner.data.batching.packing import batches_by_length
 from yrunner.data.conversation import TokenizedExample
 from yrunner.losses.fused_head import attach
-from yrunner.losses.kl import BasePrediction, TopBase, predict_base
-from yrunner.scoring.measure import batches_by_length
+from yrunner.losses.kl import BasePrediction, TopBase, measure_divergence, predict_base
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,40 @@ def predictions_of_base(
         return tops.of(examples, batch["labels"].device)
     with adapter_off(model) as base:
         return predict_base(base, batch)
+
+
+def measure_divergences(
+    model: Any,
+    examples: Sequence[TokenizedExample],
+    tops: CachedPredictions | None,
+    *,
+    pad_token_id: int,
+    max_tokens: int,
+    chosen: Sequence[int] | None = None,
+) -> list[Tensor]:
+    """KL(base || model) in nats at every target of each example, shape [N] each, in order.
+
+    `tops`: predictions of the base for the examples; None: run the model with its adapter off.
+    `chosen`: only the examples with these indices.
+    """
+    attach(model)
+    wanted = range(len(examples)) if chosen is None else chosen
+    found: dict[int, Tensor] = {}
+    was_training = model.training
+    model.eval()
+    lengths = [len(examples[index].input_ids) for index in wanted]
+    for places in batches_by_length(lengths, max_tokens):
+        indices = [wanted[place] for place in places]
+        together = [examples[index] for index in indices]
+        batch = to_device(collate(together, pad_token_id), model.device)
+        with torch.no_grad():
+            base = predictions_of_base(model, batch, indices, tops)
+            divergence_N = measure_divergence(model, batch, base).divergence_N
+        sizes = [len(example.target_positions) for example in together]
+        parts = torch.split(divergence_N.double().cpu(), sizes)
+        found |= dict(zip(indices, parts, strict=True))
+    model.train(was_training)
+    return [found[index] for index in wanted]
 
 
 @contextmanager

@@ -2,24 +2,31 @@
 
 # B = rows, T = tokens, D = hidden size, N = target tokens, C = size of a context
 
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from inspect import signature
+from itertools import takewhile
 from typing import Any
 
 import torch
 from peft import PeftModel
 from torch import Tensor
 from torch.nn.functional import normalize
+from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from yrunner.data.batching.collate import collate
+from yrunner.data.batching.packing import batches_by_length
 from yrunner.data.conversation import TokenizedExample
 from yrunner.data.dataset.examples import Examples
 from yrunner.errors import ModelError, Origin
 from yrunner.losses.fused_head import attach, measure_targets
 from yrunner.losses.targets import PLAIN, TokenWeight, target_places
 from yrunner.models.limits import check_lengths
+from yrunner.tokens import IGNORE_INDEX
 
+KEY_VALUE = {DynamicLayer, DynamicSlidingWindowLayer}
+"""Layers of a cache of which every row can be taken several times."""
 CONTEXT_SIZE = 128
 """Size of the random projection of a hidden state: its cosines are off by less than 0.1."""
 
@@ -62,6 +69,112 @@ def score_tokens(
             )
 
 
+def sum_losses(
+    model: Any,
+    groups: Sequence[Sequence[TokenizedExample]],
+    *,
+    pad_token_id: int,
+    batch_size: int,
+) -> Iterator[list[float]]:
+    """The summed loss in nats of every example, group by group.
+
+    What the examples of a group have in common before their targets is computed once, where the
+    model's cache is of keys and values alone; otherwise each example is computed as a whole. A
+    batch has at most `batch_size` examples, or those of one group. Raises `DataError` if one is
+    longer than the model's positions.
+    """
+    _check_lengths(model, [example for group in groups for example in group])
+    with _measuring(model):
+        # The first batch of a model tries the fused head out, which must not happen with a cache.
+        for group in groups[:1]:
+            list(_score_batch(model, group[:1], pad_token_id, PLAIN))
+        for batch in _groups_of(groups, batch_size):
+            examples = [example for group in batch for example in group]
+            scores = _after_prefixes(model, batch, pad_token_id)
+            if scores is None:
+                whole = _score_batch(model, examples, pad_token_id, PLAIN)
+                scores = [scored.loss_N for scored in whole]
+            sums = iter(float(loss_N.double().sum()) for loss_N in scores)
+            yield from ([next(sums) for _ in group] for group in batch)
+
+
+def _groups_of(
+    groups: Sequence[Sequence[TokenizedExample]], batch_size: int
+) -> Iterator[list[Sequence[TokenizedExample]]]:
+    """Consecutive groups, as many as have `batch_size` examples together, at least one."""
+    batch: list[Sequence[TokenizedExample]] = []
+    for group in groups:
+        if batch and sum(map(len, batch)) + len(group) > batch_size:
+            yield batch
+            batch = []
+        batch.append(group)
+    if batch:
+        yield batch
+
+
+def _after_prefixes(
+    model: Any, groups: Sequence[Sequence[TokenizedExample]], pad_token_id: int
+) -> list[Tensor] | None:
+    """The loss of every target of each example, computed after the prefix that its group shares.
+
+    None where a group shares nothing, or the model keeps more than keys and values.
+    """
+    sizes = [_shared_length(group) for group in groups]
+    cache = DynamicCache(config=model.config)
+    keeps_more = {type(layer) for layer in cache.layers} - KEY_VALUE
+    takes_positions = "position_ids" in signature(model.base_model.forward).parameters
+    if min(sizes) < 1 or keeps_more or not takes_positions:
+        return None
+    prefixes = [group[0].input_ids[:size] for group, size in zip(groups, sizes, strict=True)]
+    widest = max(sizes)
+    pads = [widest - size for size in sizes]
+    # Padded on the left: then all continuations start in the same column.
+    prefix = {
+        "input_ids": [[pad_token_id] * pad + ids for pad, ids in zip(pads, prefixes, strict=True)],
+        "attention_mask": [[0] * pad + [1] * (widest - pad) for pad in pads],
+        "position_ids": [[0] * pad + [*range(widest - pad)] for pad in pads],
+    }
+    with torch.no_grad():
+        model.base_model(**_tensors(prefix, model), past_key_values=cache, use_cache=True)
+    owners = [number for number, group in enumerate(groups) for _ in group]
+    examples = [example for group in groups for example in group]
+    rests = [
+        example.input_ids[sizes[owner] :] for owner, example in zip(owners, examples, strict=True)
+    ]
+    longest = max(map(len, rests))
+    more = [longest - len(rest) for rest in rests]
+    rest = {
+        "input_ids": [ids + [pad_token_id] * pad for ids, pad in zip(rests, more, strict=True)],
+        "labels": [
+            example.labels[sizes[owner] :] + [IGNORE_INDEX] * pad
+            for owner, example, pad in zip(owners, examples, more, strict=True)
+        ],
+        "attention_mask": [
+            prefix["attention_mask"][owner] + [1] * (longest - pad) + [0] * pad
+            for owner, pad in zip(owners, more, strict=True)
+        ],
+        "position_ids": [[*range(sizes[owner], sizes[owner] + longest)] for owner in owners],
+    }
+    cache.batch_select_indices(torch.tensor(owners, device=model.device))
+    with torch.no_grad():
+        inputs = {**_tensors(rest, model), "past_key_values": cache}
+        loss_N = measure_targets(model, inputs).loss_N
+    targets = [len(example.target_positions) for example in examples]
+    return list(torch.split(loss_N.cpu(), targets))
+
+
+def _shared_length(group: Sequence[TokenizedExample]) -> int:
+    """Tokens that all have in common, less the last one, which predicts the first target."""
+    same = zip(*(example.input_ids for example in group), strict=False)
+    common = sum(1 for _ in takewhile(lambda ids: len(set(ids)) == 1, same))
+    first = min(next(iter(example.target_positions), 0) for example in group)
+    return min(common, first) - 1
+
+
+def _tensors(rows: Mapping[str, Sequence[Sequence[int]]], model: Any) -> dict[str, Tensor]:
+    return {name: torch.tensor(row, device=model.device) for name, row in rows.items()}
+
+
 def score_by_length(
     model: Any,
     examples: Sequence[TokenizedExample],
@@ -92,21 +205,6 @@ def score_by_length(
             for index, scored in zip(batch, scores, strict=True):
                 if index not in done:
                     yield index, scored
-
-
-def batches_by_length(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Indices, the longest first, in batches of at most `max_tokens` when padded, or of one row.
-
-    Longest first: too little memory shows at once, and the time left is not underestimated.
-    """
-    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
-    batches = []
-    start = 0
-    while start < len(order):
-        size = max(1, max_tokens // max(1, lengths[order[start]]))
-        batches.append(order[start : start + size])
-        start += size
-    return batches
 
 
 def _check_lengths(model: Any, examples: Sequence[TokenizedExample]) -> None:

@@ -23,6 +23,7 @@ FULL_DISK = 2**20
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """The disk is full, or a quota or the largest size of a file is reached."""
 STEP_FOLDER = re.compile(r"step-(\d+)")
+ARMS = "arms"
 DATA_ENDINGS = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".txt")
 
 
@@ -62,6 +63,12 @@ class RunDir:
     def bases(self) -> Path:
         """Unpacked GGUF files, shared by the runs of one outputs folder."""
         return self.folder.parent / ".bases"
+
+    @property
+    def base_results(self) -> Path:
+        """What bases answered in tasks, shared by the runs of one outputs folder and their arms."""
+        is_arm = self.folder.parent.name == ARMS
+        return self.folder.parents[2 if is_arm else 0] / ".base_results"
 
     @property
     def replay(self) -> Path:
@@ -130,7 +137,7 @@ class CompareDir:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.absolute()
-        self.arms = self.folder / "arms"
+        self.arms = self.folder / ARMS
         self.table = self.folder / "compare.json"
         self.page = self.folder / "compare.html"
 

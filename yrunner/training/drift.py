@@ -6,12 +6,8 @@ from typing import Any
 
 import torch
 
-from yrunner.data.batching.collate import collate
 from yrunner.data.conversation import TokenizedExample
-from yrunner.losses.fused_head import attach
-from yrunner.losses.kl import measure_divergence
-from yrunner.scoring.base_predictions import CachedPredictions, predictions_of_base, to_device
-from yrunner.scoring.measure import batches_by_length
+from yrunner.scoring.base_predictions import CachedPredictions, measure_divergences
 
 
 @dataclass(frozen=True)
@@ -27,23 +23,17 @@ class DriftGauge:
 
     def measure(self, model: Any) -> float:
         """The divergence in nats per token, over all rows."""
-        attach(model)
-        total = torch.zeros((), dtype=torch.float64)
-        num_targets = 0
-        was_training = model.training
-        model.eval()
-        lengths = [len(example.input_ids) for example in self.examples]
-        for indices in batches_by_length(lengths, self.max_tokens):
-            batch = collate([self.examples[index] for index in indices], self.pad_token_id)
-            batch = to_device(batch, model.device)
-            with torch.no_grad():
-                base = predictions_of_base(model, batch, indices, self.tops)
-                divergence_N = measure_divergence(model, batch, base).divergence_N
-            total += divergence_N.double().sum().cpu()
-            num_targets += len(divergence_N)
-        model.train(was_training)
+        divergence_N = torch.cat(
+            measure_divergences(
+                model,
+                self.examples,
+                self.tops,
+                pad_token_id=self.pad_token_id,
+                max_tokens=self.max_tokens,
+            )
+        )
         # Rounding can make a divergence of zero slightly negative.
-        return max(0.0, float(total)) / num_targets
+        return max(0.0, float(divergence_N.mean()))
 
 
 def count_stalled(validations: Sequence[tuple[float, float]]) -> int:

@@ -1,6 +1,7 @@
 """The tables and the page of an experiment, also in a real browser that opens it from disk."""
 
 import re
+from dataclasses import replace
 from statistics import fmean
 
 import numpy as np
@@ -78,6 +79,39 @@ def make_experiment(num_arms=2, *, faults=True, seeds=(0, 1, 2), **more):
         },
     }
     return Experiment(**{**values, **more})
+
+
+def with_beside(one, **figures):
+    """The point with more figures in the task near."""
+    task = one.results.tasks["near"]
+    near = replace(task, figures={**task.figures, **figures})
+    return replace(one, results=replace(one.results, tasks={**one.results.tasks, "near": near}))
+
+
+def test_length_and_distance_stand_beside_the_base_over_the_seeds():
+    experiment = make_experiment()
+    assert not [table for table in details(experiment) if "beside" in table.title]
+    lengths = {"plain": 10.0, "nlirg": 40.0}
+    curves = {
+        arm: {
+            seed: tuple(
+                with_beside(each, length=lengths[arm] + 2 * seed, kl=seed / 8) for each in points
+            )
+            for seed, points in runs.items()
+        }
+        for arm, runs in experiment.curves.items()
+    }
+    bases = {arm: with_beside(base, length=30.0, kl=0.0) for arm, base in experiment.bases.items()}
+    experiment = replace(experiment, curves=curves, bases=bases)
+    end, _ = (table for table in details(experiment) if "beside the base" in table.title)
+    assert end.columns == ["arm", "near: length", "near: kl"]
+    assert end.rows == [
+        ["(base)", "30", "0"],
+        ["plain", "12 ± 2", "0.125 ± 0.12"],
+        ["nlirg", "42 ± 2", "0.125 ± 0.12"],
+    ]
+    found = as_json(experiment)["at_the_end"]["plain"]["beside_base"]["near: kl"]
+    assert found["mean"] == pytest.approx(0.125)
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ import pytest
 
 from benchmarks.processes import start_ranks
 from tests.conftest import questions, write_jsonl
-from yrunner.assembly.measure import evaluate
+from tests.rounding import rounding
+from yrunner.assembly.measure import evaluate, kept_results
 from yrunner.assembly.run import Run
 from yrunner.cli import app
 from yrunner.commands.eval.command import eval_recipe
@@ -120,6 +121,12 @@ def test_other_models_stand_beside_them_by_folder_recipe_or_run(trained, capfd):
     results = [ModelResults.from_json(model) for model in content["models"]]
     names = [model.description for model in results]
     assert names == ["base", "tuned", "base (2)", "tuned (2)", "model"]
+    for task in ("labels", "form", "rules"):
+        distances = [model.tasks[task].figures["kl"] for model in results]
+        assert distances[0] == 0 < distances[1] == distances[3]
+        assert distances[2] == distances[4] == pytest.approx(0, abs=rounding(8))
+        for model in results:
+            del model.tasks[task].figures["kl"], model.tasks[task].per_question["kl"]
     assert results[0].tasks == results[2].tasks == results[4].tasks
     assert results[1].tasks == results[3].tasks
     assert all(model.faults is None for model in results)
@@ -163,6 +170,7 @@ def test_two_processes_share_the_questions_and_find_what_one_finds(trained):
     page = trained / "outputs/tuned/eval.json"
     alone = json.loads(page.read_text())["models"]
     page.unlink()
+    shutil.rmtree(trained / "outputs/.base_results")
     start_ranks(eval_together, number=2)
     said, errors = (
         "".join(Path(f"{name}{rank}").read_text() for rank in (0, 1)) for name in PRINTED
@@ -172,7 +180,114 @@ def test_two_processes_share_the_questions_and_find_what_one_finds(trained):
     for one, two in zip(alone, json.loads(page.read_text())["models"], strict=True):
         reading, other = one["tasks"].pop("reading"), two["tasks"].pop("reading")
         assert reading["figures"] == pytest.approx(other["figures"], rel=1e-5)
+        for name in ("labels", "form", "rules"):
+            for kept in ("figures", "per_question"):
+                distances = [model["tasks"][name][kept].pop("kl") for model in (one, two)]
+                assert distances[0] == pytest.approx(distances[1], rel=1e-4, abs=rounding(8))
         assert one == two
+
+
+def test_the_base_is_not_asked_again_until_something_changes(trained, change, monkeypatch, capfd):
+    eval_recipe(TUNED, [], [])
+    first = json.loads((trained / "outputs/tuned/eval.json").read_text())
+    assert "earlier run: capitals (" in capfd.readouterr().out, "training has asked for these"
+
+    def evaluated(*overrides):
+        """The results, whether the base was loaded, and what was printed."""
+        with monkeypatch.context() as patch:
+            loaded = []
+            load = Run.load_model
+            patch.setattr(
+                Run,
+                "load_model",
+                lambda run, source: loaded.append(str(source)) or load(run, source),
+            )
+            eval_recipe(TUNED, list(overrides), [])
+        content = json.loads((trained / "outputs/tuned/eval.json").read_text())
+        base = [source for source in loaded if source.endswith("base/model")]
+        return content, bool(base), capfd.readouterr().out.replace("\n", " ")
+
+    again, was_loaded, printed = evaluated()
+    assert again["models"] == first["models"] and not was_loaded
+    every = "capitals, labels, letters, reading, form, rules, style, memorised faults"
+    assert f"base results of an earlier run: {every} " in printed
+    _, was_loaded, _ = evaluated("eval.batch_size=3")
+    assert not was_loaded, "it changes no answer"
+
+    rows = [{"question": "A new one?", "answer": "Belo"}]
+    write_jsonl(trained / "answers.jsonl", rows)
+    changed, was_loaded, printed = evaluated()
+    assert was_loaded and len(changed["models"][0]["tasks"]["capitals"]["answers"]) == 1
+    assert "base results of an earlier run: labels, letters, form, rules, style" in printed
+    for override in (
+        'eval.generation={"kind":"sample"}',
+        'data.system="Be brief."',
+        "model.dtype=bfloat16",
+    ):
+        _, was_loaded, printed = evaluated(override)
+        assert was_loaded, override
+        assert "style" not in printed.partition("earlier run: ")[2].partition("(")[0], override
+    assert not evaluated()[1], "the earlier results are still there"
+
+
+def test_a_reference_that_is_corrected_is_scored_without_asking_the_base_again(
+    trained, monkeypatch, capfd
+):
+    eval_recipe(TUNED, [], [])
+    content = json.loads((trained / "outputs/tuned/eval.json").read_text())
+    said = content["models"][0]["tasks"]["capitals"]["answers"]
+    rows = [
+        {"question": question, "answer": answer}
+        for (question, _), answer in zip(questions(4), said, strict=True)
+    ]
+    write_jsonl(trained / "answers.jsonl", rows)
+    capfd.readouterr()
+    eval_recipe(TUNED, [], [])
+    content = json.loads((trained / "outputs/tuned/eval.json").read_text())
+    assert content["models"][0]["tasks"]["capitals"]["figures"]["exact"] == 1
+    assert "earlier run: capitals, labels" in capfd.readouterr().out.replace("\n", " ")
+
+
+def test_another_base_is_measured_although_it_has_the_same_name(trained, change, capfd):
+    eval_recipe(TUNED, [], [])
+    capfd.readouterr()
+    change("base.yaml", seed=7)
+    train(Path("base.yaml"), [], resume=False, overwrite=True)
+    eval_recipe(TUNED, [], [])
+    assert "earlier run" not in capfd.readouterr().out
+
+
+def test_train_and_eval_share_what_the_base_answered(trained, capfd):
+    shutil.rmtree(trained / "outputs/.base_results")
+    eval_recipe(TUNED, [], [])
+    before = (trained / "outputs/tuned/before.json").read_text()
+    capfd.readouterr()
+    train(TUNED, ["name=again"], resume=False, overwrite=False)
+    assert "base results of an earlier run: capitals" in capfd.readouterr().out
+    again = json.loads((trained / "outputs/again/before.json").read_text())
+    assert again["answers"] == json.loads(before)["answers"]
+
+
+def test_a_training_shares_only_what_it_would_compute_alike(trained):
+    def model(*overrides, **options):
+        return kept_results(Run.load(TUNED, list(overrides)), **options).model
+
+    assert model() == model(in_training=True), "in float32"
+    half = "model.dtype=bfloat16"
+    assert model() != model(half) != model(half, in_training=True)
+    onward = Run.load(TUNED, ['tuning={"kind":"lora","adapter":"outputs/tuned/model"}'])
+    assert kept_results(onward, in_training=True) is None, "it starts from more than its base"
+    before = kept_results(onward).model
+    assert before == model()
+    assert kept_results(Run.load(Path("base.yaml"))) is None, "a model from scratch has no base"
+    (trained / "outputs/base/model/generation_config.json").write_text('{"num_beams": 3}')
+    assert kept_results(onward).model != before
+
+
+def test_without_a_result_eval_of_another_model_says_that_it_is_left_out(trained, change, capfd):
+    change("tuned.yaml", name="other")
+    eval_recipe(TUNED, [], ["outputs/tuned"])
+    assert "other has no result yet: it is left out" in capfd.readouterr().out
 
 
 def test_eval_without_tasks_or_without_a_result_says_what_to_do(project):

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from yrunner.assembly.identity import without_folders
-from yrunner.assembly.measure import evaluate
+from yrunner.assembly.measure import base_of, evaluate, kept_results
 from yrunner.assembly.run import Run
 from yrunner.commands.compare.plan import due_checkpoints
 from yrunner.commands.compare.points import Measurement, Point
 from yrunner.console import say
 from yrunner.errors import YRunnerError
+from yrunner.evaluation.evaluated_model import Deferred
 from yrunner.evaluation.results import ModelResults
 from yrunner.recipe.schema.eval import FormatTask, HarnessTask, JsonForm, Task
 from yrunner.recipe.schema.recipe import Recipe
@@ -63,7 +64,8 @@ def measure_run(run: Run) -> None:
 def measure_base(run: Run, file: Path) -> None:
     """Measure the recipe's base, as a run with one point at update 0."""
     check_questions(run)
-    point = Point(0, measure_model(run, run.load_base(), run.tokenizer, "the base"))
+    model = Deferred(run.load_base)
+    point = Point(0, measure_model(run, model, run.tokenizer, "the base", is_base=True))
     Measurement(measure_key(run.recipe), (point,), is_complete=True).save(file)
     say(_line(point))
 
@@ -84,14 +86,23 @@ def check_questions(run: Run) -> None:
     run.check_questions()
 
 
-def measure_model(run: Run, model: Any, tokenizer: Any, description: str) -> ModelResults:
+def measure_model(
+    run: Run, model: Any, tokenizer: Any, description: str, *, is_base: bool = False
+) -> ModelResults:
     """Evaluate a model as `yrun eval` does.
 
     Random choices (sampled answers, few-shot examples of the harness) are the same for all models,
     because the seed is not that of the training.
     """
     seeded = run.variant(run.recipe.model_copy(update={"seed": SEED_OF_ANSWERS}))
-    return evaluate(seeded, model, tokenizer, description)
+    return evaluate(
+        seeded,
+        model,
+        tokenizer,
+        description,
+        kept=kept_results(seeded) if is_base else None,
+        base=None if is_base else base_of(seeded, run.tokenizer),
+    )
 
 
 def measure_key(recipe: Recipe) -> str:

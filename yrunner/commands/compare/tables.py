@@ -38,9 +38,15 @@ TESTED = ("domain", "general", "quality", "memorised")
 """Measures whose differences are tested; forgetting differs as `general` does."""
 DIFFERENCE_CAPTION = (
     "In percentage points, each arm minus the first. The interval is a 95 % paired bootstrap "
-    "over questions and seeds; * marks an interval without 0."
+    "over questions and seeds; * marks an interval without 0. Text quality is compared at equal "
+    "length, answer by answer."
 )
 TASK_CAPTION = "In percent, the main figure of each task; a side above is the mean of its tasks."
+BESIDE = ("length", "kl")
+BESIDE_CAPTION = (
+    "By task of the general side: mean length of an answer in words or Chinese characters, and KL "
+    "to the base in nats per token, over the base's own answers."
+)
 FAULT_CAPTION = (
     "In percent of the faulty rows of each kind: those whose wrong answer the model gives."
 )
@@ -137,6 +143,14 @@ def percent(figure: Spread | None, *, signed: bool = False) -> str | None:
     return mean if figure.deviation is None else f"{mean} ± {100 * figure.deviation:.1f}"
 
 
+def plain(figure: Spread | None) -> str | None:
+    """The same for a figure that is not a share."""
+    if figure is None:
+        return None
+    mean = f"{figure.mean:.3g}"
+    return mean if figure.deviation is None else f"{mean} ± {figure.deviation:.2g}"
+
+
 def _base_row(experiment: Experiment) -> list[Cell]:
     base = experiment.bases[experiment.arms[0].name]
     row: list[Cell] = ["(base)", None, 0]
@@ -166,17 +180,32 @@ def detail_tables(experiment: Experiment, title: str, chosen: Chosen) -> list[Ta
         (f"{title}: by task", task_shares, TASK_CAPTION, len(task_shares(base)) > 2),
         (f"{title}: memorised, by kind", fault_shares, FAULT_CAPTION, len(fault_shares(base)) > 1),
     ]
-    return [
+    found = [
         _table(experiment, name, chosen, details, caption)
         for name, details, caption, has_several in wanted
         if has_several
     ]
+    if beside_base(base):
+        name = f"{title}: beside the base"
+        found.append(_table(experiment, name, chosen, beside_base, BESIDE_CAPTION, plain))
+    return found
 
 
 def task_shares(point: Point) -> dict[str, float]:
     """The main figure of each task, sorted by side."""
     tasks = sorted(point.results.tasks.items(), key=lambda item: item[1].side)
     return {name: task.figures[task.headline] for name, task in tasks}
+
+
+def beside_base(point: Point) -> dict[str, float]:
+    """Length of the answers and KL to the base, by task of the general side."""
+    return {
+        f"{name}: {figure}": task.figures[figure]
+        for name, task in point.results.tasks.items()
+        if task.side == "general"
+        for figure in BESIDE
+        if figure in task.figures
+    }
 
 
 def fault_shares(point: Point) -> dict[str, float]:
@@ -194,15 +223,20 @@ def detail_spreads(points: Mapping[int, Point], details: Details) -> dict[str, S
 
 
 def _table(
-    experiment: Experiment, title: str, chosen: Chosen, details: Details, caption: str
+    experiment: Experiment,
+    title: str,
+    chosen: Chosen,
+    details: Details,
+    caption: str,
+    show: Callable[[Spread | None], str | None] = percent,
 ) -> Table:
     first = experiment.bases[experiment.arms[0].name]
     columns = list(details(first))
-    base = [percent(Spread(share, None)) for share in details(first).values()]
+    base = [show(Spread(share, None)) for share in details(first).values()]
     rows: list[list[Cell]] = [["(base)", *base]]
     for arm, points in chosen.items():
         spreads = detail_spreads(points, details)
-        rows.append([arm, *(percent(spreads.get(column)) for column in columns)])
+        rows.append([arm, *(show(spreads.get(column)) for column in columns)])
     return Table(title, ["arm", *columns], rows, caption)
 
 
@@ -257,6 +291,7 @@ def _chosen_json(experiment: Experiment, chosen: Chosen) -> dict[str, Any]:
             "steps": {str(seed): point.step for seed, point in points.items()},
             "figures": {name: vars(each) for name, each in spreads.items() if each},
             "tasks": _details_json(points, task_shares),
+            "beside_base": _details_json(points, beside_base),
             "memorised_by_kind": _details_json(points, fault_shares),
             "minus_the_first": {
                 measure: difference.as_json()

@@ -7,12 +7,13 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
-from yrunner.assembly.measure import evaluate
+from yrunner.assembly.measure import base_of, evaluate, kept_results
 from yrunner.assembly.report import result_in_words
 from yrunner.assembly.run import Run
 from yrunner.commands.eval.report import as_json, print_results, write_page
 from yrunner.console import say
 from yrunner.errors import RunError, YRunnerError
+from yrunner.evaluation.evaluated_model import Deferred
 from yrunner.evaluation.figure_lines import BASE, TUNED
 from yrunner.evaluation.parallel import joined
 from yrunner.evaluation.results import ModelResults
@@ -38,9 +39,12 @@ def eval_recipe(path: Path, overrides: list[str], models: Sequence[str]) -> None
     which = result_in_words(run_dir) if run_dir.is_finished() else ""
     if which:
         say(f"result: {which}")
+    elif models and not run_dir.is_finished():
+        say(f"{recipe.name} has no result yet: it is left out")
     with joined() as is_writer:
         entrants = _entrants(run, models)
-        results = [_evaluate(run, entrant) for entrant in entrants]
+        base = entrants[0] if recipe.model.base is not None else None
+        results = [_evaluate(run, entrant, base) for entrant in entrants]
     if not is_writer:
         return
     run_dir.folder.mkdir(parents=True, exist_ok=True)
@@ -103,11 +107,21 @@ def _named_source(model: str) -> tuple[str, str]:
     return folder.name, model
 
 
-def _evaluate(run: Run, entrant: _Entrant) -> ModelResults:
-    model = run.load_model(entrant.source)
-    check_vocabulary(model, entrant.tokenizer)
-    results = evaluate(run, model, entrant.tokenizer, entrant.name)
-    # Free it before the next one is loaded: two models may not fit into memory.
-    del model
+def _evaluate(run: Run, entrant: _Entrant, base: _Entrant | None) -> ModelResults:
+    """Load a model if anything is left to measure, and free it before the next one is loaded."""
+
+    def load() -> Any:
+        model = run.load_model(entrant.source)
+        check_vocabulary(model, entrant.tokenizer)
+        return model
+
+    results = evaluate(
+        run,
+        Deferred(load),
+        entrant.tokenizer,
+        entrant.name,
+        kept=kept_results(run) if entrant is base else None,
+        base=None if entrant is base or base is None else base_of(run, base.tokenizer),
+    )
     gc.collect()
     return results

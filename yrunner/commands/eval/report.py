@@ -7,8 +7,14 @@ from typing import Any
 from rich.text import Text
 
 from yrunner.assembly.identity import describe_device, describe_environment
-from yrunner.console import Cell, print_table
-from yrunner.evaluation.figure_lines import SIDES, Line, figure_lines, summary_lines
+from yrunner.console import Cell, print_table, say
+from yrunner.evaluation.figure_lines import (
+    SIDES,
+    Line,
+    figure_lines,
+    length_notes,
+    summary_lines,
+)
 from yrunner.evaluation.memorised_faults import KnownFault
 from yrunner.evaluation.questions import Question
 from yrunner.evaluation.results import (
@@ -19,7 +25,7 @@ from yrunner.evaluation.results import (
     side_difference,
 )
 from yrunner.evaluation.scorers import confusion, labels_of
-from yrunner.recipe.schema.eval import ClassifyTask, Task
+from yrunner.recipe.schema.eval import ClassifyTask, QualityTask, Task
 from yrunner.recipe.schema.recipe import Recipe
 from yrunner.reports.eval_page import (
     AnswerRow,
@@ -34,10 +40,15 @@ from yrunner.reports.eval_page import (
 Tasks = Sequence[tuple[Task, list[Question]]]
 
 STYLES = {"better": "green", "worse": "red", "": "dim"}
+AT_EQUAL_LENGTH = (
+    "Changes in text quality compare the answers to each question at equal length, both cut to the "
+    "shorter one, because whoever writes less repeats less."
+)
 NOTES = (
     "A change is relative to the first model. In brackets: its 95 % confidence interval, from "
     "resampling the questions two thousand times; a change is coloured only if that interval "
     "excludes zero.",
+    AT_EQUAL_LENGTH,
 )
 
 
@@ -54,6 +65,10 @@ def print_results(tasks: Tasks, results: Sequence[ModelResults]) -> None:
             cells += [value, Text(change, STYLES[verdict])] if number else [value]
         rows.append(cells)
     print_table("Figures", columns, rows)
+    if len(results) > 1 and any(isinstance(task, QualityTask) for task, _ in tasks):
+        say(AT_EQUAL_LENGTH)
+    for note in length_notes(results):
+        say(note)
     for title, labels, taken, counts in confusions(tasks, results):
         table: list[list[Cell | Text]] = [
             [label, *row] for label, row in zip(labels, counts, strict=True)
@@ -138,7 +153,7 @@ def write_page(
             for title, labels, taken, counts in confusions(tasks, results)
         ],
         tasks=answers,
-        notes=NOTES if len(results) > 1 else (),
+        notes=[*NOTES, *length_notes(results)] if len(results) > 1 else (),
     )
     write_eval_page(page, path)
 

@@ -113,3 +113,18 @@ def _best_fit(lengths: Sequence[int], space: int) -> list[int]:
         rooms |= 1 << left
         pack_of.append(chosen)
     return pack_of
+
+
+def batches_by_length(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Indices, the longest first, in batches of at most `max_tokens` when padded, or of one row.
+
+    Longest first: too little memory shows at once, and the time left is not underestimated.
+    """
+    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+    batches = []
+    start = 0
+    while start < len(order):
+        size = max(1, max_tokens // max(1, lengths[order[start]]))
+        batches.append(order[start : start + size])
+        start += size
+    return batches

@@ -8,6 +8,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from yrunner.recipe.schema.section import RecipeFile, RecipePlace, Section
 
+AnswerHeadline = Literal["exact", "contains", "f1", "rouge_l"]
 Side = Literal["domain", "general", "quality"]
 """`domain`: what to learn. `general`: what not to forget. `quality`: how the text reads."""
 
@@ -113,6 +114,9 @@ class AnswerTask(WritingTask):
     """Questions with a reference answer: exact match, word overlap, ROUGE-L, BLEU, chrF."""
 
     kind: Literal["answer"] = "answer"
+    headline: AnswerHeadline | None = None
+    """The main figure. Default: `exact` if half of the references or more have at most 10 words,
+    numbers and Chinese characters, else `rouge_l`."""
 
 
 class ClassifyTask(WritingTask):
