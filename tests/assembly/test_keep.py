@@ -28,21 +28,15 @@ SELF_REPLAY = "keep={kind: self_replay, rows: 6, share: 0.5}"
 class Pen:
     """Writes what no base of two seconds could: rows that come to an end."""
 
-    batch_size = 8
-
-    def write(self, numbers):
+    def write(self, next_draft, *, advance, is_over):
         lands = ["Aru", "Coria", "Elmo", "Goria", "Isk"]
-        return [
-            ReplayRow(
-                number,
-                (
-                    Message("user", f"{lands[number % 5]} {number} {number * 7}?"),
-                    Message("assistant", f"{number * 3} is {lands[number % 3]}."),
-                ),
-                finished=True,
+        while (draft := next_draft()) is not None:
+            number = 2 * draft.number + (draft.series == "rows")
+            messages = (
+                Message("user", f"{lands[number % 5]} {number} {number * 7}?"),
+                Message("assistant", f"{number * 3} is {lands[number % 3]}."),
             )
-            for number in numbers
-        ]
+            yield ReplayRow(draft, messages, finished=bool(draft.number % 3))
 
 
 @pytest.fixture

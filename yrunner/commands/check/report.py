@@ -56,7 +56,8 @@ def print_steps(steps: Steps, unit: str) -> None:
     say("")
     size = f"{steps.rows_per_update:,} {unit} each"
     if steps.kept_rows_per_update:
-        size += f", plus {steps.kept_rows_per_update:,} replay rows"
+        kept = steps.kept_rows_per_update
+        size += f", plus {kept:,} replay {'row' if kept == 1 else 'rows'}"
     say(f"updates: {steps.updates:,} in total, {each} per epoch, {size}")
     if steps.packing_fill is not None:
         say(f"packing: {steps.packed_rows:,} rows, {steps.packing_fill:.1%} of their tokens in use")
