@@ -6,9 +6,8 @@ size.
 
 # B = prompts of a batch, K = likeliest tokens, T = tokens of the longest prompt, V = vocabulary
 
-import inspect
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,7 +17,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import (
-    DynamicCache,
     LogitsProcessor,
     LogitsProcessorList,
     MinPLogitsWarper,
@@ -27,7 +25,6 @@ from transformers import (
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
-from transformers.cache_utils import DynamicLayer
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from yrunner.models.errors import silence_libraries
@@ -46,8 +43,6 @@ Seed = tuple[int, int]
 """The seed of a run, and the number of the question."""
 COLDEST = 1e-4
 """Temperature in place of 0, which would divide by zero."""
-REFILLED_PART = 8
-"""A batch is refilled when this part of it is free: reading prompts one by one takes longer."""
 
 
 @dataclass(frozen=True)
@@ -64,14 +59,6 @@ class Generated:
     """True where prompt and answer do not fit into the model's positions: it was not asked."""
     starts_with_blank: bool = False
     """Whether a blank came before the text."""
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A prompt as the chat template renders it, with the seed of its answer."""
-
-    text: str
-    seed: Seed
 
 
 GREEDY = GreedyWriting()
@@ -98,7 +85,7 @@ def generate_answers(
     With `seed`, the number of a prompt decides its random draws: its index, or that in `numbers`
     for a part of a longer list.
     """
-    generator = _Generator(model, tokenizer, max_new_tokens, generation, tuple(also_stop_at))
+    generator = Generator(model, tokenizer, max_new_tokens, generation, tuple(also_stop_at))
     encoded = [generator.encode(prompt) for prompt in prompts]
     order = sorted(range(len(prompts)), key=lambda index: -len(encoded[index]))
     asked = [index for index in order if generator.has_room_for(encoded[index])]
@@ -117,45 +104,6 @@ def generate_answers(
     return answers
 
 
-def answers_as_they_end(
-    model: Any,
-    tokenizer: Any,
-    next_prompt: Callable[[], Prompt | None],
-    *,
-    max_new_tokens: int,
-    batch_size: int,
-    generation: SampleWriting,
-    also_stop_at: Sequence[int] = (),
-    advance: Advance = lambda _: None,
-    is_over: Callable[[], bool] = lambda: False,
-) -> Iterator[tuple[Prompt, Generated]]:
-    """The answers to prompts, in the order in which they end.
-
-    An answer that has ended makes room for the next prompt, so that short answers do not wait for
-    long ones. `next_prompt` is called when there is room; None: there is none until another answer
-    has ended. `advance` is called with the number of tokens written. Once `is_over`, no answer is
-    finished. The model must be in evaluation mode.
-    """
-    generator = _Generator(model, tokenizer, max_new_tokens, generation, tuple(also_stop_at))
-    batch = _RefilledBatch(generator, generation)
-    while not is_over():
-        if batch.size <= batch_size - max(1, batch_size // REFILLED_PART):
-            added: list[Prompt] = []
-            while batch.size + len(added) < batch_size and (prompt := next_prompt()) is not None:
-                if generator.has_room_for(generator.encode(prompt.text)):
-                    added.append(prompt)
-                else:
-                    yield prompt, REFUSED
-            if added and not batch.can_refill:
-                yield from zip(added, batch.write_at_once(added, advance), strict=True)
-                continue
-            batch.add(added)
-        if not batch.size:
-            return
-        advance(batch.size)
-        yield from batch.step()
-
-
 def stream_answer(
     model: Any,
     tokenizer: Any,
@@ -170,7 +118,7 @@ def stream_answer(
 
     Beams change until the end, so their answer comes as one piece.
     """
-    generator = _Generator(model.eval(), tokenizer, max_new_tokens, generation)
+    generator = Generator(model.eval(), tokenizer, max_new_tokens, generation)
     ids = generator.encode(prompt)
     if not generator.has_room_for(ids):
         return REFUSED
@@ -197,7 +145,7 @@ def logits_processors(generation: Generation, seeds: Sequence[Seed]) -> LogitsPr
         case GreedyWriting() | BeamWriting():
             return LogitsProcessorList()
         case SampleWriting():
-            return LogitsProcessorList([*_warpers(generation), SeededSampler(seeds)])
+            return LogitsProcessorList([*warpers_of(generation), SeededSampler(seeds)])
         case DynamicWriting():
             by_entropy = EntropyWarper(
                 greedy_below=generation.greedy_below,
@@ -210,8 +158,11 @@ def logits_processors(generation: Generation, seeds: Sequence[Seed]) -> LogitsPr
             assert_never(generation)
 
 
-def _warpers(generation: SampleWriting) -> list[LogitsProcessor]:
-    """In transformers' order, without those that change nothing."""
+def warpers_of(generation: SampleWriting) -> list[LogitsProcessor]:
+    """What changes the logits before a token is drawn, in transformers' order.
+
+    Steps that would change nothing are left out.
+    """
     warpers: list[LogitsProcessor] = []
     if generation.temperature != 1:
         warpers.append(TemperatureLogitsWarper(generation.temperature))
@@ -274,7 +225,7 @@ class EntropyWarper(LogitsProcessor):
 
 
 @dataclass(frozen=True)
-class _Generator:
+class Generator:
     """A model with its tokenizer, and how it writes."""
 
     model: Any
@@ -303,7 +254,7 @@ class _Generator:
         mask_BT = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts])
         beams = self.generation.num_beams if isinstance(self.generation, BeamWriting) else 1
         # Quiet: transformers warns that a temperature the model recommends is not used.
-        with _without_gradients(), silence_libraries():
+        with without_gradients(), silence_libraries():
             output_BT = self.model.generate(
                 input_ids=input_ids_BT.to(self.model.device),
                 attention_mask=mask_BT.to(self.model.device),
@@ -339,139 +290,7 @@ class _Generator:
         return sorted({*ids, *find_stop_ids(self.tokenizer), *self.also_stop_at})
 
 
-class _RefilledBatch:
-    """Answers that are written side by side; each may begin and end at any step.
-
-    Prompts and answers end in the last column of the key-value cache and are padded on the left.
-    """
-
-    def __init__(self, generator: _Generator, generation: SampleWriting) -> None:
-        self._generator, self._warpers = generator, _warpers(generation)
-        model = generator.model
-        self._accepted = set(inspect.signature(model.forward).parameters)
-        cache = DynamicCache(config=model.config.get_text_config())
-        self.can_refill = (
-            "position_ids" in self._accepted
-            and not is_deepspeed_zero3_enabled()
-            # Layers with a window or a state keep other things than all keys and values.
-            and all(type(layer) is DynamicLayer for layer in cache.layers)
-        )
-        self._prompts: list[Prompt] = []
-        self._answers: list[list[int]] = []
-        self._draws: list[np.random.Generator] = []
-        self._cache = cache
-        self._mask_BT = torch.zeros(0, 0, dtype=torch.long)
-        self._scores_BV = torch.zeros(0, 0)
-
-    @property
-    def size(self) -> int:
-        """Answers that are being written."""
-        return len(self._prompts)
-
-    def write_at_once(self, prompts: Sequence[Prompt], advance: Advance) -> list[Generated]:
-        """The answers to prompts in a batch that is not refilled."""
-        ids = [self._generator.encode(prompt.text) for prompt in prompts]
-        answers = self._generator.write(ids, [prompt.seed for prompt in prompts])
-        advance(sum(answer.num_tokens for answer in answers))
-        return answers
-
-    def add(self, prompts: Sequence[Prompt]) -> None:
-        """Read prompts, and begin their answers at the next step."""
-        if not prompts:
-            return
-        texts = list(dict.fromkeys(prompt.text for prompt in prompts))
-        encoded = [self._generator.encode(text) for text in texts]
-        longest = max(map(len, encoded))
-        pad, device = self._generator.tokenizer.pad_token_id, self._generator.model.device
-        ids_BT = torch.tensor([[pad] * (longest - len(ids)) + ids for ids in encoded])
-        mask_BT = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in encoded])
-        cache = DynamicCache(config=self._generator.model.config.get_text_config())
-        mask_BT = mask_BT.to(device)
-        scores_BV = self._forward(ids_BT.to(device), mask_BT, cache)
-        # Equal prompts are read once.
-        row_of_B = torch.tensor([texts.index(prompt.text) for prompt in prompts]).to(device)
-        cache.batch_select_indices(row_of_B)
-        mask_BT, scores_BV = mask_BT[row_of_B], scores_BV[row_of_B]
-        if self.size:
-            width = max(longest, self._mask_BT.shape[1])
-            _append_rows(self._cache, cache, width)
-            mask_BT = torch.cat([_widened(self._mask_BT, width), _widened(mask_BT, width)])
-            scores_BV = torch.cat([self._scores_BV, scores_BV])
-        else:
-            self._cache = cache
-        self._mask_BT, self._scores_BV = mask_BT, scores_BV
-        self._prompts += prompts
-        self._answers += [[] for _ in prompts]
-        self._draws += [np.random.default_rng(prompt.seed) for prompt in prompts]
-
-    def step(self) -> list[tuple[Prompt, Generated]]:
-        """Write a token of each answer; returns the answers that end with it."""
-        scores_BV = self._scores_BV
-        for warper in self._warpers:
-            scores_BV = warper(self._mask_BT, scores_BV)
-        token_B1 = draw_tokens(scores_BV, [draw.random() for draw in self._draws])
-        ended, going_on = [], []
-        for row, token in enumerate(token_B1[:, 0].tolist()):
-            answer = self._answers[row]
-            answer.append(token)
-            if token in self._generator.stop_ids or len(answer) == self._generator.max_new_tokens:
-                ended.append((self._prompts[row], self._generator.read(answer)))
-            else:
-                going_on.append(row)
-        if ended:
-            self._keep(going_on)
-            token_B1 = token_B1[going_on]
-        if going_on:
-            self._mask_BT = torch.nn.functional.pad(self._mask_BT, (0, 1), value=1)
-            self._scores_BV = self._forward(token_B1, self._mask_BT, self._cache)
-        return ended
-
-    def _keep(self, rows: list[int]) -> None:
-        """Remove all other answers, and the columns that only they need."""
-        self._prompts = [self._prompts[row] for row in rows]
-        self._answers = [self._answers[row] for row in rows]
-        self._draws = [self._draws[row] for row in rows]
-        if not rows:
-            return
-        self._mask_BT = self._mask_BT[rows]
-        unused = int(self._mask_BT.any(0).int().argmax())
-        self._mask_BT = self._mask_BT[:, unused:]
-        for layer in self._cache.layers:
-            layer.keys = layer.keys[rows, :, unused:]
-            layer.values = layer.values[rows, :, unused:]
-
-    def _forward(self, ids_BT: Tensor, mask_BT: Tensor, cache: DynamicCache) -> Tensor:
-        """The scores of the next token, of shape [B, V]; the cache grows."""
-        positions_BT = (mask_BT.cumsum(-1) - 1).clamp(min=0)[:, -ids_BT.shape[1] :]
-        only_last = {"logits_to_keep": 1} if "logits_to_keep" in self._accepted else {}
-        with _without_gradients(), silence_libraries():
-            output = self._generator.model(
-                input_ids=ids_BT,
-                attention_mask=mask_BT,
-                position_ids=positions_BT,
-                past_key_values=cache,
-                use_cache=True,
-                **only_last,
-            )
-        return output.logits[:, -1].float()
-
-
-def _widened(mask_BT: Tensor, width: int) -> Tensor:
-    return torch.nn.functional.pad(mask_BT, (width - mask_BT.shape[1], 0))
-
-
-def _append_rows(cache: DynamicCache, added: DynamicCache, width: int) -> None:
-    """Append the rows of a cache to another one; both are padded on the left to `width`."""
-    for layer, other in zip(cache.layers, added.layers, strict=True):
-        for name in ("keys", "values"):
-            parts = [getattr(each, name) for each in (layer, other)]
-            padded = [
-                torch.nn.functional.pad(part, (0, 0, width - part.shape[2], 0)) for part in parts
-            ]
-            setattr(layer, name, torch.cat(padded))
-
-
-def _without_gradients() -> AbstractContextManager[None]:
+def without_gradients() -> AbstractContextManager[None]:
     """Inference mode, except under ZeRO-3: it gathers weights inside that training needs too."""
     return torch.no_grad() if is_deepspeed_zero3_enabled() else torch.inference_mode()
 

@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 from yrunner.data.chat.tokenize import prompt_text
 from yrunner.data.conversation import Message
-from yrunner.evaluation.generate import Advance, Prompt, Seed, answers_as_they_end
+from yrunner.evaluation.generate import Advance, Seed
+from yrunner.evaluation.refilled import Prompt, answers_as_they_end
 from yrunner.evaluation.text_metrics import pieces_of, units_of, windowed_repetition
 from yrunner.recipe.schema.eval import SampleWriting
 
