@@ -9,7 +9,7 @@ from filelock import FileLock
 
 from yrunner.assembly import replay as replay_rows
 from yrunner.assembly import replay_store
-from yrunner.assembly.replay import wanted_rows, written_rows
+from yrunner.assembly.replay import wanted_rows, writing_note, written_rows
 from yrunner.assembly.replay_store import FIRST_CHECK, LEAST_ROWS, Wanted
 from yrunner.assembly.run import Run
 from yrunner.data.conversation import Message
@@ -145,6 +145,30 @@ def test_only_what_is_learned_as_text_needs_an_end(tmp_path, make_run, keep, fin
     assert wanted_rows(Run.load(tmp_path / "x.yaml", [keep]).recipe).finished is finished
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (["keep={kind: none}"], None),
+        (["keep={kind: none}", "data.validation_share=0.5"], "writes 16 rows for drift, unless"),
+        (["keep={kind: self_replay}"], "writes 64 rows for keep, unless they are there; in at "),
+        (
+            ["keep={kind: ewc, rows: 1, write_minutes: 1}"],
+            "1 row for keep, unless they are there; ",
+        ),
+        (["keep={kind: ewc, rows: 1, write_minutes: 1}"], "in at most 1 minute (keep.write_mi"),
+        (["keep={kind: ewc, file: rows.jsonl}"], None),
+        (["keep={kind: rows, file: rows.jsonl}"], None),
+        (["keep={kind: self_replay}"], "A few dozen general instructions of your own are better"),
+    ],
+)
+def test_check_can_say_what_the_base_writes_and_what_to_use_instead(
+    tmp_path, make_run, changes, said
+):
+    make_run(tmp_path)
+    note = writing_note(Run.load(tmp_path / "x.yaml", changes).recipe)
+    assert note is None if said is None else said in note
+
+
 def test_what_is_there_is_not_written_again_and_more_is_added(run, pen):
     few = written_rows(run, ReplayWriting(), Wanted(rows=5, drift_rows=2))
     number = pen.num_drafts
@@ -181,7 +205,7 @@ def test_out_of_time_there_are_fewer_rows_and_more_time_adds_to_them(run, pen, c
     few = written_rows(run, short, wanted)
     assert LEAST_ROWS <= len(few.rows) < 100 and len(few.drift_rows) == 2
     said = capsys.readouterr()
-    assert f"{len(few.rows)} replay rows instead of 100 in 1 minutes (keep.write" in said.err
+    assert f"{len(few.rows)} replay rows instead of 100 in 1 minute (keep.write" in said.err
     number = pen.num_drafts
     assert written_rows(run, short, wanted).rows == few.rows
     assert pen.num_drafts == number, "the time is over for this recipe"

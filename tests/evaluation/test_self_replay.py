@@ -72,12 +72,27 @@ def test_a_question_begins_behind_the_opening_of_a_user_turn(make_writer, monkey
     assert row.finished
 
 
-def test_a_question_without_an_end_is_not_answered(make_writer, monkeypatch):
-    prompts = answering(monkeypatch, Generated("Who", 6, stopped=False), None)
+@pytest.mark.parametrize("question_ends", [True, False])
+@pytest.mark.parametrize("answer_ends", [True, False])
+def test_a_question_without_an_end_is_answered_but_the_row_counts_as_unfinished(
+    make_writer, monkeypatch, question_ends, answer_ends
+):
+    prompts = answering(
+        monkeypatch,
+        Generated("Who", 6, stopped=question_ends),
+        Generated("Belo", 6, stopped=answer_ends),
+    )
     (row,) = write(make_writer(), [0])
-    assert prompts[1] == [], "no prompt is left"
-    assert not row.finished
-    assert [one.role for one in row.messages] == ["user"]
+    assert len(prompts[1]) == 1
+    assert [one.content for one in row.messages] == ["Who", "Belo"]
+    assert row.finished == (question_ends and answer_ends)
+
+
+def test_an_empty_question_is_not_answered(make_writer, monkeypatch):
+    prompts = answering(monkeypatch, Generated("", 0, stopped=True), None)
+    (row,) = write(make_writer(), [0])
+    assert prompts[1] == []
+    assert find_fault(row, SeenTexts()) == "empty"
 
 
 def test_an_answer_that_was_cut_off_is_kept_without_half_a_character(make_writer, monkeypatch):
@@ -148,7 +163,6 @@ def draft(*contents, finished=True):
         (draft(GOOD, "It is r, then b, o, u and r again."), None),
         (draft(GOOD, "It is r, then", finished=False), None),
         (draft("A text of its own, without", finished=False), None),
-        (ReplayRow(Draft("rows", 0), (Message("user", GOOD),), False), "unfinished question"),
         (draft(GOOD, ""), "empty"),
         (draft("", "Yes."), "empty"),
         (draft(GOOD, "It is r and then b and " * 12), "loop"),

@@ -201,6 +201,26 @@ def wanted_rows(recipe: Recipe) -> Wanted:
     return Wanted(rows, drift_rows, finished=_needs_finished(keep))
 
 
+def writing_note(recipe: Recipe) -> str | None:
+    """What the base writes before training, for how long, and what to use instead."""
+    wanted, minutes = wanted_rows(recipe), writing_of(recipe).write_minutes
+    parts = [
+        f"{num_rows(number)} for {purpose}"
+        for number, purpose in ((wanted.rows, "keep"), (wanted.drift_rows, "drift"))
+        if number
+    ]
+    if not parts:
+        return None
+    note = f"before training the base writes {' and '.join(parts)}, unless they are there"
+    if wanted.rows:
+        note += (
+            f"; in at most {minutes:g} {'minute' if minutes == 1 else 'minutes'} "
+            "(keep.write_minutes). A few dozen general instructions of your own are better and "
+            "need no writing: keep={kind: rows, file: FILE}"
+        )
+    return note
+
+
 def check_keep_file(run: Run) -> None:
     """Raise `YRunnerError` for a faulty file in `keep`, before anything is loaded."""
     for source in run.keep_sources:

@@ -39,7 +39,7 @@ TOKENS_OF_A_ROW = 100
 SECONDS_TO_ESTIMATE = 3.0
 """Writing time before the first estimate."""
 UNFINISHED = "unfinished"
-"""The key of a row whose last turn was cut off."""
+"""The key of a row with a turn that was cut off."""
 
 
 @dataclass(frozen=True)
@@ -286,7 +286,8 @@ def check_counts(queue: DraftQueue, minutes: float) -> None:
         + (f"; dropped: {dropped}" if dropped else "")
         + f"; in {store.folder.folder}"
     )
-    out_of_time = f"in {minutes:g} minutes (keep.write_minutes)"
+    unit = "minute" if minutes == 1 else "minutes"
+    out_of_time = f"in {minutes:g} {unit} (keep.write_minutes)"
     for series, number in wanted.by_series().items():
         found = store.count(series, wanted)
         in_time = queue.is_over(series)
@@ -332,7 +333,7 @@ def _line(written: ReplayRow, fault: ReplayFault | None) -> str:
 
 
 def is_finished(line: str) -> bool:
-    """Whether the last turn of a row has an end."""
+    """Whether all turns of a row have an end."""
     return not json.loads(line).get(UNFINISHED, False)
 
 

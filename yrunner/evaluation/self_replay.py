@@ -20,8 +20,8 @@ from yrunner.recipe.schema.eval import SampleWriting
 Series = Literal["held_out", "rows"]
 SERIES: tuple[Series, ...] = ("held_out", "rows")
 """The rows that drift is measured on, and the rows that are replayed: drawn apart."""
-ReplayFault = Literal["unfinished question", "empty", "loop", "duplicate"]
-FAULTS: tuple[ReplayFault, ...] = ("unfinished question", "empty", "loop", "duplicate")
+ReplayFault = Literal["empty", "loop", "duplicate"]
+FAULTS: tuple[ReplayFault, ...] = ("empty", "loop", "duplicate")
 
 LOOP = 0.3
 """Windowed repetition above which a text is a loop. The highest of the rows in recipes/data is 0.2.
@@ -49,9 +49,9 @@ class ReplayRow:
 
     draft: Draft
     messages: tuple[Message, ...]
-    """A question that was cut off, or could not begin, has no answer."""
+    """An empty question has no answer."""
     finished: bool
-    """False where the last turn was cut off."""
+    """False where a turn was cut off."""
 
     @property
     def text(self) -> str:
@@ -86,7 +86,7 @@ class ReplayWriter:
         row is finished.
         """
         self.model.eval()
-        questions: dict[Draft, str] = {}
+        questions: dict[Draft, tuple[str, bool]] = {}
         asked: dict[Prompt, Draft] = {}
         to_answer: deque[Prompt] = deque()
 
@@ -116,17 +116,18 @@ class ReplayWriter:
             # The last token of a turn that was cut off may be a part of a character.
             text = turn.text.rstrip("\ufffd")
             if draft in questions:
-                messages = (Message("user", questions.pop(draft)), Message("assistant", text))
-                yield ReplayRow(draft, messages, turn.stopped)
+                question, has_ended = questions.pop(draft)
+                messages = (Message("user", question), Message("assistant", text))
+                yield ReplayRow(draft, messages, has_ended and turn.stopped)
                 continue
             opening = self._opening(draft)
             text = opening + " " * (bool(opening) and turn.starts_with_blank) + text
             if self.tokenizer.chat_template is None:
                 yield ReplayRow(draft, (Message("text", text),), turn.stopped)
                 continue
-            question, has_ended = self._question(text)
-            if question and (has_ended or turn.stopped):
-                questions[draft] = question
+            question, has_mark = self._question(text)
+            if question:
+                questions[draft] = question, has_mark or turn.stopped
                 answering = prompt_text([Message("user", question)], self.tokenizer, self.system)
                 to_answer.append(Prompt(answering, _seed(draft, turn=1)))
                 asked[to_answer[-1]] = draft
@@ -182,8 +183,6 @@ def find_fault(row: ReplayRow, seen: "SeenTexts") -> ReplayFault | None:
     """Why a row is dropped; None where it is usable, perhaps without an end."""
     if not all(message.content for message in row.messages):
         return "empty"
-    if row.messages[-1].role == "user":
-        return "unfinished question"
     if windowed_repetition(pieces_of(row.text)) > LOOP:
         return "loop"
     return "duplicate" if seen.has(row.text) else None

@@ -22,9 +22,9 @@ class ReplayWriting(Section):
     """First words of the questions, used in turn, to select languages or topics. Default: none,
     the base starts freely."""
     max_new_tokens: int | None = Field(None, ge=4)
-    """Maximum length in tokens of a question, and of an answer. A longer answer is cut off and kept
-    without an end; `by: text` does not learn it. Default: half of data.max_length, at most 64, or
-    256 for `by: text`."""
+    """Maximum length in tokens of a question, and of an answer. Longer ones are cut off and kept
+    without an end; `by: text` does not learn them. Default: half of data.max_length, at most 64,
+    or 256 for `by: text`."""
     write_minutes: float = Field(5.0, gt=0)
     """Maximum time for writing rows; when it is over, those written so far must do. How many these
     are then depends on the machine. Rows that are on disk are not written again."""
