@@ -211,7 +211,9 @@ def _progress_bar(
     description_column = TextColumn("{task.description}", markup=False)
     # No refresh thread: a forked process (a data worker) could inherit its lock while it is held.
     # Do not redirect standard output if it is a file.
-    last_column = TextColumn("{task.fields[detail]}") if detail else TimeLeft(compact=True)
+    last_column = (
+        TextColumn("{task.fields[detail]}", markup=False) if detail else TimeLeft(compact=True)
+    )
     bar = Progress(
         *(description_column, BarColumn(), MofNCompleteColumn(), last_column),
         console=_console(sys.stderr),

@@ -215,6 +215,13 @@ def test_out_of_time_there_are_fewer_rows_and_more_time_adds_to_them(run, pen, c
     assert written_rows(run, ReplayWriting(write_minutes=90), wanted).rows == all_rows.rows
 
 
+def test_no_row_is_begun_that_the_time_does_not_suffice_for(run, pen, clock):
+    pen.in_batch = 8
+    written_rows(run, ReplayWriting(write_minutes=2), Wanted(rows=200))
+    record = json.loads(replay_rows.replay_folder(run, ReplayWriting()).record.read_text())
+    assert LEAST_ROWS < record["drafts"]["rows"] <= pen.num_drafts <= record["drafts"]["rows"] + 2
+
+
 def test_too_little_time_is_an_error_and_what_was_written_stays(run, pen, clock):
     pen.in_batch = 1
     short = ReplayWriting(write_minutes=0.1)

@@ -164,7 +164,7 @@ def _write(run: Run, writing: ReplayWriting, wanted: Wanted, store: ReplayStore)
     pace = Pace(queue, writing.write_minutes)
     description = f"{store.name} writes replay rows"
     with progress(description, queue.missing, detail=pace.describe) as advance:
-        for row in writer.write(queue.next_draft, advance=pace.count, is_over=pace.is_over):
+        for row in writer.write(pace.next_draft, advance=pace.count, is_over=pace.is_over):
             before = queue.missing
             queue.take(row)
             advance(before - queue.missing)

@@ -169,6 +169,8 @@ class DraftQueue:
     started: Counter[Series] = field(init=False)
     last: dict[Series, int] = field(init=False)
     waiting: dict[Draft, ReplayRow] = field(default_factory=dict)
+    num_ended: int = 0
+    """Drafts that were written, taken or waiting."""
 
     def __post_init__(self) -> None:
         self.started = Counter(self.store.num_drafts)
@@ -190,6 +192,7 @@ class DraftQueue:
 
     def take(self, row: ReplayRow) -> None:
         """Store a row, and those that waited for it."""
+        self.num_ended += 1
         self.waiting[row.draft] = row
         for series in self.wanted.by_series():
             while not self.is_over(series):
@@ -197,6 +200,11 @@ class DraftQueue:
                 if following not in self.waiting:
                     return
                 self.store.take(self.waiting.pop(following))
+
+    @property
+    def num_running(self) -> int:
+        """Drafts that are being written."""
+        return self.started.total() - self.store.num_drafts.total() - len(self.waiting)
 
     @property
     def all_over(self) -> bool:
@@ -249,6 +257,13 @@ class Pace:
     def is_over(self) -> bool:
         """Whether `write_minutes` are over."""
         return self._seconds > 60 * self._minutes
+
+    def next_draft(self) -> Draft | None:
+        """A draft of the queue, if there is time to finish another one."""
+        seconds, ended = self._seconds, self._queue.num_ended
+        # Little's law: how long a draft takes is their number over how many end in a second.
+        each = self._queue.num_running * seconds / ended if ended else 0.0
+        return None if seconds + each > 60 * self._minutes else self._queue.next_draft()
 
     def count(self, num_tokens: int) -> None:
         """Count tokens, and say once how long it may take."""
