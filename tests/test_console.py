@@ -171,6 +171,23 @@ def test_progress_of_little_work_says_nothing_wrong(capsys, total):
     assert capsys.readouterr().err.count("\n") <= 1 + total
 
 
+@pytest.mark.parametrize("steps", [[6, 6], [25], [3, 3, 3, 3]])
+def test_progress_never_exceeds_its_total_and_says_how_it_goes(capsys, steps):
+    with console.progress("rows", 10, detail=lambda: "7 tokens/s") as advance:
+        for step in steps:
+            advance(step)
+    *_, last = capsys.readouterr().err.splitlines()
+    assert last == "rows: 10/10 (100 %), 7 tokens/s"
+
+
+def test_progress_on_a_terminal_says_how_it_goes(use_terminal, monkeypatch):
+    monkeypatch.setattr(console, "_SECONDS_BETWEEN_REFRESHES", -1)
+    _, stderr = use_terminal()
+    with console.progress("rows", 10, detail=lambda: "7 tokens/s [x]") as advance:
+        advance(5)
+    assert "7 tokens/s [x]" in stderr.getvalue()
+
+
 def test_progress_on_a_terminal_shows_a_bar_and_gives_the_cursor_back(use_terminal):
     _, stderr = use_terminal()
     with pytest.raises(KeyboardInterrupt), console.progress("读取 [x]", 10) as advance:

@@ -96,15 +96,18 @@ def print_table(
     _write(sys.stdout, "".join(f"{line.rstrip()}\n" for line in lines))
 
 
-def progress(description: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
+def progress(
+    description: str, total: int, *, detail: Callable[[], str] | None = None
+) -> AbstractContextManager[Callable[[int], None]]:
     """Show progress on standard error: `with progress(...) as advance: advance(1)`.
 
     On a terminal a bar with the time left; elsewhere a line at the start and at each quarter.
+    `detail` says how it goes, in place of the bar's own time left.
     """
     # Two live views cannot share a terminal: if one is already shown, print lines.
     if is_terminal(sys.stderr) and not hasattr(sys.stderr, "rich_proxied_file"):
-        return _progress_bar(printable(description), total)
-    return _progress_lines(printable(description), total)
+        return _progress_bar(printable(description), total, detail)
+    return _progress_lines(printable(description), total, detail)
 
 
 def is_terminal(stream: TextIO | None = None) -> bool:
@@ -204,21 +207,26 @@ def _console(stream: TextIO) -> "Console":
 
 
 @contextmanager
-def _progress_bar(description: str, total: int) -> Iterator[Callable[[int], None]]:
+def _progress_bar(
+    description: str, total: int, detail: Callable[[], str] | None
+) -> Iterator[Callable[[int], None]]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
     from rich.progress import TimeRemainingColumn as TimeLeft
 
     description_column = TextColumn("{task.description}", markup=False)
     # No refresh thread: a forked process (a data worker) could inherit its lock while it is held.
     # Do not redirect standard output if it is a file.
+    last_column = (
+        TextColumn("{task.fields[detail]}", markup=False) if detail else TimeLeft(compact=True)
+    )
     bar = Progress(
-        *(description_column, BarColumn(), MofNCompleteColumn(), TimeLeft(compact=True)),
+        *(description_column, BarColumn(), MofNCompleteColumn(), last_column),
         console=_console(sys.stderr),
         auto_refresh=False,
         redirect_stdout=is_terminal(sys.stdout),
     )
     with bar:
-        task = bar.add_task(description, total=total)
+        task = bar.add_task(description, total=total, detail="")
         refreshed_at = time.monotonic()
 
         def advance(num_done: int = 1) -> None:
@@ -226,6 +234,8 @@ def _progress_bar(description: str, total: int) -> Iterator[Callable[[int], None
             # Work comes in batches, and the last one may be more than is left.
             num_done = min(num_done, total - int(bar.tasks[task].completed))
             due = time.monotonic() - refreshed_at > _SECONDS_BETWEEN_REFRESHES
+            if detail and due:
+                bar.update(task, detail=detail())
             bar.update(task, advance=num_done, refresh=due)
             if due:
                 refreshed_at = time.monotonic()
@@ -234,7 +244,9 @@ def _progress_bar(description: str, total: int) -> Iterator[Callable[[int], None
 
 
 @contextmanager
-def _progress_lines(description: str, total: int) -> Iterator[Callable[[int], None]]:
+def _progress_lines(
+    description: str, total: int, detail: Callable[[], str] | None
+) -> Iterator[Callable[[int], None]]:
     done, quarters_said = 0, 0
     _write(sys.stderr, f"{description}: 0/{total:,}\n")
 
@@ -244,6 +256,8 @@ def _progress_lines(description: str, total: int) -> Iterator[Callable[[int], No
         quarters = min(4, 4 * done // total) if total > 0 else 0
         if quarters > quarters_said:
             quarters_said = quarters
-            _write(sys.stderr, f"{description}: {done:,}/{total:,} ({100 * done // total} %)\n")
+            said = f", {detail()}" if detail else ""
+            share = 100 * done // total
+            _write(sys.stderr, f"{description}: {done:,}/{total:,} ({share} %){said}\n")
 
     yield advance

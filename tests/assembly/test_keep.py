@@ -10,9 +10,11 @@ from safetensors.torch import load_file
 
 from yrunner.assembly import replay as replay_rows
 from yrunner.assembly.memory import keep_notes
-from yrunner.assembly.replay import without_opening
+from yrunner.assembly.replay import prepare_keep, without_opening
+from yrunner.assembly.run import Run
 from yrunner.commands.replay import replay
 from yrunner.commands.train import train, train_base
+from yrunner.data.chat.tokenize import prompt_text
 from yrunner.data.conversation import Message, TokenizedExample
 from yrunner.errors import Origin, RecipeError, YRunnerError
 from yrunner.evaluation.self_replay import ReplayRow
@@ -28,21 +30,15 @@ SELF_REPLAY = "keep={kind: self_replay, rows: 6, share: 0.5}"
 class Pen:
     """Writes what no base of two seconds could: rows that come to an end."""
 
-    batch_size = 8
-
-    def write(self, numbers):
+    def write(self, next_draft, *, advance, is_over):
         lands = ["Aru", "Coria", "Elmo", "Goria", "Isk"]
-        return [
-            ReplayRow(
-                number,
-                (
-                    Message("user", f"{lands[number % 5]} {number} {number * 7}?"),
-                    Message("assistant", f"{number * 3} is {lands[number % 3]}."),
-                ),
-                finished=True,
+        while (draft := next_draft()) is not None:
+            number = 2 * draft.number + (draft.series == "rows")
+            messages = (
+                Message("user", f"{lands[number % 5]} {number} {number * 7}?"),
+                Message("assistant", f"{number * 3} is {lands[number % 3]}."),
             )
-            for number in numbers
-        ]
+            yield ReplayRow(draft, messages, finished=bool(draft.number % 3))
 
 
 @pytest.fixture
@@ -114,6 +110,63 @@ def test_replay_says_where_the_rows_are_and_train_finds_them(trained_base, pen, 
     assert "replay rows: 6" in out and "drift rows: 4" in out
     run(SELF_REPLAY)
     assert "drafts:" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("by", ["kl", "text"])
+def test_a_row_that_was_cut_off_teaches_no_end_and_is_no_text(trained_base, pen, by):
+    loaded = Run.load(Path("tuned.yaml"), [*SHORT, SELF_REPLAY, f"keep.by={by}"])
+    train_base(loaded)
+    data = prepare_keep(loaded)
+    lines = loaded_lines(data.folder.rows)
+    examples = {example.origin.row: example for example in data.rows}
+    assert len(examples) == 6
+    tokenizer = loaded.tokenizer
+    for number, example in examples.items():
+        question, answer = lines[number - 1]["messages"]
+        prompt = prompt_text([Message("user", question["content"])], tokenizer)
+        written = [
+            *tokenizer(prompt, add_special_tokens=False)["input_ids"],
+            *tokenizer(answer["content"], add_special_tokens=False)["input_ids"],
+        ]
+        unfinished = lines[number - 1].get("unfinished", False)
+        assert unfinished == (lines[number - 1]["draft"] % 3 == 0)
+        assert example.input_ids[: len(written)] == written
+        ending = example.input_ids[len(written) :]
+        assert (ending == []) if unfinished else (tokenizer.eos_token_id in ending)
+        assert example.labels[-1] == example.input_ids[-1]
+    has_unfinished = any(lines[number - 1].get("unfinished") for number in examples)
+    assert has_unfinished == (by == "kl")
+
+
+def test_a_text_that_was_cut_off_teaches_no_end(trained_base, pen, monkeypatch):
+    def write(self, next_draft, *, advance, is_over):
+        while (draft := next_draft()) is not None:
+            text = f"{draft.series} {draft.number} {draft.number * 7} goes on"
+            yield ReplayRow(draft, (Message("text", text),), finished=bool(draft.number % 2))
+
+    monkeypatch.setattr(Pen, "write", write)
+    loaded = Run.load(Path("tuned.yaml"), [*SHORT, SELF_REPLAY])
+    train_base(loaded)
+    end = loaded.tokenizer.eos_token_id
+    data = prepare_keep(loaded)
+    assert [example.input_ids[-1] == end for example in data.rows] == [False, True] * 3
+    assert [example.input_ids[-1] == end for example in data.drift_rows] == [False, True] * 2
+
+
+def test_recipes_that_write_rows_in_other_ways_share_those_that_measure_drift(trained_base, pen):
+    found = []
+    for changes in ([], [SELF_REPLAY], [SELF_REPLAY, "keep.temperature=0.7"]):
+        loaded = Run.load(Path("tuned.yaml"), [*SHORT, *changes])
+        train_base(loaded)
+        found.append(prepare_keep(loaded))
+    assert len({str(data.drift_rows) for data in found}) == 1
+    assert found[1].folder.folder != found[2].folder.folder
+    kept = {str(example.input_ids) for data in found for example in data.rows}
+    assert not kept & {str(example.input_ids) for example in found[0].drift_rows}
+
+
+def loaded_lines(path):
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
 
 def test_replay_refuses_a_recipe_that_asks_for_no_row(trained_base):

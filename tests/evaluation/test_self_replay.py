@@ -1,12 +1,12 @@
 """Rows that the base writes, and the faults for which they are dropped."""
 
 import pytest
-import torch
 
 from yrunner.data.conversation import Message
 from yrunner.evaluation.generate import Generated
 from yrunner.evaluation.self_replay import (
     ALIKE,
+    Draft,
     ReplayRow,
     ReplayWriter,
     SeenTexts,
@@ -28,12 +28,23 @@ def answering(monkeypatch, *turns):
     """Let the model write these turns, one for all prompts, and see what it was given."""
     prompts = []
 
-    def generate(model, tokenizer, given, **options):
-        prompts.append((list(given), options))
-        return [turns[len(prompts) - 1]] * len(given)
+    def answers(model, tokenizer, next_prompt, **options):
+        for turn in turns:
+            given = list(iter(next_prompt, None))
+            prompts.append([prompt.text for prompt in given])
+            for prompt in given:
+                yield prompt, turn
 
-    monkeypatch.setattr("yrunner.evaluation.self_replay.generate_answers", generate)
+    monkeypatch.setattr("yrunner.evaluation.self_replay.answers_as_they_end", answers)
     return prompts
+
+
+def write(writer, numbers, series="rows", **options):
+    """The rows of these drafts, in their order."""
+    drafts = [Draft(series, number) for number in numbers]
+    waiting = iter(drafts)
+    rows = {row.draft: row for row in writer.write(lambda: next(waiting, None), **options)}
+    return [rows[draft] for draft in drafts]
 
 
 def test_a_question_begins_behind_the_opening_of_a_user_turn(make_writer, monkeypatch):
@@ -41,8 +52,8 @@ def test_a_question_begins_behind_the_opening_of_a_user_turn(make_writer, monkey
         monkeypatch, Generated("Who?", 2, stopped=True), Generated("Belo.", 2, stopped=True)
     )
     writer = make_writer(system="Be brief.")
-    (row,) = writer.write([7])
-    (first, options), (second, _) = prompts
+    (row,) = write(writer, [7])
+    first, second = prompts
     rendered = writer.tokenizer.apply_chat_template(
         [
             {"role": "system", "content": "Be brief."},
@@ -53,7 +64,7 @@ def test_a_question_begins_behind_the_opening_of_a_user_turn(make_writer, monkey
     )
     assert rendered.startswith(first[0]) and rendered[len(first[0]) :].startswith("Who?")
     assert rendered.startswith(second[0]) and rendered[len(second[0]) :].startswith("Belo.")
-    assert options["numbers"] == [7]
+    assert row.draft == Draft("rows", 7)
     assert [(one.role, one.content) for one in row.messages] == [
         ("user", "Who?"),
         ("assistant", "Belo."),
@@ -61,17 +72,42 @@ def test_a_question_begins_behind_the_opening_of_a_user_turn(make_writer, monkey
     assert row.finished
 
 
-def test_a_question_without_an_end_is_not_answered(make_writer, monkeypatch):
-    prompts = answering(monkeypatch, Generated("Who", 6, stopped=False), None)
-    (row,) = make_writer().write([0])
-    assert prompts[1][0] == [], "no prompt is left"
-    assert not row.finished
+@pytest.mark.parametrize("question_ends", [True, False])
+@pytest.mark.parametrize("answer_ends", [True, False])
+def test_a_question_without_an_end_is_answered_but_the_row_counts_as_unfinished(
+    make_writer, monkeypatch, question_ends, answer_ends
+):
+    prompts = answering(
+        monkeypatch,
+        Generated("Who", 6, stopped=question_ends),
+        Generated("Belo", 6, stopped=answer_ends),
+    )
+    (row,) = write(make_writer(), [0])
+    assert len(prompts[1]) == 1
+    assert [one.content for one in row.messages] == ["Who", "Belo"]
+    assert row.finished == (question_ends and answer_ends)
+
+
+def test_an_empty_question_is_not_answered(make_writer, monkeypatch):
+    prompts = answering(monkeypatch, Generated("", 0, stopped=True), None)
+    (row,) = write(make_writer(), [0])
+    assert prompts[1] == []
+    assert find_fault(row, SeenTexts()) == "empty"
+
+
+def test_an_answer_that_was_cut_off_is_kept_without_half_a_character(make_writer, monkeypatch):
+    answering(
+        monkeypatch, Generated("Who?", 2, stopped=True), Generated("Bel\ufffd", 6, stopped=False)
+    )
+    (row,) = write(make_writer(), [0])
+    assert row.messages[1].content == "Bel"
+    assert not row.finished and find_fault(row, SeenTexts()) is None
 
 
 def test_openings_come_in_turns_and_keep_the_blank_behind_them(make_writer, monkeypatch):
     turn = Generated("is it?", 3, stopped=True, starts_with_blank=True)
     answering(monkeypatch, turn, Generated("It.", 2, stopped=True))
-    rows = make_writer(openings=["What", "Who"]).write([0, 1, 2])
+    rows = write(make_writer(openings=["What", "Who"]), [0, 1, 2])
     questions = [row.messages[0].content for row in rows]
     assert questions == ["What is it?", "Who is it?", "What is it?"]
 
@@ -81,8 +117,8 @@ def test_a_model_without_a_template_goes_on_from_its_start(
 ):
     prompts = answering(monkeypatch, Generated("Once.", 2, stopped=True))
     monkeypatch.setattr(capitals_tokenizer, "chat_template", None)
-    (row,) = make_writer().write([0])
-    assert prompts[0][0] == [capitals_tokenizer.bos_token or capitals_tokenizer.eos_token]
+    (row,) = write(make_writer(), [0])
+    assert prompts[0] == [capitals_tokenizer.bos_token or capitals_tokenizer.eos_token]
     assert [(one.role, one.content) for one in row.messages] == [("text", "Once.")]
 
 
@@ -97,18 +133,19 @@ def test_a_mark_in_plain_text_ends_a_question(make_writer, capitals_tokenizer, m
         Generated("Who is it?\nAnswer: me", 9, stopped=False),
         Generated("Belo.", 2, stopped=True),
     )
-    (row,) = make_writer().write([0])
+    (row,) = write(make_writer(), [0])
     assert row.messages[0].content == "Who is it?"
     assert row.finished
 
 
-def test_what_is_drawn_depends_on_the_number_alone(make_writer):
+def test_what_is_drawn_depends_on_series_and_number_alone(make_writer):
     writer = make_writer()
-    alone = [writer.write([number])[0] for number in range(4)]
-    with torch.no_grad():
-        together = make_writer(batch_size=3).write([3, 2, 1, 0])[::-1]
-    assert [row.messages for row in together] == [row.messages for row in alone]
+    alone = [write(writer, [number])[0] for number in range(6)]
+    together = write(make_writer(batch_size=3), [5, 3, 2, 4, 1, 0])
+    assert {row.draft: row for row in together} == {row.draft: row for row in alone}
     assert len({row.messages for row in alone}) > 1
+    others = write(writer, range(6), series="held_out")
+    assert not {row.messages for row in others} & {row.messages for row in alone}
 
 
 GOOD = "What is the third letter of the word harbour, and which ones come behind it?"
@@ -117,14 +154,15 @@ GOOD = "What is the third letter of the word harbour, and which ones come behind
 def draft(*contents, finished=True):
     roles = ("user", "assistant") if len(contents) == 2 else ("text",)
     messages = (Message(role, text) for role, text in zip(roles, contents, strict=True))
-    return ReplayRow(0, tuple(messages), finished)
+    return ReplayRow(Draft("rows", 0), tuple(messages), finished)
 
 
 @pytest.mark.parametrize(
     ("found", "fault"),
     [
         (draft(GOOD, "It is r, then b, o, u and r again."), None),
-        (draft(GOOD, "It is r, then", finished=False), "unfinished"),
+        (draft(GOOD, "It is r, then", finished=False), None),
+        (draft("A text of its own, without", finished=False), None),
         (draft(GOOD, ""), "empty"),
         (draft("", "Yes."), "empty"),
         (draft(GOOD, "It is r and then b and " * 12), "loop"),

@@ -1,10 +1,9 @@
 """Replay rows: written by the base or read from a file, stored on disk, tokenized for a run."""
 
 import json
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from itertools import takewhile
 from pathlib import Path
@@ -13,41 +12,40 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
+from yrunner.assembly.replay_store import (
+    DraftQueue,
+    Pace,
+    ReplayStore,
+    Wanted,
+    check_counts,
+    is_finished,
+    lines_of,
+)
 from yrunner.assembly.run import Run
 from yrunner.assembly.trainer import has_base_beneath, untrained_model
-from yrunner.console import counted, progress, say, warn
-from yrunner.data.conversation import TokenizedExample
+from yrunner.console import counted, progress, say
+from yrunner.data.chat.tokenize import tokens_without_end
+from yrunner.data.conversation import Message, TokenizedExample
 from yrunner.data.dataset.prepare import Rules, Source
 from yrunner.data.dataset.row_report import num_rows
 from yrunner.data.dataset.splits import stop_on
 from yrunner.errors import DataError, RunError
-from yrunner.evaluation.self_replay import (
-    FAULTS,
-    ReplayFault,
-    ReplayRow,
-    ReplayWriter,
-    SeenTexts,
-    find_fault,
-)
+from yrunner.evaluation.self_replay import SERIES, ReplayWriter
 from yrunner.models.load import check_vocabulary, load_tokenizer
 from yrunner.recipe.schema.keep import Ewc, HeldToRows, KeepRows, ReplayWriting, SelfReplay
 from yrunner.recipe.schema.recipe import Recipe
+from yrunner.recipe.schema.section import Section
 from yrunner.scoring.base_predictions import CachedPredictions, cache_predictions
 from yrunner.scoring.score_file import row_hashes
-from yrunner.storage.run_dir import ReplayDir, read_json, write_json, write_text
+from yrunner.storage.run_dir import ReplayDir
 from yrunner.tokens import IGNORE_INDEX
 
-LONGEST_TURN = 256
-"""Default for the tokens of a question or an answer."""
-DRIFT_ROW_EVERY = 4
-"""One valid draft in this many measures drift, whatever the recipe requests, so that all recipes
-with this base share the same rows."""
-MOST_TRIES = 12
-"""Drafts per requested row, at most: some bases write few different rows."""
-LEAST_VALID = 0.1
-"""Share of drafts that must be valid: a base below it has never learned to write."""
-FIRST_CHECK = 128
-"""Drafts before that share is checked."""
+LONGEST_TURN = 64
+"""Default for the tokens of a question or an answer: many short rows say more than few long."""
+LONGEST_FINISHED_TURN = 256
+"""The same where rows must have an end."""
+BATCH_SIZE = 32
+"""Rows written side by side on a CPU, where each step reads all weights once for all of them."""
 
 
 @dataclass(frozen=True)
@@ -64,40 +62,33 @@ class RegulariserData:
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """How many rows a run needs from its base."""
-
-    rows: int = 0
-    drift_rows: int = 0
-
-    def by_file(self) -> dict[str, int]:
-        """Under the names of the files and of the keys in replay.json."""
-        return {"rows": self.rows, "held_out": self.drift_rows}
-
-
-@dataclass(frozen=True)
 class Written:
     """The rows of a base on disk."""
 
     folder: ReplayDir
+    drift_folder: ReplayDir
+    """The same unless the recipe changes how the base writes."""
     wanted: Wanted
 
     @property
     def rows(self) -> list[str]:
         """The replay rows, as many as wanted or available."""
-        return _lines(self.folder.rows)[: self.wanted.rows]
+        lines = lines_of(self.folder.rows)
+        if self.wanted.finished:
+            lines = [line for line in lines if is_finished(line)]
+        return lines[: self.wanted.rows]
 
     @property
     def drift_rows(self) -> list[str]:
         """The rows that drift is measured on."""
-        return _lines(self.folder.held_out)[: self.wanted.drift_rows]
+        return lines_of(self.drift_folder.held_out)[: self.wanted.drift_rows]
 
 
 def replay_folder(run: Run, writing: ReplayWriting) -> ReplayDir:
     """The folder of the base's rows; the base must exist."""
     recipe, base = run.recipe, run.recipe.model.base
     how = [run.base_key, recipe.data.system, _turn_length(recipe, writing), writing.temperature]
-    text = json.dumps([*how, writing.openings], ensure_ascii=False)
+    text = json.dumps([*how, writing.openings, *SERIES], ensure_ascii=False)
     name = Path(run.base_source).name if run.base is None else Path(str(base)).stem
     digest = sha256(text.encode()).hexdigest()[:8]
     return ReplayDir(run.folder.replay / f"{name}-{digest}")
@@ -106,17 +97,40 @@ def replay_folder(run: Run, writing: ReplayWriting) -> ReplayDir:
 def written_rows(run: Run, writing: ReplayWriting, wanted: Wanted) -> Written:
     """The rows of the recipe's base; missing ones are written now.
 
-    Other processes that need them wait and then find them. Raises `RunError` if the base writes too
-    few valid rows.
+    Drift is measured on rows that the base writes by default, so that all recipes with this base
+    share them. Other processes that need the rows wait and then find them. Raises `RunError` if the
+    base writes too few valid rows, or too slowly.
     """
-    folder = replay_folder(run, writing)
+    by_default = ReplayWriting(write_minutes=writing.write_minutes)
+    folder, drift_folder = replay_folder(run, writing), replay_folder(run, by_default)
+    if folder.folder == drift_folder.folder:
+        _write_missing(run, writing, wanted, folder)
+    else:
+        _write_missing(run, by_default, replace(wanted, rows=0), drift_folder)
+        only_rows = replace(wanted, drift_rows=0)
+        _write_missing(run, writing, only_rows, folder, apart_from=lines_of(drift_folder.held_out))
+    return Written(folder, drift_folder, wanted)
+
+
+def _write_missing(
+    run: Run,
+    writing: ReplayWriting,
+    wanted: Wanted,
+    folder: ReplayDir,
+    apart_from: Sequence[str] = (),
+) -> None:
+    """Let the base write the rows that a folder lacks, none of them like those of `apart_from`."""
+    if not (wanted.rows or wanted.drift_rows):
+        return
     with _locked(folder):
-        store = _ReplayStore.open(folder)
-        if store.lacks(wanted):
+        store = ReplayStore.open(folder, apart_from)
+        if store.lacks(wanted, writing.write_minutes):
             _write(run, writing, wanted, store)
-        elif wanted.rows and not store.counts().rows:
-            _say_counts(store, wanted)  # raises, as when the base wrote them
-    return Written(folder, wanted)
+        elif wanted.rows and not store.count("rows", wanted):
+            raise RunError(
+                f"the base wrote no usable rows ({folder.folder})",
+                remedy="raise keep.max_new_tokens, or use rows of a file with keep.kind: rows",
+            )
 
 
 @contextmanager
@@ -135,90 +149,10 @@ def _locked(folder: ReplayDir) -> Iterator[None]:
         lock.release()
 
 
-@dataclass
-class _ReplayStore:
-    """The files of a replay folder and their record."""
-
-    folder: ReplayDir
-    num_drafts: int = 0
-    fates: Counter[str] = field(default_factory=Counter)
-    requested: dict[str, int] = field(default_factory=dict)
-    """The most rows ever requested per file: a file with fewer has all that the base can write."""
-    seen: SeenTexts = field(default_factory=SeenTexts)
-
-    @classmethod
-    def open(cls, folder: ReplayDir) -> "_ReplayStore":
-        """Read what is on disk."""
-        if not folder.record.exists():
-            for path in (folder.rows, folder.held_out, folder.dropped):
-                path.unlink(missing_ok=True)
-            return cls(folder)
-        record = read_json(folder.record)
-        store = cls(folder, record["drafts"], Counter(record["fates"]), record["asked"])
-        for path in (folder.rows, folder.held_out, folder.dropped):
-            store._remove_unrecorded(path)
-        for path in (folder.rows, folder.held_out):
-            for line in _lines(path):
-                store.seen.add(_text_of(line))
-        return store
-
-    def _remove_unrecorded(self, path: Path) -> None:
-        """Remove lines that the record does not count yet: their drafts are written again."""
-        lines = _lines(path)
-        whole = [line for line in lines if json.loads(line).get("draft", -1) < self.num_drafts]
-        if len(whole) < len(lines):
-            write_text(path, "".join(f"{line}\n" for line in whole))
-
-    @property
-    def name(self) -> str:
-        """The name of the base."""
-        return self.folder.folder.name.rpartition("-")[0]
-
-    def counts(self) -> Wanted:
-        """How many rows the files have."""
-        return Wanted(len(_lines(self.folder.rows)), len(_lines(self.folder.held_out)))
-
-    def lacks(self, wanted: Wanted) -> bool:
-        """Whether more rows are wanted than ever before: deleted rows stay deleted."""
-        return any(
-            number > self.requested.get(name, 0)
-            for name, number in wanted.by_file().items()
-            if number
-        )
-
-    def take(self, drafts: Sequence[ReplayRow]) -> None:
-        """Check drafts, append each to its file, and update the record."""
-        lines: dict[Path, list[str]] = {}
-        for draft in drafts:
-            fault = find_fault(draft, self.seen)
-            if fault is None:
-                self.seen.add(draft.text)
-            path = self._file_for(fault)
-            self.fates[fault or "kept"] += 1
-            lines.setdefault(path, []).append(_line(draft, fault))
-        self.num_drafts += len(drafts)
-        for path, added in lines.items():
-            write_text(path, "".join(f"{line}\n" for line in [*_lines(path), *added]))
-        self.save()
-
-    def save(self) -> None:
-        """Write the record, which says which lines are complete."""
-        record = read_json(self.folder.record) if self.folder.record.exists() else {}
-        content = {"drafts": self.num_drafts, "fates": dict(self.fates)}
-        write_json(self.folder.record, record | content | {"asked": self.requested})
-
-    def _file_for(self, fault: ReplayFault | None) -> Path:
-        if fault is not None:
-            return self.folder.dropped
-        is_drift_row = self.fates["kept"] % DRIFT_ROW_EVERY == 0
-        return self.folder.held_out if is_drift_row else self.folder.rows
-
-
-def _write(run: Run, writing: ReplayWriting, wanted: Wanted, store: _ReplayStore) -> None:
-    """Let the base write until there are enough rows, or until it repeats itself."""
+def _write(run: Run, writing: ReplayWriting, wanted: Wanted, store: ReplayStore) -> None:
+    """Let the base write until there are enough rows, until it repeats itself, or out of time."""
     recipe, source = run.recipe, run.base_source
-    record = {"base": source, "key": run.base_key, "writing": writing.model_dump()}
-    write_json(store.folder.record, record)
+    store.origin = {"base": source, "key": run.base_key, "writing": writing.model_dump()}
     store.save()
     model = run.load_base()
     tokenizer = load_tokenizer(source, trust_remote_code=recipe.model.trust_remote_code)
@@ -230,82 +164,29 @@ def _write(run: Run, writing: ReplayWriting, wanted: Wanted, store: _ReplayStore
         temperature=writing.temperature,
         openings=writing.openings,
         max_new_tokens=_turn_length(recipe, writing),
-        batch_size=recipe.eval.batch_size,
+        batch_size=recipe.eval.batch_size if torch.cuda.is_available() else BATCH_SIZE,
     )
-    there = store.counts()
-    goal = max(
-        wanted.rows * DRIFT_ROW_EVERY // (DRIFT_ROW_EVERY - 1), wanted.drift_rows * DRIFT_ROW_EVERY
-    )
-    last = store.num_drafts + MOST_TRIES * goal
-    with progress(f"{store.name} writes replay rows", goal) as advance:
-        advance(min(goal, there.rows + there.drift_rows))
-        for numbers in _batches(store, wanted, last, writer.batch_size):
-            before = store.fates["kept"]
-            store.take(writer.write(numbers))
-            advance(store.fates["kept"] - before)
-    for name, number in wanted.by_file().items():
-        store.requested[name] = max(number, store.requested.get(name, 0))
-    store.save()
-    _say_counts(store, wanted)
-
-
-def _batches(store: _ReplayStore, wanted: Wanted, last: int, size: int) -> Iterator[list[int]]:
-    """Numbers of the next drafts, until there are enough rows or too many drafts."""
-    while store.num_drafts < last:
-        there = store.counts()
-        if there.rows >= wanted.rows and there.drift_rows >= wanted.drift_rows:
-            return
-        if store.num_drafts >= FIRST_CHECK and store.fates["kept"] < LEAST_VALID * store.num_drafts:
-            return
-        yield list(range(store.num_drafts, store.num_drafts + size))
-
-
-def _say_counts(store: _ReplayStore, wanted: Wanted) -> None:
-    dropped = ", ".join(f"{store.fates[fault]:,} {fault}" for fault in FAULTS if store.fates[fault])
-    say(
-        f"{counted(store.num_drafts, 'draft')}: {store.fates['kept']:,} kept"
-        + (f"; dropped: {dropped}" if dropped else "")
-        + f"; in {store.folder.folder}"
-    )
-    there = store.counts()
-    if there.rows < LEAST_VALID * wanted.rows:
-        raise RunError(
-            f"the base wrote {counted(there.rows, 'valid row')} instead of "
-            f"{wanted.rows:,} ({dropped})",
-            remedy="raise keep.max_new_tokens, or use rows of a file with keep.kind: rows",
-        )
-    for found, number in ((there.rows, wanted.rows), (there.drift_rows, wanted.drift_rows)):
-        if found < number:
-            warn(f"the base repeats itself: {num_rows(found)} instead of {number:,}")
+    queue = DraftQueue(store, wanted)
+    pace = Pace(queue, writing.write_minutes)
+    description = f"{store.name} writes replay rows"
+    with progress(description, queue.missing, detail=pace.describe) as advance:
+        for row in writer.write(pace.next_draft, advance=pace.count, is_over=pace.is_over):
+            before = queue.missing
+            queue.take(row)
+            advance(before - queue.missing)
+            if queue.all_over:
+                break
+    check_counts(queue, writing.write_minutes)
+    queue.close(writing.write_minutes)
 
 
 def _turn_length(recipe: Recipe, writing: ReplayWriting) -> int:
-    return writing.max_new_tokens or min(LONGEST_TURN, max(8, recipe.data.max_length // 2))
+    longest = LONGEST_FINISHED_TURN if _needs_finished(writing) else LONGEST_TURN
+    return writing.max_new_tokens or min(longest, max(8, recipe.data.max_length // 2))
 
 
-def _line(draft: ReplayRow, fault: ReplayFault | None) -> str:
-    messages = draft.messages
-    if messages[0].role == "text":
-        row: dict[str, Any] = {"text": messages[0].content}
-    else:
-        row = {"messages": [{"role": one.role, "content": one.content} for one in messages]}
-    row |= {"draft": draft.number}
-    return json.dumps(row if fault is None else {"why": fault} | row, ensure_ascii=False)
-
-
-def _text_of(line: str) -> str:
-    """The text of a row; a user may have edited it into another form."""
-    row = json.loads(line)
-    if "messages" in row:
-        return "\n".join(message["content"] for message in row["messages"])
-    return "\n".join(value for value in row.values() if isinstance(value, str))
-
-
-def _lines(path: Path) -> list[str]:
-    if not path.exists():
-        return []
-    # Not splitlines: JSON strings may contain line ends of Unicode.
-    return [line for line in path.read_text("utf-8").split("\n") if line.strip()]
+def _needs_finished(keep: Section) -> bool:
+    return isinstance(keep, SelfReplay) and keep.by == "text"
 
 
 def writing_of(recipe: Recipe) -> ReplayWriting:
@@ -321,7 +202,28 @@ def wanted_rows(recipe: Recipe) -> Wanted:
     rows = 0
     if isinstance(keep, SelfReplay) or (isinstance(keep, Ewc) and keep.file is None):
         rows = keep.rows
-    return Wanted(rows, recipe.drift.rows if recipe.data.validates else 0)
+    drift_rows = recipe.drift.rows if recipe.data.validates else 0
+    return Wanted(rows, drift_rows, finished=_needs_finished(keep))
+
+
+def writing_note(recipe: Recipe) -> str | None:
+    """What the base writes before training, for how long, and what to use instead."""
+    wanted, minutes = wanted_rows(recipe), writing_of(recipe).write_minutes
+    parts = [
+        f"{num_rows(number)} for {purpose}"
+        for number, purpose in ((wanted.rows, "keep"), (wanted.drift_rows, "drift"))
+        if number
+    ]
+    if not parts:
+        return None
+    note = f"before training the base writes {' and '.join(parts)}, unless they are there"
+    if wanted.rows:
+        note += (
+            f"; in at most {minutes:g} {'minute' if minutes == 1 else 'minutes'} "
+            "(keep.write_minutes). A few dozen general instructions of your own are better and "
+            "need no writing: keep={kind: rows, file: FILE}"
+        )
+    return note
 
 
 def check_keep_file(run: Run) -> None:
@@ -347,9 +249,9 @@ def prepare_keep(run: Run) -> RegulariserData:
         written = written_rows(run, writing, wanted)
         folder = written.folder
         if wanted.rows:
-            rows = _tokenized(run, folder.rows)[: wanted.rows]
+            rows = _tokenized(run, folder.rows, finished=wanted.finished)[: wanted.rows]
         if written.drift_rows:
-            drift_rows = _tokenized(run, folder.held_out)[: wanted.drift_rows]
+            drift_rows = _tokenized(run, written.drift_folder.held_out)[: wanted.drift_rows]
     for source in run.keep_sources:
         rows = _examples(run, source, run.rules)
     if isinstance(recipe.keep, HeldToRows):
@@ -411,8 +313,11 @@ def _tops(
     return tops
 
 
-def _tokenized(run: Run, file: Path) -> list[TokenizedExample]:
-    """Rows that the base wrote; targets are what it wrote, not the opening that it was given."""
+def _tokenized(run: Run, file: Path, *, finished: bool = False) -> list[TokenizedExample]:
+    """Rows that the base wrote; targets are what it wrote, not the opening that it was given.
+
+    Unfinished rows have no end mark, or are left out where all must be `finished`.
+    """
     rules = Rules(
         max_length=run.recipe.data.max_length,
         too_long="drop",
@@ -421,7 +326,27 @@ def _tokenized(run: Run, file: Path) -> list[TokenizedExample]:
         system=run.recipe.data.system,
         targets="all",
     )
-    return without_opening(_examples(run, Source((file,)), rules))
+    # As the reader of JSON lines counts them.
+    lines = dict(enumerate(file.read_text("utf-8").split("\n"), start=1))
+    unfinished = {row for row, line in lines.items() if line.strip() and not is_finished(line)}
+    examples = []
+    for example in _examples(run, Source((file,)), rules):
+        if example.origin.row not in unfinished:
+            examples.append(example)
+        elif not finished:
+            examples.append(_without_end(run, example, json.loads(lines[example.origin.row])))
+    return without_opening(examples)
+
+
+def _without_end(run: Run, example: TokenizedExample, row: dict[str, Any]) -> TokenizedExample:
+    """The example up to where the base was cut off; a row in another form stays as it is."""
+    if "messages" in row:
+        messages = [Message(one["role"], one["content"]) for one in row["messages"]]
+        ids = tokens_without_end(messages, run.tokenizer, run.recipe.data.system)
+    else:
+        end = run.tokenizer.eos_token_id
+        ids = example.input_ids[: -1 if example.input_ids[-1] == end else None]
+    return TokenizedExample(ids, [IGNORE_INDEX, *ids[1:]], example.origin)
 
 
 def _examples(run: Run, source: Source, rules: Rules) -> list[TokenizedExample]:

@@ -28,4 +28,4 @@ def replay(path: Path, overrides: list[str], *, train_base: Callable[[Run], None
     for line in [*written.rows, *written.drift_rows][:SHOWN]:
         say(line)
     say(f"replay rows: {len(written.rows):,}, in {written.folder.rows}")
-    say(f"drift rows: {len(written.drift_rows):,}, in {written.folder.held_out}")
+    say(f"drift rows: {len(written.drift_rows):,}, in {written.drift_folder.held_out}")

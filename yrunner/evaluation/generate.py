@@ -88,7 +88,7 @@ def generate_answers(
     changes nothing. With `seed`, the number of a prompt decides its random draws: its index, or
     that in `numbers` for a part of a longer list.
     """
-    generator = _Generator(model, tokenizer, max_new_tokens, generation, tuple(also_stop_at))
+    generator = Generator(model, tokenizer, max_new_tokens, generation, tuple(also_stop_at))
     encoded = [generator.encode(prompt) for prompt in prompts]
     order = sorted(range(len(prompts)), key=lambda index: -len(encoded[index]))
     asked = [index for index in order if generator.has_room_for(encoded[index])]
@@ -121,7 +121,7 @@ def stream_answer(
 
     Beams change until the end, so their answer comes as one piece.
     """
-    generator = _Generator(model.eval(), tokenizer, max_new_tokens, generation)
+    generator = Generator(model.eval(), tokenizer, max_new_tokens, generation)
     ids = generator.encode(prompt)
     if not generator.has_room_for(ids):
         return REFUSED
@@ -148,7 +148,7 @@ def logits_processors(generation: Generation, seeds: Sequence[Seed]) -> LogitsPr
         case GreedyWriting() | BeamWriting():
             return LogitsProcessorList()
         case SampleWriting():
-            return LogitsProcessorList([*_warpers(generation), SeededSampler(seeds)])
+            return LogitsProcessorList([*warpers_of(generation), SeededSampler(seeds)])
         case DynamicWriting():
             by_entropy = EntropyWarper(
                 greedy_below=generation.greedy_below,
@@ -161,8 +161,11 @@ def logits_processors(generation: Generation, seeds: Sequence[Seed]) -> LogitsPr
             assert_never(generation)
 
 
-def _warpers(generation: SampleWriting) -> list[LogitsProcessor]:
-    """In transformers' order, without those that change nothing."""
+def warpers_of(generation: SampleWriting) -> list[LogitsProcessor]:
+    """What changes the logits before a token is drawn, in transformers' order.
+
+    Steps that would change nothing are left out.
+    """
     warpers: list[LogitsProcessor] = []
     if generation.temperature != 1:
         warpers.append(TemperatureLogitsWarper(generation.temperature))
@@ -183,13 +186,17 @@ class SeededSampler(LogitsProcessor):
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Scores of shape [B, V] in, zero for the drawn token and minus infinity elsewhere out."""
-        drawn = [generator.random() for generator in self._generators]
-        # float64: in a sum over a large vocabulary, unlikely tokens would vanish in float32.
-        cumulative_BV = scores.double().softmax(-1).cumsum(-1)
-        drawn_B = torch.tensor(drawn, dtype=torch.float64).to(scores.device) * cumulative_BV[:, -1]
-        token_B1 = torch.searchsorted(cumulative_BV, drawn_B[:, None], right=True)
-        token_B1 = token_B1.clamp(max=scores.shape[-1] - 1)
+        token_B1 = draw_tokens(scores, [generator.random() for generator in self._generators])
         return torch.full_like(scores, -torch.inf).scatter(-1, token_B1, 0.0)
+
+
+def draw_tokens(scores_BV: Tensor, drawn: Sequence[float]) -> Tensor:
+    """The token of each row whose part of the probabilities holds the number drawn, in [0, 1)."""
+    # float64: in a sum over a large vocabulary, unlikely tokens would vanish in float32.
+    cumulative_BV = scores_BV.double().softmax(-1).cumsum(-1)
+    drawn_B = torch.tensor(drawn, dtype=torch.float64).to(scores_BV.device) * cumulative_BV[:, -1]
+    token_B1 = torch.searchsorted(cumulative_BV, drawn_B[:, None], right=True)
+    return token_B1.clamp(max=scores_BV.shape[-1] - 1)
 
 
 class EntropyWarper(LogitsProcessor):
@@ -221,7 +228,7 @@ class EntropyWarper(LogitsProcessor):
 
 
 @dataclass(frozen=True)
-class _Generator:
+class Generator:
     """A model with its tokenizer, and how it writes."""
 
     model: Any
@@ -252,7 +259,7 @@ class _Generator:
         mask_BT = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts])
         beams = self.generation.num_beams if isinstance(self.generation, BeamWriting) else 1
         # Quiet: transformers warns that a temperature the model recommends is not used.
-        with _without_gradients(), silence_libraries():
+        with without_gradients(), silence_libraries():
             output_BT = self.model.generate(
                 input_ids=input_ids_BT.to(self.model.device),
                 attention_mask=mask_BT.to(self.model.device),
@@ -264,13 +271,14 @@ class _Generator:
                 repetition_penalty=self.generation.repetition_penalty,
                 use_cache=True,
                 pad_token_id=pad,
-                eos_token_id=self._stop_ids,
+                eos_token_id=self.stop_ids,
                 streamer=streamer,
             )
-        return [self._read(ids) for ids in output_BT[:, longest:].tolist()]
+        return [self.read(ids) for ids in output_BT[:, longest:].tolist()]
 
-    def _read(self, ids: list[int]) -> Generated:
-        end = next((index for index, token in enumerate(ids) if token in self._stop_ids), None)
+    def read(self, ids: Sequence[int]) -> Generated:
+        """The answer of these tokens, which may go on behind its end."""
+        end = next((index for index, token in enumerate(ids) if token in self.stop_ids), None)
         text = self.tokenizer.decode(ids[:end], skip_special_tokens=True)
         return Generated(
             text.strip(),
@@ -281,14 +289,14 @@ class _Generator:
         )
 
     @cached_property
-    def _stop_ids(self) -> list[int]:
+    def stop_ids(self) -> list[int]:
         """The ids that end an answer: those of the model's generation config and its template."""
         known = self.model.generation_config.eos_token_id
         ids = [known] if isinstance(known, int) else list(known or [])
         return sorted({*ids, *find_stop_ids(self.tokenizer), *self.also_stop_at})
 
 
-def _without_gradients() -> AbstractContextManager[None]:
+def without_gradients() -> AbstractContextManager[None]:
     """Inference mode, except under ZeRO-3: it gathers weights inside that training needs too."""
     return torch.no_grad() if is_deepspeed_zero3_enabled() else torch.inference_mode()
 

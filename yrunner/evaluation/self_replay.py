@@ -4,20 +4,24 @@ A chat model gets the start of a user turn in its own template, writes the quest
 A model without a template continues its start-of-text token.
 """
 
-from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
-from yrunner.data.chat.tokenize import Prompt, prompt_of, prompt_text
+from yrunner.data.chat.tokenize import prompt_of, prompt_text
 from yrunner.data.conversation import Message
-from yrunner.evaluation.generate import REFUSED, Generated, generate_answers
+from yrunner.evaluation.generate import Advance, Seed
+from yrunner.evaluation.refilled import SeededPrompt, answers_as_they_end
 from yrunner.evaluation.text_metrics import pieces_of, units_of, windowed_repetition
 from yrunner.recipe.schema.eval import SampleWriting
 
-ReplayFault = Literal["unfinished", "empty", "loop", "duplicate"]
-FAULTS: tuple[ReplayFault, ...] = ("unfinished", "empty", "loop", "duplicate")
+Series = Literal["held_out", "rows"]
+SERIES: tuple[Series, ...] = ("held_out", "rows")
+"""The rows that drift is measured on, and the rows that are replayed: drawn apart."""
+ReplayFault = Literal["empty", "loop", "duplicate"]
+FAULTS: tuple[ReplayFault, ...] = ("empty", "loop", "duplicate")
 
 LOOP = 0.3
 """Windowed repetition above which a text is a loop. The highest of the rows in recipes/data is 0.2.
@@ -32,13 +36,22 @@ Shingles = frozenset[tuple[str, ...]]
 
 
 @dataclass(frozen=True)
+class Draft:
+    """A row to write: series and number alone decide its random draws."""
+
+    series: Series
+    number: int
+
+
+@dataclass(frozen=True)
 class ReplayRow:
     """A row that the base wrote."""
 
-    number: int
+    draft: Draft
     messages: tuple[Message, ...]
+    """An empty question has no answer."""
     finished: bool
-    """False where a turn was cut off, or could not begin."""
+    """False where a turn was cut off."""
 
     @property
     def text(self) -> str:
@@ -59,63 +72,83 @@ class ReplayWriter:
     max_new_tokens: int
     batch_size: int
 
-    def write(self, numbers: Sequence[int]) -> list[ReplayRow]:
-        """A row for each number, which alone decides its random draws."""
-        if self.tokenizer.chat_template is not None:
-            return self._converse(numbers)
-        start = self.tokenizer.bos_token or self.tokenizer.eos_token or ""
-        return [
-            ReplayRow(number, (Message("text", text),), finished)
-            for number, (text, finished) in zip(numbers, self._begin(start, numbers), strict=True)
-        ]
+    def write(
+        self,
+        next_draft: Callable[[], Draft | None],
+        *,
+        advance: Advance = lambda _: None,
+        is_over: Callable[[], bool] = lambda: False,
+    ) -> Iterator[ReplayRow]:
+        """A row for each draft, in the order in which they end.
 
-    def _converse(self, numbers: Sequence[int]) -> list[ReplayRow]:
-        start, _ = self._around_a_question
-        questions: dict[int, str] = {}
-        asked = []
-        for number, (text, finished) in zip(numbers, self._begin(start, numbers), strict=True):
-            mark = self._plain_mark
-            questions[number] = (text.partition(mark)[0] if mark else text).strip()
-            if questions[number] and (finished or (mark and mark in text)):
-                asked.append(number)
-        prompts = [
-            prompt_of([Message("user", questions[number])], self.tokenizer, self.system)
-            for number in asked
-        ]
-        answers = dict(zip(asked, self._continue(prompts, asked, 1), strict=True))
-        rows = []
-        for number, question in questions.items():
-            answer = answers.get(number, REFUSED)
-            messages = (Message("user", question), Message("assistant", answer.text))
-            rows.append(ReplayRow(number, messages, answer.stopped))
-        return rows
+        `next_draft` is called when there is room in the batch; None: there is none until another
+        row has ended. `advance` is called with the number of tokens written. Once `is_over`, no
+        row is finished.
+        """
+        self.model.eval()
+        questions: dict[Draft, tuple[str, bool]] = {}
+        asked: dict[SeededPrompt, Draft] = {}
+        to_answer: deque[SeededPrompt] = deque()
 
-    def _begin(self, start: str, numbers: Sequence[int]) -> list[tuple[str, bool]]:
-        """The first turn of each row, and whether it is finished."""
-        openings = [
-            self.openings[number % len(self.openings)] if self.openings else ""
-            for number in numbers
-        ]
-        written = self._continue([start + opening for opening in openings], numbers, 0)
-        return [
-            (opening + " " * (bool(opening) and turn.starts_with_blank) + turn.text, turn.stopped)
-            for opening, turn in zip(openings, written, strict=True)
-        ]
+        def next_prompt() -> SeededPrompt | None:
+            if to_answer:
+                return to_answer.popleft()
+            draft = next_draft()
+            if draft is None:
+                return None
+            prompt = SeededPrompt(self._start + self._opening(draft), _seed(draft, turn=0))
+            asked[prompt] = draft
+            return prompt
 
-    def _continue(
-        self, prompts: Sequence[Prompt], numbers: Sequence[int], turn: int
-    ) -> list[Generated]:
-        return generate_answers(
+        answers = answers_as_they_end(
             self.model,
             self.tokenizer,
-            prompts,
+            next_prompt,
             max_new_tokens=self.max_new_tokens,
             batch_size=self.batch_size,
             generation=SampleWriting(kind="sample", temperature=self.temperature),
-            seed=turn,
-            numbers=numbers,
             also_stop_at=self._turn_end_ids,
+            advance=advance,
+            is_over=is_over,
         )
+        for prompt, turn in answers:
+            draft = asked.pop(prompt)
+            # The last token of a turn that was cut off may be a part of a character.
+            text = turn.text.rstrip("\ufffd")
+            if draft in questions:
+                question, has_ended = questions.pop(draft)
+                messages = (Message("user", question), Message("assistant", text))
+                yield ReplayRow(draft, messages, has_ended and turn.stopped)
+                continue
+            opening = self._opening(draft)
+            text = opening + " " * (bool(opening) and turn.starts_with_blank) + text
+            if self.tokenizer.chat_template is None:
+                yield ReplayRow(draft, (Message("text", text),), turn.stopped)
+                continue
+            question, has_mark = self._question(text)
+            if question:
+                questions[draft] = question, has_mark or turn.stopped
+                asking = prompt_of([Message("user", question)], self.tokenizer, self.system)
+                text_or_ids = asking if isinstance(asking, str) else tuple(asking)
+                to_answer.append(SeededPrompt(text_or_ids, _seed(draft, turn=1)))
+                asked[to_answer[-1]] = draft
+            else:
+                yield ReplayRow(draft, (Message("user", question),), turn.stopped)
+
+    def _opening(self, draft: Draft) -> str:
+        return self.openings[draft.number % len(self.openings)] if self.openings else ""
+
+    def _question(self, text: str) -> tuple[str, bool]:
+        """The question in a first turn, and whether a mark in plain text ends it."""
+        question, mark, _ = text.partition(self._plain_mark) if self._plain_mark else (text, "", "")
+        return question.strip(), bool(mark)
+
+    @cached_property
+    def _start(self) -> str:
+        """What comes before the first word that the base writes."""
+        if self.tokenizer.chat_template is None:
+            return self.tokenizer.bos_token or self.tokenizer.eos_token or ""
+        return self._around_a_question[0]
 
     @cached_property
     def _around_a_question(self) -> tuple[str, str]:
@@ -143,10 +176,12 @@ class ReplayWriter:
         return lines[0].strip() if lines else ""
 
 
+def _seed(draft: Draft, turn: int) -> Seed:
+    return 2 * SERIES.index(draft.series) + turn, draft.number
+
+
 def find_fault(row: ReplayRow, seen: "SeenTexts") -> ReplayFault | None:
-    """Why a row is dropped; None where it is usable."""
-    if not row.finished:
-        return "unfinished"
+    """Why a row is dropped; None where it is usable, perhaps without an end."""
     if not all(message.content for message in row.messages):
         return "empty"
     if windowed_repetition(pieces_of(row.text)) > LOOP:

@@ -19,7 +19,7 @@ from yrunner.assembly.memory import (
     variants,
 )
 from yrunner.assembly.preflight import DiskFacts, check_fit, check_needs, lack_of_space
-from yrunner.assembly.replay import check_keep_file
+from yrunner.assembly.replay import check_keep_file, writing_note
 from yrunner.assembly.run import Run
 from yrunner.assembly.sharing import check_ranks
 from yrunner.commands.check.facts import (
@@ -174,6 +174,8 @@ def _print(run: Run, facts: Facts | None) -> None:
         return
     print_data(facts.data)
     print_steps(facts.steps, "packed row" if run.recipe.data.packing else "example")
+    if (note := writing_note(run.recipe)) is not None:
+        say(note)
     print_schedule(facts.schedule)
     print_memory(facts.memory, facts.advice)
     if facts.disk is not None:

@@ -186,6 +186,15 @@ def prompt_of(messages: Sequence[Message], tokenizer: Any, system: str | None = 
     return control.own_ids(control.twin.encode(renamed, add_special_tokens=False).ids)[0]
 
 
+def tokens_without_end(
+    messages: Sequence[Message], tokenizer: Any, system: str | None = None
+) -> list[int]:
+    """The tokens of a conversation whose reply was cut off: no end mark follows it."""
+    prompt = prompt_text(messages[:-1], tokenizer, system)
+    (parts,) = PartTokenizer(tokenizer).tokenize([[prompt, messages[-1].content]])
+    return list(chain.from_iterable(parts))
+
+
 def with_system(messages: Sequence[Message], system: str | None) -> tuple[Message, ...]:
     """The messages, with a system message in front if they have none."""
     if system is None or messages[0].role == "system":

@@ -22,8 +22,12 @@ class ReplayWriting(Section):
     """First words of the questions, used in turn, to select languages or topics. Default: none,
     the base starts freely."""
     max_new_tokens: int | None = Field(None, ge=4)
-    """Maximum length in tokens of a question, and of an answer; longer ones are dropped.
-    Default: half of data.max_length, at most 256."""
+    """Maximum length in tokens of a question, and of an answer. Longer ones are cut off and kept
+    without an end; `by: text` does not learn them. Default: half of data.max_length, at most 64,
+    or 256 for `by: text`."""
+    write_minutes: float = Field(5.0, gt=0)
+    """Maximum time for writing rows; when it is over, those written so far must do. How many these
+    are then depends on the machine. Rows that are on disk are not written again."""
 
 
 class HeldToRows(Section):
@@ -39,7 +43,7 @@ class SelfReplay(HeldToRows, ReplayWriting):
     """Replay rows that the base generated; see docs/guide/keep.md."""
 
     kind: Literal["self_replay"]
-    rows: int = Field(600, ge=1)
+    rows: int = Field(64, ge=1)
     """Number of rows that the base generates; later runs with the same base reuse them."""
     by: Literal["kl", "text"] = "kl"
     """`kl`: match the base's predictions at every token. `text`: train on its tokens only."""
@@ -79,7 +83,7 @@ Keep = Annotated[NoKeep | SelfReplay | KeepRows | Ewc, Field(discriminator="kind
 class DriftSection(Section):
     """Measure forgetting: KL(base || tuned) on rows that the base generated, never trained on."""
 
-    rows: int = Field(64, ge=0)
+    rows: int = Field(16, ge=0)
     """Number of rows to measure at every validation; 0 disables the measurement."""
     top: int = Field(64, ge=1)
     """Number of the base's most likely tokens stored per position, if all weights are trained."""
