@@ -51,6 +51,7 @@ def test_a_missing_base_is_trained_first_and_the_run_leaves_everything(trained, 
         "checkpoints",
         "model",
         "report.html",
+        "result.json",
     }
     environment = json.loads((folder / "environment.json").read_text())
     assert environment["versions"]["torch"] == torch.__version__
