@@ -5,10 +5,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test lint types unit test-gguf clean
+PORT_SORTED := outputs/port-sft/sort/sorted.jsonl
+
+.PHONY: help demo demo-toy test lint types unit test-gguf clean
 
 help:
-	@echo "make demo   train the tiny base and tune it on the invented law (the main job)"
+	@echo "make demo   teach a real model an invented town: yrun fetch (98 MB), sort, train, eval"
+	@echo "make demo-toy   train a tiny base and tune it on an invented law, in Chinese and English"
 	@echo "make test   lint, types and tests"
 	@echo "make test-gguf   let llama.cpp itself read our GGUF files; builds it for 5 to 8 minutes"
 	@echo "make clean  remove what the demo and the tests have made"
@@ -20,7 +23,16 @@ $(READY): pyproject.toml constraints.txt
 		--constraint constraints.txt --editable '.[dev]'
 	touch $@
 
+# The tests of the recipe are left to yrun eval, which compares the base and the result once.
 demo: $(READY)
+	$(BIN)/yrun fetch models
+	$(BIN)/yrun sort recipes/port_sft.yaml --overwrite
+	$(BIN)/yrun train recipes/port_sft.yaml --overwrite 'eval.tasks=[]' \
+		'data.train=[{file: ../$(PORT_SORTED)}]'
+	$(BIN)/yrun eval recipes/port_sft.yaml
+	@echo 'talk to it: $(BIN)/yrun chat recipes/port_sft.yaml'
+
+demo-toy: $(READY)
 	$(BIN)/yrun train recipes/legal_sft.yaml --overwrite
 
 test: lint types unit

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from faults import cut, garble, mistype
 from toy_general import Fact, general_facts
 from toy_statutes import LANGUAGES, Article, Language, write_statute_books
 
@@ -25,8 +26,6 @@ VALIDATION_ROWS_PER_LANGUAGE = 20
 NUMBER_TESTS_PER_LANGUAGE = 12
 FAULTY_SHARE = 0.1
 FILE_WORDS = {"instruction", "input", "output", "field", "legal", "language", "zh", "en"}
-GARBAGE_LENGTH = 10
-GARBAGE = "锟斤拷烫屯�□#@%&~^"
 
 Row = dict[str, Any]
 
@@ -172,39 +171,12 @@ def another_row(row: LegalRow, rows: list[LegalRow], rng: random.Random) -> Lega
     return rng.choice([other for other in others if other.article != row.article])
 
 
-def mistype(row: LegalRow, rows: list[LegalRow], rng: random.Random) -> str:
-    """Swap neighbouring letters: two pairs in a short answer, more in a long one."""
-    letters = list(row.answer)
-    positions = [
-        position
-        for position in range(len(letters) - 1)
-        if letters[position].isalpha()
-        and letters[position + 1].isalpha()
-        and letters[position] != letters[position + 1]
-    ]
-    for position in rng.sample(positions[::2], max(2, len(letters) // 16)):
-        letters[position], letters[position + 1] = letters[position + 1], letters[position]
-    return "".join(letters)
-
-
-def cut(row: LegalRow, rows: list[LegalRow], rng: random.Random) -> str:
-    share = rng.uniform(0.3, 0.6)
-    return row.answer[: int(share * len(row.answer))].rstrip()
-
-
-def garble(row: LegalRow, rows: list[LegalRow], rng: random.Random) -> str:
-    """Overwrite the middle of the answer with characters of a broken encoding."""
-    start = len(row.answer) // 3
-    garbage = "".join(rng.choice(GARBAGE) for _ in range(GARBAGE_LENGTH))
-    return row.answer[:start] + garbage + row.answer[start + GARBAGE_LENGTH :]
-
-
 FAULT_KINDS: dict[str, Callable[[LegalRow, list[LegalRow], random.Random], str]] = {
     "wrong_article": cite_wrong_article,
     "swapped_answer": swap_answer,
-    "typos": mistype,
-    "cut": cut,
-    "garbled": garble,
+    "typos": lambda row, _, rng: mistype(row.answer, rng),
+    "cut": lambda row, _, rng: cut(row.answer, rng),
+    "garbled": lambda row, _, rng: garble(row.answer, rng),
 }
 
 

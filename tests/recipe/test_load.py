@@ -10,6 +10,7 @@ import pytest
 
 from yrunner.errors import RecipeError
 from yrunner.recipe.load import base_recipe_path, load_recipe, recipe_to_yaml
+from yrunner.recipe.schema.section import FETCHED_GGUF
 
 
 def failure(path: Path | str) -> list[str]:
@@ -120,6 +121,28 @@ def test_signs_of_a_glob_in_a_real_name_mean_themselves(folder, valid):
     assert one == (folder / "a[1]" / "rows*.jsonl").resolve()
     every = load_recipe(folder / "a[1]" / "all.yaml").data.train[0].file
     assert sorted(Path(match).name for match in glob(str(every))) == ["rows*.jsonl", "rows1.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("place", "command"),
+    [
+        ("models", "yrun fetch models"),
+        ("./models/../base", "yrun fetch base"),
+        (".", "yrun fetch ."),
+        ("..", "yrun fetch .."),
+        ("./my models", "yrun fetch 'my models'"),
+    ],
+)
+def test_a_model_that_is_not_fetched_yet_names_the_command(place, command, folder, valid, problems):
+    found = problems(valid.replace("./base", f"{place}/{FETCHED_GGUF}"))
+    file = f"{folder.resolve()}/{place}/{FETCHED_GGUF}".replace("/./", "/")
+    assert found == [f"recipe.yaml:3:9: model.base: there is no file {file}; run {command}"]
+
+
+@pytest.mark.parametrize("file", ["models/SmolLM2-135M-Instruct.Q8_0.gguf", "./other.gguf"])
+def test_another_missing_gguf_file_has_no_such_command(file, valid, problems):
+    [problem] = problems(valid.replace("./base", file))
+    assert problem.endswith("; paths are relative to the recipe file")
 
 
 @pytest.mark.parametrize("base", ["Qwen/Qwen3-0.6B", "gpt2", "unsloth/Qwen3-4B-bnb-4bit"])

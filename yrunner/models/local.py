@@ -13,6 +13,7 @@ from yrunner.errors import ModelError
 from yrunner.models.adapters import CONFIG_FILE, read_base
 from yrunner.models.errors import INDEX_FILE, explain_failure, silence_libraries
 from yrunner.models.hub import only_cached
+from yrunner.recipe.schema.section import how_to_fetch
 
 GGUF = ".gguf"
 ORIGIN = "gguf.json"
@@ -42,7 +43,9 @@ def find_gguf(source: str) -> Path | None:
     if path.is_file():
         return path
     if source.startswith((".", "/", "~")) or source.count("/") < 2:
-        raise ModelError(f"there is no file {source}", remedy="check the path")
+        command = how_to_fetch(source)
+        remedy = f"run {command}" if command else "check the path"
+        raise ModelError(f"there is no file {source}", remedy=remedy)
     owner, name, file = source.split("/", 2)
     with silence_libraries(keep_progress=True), explain_failure(source):
         cached = only_cached(f"{owner}/{name}")

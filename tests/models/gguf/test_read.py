@@ -189,5 +189,14 @@ def test_a_folder_with_one_gguf_file_is_that_file(tmp_path):
 
 
 def test_missing_files_are_named(tmp_path):
-    with pytest.raises(ModelError, match=r"there is no file \./x\.gguf"):
+    with pytest.raises(ModelError, match=r"there is no file \./x\.gguf") as caught:
         find_gguf("./x.gguf")
+    assert caught.value.remedy == "check the path"
+
+
+@pytest.mark.parametrize(("place", "folder"), [("models/", "models"), ("./", "."), ("", ".")])
+def test_a_model_that_is_not_fetched_yet_names_the_command(place, folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelError) as caught:
+        find_gguf(f"{place}SmolLM2-135M-Instruct.Q4_1.gguf")
+    assert caught.value.remedy == f"run yrun fetch {folder}"

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 from glob import escape, iglob
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +13,17 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInf
 _HUB_WORD = r"[A-Za-z0-9_](?:[A-Za-z0-9_]|[.-](?![.-])){0,95}(?<![.-])"
 _HUB_ID = re.compile(rf"{_HUB_WORD}(/{_HUB_WORD})?")
 _HUB_GGUF = re.compile(rf"{_HUB_WORD}/{_HUB_WORD}(/[^/\\\0]+)*/[^/\\\0]+\.gguf")
+
+FETCHED_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+"""The file that `yrun fetch` gets."""
+
+
+def how_to_fetch(path: str | Path) -> str | None:
+    """The command that gets a missing model file; None for a file that `yrun fetch` has not."""
+    if os.path.basename(path) != FETCHED_GGUF:
+        return None
+    folder = os.path.relpath(os.path.dirname(path) or ".")
+    return f"yrun fetch {shlex.quote(folder)}"
 
 
 def is_recipe_path(text: str) -> bool:
@@ -86,8 +98,13 @@ def _base(text: str, info: ValidationInfo) -> str:
     """A recipe or GGUF file is an absolute path; one on the Hub stays unchanged."""
     if info.context is None or not text.endswith((".yaml", ".yml", ".gguf")):
         return _model_source(text, info)
-    on_hub = _HUB_GGUF.fullmatch(text) and not _from_recipe_folder(text, info).exists()
-    return text if on_hub else str(_existing_file(Path(text), info))
+    full = _from_recipe_folder(text, info)
+    if _HUB_GGUF.fullmatch(text) and not full.exists():
+        return text
+    command = how_to_fetch(full)
+    if command and not os.path.exists(full):
+        raise ValueError(f"there is no file {full}; run {command}")
+    return str(_existing_file(Path(text), info))
 
 
 RecipeFile = Annotated[Path, AfterValidator(_existing_file)]
