@@ -45,7 +45,7 @@ def test_the_tuned_model_answers_70_percent_of_the_legal_test_from_under_5(run):
 def test_the_figures_are_printed_by_the_run_itself(run):
     outputs, printed = run
     after = right(outputs, "legal-sft", "after", "legal")
-    assert re.search(rf"legal +domain +\d+ +\d\.\d% +{after:.1%}", printed)
+    assert re.search(rf"legal +domain +\d+ +exact +\d\.\d% +{after:.1%}", printed)
     assert "yrun merge" in printed
 
 
