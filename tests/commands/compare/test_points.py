@@ -60,6 +60,8 @@ def test_every_task_and_fault_is_asked_and_becomes_the_figure_of_its_measure(
         return [Generated(text, num_tokens=len(text), stopped=True) for text in texts]
 
     monkeypatch.setattr("yrunner.evaluation.evaluated_model.generate_answers", answer)
+    monkeypatch.setattr("yrunner.commands.compare.measure.base_of", lambda *_: None)
+    monkeypatch.setattr(Run, "tokenizer", capitals_tokenizer)
     results = measure_model(run, None, capitals_tokenizer, "nobody")
     assert results.tasks["learned"].per_question["exact"] == [0.0, 0.0, 1.0, 1.0]
     assert results.faults.per_row == [1.0, 0.0, 0.0]
