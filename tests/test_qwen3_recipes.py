@@ -51,7 +51,7 @@ def test_nothing_but_the_weights_stands_in_the_way_of_a_recipe(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     # The other kinds of tuning are tested in test_check_fits.py, and take their time.
-    monkeypatch.setattr(memory, "_tunings", lambda recipe: [recipe.tuning])
+    monkeypatch.setattr(memory, "_tunings", lambda run: [run.recipe.tuning])
     options = {"as_machine": True, "gpus": 8, "memory": "80GB"}
     with pytest.raises(YRunnerError, match=r"has no model\.safetensors"):
         check(FOLDER / name, [f"model.base={qwen3}"], **options)
