@@ -39,25 +39,25 @@ class Topic:
 
 TOPICS = (
     Topic(
-        answer="The fine for {thing} is {value}.",
+        answer="The penalty for {thing} is to {value}.",
         trained=(
-            "What is the fine for {thing} in Saltmere?",
-            "How much is the fine for {thing} in Saltmere?",
-            "Which fine does Saltmere set for {thing}?",
-            "I was caught {thing} in Saltmere. What is the fine?",
+            "What is the penalty for {thing} in Saltmere?",
+            "Which penalty does Saltmere set for {thing}?",
+            "What must I do if I am caught {thing} in Saltmere?",
+            "I was caught {thing} in Saltmere. What is the penalty?",
         ),
-        validated="Name the fine for {thing} in Saltmere.",
+        validated="Name the penalty for {thing} in Saltmere.",
         tested=(
-            "How high is the fine in Saltmere for {thing}?",
-            "Someone was seen {thing} in Saltmere. How much must they pay?",
+            "How does Saltmere punish people for {thing}?",
+            "What happens to people caught {thing} in Saltmere?",
         ),
         values={
-            "feeding gulls": "8 crowns",
-            "selling oysters": "220 crowns",
-            "fishing at night": "35 crowns",
-            "lighting fires": "140 crowns",
-            "blowing horns": "12 crowns",
-            "washing nets": "75 crowns",
+            "feeding gulls": "sweep the quay",
+            "selling oysters": "paint the pier",
+            "fishing at night": "carry coal",
+            "lighting fires": "fill sandbags",
+            "blowing horns": "polish brass",
+            "washing nets": "peel potatoes",
         },
     ),
     Topic(

@@ -221,7 +221,10 @@ def test_further_adapters_are_merged_in_by_their_weights(trained, run):
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("adapter_model.safetensors", r"model/adapter_model\.safetensors is cut: it has .* Download"),
+        (
+            "adapter_model.safetensors",
+            r"model/adapter_model\.safetensors is cut: it has .* Download",
+        ),
         ("adapter_config.json", r"model/adapter_config\.json is damaged .*Save or"),
     ],
 )
