@@ -232,3 +232,11 @@ def test_the_rows_name_the_base_that_wrote_them(trained_base, pen):
     (record,) = RunDir(Path("outputs/tuned")).replay.glob("base-*/replay.json")
     content = json.loads(record.read_text())
     assert content["base"].endswith("base/model") and len(content["key"]) == 32
+
+
+def test_rows_longer_than_max_length_are_cut_for_kl(trained_base, pen):
+    loaded = Run.load(Path("tuned.yaml"), [*SHORT, SELF_REPLAY, "data.max_length=24"])
+    train_base(loaded)
+    data = prepare_keep(loaded)
+    assert len(data.rows) == 6
+    assert max(len(example.input_ids) for example in data.rows) <= 24

@@ -1,6 +1,7 @@
 """A model is loaded whole or refused with a sentence and a remedy."""
 
 import json
+from copy import deepcopy
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from yrunner.models.load import (
     find_stop_ids,
     load_model,
     load_tokenizer,
+    set_chat_template,
 )
 from yrunner.models.save import save_model
 from yrunner.models.scratch import build_model, train_tokenizer
@@ -362,3 +364,12 @@ def test_an_answer_ends_at_eos_and_at_the_end_mark_of_the_template(tokenizer, tm
     ]
     base_like.chat_template = None
     assert find_stop_ids(base_like) == [base_like.eos_token_id]
+
+
+@pytest.mark.parametrize("text", ["{{ 1 / 0 }}", "{{ messages[9].content }}", "{{ 'a' + 1 }}"])
+def test_a_template_that_fails_on_a_lone_question_is_judged_by_the_rows(text, tokenizer, tmp_path):
+    tokenizer = deepcopy(tokenizer)
+    path = tmp_path / "x.jinja"
+    path.write_text(text, "utf-8")
+    set_chat_template(tokenizer, path)
+    assert tokenizer.chat_template == text

@@ -320,7 +320,8 @@ def _tokenized(run: Run, file: Path, *, finished: bool = False) -> list[Tokenize
     """
     rules = Rules(
         max_length=run.recipe.data.max_length,
-        too_long="drop",
+        # As text, a row without its end would teach to stop anywhere.
+        too_long="drop" if finished else "cut",
         invalid="drop",
         altered="allow",
         system=run.recipe.data.system,
@@ -346,6 +347,7 @@ def _without_end(run: Run, example: TokenizedExample, row: dict[str, Any]) -> To
     else:
         end = run.tokenizer.eos_token_id
         ids = example.input_ids[: -1 if example.input_ids[-1] == end else None]
+    ids = ids[: run.recipe.data.max_length]
     return TokenizedExample(ids, [IGNORE_INDEX, *ids[1:]], example.origin)
 
 

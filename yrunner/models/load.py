@@ -39,7 +39,10 @@ from yrunner.models.quantization import dequantize, prepare_quantized, stored_qu
 from yrunner.text_files import read_text
 
 # A template calls Python's functions, whose errors Jinja passes on.
-TEMPLATE_ERRORS = (TemplateError, TypeError, AttributeError, ValueError, LookupError)
+TEMPLATE_ERRORS = (
+    TemplateError, TypeError, AttributeError, ValueError, LookupError, ArithmeticError,
+    RecursionError,
+)  # fmt: skip
 
 DTYPES = {
     "float32": torch.float32,

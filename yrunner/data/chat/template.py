@@ -19,7 +19,10 @@ CharSpan = tuple[int, int]
 GENERATION_MARK = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 
 # A template calls Python's functions, whose errors Jinja passes on.
-TEMPLATE_ERRORS = (TemplateError, TypeError, AttributeError, ValueError, LookupError)
+TEMPLATE_ERRORS = (
+    TemplateError, TypeError, AttributeError, ValueError, LookupError, ArithmeticError,
+    RecursionError,
+)  # fmt: skip
 
 
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
