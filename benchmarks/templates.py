@@ -27,9 +27,9 @@ from yrunner.data.chat.tokenize import tokenize_chunks
 from yrunner.data.conversation import Conversation, FaultyRow, TokenizedExample
 from yrunner.data.formats.turns import read_tools, read_turns
 from yrunner.errors import ModelError, Origin
-from yrunner.models.load import TEMPLATE_ERRORS, set_chat_template
+from yrunner.models.load import set_chat_template
 from yrunner.models.scratch import train_tokenizer
-from yrunner.tokens import IGNORE_INDEX
+from yrunner.tokens import IGNORE_INDEX, TEMPLATE_ERRORS
 
 STAND_INS = ROOT / "tests" / "data" / "assets" / "templates"
 TEXTS = [

@@ -58,7 +58,7 @@ def _remedy(content: bytes, name: str) -> str:
     if b"\0" in content:
         likely = ["utf-16-le", "utf-16-be"]
     else:
-        likely = (["gb18030"] if _looks_chinese(content) else []) + ["cp1252"]
+        likely = (["gb18030"] if looks_chinese(content) else []) + ["cp1252"]
     for encoding in likely:
         try:
             found = content.decode(encoding)
@@ -70,15 +70,17 @@ def _remedy(content: bytes, name: str) -> str:
     return "save the file as UTF-8"
 
 
-def _looks_chinese(content: bytes) -> bool:
+def looks_chinese(content: bytes) -> bool:
     """Whether most of a text is GB 2312, the common part of GBK and GB 18030.
 
-    Almost any bytes are valid GB 18030, so decoding alone cannot tell it from Latin-1.
+    Almost any bytes are valid GB 18030, so decoding alone cannot tell it from Latin-1. The last
+    character may be cut off.
     """
     try:
-        num_letters = sum(not letter.isascii() for letter in content.decode("gb18030"))
+        text = codecs.getincrementaldecoder("gb18030")().decode(content)
     except UnicodeDecodeError:
         return False
+    num_letters = sum(not letter.isascii() for letter in text)
     common = content.decode("gb2312", errors="ignore")
     return sum(not letter.isascii() for letter in common) * 2 > num_letters
 

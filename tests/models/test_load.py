@@ -18,6 +18,8 @@ from yrunner.models.load import (
     load_tokenizer,
     set_chat_template,
 )
+from yrunner.models.meta import read_config
+from yrunner.models.model_key import model_key
 from yrunner.models.save import save_model
 from yrunner.models.scratch import build_model, train_tokenizer
 from yrunner.models.tuning import apply_tuning
@@ -373,3 +375,12 @@ def test_a_template_that_fails_on_a_lone_question_is_judged_by_the_rows(text, to
     path.write_text(text, "utf-8")
     set_chat_template(tokenizer, path)
     assert tokenizer.chat_template == text
+
+
+@pytest.mark.parametrize("content", ["[]", "null", "3"])
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
+def test_a_config_that_is_no_object_is_refused_by_its_name(name, content, qwen3_folder):
+    (qwen3_folder / name).write_text(content, "utf-8")
+    for read in (load_tokenizer, model_key, read_config):
+        with pytest.raises(ModelError, match=rf"{name} is not a JSON object"):
+            read(str(qwen3_folder))

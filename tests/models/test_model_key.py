@@ -100,11 +100,3 @@ def test_no_model_has_no_key(tmp_path, monkeypatch):
         model_key(tmp_path)
     with pytest.raises(ModelError, match="is not cached, and the Hub is unreachable"):
         model_key("someone/model")
-
-
-@pytest.mark.parametrize("name", ["config.json", "adapter_config.json"])
-def test_a_config_that_is_no_object_is_refused_by_its_name(name, tmp_path):
-    folder = write_model(tmp_path / "a")
-    (folder / name).write_text("[]", "utf-8")
-    with pytest.raises(ModelError, match=rf"{name} is (not a JSON object|damaged)"):
-        model_key(folder)

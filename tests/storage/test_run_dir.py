@@ -10,6 +10,7 @@ from yrunner.storage.run_dir import (
     RunDir,
     differences,
     hash_files,
+    page_beside,
     read_json,
     whole_folder,
     write_json,
@@ -89,3 +90,11 @@ def test_a_failure_on_a_full_disk_is_named_as_such(tmp_path: Path, monkeypatch):
     ):
         raise RuntimeError("unexpected pos 3724288 vs 3724180")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_page_lies_beside_its_run_also_if_that_is_the_current_folder(tmp_path, monkeypatch):
+    (tmp_path / "run").mkdir()
+    monkeypatch.chdir(tmp_path / "run")
+    expected = tmp_path / "run-check.html"
+    assert page_beside(Path("."), "check", None) == expected
+    assert page_beside(tmp_path / "run", "check", None) == expected

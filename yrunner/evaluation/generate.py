@@ -29,6 +29,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 
 from yrunner.data.chat.tokenize import Prompt
 from yrunner.models.errors import silence_libraries
+from yrunner.models.limits import evaluating
 from yrunner.models.load import find_stop_ids
 from yrunner.recipe.schema.eval import (
     BeamWriting,
@@ -94,16 +95,14 @@ def generate_answers(
     asked = [index for index in order if generator.has_room_for(encoded[index])]
     answers = [REFUSED] * len(prompts)
     advance(len(order) - len(asked))
-    was_training = model.training
-    model.eval()
-    for start in range(0, len(asked), batch_size):
-        batch = asked[start : start + batch_size]
-        seeds = [(seed, numbers[index] if numbers else index) for index in batch]
-        written = generator.write([encoded[index] for index in batch], seeds)
-        for index, answer in zip(batch, written, strict=True):
-            answers[index] = answer
-        advance(len(batch))
-    model.train(was_training)
+    with evaluating(model):
+        for start in range(0, len(asked), batch_size):
+            batch = asked[start : start + batch_size]
+            seeds = [(seed, numbers[index] if numbers else index) for index in batch]
+            written = generator.write([encoded[index] for index in batch], seeds)
+            for index, answer in zip(batch, written, strict=True):
+                answers[index] = answer
+            advance(len(batch))
     return answers
 
 

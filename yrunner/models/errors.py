@@ -100,11 +100,23 @@ def check_weight_files(folder: Path) -> None:
 
 
 def _check_text_files(folder: Path) -> None:
-    """Raise `ModelError` if a config or a tokenizer's file in a folder is a Git LFS pointer."""
+    """Raise `ModelError` if a config or a tokenizer's file is a Git LFS pointer or no object."""
     older = () if (folder / "tokenizer.json").is_file() else OLDER_TOKENIZER_FILES
     for name in (*CONFIG_FILES, *older):
         if (folder / name).is_file():
             _check_is_downloaded(folder / name)
+            if name.endswith("config.json"):
+                _check_is_object(folder / name)
+
+
+def _check_is_object(file: Path) -> None:
+    """Refuse a list or null; what is no JSON at all is explained by whatever reads it."""
+    try:
+        content = json.loads(file.read_bytes())
+    except ValueError:
+        return
+    if not isinstance(content, dict):
+        raise ModelError(f"{file} is not a JSON object", remedy=DOWNLOAD_AGAIN)
 
 
 def _check_is_downloaded(file: Path) -> None:

@@ -100,7 +100,7 @@ def is_causal(model: Any) -> bool:
     generator = torch.Generator().manual_seed(0)
     vocabulary_size = count_embeddings(model)
     row = torch.randint(vocabulary_size, (PROBE_LENGTH,), generator=generator).tolist()
-    with _evaluating(model):
+    with evaluating(model):
         before_TV = _last_logits(model, [row])
         leaks = [
             _relative_difference(before_TV[:place], _last_logits(model, [changed])[:place])
@@ -151,7 +151,7 @@ def isolates_examples(model: Any) -> bool:
         vocabulary_size, (3, PROBE_LENGTH), generator=generator
     ).tolist()
     try:
-        with _evaluating(model):
+        with evaluating(model):
             alone_TV = _last_logits(model, [second])
             after_first_TV = _last_logits(model, [first, second])
             after_other_TV = _last_logits(model, [other, second])
@@ -167,8 +167,8 @@ def isolates_examples(model: Any) -> bool:
 
 
 @contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
-    """Without dropout in the block."""
+def evaluating(model: Any) -> Iterator[None]:
+    """Switch dropout off in the block, and restore the model's mode afterwards."""
     was_training = model.training
     model.eval()
     try:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jinja2 import TemplateError, TemplateSyntaxError
+from jinja2 import TemplateSyntaxError
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -37,12 +37,7 @@ from yrunner.models.hub import only_cached
 from yrunner.models.limits import can_be_tried, check_causal, check_purpose
 from yrunner.models.quantization import dequantize, prepare_quantized, stored_quantization
 from yrunner.text_files import read_text
-
-# A template calls Python's functions, whose errors Jinja passes on.
-TEMPLATE_ERRORS = (
-    TemplateError, TypeError, AttributeError, ValueError, LookupError, ArithmeticError,
-    RecursionError,
-)  # fmt: skip
+from yrunner.tokens import TEMPLATE_ERRORS
 
 DTYPES = {
     "float32": torch.float32,

@@ -8,7 +8,6 @@ from typing import Any
 
 from transformers.utils import cached_file
 
-from yrunner.errors import ModelError
 from yrunner.models.adapters import find_adapter, read_base
 from yrunner.models.errors import explain_failure
 from yrunner.models.hub import only_cached
@@ -42,7 +41,7 @@ def model_key(source: str | Path) -> str:
 def _folder_parts(folder: Path) -> dict[str, Any]:
     """What makes the model of a folder, by the name of the file."""
     configs = {
-        file.name: _without_places(_read_config(file))
+        file.name: _without_places(json.loads(file.read_text("utf-8")))
         for name in ("config.json", "adapter_config.json")
         if (file := folder / name).is_file()
     }
@@ -51,13 +50,6 @@ def _folder_parts(folder: Path) -> dict[str, Any]:
         file.name: [file.stat().st_size, sample_of(file)] for file in folder.glob("*.safetensors")
     }
     return configs | code | weights
-
-
-def _read_config(file: Path) -> dict[str, Any]:
-    content = json.loads(file.read_text("utf-8"))
-    if not isinstance(content, dict):
-        raise ModelError(f"{file} is not a JSON object", remedy="download or save the model again")
-    return content
 
 
 def _without_places(config: dict[str, Any]) -> dict[str, Any]:

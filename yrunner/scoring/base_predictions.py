@@ -22,6 +22,7 @@ from yrunner.data.batching.packing import batches_by_length
 from yrunner.data.conversation import TokenizedExample
 from yrunner.losses.fused_head import attach
 from yrunner.losses.kl import BasePrediction, TopBase, measure_divergence, predict_base
+from yrunner.models.limits import evaluating
 
 
 @dataclass(frozen=True)
@@ -69,20 +70,20 @@ def cache_predictions(
     """Predict every target of the examples with `model`, which is still the base."""
     attach(model)
     found: dict[int, TopBase] = {}
-    was_training = model.training
-    model.eval()
-    lengths = [len(example.input_ids) for example in examples]
-    for indices in batches_by_length(lengths, max_tokens):
-        chosen = [examples[index] for index in indices]
-        batch = to_device(collate(chosen, pad_token_id), model.device)
-        base = predict_base(model, batch, top=top)
-        assert isinstance(base, TopBase)
-        sizes = [len(example.target_positions) for example in chosen]
-        for index, chunk in zip(indices, _chunks(sizes), strict=True):
-            ids_NK, log_NK, log_rest_N = (part.cpu() for part in vars(base.chunk(chunk)).values())
-            found[index] = TopBase(ids_NK.int(), log_NK.float(), log_rest_N.float())
-        advance(len(indices))
-    model.train(was_training)
+    with evaluating(model):
+        lengths = [len(example.input_ids) for example in examples]
+        for indices in batches_by_length(lengths, max_tokens):
+            chosen = [examples[index] for index in indices]
+            batch = to_device(collate(chosen, pad_token_id), model.device)
+            base = predict_base(model, batch, top=top)
+            assert isinstance(base, TopBase)
+            sizes = [len(example.target_positions) for example in chosen]
+            for index, chunk in zip(indices, _chunks(sizes), strict=True):
+                ids_NK, log_NK, log_rest_N = (
+                    part.cpu() for part in vars(base.chunk(chunk)).values()
+                )
+                found[index] = TopBase(ids_NK.int(), log_NK.float(), log_rest_N.float())
+            advance(len(indices))
     ordered = [vars(found[index]) for index in range(len(examples))]
     tops = TopBase(**{name: torch.cat([one[name] for one in ordered]) for name in ordered[0]})
     ends_E = torch.tensor([len(one["log_rest_N"]) for one in ordered]).cumsum(0).tolist()
@@ -119,33 +120,26 @@ def measure_divergences(
     attach(model)
     wanted = range(len(examples)) if chosen is None else chosen
     found: dict[int, Tensor] = {}
-    was_training = model.training
-    model.eval()
-    lengths = [len(examples[index].input_ids) for index in wanted]
-    for places in batches_by_length(lengths, max_tokens):
-        indices = [wanted[place] for place in places]
-        together = [examples[index] for index in indices]
-        batch = to_device(collate(together, pad_token_id), model.device)
-        with torch.no_grad():
-            base = predictions_of_base(model, batch, indices, tops)
-            divergence_N = measure_divergence(model, batch, base).divergence_N
-        sizes = [len(example.target_positions) for example in together]
-        parts = torch.split(divergence_N.double().cpu(), sizes)
-        found |= dict(zip(indices, parts, strict=True))
-    model.train(was_training)
+    with evaluating(model):
+        lengths = [len(examples[index].input_ids) for index in wanted]
+        for places in batches_by_length(lengths, max_tokens):
+            indices = [wanted[place] for place in places]
+            together = [examples[index] for index in indices]
+            batch = to_device(collate(together, pad_token_id), model.device)
+            with torch.no_grad():
+                base = predictions_of_base(model, batch, indices, tops)
+                divergence_N = measure_divergence(model, batch, base).divergence_N
+            sizes = [len(example.target_positions) for example in together]
+            parts = torch.split(divergence_N.double().cpu(), sizes)
+            found |= dict(zip(indices, parts, strict=True))
     return [found[index] for index in wanted]
 
 
 @contextmanager
 def adapter_off(model: Any) -> Iterator[Any]:
     """Switch off adapter and dropout, and restore both afterwards."""
-    was_training = model.training
-    model.eval()
-    try:
-        with model.disable_adapter():
-            yield model
-    finally:
-        model.train(was_training)
+    with evaluating(model), model.disable_adapter():
+        yield model
 
 
 def to_device(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:

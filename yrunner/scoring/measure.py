@@ -22,7 +22,7 @@ from yrunner.data.dataset.examples import Examples
 from yrunner.errors import ModelError, Origin
 from yrunner.losses.fused_head import attach, measure_targets
 from yrunner.losses.targets import PLAIN, TokenWeight, target_places
-from yrunner.models.limits import check_lengths
+from yrunner.models.limits import check_lengths, evaluating
 from yrunner.tokens import IGNORE_INDEX
 
 KEY_VALUE = {DynamicLayer, DynamicSlidingWindowLayer}
@@ -221,12 +221,8 @@ def _lengths(examples: Sequence[TokenizedExample]) -> list[int]:
 def _measuring(model: Any) -> Iterator[None]:
     """Attach the fused head and switch dropout off; restore the mode afterwards."""
     attach(model)
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         yield
-    finally:
-        model.train(was_training)
 
 
 def _score_batch(

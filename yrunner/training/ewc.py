@@ -16,6 +16,7 @@ from torch import Tensor
 from yrunner.data.batching.collate import collate
 from yrunner.data.conversation import TokenizedExample
 from yrunner.losses.fused_head import attach, measure_targets
+from yrunner.models.limits import evaluating
 from yrunner.scoring.base_predictions import to_device
 from yrunner.training.replay_loss import KeptMean, MicroBatch
 
@@ -36,22 +37,20 @@ def estimate_fisher(
     they were found: none.
     """
     attach(model)
-    was_training = model.training
-    model.eval()
     trained = trained_weights(model)
     found = {name: torch.zeros_like(weight) for name, weight in trained.items()}
     num_targets = 0
-    for example in examples:
-        batch = to_device(collate([example], pad_token_id), model.device)
-        targets = measure_targets(model, batch)
-        targets.weighted.backward()  # type: ignore[no-untyped-call]
-        num_targets += len(targets.loss_N)
-        for name, weight in trained.items():
-            if weight.grad is not None:
-                found[name].addcmul_(weight.grad, weight.grad)
-        model.zero_grad(set_to_none=True)
-        advance(1)
-    model.train(was_training)
+    with evaluating(model):
+        for example in examples:
+            batch = to_device(collate([example], pad_token_id), model.device)
+            targets = measure_targets(model, batch)
+            targets.weighted.backward()  # type: ignore[no-untyped-call]
+            num_targets += len(targets.loss_N)
+            for name, weight in trained.items():
+                if weight.grad is not None:
+                    found[name].addcmul_(weight.grad, weight.grad)
+            model.zero_grad(set_to_none=True)
+            advance(1)
     return {name: total.div_(max(1, num_targets)) for name, total in found.items()}
 
 

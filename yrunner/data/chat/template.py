@@ -7,22 +7,16 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
-from jinja2 import TemplateError
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from yrunner.data.conversation import FaultyRow, Message
 from yrunner.errors import ModelError
+from yrunner.tokens import TEMPLATE_ERRORS
 
 CharSpan = tuple[int, int]
 """Start and end of a piece of text, in characters."""
 
 GENERATION_MARK = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
-
-# A template calls Python's functions, whose errors Jinja passes on.
-TEMPLATE_ERRORS = (
-    TemplateError, TypeError, AttributeError, ValueError, LookupError, ArithmeticError,
-    RecursionError,
-)  # fmt: skip
 
 
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"

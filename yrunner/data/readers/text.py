@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from yrunner.errors import DataError, Origin
+from yrunner.text_files import looks_chinese
 
 FileRow = tuple[Origin, Any]
 """Where a row is, and its value: a mapping if the file is valid, else anything or `Damaged`."""
@@ -105,12 +106,7 @@ def _wrong_encoding(path: Path) -> DataError:
 def _is_chinese(path: Path) -> bool:
     """Whether the start of a file that is not UTF-8 is Chinese in GBK or GB18030."""
     with _open_bytes(path) as content:
-        content = content.read(BYTES_AT_ONCE).removeprefix(BOM_UTF8)
-    start = getincrementaldecoder("gb18030")("replace").decode(content)
-    letters = [letter for letter in start if not letter.isascii()]
-    # Signs of Chinese text, among them its punctuation; other encodings give rare signs.
-    common = sum("\u4e00" <= it <= "\u9fa5" or it in "，。？！、：；“”（）《》" for it in letters)
-    return common > 0.95 * len(letters) and "\ufffd" not in letters
+        return looks_chinese(content.read(BYTES_AT_ONCE).removeprefix(BOM_UTF8))
 
 
 def _first_invalid_byte(path: Path) -> tuple[int, int, int, bytes]:

@@ -12,7 +12,8 @@ from typing import Any
 from transformers import GenerationConfig
 
 from yrunner.models.gguf.tokenizer import begins_with_bos
-from yrunner.models.load import TEMPLATE_ERRORS, find_stop_ids
+from yrunner.models.load import find_stop_ids
+from yrunner.tokens import TEMPLATE_ERRORS
 
 MARKS = tuple(chr(0xF0000 + number) for number in range(4))
 """Placeholders for messages, from Unicode's private use area."""
