@@ -1,6 +1,7 @@
 """A model is loaded whole or refused with a sentence and a remedy."""
 
 import json
+import re
 from copy import deepcopy
 
 import pytest
@@ -384,3 +385,40 @@ def test_a_config_that_is_no_object_is_refused_by_its_name(name, content, qwen3_
     for read in (load_tokenizer, model_key, read_config):
         with pytest.raises(ModelError, match=rf"{name} is not a JSON object"):
             read(str(qwen3_folder))
+
+
+def _set(content, path, value):
+    *parents, last = path
+    for key in parents:
+        content = content[key]
+    content[last] = value
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "value"),
+    [
+        ("tokenizer.json", ("model", "vocab", "a"), {}),
+        ("tokenizer.json", ("model", "merges"), "none"),
+        ("tokenizer.json", ("added_tokens",), {"content": 3}),
+        ("tokenizer.json", ("pre_tokenizer",), {"type": "Unheard"}),
+        ("tokenizer_config.json", ("added_tokens_decoder",), [1]),
+        ("tokenizer_config.json", ("extra_special_tokens",), 7),
+    ],
+)
+def test_a_tokenizer_with_values_of_another_type_is_refused(name, path, value, qwen3_folder):
+    file = qwen3_folder / name
+    content = json.loads(file.read_text("utf-8"))
+    _set(content, path, value)
+    file.write_text(json.dumps(content), "utf-8")
+    with pytest.raises(ModelError, match=re.escape(str(qwen3_folder))):
+        load_tokenizer(str(qwen3_folder))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("num_attention_heads", 0), ("rope_parameters", "none"), ("layer_types", {"a": 1})],
+)
+def test_a_config_whose_values_make_no_model_is_refused(key, value, qwen3_folder):
+    edit_config(qwen3_folder, **{key: value})
+    with pytest.raises(ModelError, match=re.escape(str(qwen3_folder))):
+        load(qwen3_folder)

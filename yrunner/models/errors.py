@@ -191,6 +191,15 @@ def explain_failure(source: str) -> Iterator[None]:
         raise ModelError(
             f"{source} cannot be loaded ({_first_line(error)})", remedy="check model.base"
         ) from error
+    except Exception as error:
+        # tokenizers raises plain exceptions; transformers trips over values it does not expect.
+        trips = (TypeError, LookupError, AttributeError, ArithmeticError)
+        if type(error) is not Exception and not isinstance(error, trips):
+            raise
+        raise ModelError(
+            f"{source} has a damaged config or tokenizer ({_first_line(error)})",
+            remedy=DOWNLOAD_AGAIN,
+        ) from error
 
 
 def _first_line(error: Exception) -> str:

@@ -234,9 +234,8 @@ def page_beside(run_folder: Path, what: str, page: Path | None) -> Path:
     Not inside, which holds only what the run itself has written. Raises `RunError` for a name
     without `.html`: it could be a recipe or data that the page would overwrite.
     """
-    # Absolute: "." has no name.
-    folder = run_folder.absolute()
-    page = page or folder.parent / f"{folder.name}-{what}.html"
+    folder = run_folder if run_folder.name.strip(".") else run_folder.resolve()  # "." has no name
+    page = page or folder.with_name(f"{folder.name}-{what}.html")
     parents = [folder for folder in page.parents if folder.exists()]
     if page.suffix != ".html" or page.is_dir() or not parents[0].is_dir():
         raise RunError(f"{page} is not a writable .html path", remedy="give another file name")
