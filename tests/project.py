@@ -60,6 +60,7 @@ def write_project(folder: Path) -> Path:
         "train": {"epochs": 2, "batch_size": 4, "learning_rate": 1e-2, "log_every": 2},
         "drift": {"rows": 0},  # this base has never learned to end a sentence
         "eval": {
+            "budget": None,
             "tasks": [
                 {
                     "name": "capitals",
@@ -68,7 +69,7 @@ def write_project(folder: Path) -> Path:
                     "data": "test.jsonl",
                     "max_new_tokens": 8,
                 }
-            ]
+            ],
         },
     }
     write_recipe(folder / "base.yaml", base)

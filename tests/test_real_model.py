@@ -53,6 +53,7 @@ def run(model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, st
         "data.train": [{"file": str(folder / "rows.jsonl")}],
         "data.validation": [{"file": str(folder / "rows.jsonl")}],
         "eval.tasks": [task | {"max_new_tokens": 12}],
+        "eval.budget": None,
         "train.epochs": None,
         "train.max_steps": UPDATES,
         "train.batch_size": 4,

@@ -1,25 +1,32 @@
 """Tasks, losses and scores of a model: before, after and apart from training."""
 
-from collections.abc import Sequence
+import random
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import torch
 
 from yrunner.assembly.identity import package_versions
 from yrunner.assembly.run import Run
-from yrunner.console import progress, say
+from yrunner.console import counted, progress, say
+from yrunner.data.batching.plan import Plan
 from yrunner.data.conversation import TokenizedExample
+from yrunner.data.dataset.examples import Examples
+from yrunner.distributed.collectives import max_over_ranks, num_ranks
 from yrunner.evaluation.evaluated_model import Deferred, EvaluatedModel
 from yrunner.evaluation.figure_lines import BASE
 from yrunner.evaluation.kept_results import KeptResults
 from yrunner.evaluation.memorised_faults import find_memorised
 from yrunner.evaluation.parallel import is_first
+from yrunner.evaluation.questions import Question
 from yrunner.evaluation.results import ModelResults
 from yrunner.evaluation.scorers import Answered, mean_score, quality_of
 from yrunner.evaluation.tasks import run_task
+from yrunner.models.limits import evaluating
 from yrunner.models.load import choose_dtype
 from yrunner.models.local import local_folder
 from yrunner.recipe.schema.eval import AnswerTask
@@ -28,6 +35,11 @@ from yrunner.storage.run_dir import hash_files, read_json, write_json
 from yrunner.training.arguments import token_weight
 
 EXAMPLES_FOR_LOSSES = 200
+LEAST_ROWS, LEAST_QUESTIONS = 8, 4
+LEAST_SECONDS = 2.0
+"""For answers before and after a short run together."""
+STEP_ROWS = 16
+"""Answers written at once, of which a step is timed."""
 
 
 def evaluate(
@@ -129,12 +141,16 @@ def _watched(model: EvaluatedModel, task: str, description: str) -> EvaluatedMod
 
 @dataclass(frozen=True)
 class Measured:
-    """Answers and losses of one model."""
+    """Answers and losses of one model, of all rows and questions or of a sample."""
 
     answers: dict[str, list[Answered]]
     """By task name."""
     token_losses: list[float] = field(default_factory=list)
-    """Loss in nats of every target of the first examples."""
+    """Loss in nats of every target of the examples."""
+    rows: list[int] | None = None
+    """Indices of the examples whose losses these are; None: the first ones."""
+    asked: dict[str, list[int]] | None = None
+    """By task name, the indices of its questions; None: all of them."""
 
     def score(self, task: str, figure: str) -> float:
         """The mean of a figure, such as `exact`, over the task's questions."""
@@ -145,7 +161,8 @@ class Measured:
         answers = {
             name: [answered.as_json() for answered in rows] for name, rows in self.answers.items()
         }
-        write_json(path, {"answers": answers, "token_losses": self.token_losses})
+        sample = {"rows": self.rows, "asked": self.asked}
+        write_json(path, {"answers": answers, "token_losses": self.token_losses, **sample})
 
     @classmethod
     def load(cls, path: Path) -> "Measured":
@@ -155,31 +172,142 @@ class Measured:
             name: [Answered(row["question"], row["reference"], row["answer"]) for row in rows]
             for name, rows in content["answers"].items()
         }
-        return cls(answers, content["token_losses"])
+        sample = content.get("rows"), content.get("asked")
+        return cls(answers, content["token_losses"], *sample)
 
 
-def measure(run: Run, model: Any, examples: Sequence[TokenizedExample], when: str) -> Measured:
-    """Answer the tasks of kind `answer`, and measure the loss on the first examples."""
-    kept = kept_results(run, in_training=True) if when == "before" else None
-    answers = answer_tasks(run, model, f"{when} training", kept)
+def measure_before(run: Run, model: Any, plan: Plan) -> Measured:
+    """Measure losses and answers within `eval.budget`; say what was left out."""
+    examples, budget = _watched_examples(run), run.recipe.eval.budget
+    tokens = float(run.dataset.train.lengths.sum()) * plan.num_updates / plan.updates_per_epoch
+    work = tokens * (3 if run.recipe.tuning.kind in ("full", "freeze") else 2)
+    rows = _spread_rows(examples, None if budget is None else budget * work / 4)
+    if budget is None or not _answerable(run):
+        asked = None
+        scores = _score_watched(run, model, examples, rows, "before")
+    else:
+        _score_watched(run, model, examples, rows[:1], "before")  # warms up
+        began = perf_counter()
+        scores = _score_watched(run, model, examples, rows, "before")
+        spent = perf_counter() - began
+        pace = spent / sum(len(examples[row].input_ids) for row in rows)
+        seconds = max(budget * work * pace - 2 * spent, LEAST_SECONDS)
+        asked = _choose_questions(run, model, max_over_ranks(seconds))
+    kept = kept_results(run, in_training=True)
+    answers = answer_tasks(run, model, "before training", asked, kept)
     if kept is not None:
         say_reused(kept)
-    watched = examples[:EXAMPLES_FOR_LOSSES]
-    scores = score_rows(run, model, watched, f"losses, {when} training")
-    return Measured(answers, [loss for scored in scores for loss in scored.loss_N.tolist()])
+    if is_first():
+        _say_sample(run, len(examples), rows, asked)
+    return Measured(answers, _losses_of(scores), rows, asked)
+
+
+def measure_after(run: Run, model: Any, before: Measured) -> Measured:
+    """Measure the same rows and questions as `before`."""
+    examples = _watched_examples(run)
+    rows = _spread_rows(examples, None) if before.rows is None else before.rows
+    answers = answer_tasks(run, model, "after training", before.asked)
+    scores = _score_watched(run, model, examples, rows, "after")
+    return Measured(answers, _losses_of(scores), rows, before.asked)
+
+
+def _answerable(run: Run) -> list[tuple[AnswerTask, list[Question]]]:
+    """The tasks that `yrun train` measures; the other kinds are left to `yrun eval`."""
+    return [(task, asked) for task, asked in run.tasks if isinstance(task, AnswerTask)]
+
+
+def _watched_examples(run: Run) -> Examples:
+    return run.dataset.validation or run.dataset.train
+
+
+def _score_watched(
+    run: Run, model: Any, examples: Examples, rows: Sequence[int], when: str
+) -> list[TokenScores]:
+    chosen = [examples[row] for row in rows]
+    return score_rows(run, model, chosen, f"losses, {when} training")
+
+
+def _losses_of(scores: Sequence[TokenScores]) -> list[float]:
+    return [loss for scored in scores for loss in scored.loss_N.tolist()]
+
+
+def _spread_rows(examples: Examples, max_tokens: float | None) -> list[int]:
+    """The first examples; if they have more than `max_tokens`, some of them, evenly spread."""
+    number = min(len(examples), EXAMPLES_FOR_LOSSES)
+    if max_tokens is None:
+        return list(range(number))
+    affordable = int(max_tokens / max(1.0, float(examples.lengths[:number].mean())))
+    few = min(number, max(LEAST_ROWS, affordable))
+    return [index * number // few for index in range(few)]
+
+
+def _choose_questions(run: Run, model: Any, seconds: float) -> dict[str, list[int]]:
+    """The questions of each task that can be answered twice, all tasks together, in `seconds`.
+
+    Their number is all, or a power of two, so that later runs ask the same ones.
+    """
+    batch_size = min(run.recipe.eval.batch_size, STEP_ROWS)
+    step = max_over_ranks(_time_step(model, batch_size)) / num_ranks()
+    asked: dict[str, list[int]] = {}
+    for task, questions in _answerable(run):
+        batches = seconds / (2 * len(_answerable(run))) / (task.max_new_tokens * step)
+        order = list(range(len(questions)))
+        random.Random(task.name).shuffle(order)
+        affordable = int(batches * batch_size)
+        if affordable < len(questions):
+            affordable = 1 << affordable.bit_length() >> 1
+            affordable = affordable if affordable >= LEAST_QUESTIONS else 0
+        asked[task.name] = sorted(order[:affordable])
+    return asked
+
+
+def _time_step(model: Any, batch_size: int) -> float:
+    """Seconds to write one token of each answer of a batch: those of a forward pass of as many."""
+    ids_B1 = torch.zeros((batch_size, 1), dtype=torch.long, device=model.device)
+    with evaluating(model), torch.no_grad():
+        for _ in range(2):  # the first warms up
+            began = perf_counter()
+            model(input_ids=ids_B1, use_cache=False).logits.sum().item()
+    return perf_counter() - began
+
+
+def _say_sample(
+    run: Run, num_examples: int, rows: Sequence[int], asked: dict[str, list[int]] | None
+) -> None:
+    parts = []
+    most = min(num_examples, EXAMPLES_FOR_LOSSES)
+    if len(rows) < most:
+        parts.append(f"losses of {len(rows):,} of {counted(num_examples, 'row')}")
+    if asked is not None:
+        for task, questions in _answerable(run):
+            number, all_of_it = len(asked[task.name]), counted(len(questions), "question")
+            if number < len(questions):
+                parts.append(f"{number or 'none'} of {all_of_it} of {task.name}")
+    if parts:
+        left = "; yrun eval asks all" if run.recipe.eval.tasks else ""
+        say(
+            f"measured before and after, within {run.recipe.eval.budget:.0%} of the training "
+            f"(eval.budget): {', '.join(parts)}{left}"
+        )
 
 
 def answer_tasks(
-    run: Run, model: Any, who: str, kept: KeptResults | None = None
+    run: Run,
+    model: Any,
+    who: str,
+    asked: Mapping[str, Sequence[int]] | None = None,
+    kept: KeptResults | None = None,
 ) -> dict[str, list[Answered]]:
     """The answers to every task of kind `answer`, by task name. `who` is for the progress bar.
 
-    The other kinds are left to `yrun eval`, to keep training short. `kept`: where those of a base
-    are kept.
+    `asked`: the indices of the questions, if not all; a task without any is left out. `kept`: where
+    those of a base are kept.
     """
     recipe, answers = run.recipe, {}
-    for task, questions in run.tasks:
-        if not isinstance(task, AnswerTask):
+    for task, questions in _answerable(run):
+        if asked is not None:
+            questions = [questions[index] for index in asked[task.name]]
+        if not questions:
             continue
         evaluated = EvaluatedModel(
             model,

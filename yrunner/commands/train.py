@@ -6,7 +6,7 @@ from pathlib import Path
 
 from yrunner.assembly.diagnosis import explaining_stops
 from yrunner.assembly.keep import add_regulariser, record_rows
-from yrunner.assembly.measure import Measured, measure
+from yrunner.assembly.measure import Measured, measure_after, measure_before
 from yrunner.assembly.preflight import check_disk, check_fit, check_needs, findings_of_base
 from yrunner.assembly.record import check_run_folder, find_start, record_start
 from yrunner.assembly.replay import check_keep_file, prepare_keep
@@ -39,7 +39,13 @@ from yrunner.assembly.trainer import (
     untrained_model,
 )
 from yrunner.console import say, warn
-from yrunner.distributed.collectives import leave_ranks, this_rank, wait_for_ranks
+from yrunner.data.batching.plan import Plan
+from yrunner.distributed.collectives import (
+    gather_over_ranks,
+    leave_ranks,
+    this_rank,
+    wait_for_ranks,
+)
 from yrunner.storage.run_lock import run_lock
 from yrunner.training.callbacks import explaining_how_to_resume
 from yrunner.training.loop import Trainer
@@ -129,31 +135,29 @@ def _train_here(run: Run) -> None:
         with explaining_stops(trainer, run):
             with mixed_precision(trainer, run.dtype):
                 add_regulariser(trainer, run, regulariser_data)
-            _measure_and_train(trainer, run)
+            _measure_and_train(trainer, run, plan)
     leave_ranks(together=True)
 
 
-def _measure_and_train(trainer: Trainer, run: Run) -> None:
+def _measure_and_train(trainer: Trainer, run: Run, plan: Plan) -> None:
     """Measure, train, measure again, and write the result."""
     is_writer = this_rank() == 0
 
-    def measured(when: str) -> Measured:
-        examples = run.dataset.validation or run.dataset.train
+    def before_training() -> None:
         with mixed_precision(trainer, run.dtype):
-            return measure(run, trainer.model, examples, when)
-
-    def measure_before() -> None:
-        before = measured("before")
+            measured = measure_before(run, trainer.model, plan)
         if is_writer:
-            before.save(run.folder.before)
+            measured.save(run.folder.before)
 
     if run.options.from_step is None:
-        trainer.when_model_runs(measure_before)
+        trainer.when_model_runs(before_training)
     train_to_the_end(trainer, run)
-    after = measured("after")
+    # The other processes may be on machines that do not have the file.
+    before = gather_over_ranks(Measured.load(run.folder.before) if is_writer else None)[0]
+    with mixed_precision(trainer, run.dtype):
+        after = measure_after(run, trainer.model, before)
     weights = None if trainer.zero is None else trainer.zero.whole_weights()
     if is_writer:
-        before = Measured.load(run.folder.before)
         after.save(run.folder.after)
         record_result(run, trainer.result_step, trainer.state.global_step)
         save_result(trainer, run, model_card(run, before, after), weights)

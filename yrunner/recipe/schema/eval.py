@@ -279,6 +279,10 @@ class EvalSection(Section):
     generation: Generation = GreedyWriting()
     """How `yrun eval` and `yrun chat` generate answers. `yrun train` always takes the most likely
     token."""
+    budget: float | None = Field(0.05, gt=0, le=1)
+    """Share of the training time that `yrun train` may spend on measuring losses and answers before
+    and after it; it measures a sample if all rows and questions take longer. null: no limit.
+    `yrun eval` always measures everything."""
     faults: FaultList | None = None
     """Measure memorised faults."""
 
