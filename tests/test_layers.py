@@ -11,7 +11,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "yrunner"
 FLOORS = [
-    {"tokens", "errors", "console", "text_files"},
+    {"tokens", "errors", "console", "text_files", "processor"},
     {"recipe", "storage", "losses"},
     {"process", "distributed", "data", "models"},
     {"scoring"},
@@ -23,7 +23,16 @@ FLOORS = [
 """A module imports only from lower floors and from its own folder."""
 LEAVES = {"losses", "storage", "data", "scoring", "reports"}
 """Folders that take plain values: they can be called from a notebook, without a recipe."""
-WITHOUT_TORCH = {"tokens", "errors", "console", "text_files", "recipe", "storage", "process"}
+WITHOUT_TORCH = {
+    "tokens",
+    "errors",
+    "console",
+    "text_files",
+    "processor",
+    "recipe",
+    "storage",
+    "process",
+}
 HEAVY = {"torch", "transformers", "datasets", "deepspeed", "peft", "accelerate", "bitsandbytes"}
 MOST_MODULES, MOST_IN_A_FOLDER, DEEPEST_CHAIN, MOST_OF_TRAIN = 190, 15, 16, 15
 

@@ -39,7 +39,6 @@ from yrunner.assembly.trainer import (
     untrained_model,
 )
 from yrunner.console import say, warn
-from yrunner.data.batching.plan import Plan
 from yrunner.distributed.collectives import (
     gather_over_ranks,
     leave_ranks,
@@ -135,17 +134,17 @@ def _train_here(run: Run) -> None:
         with explaining_stops(trainer, run):
             with mixed_precision(trainer, run.dtype):
                 add_regulariser(trainer, run, regulariser_data)
-            _measure_and_train(trainer, run, plan)
+            _measure_and_train(trainer, run)
     leave_ranks(together=True)
 
 
-def _measure_and_train(trainer: Trainer, run: Run, plan: Plan) -> None:
+def _measure_and_train(trainer: Trainer, run: Run) -> None:
     """Measure, train, measure again, and write the result."""
     is_writer = this_rank() == 0
 
     def before_training() -> None:
         with mixed_precision(trainer, run.dtype):
-            measured = measure_before(run, trainer.model, plan)
+            measured = measure_before(run, trainer.model, trainer.plan)
         if is_writer:
             measured.save(run.folder.before)
 

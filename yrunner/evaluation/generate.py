@@ -31,6 +31,7 @@ from yrunner.data.chat.tokenize import Prompt
 from yrunner.models.errors import silence_libraries
 from yrunner.models.limits import evaluating
 from yrunner.models.load import find_stop_ids
+from yrunner.processor import look_around
 from yrunner.recipe.schema.eval import (
     BeamWriting,
     DynamicWriting,
@@ -252,6 +253,7 @@ class Generator:
         streamer: TextStreamer | None = None,
     ) -> list[Generated]:
         """The answers to the prompts of one batch."""
+        look_around()
         longest = max(len(ids) for ids in prompts)
         pad = self.tokenizer.pad_token_id
         input_ids_BT = torch.tensor([[pad] * (longest - len(ids)) + ids for ids in prompts])

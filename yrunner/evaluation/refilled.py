@@ -30,6 +30,7 @@ from yrunner.evaluation.generate import (
     without_gradients,
 )
 from yrunner.models.errors import silence_libraries
+from yrunner.processor import look_around
 from yrunner.recipe.schema.eval import SampleWriting
 
 FREE_PART = 8
@@ -80,6 +81,7 @@ def answers_as_they_end(
             batch.add(added)
         if not batch.size:
             return
+        look_around()
         advance(batch.size)
         yield from batch.step()
 

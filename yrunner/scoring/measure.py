@@ -23,6 +23,7 @@ from yrunner.errors import ModelError, Origin
 from yrunner.losses.fused_head import attach, measure_targets
 from yrunner.losses.targets import PLAIN, TokenWeight, target_places
 from yrunner.models.limits import check_lengths, evaluating
+from yrunner.processor import look_around
 from yrunner.tokens import IGNORE_INDEX
 
 KEY_VALUE = {DynamicLayer, DynamicSlidingWindowLayer}
@@ -232,6 +233,7 @@ def _score_batch(
     weight: TokenWeight,
     contexts: "_Contexts | None" = None,
 ) -> Iterator[TokenScores]:
+    look_around()
     batch = collate(examples, pad_token_id)
     batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
     with torch.no_grad():

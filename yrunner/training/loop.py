@@ -25,6 +25,7 @@ from yrunner.data.batching.batches import Batch, Batches
 from yrunner.data.batching.plan import epoch_after
 from yrunner.distributed.collectives import num_ranks, sum_over_ranks, this_rank
 from yrunner.losses.fused_head import attach
+from yrunner.processor import look_around
 from yrunner.scoring.base_predictions import to_device
 from yrunner.storage.run_dir import RunDir
 from yrunner.tokens import IGNORE_INDEX
@@ -101,6 +102,7 @@ class Trainer:
                 if self.batches.validates and self.cadence.misses_validation(self.state):
                     self._validate_and_save()
             while not self.is_over and self.state.global_step < self.plan.num_updates:
+                look_around()
                 self._update([next(batches) for _ in range(self.batches.per_update)])
             self.result_step = self.state.global_step
             if self.cadence.loads_best and self.stop.signal is None:

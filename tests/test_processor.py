@@ -1,0 +1,155 @@
+"""Two programs that compute on the same cores do not wait for each other's threads."""
+
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from yrunner import processor
+from yrunner.processor import SharedProcessor, look_around, used_by_all
+
+
+class Torch:
+    """Counts threads as torch does; has no GPU."""
+
+    cuda = SimpleNamespace(is_available=lambda: False)
+
+    def __init__(self, threads):
+        self.threads = threads
+
+    def get_num_threads(self):
+        return self.threads
+
+    def set_num_threads(self, number):
+        self.threads = number
+
+
+class Machine:
+    """Cores, of which others use some; time passes when a test says so."""
+
+    def __init__(self, cores, threads):
+        self.time = self.others = self.own = 0.0
+        self.torch = Torch(threads)
+        used = lambda: self.others + self.own  # noqa: E731
+        self.shared = SharedProcessor(used, lambda: self.own, lambda: self.time, cores)
+        self.shared.look(self.torch)
+
+    def threads_after(self, *, others, seconds=3.0, own=1.0):
+        """`others`, `own`: cores in use."""
+        self.time += seconds
+        self.others += others * seconds
+        self.own += own * seconds
+        self.shared.look(self.torch)
+        return self.torch.threads
+
+
+@pytest.mark.parametrize(
+    ("cores", "others", "expected"),
+    [
+        (2, 0.0, 2),
+        (2, 0.3, 2),
+        (2, 1.0, 1),
+        (2, 2.0, 1),
+        (16, 8.0, 8),
+        (16, 15.9, 1),
+        (16, 0.4, 16),
+    ],
+)
+def test_there_is_a_thread_for_each_core_that_others_leave_free(cores, others, expected):
+    assert Machine(cores, cores).threads_after(others=others) == expected
+
+
+def test_a_program_alone_keeps_its_threads_however_much_it_uses():
+    machine = Machine(cores=2, threads=2)
+    assert [machine.threads_after(others=0, own=own) for own in (2.0, 0.1, 1.0)] == [2, 2, 2]
+
+
+def test_threads_come_back_when_two_looks_agree_that_cores_are_free():
+    machine = Machine(cores=2, threads=2)
+    loads = [1.0, 0.0, 1.0, 0.0, 0.0]
+    assert [machine.threads_after(others=load) for load in loads] == [1, 1, 1, 1, 2]
+
+
+def test_there_are_never_more_threads_than_at_the_start():
+    machine = Machine(cores=16, threads=4)
+    assert [machine.threads_after(others=0) for _ in range(3)] == [4, 4, 4]
+    assert machine.threads_after(others=13.6) == 2
+
+
+def test_two_programs_that_share_the_cores_settle_at_half_of_them():
+    ours, theirs = Machine(16, 16), Machine(16, 16)
+    for _ in range(6):
+        # Each gets cores in proportion to its threads.
+        a, b = ours.torch.threads, theirs.torch.threads
+        share = min(1.0, 16 / (a + b))
+        ours.threads_after(others=b * share, own=a * share)
+        theirs.threads_after(others=a * share, own=b * share)
+    assert ours.torch.threads + theirs.torch.threads == 16
+
+
+def test_a_look_soon_after_another_reads_nothing():
+    machine = Machine(cores=2, threads=2)
+    assert machine.threads_after(others=2.0, seconds=1.0) == 2
+    assert machine.threads_after(others=2.0, seconds=1.5) == 1, "since the last that counted"
+
+
+def test_only_our_cores_count_and_waiting_is_not_use(tmp_path):
+    statistics = tmp_path / "stat"
+    statistics.write_text(
+        "cpu  9999 9999 9999 9999 9999 9999 9999 9999 0 0\n"
+        "cpu0 100 10 20 5000 300 1 2 4 77 0\n"
+        "cpu1 200 0 0 5000 0 0 0 0 0 0\n"
+        "cpu10 1 0 0 0 0 0 0 0 0 0\n"
+        "intr 12345\n"
+    )
+    ticks = os.sysconf("SC_CLK_TCK")
+    assert used_by_all(frozenset({0}), statistics) == (100 + 10 + 20 + 1 + 2 + 4) / ticks
+    assert used_by_all(frozenset({0, 1}), statistics) == (137 + 200) / ticks
+
+
+@pytest.mark.skipif(not processor.STATISTICS.exists(), reason="this system has no /proc/stat")
+def test_the_time_of_a_busy_program_is_seen_by_others():
+    cores = frozenset(os.sched_getaffinity(0))
+    before = used_by_all(cores)
+    subprocess.run([sys.executable, "-c", "for _ in range(10**7): pass"], check=True)
+    assert used_by_all(cores) > before
+
+
+@pytest.mark.parametrize("name", processor.SETTINGS)
+def test_what_the_user_has_set_stays(name, monkeypatch):
+    for each in processor.SETTINGS:
+        monkeypatch.delenv(each, raising=False)
+    decide = processor._this_processor.__wrapped__
+    assert decide() is not None
+    monkeypatch.setenv(name, "2")
+    assert decide() is None
+
+
+def test_training_scoring_and_writing_look_around(trained_base, monkeypatch):
+    from pathlib import Path
+
+    from yrunner.commands.train import train
+
+    seen = []
+
+    class Seen:
+        def look(self, _torch):
+            frame, callers = sys._getframe(2), set()
+            while frame is not None:
+                callers.add(frame.f_code.co_name)
+                frame = frame.f_back
+            seen.append(callers)
+
+    monkeypatch.setattr(processor, "_this_processor", Seen)
+    train(Path("tuned.yaml"), [], resume=False, overwrite=False)
+    for caller in ("_score_batch", "write", "train_to_the_end"):
+        assert any(caller in callers for callers in seen), caller
+
+
+def test_nothing_happens_before_torch_is_loaded(monkeypatch):
+    shared = SharedProcessor(float, float, float, 2)
+    monkeypatch.setattr(processor, "_this_processor", lambda: shared)
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    look_around()

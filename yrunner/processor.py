@@ -1,0 +1,95 @@
+"""Share the processor: compute with fewer threads while other programs need its cores.
+
+torch's threads spin while they wait for each other. Where another program takes a core from one of
+them, all of them wait for it, and two trainings beside each other become many times slower. With a
+thread per free core none of them waits. Another number of threads changes the last digits of sums.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+"""Environment variables by which a user or a launcher has decided."""
+SECONDS_BETWEEN_LOOKS = 2.0
+STATISTICS = Path("/proc/stat")
+IDLE_FIELDS = (3, 4)
+"""`idle` and `iowait` among the times of a core; see proc(5). `steal` counts as used by others."""
+NUM_FIELDS = 8
+
+
+class SharedProcessor:
+    """Sets the number of threads by what other programs used since the last look."""
+
+    def __init__(
+        self,
+        used_by_all: Callable[[], float],
+        used_by_us: Callable[[], float],
+        clock: Callable[[], float],
+        num_cores: int,
+    ) -> None:
+        """The first two: seconds of core time since any fixed moment."""
+        self._counters = (clock, used_by_all, used_by_us)
+        self._clock = clock
+        self._num_cores = num_cores
+        self._last: tuple[float, float, float] | None = None
+        self._most: int | None = None
+        self._wished: int | None = None
+
+    def _read(self) -> tuple[float, float, float]:
+        clock, used_by_all, used_by_us = self._counters
+        return clock(), used_by_all(), used_by_us()
+
+    def look(self, torch: Any) -> None:
+        """Set the number of torch's threads; nearly free, and nothing within 2 s of the last."""
+        if self._last is None:
+            self._last, self._most = self._read(), torch.get_num_threads()
+            return
+        if self._clock() - self._last[0] < SECONDS_BETWEEN_LOOKS:
+            return
+        now = self._read()
+        seconds, used, own = (new - old for new, old in zip(now, self._last, strict=True))
+        self._last = now
+        free = self._num_cores - max(0.0, used - own) / seconds
+        number = max(1, min(self._most or 1, round(free)))
+        # More threads only if two looks agree: a program that waits for a moment goes on.
+        is_sure = number < torch.get_num_threads() or number == self._wished
+        self._wished = number
+        if is_sure and number != torch.get_num_threads():
+            torch.set_num_threads(number)
+
+
+def look_around() -> None:
+    """Adapt the number of threads, where torch computes on cores that it shares.
+
+    Long work calls it from the thread that computes, often. A number or a policy that the user has
+    set in the environment stays.
+    """
+    torch, shared = sys.modules.get("torch"), _this_processor()
+    if shared is not None and torch is not None and not torch.cuda.is_available():
+        shared.look(torch)
+
+
+def used_by_all(cores: frozenset[int], statistics: Path = STATISTICS) -> float:
+    """Seconds that any program has used these cores since the machine started."""
+    ticks = 0
+    for line in statistics.read_text().splitlines():
+        name, *fields = line.split()
+        if name.startswith("cpu") and name[3:].isdigit() and int(name[3:]) in cores:
+            times = list(map(int, fields[:NUM_FIELDS]))
+            ticks += sum(times) - sum(times[field] for field in IDLE_FIELDS)
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+@cache
+def _this_processor() -> SharedProcessor | None:
+    if not STATISTICS.exists() or any(name in os.environ for name in SETTINGS):
+        return None
+    cores = frozenset(os.sched_getaffinity(0))
+    return SharedProcessor(
+        lambda: used_by_all(cores), time.process_time, time.monotonic, len(cores)
+    )
