@@ -25,6 +25,7 @@ from yrunner.data.batching.batches import Batch, Batches
 from yrunner.data.batching.plan import epoch_after
 from yrunner.distributed.collectives import num_ranks, sum_over_ranks, this_rank
 from yrunner.losses.fused_head import attach
+from yrunner.models.joined_lora import join_lora
 from yrunner.processor import look_around
 from yrunner.scoring.base_predictions import to_device
 from yrunner.storage.run_dir import RunDir
@@ -72,6 +73,8 @@ class Trainer:
         if not (self._is_partitioned or getattr(model, "quantization_method", None)):
             model.to(self.device)
         attach(model)
+        if not (self._is_partitioned or torch_compile):
+            join_lora(model)
         self.state = TrainerState(max_steps=self.plan.num_updates)
         self.state.is_world_process_zero = this_rank() == 0
         self.stop = StopRequest()

@@ -30,6 +30,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from yrunner.errors import ModelError
 from yrunner.losses.fused_head import attach, measure_targets
 from yrunner.models.errors import silence_libraries
+from yrunner.models.joined_lora import join_lora
 from yrunner.models.meta import fake_mode_of
 from yrunner.models.scratch import BUILD_ERRORS
 from yrunner.models.size import state_bytes
@@ -253,6 +254,7 @@ def trace_step(
             live.take_peaks()
             # Token weights are left out: one number per target, tiny beside its logits.
             attach(model)
+            join_lora(model)
             loss = measure_targets(mixed_precision(model, dtype), micro_batch).weighted
             loss.backward()  # type: ignore[no-untyped-call]
             without_copies = live.peaks_without_copies()
