@@ -92,6 +92,22 @@ class TokenizedExample:
 
 
 @dataclass(frozen=True)
+class TokenizedPair:
+    """A better and a worse answer to one prompt, as tokens."""
+
+    chosen: TokenizedExample
+    rejected: TokenizedExample
+
+
+@dataclass(frozen=True)
+class RatedExample:
+    """An answer that is marked good or bad, for KTO."""
+
+    example: TokenizedExample
+    is_desirable: bool
+
+
+@dataclass(frozen=True)
 class TokenizedParts:
     """A conversation as token ids, split into context and targets: a compact `TokenizedExample`.
 
