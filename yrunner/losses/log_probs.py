@@ -147,7 +147,7 @@ class _LinearLogProbs(torch.autograd.Function):
         return -loss_N, entropy_N
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient_N: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         slope_ND: Tensor | None = ctx.slope_ND
         of_hidden_ND = None
