@@ -207,7 +207,7 @@ def score_rows(
         examples,
         pad_token_id=run.tokenizer.pad_token_id,
         batch_size=run.recipe.train.batch_size,
-        weight=token_weight(run.recipe.loss)[0],
+        weight=token_weight(run.recipe.token_loss)[0],
     )
     found = []
     with progress(description, len(examples)) as advance:

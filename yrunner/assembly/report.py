@@ -22,11 +22,11 @@ from yrunner.recipe.schema.eval import AnswerTask
 from yrunner.recipe.schema.recipe import (
     DftLoss,
     EaftLoss,
-    Loss,
     NlirgEntropyLoss,
     NlirgLoss,
     PlainLoss,
     Recipe,
+    TokenLoss,
 )
 from yrunner.reports import plots
 from yrunner.reports.html import (
@@ -200,7 +200,7 @@ def write_run_report(run: Run, before: Measured, after: Measured) -> None:
         ),
         Plot(
             "Weight by loss",
-            weight_plot(recipe.loss, before=before.token_losses, after=after.token_losses),
+            weight_plot(recipe.token_loss, before=before.token_losses, after=after.token_losses),
             WEIGHT_CAPTION,
         ),
         Plot("Learning rate", plots.learning_rate(records)),
@@ -210,7 +210,7 @@ def write_run_report(run: Run, before: Measured, after: Measured) -> None:
     write_report(Report(recipe.name, blocks, subtitle="yrunner"), run_dir.report)
 
 
-def shown_entropies(loss: Loss) -> dict[str, float]:
+def shown_entropies(loss: TokenLoss) -> dict[str, float]:
     """The names of a loss's curves, and the entropy in nats of each.
 
     One curve if the weight depends on the loss alone.
@@ -226,7 +226,9 @@ def shown_entropies(loss: Loss) -> dict[str, float]:
             assert_never(loss)
 
 
-def weight_plot(loss: Loss, *, before: Sequence[float] = (), after: Sequence[float] = ()) -> str:
+def weight_plot(
+    loss: TokenLoss, *, before: Sequence[float] = (), after: Sequence[float] = ()
+) -> str:
     """The curves as SVG; `before` and `after` are losses of targets before and after training."""
     weight, loss_deadline = token_weight(loss)
     losses_N = torch.linspace(0, plots.HIGHEST_LOSS, NUM_POINTS)

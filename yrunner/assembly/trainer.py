@@ -104,7 +104,7 @@ def training_arguments(
 
 def run_trainer(run: Run, model: Any, plan: Plan, arguments: TrainingArguments) -> Trainer:
     """The trainer of a run: validated, logged, tracked and saved as its recipe says."""
-    weight, _ = token_weight(run.recipe.loss)
+    weight, _ = token_weight(run.recipe.token_loss)
     trackers = tracker_callbacks(run.recipe.train.trackers, run.folder.trackers, weight)
     task = TrainingTask(
         plan=plan,
@@ -120,12 +120,12 @@ def run_trainer(run: Run, model: Any, plan: Plan, arguments: TrainingArguments) 
 def make_trainer(run: Run, model: Any, arguments: TrainingArguments, task: TrainingTask) -> Trainer:
     """A trainer by the recipe's tuning and loss."""
     recipe = run.recipe
-    weight, loss_deadline = token_weight(recipe.loss)
+    weight, loss_deadline = token_weight(recipe.token_loss)
     histograms = [it.histograms for it in task.callbacks if isinstance(it, TensorBoard)]
     objective = Objective(
         weight,
         loss_deadline=loss_deadline,
-        normalize=recipe.loss.normalize,
+        normalize=recipe.token_loss.normalize,
         guard=SpikeGuard(recipe.train.spikes),
         histograms=next(iter(histograms), None),
     )

@@ -160,7 +160,7 @@ def _measure_signal(run: Run, rows: int | None, page: Path | None) -> Signal | N
         return NotScored(error.message)
     if isinstance(sample, NotScored):
         return sample
-    signal = describe_sample(sample, zone_edges(token_weight(run.recipe.loss)[1]))
+    signal = describe_sample(sample, zone_edges(token_weight(run.recipe.token_loss)[1]))
     if page is not None:
         write_signal_page(run.recipe, sample, signal, page)
     return signal

@@ -12,7 +12,7 @@ from yrunner.commands.check.facts import DataFacts, Schedule, Steps
 from yrunner.commands.check.signal import NotScored, Sample, Signal, Zone
 from yrunner.console import as_gigabytes, counted, is_terminal, print_table, say, show, terminal
 from yrunner.recipe.load import recipe_to_yaml
-from yrunner.recipe.schema.recipe import Loss, PlainLoss, Recipe
+from yrunner.recipe.schema.recipe import PlainLoss, Recipe, TokenLoss
 from yrunner.reports.html import Block, Code, KeyFigures, Plot, Report, Table, write_report
 from yrunner.reports.html import Text as Prose
 from yrunner.reports.terminal_plot import ShareBar, rounded_weight, weight_bars
@@ -149,11 +149,11 @@ def print_signal(recipe: Recipe, signal: Signal | NotScored) -> None:
     show(Text.assemble((title, "bold"), "\n\n", weight_bars(bars, columns)))
     say("")
     print_table("Zones of the loss", ZONE_COLUMNS, [_zone_row(zone) for zone in signal.zones])
-    for sentence in explain(signal, recipe.loss):
+    for sentence in explain(signal, recipe.token_loss):
         say(sentence)
 
 
-def explain(signal: Signal, loss: Loss) -> list[str]:
+def explain(signal: Signal, loss: TokenLoss) -> list[str]:
     """Sentences that explain unusual figures."""
     if isinstance(loss, PlainLoss):
         return ["loss.kind plain: every target has the weight 1, whatever its loss"]
@@ -190,7 +190,7 @@ def write_signal_page(recipe: Recipe, sample: Sample, signal: Signal, path: Path
     )
     plot = Plot(
         "Weight by loss",
-        weight_plot(recipe.loss, before=sample.loss_N.tolist()),
+        weight_plot(recipe.token_loss, before=sample.loss_N.tolist()),
         "Above: the weight of a target by its loss. Below: the losses of the sample.",
     )
     zones = Table("Zones", ZONE_COLUMNS, [_zone_row(zone) for zone in signal.zones])
@@ -207,7 +207,7 @@ def write_signal_page(recipe: Recipe, sample: Sample, signal: Signal, path: Path
         ],
         "Measured weights: the mean over the targets of each bin.",
     )
-    sentences = [f"{sentence}." for sentence in explain(signal, recipe.loss)]
+    sentences = [f"{sentence}." for sentence in explain(signal, recipe.token_loss)]
     meaning = [Prose("\n\n".join(sentences))] if sentences else []
     recipe_text = Code("Recipe", recipe_to_yaml(recipe))
     blocks: list[Block] = [figures, *meaning, plot, zones, bins, recipe_text]

@@ -41,7 +41,7 @@ def inspect_html(
         title=recipe.name,
         models={when: name for when, (name, _) in models.items()},
         weighting=recipe.loss.kind,
-        loss_deadline=token_weight(recipe.loss)[1],
+        loss_deadline=token_weight(recipe.token_loss)[1],
         examples=[
             ScoredExample(example, {when: of[place] for when, of in scores.items()}, left_out)
             for place, example in enumerate(examples)
