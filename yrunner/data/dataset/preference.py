@@ -11,7 +11,7 @@ import numpy as np
 from yrunner.data.dataset.examples import Column, Examples, Pairs, StoredRows
 from yrunner.data.dataset.quality import SHOWN_PLACES, Finding, find_oddities, finding
 
-Key = tuple[int, ...]
+Key = tuple[int, int]
 """The content of a pair or of a rated answer: equal for repeated ones."""
 
 WORDS = {
@@ -55,9 +55,9 @@ def answer_facts(rows: StoredRows[Any]) -> AnswerFacts | None:
         return None
     examples = rows.examples
     ratings_E, num_targets_E = examples.column("ratings"), examples.num_targets
-    sides = [
+    better, worse = (
         _side_facts(examples.select(np.flatnonzero(ratings_E == rating))) for rating in (1, -1)
-    ]
+    )
     is_longer = is_equal = num_shared = None
     if isinstance(rows, Pairs):
         difference_E = num_targets_E[0::2] - num_targets_E[1::2]
@@ -65,7 +65,7 @@ def answer_facts(rows: StoredRows[Any]) -> AnswerFacts | None:
         is_equal = float((difference_E == 0).mean())
         num_shared = int((rows.chosen.column("shared") > 0).sum())
     prompts = len(np.unique(examples.column("prompts")))
-    return AnswerFacts(*sides, prompts, is_longer, is_equal, num_shared)
+    return AnswerFacts(better, worse, prompts, is_longer, is_equal, num_shared)
 
 
 def _side_facts(answers: Examples) -> SideFacts:
@@ -101,12 +101,13 @@ def _all_findings(train: StoredRows[Any], validation: StoredRows[Any]) -> Iterat
 def _keys(rows: StoredRows[Any]) -> tuple[list[Key], list[Key]]:
     """The key of each row, and of the row that would contradict it."""
     contents_E = rows.examples.column("contents").tolist()
+    keys: list[Key]
     if isinstance(rows, Pairs):
-        better, worse = contents_E[0::2], contents_E[1::2]
-        return [*zip(better, worse, strict=True)], [*zip(worse, better, strict=True)]
-    ratings = rows.examples.column("ratings").tolist()
-    opposites = [(content, -rating) for content, rating in zip(contents_E, ratings, strict=True)]
-    return [*zip(contents_E, ratings, strict=True)], opposites
+        keys = list(zip(contents_E[0::2], contents_E[1::2], strict=True))
+        return keys, [(worse, better) for better, worse in keys]
+    ratings_E = rows.examples.column("ratings").tolist()
+    keys = list(zip(contents_E, ratings_E, strict=True))
+    return keys, [(content, -rating) for content, rating in keys]
 
 
 def _oddities(rows: StoredRows[Any]) -> Column:

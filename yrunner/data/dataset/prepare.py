@@ -115,7 +115,7 @@ def check_conversations(sources: Sequence[Source], rules: Rules) -> None:
         row
         for source in sources
         for file in source.files
-        for row in _read_allowed(file, source.reading, rules, None).rows
+        for row in read_allowed(file, source.reading, rules, None).rows
         if isinstance(row, Refusal)
     ]
     stop_on(refusals, too_long=rules.too_long, invalid=rules.invalid, altered=rules.altered)
@@ -148,7 +148,7 @@ def _prepare_file(
         with cache.writing() as partial:
             # Otherwise an entry could hold the rows of other content than its key says.
             with unchanged(states):
-                opened = _read_allowed(file, source.reading, rules, advance)
+                opened = read_allowed(file, source.reading, rules, advance)
                 report = FileReport(
                     file, source.purpose, opened.format, list(opened.unread), list(opened.notes)
                 )
@@ -380,10 +380,13 @@ def _take(rows: StoredRows[Any], source: Source, seed: str) -> StoredRows[Any]:
     return rows.select(np.flatnonzero(np.isin(row_E, generator.permutation(total)[:number])))
 
 
-def _read_allowed(
+def read_allowed(
     file: Path, reading: Reading, rules: Rules, advance: Advance | None
 ) -> ReadFile[Answers]:
-    """Open a file as the rules say, and refuse plain texts if they do not allow them."""
+    """Open a file as the rules say, and refuse plain texts if they do not allow them.
+
+    Raises `DataError` as `read_conversations` and `read_answers` do.
+    """
     if rules.rows != "examples":
         return read_answers(file, reading, rated=rules.rows == "ratings", advance=advance)
     opened = read_conversations(file, reading, advance)

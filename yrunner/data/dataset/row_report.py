@@ -159,7 +159,7 @@ class FileReport:
 
 
 def as_json(reports: Iterable[FileReport], findings: Sequence[Finding]) -> dict[str, Any]:
-    """The content of `data_report.json`."""
+    """The reports and findings for `data_report.json`."""
     files = [
         {
             "file": str(report.file),

@@ -1,6 +1,7 @@
 """The training and validation examples of a run."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
@@ -8,11 +9,12 @@ from typing import Any, Generic, Literal, TypeVar
 import numpy as np
 
 from yrunner.data.dataset.examples import Examples, StoredRows
-from yrunner.data.dataset.preference import find_among_answers
+from yrunner.data.dataset.preference import answer_facts, find_among_answers
 from yrunner.data.dataset.quality import Finding, find
 from yrunner.data.dataset.row_report import (
     FileReport,
     Refusal,
+    as_json,
     describe_refusals,
     num_rows,
     refusal_remedy,
@@ -71,6 +73,13 @@ class Prepared(Generic[Rows]):
         if isinstance(self.train, Examples) and isinstance(self.validation, Examples):
             return find(self.train, self.validation)
         return find_among_answers(self.train, self.validation)
+
+    def as_json(self) -> dict[str, Any]:
+        """The content of `data_report.json`: what became of every row, and facts about answers."""
+        rows = {"train": self.train, "validation": self.validation}
+        facts = {name: found for name, part in rows.items() if (found := answer_facts(part))}
+        answers = {"answers": {name: asdict(found) for name, found in facts.items()}}
+        return as_json(self.reports, self.findings) | (answers if facts else {})
 
     def check(self, *, too_long: Policy, invalid: Policy, altered: Policy = "refuse") -> None:
         """Raise `YRunnerError` if the rules refuse a row, or no row is left for a purpose."""

@@ -98,7 +98,9 @@ SPOKEN_TEXT = re.compile(r"\s*Human:.*\n\nAssistant:", re.DOTALL)
 
 TURNS_AS_TEXT = re.compile(r"""\s*\[?\s*\{\s*["'](?:role|content|from|value)["']\s*:""")
 
-END_BY_HAND = re.compile(r"(?:<\|[^<>|\s]{1,30}\|>|<｜[^<>｜\s]{1,30}｜>|</s>|<eos>|<end_of_turn>)\s*\Z")
+END_BY_HAND = re.compile(
+    r"(?:<\|[^<>|\s]{1,30}\|>|<｜[^<>｜\s]{1,30}｜>|</s>|<eos>|<end_of_turn>)\s*\Z"
+)
 
 
 def has_end_by_hand(talk: Conversation) -> bool:
@@ -107,7 +109,7 @@ def has_end_by_hand(talk: Conversation) -> bool:
 
 
 def read_answers(
-    file: Path, reading: Reading = Reading(), *, rated: bool = False, advance: Advance | None = None
+    file: Path, reading: Reading, *, rated: bool = False, advance: Advance | None = None
 ) -> ReadFile[Answers]:
     """Open a data file; each row becomes the conversations that it teaches, or a refusal.
 
@@ -340,9 +342,7 @@ def _missing(row: RawRow, names: Sequence[str], columns: Mapping[str, str]) -> F
     return FaultyRow(f'has no "{columns.get(names[0], names[0])}"', "missing_field")
 
 
-def _asked(
-    row: RawRow, format_name: str, columns: Mapping[str, str], *, needed: bool
-) -> Messages:
+def _asked(row: RawRow, format_name: str, columns: Mapping[str, str], *, needed: bool) -> Messages:
     """What the answers of a row answer. Raises `FaultyRow` if that is needed, but missing."""
     names = ASKING.get(format_name, ())
     if not needed and all(is_absent(row.get(name)) for name in names):
@@ -411,7 +411,7 @@ def _side(row: RawRow, asked: Messages, answer: Answer) -> Messages:
 
 
 def _count_shared(chosen: Messages, rejected: Messages) -> int:
-    """The number of messages before the answers. Raises `FaultyRow` for answers that are no pair."""
+    """The number of messages before the answers. Raises `FaultyRow` for sides that are no pair."""
     same = takewhile(lambda both: _is_same(*both), zip(chosen, rejected, strict=False))
     num_same = sum(1 for _ in same)
     if num_same == len(chosen) == len(rejected):
