@@ -54,7 +54,8 @@ def check_fit(run: Run) -> None:
     if isinstance(run.recipe.tuning, AdapterTuning) and run.recipe.model.scratch is None:
         check_base_is_saved(run.base_source)
     check_ids(run.tokenizer, config.get_text_config().vocab_size)
-    for examples in (prepared.train, prepared.validation):
+    for rows in (prepared.train, prepared.validation):
+        examples = rows.examples
         check_lengths(examples.lengths, examples.origin, config)
 
 
@@ -66,7 +67,7 @@ def findings_of_base(run: Run, model: Any) -> list[str]:
     """
     tokenizer = run.tokenizer
     marks = set(tokenizer.all_special_ids) | set(tokenizer.get_added_vocab().values())
-    examples = [run.dataset.train[n] for n in range(min(LOOKED_AT, len(run.dataset.train)))]
+    examples = run.dataset.train.examples[:LOOKED_AT]
     read = {token_id for example in examples for token_id in example.input_ids} & marks
     written = {label for example in examples for label in example.labels} & marks
     written |= set(find_stop_ids(tokenizer)) & read

@@ -47,7 +47,6 @@ from yrunner.commands.check.signal import NotScored, Signal, describe_sample, sc
 from yrunner.console import say, warn
 from yrunner.data.batching.plan import Plan
 from yrunner.data.conversation import TokenizedExample
-from yrunner.data.dataset.row_report import as_json
 from yrunner.errors import DataError, YRunnerError
 from yrunner.losses.nlirg import zone_edges
 from yrunner.storage.run_dir import page_beside
@@ -154,7 +153,7 @@ def _gather(estimator: Estimator, plan: Plan) -> Facts:
 
 def _measure_signal(run: Run, rows: int | None, page: Path | None) -> Signal | NotScored:
     try:
-        sample = score_sample(run, run.dataset.train, rows)
+        sample = score_sample(run, run.dataset.train.examples, rows)
     except DataError as error:
         # A row that the base cannot read: `check_fit` finds it too.
         return NotScored(error.message)
@@ -173,7 +172,8 @@ def _print(run: Run, facts: Facts | None) -> None:
     if facts is None:
         return
     print_data(facts.data)
-    print_steps(facts.steps, "packed row" if run.recipe.data.packing else "example")
+    unit = {"examples": "example", "pairs": "pair", "ratings": "answer"}[run.rules.rows]
+    print_steps(facts.steps, "packed row" if run.recipe.data.packing else unit)
     if (note := writing_note(run.recipe)) is not None:
         say(note)
     print_schedule(facts.schedule)
@@ -193,7 +193,7 @@ def _as_json(
     return {
         "recipe": run.recipe.name,
         "refused": None if refusal is None else str(refusal),
-        "rows": as_json(prepared.reports, prepared.findings),
+        "rows": prepared.as_json(),
         "base": {"findings": model.findings},
         **(asdict(facts) if facts else {}),
         "signal": asdict(signal),

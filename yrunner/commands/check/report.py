@@ -11,6 +11,7 @@ from yrunner.assembly.report import weight_plot
 from yrunner.commands.check.facts import DataFacts, Schedule, Steps
 from yrunner.commands.check.signal import NotScored, Sample, Signal, Zone
 from yrunner.console import as_gigabytes, counted, is_terminal, print_table, say, show, terminal
+from yrunner.data.dataset.preference import AnswerFacts
 from yrunner.recipe.load import recipe_to_yaml
 from yrunner.recipe.schema.recipe import PlainLoss, Recipe, TokenLoss
 from yrunner.reports.html import Block, Code, KeyFigures, Plot, Report, Table, write_report
@@ -33,12 +34,39 @@ def print_data(facts: DataFacts) -> None:
         (f"up to {end:,}", number, "█" * round(BAR_WIDTH * number / most))
         for end, number in facts.lengths
     ]
-    print_table("Length of the training examples in tokens", ("tokens", "examples", ""), rows)
+    what = "examples" if facts.answers is None else "answers"
+    print_table(f"Length of the training {what} in tokens", ("tokens", what, ""), rows)
     share = facts.targets / facts.tokens
     say(f"targets: {facts.targets:,} of {facts.tokens:,} tokens ({share:.1%})")
-    say(f"longest example: {counted(facts.longest, 'token')}")
+    say(f"longest {what[:-1]}: {counted(facts.longest, 'token')}")
     scripts = ", ".join(f"{name} {part:.1%}" for name, part in facts.scripts.items())
     say(f"letters: {scripts or 'none'}")
+    if facts.answers is not None:
+        print_answers(facts.answers)
+
+
+def print_answers(facts: AnswerFacts) -> None:
+    """Print what is known about better and worse answers, and what length alone would predict."""
+    say("")
+    names = ("chosen", "rejected") if facts.longer_wins is not None else ("good", "bad")
+    rows = [
+        (name, side.answers, side.tokens, side.targets, f"{side.mean_length:.1f}")
+        for name, side in zip(names, (facts.better, facts.worse), strict=True)
+    ]
+    columns = ("", "answers", "tokens", "targets", "mean length in targets")
+    print_table("Better and worse answers", columns, rows)
+    say(f"different prompts: {facts.prompts:,}")
+    if facts.longer_wins is None or facts.equally_long is None:
+        return
+    say(
+        f"longer wins: {facts.longer_wins:.1%} of the chosen answers are longer than the rejected "
+        f"ones, {facts.equally_long:.1%} as long"
+    )
+    if facts.shared_prompts != facts.better.answers:
+        say(
+            f"prompts with the same tokens on both sides: {facts.shared_prompts:,} of "
+            f"{facts.better.answers:,}"
+        )
 
 
 def print_steps(steps: Steps, unit: str) -> None:
