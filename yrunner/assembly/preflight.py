@@ -30,7 +30,7 @@ LOOKED_AT = 100
 def check_needs(run: Run) -> None:
     """Raise `MissingError` for a missing package, compiler or GPU."""
     recipe = run.recipe
-    if recipe.learns_from_pairs:
+    if recipe.train.stage == "reward":
         raise RunError(f"train.stage {recipe.train.stage} cannot be trained yet")
     check_trackers(recipe.train.trackers)
     _ = run.dtype
