@@ -332,7 +332,8 @@ class Run:
 
     def refuse_unreadable_rows(self) -> None:
         """Refuse rows whose faults show without a tokenizer."""
-        check_conversations([*self.sources, *self.keep_sources], self.rules)
+        check_conversations(self.sources, self.rules)
+        check_conversations(self.keep_sources, replace(self.rules, rows="examples"))
 
     def _texts(self) -> Iterator[str]:
         sources = (source for source in self.sources if source.purpose == "train")

@@ -304,6 +304,9 @@ def _find_answers(
             return better, worse, asked_before
     if better is None:
         raise _missing(row, CHOSEN, columns)
+    whole = next((turns for _, turns in (better, worse) if turns[0].role != "assistant"), ())
+    if whole and not asked:
+        asked = tuple(whole[: _first_of_answer(whole)])
     return better, worse, asked
 
 
@@ -424,9 +427,9 @@ def _count_shared(chosen: Messages, rejected: Messages) -> int:
 
 
 def _first_of_answer(messages: Messages) -> int:
-    """The number of messages up to the last question."""
-    roles = [message.role for message in messages]
-    return len(roles) - roles[::-1].index("user")
+    """The number of messages up to the last question; 0 without one."""
+    numbers = [number for number, it in enumerate(messages, start=1) if it.role == "user"]
+    return max(numbers, default=0)
 
 
 def _is_same(one: Message, other: Message) -> bool:
