@@ -304,9 +304,9 @@ def _find_answers(
             return better, worse, asked_before
     if better is None:
         raise _missing(row, CHOSEN, columns)
-    whole = next((turns for _, turns in (better, worse) if turns[0].role != "assistant"), ())
-    if whole and not asked:
-        asked = tuple(whole[: _first_of_answer(whole)])
+    whole = [answer[1] for answer in (better, worse) if _is_whole(answer)]
+    if len(whole) == 1 and not asked:
+        asked = whole[0][: _first_of_answer(whole[0])]
     return better, worse, asked
 
 
@@ -357,6 +357,8 @@ def _asked(row: RawRow, format_name: str, columns: Mapping[str, str], *, needed:
         theirs = " or ".join(f'"{columns.get(name, name)}"' for name in names)
         raise FaultyRow(f"has no {theirs}", "missing_field")
     column = filled(row, names)
+    if column != "instruction" and is_absent(row[column]):
+        raise FaultyRow(f'"{column}" is empty', "empty")
     if column in TURN_COLUMNS and not isinstance(row[column], str):
         turns = as_turns(row[column], column, "user")
     elif column in ("conversations", "conversation", "messages"):
