@@ -39,7 +39,7 @@ from yrunner.training.deepspeed.config import complete, deepspeed_settings
 from yrunner.training.drift import DriftGauge
 from yrunner.training.loop import Trainer
 from yrunner.training.metrics import MetricsFile, read_metrics
-from yrunner.training.objective import Objective
+from yrunner.training.objective import TargetObjective
 from yrunner.training.spike_guard import SpikeGuard
 
 NUM_PROCESSES = 2
@@ -84,7 +84,7 @@ def make_trainer(case: Case, folder: Path, *, max_steps: int | None = None) -> T
         apply_tuning(base, TUNINGS[case.tuning]),
         arguments,
         Batches(plan, TRAIN_ROWS, VALIDATION_ROWS, PAD, this_rank(), num_ranks()),
-        Objective(
+        TargetObjective(
             weight,
             loss_deadline=loss_deadline,
             normalize=LOSSES[case.loss].normalize,

@@ -30,7 +30,7 @@ from yrunner.training.callbacks import Cadence
 from yrunner.training.loop import Trainer
 from yrunner.training.memory.oom_probe import rehearse
 from yrunner.training.metrics import MetricsFile
-from yrunner.training.objective import Objective
+from yrunner.training.objective import TargetObjective
 from yrunner.training.progress import LiveProgress
 from yrunner.training.spike_guard import SpikeGuard
 from yrunner.training.trackers import TensorBoard, tracker_callbacks
@@ -122,7 +122,7 @@ def make_trainer(run: Run, model: Any, arguments: TrainingArguments, task: Train
     recipe = run.recipe
     weight, loss_deadline = token_weight(recipe.token_loss)
     histograms = [it.histograms for it in task.callbacks if isinstance(it, TensorBoard)]
-    objective = Objective(
+    objective = TargetObjective(
         weight,
         loss_deadline=loss_deadline,
         normalize=recipe.token_loss.normalize,
