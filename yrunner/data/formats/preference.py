@@ -218,7 +218,7 @@ def _unread(rows: Sequence[RawRow], format_name: str, known: Sequence[str]) -> t
     read = {*known, *WEIGHTS}
     if any(not is_absent(row.get(name)) for row in rows for name in CHOSEN if name in known):
         read -= set(ANSWERING.get(format_name, ()))
-    return tuple(sorted({str(name) for row in rows for name in row if name not in read}))
+    return tuple(sorted({shown(str(name)) for row in rows for name in row if name not in read}))
 
 
 def _rows(
