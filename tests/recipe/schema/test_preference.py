@@ -58,6 +58,12 @@ def test_a_loss_of_another_stage_is_refused(stage, loss, expected, valid, proble
     assert expected in found
 
 
+def test_prompts_are_no_targets(valid, problems):
+    text = valid.replace("data:", "data:\n  targets: all", 1)
+    (found,) = problems(f"{text}train: {{stage: preference}}\nloss: {{kind: dpo}}\n")
+    assert "data.targets: all and train.stage preference cannot be combined" in found
+
+
 def test_answers_are_not_cut_into_token_batches(valid, problems):
     (found,) = problems(
         f"{valid}train: {{stage: preference, token_batch: 8}}\nloss: {{kind: dpo}}\n"

@@ -317,7 +317,9 @@ def read_conversations(
     marks = find_marks(named, texts=format_name == "text")
     conversations = _conversations(chain(first, rows), format_name, reading.columns, marks)
     read = {reading.columns.get(name, name) for name in known_columns(format_name)}
-    unread = {str(key) for row in named for key in row if key not in {*read, *marks, *WEIGHTS}}
+    unread = {
+        shown(str(key)) for row in named for key in row if key not in {*read, *marks, *WEIGHTS}
+    }
     return ReadFile(format_name, tuple(sorted(unread)), tuple(notes_on(file)), conversations)
 
 

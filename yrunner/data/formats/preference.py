@@ -218,7 +218,7 @@ def _unread(rows: Sequence[RawRow], format_name: str, known: Sequence[str]) -> t
     read = {*known, *WEIGHTS}
     if any(not is_absent(row.get(name)) for row in rows for name in CHOSEN if name in known):
         read -= set(ANSWERING.get(format_name, ()))
-    return tuple(sorted({str(name) for row in rows for name in row if name not in read}))
+    return tuple(sorted({shown(str(name)) for row in rows for name in row if name not in read}))
 
 
 def _rows(
@@ -304,6 +304,9 @@ def _find_answers(
             return better, worse, asked_before
     if better is None:
         raise _missing(row, CHOSEN, columns)
+    whole = [answer[1] for answer in (better, worse) if _is_whole(answer)]
+    if len(whole) == 1 and not asked:
+        asked = whole[0][: _first_of_answer(whole[0])]
     return better, worse, asked
 
 
@@ -354,6 +357,8 @@ def _asked(row: RawRow, format_name: str, columns: Mapping[str, str], *, needed:
         theirs = " or ".join(f'"{columns.get(name, name)}"' for name in names)
         raise FaultyRow(f"has no {theirs}", "missing_field")
     column = filled(row, names)
+    if column != "instruction" and is_absent(row[column]):
+        raise FaultyRow(f'"{column}" is empty', "empty")
     if column in TURN_COLUMNS and not isinstance(row[column], str):
         turns = as_turns(row[column], column, "user")
     elif column in ("conversations", "conversation", "messages"):
@@ -424,9 +429,9 @@ def _count_shared(chosen: Messages, rejected: Messages) -> int:
 
 
 def _first_of_answer(messages: Messages) -> int:
-    """The number of messages up to the last question."""
-    roles = [message.role for message in messages]
-    return len(roles) - roles[::-1].index("user")
+    """The number of messages up to the last question; 0 without one."""
+    numbers = [number for number, it in enumerate(messages, start=1) if it.role == "user"]
+    return max(numbers, default=0)
 
 
 def _is_same(one: Message, other: Message) -> bool:

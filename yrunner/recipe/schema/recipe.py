@@ -279,6 +279,11 @@ class Recipe(Section):
                 f"train.token_batch and train.stage {self.train.stage} cannot be combined; remove "
                 "token_batch: answers are compared as a whole"
             )
+        if self.learns_from_pairs and self.data.targets == "all":
+            raise ValueError(
+                f"data.targets: all and train.stage {self.train.stage} cannot be combined; remove "
+                "targets: both sides have the same prompt, so only their answers are learned from"
+            )
         return self
 
     @model_validator(mode="after")
