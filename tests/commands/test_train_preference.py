@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.conftest import questions, write_jsonl
 from tests.project import write_recipe
+from yrunner.commands.check.command import check
 from yrunner.commands.merge.command import merge
 from yrunner.commands.train import train
 
@@ -138,6 +140,7 @@ def test_a_run_that_continues_an_adapter_has_that_adapter_as_its_reference(prefe
         "tuning={kind: lora, variant: dora, dropout: 0.1}",
         "data.validation=[]",
         "data.max_length=200",
+        "tuning={kind: qlora, rank: 4, alpha: 8}",
     ],
 )
 def test_what_other_stages_have_works_here_too(preferred, addition):
@@ -145,6 +148,31 @@ def test_what_other_stages_have_works_here_too(preferred, addition):
     first = next(row for row in records() if "loss" in row)
     assert first["loss"] == pytest.approx(math.log(2), rel=1e-6)
     assert first["reward_accuracy"] == 0.5
+
+
+def test_check_says_what_the_reference_is_and_what_the_base_prefers(preferred, capfd):
+    check(Path("preferred.yaml"), [], as_machine=False)
+    said = capfd.readouterr().out
+    assert "reference: the base, adapter off: one more forward pass per update" in said
+    assert re.search(r"longer wins: \d+\.\d%", said)
+    assert re.search(r"the base prefers the better answer in \d+\.\d% of 16 pairs", said)
+    assert "every target has the weight 1" not in said
+    check(Path("preferred.yaml"), ["tuning={kind: full}"], as_machine=True, sample=4)
+    facts = json.loads(capfd.readouterr().out)
+    assert facts["reference"].startswith("the base: every answer is scored once before training")
+    assert facts["signal"]["base_wins"]["pairs"] == 2
+    check(Path("preferred.yaml"), ["loss={kind: simpo}"], as_machine=True, sample=0)
+    assert json.loads(capfd.readouterr().out)["reference"] is None
+
+
+def test_a_beta_that_is_far_too_small_for_means_gets_a_warning(preferred, capfd):
+    small = "loss={kind: dpo, length: mean, beta: 0.1}"
+    check(Path("preferred.yaml"), [small], as_machine=False, sample=0)
+    assert "loss.beta 0.1 is small for loss.length: mean" in "".join(capfd.readouterr())
+    run(small, "train.max_steps=1")
+    assert "loss.beta 0.1 is small for loss.length: mean" in "".join(capfd.readouterr())
+    run("loss={kind: dpo, length: mean, beta: 2}", "train.max_steps=1", overwrite=True)
+    assert "is small for" not in "".join(capfd.readouterr())
 
 
 def test_pairs_are_answers_for_kto(preferred):

@@ -15,6 +15,7 @@ from yrunner.models.quantization import require_bitsandbytes
 from yrunner.models.size import DiskNeed, estimate_disk
 from yrunner.models.tuning import check_base_is_saved
 from yrunner.recipe.schema.model import AdapterTuning, FreezeTuning, QloraTuning
+from yrunner.recipe.schema.preference import SMALL_BETA, DpoLoss
 from yrunner.recipe.schema.recipe import Recipe
 from yrunner.storage.run_dir import free_bytes
 from yrunner.training.arguments import OF_BITSANDBYTES
@@ -57,6 +58,17 @@ def check_fit(run: Run) -> None:
     for rows in (prepared.train, prepared.validation):
         examples = rows.examples
         check_lengths(examples.lengths, examples.origin, config)
+
+
+def findings_of_recipe(recipe: Recipe) -> list[str]:
+    """Sentences on settings that are allowed, but hardly ever meant."""
+    loss = recipe.loss
+    if isinstance(loss, DpoLoss) and loss.length == "mean" and loss.beta < SMALL_BETA:
+        return [
+            f"loss.beta {loss.beta:g} is small for loss.length: mean, whose margins are nats per "
+            "token: nothing holds the model to its reference. Set loss.beta to about 1 to 10"
+        ]
+    return []
 
 
 def findings_of_base(run: Run, model: Any) -> list[str]:

@@ -359,7 +359,7 @@ class Run:
         return make_plan(
             rows.num_targets,
             lengths=rows.lengths,
-            pack_to=self._row_length if recipe.data.packing else None,
+            pack_to=self.row_length if recipe.data.packing else None,
             token_batch=recipe.train.token_batch,
             batch_size=recipe.train.batch_size,
             accumulation=recipe.train.gradient_accumulation_steps * num_ranks,
@@ -371,7 +371,7 @@ class Run:
         )
 
     @property
-    def _row_length(self) -> int:
+    def row_length(self) -> int:
         """Tokens of a packed row: both answers of a pair always fit into one."""
         return self.recipe.data.max_length * self.dataset.train.EXAMPLES_EACH
 

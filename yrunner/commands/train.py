@@ -7,7 +7,13 @@ from pathlib import Path
 from yrunner.assembly.diagnosis import explaining_stops
 from yrunner.assembly.keep import add_regulariser, prepare_reference, record_rows
 from yrunner.assembly.measure import Measured, measure, watched_examples
-from yrunner.assembly.preflight import check_disk, check_fit, check_needs, findings_of_base
+from yrunner.assembly.preflight import (
+    check_disk,
+    check_fit,
+    check_needs,
+    findings_of_base,
+    findings_of_recipe,
+)
 from yrunner.assembly.record import check_run_folder, find_start, record_start
 from yrunner.assembly.replay import check_keep_file, prepare_keep
 from yrunner.assembly.report import (
@@ -115,7 +121,7 @@ def _train_here(run: Run) -> None:
     arguments = training_arguments(run, plan, shared.micro_steps, deepspeed)
     model = untrained_model(run)
     if process.rank == 0:
-        for finding in findings_of_base(run, model):
+        for finding in (*findings_of_recipe(run.recipe), *findings_of_base(run, model)):
             warn(finding)
         check_disk(run, model, plan)
         record_start(run, plan, process.num_ranks)
