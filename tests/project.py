@@ -77,6 +77,33 @@ def write_project(folder: Path) -> Path:
     return folder
 
 
+DPO = Path("dpo.yaml")
+
+
+def pairs(number: int) -> list[dict[str, str]]:
+    return [
+        {"prompt": question, "chosen": answer, "rejected": answer.replace("capital", "town")}
+        for question, answer in questions(number)
+    ]
+
+
+@pytest.fixture
+def preference(project: Path) -> Path:
+    """A project with a third recipe, dpo.yaml, on pairs."""
+    write_jsonl(project / "pairs.jsonl", pairs(16))
+    write_jsonl(project / "held_out.jsonl", pairs(20)[16:])
+    recipe = yaml.safe_load((project / "tuned.yaml").read_text("utf-8"))
+    recipe |= {"name": "dpo", "loss": {"kind": "dpo"}, "eval": {}}
+    recipe["train"]["stage"] = "preference"
+    recipe["data"] = {
+        "max_length": 128,
+        "train": [{"file": "pairs.jsonl"}],
+        "validation": [{"file": "held_out.jsonl"}],
+    }
+    write_recipe(project / DPO, recipe)
+    return project
+
+
 def answers_of(side: Side, exact: list[float]) -> TaskResult:
     """What a model reached in a task of kind answer, of which each answer was exact or not."""
     per_question = {"exact": exact}

@@ -24,7 +24,7 @@ from benchmarks.faults.cases import Case
 from benchmarks.faults.stages import STAGES, Workshop
 from benchmarks.paths import ROOT
 
-ROWS_PER_CASE, RECIPES_PER_CASE = 400, 4
+ROWS_PER_CASE, PAIRS_PER_CASE, RECIPES_PER_CASE = 400, 40, 4
 """Fifty cases are 20,000 rows and 200 recipes."""
 
 
@@ -85,9 +85,10 @@ def _recipes(_: Workshop, cases: int, seed: int) -> Iterator[Case]:
 
 
 def _rows(_: Workshop, cases: int, seed: int) -> Iterator[Case]:
-    from benchmarks.faults.rows import row_cases
+    from benchmarks.faults.rows import pair_cases, row_cases
 
     yield from row_cases(cases * ROWS_PER_CASE, random.Random(seed))
+    yield from pair_cases(cases * PAIRS_PER_CASE, random.Random(seed))
 
 
 def _killed(workshop: Workshop, cases: int, seed: int) -> Iterator[Case]:

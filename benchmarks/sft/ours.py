@@ -26,7 +26,7 @@ from yrunner.tokens import IGNORE_INDEX
 from yrunner.training.arguments import make_arguments, token_weight
 from yrunner.training.callbacks import Cadence
 from yrunner.training.loop import Trainer as OurTrainer
-from yrunner.training.objective import Objective
+from yrunner.training.objective import TargetObjective
 from yrunner.training.spike_guard import SpikeGuard
 
 
@@ -77,7 +77,7 @@ def ours(folder: Path, loss: Loss) -> None:
         model,
         arguments,
         Batches(plan, examples, [], pad_token_id=0),
-        Objective(
+        TargetObjective(
             weight, loss_deadline=loss_deadline, normalize="targets", guard=SpikeGuard(train.spikes)
         ),
         Cadence(plan.num_updates),

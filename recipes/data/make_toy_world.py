@@ -1,6 +1,6 @@
 """Write the toy world: a small invented corpus in Chinese and English that trains in minutes.
 
-`python make_toy_world.py [--out DIR]` writes the six data files, the same bytes every time;
+`python make_toy_world.py [--out DIR]` writes the data files, the same bytes every time;
 README.md describes them. The general part is knowledge that a base model should have and keep. The
 legal part is a field to fine-tune on, with the flaws of real field data: boilerplate, few facts
 asked in many ways, and about one faulty row in ten.
@@ -18,6 +18,7 @@ from typing import Any
 
 from faults import cut, garble, mistype
 from toy_general import Fact, general_facts
+from toy_preference import preference_files
 from toy_statutes import LANGUAGES, Article, Language, write_statute_books
 
 SEED = 42
@@ -25,7 +26,10 @@ TESTS_PER_FIELD_AND_LANGUAGE = 30
 VALIDATION_ROWS_PER_LANGUAGE = 20
 NUMBER_TESTS_PER_LANGUAGE = 12
 FAULTY_SHARE = 0.1
-FILE_WORDS = {"instruction", "input", "output", "field", "legal", "language", "zh", "en"}
+FILE_WORDS = {
+    *("instruction", "input", "output", "field", "legal", "language", "zh", "en"),
+    *("prompt", "chosen", "rejected", "kind", "article", "polite", "short"),
+}
 
 Row = dict[str, Any]
 
@@ -59,7 +63,8 @@ def make_toy_world() -> dict[str, list[Row]]:
     """Return the rows of each file."""
     rng = random.Random(SEED)
     old_articles, harbour_articles = write_statute_books(rng)
-    general_train, general_test = split_general(general_facts(old_articles, rng), rng)
+    facts = general_facts(old_articles, rng)
+    general_train, general_test = split_general(facts, rng)
     legal_train, legal_validation = split_legal(harbour_articles, rng)
     faults = plant_faults(legal_train, rng)
     outputs = [row.answer for row in legal_train]
@@ -76,6 +81,7 @@ def make_toy_world() -> dict[str, list[Row]]:
         "legal_faults.jsonl": [
             {"row": fault.row, "kind": fault.kind, "right": fault.right} for fault in faults
         ],
+        **preference_files(harbour_articles, facts, random.Random(SEED)),
     }
 
 
@@ -197,23 +203,30 @@ def test_row(question: str, answer: str, field: str, language: Language) -> Row:
 
 
 def check_promises(files: dict[str, list[Row]]) -> None:
-    """No question appears twice, and the general part has every word of the legal part."""
-    questions = [
-        question
-        for name, rows in files.items()
-        if name != "legal_faults.jsonl"
-        for question in asked(rows)
-    ]
-    assert len(questions) == len(set(questions)), "a question appears in two rows"
+    """No question appears twice, and the general part has every word of the other parts.
+
+    Pairs ask what other files ask, too.
+    """
+    for kind in ("general", "legal"), ("pairs",):
+        questions = [
+            question
+            for name, rows in files.items()
+            if name.startswith(kind) and not name.endswith(("faults.jsonl", "flips.jsonl"))
+            for question in asked(rows)
+        ]
+        assert len(questions) == len(set(questions)), "a question appears in two rows"
     general_words = words(files["general_train.jsonl"])
-    for name in ("legal_validation.jsonl", "legal_test.jsonl"):
+    for name in ("legal_validation.jsonl", "legal_test.jsonl", "pairs_train.jsonl"):
         unknown = words(files[name]) - general_words
         assert not unknown, f"{name} has words that the general part lacks: {unknown}"
 
 
 def asked(rows: Iterable[Row]) -> list[str]:
     return [
-        row["messages"][0]["content"] if "messages" in row else row["instruction"] for row in rows
+        row["messages"][0]["content"]
+        if "messages" in row
+        else row.get("instruction", row.get("prompt"))
+        for row in rows
     ]
 
 

@@ -27,7 +27,73 @@ TYPES = {
 """What a parquet file can hold of a column; all others are texts."""
 
 
+def _said(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+def _turns(*contents: str) -> list[dict[str, str]]:
+    return [_said(("user", "assistant")[n % 2], content) for n, content in enumerate(contents)]
+
+
+def _shared(*contents: str) -> list[dict[str, str]]:
+    return [{"from": ("human", "gpt")[n % 2], "value": it} for n, it in enumerate(contents)]
+
+
+def _spoken(*contents: str) -> str:
+    return "".join(f"\n\n{('Human', 'Assistant')[n % 2]}: {it}" for n, it in enumerate(contents))
+
+
+PAIRS: dict[str, tuple[str, dict[str, Any]]] = {
+    "alpaca_ranking": (
+        "alpaca",
+        {"instruction": "谁管灯塔?", "input": "now", "system": "s", "history": [["a", "b"]],
+         "chosen": "市政厅。", "rejected": "nobody"},
+    ),
+    "ranked_output": ("alpaca", {"instruction": "Who?", "input": "", "output": ["me", "you"]}),
+    "sharegpt_ranking": (
+        "sharegpt",
+        {"conversations": _shared("a", "b", "Who?"), "chosen": {"from": "gpt", "value": "me"},
+         "rejected": {"from": "gpt", "value": "you"}},
+    ),
+    "texts": ("prompt_response", {"prompt": "Who?", "chosen": "me", "rejected": "you"}),
+    "lists": (
+        "prompt_response",
+        {"prompt": _turns("a", "b", "Who?"), "chosen": [_said("assistant", "me")],
+         "rejected": [_said("assistant", "you")]},
+    ),
+    "implicit": (
+        "messages", {"chosen": _turns("a", "b", "c", "d"), "rejected": _turns("a", "b", "c", "e")}
+    ),
+    "spoken": (
+        "text",
+        {"chosen": _spoken("a", "b", "c", "d"), "rejected": _spoken("a", "b", "c", "e")},
+    ),
+    "rejected_response": (
+        "messages", {"messages": _turns("a", "b", "c", "d"), "rejected_response": "e"}
+    ),
+    "rejected_messages": (
+        "messages", {"messages": _turns("a", "b"), "rejected_messages": _turns("a", "c")}
+    ),
+    "question": (
+        "question_answer", {"system": "s", "question": "Who?", "chosen": "me", "rejected": "you"}
+    ),
+    "openai": (
+        "messages",
+        {"input": {"messages": _turns("Who?")}, "preferred_output": [_said("assistant", "me")],
+         "non_preferred_output": [_said("assistant", "you")]},
+    ),
+    "kto_texts": ("prompt_response", {"prompt": "Who?", "completion": "me", "label": "true"}),
+    "kto_messages": ("messages", {"messages": _turns("a", "b", "c", "d"), "kto_tag": "false"}),
+    "kto_alpaca": ("alpaca", {"instruction": "Who?", "output": "me", "label": "0"}),
+}  # fmt: skip
+"""Rows of better and worse answers: their format, and one row."""
+NOT_IN_TABLES = ("alpaca_ranking", "ranked_output", "openai")
+"""Cells of csv and tsv files hold turns as JSON, but no other lists and objects."""
+
+
 def sound_rows(format_name: str) -> list[dict[str, Any]]:
+    if format_name in PAIRS:
+        return [PAIRS[format_name][1]]
     lines = (ASSETS / f"{format_name}.jsonl").read_text("utf-8").splitlines()
     return [json.loads(line)["row"] for line in lines]
 
@@ -68,11 +134,8 @@ def as_bytes(rows: list[Any], kind: str, format_name: str) -> bytes:
             return "\n".join(map(as_json, rows)).encode()
         case ".parquet" | ".arrow":
             columns = {
-                name: pa.array(
-                    [_fitting(record[place], TYPES.get(name, pa.string())) for record in records],
-                    TYPES.get(name, pa.string()),
-                )
-                for place, name in enumerate(names)
+                name: pa.array([_fitting(record[place], type_) for record in records], type_)
+                for place, (name, type_) in enumerate(_types(names, format_name).items())
             }
             sink = io.BytesIO()
             if kind == ".arrow":
@@ -92,6 +155,22 @@ def as_bytes(rows: list[Any], kind: str, format_name: str) -> bytes:
             return table.getvalue().encode(errors="replace")
 
 
+def _types(names: list[str], format_name: str) -> dict[str, pa.DataType]:
+    if format_name not in PAIRS:
+        return {name: TYPES.get(name, pa.string()) for name in names}
+    return {name: _type_of(value) for name, value in PAIRS[format_name][1].items()}
+
+
+def _type_of(value: Any) -> pa.DataType:
+    if isinstance(value, list):
+        return pa.list_(_type_of(value[0]))
+    if isinstance(value, dict):
+        is_turn = value.keys() & {"role", "from"}
+        own = pa.struct([(key, _type_of(part)) for key, part in value.items()])
+        return TURN if is_turn else own
+    return pa.string()
+
+
 def _cell(value: Any) -> str:
     if value is None:
         return ""
@@ -109,6 +188,27 @@ def _fitting(value: Any, type_: pa.DataType) -> Any:
             return None
         return [_fitting(part, type_.value_type) for part in value]
     return value.encode(errors="replace").decode() if isinstance(value, str) else None
+
+
+def check_answers(row: tuple[Conversation, ...]) -> None:
+    """What the rest of the program relies on: sound conversations with one prompt."""
+    for talk in row:
+        check_conversation(talk)
+        asked = [number for number, it in enumerate(talk.messages, start=1) if it.role == "user"]
+        replies = [it for it in talk.messages[asked[-1] :] if it.role == "assistant"]
+        assert any(it.learned for it in replies)
+        earlier = [it for it in talk.messages[: asked[-1]] if it.role == "assistant"]
+        assert not any(it.learned for it in earlier)
+    if len(row) == 1:
+        assert row[0].is_desirable is not None
+        return
+    assert [talk.is_desirable for talk in row] == [True, False]
+    prompts = [
+        [it.content.strip() for it in talk.messages if it.role in ("user", "system")]
+        for talk in row
+    ]
+    assert prompts[0] == prompts[1]
+    assert row[0].messages != row[1].messages
 
 
 def check_conversation(row: Conversation) -> None:

@@ -5,11 +5,20 @@ from typing import get_args
 
 import pytest
 
-from tests.data.damage import as_bytes, check_conversation, damaged, sound_rows
+from tests.data.damage import (
+    NOT_IN_TABLES,
+    PAIRS,
+    as_bytes,
+    check_answers,
+    check_conversation,
+    damaged,
+    sound_rows,
+)
 from yrunner.data.chat.tokenize import tokenize_conversations
 from yrunner.data.conversation import Conversation, FaultKind, FaultyRow
 from yrunner.data.dataset.row_report import Refusal
 from yrunner.data.formats.formats import FORMATS, Reading, known_columns, read_conversations
+from yrunner.data.formats.preference import read_answers
 from yrunner.data.readers.files import READERS
 from yrunner.errors import DataError
 
@@ -78,3 +87,35 @@ def test_what_is_kept_of_damaged_rows_is_tokenized_or_refused(format_name, tmp_p
     assert len(examples) == len(kept) > 20
     for row, example in zip(kept, examples, strict=True):
         assert isinstance(example, FaultyRow) or example.origin == row.origin
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape"),
+    [
+        (kind, shape)
+        for kind in READERS
+        for shape in PAIRS
+        if kind != ".txt" and not (kind in (".csv", ".tsv") and shape in NOT_IN_TABLES)
+    ],
+)
+def test_of_500_damaged_pairs_each_is_kept_or_refused_with_its_place(kind, shape, tmp_path):
+    chance = random.Random(f"{kind} {shape}")
+    format_name, row = PAIRS[shape]
+    path = tmp_path / f"rows{kind}"
+    path.write_bytes(as_bytes([damaged(row, chance) for _ in range(500)], kind, shape))
+    for reading in (Reading(format=format_name), Reading()):
+        opened = read_answers(path, reading, rated=shape.startswith("kto"))
+        assert opened.format == format_name
+        fates = list(opened.rows)
+        kept = [fate for fate in fates if not isinstance(fate, Refusal)]
+        origins = [fate.origin if isinstance(fate, Refusal) else fate[0].origin for fate in fates]
+        assert [(origin.file, origin.row) for origin in origins] == [
+            (path, number) for number in range(1, 501)
+        ]
+        for fate in fates:
+            if isinstance(fate, Refusal):
+                assert fate.kind in get_args(FaultKind)
+                assert fate.reason.isprintable(), fate.reason
+            else:
+                check_answers(fate)
+        assert 10 < len(kept) < 500

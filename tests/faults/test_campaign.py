@@ -67,6 +67,7 @@ def test_a_file_that_changes_during_reading_is_named_or_has_no_effect(cases):
 def test_corrupt_recipes_and_rows_are_rejected_by_line_and_row(cases):
     assert lost(cases, "corrupt recipe") == []
     assert lost(cases, "corrupt rows") == []
+    assert lost(cases, "corrupt pairs") == []
 
 
 def test_a_half_written_file_is_noticed_unless_its_name_marks_it_as_partial(tmp_path: Path):

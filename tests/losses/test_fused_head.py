@@ -164,9 +164,9 @@ def test_fused_is_plain_for_adapters(form, changes, capsys):
 def record_gradients(monkeypatch):
     """The gradients that the chunks of a plain head are added to."""
     seen = []
-    add = chunked_loss._LossAccumulator.add
+    add = chunked_loss.LossAccumulator.add
     monkeypatch.setattr(
-        chunked_loss._LossAccumulator,
+        chunked_loss.LossAccumulator,
         "add",
         lambda work, chunk: seen.append(work.gradients) or add(work, chunk),
     )

@@ -14,10 +14,17 @@ from benchmarks.processes import run_together
 from tests.losses.test_fused_head import NLIRG, slow_targets
 from tests.losses.test_parallel import ADAPTERS, NUM_PROCESSES, build_case, micro_batches
 from yrunner.losses.fused_head import attach, measure_targets
+from yrunner.losses.log_probs import measure_log_probs
 from yrunner.tokens import IGNORE_INDEX
 
-CASES = [(3, case) for case in ["tied", "untied", "odd", *ADAPTERS]]
-CASES += [(stage, case) for stage in (1, 2) for case in ["tied", "lora", "lora_on_head"]]
+WAYS = ("weighted", "log_probs")
+CASES = [(3, case, way) for case in ["tied", "untied", "odd", *ADAPTERS] for way in WAYS]
+CASES += [
+    (stage, case, way)
+    for stage in (1, 2)
+    for case in ["tied", "lora", "lora_on_head"]
+    for way in WAYS
+]
 BATCH_OF_UPDATE = (0, 1, 0)
 """Which of a rank's batches an update learns from; of the second, rank 1 has no target."""
 
@@ -58,6 +65,11 @@ def count_targets(place: int) -> int:
     return sum(int((batch["labels"][:, 1:] != IGNORE_INDEX).sum()) for batch in batches)
 
 
+def of_log_probs(log_prob_N: torch.Tensor) -> torch.Tensor:
+    """A loss whose gradient at a target depends on its log-probability."""
+    return (log_prob_N.exp() - 0.3 * log_prob_N).sum()
+
+
 def learn_under_zero(rank: int, folder: Path) -> None:
     """Losses of the updates and weights after them, of every case."""
     os.environ["DS_ACCELERATOR"] = "cpu"
@@ -66,14 +78,14 @@ def learn_under_zero(rank: int, folder: Path) -> None:
     # It would be compiled for most of a minute, only to be faster than gloo.
     deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False}
     deepspeed.init_distributed("gloo")
-    for stage, case in CASES:
-        found = learn_case(deepspeed, stage, case, rank)
+    for stage, case, way in CASES:
+        found = learn_case(deepspeed, stage, case, way, rank)
         if rank == 0:
-            torch.save(found, folder / f"{stage}_{case}.pt")
+            torch.save(found, folder / f"{stage}_{case}_{way}.pt")
 
 
 def learn_case(
-    deepspeed: Any, stage: int, case: str, rank: int
+    deepspeed: Any, stage: int, case: str, way: str, rank: int
 ) -> tuple[list[float], dict[str, torch.Tensor]]:
     model = build_zero_case(case)
     known_to_transformers = HfDeepSpeedConfig(zero_settings(stage))
@@ -85,8 +97,12 @@ def learn_case(
     losses = []
     for place in BATCH_OF_UPDATE:
         assert stage < 3 or all(parameter.numel() == 0 for parameter in model.parameters())
-        targets = measure_targets(engine, micro_batches(rank)[place], NLIRG)
-        loss = targets.weighted / count_targets(place)
+        batch = micro_batches(rank)[place]
+        if way == "weighted":
+            total = measure_targets(engine, batch, NLIRG).weighted
+        else:
+            total = of_log_probs(measure_log_probs(engine, batch).log_prob_N)
+        loss = total / count_targets(place)
         # ZeRO takes the mean over ranks; the sum is wanted.
         engine.backward(loss * NUM_PROCESSES)
         engine.step()
@@ -106,16 +122,21 @@ def found_under_zero(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("stage", "case"), CASES)
+@pytest.mark.parametrize(("stage", "case", "way"), CASES)
 def test_zero_learns_what_one_process_with_all_logits_does(
-    stage: int, case: str, found_under_zero: Path
+    stage: int, case: str, way: str, found_under_zero: Path
 ):
     model = build_zero_case(case)
     optimizer = sgd(model)
-    losses, weights = torch.load(found_under_zero / f"{stage}_{case}.pt")
+    losses, weights = torch.load(found_under_zero / f"{stage}_{case}_{way}.pt")
     for place, found in zip(BATCH_OF_UPDATE, losses, strict=True):
         batches = [micro_batches(rank)[place] for rank in range(NUM_PROCESSES)]
-        loss = sum(slow_targets(model, batch, NLIRG)[0] for batch in batches) / count_targets(place)
+        slow = [slow_targets(model, batch, NLIRG) for batch in batches]
+        totals = [
+            weighted if way == "weighted" else of_log_probs(-loss_N)
+            for weighted, loss_N, *_ in slow
+        ]
+        loss = sum(totals) / count_targets(place)
         assert found == pytest.approx(loss.item(), rel=1e-5)
         optimizer.zero_grad()
         loss.backward()

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from yrunner.data.formats.formats import Reading
+from yrunner.data.formats.preference import read_answers
+
 FOLDER = Path(__file__).parents[2] / "recipes" / "data"
 FIELDS = ("near", "middle", "far")
 
@@ -18,7 +21,9 @@ def rows(name: str) -> list[dict]:
 
 def questions(name: str) -> set[str]:
     return {
-        row["messages"][0]["content"] if "messages" in row else row["instruction"]
+        row["messages"][0]["content"]
+        if "messages" in row
+        else row.get("instruction") or row["prompt"]
         for row in rows(name)
     }
 
@@ -43,7 +48,10 @@ def test_no_test_question_is_in_the_training_data():
     assert not questions("legal_validation") & questions("legal_test")
 
 
-@pytest.mark.parametrize("name", ["general_train", "general_test", "legal_train", "legal_test"])
+NAMES = ["general_train", "general_test", "legal_train", "legal_test", "pairs_train", "pairs_test"]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_both_languages_have_about_half_of_the_rows(name: str):
     chinese = sum(map(is_chinese, questions(name))) / len(questions(name))
     assert 0.35 < chinese < 0.65
@@ -84,3 +92,53 @@ def test_the_base_has_seen_every_character_and_word_of_the_legal_part():
         for word in re.findall(r"[A-Za-z]+|[\u4e00-\u9fff]", row["output"])
     }
     assert [word for word in words if word not in general] == []
+
+
+def test_no_prompt_is_in_two_files_of_pairs():
+    parts = [questions(f"pairs_{part}") for part in ("train", "validation", "test")]
+    assert len(set.union(*parts)) == sum(map(len, parts)) == 300 + 36 + 120
+
+
+def test_the_flipped_pairs_are_exactly_those_listed_one_in_ten_of_each_kind():
+    test, flips = rows("pairs_test"), rows("pairs_flips")
+    listed = {flip["row"]: flip["kind"] for flip in flips}
+    right = {row["output"] for name in ("legal_test", "legal_validation") for row in rows(name)}
+    for number, row in enumerate(test, start=1):
+        match row["kind"]:
+            case "article":
+                is_right = row["chosen"] in right and row["rejected"] not in right
+            case "polite":
+                is_right = row["chosen"].startswith(("Hello!", "你好！"))
+            case "short":
+                is_right = len(row["chosen"]) < len(row["rejected"])
+        assert is_right == (number not in listed), row
+        assert listed.get(number, row["kind"]) == row["kind"]
+    assert [[*listed.values()].count(kind) for kind in ("article", "polite", "short")] == [4] * 3
+
+
+def test_marks_say_what_the_pairs_say():
+    pairs = {row["prompt"]: row for row in rows("pairs_train")}
+    marked = rows("kto_train")
+    assert 0.4 < sum(row["label"] for row in marked) / len(marked) < 0.6
+    for row in marked:
+        side = "chosen" if row["label"] else "rejected"
+        assert pairs[row["prompt"]][side] == row["completion"]
+
+
+def test_length_does_not_tell_the_right_article_or_the_polite_answer():
+    by_kind: dict[str, list[bool]] = {}
+    for row in rows("pairs_train"):
+        shorter = len(row["chosen"]) < len(row["rejected"])
+        by_kind.setdefault(row["kind"], []).append(shorter)
+    shares = {kind: sum(found) / len(found) for kind, found in by_kind.items()}
+    assert shares["short"] == 1
+    assert 0.2 < shares["article"] < 0.6
+    assert shares["polite"] == 0, "the polite answer is a little longer"
+
+
+@pytest.mark.parametrize("name", ["pairs_train", "pairs_validation", "pairs_test", "kto_train"])
+def test_pairs_and_marks_are_read_whole(name: str):
+    path = FOLDER / f"{name}.jsonl"
+    found = list(read_answers(path, Reading(), rated=name == "kto_train").rows)
+    assert len(found) == len(rows(name))
+    assert all(isinstance(row, tuple) for row in found)

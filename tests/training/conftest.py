@@ -25,7 +25,7 @@ from yrunner.training.callbacks import Cadence
 from yrunner.training.loop import Trainer
 from yrunner.training.memory.oom_probe import rehearse
 from yrunner.training.metrics import MetricsFile
-from yrunner.training.objective import Objective
+from yrunner.training.objective import TargetObjective
 from yrunner.training.spike_guard import SpikeGuard
 from yrunner.training.trackers import TensorBoard, tracker_callbacks
 
@@ -87,7 +87,7 @@ def make_trainer(tmp_path: Path, capitals_tokenizer: Any) -> Callable[..., Train
                 dtype=dtype,
             ),
             Batches(plan, train, validation or [], capitals_tokenizer.pad_token_id),
-            Objective(
+            TargetObjective(
                 weight,
                 loss_deadline=loss_deadline,
                 normalize=LOSSES[loss].normalize,

@@ -10,11 +10,11 @@ from typing import Any, Literal
 from yrunner.console import counted, print_table, say
 from yrunner.data.chat.tokenize import tokenize_conversations
 from yrunner.data.conversation import Conversation, FaultKind, TokenizedExample
-from yrunner.data.dataset.prepare import Rules, Source
+from yrunner.data.dataset.prepare import RowKind, Rules, Source, read_allowed
 from yrunner.data.dataset.quality import Finding
 from yrunner.data.dataset.row_report import KIND_WORDS, FileReport, Refusal
 from yrunner.data.dataset.splits import Prepared
-from yrunner.data.formats.formats import Reading, read_conversations
+from yrunner.data.formats.formats import Reading
 from yrunner.data.readers.files import Found, find_files, split_of
 from yrunner.data.readers.hub import hub_files
 from yrunner.errors import Origin
@@ -70,7 +70,15 @@ def rules_of(recipe: Recipe) -> Rules:
         system=data.system,
         targets=data.targets,
         texts_allowed=recipe.train.stage != "sft",
+        rows=row_kind_of(recipe),
     )
+
+
+def row_kind_of(recipe: Recipe) -> RowKind:
+    """What the rows of the recipe teach."""
+    if not recipe.learns_from_pairs:
+        return "examples"
+    return "ratings" if recipe.loss.kind == "kto" else "pairs"
 
 
 def data_name(entry: DataFile) -> str:
@@ -78,32 +86,32 @@ def data_name(entry: DataFile) -> str:
     return entry.hub or Path(entry.file or "").name
 
 
-def conversations_of(sources: Iterable[Source]) -> Iterator[Conversation]:
-    """The valid rows of the files, in order."""
+def conversations_of(sources: Iterable[Source], rules: Rules) -> Iterator[Conversation]:
+    """The valid rows of the files, in order, without bad answers."""
     for source in sources:
         for file in source.files:
-            for row in read_conversations(file, source.reading).rows:
-                if isinstance(row, Conversation):
-                    yield row
+            for row in read_allowed(file, source.reading, rules, None).rows:
+                if not isinstance(row, Refusal):
+                    yield from (talk for talk in row if talk.is_desirable is not False)
 
 
 def first_examples(
-    source: Source, tokenizer: Any, number: int, *, system: str | None
+    source: Source, tokenizer: Any, number: int, rules: Rules
 ) -> list[TokenizedExample]:
     """The first valid rows of the first file, tokenized."""
     first = replace(source, files=source.files[:1])
-    conversations = list(islice(conversations_of([first]), number))
-    results = tokenize_conversations(conversations, tokenizer, system=system)
+    conversations = list(islice(conversations_of([first], rules), number))
+    results = tokenize_conversations(conversations, tokenizer, system=rules.system)
     return [result for result in results if isinstance(result, TokenizedExample)]
 
 
-def texts_of(sources: Iterable[Source]) -> Iterator[str]:
+def texts_of(sources: Iterable[Source], rules: Rules) -> Iterator[str]:
     """Every text of the files, to train a tokenizer on."""
-    for row in conversations_of(sources):
+    for row in conversations_of(sources, rules):
         yield from (message.content for message in row.messages)
 
 
-def print_rows(prepared: Prepared, cache: Path) -> None:
+def print_rows(prepared: Prepared[Any], cache: Path) -> None:
     """Print row counts and unread columns per file, and how many files were found in `cache`."""
     columns = ("file", "for", "format", "rows", "kept", "cut", "left out", "tokens", "targets")
     rows = [
@@ -139,7 +147,7 @@ def print_rows(prepared: Prepared, cache: Path) -> None:
     _print_unused(prepared)
 
 
-def _print_unused(prepared: Prepared) -> None:
+def _print_unused(prepared: Prepared[Any]) -> None:
     """Print which files are of other splits, and how to validate on them."""
     read = {report.file for report in prepared.reports}
     unused = [file for file in prepared.unused if file not in read]
@@ -156,7 +164,7 @@ def _print_unused(prepared: Prepared) -> None:
         say(f"  to validate on {held_out[0].name}, add to data: validation: [{{file: {place}}}]")
 
 
-def print_left_out(prepared: Prepared) -> None:
+def print_left_out(prepared: Prepared[Any]) -> None:
     """Print which rows are left out, and which may need a look."""
     refusals = [refusal for report in prepared.reports for refusal in report.refusals]
     kinds: dict[FaultKind, list[Refusal]] = {}
@@ -174,7 +182,7 @@ def print_left_out(prepared: Prepared) -> None:
             (
                 _with_remedy(finding),
                 finding.count,
-                "\n".join(map(_place, finding.places[:SHOWN_ROWS])),
+                "\n".join(_places(finding)[:SHOWN_ROWS]),
             )
             for finding in prepared.findings
         ]
@@ -183,6 +191,15 @@ def print_left_out(prepared: Prepared) -> None:
 
 def _with_remedy(finding: Finding) -> str:
     return f"{finding.what}; {finding.remedy}" if finding.remedy else finding.what
+
+
+def _places(finding: Finding) -> list[str]:
+    """The first rows, each with the one that it repeats or contradicts."""
+    places = list(map(_place, finding.places))
+    if not finding.others:
+        return places
+    others = map(_place, finding.others)
+    return [f"{place} and {other}" for place, other in zip(places, others, strict=True)]
 
 
 def _short(refusal: Refusal) -> str:

@@ -13,7 +13,6 @@ from yrunner.assembly.run import Run
 from yrunner.console import as_gigabytes
 from yrunner.distributed.collectives import this_rank
 from yrunner.errors import RunError
-from yrunner.losses.fused_head import measure_targets
 from yrunner.recipe.schema.recipe import Recipe
 from yrunner.scoring.base_predictions import to_device
 from yrunner.storage.run_dir import write_json
@@ -107,14 +106,15 @@ def _rows_alone(trainer: Trainer) -> list[UpdateRow]:
         examples = trainer.batches.train.__getitems__([row])
         batch = to_device(trainer.batches.collate(examples), trainer.device)
         model.zero_grad()
-        targets = measure_targets(model, batch, trainer.objective.weight)
-        targets.weighted.backward()  # type: ignore[no-untyped-call]
-        loss = float(targets.loss_N.double().mean())
+        total, loss = trainer.objective.alone(model, batch)
+        total.backward()  # type: ignore[no-untyped-call]
         norm = _gradient_norm(model)
         finite = math.isfinite(loss) and math.isfinite(norm)
         found += [
             UpdateRow(origin.file.name, origin.row, _number(loss), _number(norm), finite)
-            for origin in dict.fromkeys(example.origin for example in examples)
+            for origin in dict.fromkeys(
+                example.origin for example in trainer.batches.examples_of(examples)
+            )
         ]
     model.zero_grad()
     return found
@@ -156,7 +156,8 @@ def _is_lack_of_memory(error: Exception) -> bool:
 def _explain_memory(trainer: Trainer, run: Run) -> RunError:
     model: Any = trainer.model
     model.zero_grad()
-    micro_batch = trainer.batches.train.__getitems__(trainer.plan.largest_micro_batch())
+    rows = trainer.plan.largest_micro_batch()
+    micro_batch = trainer.batches.examples_of(trainer.batches.train.__getitems__(rows))
     savings = find_savings(run, micro_batch)
     longest = max(len(example.input_ids) for example in micro_batch)
     done = trainer.state.global_step

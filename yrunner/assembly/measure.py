@@ -8,6 +8,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import numpy as np
 import torch
 
 from yrunner.assembly.identity import package_versions
@@ -15,7 +16,7 @@ from yrunner.assembly.run import Run
 from yrunner.console import counted, progress, say
 from yrunner.data.batching.plan import Plan
 from yrunner.data.conversation import TokenizedExample
-from yrunner.data.dataset.examples import Examples
+from yrunner.data.dataset.examples import Examples, Pairs, RatedExamples
 from yrunner.distributed.collectives import max_over_ranks, num_ranks
 from yrunner.evaluation.evaluated_model import Deferred, EvaluatedModel
 from yrunner.evaluation.figure_lines import BASE
@@ -217,7 +218,11 @@ def _answerable(run: Run) -> list[tuple[AnswerTask, list[Question]]]:
 
 
 def _watched_examples(run: Run) -> Examples:
-    return run.dataset.validation or run.dataset.train
+    """The examples whose losses are measured before and after training: better answers only."""
+    rows = run.dataset.validation or run.dataset.train
+    if isinstance(rows, RatedExamples):
+        return rows.examples.select(np.flatnonzero(rows.examples.column("ratings") > 0))
+    return rows.chosen if isinstance(rows, Pairs) else rows.examples
 
 
 def _score_watched(
@@ -335,7 +340,7 @@ def score_rows(
         examples,
         pad_token_id=run.tokenizer.pad_token_id,
         batch_size=run.recipe.train.batch_size,
-        weight=token_weight(run.recipe.loss)[0],
+        weight=token_weight(run.recipe.token_loss)[0],
     )
     found = []
     with progress(description, len(examples)) as advance:

@@ -15,6 +15,7 @@ from yrunner.models.quantization import require_bitsandbytes
 from yrunner.models.size import DiskNeed, estimate_disk
 from yrunner.models.tuning import check_base_is_saved
 from yrunner.recipe.schema.model import AdapterTuning, FreezeTuning, QloraTuning
+from yrunner.recipe.schema.preference import SMALL_BETA, DpoLoss
 from yrunner.recipe.schema.recipe import Recipe
 from yrunner.storage.run_dir import free_bytes
 from yrunner.training.arguments import OF_BITSANDBYTES
@@ -30,6 +31,8 @@ LOOKED_AT = 100
 def check_needs(run: Run) -> None:
     """Raise `MissingError` for a missing package, compiler or GPU."""
     recipe = run.recipe
+    if recipe.train.stage == "reward":
+        raise RunError(f"train.stage {recipe.train.stage} cannot be trained yet")
     check_trackers(recipe.train.trackers)
     _ = run.dtype
     if recipe.model.attention == "flash_attention_2":
@@ -52,8 +55,20 @@ def check_fit(run: Run) -> None:
     if isinstance(run.recipe.tuning, AdapterTuning) and run.recipe.model.scratch is None:
         check_base_is_saved(run.base_source)
     check_ids(run.tokenizer, config.get_text_config().vocab_size)
-    for examples in (prepared.train, prepared.validation):
+    for rows in (prepared.train, prepared.validation):
+        examples = rows.examples
         check_lengths(examples.lengths, examples.origin, config)
+
+
+def findings_of_recipe(recipe: Recipe) -> list[str]:
+    """Sentences on settings that are allowed, but hardly ever meant."""
+    loss = recipe.loss
+    if isinstance(loss, DpoLoss) and loss.length == "mean" and loss.beta < SMALL_BETA:
+        return [
+            f"loss.beta {loss.beta:g} is small for loss.length: mean, whose margins are nats per "
+            "token: nothing holds the model to its reference. Set loss.beta to about 1 to 10"
+        ]
+    return []
 
 
 def findings_of_base(run: Run, model: Any) -> list[str]:
@@ -64,7 +79,7 @@ def findings_of_base(run: Run, model: Any) -> list[str]:
     """
     tokenizer = run.tokenizer
     marks = set(tokenizer.all_special_ids) | set(tokenizer.get_added_vocab().values())
-    examples = [run.dataset.train[n] for n in range(min(LOOKED_AT, len(run.dataset.train)))]
+    examples = run.dataset.train.examples[:LOOKED_AT]
     read = {token_id for example in examples for token_id in example.input_ids} & marks
     written = {label for example in examples for label in example.labels} & marks
     written |= set(find_stop_ids(tokenizer)) & read

@@ -14,7 +14,6 @@ from yrunner.assembly.identity import (
 from yrunner.assembly.run import Run
 from yrunner.console import say, warn
 from yrunner.data.batching.plan import Plan
-from yrunner.data.dataset.row_report import as_json
 from yrunner.errors import RunError
 from yrunner.models.local import local_folder, read_origin
 from yrunner.recipe.load import recipe_to_yaml
@@ -57,7 +56,7 @@ def record_start(run: Run, plan: Plan, num_ranks: int) -> None:
     if run.recipe.model.base is not None:
         write_json(run_dir.base, base_record(run))
     write_json(run_dir.environment, {**describe_environment(), "processes": num_ranks})
-    write_json(run_dir.data_report, as_json(prepared.reports, prepared.findings))
+    write_json(run_dir.data_report, prepared.as_json())
 
 
 def check_run_folder(run: Run) -> None:

@@ -11,6 +11,7 @@ import torch
 from yrunner.assembly.dataset import data_name
 from yrunner.assembly.measure import Measured
 from yrunner.assembly.run import Run
+from yrunner.assembly.trainer import reference_in_words
 from yrunner.console import counted, print_table, say, warn
 from yrunner.data.batching.plan import Plan, epoch_after
 from yrunner.evaluation.scorers import headline_of
@@ -22,11 +23,11 @@ from yrunner.recipe.schema.eval import AnswerTask
 from yrunner.recipe.schema.recipe import (
     DftLoss,
     EaftLoss,
-    Loss,
     NlirgEntropyLoss,
     NlirgLoss,
     PlainLoss,
     Recipe,
+    TokenLoss,
 )
 from yrunner.reports import plots
 from yrunner.reports.html import (
@@ -56,6 +57,11 @@ DRIFT_CAPTION = (
     "from its base on rows that the base wrote, as KL(base || tuned). Where the lower curve rises "
     "while the upper one stays flat, the run forgets without learning."
 )
+REWARD_CAPTION = (
+    "Above: the share of pairs whose better answer has the higher reward. Below: how much more "
+    "likely the answers have become than under the reference, in nats per answer. Where the upper "
+    "of these curves falls below zero, the better answers are unlearned too."
+)
 WEIGHT_CAPTION = (
     "Above: the weight of a target's gradient by its loss. Below: the losses of the same targets "
     "before and after training."
@@ -77,6 +83,7 @@ def say_plan(run: Run, model: Any, plan: Plan) -> None:
         ("updates", f"{plan.num_updates:,} ({_epochs(plan)}, {_rows_of(plan)} each)"),
         ("keep", _keep(recipe, plan)),
         ("loss", f"{recipe.loss.kind}, {_targets_of_update(train.token_batch)} per update"),
+        *([("reference", reference)] if (reference := reference_in_words(recipe)) else []),
         ("learning rate", f"{train.learning_rate:g}, {train.lr_scheduler}, {train.optimizer}"),
         ("folder", str(recipe.run_folder)),
     ]
@@ -191,18 +198,9 @@ def write_run_report(run: Run, before: Measured, after: Measured) -> None:
     records = read_metrics(run_dir.metrics)
     blocks: list[Block] = [
         KeyFigures(_key_figures(run, before, after, records)),
-        Plot("Loss", plots.loss_curves(records), "The checkpoint is chosen by plain loss."),
+        *_loss_plots(recipe, records),
         *drift_plots(records),
-        Plot(
-            "Zones",
-            plots.zones_over_time(records),
-            "Shares of easy, learnable, hard and refused targets.",
-        ),
-        Plot(
-            "Weight by loss",
-            weight_plot(recipe.loss, before=before.token_losses, after=after.token_losses),
-            WEIGHT_CAPTION,
-        ),
+        *([] if recipe.learns_from_pairs else _weight_plots(recipe, records, before, after)),
         Plot("Learning rate", plots.learning_rate(records)),
         *_answer_blocks(recipe, before, after),
         Code("Recipe", recipe_to_yaml(recipe)),
@@ -210,7 +208,40 @@ def write_run_report(run: Run, before: Measured, after: Measured) -> None:
     write_report(Report(recipe.name, blocks, subtitle="yrunner"), run_dir.report)
 
 
-def shown_entropies(loss: Loss) -> dict[str, float]:
+def _loss_plots(recipe: Recipe, records: Sequence[Mapping[str, Any]]) -> list[Plot]:
+    if not recipe.learns_from_pairs:
+        caption = "The checkpoint is chosen by plain loss."
+        return [Plot("Loss", plots.loss_curves(records), caption)]
+    unit = _unit_of_loss(recipe)
+    caption = f"Loss {unit}. The checkpoint is chosen by its value on the validation rows."
+    curves = plots.loss_curves(records, unit=unit)
+    return [
+        Plot("Loss", curves, caption),
+        Plot("Rewards", plots.reward_curves(records), REWARD_CAPTION),
+    ]
+
+
+def _weight_plots(
+    recipe: Recipe, records: Sequence[Mapping[str, Any]], before: Measured, after: Measured
+) -> list[Plot]:
+    weights = weight_plot(recipe.token_loss, before=before.token_losses, after=after.token_losses)
+    return [
+        Plot(
+            "Zones",
+            plots.zones_over_time(records),
+            "Shares of easy, learnable, hard and refused targets.",
+        ),
+        Plot("Weight by loss", weights, WEIGHT_CAPTION),
+    ]
+
+
+def _unit_of_loss(recipe: Recipe) -> str:
+    if not recipe.learns_from_pairs:
+        return "nats per target"
+    return "per answer" if recipe.loss.kind == "kto" else "per pair"
+
+
+def shown_entropies(loss: TokenLoss) -> dict[str, float]:
     """The names of a loss's curves, and the entropy in nats of each.
 
     One curve if the weight depends on the loss alone.
@@ -226,7 +257,9 @@ def shown_entropies(loss: Loss) -> dict[str, float]:
             assert_never(loss)
 
 
-def weight_plot(loss: Loss, *, before: Sequence[float] = (), after: Sequence[float] = ()) -> str:
+def weight_plot(
+    loss: TokenLoss, *, before: Sequence[float] = (), after: Sequence[float] = ()
+) -> str:
     """The curves as SVG; `before` and `after` are losses of targets before and after training."""
     weight, loss_deadline = token_weight(loss)
     losses_N = torch.linspace(0, plots.HIGHEST_LOSS, NUM_POINTS)
@@ -306,7 +339,7 @@ def _key_figures(
     losses = validation_losses(records)
     record = read_json(run.folder.result) if run.folder.result.exists() else {}
     if record.get("step") in losses:
-        note = f"nats per target, at update {record['step']:,}"
+        note = f"{_unit_of_loss(recipe)}, at update {record['step']:,}"
         figures.append(("validation loss", f"{losses[record['step']]:.4f}", note))
     figures += drift_figures(records)
     steps = [record["step"] for record in records if "loss" in record]

@@ -8,7 +8,7 @@ import copy
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.util import find_spec
 from itertools import islice
@@ -19,6 +19,7 @@ import torch
 
 from yrunner.assembly.dataset import (
     BYTES_WORTH_A_BAR,
+    conversations_of,
     find_sources,
     keep_sources,
     print_left_out,
@@ -29,12 +30,10 @@ from yrunner.assembly.dataset import (
 from yrunner.assembly.identity import changes_since
 from yrunner.console import progress
 from yrunner.data.batching.plan import Plan, make_plan
-from yrunner.data.conversation import Conversation
 from yrunner.data.dataset.cache import Cache
-from yrunner.data.dataset.examples import Examples
+from yrunner.data.dataset.examples import Pairs, RatedExamples, StoredRows
 from yrunner.data.dataset.prepare import Rules, Source, check_conversations, prepare
 from yrunner.data.dataset.splits import Prepared
-from yrunner.data.formats.formats import read_conversations
 from yrunner.data.readers.text import State, check_unchanged, states_of
 from yrunner.distributed.topology import topology_of
 from yrunner.errors import MissingError, ModelError, RunError
@@ -280,9 +279,17 @@ class Run:
         """The recipe's rules for rows."""
         return rules_of(self.recipe)
 
+    @property
+    def keep_rules(self) -> Rules:
+        """The rules for rows of `keep`, which are conversations or texts in every stage."""
+        return replace(self.rules, rows="examples")
+
     @cached_property
-    def dataset(self) -> Prepared:
-        """All rows, tokenized now or cached; faults are counted, not refused."""
+    def dataset(self) -> Prepared[Any]:
+        """All rows, tokenized now or cached; faults are counted, not refused.
+
+        Of `Examples`, or of what `pairs` returns.
+        """
         _ = self.file_states
         size = sum(file.stat().st_size for file in self.files)
         bar: AbstractContextManager[Any] = (
@@ -291,7 +298,15 @@ class Run:
         with bar as advance:
             return self.prepare(self.sources, self.rules, advance)
 
-    def prepare(self, sources: Sequence[Source], rules: Rules, advance: Any = None) -> Prepared:
+    @property
+    def pairs(self) -> Prepared[Pairs] | Prepared[RatedExamples]:
+        """All rows of a recipe that learns from better and worse answers; rated ones for KTO."""
+        assert self.recipe.learns_from_pairs, "other stages learn from examples"
+        return self.dataset
+
+    def prepare(
+        self, sources: Sequence[Source], rules: Rules, advance: Any = None
+    ) -> Prepared[Any]:
         """Tokenize files, or find them in the cache that runs in one folder share."""
         cache = Cache(self.folder.prepared)
         return prepare(
@@ -322,10 +337,12 @@ class Run:
 
     def refuse_unreadable_rows(self) -> None:
         """Refuse rows whose faults show without a tokenizer."""
-        check_conversations([*self.sources, *self.keep_sources], self.rules)
+        check_conversations(self.sources, self.rules)
+        check_conversations(self.keep_sources, self.keep_rules)
 
     def _texts(self) -> Iterator[str]:
-        return texts_of(source for source in self.sources if source.purpose == "train")
+        sources = (source for source in self.sources if source.purpose == "train")
+        return texts_of(sources, self.rules)
 
     def plan(self, *, num_ranks: int | None = None) -> Plan:
         """Which rows the run trains on at which update.
@@ -336,13 +353,13 @@ class Run:
             num_ranks = topology_of(self.recipe.distributed, torch.cuda.device_count()).num_ranks
         return self.plan_for(self.dataset.train, num_ranks=num_ranks)
 
-    def plan_for(self, examples: Examples, *, num_ranks: int) -> Plan:
-        """The plan of a run on these examples."""
+    def plan_for(self, rows: StoredRows[Any], *, num_ranks: int) -> Plan:
+        """The plan of a run on these examples or pairs."""
         recipe = self.recipe
         return make_plan(
-            examples.num_targets,
-            lengths=examples.lengths,
-            pack_to=recipe.data.max_length if recipe.data.packing else None,
+            rows.num_targets,
+            lengths=rows.lengths,
+            pack_to=self.row_length if recipe.data.packing else None,
             token_batch=recipe.train.token_batch,
             batch_size=recipe.train.batch_size,
             accumulation=recipe.train.gradient_accumulation_steps * num_ranks,
@@ -352,6 +369,11 @@ class Run:
             seed=recipe.seed,
             kept_share=recipe.keep.share if isinstance(recipe.keep, HeldToRows) else 0.0,
         )
+
+    @property
+    def row_length(self) -> int:
+        """Tokens of a packed row: both answers of a pair always fit into one."""
+        return self.recipe.data.max_length * self.dataset.train.EXAMPLES_EACH
 
     # The evaluation
 
@@ -366,9 +388,8 @@ class Run:
         data = self.recipe.data
         source = self.sources[len(data.train) if data.validation else 0]
         file = source.files[0]
-        rows = read_conversations(file, source.reading).rows
-        conversations = (row for row in rows if isinstance(row, Conversation) and not row.is_text)
-        questions = [question_of(row) for row in islice(conversations, FIRST_ROWS)]
+        rows = conversations_of([replace(source, files=(file,))], self.rules)
+        questions = [question_of(row) for row in islice(rows, FIRST_ROWS) if not row.is_text]
         name = f"first rows of {file.name}"
         task = AnswerTask(kind="answer", name=name, side="domain", data=file)
         return [(task, questions)] if questions else []

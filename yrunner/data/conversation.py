@@ -23,10 +23,20 @@ FaultKind = Literal[
     "too_long",
     "altered",
     "thinking",
+    "equal_answers",
+    "different_prompts",
 ]
 """Why a row is refused; rows are counted by it."""
 
-Note = Literal["altered", "thinking", "spelled_plain", "spelled_kept", "end_by_hand"]
+Note = Literal[
+    "altered",
+    "thinking",
+    "spelled_plain",
+    "spelled_kept",
+    "end_by_hand",
+    "one_end",
+    "one_cut",
+]
 """Something about a tokenized row that deserves a look; quality.py says what."""
 
 
@@ -61,6 +71,8 @@ class Conversation:
     origin: Origin
     tools: tuple[Mapping[str, Any], ...] = ()
     """Tools in OpenAI's form, for the chat template."""
+    is_desirable: bool | None = None
+    """Whether its answer is the better one of a pair, or marked as good; None without a mark."""
 
     @property
     def is_text(self) -> bool:
@@ -89,6 +101,22 @@ class TokenizedExample:
     def target_positions(self) -> list[int]:
         """Positions of the targets, in order."""
         return [position for position, label in enumerate(self.labels) if label != IGNORE_INDEX]
+
+
+@dataclass(frozen=True)
+class TokenizedPair:
+    """A better and a worse answer to one prompt, as tokens."""
+
+    chosen: TokenizedExample
+    rejected: TokenizedExample
+
+
+@dataclass(frozen=True)
+class RatedExample:
+    """An answer that is marked good or bad, for KTO."""
+
+    example: TokenizedExample
+    is_desirable: bool
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,7 @@ def linear_targets(
     # Few and even chunks: a product with few rows is slow.
     rows = even_rows(len(labels_N), rows)
     work = partial(
-        _LossAccumulator,
+        LossAccumulator,
         labels_N=labels_N,
         weight=weight,
         form=form,
@@ -123,13 +123,18 @@ def logit_targets(
     """The targets of full logits, in float32 or wider."""
     loss_N = cross_entropy(logits_NV, labels_N, reduction="none")
     with torch.no_grad():
-        # Minus infinity, where a model forbids a token, would make the entropy NaN.
-        final_NV = logits_NV.detach().clamp(min=torch.finfo(logits_NV.dtype).min)
-        stats, _ = sweep(final_NV, labels_N, FINAL)
+        final_NV, stats = final_stats(logits_NV, labels_N)
         top_entropy_N = _top_entropy(final_NV, weight, FINAL)
         figures = _figures(stats, stats.mean_logit_N, weight, top_entropy_N)
         top_N = final_NV.argmax(dim=1) if wants_top else None
     return Targets(weigh(figures[2], loss_N).sum(), *figures, top_N)
+
+
+def final_stats(logits_NV: Tensor, labels_N: Tensor) -> tuple[Tensor, VocabStats]:
+    """Final logits without gradient, finite, and the statistics of their targets."""
+    # Minus infinity, where a model forbids a token, would make the entropy NaN.
+    final_NV = logits_NV.detach().clamp(min=torch.finfo(logits_NV.dtype).min)
+    return final_NV, sweep(final_NV, labels_N, FINAL)[0]
 
 
 def _figures(
@@ -149,7 +154,7 @@ def _top_entropy(logits_NV: Tensor, weight: TokenWeight, form: LogitForm) -> Ten
     return None if weight.top is None else entropy_of_top(logits_NV, weight.top, form)
 
 
-class _LossAccumulator(ChunkAccumulator):
+class LossAccumulator(ChunkAccumulator):
     """The weighted loss, the figures of the targets, and the gradients."""
 
     def __init__(
@@ -185,7 +190,7 @@ class _LossAccumulator(ChunkAccumulator):
         top_entropy_N = _top_entropy(logits_NV, self.weight, self.form)
         if self.wants_top:
             self.top_N[chunk] = logits_NV.argmax(dim=1)
-        stats, grad_NV = self._sweep(logits_NV, labels_N)
+        stats, grad_NV = self._sweep(logits_NV, labels_N, wants_mean=not self.mean_from_gradient)
         # Unweighted yet: the weight may depend on the entropy, which may come from this product.
         of_hidden_ND = self.gradients[0]
         grad_ND = None if of_hidden_ND is None else grad_NV.to(self.dtype) @ self.head_VD
@@ -205,15 +210,22 @@ class _LossAccumulator(ChunkAccumulator):
         top = (self.top_N,) if self.wants_top else ()
         return (weigh(weight_N, loss_N).sum(), *self.figures, *top)
 
-    def _sweep(self, logits_NV: Tensor, labels_N: Tensor) -> tuple[VocabStats, Tensor]:
+    def add_to_head(self, chunk: slice, gradient_N: Tensor) -> None:
+        """Add a chunk to the head's gradients alone, by the gradients of its unweighted losses."""
+        chunk_ND = self.hidden_ND[chunk].to(self.dtype)
+        logits_NV = self._multiply(chunk_ND)
+        _, grad_NV = self._sweep(logits_NV, self.labels_N[chunk], wants_mean=False)
+        self._add_to_head(grad_NV, chunk_ND, (self.form.scale * gradient_N)[:, None])
+
+    def _sweep(
+        self, logits_NV: Tensor, labels_N: Tensor, *, wants_mean: bool
+    ) -> tuple[VocabStats, Tensor]:
         if self.has_kernel:
             from yrunner.losses.vocab_sweep_triton import sweep_on_gpu
 
             return sweep_on_gpu(logits_NV, labels_N, self.form)
         out = self.grads_RV[: len(labels_N)]
-        return sweep(
-            logits_NV, labels_N, self.form, out=out, wants_mean=not self.mean_from_gradient
-        )
+        return sweep(logits_NV, labels_N, self.form, out=out, wants_mean=wants_mean)
 
     def _multiply(self, chunk_ND: Tensor) -> Tensor:
         """Raw logits: hidden states times the head's weight, plus its bias."""
@@ -242,7 +254,7 @@ class _LossAccumulator(ChunkAccumulator):
         if of_head_VD is None and of_head_V is None:
             return
         # A refused target adds nothing, not even NaN.
-        grad_NV.masked_fill_(~(factor_N1 > 0), 0)
+        grad_NV.masked_fill_(~(factor_N1.abs() > 0), 0)
         if of_head_V is not None:
             of_head_V.add_((factor_N1 * grad_NV).sum(dim=0))
         if of_head_VD is None:

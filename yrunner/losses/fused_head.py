@@ -1,4 +1,4 @@
-"""Patch a model's forward to return `Targets` or a `Divergence` instead of logits.
+"""Patch a model's forward to return `Targets`, log-probabilities or KL instead of logits.
 
 Full logits of a large vocabulary take more memory and time than the rest of a small model. The head
 runs inside the model's own forward, where ZeRO-3 and DDP expect it. For transformers 5, whose
@@ -28,6 +28,13 @@ from yrunner.losses.chunked_loss import (
 )
 from yrunner.losses.head_call import gather_as_one
 from yrunner.losses.kl import BaseHead, KlRequest, answer_from_hidden, answer_from_logits
+from yrunner.losses.log_probs import (
+    LogProbRequest,
+    TargetLogProbs,
+    linear_log_probs,
+    logit_log_probs,
+    module_log_probs,
+)
 from yrunner.losses.targets import (
     PLAIN,
     Targets,
@@ -46,7 +53,8 @@ PROBE_LENGTH = 8
 def attach(model: Any, rows: int | None = None) -> None:
     """Patch `forward` to return `Targets` for `token_weight=...`, KL for `kl=...`. Idempotent.
 
-    Other calls go to the model's own forward. `rows`: targets per chunk; None: automatic.
+    With `log_probs=...` it returns `TargetLogProbs`; other calls go to the model's own forward.
+    `rows`: targets per chunk; None: automatic.
     """
     causal = model.get_base_model() if isinstance(model, PeftModel) else model
     if isinstance(getattr(causal, "fused_head", None), _FusedHead):
@@ -61,14 +69,17 @@ def attach(model: Any, rows: int | None = None) -> None:
         token_weight: TokenWeight | None = None,
         wants_top: bool = False,
         kl: KlRequest | None = None,
+        log_probs: LogProbRequest | None = None,
         **kwargs: Any,
     ) -> Any:
-        if kl is None and token_weight is None:
+        if kl is None and token_weight is None and log_probs is None:
             return original(*args, **kwargs)
         assert not args, "pass the inputs by name"
         # Dictionaries: DeepSpeed looks for tensors in these alone.
         if kl is not None:
             return fused.kl(kl, **kwargs)
+        if log_probs is not None:
+            return vars(fused.log_probs(log_probs, **kwargs))
         assert token_weight is not None
         return vars(fused.targets(token_weight, wants_top, **kwargs))
 
@@ -121,6 +132,17 @@ class _FusedHead:
         hidden_BTD = self.model.base_model(**inputs).last_hidden_state
         return self._kl_from_hidden(hidden_BTD, labels, request)
 
+    def log_probs(
+        self, request: LogProbRequest, *, labels: Tensor, **kwargs: Any
+    ) -> TargetLogProbs:
+        """The log-probabilities of a batch's targets."""
+        inputs = self._settle(kwargs)
+        if not self.fits:
+            logits_NV, labels_N = self._target_logits(inputs, labels)
+            return logit_log_probs(logits_NV / request.temperature, labels_N)
+        hidden_BTD = self.model.base_model(**inputs).last_hidden_state
+        return self._log_probs_from_hidden(hidden_BTD, labels, request)
+
     def _settle(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """The inputs of the model's own forward; at the first batch, set `fits`."""
         # PEFT passes every argument of its own forward, given or not.
@@ -139,6 +161,18 @@ class _FusedHead:
         head = active_head(self.model)
         call = (hidden_ND, head, labels_N, weight, self.form, self._rows(hidden_ND), wants_top)
         return linear_targets(*call, self.pool) if is_plain(head) else module_targets(*call)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _log_probs_from_hidden(
+        self, hidden_BTD: Tensor, labels_BT: Tensor, request: LogProbRequest
+    ) -> TargetLogProbs:
+        is_target_BT, labels_N = target_places(labels_BT)
+        hidden_ND = hidden_BTD[:, :-1][is_target_BT]
+        head, form = active_head(self.model), self.form.at_temperature(request.temperature)
+        rows = self._rows(hidden_ND)
+        if is_plain(head):
+            return linear_log_probs(hidden_ND, head, labels_N, form, rows, self.pool)
+        return module_log_probs(hidden_ND, head, labels_N, form, rows)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _kl_from_hidden(

@@ -72,8 +72,8 @@ def at_least_float32(tensor: Tensor) -> Tensor:
 
 
 def weigh(weight_N: Tensor, value_N: Tensor) -> Tensor:
-    """Weight times value; 0 for a refused target, even if its value is NaN."""
-    return torch.where(weight_N > 0, weight_N * value_N, torch.zeros_like(value_N))
+    """Weight times value; 0 where the weight is 0 or NaN, even if the value is NaN."""
+    return torch.where(weight_N.abs() > 0, weight_N * value_N, torch.zeros_like(value_N))
 
 
 def sum_targets(targets: Targets, loss_deadline: float = HARD_UP_TO) -> Tensor:

@@ -40,6 +40,11 @@ class LogitForm:
             logits_NV = torch.tanh(logits_NV / self.softcap) * self.softcap
         return logits_NV
 
+    def at_temperature(self, temperature: float) -> "LogitForm":
+        """The form whose final logits are these divided by `temperature`."""
+        softcap = None if self.softcap is None else self.softcap / temperature
+        return LogitForm(self.scale / temperature, softcap)
+
     def cap_backward_(self, grad_NV: Tensor, logits_NV: Tensor) -> Tensor:
         """From the gradient at the capped logits to that before the cap. Overwrites both."""
         if self.softcap is not None:

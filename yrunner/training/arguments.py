@@ -23,10 +23,10 @@ from yrunner.losses.token_weights import EAFT_TOP, dft_weight, eaft_weight, nlir
 from yrunner.recipe.schema.recipe import (
     DftLoss,
     EaftLoss,
-    Loss,
     NlirgEntropyLoss,
     NlirgLoss,
     PlainLoss,
+    TokenLoss,
     TrainSection,
 )
 
@@ -145,7 +145,7 @@ def count_warmup(train: TrainSection, num_updates: int) -> int:
     return min(math.ceil(train.warmup_ratio * num_updates), num_updates - 1)
 
 
-def token_weight(loss: Loss) -> tuple[TokenWeight, float]:
+def token_weight(loss: TokenLoss) -> tuple[TokenWeight, float]:
     """The token weight of a loss section, and the loss at which the refused zone begins."""
     numbers = loss.model_dump(exclude={"kind", "normalize"})
     match loss:

@@ -10,7 +10,6 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import (
     TrainerCallback,
@@ -29,7 +28,6 @@ from yrunner.models.joined_lora import join_lora
 from yrunner.processor import look_around
 from yrunner.scoring.base_predictions import to_device
 from yrunner.storage.run_dir import RunDir
-from yrunner.tokens import IGNORE_INDEX
 from yrunner.training.arguments import make_accelerator, optimizer_for
 from yrunner.training.callbacks import Cadence, StopRequest
 from yrunner.training.checkpointing import Checkpointer, load_random_states
@@ -132,20 +130,18 @@ class Trainer:
 
     def _update(self, batches: list[Batch]) -> None:
         """One optimizer update on this rank's micro-batches."""
-        counts = [(batch["labels"] != IGNORE_INDEX).sum() for batch in batches]
-        num_targets = sum_over_ranks(torch.stack(counts).sum().to(self.device))
         self.before_update = Snapshot(self.objective.sums.values())
-        self.objective.begin_update()
         self.called.train()
+        self.objective.begin_update(self.model, batches, self.device)
         for number, batch in enumerate(batches):
             is_last = number == len(batches) - 1
-            self.learn(batch, number, num_targets, is_last=is_last)
+            self.learn(batch, number, is_last=is_last)
             # The first update is always finished: there is nothing to go back to.
             if not is_last and self.state.global_step and self.stop.cuts_off:
                 self.is_over = True
                 return self.save()
         if self.objective.by_weights and self.zero is None:
-            self.objective.divide_by_weights(self.model, num_targets)
+            self._multiply_gradients(self.objective.gradient_factor())
         norm = self._clip_and_judge()
         self.optimizer.step()
         rate = self.schedule.get_last_lr()[0]
@@ -156,24 +152,28 @@ class Trainer:
         self.state.global_step += 1
         self._after_update({"grad_norm": norm, "learning_rate": rate})
 
-    def learn(self, batch: Batch, number: int, num_targets: Tensor, *, is_last: bool) -> None:
+    def learn(self, batch: Batch, number: int, *, is_last: bool) -> None:
         """Forward and backward of micro-batch `number` (from 0); gradients add up."""
         self.accelerator.sync_gradients = is_last
         # DDP reduces gradients once, with the last; DeepSpeed reads `sync_gradients`.
         waits = self.zero is None and not is_last
         with self.accelerator.no_sync(self.called) if waits else nullcontext():
             penalty = self._penalty(number)
-            targets = self.objective.measure(self.called, to_device(batch, self.device))
-            loss = targets.weighted / num_targets
+            loss = self.objective.loss(self.model, self.called, to_device(batch, self.device))
             # DDP and DeepSpeed average gradients over ranks; the sum is wanted.
             loss = (loss if penalty is None else loss + penalty) * num_ranks()
             if self.zero is None:
                 self.accelerator.backward(loss)
                 return
             if self.objective.by_weights:
-                factor = float(self.objective.weight_factor(num_targets)) if is_last else 1.0
+                factor = float(self.objective.gradient_factor()) if is_last else 1.0
                 loss = self.zero.multiplied_when_stepping(loss, factor)
             self.accelerator.backward(loss, scale_wrt_gas=False)
+
+    def _multiply_gradients(self, factor: Tensor) -> None:
+        for weight in self.model.parameters():
+            if weight.grad is not None:
+                weight.grad.mul_(factor)
 
     def _penalty(self, number: int) -> Tensor | None:
         """The regulariser's part of the loss of the next micro-batch."""
@@ -222,7 +222,7 @@ class Trainer:
         self.save()
 
     def validate(self) -> dict[str, float] | None:
-        """Plain loss per target over all validation examples; None if a signal interrupts it."""
+        """The figures of all validation rows; None if a signal interrupts it."""
         metrics = self.objective.validate(self.model, self._validation_batches())
         if self.stop.cuts_off:
             return None

@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,16 @@ from yrunner.storage.run_dir import write_text
 
 GIB = 2**30
 
+Figures = dict[str, float]
+"""What is logged, under its names in metrics.jsonl; `loss` and `targets` among it."""
+
 
 class SignalMeter:
-    """Adds up the records of `sum_targets` between two logs, without waiting for the device."""
+    """Adds up the records of micro-steps between two logs, without waiting for the device."""
 
-    def __init__(self) -> None:
+    def __init__(self, figures_of: Callable[[Sequence[float]], Figures] | None = None) -> None:
+        """`figures_of`: from summed records to figures; None: those of `sum_targets`."""
+        self.figures_of = figures_of or figures_of_targets
         self._sums_R: Tensor | None = None
         self._seconds = 0.0
         self._started: float | None = None
@@ -42,11 +47,11 @@ class SignalMeter:
     def drain(self) -> dict[str, float]:
         """The figures of everything added since the last call, under their names in metrics.jsonl.
 
-        See `figures_of`; besides, the speed and the memory. All of it is of all processes, which
-        have to call this together.
+        See `figures_of_targets`; besides, the speed and the memory. All of it is of all processes,
+        which have to call this together.
         """
         assert self._sums_R is not None, "nothing was added"
-        figures = figures_of(sum_over_ranks(self._sums_R).tolist())
+        figures = self.figures_of(sum_over_ranks(self._sums_R).tolist())
         # tolist() waited for the device, so the clock now covers all the work.
         seconds = self._so_far()
         self._sums_R, self._seconds, self._started = None, 0.0, None
@@ -72,7 +77,7 @@ class SignalMeter:
         return self._seconds + running
 
 
-def figures_of(sums: Sequence[float]) -> dict[str, float]:
+def figures_of_targets(sums: Sequence[float]) -> Figures:
     """The figures of summed records of `sum_targets`, under their names in metrics.jsonl.
 
     Losses, weight, entropy and accuracy (top-1) are per target; `refused` (weight 0) and the

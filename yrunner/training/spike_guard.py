@@ -1,7 +1,7 @@
 """Judge every update before the optimizer steps: NaN, a spike, or zero weights."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any
 
@@ -11,7 +11,7 @@ from yrunner.console import warn
 from yrunner.errors import RunError
 from yrunner.losses.nlirg import ZONES
 from yrunner.recipe.schema.recipe import Spikes
-from yrunner.training.metrics import figures_of
+from yrunner.training.metrics import Figures, figures_of_targets
 
 WEIGHTLESS = 5
 """Consecutive updates without any weight before a warning."""
@@ -36,8 +36,14 @@ class Exploded(RunError):
 class SpikeGuard:
     """Sums up the records of one update, and judges it when it is complete."""
 
-    def __init__(self, spikes: Spikes) -> None:
+    def __init__(
+        self,
+        spikes: Spikes,
+        figures_of: Callable[[Sequence[float]], Figures] = figures_of_targets,
+    ) -> None:
+        """`figures_of`: from the summed records of an update to its figures."""
         self.spikes = spikes
+        self.figures_of = figures_of
         self.losses: list[float] = []
         """The plain losses of the last updates."""
         self.num_weightless = 0
@@ -55,7 +61,7 @@ class SpikeGuard:
         vars(self).update(state)
 
     def add(self, record_R: Tensor) -> None:
-        """Add the record of one micro-step, as `sum_targets` makes it."""
+        """Add the record of one micro-step."""
         self._sums_R = record_R if self._sums_R is None else self._sums_R + record_R
 
     def take(self) -> Tensor:
@@ -69,17 +75,18 @@ class SpikeGuard:
 
         `gradient_norm`: None where it may be infinite, which float16's scaling takes care of.
         """
-        figures = figures_of(sums)
+        figures = self.figures_of(sums)
         if not figures["targets"]:
             return
         loss = figures["loss"]
-        for name, value in (("loss", loss), ("weighted loss", figures["weighted_loss"])):
+        for name, value in (("loss", loss), ("weighted loss", figures.get("weighted_loss", 0.0))):
             if not math.isfinite(value):
                 raise Exploded(update, f"the {name} is {value}", figures)
         if gradient_norm is not None and not math.isfinite(gradient_norm):
             raise Exploded(update, f"the norm of the gradient is {gradient_norm}", figures)
         self._look_for_a_spike(update, loss, figures)
-        self._look_for_weight(update, figures)
+        if "mean_weight" in figures:
+            self._look_for_weight(update, figures)
 
     def _look_for_a_spike(self, update: int, loss: float, figures: dict[str, float]) -> None:
         before = self.losses

@@ -128,6 +128,15 @@ def test_a_row_that_has_nothing_to_learn_once_it_is_cut_is_refused(write, tokeni
     assert prepared.reports[0].cut == 0
 
 
+@pytest.mark.parametrize("name", ["\ud800", "a\x00b", "a\nb", "x" * 1000])
+def test_an_unread_column_may_have_any_name(name, write, tokenizer):
+    prepared = prepare_file(write("a.jsonl", jsonl(GOOD | {name: 1})), tokenizer)
+    (unread,) = prepared.reports[0].unread
+    assert unread.isprintable()
+    assert len(unread) < 50
+    assert prepared.reports[0].kept == 1
+
+
 def test_texts_are_refused_under_sft(write, tokenizer):
     path = write("a.txt", "one\ntwo\n")
     assert prepare_file(path, tokenizer).reports[0].kept == 2

@@ -19,7 +19,10 @@ ROW_OF = {
     "text": {"text": "t"},
 }
 CONVERSATIONS = [name for name in FORMATS if name != "text"]
-BAD = "marks a bad answer, which is for preference training (KTO); the other stages would learn it"
+BAD = (
+    "marks a bad answer, which only loss.kind: kto (train.stage: preference) can use; the other "
+    "stages would learn it"
+)
 NO_FRACTION = (
     "is not 0 or 1, and rows are learned in full or not at all; remove the column to learn every "
     "row in full"
@@ -178,7 +181,10 @@ def test_pairs_of_texts_can_be_read_as_texts(opened):
 def test_a_single_pair_among_other_rows_is_a_refused_row(opened):
     rows = [ALPACA, ALPACA | {"rejected": "b"}, ALPACA]
     (_, reason, _) = outcomes(opened(rows))
-    assert reason == 'has "rejected": better and worse answers, which are for preference training'
+    assert reason == (
+        'has "rejected": better and worse answers, which are for preference training '
+        "(train.stage: preference)"
+    )
 
 
 @pytest.mark.parametrize("column", ["image", "images", "video", "audios", "Image"])

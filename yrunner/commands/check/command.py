@@ -18,10 +18,17 @@ from yrunner.assembly.memory import (
     lines_of,
     variants,
 )
-from yrunner.assembly.preflight import DiskFacts, check_fit, check_needs, lack_of_space
+from yrunner.assembly.preflight import (
+    DiskFacts,
+    check_fit,
+    check_needs,
+    findings_of_recipe,
+    lack_of_space,
+)
 from yrunner.assembly.replay import check_keep_file, writing_note
 from yrunner.assembly.run import Run
 from yrunner.assembly.sharing import check_ranks
+from yrunner.assembly.trainer import reference_in_words
 from yrunner.commands.check.facts import (
     DataFacts,
     ModelFacts,
@@ -47,7 +54,6 @@ from yrunner.commands.check.signal import NotScored, Signal, describe_sample, sc
 from yrunner.console import say, warn
 from yrunner.data.batching.plan import Plan
 from yrunner.data.conversation import TokenizedExample
-from yrunner.data.dataset.row_report import as_json
 from yrunner.errors import DataError, YRunnerError
 from yrunner.losses.nlirg import zone_edges
 from yrunner.storage.run_dir import page_beside
@@ -160,7 +166,7 @@ def _measure_signal(run: Run, rows: int | None, page: Path | None) -> Signal | N
         return NotScored(error.message)
     if isinstance(sample, NotScored):
         return sample
-    signal = describe_sample(sample, zone_edges(token_weight(run.recipe.loss)[1]))
+    signal = describe_sample(sample, zone_edges(token_weight(run.recipe.token_loss)[1]))
     if page is not None:
         write_signal_page(run.recipe, sample, signal, page)
     return signal
@@ -173,9 +179,12 @@ def _print(run: Run, facts: Facts | None) -> None:
     if facts is None:
         return
     print_data(facts.data)
-    print_steps(facts.steps, "packed row" if run.recipe.data.packing else "example")
+    unit = {"examples": "example", "pairs": "pair", "ratings": "answer"}[run.rules.rows]
+    print_steps(facts.steps, "packed row" if run.recipe.data.packing else unit)
     if (note := writing_note(run.recipe)) is not None:
         say(note)
+    if (reference := reference_in_words(run.recipe)) is not None:
+        say(f"reference: {reference}")
     print_schedule(facts.schedule)
     print_memory(facts.memory, facts.advice)
     if facts.disk is not None:
@@ -193,8 +202,9 @@ def _as_json(
     return {
         "recipe": run.recipe.name,
         "refused": None if refusal is None else str(refusal),
-        "rows": as_json(prepared.reports, prepared.findings),
-        "base": {"findings": model.findings},
+        "rows": prepared.as_json(),
+        "base": {"findings": [*findings_of_recipe(run.recipe), *model.findings]},
+        "reference": reference_in_words(run.recipe),
         **(asdict(facts) if facts else {}),
         "signal": asdict(signal),
     }
@@ -202,7 +212,7 @@ def _as_json(
 
 def _say_verdict(run: Run, model: ModelFacts) -> None:
     say("")
-    for finding in model.findings:
+    for finding in (*findings_of_recipe(run.recipe), *model.findings):
         warn(finding)
     if model.unchecked is not None:
         say(model.unchecked)

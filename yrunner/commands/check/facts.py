@@ -16,6 +16,7 @@ from yrunner.data.batching.collate import SlicedExamples
 from yrunner.data.batching.packing import fill_rate
 from yrunner.data.batching.plan import Plan
 from yrunner.data.conversation import TokenizedExample
+from yrunner.data.dataset.preference import AnswerFacts, answer_facts
 from yrunner.data.dataset.row_report import FileReport
 from yrunner.data.dataset.splits import Prepared
 from yrunner.models.adapters import find_adapter, read_base
@@ -65,6 +66,7 @@ class DataFacts:
     """Statistics of the training examples."""
 
     examples: int
+    """Pairs count as one."""
     tokens: int
     targets: int
     lengths: list[tuple[int, int]]
@@ -72,11 +74,13 @@ class DataFacts:
     longest: int
     scripts: dict[str, float]
     """Share of each script among the letters and digits of the training files."""
+    answers: AnswerFacts | None
+    """Better and worse answers; None for a stage without them."""
 
 
-def data_facts(prepared: Prepared) -> DataFacts:
+def data_facts(prepared: Prepared[Any]) -> DataFacts:
     """Lengths, targets and scripts of the training examples."""
-    lengths_E = prepared.train.lengths
+    lengths_E = prepared.train.examples.lengths
     return DataFacts(
         examples=len(prepared.train),
         tokens=int(lengths_E.sum()),
@@ -84,6 +88,7 @@ def data_facts(prepared: Prepared) -> DataFacts:
         lengths=count_lengths(lengths_E),
         longest=int(lengths_E.max()),
         scripts=script_shares([it for it in prepared.reports if it.purpose == "train"]),
+        answers=answer_facts(prepared.train),
     )
 
 
@@ -120,13 +125,17 @@ def count_steps(run: Run, plan: Plan) -> Steps:
         packed_rows=None if plan.packs is None else len(plan.packs),
         packing_fill=None
         if plan.packs is None
-        else fill_rate(run.dataset.train.lengths, len(plan.packs), run.recipe.data.max_length),
+        else fill_rate(run.dataset.train.lengths, len(plan.packs), run.row_length),
     )
 
 
 def largest_micro_batch(run: Run, plan: Plan) -> list[TokenizedExample]:
     """The examples of the micro-batch with the most tokens in the first epoch."""
-    return SlicedExamples(run.dataset.train, run.recipe.train.token_batch).__getitems__(
+    rows = run.dataset.train
+    if run.recipe.learns_from_pairs:
+        places = [place for row in plan.largest_micro_batch() for place, _ in row]
+        return list(rows.select(np.array(places)).examples)
+    return SlicedExamples(rows, run.recipe.train.token_batch).__getitems__(
         plan.largest_micro_batch()
     )
 

@@ -11,6 +11,7 @@ from yrunner.assembly.report import weight_plot
 from yrunner.commands.check.facts import DataFacts, Schedule, Steps
 from yrunner.commands.check.signal import NotScored, Sample, Signal, Zone
 from yrunner.console import as_gigabytes, counted, is_terminal, print_table, say, show, terminal
+from yrunner.data.dataset.preference import AnswerFacts
 from yrunner.recipe.load import recipe_to_yaml
 from yrunner.recipe.schema.recipe import Loss, PlainLoss, Recipe
 from yrunner.reports.html import Block, Code, KeyFigures, Plot, Report, Table, write_report
@@ -33,12 +34,39 @@ def print_data(facts: DataFacts) -> None:
         (f"up to {end:,}", number, "█" * round(BAR_WIDTH * number / most))
         for end, number in facts.lengths
     ]
-    print_table("Length of the training examples in tokens", ("tokens", "examples", ""), rows)
+    what = "examples" if facts.answers is None else "answers"
+    print_table(f"Length of the training {what} in tokens", ("tokens", what, ""), rows)
     share = facts.targets / facts.tokens
     say(f"targets: {facts.targets:,} of {facts.tokens:,} tokens ({share:.1%})")
-    say(f"longest example: {counted(facts.longest, 'token')}")
+    say(f"longest {what[:-1]}: {counted(facts.longest, 'token')}")
     scripts = ", ".join(f"{name} {part:.1%}" for name, part in facts.scripts.items())
     say(f"letters: {scripts or 'none'}")
+    if facts.answers is not None:
+        print_answers(facts.answers)
+
+
+def print_answers(facts: AnswerFacts) -> None:
+    """Print what is known about better and worse answers, and what length alone would predict."""
+    say("")
+    names = ("chosen", "rejected") if facts.longer_wins is not None else ("good", "bad")
+    rows = [
+        (name, side.answers, side.tokens, side.targets, f"{side.mean_length:.1f}")
+        for name, side in zip(names, (facts.better, facts.worse), strict=True)
+    ]
+    columns = ("", "answers", "tokens", "targets", "mean length in targets")
+    print_table("Better and worse answers", columns, rows)
+    say(f"different prompts: {facts.prompts:,}")
+    if facts.longer_wins is None or facts.equally_long is None:
+        return
+    say(
+        f"longer wins: {facts.longer_wins:.1%} of the chosen answers are longer than the rejected "
+        f"ones, {facts.equally_long:.1%} as long"
+    )
+    if facts.shared_prompts != facts.better.answers:
+        say(
+            f"prompts with the same tokens on both sides: {facts.shared_prompts:,} of "
+            f"{facts.better.answers:,}"
+        )
 
 
 def print_steps(steps: Steps, unit: str) -> None:
@@ -140,7 +168,8 @@ def print_signal(recipe: Recipe, signal: Signal | NotScored) -> None:
         say(f"losses of the base: {signal.skipped}")
         return
     targets = counted(signal.targets, "target")
-    title = f"Loss of {targets} under the base, weighted by {recipe.loss.kind}"
+    weighted = "" if recipe.learns_from_pairs else f", weighted by {recipe.loss.kind}"
+    title = f"Loss of {targets} under the base{weighted}"
     bars = [
         ShareBar(bin_.zone, loss_range(bin_.start, bin_.end), bin_.share, bin_.mean_weight)
         for bin_ in signal.bins
@@ -149,8 +178,14 @@ def print_signal(recipe: Recipe, signal: Signal | NotScored) -> None:
     show(Text.assemble((title, "bold"), "\n\n", weight_bars(bars, columns)))
     say("")
     print_table("Zones of the loss", ZONE_COLUMNS, [_zone_row(zone) for zone in signal.zones])
-    for sentence in explain(signal, recipe.loss):
-        say(sentence)
+    if (wins := signal.base_wins) is not None:
+        say(
+            f"the base prefers the better answer in {wins.whole:.1%} of "
+            f"{counted(wins.pairs, 'pair')} (by likelihood per token: {wins.per_token:.1%})"
+        )
+    if not recipe.learns_from_pairs:
+        for sentence in explain(signal, recipe.loss):
+            say(sentence)
 
 
 def explain(signal: Signal, loss: Loss) -> list[str]:
@@ -184,13 +219,13 @@ def write_signal_page(recipe: Recipe, sample: Sample, signal: Signal, path: Path
     figures = KeyFigures(
         [
             ("targets", signal.targets, f"of {counted(signal.rows, 'row')}, scored by the base"),
-            ("mean weight", f"{signal.mean_weight:.3g}", f"loss: {recipe.loss.kind}"),
+            ("mean weight", f"{signal.mean_weight:.3g}", f"loss: {recipe.token_loss.kind}"),
             ("refused", f"{signal.refused:.1%}", "of the targets have the weight 0"),
         ]
     )
     plot = Plot(
         "Weight by loss",
-        weight_plot(recipe.loss, before=sample.loss_N.tolist()),
+        weight_plot(recipe.token_loss, before=sample.loss_N.tolist()),
         "Above: the weight of a target by its loss. Below: the losses of the sample.",
     )
     zones = Table("Zones", ZONE_COLUMNS, [_zone_row(zone) for zone in signal.zones])
@@ -207,7 +242,7 @@ def write_signal_page(recipe: Recipe, sample: Sample, signal: Signal, path: Path
         ],
         "Measured weights: the mean over the targets of each bin.",
     )
-    sentences = [f"{sentence}." for sentence in explain(signal, recipe.loss)]
+    sentences = [f"{sentence}." for sentence in explain(signal, recipe.token_loss)]
     meaning = [Prose("\n\n".join(sentences))] if sentences else []
     recipe_text = Code("Recipe", recipe_to_yaml(recipe))
     blocks: list[Block] = [figures, *meaning, plot, zones, bins, recipe_text]

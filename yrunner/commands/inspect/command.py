@@ -1,7 +1,7 @@
 """`yrun inspect`: show training examples token by token, as the model sees them."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -12,10 +12,23 @@ from yrunner.assembly.run import Run
 from yrunner.console import is_terminal, printable, show, terminal
 from yrunner.data.batching.plan import Plan
 from yrunner.data.chat.tokenize import tokenize_chunks
-from yrunner.data.conversation import Conversation, FaultyRow, TokenizedExample, TokenizedParts
-from yrunner.data.dataset.prepare import Source, fit
+from yrunner.data.conversation import (
+    FaultyRow,
+    RatedExample,
+    TokenizedExample,
+    TokenizedPair,
+    TokenizedParts,
+)
+from yrunner.data.dataset.prepare import (
+    Rules,
+    Source,
+    fit_row,
+    read_allowed,
+    special_ids_of,
+)
 from yrunner.data.dataset.row_report import Refusal, num_rows
-from yrunner.data.formats.formats import Reading, read_conversations
+from yrunner.data.formats.formats import Reading
+from yrunner.data.formats.preference import Answers
 from yrunner.data.readers.files import read_rows
 from yrunner.data.readers.text import Damaged
 from yrunner.errors import DataError, Origin, YRunnerError
@@ -25,15 +38,24 @@ SHOWN_FILES = 10
 
 
 @dataclass(frozen=True)
+class ShownExample:
+    """An example, and what is known of it."""
+
+    example: TokenizedExample
+    is_desirable: bool | None = None
+    """Whether it is the better one of a pair, or marked as good; None without a mark."""
+    num_cut: int = 0
+    """Tokens cut off behind it."""
+
+
+@dataclass(frozen=True)
 class FoundRow:
     """One row of the data and its examples."""
 
-    examples: list[TokenizedExample]
+    examples: list[ShownExample]
     """What it trains, or would train if it were not left out; empty if it cannot be parsed."""
     left_out: Refusal | None
     """Why it is left out; None if it is not."""
-    num_cut: int
-    """Tokens cut off after its only example."""
     raw: str
     """The raw row if it has no examples."""
 
@@ -58,34 +80,94 @@ def inspect(path: Path, overrides: list[str], *, number: int, row: str | None) -
 
 def _show_first(run: Run, number: int, view: TokenView) -> Iterator[Text]:
     data, rows = run.recipe.data, first_rows(run, number)
-    yield view.legend()
+    yield view.legend(has_worse=run.recipe.learns_from_pairs)
     for place, examples in enumerate(rows, start=1):
         if data.packing:
-            yield view.packed_row(place, examples, data.max_length)
-        for example in examples:
-            yield view.example(example, count_cut(example, run))
+            yield view.packed_row(place, [it.example for it in examples], data.max_length)
+        yield from _show(run, view, examples)
 
 
 def _show_one(run: Run, place: str, view: TokenView) -> Iterator[Text]:
     row = one_row(run, place)
     if row.examples:
-        yield view.legend()
+        yield view.legend(has_worse=run.recipe.learns_from_pairs)
     if row.left_out is not None:
         yield view.left_out(row.left_out.origin, row.left_out.reason)
     if not row.examples:
         yield Text(printable(row.raw))
-    for example in row.examples:
-        yield view.example(example, row.num_cut)
+    yield from _show(run, view, row.examples)
 
 
-def first_rows(run: Run, number: int) -> list[list[TokenizedExample]]:
+def _show(run: Run, view: TokenView, examples: Sequence[ShownExample]) -> Iterator[Text]:
+    """The examples; the prompt of a pair is shown once."""
+    names = {True: "chosen", False: "rejected"}
+    if run.rules.rows == "ratings":
+        names = {True: "good", False: "bad"}
+    before: TokenizedExample | None = None
+    for it in examples:
+        is_second = run.rules.rows == "pairs" and it.is_desirable is False and before is not None
+        num_hidden = 0
+        if is_second and before is not None:
+            prompt = before.input_ids[: before.target_positions[0]]
+            num_hidden = len(prompt) if it.example.input_ids[: len(prompt)] == prompt else 0
+        name = "" if it.is_desirable is None else names[it.is_desirable]
+        yield view.example(
+            it.example,
+            it.num_cut,
+            mark=name,
+            is_worse=it.is_desirable is False,
+            num_hidden=num_hidden,
+        )
+        before = it.example
+
+
+def first_rows(run: Run, number: int) -> list[list[ShownExample]]:
     """The examples of the first token rows, in training order.
 
     Raises `YRunnerError` if training would refuse the data.
     """
     run.refuse_faulty_rows()
     rows = islice(_rows_in_order(run.plan()), number)
-    return [[run.dataset.train[index] for index in row] for row in rows]
+    train = run.dataset.train
+    return [[shown for index in row for shown in _examples_of(train[index], run)] for row in rows]
+
+
+def _examples_of(
+    item: TokenizedExample | TokenizedPair | RatedExample, run: Run
+) -> list[ShownExample]:
+    """The examples of what the plan counts as one, with the tokens cut off behind each."""
+    examples: dict[bool | None, TokenizedExample]
+    match item:
+        case TokenizedPair():
+            examples = {True: item.chosen, False: item.rejected}
+        case RatedExample():
+            examples = {item.is_desirable: item.example}
+        case _:
+            examples = {None: item}
+    num_cut = _count_cut(examples, run)
+    return [ShownExample(example, rating, num_cut[rating]) for rating, example in examples.items()]
+
+
+def _count_cut(
+    examples: Mapping[bool | None, TokenizedExample], run: Run
+) -> dict[bool | None, int]:
+    """Tokens of each answer of a row that were cut off, found by tokenizing the row again."""
+    data = run.recipe.data
+    lengths = {rating: len(example.input_ids) for rating, example in examples.items()}
+    # Of a pair with one answer cut, the other has lost its end mark; KTO shows each alone.
+    may_be_cut = max(lengths.values()) >= data.max_length or run.rules.rows == "ratings"
+    if data.too_long != "cut" or not may_be_cut:
+        return dict.fromkeys(lengths, 0)
+    origin = next(iter(examples.values())).origin
+    file, reading = find_file(str(origin.file), run.sources)
+    row = find_row(file, reading, origin.row, run.rules)
+    assert not isinstance(row, Refusal), "a prepared row can be read"
+    whole = {talk.is_desirable: one for talk, one in zip(row, _tokenize(row, run), strict=True)}
+    return {
+        rating: len(one) - length
+        for rating, length in lengths.items()
+        if isinstance(one := whole[rating], TokenizedParts)
+    }
 
 
 def one_row(run: Run, place: str) -> FoundRow:
@@ -95,32 +177,27 @@ def one_row(run: Run, place: str) -> FoundRow:
     """
     name, number = parse_place(place)
     file, reading = find_file(name, run.sources)
-    found = find_row(file, reading, number)
-    whole = _tokenize(found, run)
-    if isinstance(whole, Refusal):
-        return FoundRow([], whole, 0, raw_row(whole.origin, reading))
     rules = run.rules
+    row = find_row(file, reading, number, rules)
+    if isinstance(row, Refusal):
+        return FoundRow([], row, raw_row(row.origin, reading))
+    results = _tokenize(row, run)
     left_out = None
     try:
-        is_text = isinstance(found, Conversation) and found.is_text
-        pieces = fit(whole, rules, is_text=is_text)
+        pieces, _, _ = fit_row(row, results, rules, special_ids_of(run.tokenizer))
     except FaultyRow as fault:
-        left_out = Refusal(whole.origin, fault.kind, str(fault))
-        pieces = [whole.cut(0, rules.max_length)]
-    num_cut = len(whole) - len(pieces[0]) if len(pieces) == 1 else 0
-    return FoundRow([piece.example() for piece in pieces], left_out, num_cut, "")
-
-
-def count_cut(example: TokenizedExample, run: Run) -> int:
-    """Tokens of the example's row that were cut off, found by tokenizing it again."""
-    length = len(example.input_ids)
-    data = run.recipe.data
-    if data.too_long != "cut" or length < data.max_length:
-        return 0
-    file, reading = find_file(str(example.origin.file), run.sources)
-    whole = _tokenize(find_row(file, reading, example.origin.row), run)
-    assert isinstance(whole, TokenizedParts), "a prepared row can be tokenized"
-    return len(whole) - length
+        left_out = Refusal(row[0].origin, fault.kind, str(fault))
+        pieces = [it.cut(0, rules.max_length) for it in results if isinstance(it, TokenizedParts)]
+    if len(pieces) < len(row):  # an answer that cannot be rendered
+        return FoundRow([], left_out, raw_row(row[0].origin, reading))
+    if len(pieces) > len(row):
+        return FoundRow([ShownExample(piece.example()) for piece in pieces], left_out, "")
+    shown = [
+        ShownExample(piece.example(), talk.is_desirable, len(whole) - len(piece))
+        for piece, talk, whole in zip(pieces, row, results, strict=True)
+        if isinstance(whole, TokenizedParts)
+    ]
+    return FoundRow(shown, left_out, "")
 
 
 def _rows_in_order(plan: Plan) -> Iterator[tuple[int, ...]]:
@@ -135,17 +212,11 @@ def _rows_in_order(plan: Plan) -> Iterator[tuple[int, ...]]:
                 yield row
 
 
-def _tokenize(row: Conversation | Refusal, run: Run) -> TokenizedParts | Refusal:
-    """The row before it is cut to data.max_length."""
-    if isinstance(row, Refusal):
-        return row
+def _tokenize(row: Answers, run: Run) -> list[TokenizedParts | FaultyRow]:
+    """The conversations of a row before they are cut to data.max_length."""
     rules = run.rules
-    ((result,),) = tokenize_chunks(
-        [[row]], run.tokenizer, system=rules.system, targets=rules.targets
-    )
-    if isinstance(result, FaultyRow):
-        return Refusal(row.origin, result.kind, str(result))
-    return result
+    (results,) = tokenize_chunks([row], run.tokenizer, system=rules.system, targets=rules.targets)
+    return results
 
 
 def parse_place(place: str) -> tuple[str, int]:
@@ -181,16 +252,17 @@ def find_file(name: str, sources: Sequence[Source]) -> tuple[Path, Reading]:
     raise YRunnerError(f"the recipe has no data file {name}", remedy=f"choose one of {places}")
 
 
-def find_row(file: Path, reading: Reading, number: int) -> Conversation | Refusal:
+def find_row(file: Path, reading: Reading, number: int, rules: Rules) -> Answers | Refusal:
     """The row with this number, or why it is refused.
 
     Raises `DataError` if the file has no such row.
     """
     rows, last = 0, 0
-    for row in read_conversations(file, reading).rows:
-        if row.origin.row == number:
+    for row in read_allowed(file, reading, rules, None).rows:
+        origin = row.origin if isinstance(row, Refusal) else row[0].origin
+        if origin.row == number:
             return row
-        rows, last = rows + 1, row.origin.row
+        rows, last = rows + 1, origin.row
     what = "no such row" if number > last else "this line is empty"
     known = f"choose one from 1 to {last:,}" + ("" if rows == last else f" ({num_rows(rows)})")
     raise DataError(Origin(file, number), what, remedy=known)

@@ -41,7 +41,7 @@ def inspect_html(
         title=recipe.name,
         models={when: name for when, (name, _) in models.items()},
         weighting=recipe.loss.kind,
-        loss_deadline=token_weight(recipe.loss)[1],
+        loss_deadline=token_weight(recipe.token_loss)[1],
         examples=[
             ScoredExample(example, {when: of[place] for when, of in scores.items()}, left_out)
             for place, example in enumerate(examples)
@@ -79,10 +79,10 @@ def _examples(run: Run, number: int, row: str | None) -> tuple[list[TokenizedExa
     """The examples to show, and why they are left out, if they are."""
     if row is None:
         rows = first_rows(run, number)
-        return [example for examples in rows for example in examples], ""
+        return [it.example for examples in rows for it in examples], ""
     found = one_row(run, row)
     left_out = found.left_out.reason if found.left_out else ""
-    examples = [example for example in found.examples if example.target_positions]
+    examples = [it.example for it in found.examples if it.example.target_positions]
     if not examples:
         raise YRunnerError(
             f"{row} has no targets to colour ({left_out})",

@@ -57,8 +57,8 @@ GGUF_BARS = {
 
 def probes_of(run: Run) -> Probes:
     """The first training rows, and some fixed texts."""
-    tokenizer, system = run.result_tokenizer, run.recipe.data.system
-    examples = first_examples(run.sources[0], tokenizer, NUM_ROWS, system=system)
+    tokenizer = run.result_tokenizer
+    examples = first_examples(run.sources[0], tokenizer, NUM_ROWS, run.rules)
     rows = [example.input_ids for example in examples]
     fixed = [tokenizer(text).input_ids for text in FIXED_TEXTS]
     return Probes([ids[:MOST_TOKENS] for ids in [*rows, *fixed] if ids])

@@ -21,8 +21,9 @@ from yrunner.commands.sort.report import LeftOut, Sorted, write_results, write_s
 from yrunner.commands.sort.score import measure_rows
 from yrunner.commands.sort.write import NOT_TOGETHER, ONE_BY_ONE, check_one_kind, ending_of
 from yrunner.console import Cell, print_table, progress, say
+from yrunner.data.dataset.examples import Examples
 from yrunner.data.dataset.prepare import Source
-from yrunner.data.dataset.row_report import FileReport, as_json, num_rows
+from yrunner.data.dataset.row_report import FileReport, num_rows
 from yrunner.data.dataset.splits import Prepared
 from yrunner.data.formats.formats import Reading
 from yrunner.data.readers.files import kind_of
@@ -82,6 +83,12 @@ def _check(run: Run, sources: Sequence[Source], *, overwrite: bool) -> SortDir:
             "a model from scratch knows nothing yet, so it cannot score rows",
             remedy="sort with a recipe that has a model.base",
         )
+    if run.recipe.learns_from_pairs:
+        raise YRunnerError(
+            f"train.stage {run.recipe.train.stage} learns from better and worse answers, which "
+            "cannot be sorted",
+            remedy="sort single answers: set train.stage to sft and loss.kind to plain",
+        )
     files = [file for source in sources for file in source.files]
     check_one_kind(files)
     for source in sources:
@@ -96,7 +103,7 @@ def _check(run: Run, sources: Sequence[Source], *, overwrite: bool) -> SortDir:
     return folder
 
 
-def _check_formats(sources: Sequence[Source], prepared: Prepared) -> list[FileReport]:
+def _check_formats(sources: Sequence[Source], prepared: Prepared[Examples]) -> list[FileReport]:
     """The reports of the training files. Raises `DataError` if they are read differently."""
     reports = [report for report in prepared.reports if report.purpose == "train"]
     readings = [source.reading for source in sources for _ in source.files]
@@ -125,7 +132,7 @@ def _open_folder(run: Run, folder: SortDir) -> None:
     folder.clear()
     write_text(folder.recipe, recipe_to_yaml(run.recipe))
     write_json(folder.environment, describe_environment())
-    write_json(folder.data_report, as_json(prepared.reports, prepared.findings))
+    write_json(folder.data_report, prepared.as_json())
 
 
 def _look(run: Run, folder: SortDir) -> Seen:

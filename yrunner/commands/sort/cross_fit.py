@@ -159,7 +159,7 @@ def _score_fold(fold: _Fold, folder: Path, clock: "_Clock") -> None:
         fold.held_out,
         pad_token_id=fold.run.tokenizer.pad_token_id,
         max_tokens=fold.run.max_tokens,
-        weight=token_weight(fold.run.recipe.loss)[0],
+        weight=token_weight(fold.run.recipe.token_loss)[0],
         done=fold.file.done,
     )
     with mixed_precision(trainer, fold.run.dtype):

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,8 +31,8 @@ class Batches:
         """`rank`: the number of this process among those that learn together."""
         self.plan = plan
         self.rank, self.num_ranks = rank, num_ranks
-        self.train = SlicedExamples(train, plan.token_batch)
-        self.validation = SlicedExamples(validation)
+        self.train: Any = SlicedExamples(train, plan.token_batch)
+        self.validation: Any = SlicedExamples(validation)
         self.pad_token_id = pad_token_id
         self.layout: BatchLayout = one_per_row
         """One example per row, unless the assembly chooses another layout."""
@@ -74,6 +75,10 @@ class Batches:
         rows: list[SlicedRow] = [((index, 0),) for index in range(number)]
         return [rows[start : start + size] for start in range(0, number, size)]
 
-    def collate(self, examples: Sequence[TokenizedExample]) -> Batch:
+    def collate(self, examples: Sequence[Any]) -> Batch:
         """By the layout of this moment: under ZeRO-3 it is chosen when training has begun."""
         return collate(examples, self.pad_token_id, self.layout)
+
+    def examples_of(self, examples: Sequence[Any]) -> list[TokenizedExample]:
+        """The examples in what `train` and `validation` yield."""
+        return list(examples)

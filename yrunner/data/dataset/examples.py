@@ -2,17 +2,23 @@
 
 # E = examples, T = tokens of all examples
 
+from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, ClassVar, Self, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from yrunner.data.conversation import TokenizedExample, TokenizedParts
+from yrunner.data.conversation import (
+    RatedExample,
+    TokenizedExample,
+    TokenizedPair,
+    TokenizedParts,
+)
 from yrunner.errors import Origin
 from yrunner.tokens import IGNORE_INDEX
 
@@ -32,6 +38,10 @@ class Traits:
     """64-bit hash of everything before the last reply; for a document that of its content."""
     oddities: int
     """Flags of quality.py: what deserves a look, such as characters that hint at damage."""
+    rating: int = 0
+    """1 for the better answer of a pair or one marked as good, -1 for the other, 0 without."""
+    shared: int = 0
+    """Tokens of the prompt, if both answers of a pair follow the same ones."""
 
 
 class ExampleWriter:
@@ -68,7 +78,9 @@ class ExampleWriter:
         self._append("rows", np.array([example.origin.row for example in examples], np.int64))
         self._append("contents", np.array([trait.content for trait in traits], np.uint64))
         self._append("prompts", np.array([trait.prompt for trait in traits], np.uint64))
-        self._append("oddities", np.array([trait.oddities for trait in traits], np.uint8))
+        self._append("oddities", np.array([trait.oddities for trait in traits], np.uint16))
+        self._append("ratings", np.array([trait.rating for trait in traits], np.int8))
+        self._append("shared", np.array([trait.shared for trait in traits], np.int32))
         self.num_tokens += len(ids_T)
         return int(num_targets_E.sum())
 
@@ -115,8 +127,14 @@ class StoredFile:
         return TokenizedExample(ids.tolist(), labels.tolist(), origin)
 
 
-class Examples(Sequence[TokenizedExample]):
-    """Examples of several files, in any order."""
+Item = TypeVar("Item")
+
+
+class StoredRows(Sequence[Item]):
+    """What is learned from, in rows of several files, in any order."""
+
+    EXAMPLES_EACH: ClassVar[int] = 1
+    """Adjacent examples of a file that make one item."""
 
     def __init__(self, files: Sequence[StoredFile], file_E: Column, index_E: Column) -> None:
         self.files = tuple(files)
@@ -124,16 +142,16 @@ class Examples(Sequence[TokenizedExample]):
         self.index_E = index_E
 
     @classmethod
-    def of(cls, files: Sequence[StoredFile]) -> "Examples":
-        """All examples of the files, file by file."""
-        counts = [len(file) for file in files]
+    def of(cls, files: Sequence[StoredFile]) -> Self:
+        """All items of the files, file by file."""
+        counts = [len(file) // cls.EXAMPLES_EACH for file in files]
         file_E = np.repeat(np.arange(len(files), dtype=np.int32), counts)
         index_E = np.concatenate([np.arange(count, dtype=np.int64) for count in (*counts, 0)])
         return cls(files, file_E, index_E)
 
     @classmethod
-    def joined(cls, parts: Iterable["Examples"]) -> "Examples":
-        """The examples of all parts, one after the other."""
+    def joined(cls, parts: Iterable["StoredRows[Item]"]) -> Self:
+        """The items of all parts, one after the other."""
         parts = list(parts)
         offsets = np.cumsum([0, *(len(part.files) for part in parts)])
         nothing = np.empty(0, np.int64)
@@ -142,36 +160,74 @@ class Examples(Sequence[TokenizedExample]):
         index_E = [part.index_E for part in parts]
         return cls(files, np.concatenate([nothing, *file_E]), np.concatenate([nothing, *index_E]))
 
-    def select(self, indices: NDArray[Any]) -> "Examples":
-        """The examples at these indices."""
-        return Examples(self.files, self.file_E[indices], self.index_E[indices])
+    def select(self, indices: NDArray[Any]) -> Self:
+        """The items at these indices."""
+        return type(self)(self.files, self.file_E[indices], self.index_E[indices])
 
     def __len__(self) -> int:
         return len(self.index_E)
 
     @overload
-    def __getitem__(self, index: int) -> TokenizedExample: ...
+    def __getitem__(self, index: int) -> Item: ...
     @overload
-    def __getitem__(self, index: slice) -> "Examples": ...
-    def __getitem__(self, index: int | slice) -> "TokenizedExample | Examples":
+    def __getitem__(self, index: slice) -> Self: ...
+    def __getitem__(self, index: int | slice) -> Item | Self:
         if isinstance(index, slice):
             return self.select(np.arange(len(self))[index])
-        return self.files[self.file_E[index]].example(int(self.index_E[index]))
+        return self.item(self.files[self.file_E[index]], int(self.index_E[index]))
+
+    @abstractmethod
+    def item(self, file: StoredFile, index: int) -> Item:
+        """The item of a file at an index."""
+
+    @property
+    @abstractmethod
+    def examples(self) -> "Examples":
+        """Every example, in order: both answers of a pair."""
 
     def origin(self, index: int) -> Origin:
-        """The origin of an example, without reading its tokens."""
+        """The origin of an item, without reading its tokens."""
         file = self.files[self.file_E[index]]
-        return Origin(file.file, int(file.columns["rows"][self.index_E[index]]))
+        place = self.index_E[index] * self.EXAMPLES_EACH
+        return Origin(file.file, int(file.columns["rows"][place]))
 
     @cached_property
     def lengths(self) -> Column:
-        """Number of tokens of each example, shape [E]."""
-        return self.column("lengths")
+        """Number of tokens of each item, shape [E]."""
+        return self.total("lengths")
 
     @cached_property
     def num_targets(self) -> Column:
-        """Number of targets of each example, shape [E]."""
-        return self.column("num_targets")
+        """Number of targets of each item, shape [E]."""
+        return self.total("num_targets")
+
+    def total(self, name: str) -> Column:
+        """A number of every item, summed over its examples, shape [E]."""
+        column_E: Column = self.examples.column(name).reshape(-1, self.EXAMPLES_EACH).sum(axis=1)
+        return column_E
+
+    @property
+    def row_E(self) -> Column:
+        """A number for the row of each item: rows of a file of pairs give two rated examples."""
+        return np.arange(len(self))
+
+    @property
+    def split_E(self) -> Column:
+        """A number for each item; items with the same number must not be split up."""
+        return np.arange(len(self))
+
+
+class Examples(StoredRows[TokenizedExample]):
+    """Tokenized conversations and texts."""
+
+    def item(self, file: StoredFile, index: int) -> TokenizedExample:
+        """The example of a file at an index."""
+        return file.example(index)
+
+    @property
+    def examples(self) -> "Examples":
+        """Itself."""
+        return self
 
     def column(self, name: str) -> Column:
         """A fact about every example, shape [E]; see `Traits`."""
@@ -181,3 +237,65 @@ class Examples(Sequence[TokenizedExample]):
             if here_E.any():
                 whole[here_E] = file.columns[name][self.index_E[here_E]]
         return whole
+
+
+class Pairs(StoredRows[TokenizedPair]):
+    """Better and worse answers to the same prompts."""
+
+    EXAMPLES_EACH = 2
+
+    def item(self, file: StoredFile, index: int) -> TokenizedPair:
+        """The pair of a file at an index."""
+        return TokenizedPair(file.example(2 * index), file.example(2 * index + 1))
+
+    @property
+    def examples(self) -> Examples:
+        """Both answers of each pair, the better one first."""
+        index_E = np.stack([2 * self.index_E, 2 * self.index_E + 1], axis=1).reshape(-1)
+        return Examples(self.files, np.repeat(self.file_E, 2), index_E)
+
+    @property
+    def chosen(self) -> Examples:
+        """The better answer of each pair."""
+        return Examples(self.files, self.file_E, 2 * self.index_E)
+
+    @property
+    def rejected(self) -> Examples:
+        """The worse answer of each pair."""
+        return Examples(self.files, self.file_E, 2 * self.index_E + 1)
+
+    @property
+    def split_E(self) -> Column:
+        """A number for the prompt of each pair."""
+        return _numbered(self.chosen.column("prompts"))
+
+
+class RatedExamples(StoredRows[RatedExample]):
+    """Answers that are marked good or bad."""
+
+    def item(self, file: StoredFile, index: int) -> RatedExample:
+        """The rated example of a file at an index."""
+        return RatedExample(file.example(index), bool(file.columns["ratings"][index] > 0))
+
+    @property
+    def examples(self) -> Examples:
+        """The answers without their marks."""
+        return Examples(self.files, self.file_E, self.index_E)
+
+    @property
+    def row_E(self) -> Column:
+        """A number for the row of each answer."""
+        rows_E = self.examples.column("rows")
+        is_new_E = (np.diff(rows_E, prepend=-1) != 0) | (np.diff(self.file_E, prepend=-1) != 0)
+        return is_new_E.cumsum() - 1
+
+    @property
+    def split_E(self) -> Column:
+        """A number for the prompt of each answer."""
+        return _numbered(self.examples.column("prompts"))
+
+
+def _numbered(keys_E: Column) -> Column:
+    """For each key its number, in the order in which they first occur."""
+    _, first, number_E = np.unique(keys_E, return_index=True, return_inverse=True)
+    return first.argsort().argsort()[number_E]

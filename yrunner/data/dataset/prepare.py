@@ -4,20 +4,30 @@ import gc
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from itertools import chain, islice
+from operator import is_not
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from yrunner.data.chat.tokenize import TargetChoice, tokenize_chunks
-from yrunner.data.conversation import Conversation, FaultyRow, TokenizedParts
+from yrunner.data.conversation import Conversation, FaultyRow, Note, TokenizedParts
 from yrunner.data.dataset.cache import Cache, content_key, tokenizer_key
-from yrunner.data.dataset.examples import Examples, ExampleWriter, StoredFile
+from yrunner.data.dataset.examples import (
+    Examples,
+    ExampleWriter,
+    Pairs,
+    RatedExamples,
+    StoredFile,
+    StoredRows,
+)
 from yrunner.data.dataset.quality import count_scripts, traits_of
 from yrunner.data.dataset.row_report import FileReport, Refusal, num_rows
 from yrunner.data.dataset.splits import Prepared, stop_on
 from yrunner.data.formats.formats import ReadFile, Reading, read_conversations
+from yrunner.data.formats.preference import Answers, has_end_by_hand, read_answers
 from yrunner.data.readers.text import Advance, states_of, unchanged
 from yrunner.errors import DataError
 
@@ -42,6 +52,17 @@ class Source:
     """Files of other splits beside its files, for the user to know."""
 
 
+RowKind = Literal["examples", "pairs", "ratings"]
+"""What a row teaches: a conversation or text, a better and a worse answer, or answers that are
+marked good or bad."""
+
+ROWS: Mapping[RowKind, type[StoredRows[Any]]] = {
+    "examples": Examples,
+    "pairs": Pairs,
+    "ratings": RatedExamples,
+}
+
+
 @dataclass(frozen=True)
 class Rules:
     """How rows become examples, and when a row is refused."""
@@ -53,6 +74,7 @@ class Rules:
     system: str | None = None
     targets: TargetChoice = "assistant"
     texts_allowed: bool = True
+    rows: RowKind = "examples"
 
 
 def prepare(
@@ -63,23 +85,24 @@ def prepare(
     *,
     seed: int = 0,
     advance: Advance | None = None,
-) -> Prepared:
+) -> Prepared[Any]:
     """Read and tokenize every source, or find it in the cache.
 
     `advance` counts the bytes of cached files, too. Raises `DataError` if a file cannot be read,
     and `ModelError` if the tokenizer or its chat template cannot be used. Invalid rows raise only
     in `Prepared.check`, after what became of every row can be shown.
     """
-    prepared = Prepared()
+    kind = ROWS[rules.rows]
+    prepared = Prepared(kind)
     options = _deciding_options(tokenizer, rules)
     for number, source in enumerate(sources):
         files = [
             _prepare_file(file, source, tokenizer, rules, cache, options, advance)
             for file in source.files
         ]
-        chosen = _take(Examples.of([stored for _, stored in files]), source, f"{seed} {number}")
-        for index, (report, stored) in enumerate(files):
-            report.not_taken = len(stored) - int((chosen.file_E == index).sum())
+        chosen = _take(kind.of([stored for _, stored in files]), source, f"{seed} {number}")
+        for index, (report, _) in enumerate(files):
+            report.not_taken = report.examples - int((chosen.file_E == index).sum())
             prepared.reports.append(report)
         prepared.unused += [file for file in source.unused if file not in prepared.unused]
         prepared.add(source.purpose, chosen)
@@ -92,7 +115,7 @@ def check_conversations(sources: Sequence[Source], rules: Rules) -> None:
         row
         for source in sources
         for file in source.files
-        for row in _read_allowed(file, source.reading, rules, None).rows
+        for row in read_allowed(file, source.reading, rules, None).rows
         if isinstance(row, Refusal)
     ]
     stop_on(refusals, too_long=rules.too_long, invalid=rules.invalid, altered=rules.altered)
@@ -125,7 +148,7 @@ def _prepare_file(
         with cache.writing() as partial:
             # Otherwise an entry could hold the rows of other content than its key says.
             with unchanged(states):
-                opened = _read_allowed(file, source.reading, rules, advance)
+                opened = read_allowed(file, source.reading, rules, advance)
                 report = FileReport(
                     file, source.purpose, opened.format, list(opened.unread), list(opened.notes)
                 )
@@ -140,7 +163,7 @@ def _prepare_file(
 
 
 def _write_examples(
-    rows: Iterator[Conversation | Refusal],
+    rows: Iterator[Answers | Refusal],
     tokenizer: Any,
     rules: Rules,
     folder: Path,
@@ -148,21 +171,22 @@ def _write_examples(
 ) -> None:
     """Tokenize the rows of a file into `folder`, and report what became of each."""
     writer = ExampleWriter(folder, len(tokenizer))
-    rendered: deque[list[Conversation]] = deque()
+    special_ids = special_ids_of(tokenizer)
+    rendered: deque[list[Answers]] = deque()
 
     def conversations() -> Iterator[list[Conversation]]:
         for chunk in _chunks(rows):
             report.rows += len(chunk)
             report.refusals += [row for row in chunk if isinstance(row, Refusal)]
-            rendered.append([row for row in chunk if isinstance(row, Conversation)])
-            yield rendered[-1]
+            rendered.append([row for row in chunk if not isinstance(row, Refusal)])
+            yield list(chain.from_iterable(rendered[-1]))
 
     try:
         with _rare_garbage_collection():
             for results in tokenize_chunks(
                 conversations(), tokenizer, system=rules.system, targets=rules.targets
             ):
-                _write_chunk(rendered.popleft(), results, rules, writer, report)
+                _write_chunk(rendered.popleft(), results, rules, writer, report, special_ids)
         writer.finish()
     finally:
         writer.close()
@@ -170,14 +194,14 @@ def _write_examples(
     assert report.rows == report.kept + len(report.refusals), "a row has disappeared"
 
 
-def _chunks(rows: Iterator[Conversation | Refusal]) -> Iterator[list[Conversation | Refusal]]:
+def _chunks(rows: Iterator[Answers | Refusal]) -> Iterator[list[Answers | Refusal]]:
     """Rows to tokenize together: many short ones or few long ones."""
-    chunk: list[Conversation | Refusal] = []
+    chunk: list[Answers | Refusal] = []
     num_characters = 0
     for row in rows:
         chunk.append(row)
-        if isinstance(row, Conversation):
-            num_characters += sum(len(message.content) for message in row.messages)
+        if not isinstance(row, Refusal):
+            num_characters += sum(len(message.content) for talk in row for message in talk.messages)
         if len(chunk) == ROWS_AT_ONCE or num_characters > CHARACTERS_AT_ONCE:
             yield chunk
             chunk, num_characters = [], 0
@@ -201,33 +225,114 @@ def _rare_garbage_collection() -> Iterator[None]:
 
 
 def _write_chunk(
-    conversations: Sequence[Conversation],
+    rows: Sequence[Answers],
     results: Sequence[TokenizedParts | FaultyRow],
     rules: Rules,
     writer: ExampleWriter,
     report: FileReport,
+    special_ids: frozenset[int],
 ) -> None:
     kept: list[Conversation] = []
     examples: list[TokenizedParts] = []
     traits = []
-    for conversation, result in zip(conversations, results, strict=True):
+    tokenized = iter(results)
+    for row in rows:
+        whole = list(islice(tokenized, len(row)))
         try:
-            if isinstance(result, FaultyRow):
-                raise result
-            pieces = fit(result, rules, is_text=conversation.is_text)
+            pieces, notes, shared = fit_row(row, whole, rules, special_ids)
         except FaultyRow as fault:
-            report.refusals.append(Refusal(conversation.origin, fault.kind, str(fault)))
+            report.refusals.append(Refusal(row[0].origin, fault.kind, str(fault)))
             continue
-        kept.append(conversation)
+        report.kept += 1
+        report.examples += len(pieces) // ROWS[rules.rows].EXAMPLES_EACH
+        report.cut += len(pieces) == len(row) and any(map(is_not, pieces, whole))
+        kept += row
         examples += pieces
-        traits += [traits_of(conversation, part, result.notes) for part in range(len(pieces))]
-        report.cut += len(pieces) == 1 and pieces[0] is not result
+        for number, piece in enumerate(pieces):
+            # A conversation gives several pieces, or a row several conversations.
+            talk, part = (row[0], number) if len(row) == 1 else (row[number], 0)
+            found = traits_of(talk, part, piece.notes | notes)
+            traits.append(replace(found, shared=shared))
     report.targets += writer.add(examples, traits)
     report.tokens = writer.num_tokens
-    report.kept += len(kept)
-    report.examples += len(examples)
     texts = [message.content for talk in kept for message in talk.messages]
     report.scripts.update(count_scripts(texts))
+
+
+def special_ids_of(tokenizer: Any) -> frozenset[int]:
+    """The ids of special tokens, end marks among them."""
+    added = tokenizer.added_tokens_decoder.items()
+    return frozenset(tokenizer.all_special_ids) | {id_ for id_, token in added if token.special}
+
+
+FittedRow = tuple[list[TokenizedParts], frozenset[Note], int]
+"""The examples of a row, notes on the row as a whole, and the tokens that its answers share."""
+
+
+def fit_row(
+    row: Answers,
+    whole: Sequence[TokenizedParts | FaultyRow],
+    rules: Rules,
+    special_ids: frozenset[int],
+) -> FittedRow:
+    """What a row teaches, made of its tokenized conversations.
+
+    Raises `FaultyRow` if it cannot be used.
+    """
+    fitted = [_fit_answer(talk, one, rules, row) for talk, one in zip(row, whole, strict=True)]
+    if len(row) == 1:
+        return fitted[0], frozenset(), 0
+    return _fit_pair(row, [pieces[0] for pieces in fitted], whole, special_ids)
+
+
+def _fit_answer(
+    talk: Conversation, whole: TokenizedParts | FaultyRow, rules: Rules, row: Answers
+) -> list[TokenizedParts]:
+    try:
+        if isinstance(whole, FaultyRow):
+            raise whole
+        return fit(whole, rules, is_text=talk.is_text)
+    except FaultyRow as fault:
+        if len(row) == 1:
+            raise
+        which = "better" if talk.is_desirable else "worse"
+        raise FaultyRow(f"the {which} answer: {fault}", fault.kind) from fault
+
+
+def _fit_pair(
+    row: Answers,
+    answers: Sequence[TokenizedParts],
+    whole: Sequence[TokenizedParts | FaultyRow],
+    special_ids: frozenset[int],
+) -> FittedRow:
+    """Two answers that differ; if one was cut, neither has an end mark."""
+    notes: set[Note] = set()
+    is_cut = [one is not before for one, before in zip(answers, whole, strict=True)]
+    if any(is_cut) and not all(is_cut):
+        notes.add("one_cut")
+        answers = [
+            one if cut else _without_end(one, special_ids)
+            for one, cut in zip(answers, is_cut, strict=True)
+        ]
+    first, second = answers
+    if first.parts == second.parts:
+        where = f" in the first {len(first):,} tokens" if any(is_cut) else " once tokenized"
+        raise FaultyRow(f"both answers are the same{where}", "equal_answers")
+    if len({has_end_by_hand(talk) for talk in row}) == 2:
+        notes.add("one_end")
+    shared = len(first.parts[0]) if first.parts[0] == second.parts[0] else 0
+    return list(answers), frozenset(notes), shared
+
+
+def _without_end(answer: TokenizedParts, special_ids: frozenset[int]) -> TokenizedParts:
+    """The answer without its end mark and what the template writes behind it."""
+    last = max(number for number, part in enumerate(answer.parts) if number % 2 and part)
+    if answer.parts[last][-1] not in special_ids:
+        return answer
+    shorter = answer.cut(0, sum(map(len, answer.parts[: last + 1])) - 1)
+    if not shorter.has_targets:
+        raise FaultyRow("one answer is cut, and the other has only an end mark", "no_targets")
+    return shorter
 
 
 def fit(example: TokenizedParts, rules: Rules, *, is_text: bool) -> list[TokenizedParts]:
@@ -257,27 +362,37 @@ def fit(example: TokenizedParts, rules: Rules, *, is_text: bool) -> list[Tokeniz
     return pieces
 
 
-def _take(examples: Examples, source: Source, seed: str) -> Examples:
-    """The number of examples that the source uses, in their order."""
+def _take(rows: StoredRows[Any], source: Source, seed: str) -> StoredRows[Any]:
+    """The number of rows that the source uses, in their order."""
     if source.take is None and source.share is None:
-        return examples
-    number = source.take or max(1, round(len(examples) * (source.share or 0)))
-    if number > len(examples):
+        return rows
+    row_E = rows.row_E
+    total = int(row_E[-1]) + 1 if len(row_E) else 0
+    number = source.take or max(1, round(total * (source.share or 0)))
+    if number > total:
         names = ", ".join(file.name for file in source.files[:3])
         raise DataError(
             source.files[0] if len(source.files) == 1 else Path(names),
-            f"take is {number:,}, but only {num_rows(len(examples))} can be used",
+            f"take is {number:,}, but only {num_rows(total)} can be used",
             remedy="lower take, or remove it to use all rows",
         )
     generator = np.random.default_rng([*seed.encode()])
-    return examples.select(np.sort(generator.permutation(len(examples))[:number]))
+    return rows.select(np.flatnonzero(np.isin(row_E, generator.permutation(total)[:number])))
 
 
-def _read_allowed(file: Path, reading: Reading, rules: Rules, advance: Advance | None) -> ReadFile:
-    """`read_conversations`, but refuse plain texts if the rules do not allow them."""
+def read_allowed(
+    file: Path, reading: Reading, rules: Rules, advance: Advance | None
+) -> ReadFile[Answers]:
+    """Open a file as the rules say, and refuse plain texts if they do not allow them.
+
+    Raises `DataError` as `read_conversations` and `read_answers` do.
+    """
+    if rules.rows != "examples":
+        return read_answers(file, reading, rated=rules.rows == "ratings", advance=advance)
     opened = read_conversations(file, reading, advance)
     _check_texts_allowed(file, opened.format, rules)
-    return opened
+    rows = (row if isinstance(row, Refusal) else (row,) for row in opened.rows)
+    return ReadFile(opened.format, opened.unread, opened.notes, rows)
 
 
 def _check_texts_allowed(file: Path, format_name: str, rules: Rules) -> None:

@@ -6,7 +6,7 @@
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from itertools import groupby, pairwise
 from json import dumps
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yrunner.data.conversation import Conversation, Message, Note
-from yrunner.data.dataset.examples import Column, Examples, Flags, Traits
+from yrunner.data.dataset.examples import Column, Examples, Flags, StoredRows, Traits
 from yrunner.errors import Origin
 
 SHOWN_PLACES = 5
@@ -43,6 +43,16 @@ NOTES: Mapping[Note, tuple[int, str, str]] = {
         64,
         "hand-written end marks (left out)",
         "",
+    ),
+    "one_end": (
+        128,
+        "pairs of which only one answer ends with a hand-written end mark",
+        "write it behind both or neither: marks that this model does not use stay text",
+    ),
+    "one_cut": (
+        256,
+        "pairs of which only one answer was cut (the other loses its end mark, too)",
+        "raise data.max_length",
     ),
 }
 """Flag of each note, its finding and the remedy."""
@@ -71,22 +81,32 @@ class Finding:
     """The first rows of this kind."""
     remedy: str = ""
     """What to do about these rows, if that is not obvious."""
+    others: tuple[Origin, ...] = ()
+    """The row that each of the first rows repeats or contradicts; empty for other findings."""
 
 
 def traits_of(conversation: Conversation, part: int = 0, notes: Iterable[Note] = ()) -> Traits:
     """The traits of a conversation, or of one part of a split document."""
-    *before, last = conversation.messages
-    hashed = blake2b("".join(map(_written, before)).encode(), digest_size=8)
+    messages = conversation.messages
+    num_before = len(messages) - 1
+    if conversation.is_desirable is not None:
+        # Answers may have several turns, with the results of tools between them; blanks around
+        # them make no difference.
+        roles = [message.role for message in messages]
+        num_before = len(roles) - roles[::-1].index("user")
+        messages = tuple(replace(it, content=it.content.strip()) for it in messages)
+    hashed = blake2b("".join(map(_written, messages[:num_before])).encode(), digest_size=8)
     if conversation.tools:
         hashed.update(dumps(conversation.tools, sort_keys=True).encode())
     prompt = int.from_bytes(hashed.digest(), "little")
-    hashed.update(f"{_written(last)}{part or ''}".encode())
+    hashed.update(f"{''.join(map(_written, messages[num_before:]))}{part or ''}".encode())
     content = int.from_bytes(hashed.digest(), "little")
     texts = [message.content for message in conversation.messages]
     oddities = REPLACEMENT * any(REPLACEMENT_CHARACTER in text for text in texts)
     oddities |= CONTROL * any(CONTROL_CHARACTERS.search(text) is not None for text in texts)
     oddities |= sum(NOTES[note][0] for note in notes)
-    return Traits(content, content if conversation.is_text else prompt, oddities)
+    rating = 0 if conversation.is_desirable is None else 2 * conversation.is_desirable - 1
+    return Traits(content, content if conversation.is_text else prompt, oddities, rating)
 
 
 def _written(message: Message) -> str:
@@ -106,31 +126,34 @@ def count_scripts(texts: list[str]) -> dict[str, int]:
 
 def find(train: Examples, validation: Examples) -> list[Finding]:
     """Every kind of finding that occurs."""
-    return [finding for finding in _all_findings(train, validation) if finding.count]
+    return [found for found in _all_findings(train, validation) if found.count]
 
 
 def _all_findings(train: Examples, validation: Examples) -> Iterator[Finding]:
     contents_E, prompts_E = train.column("contents"), train.column("prompts")
     repeated_E = _repeated(contents_E)
-    yield _finding("exact duplicates in train", train, repeated_E)
-    yield _finding(
+    yield finding("exact duplicates in train", train, repeated_E)
+    yield finding(
         "different answers to the same prompt", train, _in_conflict(contents_E, prompts_E)
     )
     both_E = np.isin(validation.column("contents"), contents_E)
-    yield _finding("validation rows that are also in train", validation, both_E)
+    yield finding("validation rows that are also in train", validation, both_E)
     for name, examples in (("train", train), ("validation", validation)):
-        oddities_E = examples.column("oddities")
-        yield _finding(
-            f"replacement characters (\ufffd) in {name}", examples, oddities_E & REPLACEMENT != 0
-        )
-        yield _finding(f"control characters in {name}", examples, oddities_E & CONTROL != 0)
-        for flag, what, remedy in NOTES.values():
-            yield _finding(f"{what} in {name}", examples, oddities_E & flag != 0, remedy)
+        yield from find_oddities(name, examples, examples.column("oddities"))
 
 
-def _finding(what: str, examples: Examples, here_E: Flags, remedy: str = "") -> Finding:
+def find_oddities(name: str, rows: StoredRows[Any], oddities_E: Column) -> Iterator[Finding]:
+    """What is odd about single rows, by the flags of each."""
+    yield finding(f"replacement characters (\ufffd) in {name}", rows, oddities_E & REPLACEMENT != 0)
+    yield finding(f"control characters in {name}", rows, oddities_E & CONTROL != 0)
+    for flag, what, remedy in NOTES.values():
+        yield finding(f"{what} in {name}", rows, oddities_E & flag != 0, remedy)
+
+
+def finding(what: str, rows: StoredRows[Any], here_E: Flags, remedy: str = "") -> Finding:
+    """The finding about the rows that are flagged."""
     places = np.flatnonzero(here_E)
-    shown = tuple(examples.origin(int(place)) for place in places[:SHOWN_PLACES])
+    shown = tuple(rows.origin(int(place)) for place in places[:SHOWN_PLACES])
     return Finding(what, len(places), shown, remedy)
 
 

@@ -30,6 +30,8 @@ KIND_WORDS: dict[FaultKind, str] = {
     "too_long": "too long",
     "altered": "changed by the chat template",
     "thinking": "unbalanced thinking marks",
+    "equal_answers": "both answers the same",
+    "different_prompts": "different prompts",
 }
 
 
@@ -157,7 +159,7 @@ class FileReport:
 
 
 def as_json(reports: Iterable[FileReport], findings: Sequence[Finding]) -> dict[str, Any]:
-    """The content of `data_report.json`."""
+    """The reports and findings for `data_report.json`."""
     files = [
         {
             "file": str(report.file),
@@ -189,8 +191,13 @@ def as_json(reports: Iterable[FileReport], findings: Sequence[Finding]) -> dict[
                 "what": finding.what,
                 "remedy": finding.remedy,
                 "count": finding.count,
-                "first": [{"file": str(it.file), "row": it.row} for it in finding.places],
+                "first": [_place(it) for it in finding.places],
+                **({"others": [_place(it) for it in finding.others]} if finding.others else {}),
             }
             for finding in findings
         ],
     }
+
+
+def _place(origin: Origin) -> dict[str, Any]:
+    return {"file": str(origin.file), "row": origin.row}

@@ -1,18 +1,20 @@
 """The training and validation examples of a run."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 
-from yrunner.data.dataset.examples import Examples
+from yrunner.data.dataset.examples import Examples, StoredRows
+from yrunner.data.dataset.preference import answer_facts, find_among_answers
 from yrunner.data.dataset.quality import Finding, find
 from yrunner.data.dataset.row_report import (
     FileReport,
     Refusal,
+    as_json,
     describe_refusals,
     num_rows,
     refusal_remedy,
@@ -22,51 +24,62 @@ from yrunner.errors import YRunnerError
 Policy = Literal["refuse", "drop", "cut", "split", "allow"]
 
 
-def no_examples() -> Examples:
-    """No examples."""
-    return Examples.of([])
+Rows = TypeVar("Rows", bound=StoredRows[Any])
 
 
-@dataclass
-class Prepared:
-    """The examples of a run, and what became of every row."""
+class Prepared(Generic[Rows]):
+    """What a run learns from, and what became of every row."""
 
-    train: Examples = field(default_factory=no_examples)
-    validation: Examples = field(default_factory=no_examples)
-    reports: list[FileReport] = field(default_factory=list)
-    unused: list[Path] = field(default_factory=list)
-    """Files in the folders of the recipe that are of other splits."""
+    def __init__(self, kind: type[Rows]) -> None:
+        self.train: Rows = kind.of([])
+        self.validation: Rows = kind.of([])
+        self.reports: list[FileReport] = []
+        self.unused: list[Path] = []
+        """Files in the folders of the recipe that are of other splits."""
 
-    def add(self, purpose: Literal["train", "validation"], examples: Examples) -> None:
-        """Append examples."""
-        setattr(self, purpose, Examples.joined([getattr(self, purpose), examples]))
+    def add(self, purpose: Literal["train", "validation"], rows: Rows) -> None:
+        """Append rows."""
+        setattr(self, purpose, type(rows).joined([getattr(self, purpose), rows]))
 
     def set_validation_aside(self, share: float, seed: int) -> None:
-        """Move a random share of the training examples to validation: at least one, never all.
+        """Move a random share of the training rows to validation: at least one, never all.
 
-        Raises `YRunnerError` if there are fewer than two.
+        Pairs with equal prompts stay together. Raises `YRunnerError` if there are fewer than two
+        rows, or prompts.
         """
-        if len(self.train) < 2:
+        group_E = self.train.split_E
+        sizes = np.bincount(group_E)
+        if len(sizes) < 2:
+            is_one_prompt = len(self.train) > 1
             raise YRunnerError(
-                "data.validation_share needs at least two rows, one to train on and one to "
-                f"validate on; there is {len(self.train)}",
+                f"data.validation_share needs at least two {'prompts' * is_one_prompt or 'rows'}, "
+                f"one to train on and one to validate on; there is {len(sizes)}",
                 remedy="add rows, or remove data.validation_share",
             )
         number = min(max(1, round(len(self.train) * share)), len(self.train) - 1)
-        is_chosen = np.zeros(len(self.train), bool)
-        is_chosen[np.random.default_rng(seed).permutation(len(self.train))[:number]] = True
-        aside = self.train.select(np.flatnonzero(is_chosen))
-        self.train = self.train.select(np.flatnonzero(~is_chosen))
-        self.validation = Examples.joined([self.validation, aside])
-        # The files of the training examples are those of the training reports, in order.
+        order = np.random.default_rng(seed).permutation(len(sizes))
+        is_aside_E = np.isin(group_E, _first_that_fit(order, sizes, number))
+        aside = self.train.select(np.flatnonzero(is_aside_E))
+        self.train = self.train.select(np.flatnonzero(~is_aside_E))
+        self.validation = type(aside).joined([self.validation, aside])
+        # The files of the training rows are those of the training reports, in order.
         reports = [report for report in self.reports if report.purpose == "train"]
         for index, report in enumerate(reports):
             report.set_aside = int((aside.file_E == index).sum())
 
     @cached_property
     def findings(self) -> list[Finding]:
-        """Possible faults among the rows, see quality.py."""
-        return find(self.train, self.validation)
+        """Possible faults among the rows, see quality.py and preference.py."""
+        if isinstance(self.train, Examples) and isinstance(self.validation, Examples):
+            return find(self.train, self.validation)
+        return find_among_answers(self.train, self.validation)
+
+    def as_json(self) -> dict[str, Any]:
+        """The content of `data_report.json`: what became of every row, and facts about answers."""
+        rows = {"train": self.train, "validation": self.validation}
+        facts = {name: found for name, part in rows.items() if (found := answer_facts(part))}
+        answers = {"answers": {name: asdict(found) for name, found in facts.items()}}
+        return as_json(self.reports, self.findings) | (answers if facts else {})
 
     def check(self, *, too_long: Policy, invalid: Policy, altered: Policy = "refuse") -> None:
         """Raise `YRunnerError` if the rules refuse a row, or no row is left for a purpose."""
@@ -75,9 +88,9 @@ class Prepared:
         self._check_any_left("train", self.train, "to train on")
         self._check_any_left("validation", self.validation, "to validate on")
 
-    def _check_any_left(self, purpose: str, examples: Examples, use: str) -> None:
+    def _check_any_left(self, purpose: str, rows: Rows, use: str) -> None:
         reports = [report for report in self.reports if report.purpose == purpose]
-        if len(examples) or not reports:
+        if len(rows) or not reports:
             return
         refusals = [row for report in reports for row in report.refusals]
         too_long = any(refusal.kind == "too_long" for refusal in refusals)
@@ -85,6 +98,17 @@ class Prepared:
             describe_refusals(refusals, f"no rows are left {use}"),
             remedy="fix the rows, or raise data.max_length" if too_long else "fix the rows",
         )
+
+
+def _first_that_fit(order: Any, sizes: Any, number: int) -> list[int]:
+    """The groups, in this order, that have at most this many rows together; at least one."""
+    chosen: list[int] = []
+    left = number
+    for group in order.tolist():
+        if sizes[group] <= left:
+            chosen.append(group)
+            left -= int(sizes[group])
+    return chosen or [int(sizes.argmin())]
 
 
 def stop_on(

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 from yrunner.data.conversation import Conversation, FaultyRow, Message
 from yrunner.data.dataset.row_report import Refusal
@@ -54,11 +54,16 @@ QUESTION_COLUMNS = ("instruction", "input", "question", "query", *TURN_COLUMNS)
 
 def from_alpaca(row: RawRow) -> Messages:
     """`instruction`, `input`, `output`, and the optional `history`; BELLE has no `input`."""
+    return _exchange(row, "instruction", alpaca_question(row), "output")
+
+
+def alpaca_question(row: RawRow) -> str:
+    """`instruction`, and `input` on the lines below it."""
     question = text_of(row, "instruction")
-    if not is_absent(row.get("input")):
-        given = text_of(row, "input")
-        question = f"{question}\n{given}" if question else given
-    return _exchange(row, "instruction", question, "output")
+    if is_absent(row.get("input")):
+        return question
+    given = text_of(row, "input")
+    return f"{question}\n{given}" if question else given
 
 
 def from_sharegpt(row: RawRow) -> Messages:
@@ -84,8 +89,8 @@ def from_prompt_response(row: RawRow) -> Messages:
     prompt, answering = row["prompt"], filled(row, ("response", "completion"))
     if isinstance(prompt, str) and isinstance(row[answering], str):
         return _exchange(row, "prompt", prompt, answering)
-    asked = _as_turns(prompt, "prompt", "user")
-    answered = _as_turns(row[answering], answering, "assistant")
+    asked = as_turns(prompt, "prompt", "user")
+    answered = as_turns(row[answering], answering, "assistant")
     context = [
         replace(message, learned=False) if message.role == "assistant" else message
         for message in asked
@@ -165,9 +170,9 @@ def read_row(row: Any, format_name: str, columns: Mapping[str, str]) -> tuple[Me
     tools: Tools = ()
     if data_format.optional:
         check_context(row, known_columns(format_name), columns)
-        messages = _with_system(row, messages)
+        messages = with_system(row, messages)
         tools = find_tools(row, TURN_COLUMNS)
-    _check_characters(messages)
+    check_all_characters(messages)
     return messages, tools
 
 
@@ -234,7 +239,7 @@ def _exchange(row: RawRow, asking: str, question: str, answering: str) -> Messag
     return messages
 
 
-def _as_turns(value: Any, column: str, role: Literal["user", "assistant"]) -> Messages:
+def as_turns(value: Any, column: str, role: Literal["user", "assistant"]) -> Messages:
     """A text, a list of messages, or one message as in LLaMA-Factory's pairs."""
     if isinstance(value, str):
         return (Message(role, value),)
@@ -242,7 +247,7 @@ def _as_turns(value: Any, column: str, role: Literal["user", "assistant"]) -> Me
     return read_turns([value] if is_turn else value, column)
 
 
-def _with_system(row: RawRow, messages: Messages) -> Messages:
+def with_system(row: RawRow, messages: Messages) -> Messages:
     """The messages, with the row's system column in front."""
     system = system_of(row)
     if system is None:
@@ -256,7 +261,8 @@ def _with_system(row: RawRow, messages: Messages) -> Messages:
     return messages
 
 
-def _check_characters(messages: Messages) -> None:
+def check_all_characters(messages: Messages) -> None:
+    """Raise `FaultyRow` for an unpaired surrogate in a message."""
     if "".join([message.content for message in messages]).isascii():
         return
     for number, message in enumerate(messages, start=1):
@@ -276,8 +282,11 @@ class Reading:
     """Whether each line of a txt file is a document, or the whole file."""
 
 
+Row = TypeVar("Row")
+
+
 @dataclass(frozen=True)
-class ReadFile:
+class ReadFile(Generic[Row]):
     """A data file of known format; iterating its rows reads the file, once."""
 
     format: str
@@ -285,33 +294,36 @@ class ReadFile:
     """Columns of its first rows that this format does not read."""
     notes: tuple[str, ...]
     """What is unusual about the file."""
-    rows: Iterator[Conversation | Refusal]
+    rows: Iterator[Row | Refusal]
 
 
 def read_conversations(
     file: Path, reading: Reading = Reading(), advance: Advance | None = None
-) -> ReadFile:
+) -> ReadFile[Conversation]:
     """Open a data file; each row becomes a conversation or a refusal.
 
     Raises `DataError` if the file cannot be read.
     """
-    rows = map(_with_names, read_rows(file, document=reading.document, advance=advance))
+    rows = map(with_names, read_rows(file, document=reading.document, advance=advance))
     first = list(islice(rows, ROWS_TO_DETECT))
-    if not first:
-        raise DataError(file, "has no rows", remedy="remove it from the recipe")
+    if reading.format == "auto" or not first:
+        check_any_readable(first, file)
     named = [
         plainly_named(row, KNOWN, reading.columns) for _, row in first if isinstance(row, Mapping)
     ]
     _check_preference(named, file, reading.columns)
-    format_name = _format_of(first, file, reading)
+    format_name = detect(first, file, reading) if reading.format == "auto" else reading.format
+    check_columns(file, reading, format_name, known_columns(format_name))
     marks = find_marks(named, texts=format_name == "text")
     conversations = _conversations(chain(first, rows), format_name, reading.columns, marks)
     read = {reading.columns.get(name, name) for name in known_columns(format_name)}
-    unread = {str(key) for row in named for key in row if key not in {*read, *marks, *WEIGHTS}}
+    unread = {
+        shown(str(key)) for row in named for key in row if key not in {*read, *marks, *WEIGHTS}
+    }
     return ReadFile(format_name, tuple(sorted(unread)), tuple(notes_on(file)), conversations)
 
 
-def _with_names(row: FileRow) -> FileRow:
+def with_names(row: FileRow) -> FileRow:
     """The row; a bare list of turns becomes one with the column `messages`."""
     origin, value = row
     is_turn = isinstance(value, list) and value and isinstance(value[0], dict)
@@ -326,10 +338,8 @@ def _check_preference(rows: Sequence[RawRow], file: Path, columns: Mapping[str, 
         raise DataError(file, reason, remedy=preference_remedy(row))
 
 
-def _format_of(rows: Sequence[FileRow], file: Path, reading: Reading) -> str:
-    """The format of a file. Raises `DataError` if none matches, or if `columns` does not fit it."""
-    format_name = _detect(rows, file, reading) if reading.format == "auto" else reading.format
-    known = known_columns(format_name)
+def check_columns(file: Path, reading: Reading, format_name: str, known: Sequence[str]) -> None:
+    """Raise `DataError` if `columns` of the recipe names a column that the format does not have."""
     unknown = [name for name in reading.columns if name not in known]
     if unknown:
         raise DataError(
@@ -337,13 +347,19 @@ def _format_of(rows: Sequence[FileRow], file: Path, reading: Reading) -> str:
             f'columns has "{unknown[0]}", but the format {format_name} has {", ".join(known)}',
             remedy="write columns as {format's name: file's name}",
         )
-    return format_name
 
 
-def _detect(rows: Sequence[FileRow], file: Path, reading: Reading) -> str:
+def check_any_readable(rows: Sequence[FileRow], file: Path) -> None:
+    """Raise `DataError` if none of the first rows of a file can be read."""
+    if not rows:
+        raise DataError(file, "has no rows", remedy="remove it from the recipe")
     origin, first = rows[0]
     if isinstance(first, Damaged) and all(isinstance(row, Damaged) for _, row in rows):
         raise DataError(origin, str(first), remedy="no other row can be read either; fix the file")
+
+
+def detect(rows: Sequence[FileRow], file: Path, reading: Reading) -> str:
+    """The format of a file by its first rows. Raises `DataError` if none or several match."""
     try:
         return detect_format([row for _, row in rows], reading.columns)
     except FaultyRow as fault:

@@ -10,9 +10,11 @@ from typing import Any
 from yrunner.data.conversation import FaultyRow
 from yrunner.data.formats.columns import is_absent, quoted
 
-CHOSEN = ("chosen", "chosen_response", "preferred_output", "positive_messages")
-REJECTED = ("rejected", "rejected_response", "non_preferred_output", "negative_messages",
-            "rejected_messages")  # fmt: skip
+CHOSEN = ("chosen", "chosen_response", "chosen_answer", "chosen_messages", "preferred_output",
+          "preferred_response", "positive_messages", "response_chosen", "response_j")  # fmt: skip
+REJECTED = ("rejected", "rejected_response", "rejected_answer", "rejected_messages",
+            "non_preferred_output", "dispreferred_response", "negative_messages",
+            "response_rejected", "response_k")  # fmt: skip
 RANKING = ("ranking", "margin")
 MARKS = ("label", "kto_tag")
 """Whether the answer of a row is good, as in TRL's and LLaMA-Factory's data for KTO."""
@@ -46,12 +48,17 @@ TRUTHS: dict[Any, bool] = {
 
 def check_meaning(row: Mapping[str, Any], columns: Mapping[str, str]) -> None:
     """Raise `FaultyRow` for a column that no format reads, but which changes what is learned."""
-    for column in MEDIA:
-        if not is_absent(row.get(column)):
-            raise FaultyRow(f'has "{column}", which is not supported', "wrong_type")
     reason = find_preference(row, columns)
     if reason is not None:
         raise FaultyRow(reason, "wrong_type")
+    check_plain_meaning(row)
+
+
+def check_plain_meaning(row: Mapping[str, Any]) -> None:
+    """`check_meaning`, except for better and worse answers."""
+    for column in MEDIA:
+        if not is_absent(row.get(column)):
+            raise FaultyRow(f'has "{column}", which is not supported', "wrong_type")
     for column in WEIGHTS:
         if column in row:
             _check_weight(column, row[column])
@@ -90,11 +97,20 @@ def find_preference(row: Mapping[str, Any], columns: Mapping[str, str]) -> str |
     if pairs:
         names = [*pairs, *(name for name in RANKING if not is_absent(row.get(name)))]
         listed = " and ".join(f'"{name}"' for name in names)
-        return f"has {listed}: better and worse answers, which are for preference training"
+        return f"has {listed}: better and worse answers{FOR_PREFERENCE}"
+    ranked = find_ranked(row)
+    return f'has ranked answers in "{ranked}"{FOR_PREFERENCE}' if ranked else None
+
+
+FOR_PREFERENCE = ", which are for preference training (train.stage: preference)"
+
+
+def find_ranked(row: Mapping[str, Any]) -> str | None:
+    """The column with a list of answers, the best one first; None if there is none."""
     for name in ("output", "response", "answer", "completion"):
         answers = row.get(name)
         if isinstance(answers, list) and [type(it) for it in answers[:2]] == [str, str]:
-            return f'has ranked answers in "{name}", which are for preference training'
+            return name
     return None
 
 
@@ -108,7 +124,7 @@ def preference_remedy(row: Mapping[str, Any]) -> str:
         if own is None or (turns is None and isinstance(row[own], list)):
             return "keep the best answer of each row, as text"
         return f"to train on {own} alone, set columns: {{{own}: {own}}} for this file"
-    if _is_whole_talk(row[chosen]):
+    if is_whole_talk(row[chosen]):
         mapping = f"messages: {chosen}"
     elif asking is not None:
         mapping = f"{ANSWER_OF[asking]}: {chosen}"
@@ -124,7 +140,7 @@ def preference_remedy(row: Mapping[str, Any]) -> str:
     return f"to train on {chosen} alone, set columns: {{{mapping}}} for this file"
 
 
-def _is_whole_talk(value: Any) -> bool:
+def is_whole_talk(value: Any) -> bool:
     """Whether a list of turns has a question, not only the reply."""
     if not isinstance(value, list) or not value or not isinstance(value[0], Mapping):
         return False
@@ -155,8 +171,8 @@ def check_marks(row: Mapping[str, Any], marks: Sequence[str]) -> None:
             raise FaultyRow(f'"{name}" is {quoted(value)}, not true or false', "wrong_type")
         if truth(value) is False:
             reason = (
-                f'"{name}" marks a bad answer, which is for preference training (KTO); the other '
-                "stages would learn it"
+                f'"{name}" marks a bad answer, which only loss.kind: kto (train.stage: preference) '
+                "can use; the other stages would learn it"
             )
             raise FaultyRow(reason, "wrong_type")
 
@@ -183,12 +199,13 @@ def check_context(row: Mapping[str, Any], read: Sequence[str], columns: Mapping[
         lost = [name for name in lost if name == "history"]
     if not lost:
         return
-    answer = next((name for name in read if name in ANSWERS and name in row), "answer")
+    answer = next((name for name in read if name in ANSWERS and name in row), "")
     answer = columns.get(answer, answer)
     ways = [f"to leave it out, set columns: {{{asking}: {asking}}}"]
     has_input = "input" in read and not is_absent(row.get("input"))
     if lost[0] != "history" and not has_input:
-        reading = f"instruction: {asking}, input: {lost[0]}, output: {answer}"
+        reading = f"instruction: {asking}, input: {lost[0]}"
+        reading += f", output: {answer}" if answer else ""
         ways.insert(0, f"to read it, set columns: {{{reading}}}")
     reason = f'has "{lost[0]}", which this format does not read; {"; ".join(ways)}'
     raise FaultyRow(reason, "wrong_type")

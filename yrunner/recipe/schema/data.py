@@ -25,7 +25,8 @@ class DataFile(Section):
     format: Literal[
         "auto", "alpaca", "sharegpt", "messages", "prompt_response", "question_answer", "text"
     ] = "auto"
-    """Format of a row. `auto` detects it from the keys of the rows and prints its choice."""
+    """Format of a row. `auto` detects it from the keys of the rows and prints its choice. With
+    train.stage: preference, each also has better and worse answers; `text` names who speaks."""
     columns: dict[str, str] = Field({})
     """Column for each name of the format: `{instruction: question, output: reply}`."""
     document: Literal["line", "file"] = "line"
@@ -94,7 +95,8 @@ class DataSection(Section):
     """Pack several examples into a row of max_length tokens, isolated from each other. With
     train.order: as_written, only neighbours share a row."""
     targets: Literal["assistant", "last_assistant", "all"] = "assistant"
-    """Which tokens are targets: every assistant turn, the last assistant turn, or all tokens."""
+    """Which tokens are targets: every assistant turn, the last assistant turn, or all tokens. Of a
+    better and a worse answer only the turns behind their common prompt are."""
     train: list[DataFile] = Field(min_length=1)
     """Training data."""
     validation: list[DataFile] = Field([])

@@ -1,6 +1,7 @@
 """The recipe: every key, its meaning, its limits and its default.
 
-This file holds `loss`, `train` and the recipe itself; each other section has a file of its name.
+This file holds the losses of `loss` over tokens, `train` and the recipe itself; preference.py holds
+the losses over pairs, and each other section has a file of its name.
 """
 
 import os
@@ -16,6 +17,13 @@ from yrunner.recipe.schema.eval import EvalSection
 from yrunner.recipe.schema.keep import DriftSection, HeldToRows, Keep, NoKeep
 from yrunner.recipe.schema.merge import MergeSection
 from yrunner.recipe.schema.model import LoraTuning, ModelSection, QloraTuning, Tuning
+from yrunner.recipe.schema.preference import (
+    BradleyTerryLoss,
+    DpoLoss,
+    KtoLoss,
+    OrpoLoss,
+    SimpoLoss,
+)
 from yrunner.recipe.schema.section import Section
 from yrunner.recipe.schema.sort import SortSection
 
@@ -112,9 +120,9 @@ class EaftLoss(WeightedLoss):
     """Exponent of the normalised entropy. Above 1, confident tokens get even less weight."""
 
 
-Loss = Annotated[
-    PlainLoss | NlirgLoss | NlirgEntropyLoss | DftLoss | EaftLoss, Field(discriminator="kind")
-]
+TokenLoss = PlainLoss | NlirgLoss | NlirgEntropyLoss | DftLoss | EaftLoss
+PreferenceLoss = DpoLoss | SimpoLoss | OrpoLoss | KtoLoss
+Loss = Annotated[TokenLoss | PreferenceLoss | BradleyTerryLoss, Field(discriminator="kind")]
 
 
 class Checkpoint(Section):
@@ -138,8 +146,10 @@ class EarlyStopping(Section):
 class TrainSection(Section):
     """How the model is trained."""
 
-    stage: Literal["pretrain", "cpt", "sft"] = "sft"
-    """`pretrain`: a new model. `cpt`: a base, on plain text. `sft`: a base, on conversations."""
+    stage: Literal["pretrain", "cpt", "sft", "preference", "reward"] = "sft"
+    """`pretrain`: a new model. `cpt`: a base, on plain text. `sft`: a base, on conversations.
+    `preference`: a base, on better and worse answers. `reward`: a model that scores answers, on the
+    same rows."""
     epochs: int | None = Field(None, ge=1)
     """Passes over the training data. Default 3 if max_steps is not set either."""
     max_steps: int | None = Field(None, ge=1)
@@ -241,6 +251,42 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def each_stage_has_its_losses(self) -> Self:
+        stage, loss = self.train.stage, self.loss
+        if stage == "preference" and not isinstance(loss, PreferenceLoss):
+            raise ValueError(
+                f"train.stage preference learns from pairs, and loss.kind {loss.kind} from tokens; "
+                "set loss.kind to dpo, simpo, orpo or kto"
+                if isinstance(loss, TokenLoss)
+                else f"loss.kind {loss.kind} belongs to train.stage reward; set that"
+            )
+        if stage == "reward" and not isinstance(loss, BradleyTerryLoss):
+            raise ValueError(
+                f"train.stage reward needs loss.kind bradley_terry, not {loss.kind}; set that"
+            )
+        if not self.learns_from_pairs and not isinstance(loss, TokenLoss):
+            needed = "reward" if isinstance(loss, BradleyTerryLoss) else "preference"
+            raise ValueError(
+                f"loss.kind {loss.kind} belongs to train.stage {needed}; set that, or loss.kind to "
+                "plain"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def answers_are_compared_as_a_whole(self) -> Self:
+        if self.learns_from_pairs and self.train.token_batch:
+            raise ValueError(
+                f"train.token_batch and train.stage {self.train.stage} cannot be combined; remove "
+                "token_batch: answers are compared as a whole"
+            )
+        if self.learns_from_pairs and self.data.targets == "all":
+            raise ValueError(
+                f"data.targets: all and train.stage {self.train.stage} cannot be combined; remove "
+                "targets: both sides have the same prompt, so only their answers are learned from"
+            )
+        return self
+
+    @model_validator(mode="after")
     def packing_or_token_batches(self) -> Self:
         if self.data.packing and self.train.token_batch:
             raise ValueError(
@@ -288,7 +334,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def the_strength_of_keep_is_relative_to_a_mean_over_targets(self) -> Self:
-        if self.keep.kind != "none" and self.loss.normalize == "weights":
+        if self.keep.kind != "none" and getattr(self.loss, "normalize", None) == "weights":
             raise ValueError(
                 f"loss.normalize: weights and keep.kind: {self.keep.kind} cannot be combined: "
                 "keep.strength is relative to a mean over targets"
@@ -323,6 +369,16 @@ class Recipe(Section):
             if not self.drift.rows:
                 raise ValueError("early_stopping.metric: drift needs drift.rows of at least 1")
         return self
+
+    @property
+    def learns_from_pairs(self) -> bool:
+        """Whether it learns from better and worse answers, and not from every token alike."""
+        return self.train.stage in ("preference", "reward")
+
+    @property
+    def token_loss(self) -> TokenLoss:
+        """How targets are weighed where they are measured: all alike for a loss over pairs."""
+        return self.loss if isinstance(self.loss, TokenLoss) else PlainLoss()
 
     @property
     def run_folder(self) -> Path:

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from yrunner.scoring.base_predictions import to_device
-from yrunner.tokens import IGNORE_INDEX
 from yrunner.training.checkpointing import shared_folder
 from yrunner.training.rng_snapshot import Snapshot
 
@@ -41,9 +40,9 @@ def rehearse(trainer: Any) -> None:
 def _try_an_update(trainer: Any) -> None:
     rows = trainer.plan.largest_micro_batch()
     batch = trainer.batches.collate(trainer.batches.train.__getitems__(rows))
-    num_targets = (batch["labels"] != IGNORE_INDEX).sum().to(trainer.device)
     trainer.called.train()
-    trainer.learn(batch, 0, num_targets, is_last=True)
+    trainer.objective.begin_update(trainer.model, [batch], trainer.device)
+    trainer.learn(batch, 0, is_last=True)
     _step_without_moving(getattr(trainer.optimizer, "optimizer", trainer.optimizer))
     trainer.called.zero_grad()
 
@@ -73,7 +72,11 @@ def _try_a_validation(trainer: Any) -> None:
     if not batches.validates:
         return
     examples = [batches.validation.__getitems__(rows) for rows in batches.validation_rows()]
-    largest = max(examples, key=lambda batch: sum(len(each.input_ids) for each in batch))
+
+    def count_tokens(batch: Any) -> int:
+        return sum(len(each.input_ids) for each in batches.examples_of(batch))
+
+    largest = max(examples, key=count_tokens)
     batch = to_device(batches.collate(largest), trainer.device)
     trainer.objective.validate(trainer.model, [batch])
 
