@@ -199,6 +199,20 @@ def test_progress_on_a_terminal_shows_a_bar_and_gives_the_cursor_back(use_termin
     assert shown.rindex("\x1b[?25h") > shown.rindex("\x1b[?25l")
 
 
+def test_a_wait_is_shown_on_a_terminal_until_it_is_over(use_terminal):
+    _, stderr = use_terminal()
+    with pytest.raises(ValueError), console.waiting("loading torch"):
+        assert stderr.getvalue() == "loading torch ..."
+        raise ValueError
+    assert stderr.getvalue() == "loading torch ...\r\x1b[2K"
+
+
+def test_a_wait_is_not_in_a_log(capsys):
+    with console.waiting("loading torch"):
+        pass
+    assert capsys.readouterr() == ("", "")
+
+
 def test_a_dumb_terminal_counts_as_none(monkeypatch):
     monkeypatch.setenv("TERM", "dumb")
     assert not console.is_terminal(Terminal())

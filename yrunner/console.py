@@ -31,6 +31,7 @@ _NO_NUMBER = {"", "–", "nan", "inf", "-inf"}
 # A log is as wide as its tables: a truncated number is worse than a long line.
 _LOG_WIDTH = 10_000
 _SECONDS_BETWEEN_REFRESHES = 0.1
+ERASED_LINE = "\r\x1b[2K"
 
 
 def say(message: str) -> None:
@@ -62,6 +63,19 @@ def fail(message: str) -> None:
     The message has no prefix, so that `file:line:column` at its start stays clickable.
     """
     _write(sys.stderr, _coloured(printable(message), "red"))
+
+
+@contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """On a terminal, show what takes a moment until it is over; a log gets nothing."""
+    seen = is_terminal(sys.stderr)
+    if seen:
+        _write(sys.stderr, f"{printable(what)} ...")
+    try:
+        yield
+    finally:
+        if seen:
+            _write(sys.stderr, ERASED_LINE)
 
 
 def print_table(

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from yrunner.console import fail
+from yrunner.console import fail, waiting
 from yrunner.errors import REPORT_A_BUG, YRunnerError
 
 STOPPED = "stopped"
@@ -68,7 +68,10 @@ def check_recipe(recipe: Path, overrides: list[str] | None) -> None:
 
 @contextmanager
 def exiting_on_interrupt() -> Iterator[None]:
-    """Exit at once on Ctrl-C: during imports of C++ modules a KeyboardInterrupt would abort."""
+    """Around the imports of a command, which take seconds: exit at once on Ctrl-C.
+
+    In the midst of C++ modules a KeyboardInterrupt would abort.
+    """
 
     def stop(_number: int, _frame: object) -> None:
         fail(STOPPED)
@@ -76,7 +79,8 @@ def exiting_on_interrupt() -> Iterator[None]:
 
     previous = signal.signal(signal.SIGINT, stop)
     try:
-        yield
+        with waiting("loading torch and transformers"):
+            yield
     finally:
         signal.signal(signal.SIGINT, previous)
 
