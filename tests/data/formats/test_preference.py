@@ -310,7 +310,11 @@ def test_an_answer_may_call_tools_before_it_ends(opened):
         ({"weight": 0.5}, "wrong_type", '"weight" is not 0 or 1'),
         ({"context": "c"}, "wrong_type", 'has "context", which this format does not read'),
         ({"chosen_response": "x"}, "wrong_type", 'has both "chosen" and "chosen_response"'),
-        ({"chosen": "[{'role': 'user'}]"}, "wrong_type", '"chosen" seems to hold messages, but'),
+        (
+            {"chosen": "[{'role': 'assistant', 'content': 'x'}]"},
+            "wrong_type",
+            '"chosen" holds messages that are not valid JSON',
+        ),
     ],
 )
 def test_a_row_that_is_no_pair_is_refused_with_the_reason(change, kind, reason, opened):
@@ -355,6 +359,18 @@ def test_lines_that_cannot_be_read_do_not_hide_the_pairs_of_a_file(write):
     assert all("invalid JSON" in reason for reason in (first, *others))
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        '{"content": "x"}', '{"role": "admin", "content": "x"}', '[{"role": "admin"}]', "[]", "{}",
+        '[{"role": "user", "content": "x"}', '{"value": 3}', "[{'from': 'a', 'to': 'b'}]",
+    ],
+)  # fmt: skip
+def test_an_answer_may_be_json(answer, opened):
+    ((better, _),) = talks_of(opened({"prompt": "q", "chosen": answer, "rejected": "x"}))
+    assert better[-1] == ("assistant", answer)
+
+
 def test_blanks_around_a_message_do_not_make_another_prompt(opened):
     spaced = said("user", " q\n")
     (answers,) = opened({"chosen": [Q, GOOD], "rejected": [spaced, BAD]}).rows
@@ -379,7 +395,7 @@ def test_three_ranked_answers_are_not_a_pair(opened):
             {"prompt": "q", "completion": "a", "label": False},
             False,
             "row 1: has no better and worse answers; its columns are completion, label, prompt. "
-            'Set loss.kind to kto to learn from "label"',
+            'To learn from "label", set train.stage to preference and loss.kind to kto',
         ),
         (
             {"prompt": "q", "response": "a", "label": "sport"},

@@ -58,6 +58,7 @@ from yrunner.data.formats.meaning import (
     truth,
 )
 from yrunner.data.formats.turns import (
+    ROLES,
     TOOL_COLUMNS,
     check_turns,
     find_tools,
@@ -102,7 +103,8 @@ SPOKEN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
 """How Anthropic's texts name who speaks."""
 SPOKEN_TEXT = re.compile(r"\s*Human:.*\n\nAssistant:", re.DOTALL)
 
-TURNS_AS_TEXT = re.compile(r"""\s*\[?\s*\{\s*["'](?:role|content|from|value)["']\s*:""")
+TURNS_AS_TEXT = re.compile(r"""\s*(?:\[\s*)?\{\s*["'](?:role|content|from|value)["']\s*:""")
+"""How a cell of a table begins that holds messages, as JSON or as Python writes them."""
 
 END_BY_HAND = re.compile(
     r"(?:<\|[^<>|\s]{1,30}\|>|<｜[^<>｜\s]{1,30}｜>|</s>|<eos>|<end_of_turn>)\s*\Z"
@@ -171,7 +173,7 @@ def _named(row: RawRow, columns: Mapping[str, str]) -> RawRow:
 
 
 def _with_turns(row: Any) -> RawRow:
-    """The row; turns that a cell holds as JSON text become lists. Raises `FaultyRow`."""
+    """The row; a cell that holds turns as JSON becomes a list of them. Raises `FaultyRow`."""
     if not isinstance(row, Mapping):
         raise FaultyRow(f"is {type_name(row)}, not an object with named fields", "not_an_object")
     texts = [
@@ -185,11 +187,26 @@ def _with_turns(row: Any) -> RawRow:
 
 
 def _parsed(text: str, column: str) -> Any:
+    """The turns that a text holds; the text itself if it is another JSON value, as answers may be.
+
+    Raises `FaultyRow` for turns as Python writes them.
+    """
     try:
-        return json.loads(text)
+        value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        reason = f'"{shown(column)}" seems to hold messages, but is not valid JSON'
-        raise FaultyRow(reason, "wrong_type") from error
+        if text.lstrip().startswith("[") and all(f"'{key}'" in text for key in ("role", "content")):
+            reason = f'"{shown(column)}" holds messages that are not valid JSON'
+            raise FaultyRow(reason, "wrong_type") from error
+        return text
+    turns = value if isinstance(value, list) else [value]
+    return value if turns and all(map(_is_turn, turns)) else text
+
+
+def _is_turn(value: Any) -> bool:
+    if not isinstance(value, dict) or value.keys().isdisjoint(("content", "value", "tool_calls")):
+        return False
+    speaker = value.get("role", value.get("from"))
+    return isinstance(speaker, str) and speaker.lower() in ROLES
 
 
 def _has_pair(row: RawRow) -> bool:
@@ -214,8 +231,8 @@ def _nothing_to_prefer(origin: Origin, row: RawRow, *, rated: bool) -> DataError
     """The error of a file whose rows, such as this one, have no answers of different worth."""
     found = ", ".join(sorted(shown(str(name)) for name in row)[:12]) or "none"
     what = "has no better and worse answers" + rated * f", and no mark ({' or '.join(MARKS)})"
-    mark = next((name for name in MARKS if truth(row.get(name)) is not None), None)
-    remedy = f'set loss.kind to kto to learn from "{mark}"'
+    mark = next((name for name in MARKS if _is_good(row.get(name)) is not None), None)
+    remedy = f'to learn from "{mark}", set train.stage to preference and loss.kind to kto'
     unclear = next((name for name in MARKS if not is_absent(row.get(name))), None)
     if rated and unclear is not None:
         what = f'"{unclear}" is {quoted(row[unclear])}, not true or false, and no worse answer'
@@ -230,11 +247,12 @@ def _format_of_pair(row: RawRow) -> str:
     sides = [row[name] for name in (*CHOSEN, *REJECTED) if not is_absent(row.get(name))]
     if sides and all(map(is_whole_talk, sides)):
         return "messages"
-    for names in (row.keys(), {name for name in row if not is_absent(row[name])}):
+    filled_names = {name for name, value in row.items() if not is_absent(value)}
+    for names in (filled_names, row.keys()):
         found = [name for name, asking in ASKING.items() if not names.isdisjoint(asking)]
-        if len(found) == 1:
+        if found:
             return found[0]
-    return found[0] if found else "text"
+    return "text"
 
 
 def _unread(rows: Sequence[RawRow], format_name: str, known: Sequence[str]) -> tuple[str, ...]:
