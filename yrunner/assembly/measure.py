@@ -169,7 +169,12 @@ def watched_examples(run: Run) -> Examples:
 
 
 def measure(run: Run, model: Any, examples: Sequence[TokenizedExample], when: str) -> Measured:
-    """Answer the tasks of kind `answer`, and measure the loss on the first examples."""
+    """Answer the tasks of kind `answer`, and measure the loss on the first examples.
+
+    A reward model writes no answers: nothing is measured.
+    """
+    if run.recipe.train.stage == "reward":
+        return Measured({})
     kept = kept_results(run, in_training=True) if when == "before" else None
     answers = answer_tasks(run, model, f"{when} training", kept)
     if kept is not None:
