@@ -10,9 +10,12 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from tests.commands.conftest import PREFERRED, records
 from tests.project import write_recipe
 from yrunner.assembly.run import Run
+from yrunner.commands.check.command import check
+from yrunner.commands.compare.command import compare
 from yrunner.commands.merge.command import merge
 from yrunner.commands.train import train
-from yrunner.errors import ModelError, RecipeError, RunError
+from yrunner.errors import ModelError, RecipeError, RunError, YRunnerError
+from yrunner.models import reward
 
 REWARD = PREFERRED | {
     "name": "reward",
@@ -99,6 +102,8 @@ def test_what_a_reward_model_cannot_do_is_said_in_one_sentence(rewarding):
     run("train.max_steps=1")
     with pytest.raises(RunError, match="reward is a reward model, which scores answers and writes"):
         merge(Path("reward.yaml"), [])
+    with pytest.raises(YRunnerError, match="makes a reward model, which answers no questions"):
+        compare(Path("reward.yaml"), [], vary="train.learning_rate=1e-3,1e-4")
     with pytest.raises(ModelError, match="ForSequenceClassification, which does not predict"):
         train(
             Path("preferred.yaml"),
@@ -114,6 +119,14 @@ def test_what_a_reward_model_cannot_do_is_said_in_one_sentence(rewarding):
     ):
         with pytest.raises(RecipeError, match=f"reward cannot be combined with {named}"):
             run(override)
+
+
+def test_a_base_without_a_classifier_is_refused_before_training(rewarding, monkeypatch):
+    monkeypatch.setattr(reward, "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING", {})
+    for command in (run, lambda: check(Path("reward.yaml"), [], as_machine=False, sample=0)):
+        with pytest.raises(ModelError, match="no ForSequenceClassification for qwen3 models"):
+            command()
+    assert not Path("outputs/reward").exists()
 
 
 def test_a_reward_model_resumes(rewarding):

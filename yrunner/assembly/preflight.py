@@ -12,6 +12,7 @@ from yrunner.errors import ModelError, RunError
 from yrunner.models.limits import check_lengths, require_flash_attention, unlearned_rows
 from yrunner.models.load import check_ids, find_stop_ids
 from yrunner.models.quantization import require_bitsandbytes
+from yrunner.models.reward import check_classifier
 from yrunner.models.size import DiskNeed, estimate_disk
 from yrunner.models.tuning import check_base_is_saved
 from yrunner.recipe.schema.model import AdapterTuning, FreezeTuning, QloraTuning
@@ -53,9 +54,11 @@ def check_fit(run: Run) -> None:
     """Check that the model can read every row, before its weights are loaded.
 
     Raises `DataError` if the longest row has more tokens than the model has positions, and
-    `ModelError` if the tokenizer has ids without an embedding.
+    `ModelError` if the tokenizer has ids without an embedding, or no reward model can be made.
     """
     config, prepared = run.config, run.dataset
+    if run.recipe.train.stage == "reward":
+        check_classifier(config)
     if isinstance(run.recipe.tuning, AdapterTuning) and run.recipe.model.scratch is None:
         check_base_is_saved(run.base_source)
     check_ids(run.tokenizer, config.get_text_config().vocab_size)

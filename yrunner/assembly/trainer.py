@@ -20,7 +20,7 @@ from yrunner.models.errors import silence_libraries
 from yrunner.models.limits import check_causal, check_isolation, isolates_examples
 from yrunner.models.load import check_vocabulary, load_model
 from yrunner.models.quantization import quantization_config
-from yrunner.models.reward import as_classifier, check_classifier
+from yrunner.models.reward import as_classifier
 from yrunner.models.save import ModelCard, save_model
 from yrunner.models.scratch import build_model
 from yrunner.models.tuning import apply_tuning, ids_to_train
@@ -60,7 +60,6 @@ def untrained_model(run: Run) -> Any:
     check_vocabulary(model, run.tokenizer)
     set_seed(recipe.seed)
     if recipe.train.stage == "reward":
-        check_classifier(model.config)
         add_score_head(model)
         attach_scores(model)
     return tune(run, model)
