@@ -9,14 +9,17 @@ import torch
 from torch import Tensor
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from yrunner.data.batching.answers import ComparedRows
 from yrunner.data.batching.collate import all_in_one_row
-from yrunner.data.conversation import TokenizedExample
+from yrunner.data.conversation import RatedExample, TokenizedExample, TokenizedPair
 from yrunner.errors import Origin
 from yrunner.recipe.schema.distributed import DeepSpeedSection
 from yrunner.recipe.schema.model import FullTuning, LoraTuning, Tuning
+from yrunner.recipe.schema.preference import DpoLoss, KtoLoss, OrpoLoss
 from yrunner.recipe.schema.recipe import Checkpoint, NlirgLoss, PlainLoss
 from yrunner.scoring.base_predictions import cache_predictions
 from yrunner.tokens import IGNORE_INDEX
+from yrunner.training.preference.reference import Reference, measure_reference
 
 TOPS = "tops.safetensors"
 PAD = 0
@@ -36,6 +39,12 @@ LOSSES = {
     "nlirg": NlirgLoss(kind="nlirg"),
     "nlirg_by_weights": NlirgLoss(kind="nlirg", normalize="weights"),
 }
+PREFERENCES = {
+    "dpo": DpoLoss(kind="dpo", sft=0.2),
+    "orpo": OrpoLoss(kind="orpo"),
+    "kto": KtoLoss(kind="kto"),
+}
+"""Losses over pairs and rated answers."""
 ROWS = {
     "alone": {},
     "packed": {"pack_to": 40, "layout": all_in_one_row},
@@ -148,6 +157,36 @@ def write_base(folder: Path, *, times: int = 1) -> None:
     model.save_pretrained(folder)
     tops = cache_predictions(model, DRIFT_ROWS, top=VOCABULARY, pad_token_id=PAD, max_tokens=200)
     tops.save(folder / TOPS)
+    for loss in PREFERENCES:
+        parts = compared_rows(loss)
+        found = [measure_reference(model, part, pad_token_id=PAD, max_tokens=200) for part in parts]
+        (folder / loss).mkdir()
+        Reference(*found).save(folder / loss)
+
+
+def compared_rows(loss: str) -> tuple[ComparedRows, ComparedRows]:
+    """The training and the validation rows of a loss over preferences."""
+    parts = [(TRAIN_ROWS, make_examples(19, seed=4)), (VALIDATION_ROWS, make_examples(5, seed=5))]
+    rated = loss == "kto"
+    train, validation = (
+        ComparedRows(
+            [_compare(*rows, rated=rated) for rows in zip(*part, strict=True)], rated=rated
+        )
+        for part in parts
+    )
+    return train, validation
+
+
+def _compare(
+    better: TokenizedExample, other: TokenizedExample, *, rated: bool
+) -> TokenizedPair | RatedExample:
+    """Two answers to one prompt, or the first of them with a rating by its length."""
+    if rated:
+        return RatedExample(better, len(better.input_ids) % 3 == 0)
+    start, place = better.target_positions[0], other.target_positions[0]
+    ids = better.input_ids[:start] + other.input_ids[place:]
+    labels = [IGNORE_INDEX] * start + ids[start:]
+    return TokenizedPair(better, TokenizedExample(ids, labels, better.origin))
 
 
 TRAIN_ROWS, VALIDATION_ROWS, DRIFT_ROWS = (

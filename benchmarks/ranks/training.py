@@ -12,6 +12,7 @@ from benchmarks.ranks.cases import (
     LOSSES,
     MICRO_BATCHES,
     PAD,
+    PREFERENCES,
     ROWS,
     SETTINGS,
     SHARINGS,
@@ -21,11 +22,14 @@ from benchmarks.ranks.cases import (
     VALIDATION_ROWS,
     Case,
     Result,
+    compared_rows,
 )
 from benchmarks.ranks.regularisers import FIGURES, KEPT_SHARE, add_regulariser
+from yrunner.data.batching.answers import AnswerBatches
 from yrunner.data.batching.batches import Batches
 from yrunner.data.batching.collate import one_per_row
-from yrunner.data.batching.plan import make_plan
+from yrunner.data.batching.plan import Plan, make_plan
+from yrunner.data.conversation import TokenizedExample
 from yrunner.distributed.collectives import join_ranks, num_ranks, this_rank
 from yrunner.models.errors import silence_libraries
 from yrunner.models.load import load_model
@@ -39,7 +43,9 @@ from yrunner.training.deepspeed.config import complete, deepspeed_settings
 from yrunner.training.drift import DriftGauge
 from yrunner.training.loop import Trainer
 from yrunner.training.metrics import MetricsFile, read_metrics
-from yrunner.training.objective import TargetObjective
+from yrunner.training.objective import Objective, TargetObjective
+from yrunner.training.preference.objective import PreferenceObjective
+from yrunner.training.preference.reference import Reference
 from yrunner.training.spike_guard import SpikeGuard
 
 NUM_PROCESSES = 2
@@ -50,8 +56,13 @@ def make_trainer(case: Case, folder: Path, *, max_steps: int | None = None) -> T
     rows = dict(ROWS[case.rows])
     layout, pack_to = rows.pop("layout", one_per_row), rows.pop("pack_to", None)
     train = TrainSection(**(SETTINGS | rows), max_steps=max_steps)
+    answers: list[Sequence[TokenizedExample]] = [[example] for example in TRAIN_ROWS]
+    if case.loss in PREFERENCES:
+        compared, _ = compared_rows(case.loss)
+        answers = [compared[number, 0].own for number in range(len(compared))]
+        pack_to = pack_to and len(answers[0]) * pack_to
     plan = make_plan(
-        [len(example.target_positions) for example in TRAIN_ROWS],
+        [sum(len(each.target_positions) for each in row) for row in answers],
         token_batch=train.token_batch,
         batch_size=train.batch_size,
         accumulation=MICRO_BATCHES,
@@ -59,7 +70,7 @@ def make_trainer(case: Case, folder: Path, *, max_steps: int | None = None) -> T
         max_updates=train.max_steps,
         order=train.order,
         seed=0,
-        lengths=[len(example.input_ids) for example in TRAIN_ROWS],
+        lengths=[sum(len(each.input_ids) for each in row) for row in answers],
         pack_to=pack_to,
         kept_share=KEPT_SHARE[case.keep],
     )
@@ -79,17 +90,10 @@ def make_trainer(case: Case, folder: Path, *, max_steps: int | None = None) -> T
     run_dir.folder.mkdir(exist_ok=True)
     torch.manual_seed(0)
     base = load_model(str(folder / "base"), dtype=dtype)
-    weight, loss_deadline = token_weight(LOSSES[case.loss])
     trainer = Trainer(
         apply_tuning(base, TUNINGS[case.tuning]),
         arguments,
-        Batches(plan, TRAIN_ROWS, VALIDATION_ROWS, PAD, this_rank(), num_ranks()),
-        TargetObjective(
-            weight,
-            loss_deadline=loss_deadline,
-            normalize=LOSSES[case.loss].normalize,
-            guard=SpikeGuard(train.spikes),
-        ),
+        *_what_is_learned(case, folder / "base", train, plan),
         Cadence.of(train, plan),
         run_dir,
         callbacks=[MetricsFile(run_dir.metrics)],
@@ -102,6 +106,27 @@ def make_trainer(case: Case, folder: Path, *, max_steps: int | None = None) -> T
     # Compare the last weights, not the best.
     trainer.cadence = replace(trainer.cadence, loads_best=False)
     return trainer
+
+
+def _what_is_learned(
+    case: Case, base: Path, train: TrainSection, plan: Plan
+) -> tuple[Batches, Objective]:
+    """The rows and the loss of a case."""
+    if case.loss in PREFERENCES:
+        rows = compared_rows(case.loss)
+        if case.tuning != "lora":
+            known = Reference.load(base / case.loss)
+            rows[0].reference_RA, rows[1].reference_RA = known.train_RA, known.validation_RA
+        batches = AnswerBatches(plan, *rows, PAD, this_rank(), num_ranks())
+        return batches, PreferenceObjective(PREFERENCES[case.loss], train.spikes)
+    weight, loss_deadline = token_weight(LOSSES[case.loss])
+    objective = TargetObjective(
+        weight,
+        loss_deadline=loss_deadline,
+        normalize=LOSSES[case.loss].normalize,
+        guard=SpikeGuard(train.spikes),
+    )
+    return Batches(plan, TRAIN_ROWS, VALIDATION_ROWS, PAD, this_rank(), num_ranks()), objective
 
 
 def train_case(case: Case, folder: Path, *, resume_at: int | None = None) -> Result:

@@ -41,7 +41,16 @@ KEPT = [
     Case("zero3", "plain", "alone", "full", keep="text"),
 ]
 """What a model is held to; of one kept row in an update, one of the processes has nothing."""
-RESUMED = [CASES[0], CASES[3], CASES[4], CASES[5]]
+PREFERRED = [
+    Case("ddp", "dpo", "packed", "full"),
+    Case("ddp", "kto", "alone", "lora"),
+    Case("zero1", "orpo", "packed", "lora"),
+    Case("zero2", "kto", "alone", "full"),
+    Case("zero3", "dpo", "alone", "lora"),
+    Case("zero3", "kto", "packed", "full"),
+]
+"""Under an adapter the reference is the base beneath it, otherwise its log-probabilities."""
+RESUMED = [CASES[0], CASES[3], CASES[4], CASES[5], PREFERRED[3], PREFERRED[4]]
 UPDATE = 3
 """After it there is a checkpoint, and all cases go on."""
 NUM_WATCHED = sum(len(example.target_positions) for example in DRIFT_ROWS)
@@ -67,7 +76,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where all cases were trained by two processes."""
     path = tmp_path_factory.mktemp("ranks")
     write_base(path / "base")
-    start_processes(CASES + HALF + KEPT, path)
+    start_processes(CASES + HALF + KEPT + PREFERRED, path)
     return path
 
 
@@ -82,15 +91,15 @@ def resumed_by_one(folder: Path) -> dict[str, Result]:
     return {case.name: load_result(case, copy) for case in RESUMED}
 
 
-@pytest.mark.parametrize("case", CASES + KEPT, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", CASES + KEPT + PREFERRED, ids=lambda case: case.name)
 def test_two_processes_come_to_the_losses_and_weights_of_one(case: Case, folder: Path):
     reference = alone(case, folder)
     found = load_result(case, folder)
-    assert len(reference.losses) > 2 * UPDATE
+    assert len(reference.losses) > (UPDATE if case in PREFERRED else 2 * UPDATE)
     assert reference.loss_gap(found) < 1e-5
     assert reference.weight_gap(found) < WEIGHT_GAP
     assert found.drifts == pytest.approx(reference.drifts, rel=1e-3, abs=DRIFT_ROUNDING)
-    assert 0 < found.drifts[0] and (case in KEPT or found.drifts[0] < found.drifts[-1])
+    assert 0 < found.drifts[0] and (case not in CASES or found.drifts[0] < found.drifts[-1])
     assert found.kept == pytest.approx(reference.kept, rel=1e-3, abs=KEPT_ROUNDING.get(case.keep))
     assert bool(found.kept) == (case in KEPT) and all(kept > 0 for kept in found.kept[-2:])
 

@@ -1,21 +1,33 @@
-"""The regulariser of a run and its drift measure, built from the recipe and their rows."""
+"""What a run compares its model with: regulariser, drift measure, and reference of preferences."""
 
 from hashlib import sha256
+from itertools import chain
 from typing import Any, assert_never
 
+import torch
 from filelock import FileLock
 
 from yrunner.assembly.replay import RegulariserData, rows_key
 from yrunner.assembly.run import Run
-from yrunner.console import progress
+from yrunner.assembly.trainer import (
+    compared_rows,
+    has_base_beneath,
+    reference_in_words,
+    untrained_model,
+)
+from yrunner.console import progress, say
 from yrunner.data.batching.replay_rows import make_keep_plan
+from yrunner.data.dataset.cache import Cache
+from yrunner.data.dataset.row_report import num_rows
 from yrunner.errors import RunError
+from yrunner.models.model_key import model_key
 from yrunner.recipe.schema.keep import Ewc, KeepRows, NoKeep, SelfReplay
 from yrunner.scoring.score_file import row_hashes
 from yrunner.storage.run_dir import read_json, write_json
 from yrunner.training.drift import DriftGauge
 from yrunner.training.ewc import EwcPenalty, estimate_fisher, load_fisher, save_fisher
 from yrunner.training.loop import Trainer
+from yrunner.training.preference.reference import FILE, Reference, measure_reference
 from yrunner.training.replay_loss import HeldRows, Regulariser
 
 
@@ -94,3 +106,55 @@ def _make_ewc(run: Run, strength: float, data: RegulariserData, model: Any) -> E
                 )
             save_fisher(fisher, path)
     return EwcPenalty(model, load_fisher(path, model), strength)
+
+
+def prepare_reference(run: Run) -> Reference | None:
+    """Log-probabilities of all answers as the run begins, computed once, then read from disk.
+
+    None for a loss without a reference, and where the model with its adapter off is the reference.
+    Call it before TrainingArguments are made, as `prepare_keep`.
+    """
+    recipe, tuning = run.recipe, run.recipe.tuning
+    if reference_in_words(recipe) is None or has_base_beneath(recipe):
+        return None
+    cache, adapter = Cache(run.folder.prepared, [FILE]), getattr(tuning, "adapter", None)
+    rows = chain(run.dataset.train.examples, run.dataset.validation.examples)
+    what = [
+        "reference",
+        recipe.loss.kind == "kto",
+        len(run.dataset.validation),
+        adapter and model_key(adapter),
+        getattr(tuning, "quant_type", None),
+        getattr(tuning, "double_quant", None),
+        str(run.dtype),
+    ]
+    key = f"reference-{rows_key(run, rows, *what)}"
+    run.folder.prepared.mkdir(parents=True, exist_ok=True)
+    with FileLock(run.folder.prepared / f".{key}.lock"):
+        entry = cache.find(key)
+        if entry is None:
+            with cache.writing() as partial:
+                _score_answers(run).save(partial)
+                entry = cache.complete(key, partial, {})
+        else:
+            say(f"reference: {num_rows(len(run.dataset.train))}, scored before")
+        return Reference.load(entry)
+
+
+def _score_answers(run: Run) -> Reference:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = untrained_model(run).to(device)
+    parts = compared_rows(run)
+    autocast = torch.autocast(device, dtype=run.dtype, enabled=run.dtype != torch.float32)
+    with autocast, progress("answers under the reference, rows", sum(map(len, parts))) as advance:
+        found = [
+            measure_reference(
+                model,
+                part,
+                pad_token_id=run.tokenizer.pad_token_id,
+                max_tokens=run.max_tokens,
+                advance=advance,
+            )
+            for part in parts
+        ]
+    return Reference(*found)

@@ -6,12 +6,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from yrunner.assembly.identity import package_versions
 from yrunner.assembly.run import Run
 from yrunner.console import progress, say
 from yrunner.data.conversation import TokenizedExample
+from yrunner.data.dataset.examples import Examples, Pairs, RatedExamples
 from yrunner.evaluation.evaluated_model import Deferred, EvaluatedModel
 from yrunner.evaluation.figure_lines import BASE
 from yrunner.evaluation.kept_results import KeptResults
@@ -158,8 +160,21 @@ class Measured:
         return cls(answers, content["token_losses"])
 
 
+def watched_examples(run: Run) -> Examples:
+    """The examples whose losses are measured before and after training: better answers only."""
+    rows = run.dataset.validation or run.dataset.train
+    if isinstance(rows, RatedExamples):
+        return rows.examples.select(np.flatnonzero(rows.examples.column("ratings") > 0))
+    return rows.chosen if isinstance(rows, Pairs) else rows.examples
+
+
 def measure(run: Run, model: Any, examples: Sequence[TokenizedExample], when: str) -> Measured:
-    """Answer the tasks of kind `answer`, and measure the loss on the first examples."""
+    """Answer the tasks of kind `answer`, and measure the loss on the first examples.
+
+    A reward model writes no answers: nothing is measured.
+    """
+    if run.recipe.train.stage == "reward":
+        return Measured({})
     kept = kept_results(run, in_training=True) if when == "before" else None
     answers = answer_tasks(run, model, f"{when} training", kept)
     if kept is not None:

@@ -1,7 +1,7 @@
 """Replay rows: written by the base or read from a file, stored on disk, tokenized for a run."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
@@ -196,7 +196,7 @@ def writing_of(recipe: Recipe) -> ReplayWriting:
 
 def wanted_rows(recipe: Recipe) -> Wanted:
     """How many rows the recipe needs from its base."""
-    if recipe.model.scratch is not None:
+    if recipe.model.scratch is not None or recipe.train.stage == "reward":
         return Wanted()
     keep = recipe.keep
     rows = 0
@@ -229,7 +229,7 @@ def writing_note(recipe: Recipe) -> str | None:
 def check_keep_file(run: Run) -> None:
     """Raise `YRunnerError` for a faulty file in `keep`, before anything is loaded."""
     for source in run.keep_sources:
-        _examples(run, source, run.rules)
+        _examples(run, source, run.keep_rules)
 
 
 def prepare_keep(run: Run) -> RegulariserData:
@@ -253,13 +253,13 @@ def prepare_keep(run: Run) -> RegulariserData:
         if written.drift_rows:
             drift_rows = _tokenized(run, written.drift_folder.held_out)[: wanted.drift_rows]
     for source in run.keep_sources:
-        rows = _examples(run, source, run.rules)
+        rows = _examples(run, source, run.keep_rules)
     if isinstance(recipe.keep, HeldToRows):
         say(f"replaying {num_rows(len(rows))}, {recipe.keep.share:.0%} of each update")
     return _with_tops(run, RegulariserData(folder, rows, drift_rows))
 
 
-def rows_key(run: Run, rows: Sequence[TokenizedExample], *what: Any) -> str:
+def rows_key(run: Run, rows: Iterable[TokenizedExample], *what: Any) -> str:
     """A hash of the rows, of the untrained model, and of `what`."""
     tuning = run.recipe.tuning.model_dump(mode="json")
     facts = [run.base_key, tuning.get("adapter"), row_hashes(rows), *what]

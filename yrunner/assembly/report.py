@@ -11,6 +11,7 @@ import torch
 from yrunner.assembly.dataset import data_name
 from yrunner.assembly.measure import Measured
 from yrunner.assembly.run import Run
+from yrunner.assembly.trainer import reference_in_words
 from yrunner.console import counted, print_table, say, warn
 from yrunner.data.batching.plan import Plan, epoch_after
 from yrunner.evaluation.scorers import headline_of
@@ -56,6 +57,11 @@ DRIFT_CAPTION = (
     "from its base on rows that the base wrote, as KL(base || tuned). Where the lower curve rises "
     "while the upper one stays flat, the run forgets without learning."
 )
+REWARD_CAPTION = (
+    "Above: the share of pairs whose better answer has the higher reward. Below: how much more "
+    "likely the answers have become than under the reference, in nats per answer. Where the upper "
+    "of these curves falls below zero, the better answers are unlearned too."
+)
 WEIGHT_CAPTION = (
     "Above: the weight of a target's gradient by its loss. Below: the losses of the same targets "
     "before and after training."
@@ -77,6 +83,7 @@ def say_plan(run: Run, model: Any, plan: Plan) -> None:
         ("updates", f"{plan.num_updates:,} ({_epochs(plan)}, {_rows_of(plan)} each)"),
         ("keep", _keep(recipe, plan)),
         ("loss", f"{recipe.loss.kind}, {_targets_of_update(train.token_batch)} per update"),
+        *([("reference", reference)] if (reference := reference_in_words(recipe)) else []),
         ("learning rate", f"{train.learning_rate:g}, {train.lr_scheduler}, {train.optimizer}"),
         ("folder", str(recipe.run_folder)),
     ]
@@ -148,6 +155,9 @@ def say_next(run: Run) -> None:
     """Print useful next commands."""
     recipe, arguments = run.recipe, run.options.arguments
     say("")
+    if recipe.train.stage == "reward":
+        say(f'AutoModelForSequenceClassification.from_pretrained("{run.folder.model}")  # loads it')
+        return
     say(f"yrun chat {arguments}    # chat with it")
     if recipe.eval.tasks:
         say(f"yrun eval {arguments}    # run its tasks on base and result")
@@ -181,6 +191,7 @@ def model_card(run: Run, before: Measured, after: Measured, **origin: Any) -> Mo
         recipe=recipe_to_yaml(recipe),
         figures=figures,
         dataset_files=[data_name(entry) for entry in recipe.data.train],
+        is_reward=recipe.train.stage == "reward",
         **origin,
     )
 
@@ -191,23 +202,47 @@ def write_run_report(run: Run, before: Measured, after: Measured) -> None:
     records = read_metrics(run_dir.metrics)
     blocks: list[Block] = [
         KeyFigures(_key_figures(run, before, after, records)),
-        Plot("Loss", plots.loss_curves(records), "The checkpoint is chosen by plain loss."),
+        *_loss_plots(recipe, records),
         *drift_plots(records),
-        Plot(
-            "Zones",
-            plots.zones_over_time(records),
-            "Shares of easy, learnable, hard and refused targets.",
-        ),
-        Plot(
-            "Weight by loss",
-            weight_plot(recipe.token_loss, before=before.token_losses, after=after.token_losses),
-            WEIGHT_CAPTION,
-        ),
+        *([] if recipe.learns_from_pairs else _weight_plots(recipe, records, before, after)),
         Plot("Learning rate", plots.learning_rate(records)),
         *_answer_blocks(recipe, before, after),
         Code("Recipe", recipe_to_yaml(recipe)),
     ]
     write_report(Report(recipe.name, blocks, subtitle="yrunner"), run_dir.report)
+
+
+def _loss_plots(recipe: Recipe, records: Sequence[Mapping[str, Any]]) -> list[Plot]:
+    if not recipe.learns_from_pairs:
+        caption = "The checkpoint is chosen by plain loss."
+        return [Plot("Loss", plots.loss_curves(records), caption)]
+    unit = _unit_of_loss(recipe)
+    caption = f"Loss {unit}. The checkpoint is chosen by its value on the validation rows."
+    curves = plots.loss_curves(records, unit=unit)
+    return [
+        Plot("Loss", curves, caption),
+        Plot("Rewards", plots.reward_curves(records), REWARD_CAPTION),
+    ]
+
+
+def _weight_plots(
+    recipe: Recipe, records: Sequence[Mapping[str, Any]], before: Measured, after: Measured
+) -> list[Plot]:
+    weights = weight_plot(recipe.token_loss, before=before.token_losses, after=after.token_losses)
+    return [
+        Plot(
+            "Zones",
+            plots.zones_over_time(records),
+            "Shares of easy, learnable, hard and refused targets.",
+        ),
+        Plot("Weight by loss", weights, WEIGHT_CAPTION),
+    ]
+
+
+def _unit_of_loss(recipe: Recipe) -> str:
+    if not recipe.learns_from_pairs:
+        return "nats per target"
+    return "per answer" if recipe.loss.kind == "kto" else "per pair"
 
 
 def shown_entropies(loss: TokenLoss) -> dict[str, float]:
@@ -308,7 +343,7 @@ def _key_figures(
     losses = validation_losses(records)
     record = read_json(run.folder.result) if run.folder.result.exists() else {}
     if record.get("step") in losses:
-        note = f"nats per target, at update {record['step']:,}"
+        note = f"{_unit_of_loss(recipe)}, at update {record['step']:,}"
         figures.append(("validation loss", f"{losses[record['step']]:.4f}", note))
     figures += drift_figures(records)
     steps = [record["step"] for record in records if "loss" in record]

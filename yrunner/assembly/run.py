@@ -279,6 +279,11 @@ class Run:
         """The recipe's rules for rows."""
         return rules_of(self.recipe)
 
+    @property
+    def keep_rules(self) -> Rules:
+        """The rules for rows of `keep`, which are conversations or texts in every stage."""
+        return replace(self.rules, rows="examples")
+
     @cached_property
     def dataset(self) -> Prepared[Any]:
         """All rows, tokenized now or cached; faults are counted, not refused.
@@ -333,7 +338,7 @@ class Run:
     def refuse_unreadable_rows(self) -> None:
         """Refuse rows whose faults show without a tokenizer."""
         check_conversations(self.sources, self.rules)
-        check_conversations(self.keep_sources, replace(self.rules, rows="examples"))
+        check_conversations(self.keep_sources, self.keep_rules)
 
     def _texts(self) -> Iterator[str]:
         sources = (source for source in self.sources if source.purpose == "train")
@@ -354,7 +359,7 @@ class Run:
         return make_plan(
             rows.num_targets,
             lengths=rows.lengths,
-            pack_to=recipe.data.max_length if recipe.data.packing else None,
+            pack_to=self.row_length if recipe.data.packing else None,
             token_batch=recipe.train.token_batch,
             batch_size=recipe.train.batch_size,
             accumulation=recipe.train.gradient_accumulation_steps * num_ranks,
@@ -364,6 +369,11 @@ class Run:
             seed=recipe.seed,
             kept_share=recipe.keep.share if isinstance(recipe.keep, HeldToRows) else 0.0,
         )
+
+    @property
+    def row_length(self) -> int:
+        """Tokens of a packed row: both answers of a pair always fit into one."""
+        return self.recipe.data.max_length * self.dataset.train.EXAMPLES_EACH
 
     # The evaluation
 
@@ -397,7 +407,12 @@ class Run:
     # The result
 
     def require_result(self) -> None:
-        """Raise `RunError` if there is no trained model yet."""
+        """Raise `RunError` if there is no trained model yet, or one that writes nothing."""
+        if self.recipe.train.stage == "reward":
+            raise RunError(
+                f"{self.recipe.name} is a reward model, which scores answers and writes none",
+                remedy=f"load {self.folder.model} with AutoModelForSequenceClassification",
+            )
         if not self.folder.is_finished():
             raise RunError(
                 f"{self.recipe.name} has no result in {self.folder.folder}",

@@ -9,28 +9,35 @@ from transformers import TrainerCallback, TrainingArguments, set_seed
 
 from yrunner.assembly.run import Run
 from yrunner.console import say
+from yrunner.data.batching.answers import AnswerBatches, ComparedRows
 from yrunner.data.batching.batches import Batches
 from yrunner.data.batching.collate import BatchLayout, choose_layout
 from yrunner.data.batching.plan import Plan
-from yrunner.data.conversation import TokenizedExample
 from yrunner.distributed.collectives import num_ranks, this_rank
 from yrunner.errors import Interrupted
+from yrunner.losses.score_head import add_score_head, attach_scores
 from yrunner.models.errors import silence_libraries
 from yrunner.models.limits import check_causal, check_isolation, isolates_examples
 from yrunner.models.load import check_vocabulary, load_model
 from yrunner.models.quantization import quantization_config
+from yrunner.models.reward import as_classifier
 from yrunner.models.save import ModelCard, save_model
 from yrunner.models.scratch import build_model
 from yrunner.models.tuning import apply_tuning, ids_to_train
-from yrunner.recipe.schema.model import QloraTuning
-from yrunner.recipe.schema.recipe import Recipe
+from yrunner.recipe.schema.model import AdapterTuning, QloraTuning
+from yrunner.recipe.schema.preference import BradleyTerryLoss, KtoLoss
+from yrunner.recipe.schema.recipe import PreferenceLoss, Recipe
 from yrunner.storage.run_dir import RunDir
 from yrunner.training.arguments import make_arguments, token_weight
 from yrunner.training.callbacks import Cadence
 from yrunner.training.loop import Trainer
 from yrunner.training.memory.oom_probe import rehearse
 from yrunner.training.metrics import MetricsFile
-from yrunner.training.objective import TargetObjective
+from yrunner.training.objective import Objective, TargetObjective
+from yrunner.training.preference.answers import compares_with_reference
+from yrunner.training.preference.objective import PreferenceObjective
+from yrunner.training.preference.reference import Reference
+from yrunner.training.preference.reward import RewardObjective
 from yrunner.training.progress import LiveProgress
 from yrunner.training.spike_guard import SpikeGuard
 from yrunner.training.trackers import TensorBoard, tracker_callbacks
@@ -52,6 +59,9 @@ def untrained_model(run: Run) -> Any:
         )
     check_vocabulary(model, run.tokenizer)
     set_seed(recipe.seed)
+    if recipe.train.stage == "reward":
+        add_score_head(model)
+        attach_scores(model)
     return tune(run, model)
 
 
@@ -74,16 +84,31 @@ def has_base_beneath(recipe: Recipe) -> bool:
     return tuning.kind not in ("full", "freeze") and getattr(tuning, "adapter", None) is None
 
 
+def reference_in_words(recipe: Recipe) -> str | None:
+    """Which model the recipe's preferences are compared with, and what that costs; None if none."""
+    if not compares_with_reference(recipe.loss):
+        return None
+    if has_base_beneath(recipe):
+        return "the base, adapter off: one more forward pass per update, no more memory"
+    start = "the model with the adapter that it starts from"
+    if not isinstance(recipe.tuning, AdapterTuning):
+        start = "the base"
+    return f"{start}: every answer is scored once before training and kept, no more memory"
+
+
 @dataclass(frozen=True)
 class TrainingTask:
     """What a trainer learns from, where it writes, and who takes part."""
 
     plan: Plan
-    train: Sequence[TokenizedExample]
+    train: Sequence[Any]
+    """Examples; pairs or rated answers for preferences."""
     folder: RunDir
     cadence: Cadence
     callbacks: Sequence[TrainerCallback]
-    validation: Sequence[TokenizedExample] = ()
+    validation: Sequence[Any] = ()
+    reference: Reference | None = None
+    """What the reference makes of the answers, unless the model itself can tell."""
 
 
 def training_arguments(
@@ -102,7 +127,13 @@ def training_arguments(
     )
 
 
-def run_trainer(run: Run, model: Any, plan: Plan, arguments: TrainingArguments) -> Trainer:
+def run_trainer(
+    run: Run,
+    model: Any,
+    plan: Plan,
+    arguments: TrainingArguments,
+    reference: Reference | None = None,
+) -> Trainer:
     """The trainer of a run: validated, logged, tracked and saved as its recipe says."""
     weight, _ = token_weight(run.recipe.token_loss)
     trackers = tracker_callbacks(run.recipe.train.trackers, run.folder.trackers, weight)
@@ -113,6 +144,7 @@ def run_trainer(run: Run, model: Any, plan: Plan, arguments: TrainingArguments) 
         folder=run.folder,
         cadence=Cadence.of(run.recipe.train, plan),
         callbacks=[MetricsFile(run.folder.metrics), *trackers],
+        reference=reference,
     )
     return make_trainer(run, model, arguments, task)
 
@@ -120,17 +152,7 @@ def run_trainer(run: Run, model: Any, plan: Plan, arguments: TrainingArguments) 
 def make_trainer(run: Run, model: Any, arguments: TrainingArguments, task: TrainingTask) -> Trainer:
     """A trainer by the recipe's tuning and loss."""
     recipe = run.recipe
-    weight, loss_deadline = token_weight(recipe.token_loss)
-    histograms = [it.histograms for it in task.callbacks if isinstance(it, TensorBoard)]
-    objective = TargetObjective(
-        weight,
-        loss_deadline=loss_deadline,
-        normalize=recipe.token_loss.normalize,
-        guard=SpikeGuard(recipe.train.spikes),
-        histograms=next(iter(histograms), None),
-    )
-    pad, rank = run.tokenizer.pad_token_id, this_rank()
-    batches = Batches(task.plan, task.train, task.validation, pad, rank, num_ranks())
+    objective, batches = _objective(run, task), _batches(run, task)
     trainer = Trainer(
         model,
         arguments,
@@ -145,6 +167,41 @@ def make_trainer(run: Run, model: Any, arguments: TrainingArguments, task: Train
     trainer.when_model_runs(lambda: _choose_layout(run, trainer))
     trainer.before_training.append(lambda: rehearse(trainer))
     return trainer
+
+
+def _objective(run: Run, task: TrainingTask) -> Objective:
+    recipe = run.recipe
+    if isinstance(recipe.loss, PreferenceLoss):
+        return PreferenceObjective(recipe.loss, recipe.train.spikes)
+    if isinstance(recipe.loss, BradleyTerryLoss):
+        return RewardObjective(recipe.loss, recipe.train.spikes)
+    weight, loss_deadline = token_weight(recipe.token_loss)
+    histograms = [it.histograms for it in task.callbacks if isinstance(it, TensorBoard)]
+    return TargetObjective(
+        weight,
+        loss_deadline=loss_deadline,
+        normalize=recipe.token_loss.normalize,
+        guard=SpikeGuard(recipe.train.spikes),
+        histograms=next(iter(histograms), None),
+    )
+
+
+def _batches(run: Run, task: TrainingTask) -> Batches:
+    pad, rank = run.tokenizer.pad_token_id, this_rank()
+    if not run.recipe.learns_from_pairs:
+        return Batches(task.plan, task.train, task.validation, pad, rank, num_ranks())
+    train, validation = compared_rows(run)
+    if task.reference is not None:
+        train.reference_RA = task.reference.train_RA
+        validation.reference_RA = task.reference.validation_RA
+    return AnswerBatches(task.plan, train, validation, pad, rank, num_ranks())
+
+
+def compared_rows(run: Run) -> tuple[ComparedRows, ComparedRows]:
+    """The pairs or rated answers to train and to validate on."""
+    rated = isinstance(run.recipe.loss, KtoLoss)
+    train, validation = run.pairs.train, run.pairs.validation
+    return ComparedRows(train, rated=rated), ComparedRows(validation, rated=rated)
 
 
 def train_to_the_end(trainer: Trainer, run: Run) -> None:
@@ -174,6 +231,8 @@ def save_result(trainer: Trainer, run: Run, card: ModelCard, weights: Any) -> No
     """Write `model/`. `weights` are those of the model where it does not hold them (ZeRO-3)."""
     with silence_libraries():
         model = trainer.accelerator.unwrap_model(trainer.model)
+    if run.recipe.train.stage == "reward":
+        model = as_classifier(model, run.tokenizer.pad_token_id)
     save_model(model, run.tokenizer, run.folder.model, card, weights=weights)
 
 

@@ -5,9 +5,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from yrunner.assembly.diagnosis import explaining_stops
-from yrunner.assembly.keep import add_regulariser, record_rows
-from yrunner.assembly.measure import Measured, measure
-from yrunner.assembly.preflight import check_disk, check_fit, check_needs, findings_of_base
+from yrunner.assembly.keep import add_regulariser, prepare_reference, record_rows
+from yrunner.assembly.measure import Measured, measure, watched_examples
+from yrunner.assembly.preflight import (
+    check_disk,
+    check_fit,
+    check_needs,
+    findings_of_base,
+    findings_of_recipe,
+)
 from yrunner.assembly.record import check_run_folder, find_start, record_start
 from yrunner.assembly.replay import check_keep_file, prepare_keep
 from yrunner.assembly.report import (
@@ -109,13 +115,13 @@ def _train_here(run: Run) -> None:
     shared = updates_shared(run, process.num_ranks)
     plan = run.plan(num_ranks=shared.started_by)
     # Before the process group is initialised: waiting in it can time out.
-    regulariser_data = prepare_keep(run)
+    regulariser_data, reference = prepare_keep(run), prepare_reference(run)
     deepspeed = init_process_group(run.recipe)
     # Before the model: under DeepSpeed ZeRO-3 the arguments decide how weights load.
     arguments = training_arguments(run, plan, shared.micro_steps, deepspeed)
     model = untrained_model(run)
     if process.rank == 0:
-        for finding in findings_of_base(run, model):
+        for finding in (*findings_of_recipe(run.recipe), *findings_of_base(run, model)):
             warn(finding)
         check_disk(run, model, plan)
         record_start(run, plan, process.num_ranks)
@@ -125,7 +131,7 @@ def _train_here(run: Run) -> None:
     wait_for_ranks()
     say_plan(run, model, plan)
     with explaining_how_to_resume(run.options.how_to_resume):
-        trainer = run_trainer(run, model, plan, arguments)
+        trainer = run_trainer(run, model, plan, arguments, reference)
         with explaining_stops(trainer, run):
             with mixed_precision(trainer, run.dtype):
                 add_regulariser(trainer, run, regulariser_data)
@@ -138,9 +144,8 @@ def _measure_and_train(trainer: Trainer, run: Run) -> None:
     is_writer = this_rank() == 0
 
     def measured(when: str) -> Measured:
-        examples = run.dataset.validation or run.dataset.train
         with mixed_precision(trainer, run.dtype):
-            return measure(run, trainer.model, examples, when)
+            return measure(run, trainer.model, watched_examples(run), when)
 
     def measure_before() -> None:
         before = measured("before")

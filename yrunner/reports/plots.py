@@ -29,13 +29,13 @@ HIGHEST_LOSS = 16.0
 _STROKES = ("-", "--", ":")
 
 
-def loss_curves(records: Sequence[Record]) -> str:
+def loss_curves(records: Sequence[Record], unit: str = "nats per target") -> str:
     """Plain, weighted and validation loss over the steps; a long curve is smoothed."""
     figure = new_figure()
     axes = figure.subplots()
     plain, weighted = _series(records, "loss"), _series(records, "weighted_loss")
     drawn = [_draw_curve(axes, plain, "loss", "loss")]
-    if weighted != plain:  # else every weight is 1, and one curve would hide the other
+    if weighted and weighted != plain:  # else every weight is 1, and one curve would hide the other
         drawn.append(_draw_curve(axes, weighted, "weighted loss", "weighted"))
     validation = _series(records, "eval_loss")
     if validation:
@@ -43,9 +43,40 @@ def loss_curves(records: Sequence[Record]) -> str:
         axes.plot(steps, losses, "o-", color=THEME["validation"], label="validation loss")
     if not any(drawn) and not validation:
         return empty_plot("loss_curves")
-    label_steps(axes, "loss (nats per target)")
+    label_steps(axes, f"loss ({unit})")
     add_legend(figure)
     return svg_of(figure, "loss_curves")
+
+
+def reward_curves(records: Sequence[Record]) -> str:
+    """Reward accuracy above the log ratios of better and worse answers, over the steps."""
+    accuracy = _series(records, "reward_accuracy")
+    ratios = {
+        "chosen": ("learning", _series(records, "chosen_log_ratio")),
+        "rejected": ("refused", _series(records, "rejected_log_ratio")),
+    }
+    validation = _series(records, "eval_reward_accuracy")
+    if not accuracy and not validation:
+        return empty_plot("reward_curves")
+    has_ratios = any(points for _, points in ratios.values())
+    figure = new_figure(height_inches=4.0 if has_ratios else 2.4)
+    rows = figure.subplots(1 + has_ratios, sharex=True, squeeze=False)[:, 0]
+    _draw_curve(rows[0], accuracy, "accuracy", "loss")
+    if validation:
+        shape = zip(*validation, strict=True)
+        rows[0].plot(*shape, "o-", color=THEME["validation"], label="validation", clip_on=False)
+    rows[0].set_ylim(0, 1)
+    rows[0].yaxis.set_major_formatter(PercentFormatter(xmax=1))
+    for label, (colour, points) in ratios.items():
+        if points:
+            _draw_curve(rows[-1], points, label, colour)
+    if has_ratios:
+        label_axes(rows[0], "", "reward accuracy")
+        label_steps(rows[-1], "log ratio (nats)")
+    else:
+        label_steps(rows[0], "reward accuracy")
+    add_legend(figure)
+    return svg_of(figure, "reward_curves")
 
 
 def zones_over_time(records: Sequence[Record]) -> str:

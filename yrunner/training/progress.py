@@ -20,8 +20,16 @@ from transformers import TrainerCallback, TrainerState
 from yrunner.console import format_duration, is_terminal, printable, say, terminal
 from yrunner.losses.nlirg import ZONES
 from yrunner.training.drift import drift_points, drift_warning
+from yrunner.training.preference.alarms import preference_alarms
 
 KEPT = ("keep_divergence", "keep_text_loss", "keep_penalty")
+REWARDS = (
+    "reward_accuracy",
+    "reward_margin",
+    "chosen_log_ratio",
+    "rejected_log_ratio",
+    "kl_estimate",
+)
 SENTENCES = {
     "epoch": "epoch {:.2f}",
     "loss": "loss {:.4f}",
@@ -32,6 +40,13 @@ SENTENCES = {
     "keep_text_loss": "replay loss {:.4f}",
     "keep_penalty": "penalty {:.4f}",
     "mean_weight": "mean weight {:.2f}",
+    "reward_accuracy": "reward accuracy {:.0%}",
+    "reward_margin": "margin {:.3f}",
+    "chosen_log_ratio": "chosen {:+.2f}",
+    "rejected_log_ratio": "rejected {:+.2f}",
+    "kl_estimate": "KL {:.3f}",
+    "eval_reward_accuracy": "reward accuracy {:.0%}",
+    "eval_reward_margin": "margin {:.3f}",
     "learning_rate": "lr {:.1e}",
     "grad_norm": "gradient norm {:.2f}",
     "targets_per_second": "{:,.0f} targets/s",
@@ -188,14 +203,19 @@ def log_line(record: Record, history: History) -> str:
     """One record as one plain line, for a log file."""
     parts = [f"step {history.step}/{history.max_steps}", *described(record, "epoch")]
     if "eval_loss" in record:
-        parts += described(record, "eval_loss", "eval_drift") + _best(history)
+        rewards = ("eval_reward_accuracy", "eval_reward_margin")
+        parts += described(record, "eval_loss", *rewards, "eval_drift") + _best(history)
         parts += drift_warning(history.drifts)
         return "  ".join(parts)
     parts += described(record, "loss", "weighted_loss", "mean_weight")
     shares = [f"{zone} {record[f'zone_{zone}']:.0%}" for zone in ZONES if f"zone_{zone}" in record]
     parts += [" ".join(shares)] if shares else []
-    parts += described(record, *KEPT, "learning_rate", "targets_per_second", "memory_gib")
-    return "  ".join([*parts, *_time_left(history)])
+    parts += described(record, *REWARDS, *KEPT)
+    parts += described(record, "learning_rate", "targets_per_second", "memory_gib")
+    known = preference_alarms(history.records[:-1])
+    alarms = preference_alarms(history.records)
+    new = [sentence for name, sentence in alarms.items() if name not in known]
+    return "  ".join([*parts, *_time_left(history), *new])
 
 
 def draw(history: History, terminal_width: int) -> RenderableType:
@@ -206,7 +226,8 @@ def draw(history: History, terminal_width: int) -> RenderableType:
     if "zone_easy" in record:
         parts += ["", zone_bar(record, width), _zone_legend(record)]
     parts += [Text(line, style="yellow") for line in drift_warning(history.drifts)]
-    facts = described(record, "learning_rate", "mean_weight", "grad_norm", *KEPT)
+    parts += [Text(line, style="yellow") for line in preference_alarms(history.records).values()]
+    facts = described(record, *REWARDS, "learning_rate", "mean_weight", "grad_norm", *KEPT)
     if facts := facts + described(record, "targets_per_second", "memory_gib"):
         parts += ["", Text(" · ".join(facts), style="dim")]
     return Panel(

@@ -141,7 +141,7 @@ def test_log_probabilities_that_are_known_beforehand_do_what_the_base_itself_doe
     model.zero_grad()
     compared = ComparedRows(rows, rated=name == "kto")
     with torch.no_grad():
-        known = [log_prob(base, answer) for answer in compared.every_answer]
+        known = [log_prob(base, answer) for answer in compared.every_answer(range(8))]
     trainer = make_trainer(
         model,
         rows,
@@ -226,7 +226,7 @@ def test_resume_changes_nothing(make_model, pairs, rated, make_trainer, name, lo
         if not lora:
             parts = [ComparedRows(part, rated=name == "kto") for part in (rows[4:], rows[:4])]
             reference = [
-                torch.linspace(-90, -80, len(part.every_answer)).double().view(len(part), -1)
+                torch.linspace(-90, -80, 2 * len(part)).double().view(len(part), -1)
                 for part in parts
             ]
         trainer = make_trainer(

@@ -18,10 +18,17 @@ from yrunner.assembly.memory import (
     lines_of,
     variants,
 )
-from yrunner.assembly.preflight import DiskFacts, check_fit, check_needs, lack_of_space
+from yrunner.assembly.preflight import (
+    DiskFacts,
+    check_fit,
+    check_needs,
+    findings_of_recipe,
+    lack_of_space,
+)
 from yrunner.assembly.replay import check_keep_file, writing_note
 from yrunner.assembly.run import Run
 from yrunner.assembly.sharing import check_ranks
+from yrunner.assembly.trainer import reference_in_words
 from yrunner.commands.check.facts import (
     DataFacts,
     ModelFacts,
@@ -153,7 +160,7 @@ def _gather(estimator: Estimator, plan: Plan) -> Facts:
 
 def _measure_signal(run: Run, rows: int | None, page: Path | None) -> Signal | NotScored:
     try:
-        sample = score_sample(run, run.dataset.train.examples, rows)
+        sample = score_sample(run, run.dataset.train, rows)
     except DataError as error:
         # A row that the base cannot read: `check_fit` finds it too.
         return NotScored(error.message)
@@ -176,6 +183,8 @@ def _print(run: Run, facts: Facts | None) -> None:
     print_steps(facts.steps, "packed row" if run.recipe.data.packing else unit)
     if (note := writing_note(run.recipe)) is not None:
         say(note)
+    if (reference := reference_in_words(run.recipe)) is not None:
+        say(f"reference: {reference}")
     print_schedule(facts.schedule)
     print_memory(facts.memory, facts.advice)
     if facts.disk is not None:
@@ -194,7 +203,8 @@ def _as_json(
         "recipe": run.recipe.name,
         "refused": None if refusal is None else str(refusal),
         "rows": prepared.as_json(),
-        "base": {"findings": model.findings},
+        "base": {"findings": [*findings_of_recipe(run.recipe), *model.findings]},
+        "reference": reference_in_words(run.recipe),
         **(asdict(facts) if facts else {}),
         "signal": asdict(signal),
     }
@@ -202,7 +212,7 @@ def _as_json(
 
 def _say_verdict(run: Run, model: ModelFacts) -> None:
     say("")
-    for finding in model.findings:
+    for finding in (*findings_of_recipe(run.recipe), *model.findings):
         warn(finding)
     if model.unchecked is not None:
         say(model.unchecked)

@@ -125,7 +125,7 @@ def count_steps(run: Run, plan: Plan) -> Steps:
         packed_rows=None if plan.packs is None else len(plan.packs),
         packing_fill=None
         if plan.packs is None
-        else fill_rate(run.dataset.train.lengths, len(plan.packs), run.recipe.data.max_length),
+        else fill_rate(run.dataset.train.lengths, len(plan.packs), run.row_length),
     )
 
 

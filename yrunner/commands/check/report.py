@@ -13,7 +13,7 @@ from yrunner.commands.check.signal import NotScored, Sample, Signal, Zone
 from yrunner.console import as_gigabytes, counted, is_terminal, print_table, say, show, terminal
 from yrunner.data.dataset.preference import AnswerFacts
 from yrunner.recipe.load import recipe_to_yaml
-from yrunner.recipe.schema.recipe import PlainLoss, Recipe, TokenLoss
+from yrunner.recipe.schema.recipe import Loss, PlainLoss, Recipe
 from yrunner.reports.html import Block, Code, KeyFigures, Plot, Report, Table, write_report
 from yrunner.reports.html import Text as Prose
 from yrunner.reports.terminal_plot import ShareBar, rounded_weight, weight_bars
@@ -168,7 +168,8 @@ def print_signal(recipe: Recipe, signal: Signal | NotScored) -> None:
         say(f"losses of the base: {signal.skipped}")
         return
     targets = counted(signal.targets, "target")
-    title = f"Loss of {targets} under the base, weighted by {recipe.loss.kind}"
+    weighted = "" if recipe.learns_from_pairs else f", weighted by {recipe.loss.kind}"
+    title = f"Loss of {targets} under the base{weighted}"
     bars = [
         ShareBar(bin_.zone, loss_range(bin_.start, bin_.end), bin_.share, bin_.mean_weight)
         for bin_ in signal.bins
@@ -177,11 +178,17 @@ def print_signal(recipe: Recipe, signal: Signal | NotScored) -> None:
     show(Text.assemble((title, "bold"), "\n\n", weight_bars(bars, columns)))
     say("")
     print_table("Zones of the loss", ZONE_COLUMNS, [_zone_row(zone) for zone in signal.zones])
-    for sentence in explain(signal, recipe.token_loss):
-        say(sentence)
+    if (wins := signal.base_wins) is not None:
+        say(
+            f"the base prefers the better answer in {wins.whole:.1%} of "
+            f"{counted(wins.pairs, 'pair')} (by likelihood per token: {wins.per_token:.1%})"
+        )
+    if not recipe.learns_from_pairs:
+        for sentence in explain(signal, recipe.loss):
+            say(sentence)
 
 
-def explain(signal: Signal, loss: TokenLoss) -> list[str]:
+def explain(signal: Signal, loss: Loss) -> list[str]:
     """Sentences that explain unusual figures."""
     if isinstance(loss, PlainLoss):
         return ["loss.kind plain: every target has the weight 1, whatever its loss"]
@@ -212,7 +219,7 @@ def write_signal_page(recipe: Recipe, sample: Sample, signal: Signal, path: Path
     figures = KeyFigures(
         [
             ("targets", signal.targets, f"of {counted(signal.rows, 'row')}, scored by the base"),
-            ("mean weight", f"{signal.mean_weight:.3g}", f"loss: {recipe.loss.kind}"),
+            ("mean weight", f"{signal.mean_weight:.3g}", f"loss: {recipe.token_loss.kind}"),
             ("refused", f"{signal.refused:.1%}", "of the targets have the weight 0"),
         ]
     )

@@ -13,7 +13,7 @@ from torch import Tensor
 from yrunner.assembly.measure import score_rows
 from yrunner.assembly.run import Run
 from yrunner.data.conversation import TokenizedExample
-from yrunner.data.dataset.examples import Examples
+from yrunner.data.dataset.examples import Examples, Item, Pairs, StoredRows
 from yrunner.errors import ModelError
 from yrunner.losses.nlirg import ZONES, zone_of
 from yrunner.models.adapters import CONFIG_FILE, attach_adapter, read_base
@@ -35,12 +35,25 @@ ROOM_BESIDE_WEIGHTS = 1.25
 
 
 @dataclass(frozen=True)
+class BaseWins:
+    """How often the base finds the better answer of a pair likelier than the worse one."""
+
+    pairs: int
+    whole: float
+    """Share of the pairs, by the likelihood of whole answers; a draw counts half."""
+    per_token: float
+    """The same by the likelihood per token."""
+
+
+@dataclass(frozen=True)
 class Sample:
     """Losses and weights of the targets of some rows."""
 
     rows: int
     loss_N: Tensor
     weight_N: Tensor
+    base_wins: BaseWins | None = None
+    """Of a sample of pairs."""
 
 
 @dataclass(frozen=True)
@@ -89,16 +102,18 @@ class Signal:
     """Share of the targets with a weight of 0."""
     bins: list[LossBin]
     zones: list[Zone]
+    base_wins: BaseWins | None = None
 
 
-def score_sample(run: Run, examples: Examples, rows: int | None) -> Sample | NotScored:
-    """Score `rows` of the examples with the base and the recipe's weight.
+def score_sample(run: Run, stored: StoredRows[Any], rows: int | None) -> Sample | NotScored:
+    """Score `rows` of the examples with the base and the recipe's weight; both answers of pairs.
 
     None: a sufficient number that takes at most about half a minute. Raises `ModelError` if the
     base cannot be loaded.
     """
     if rows == 0:
         return NotScored("switched off (--sample 0)")
+    examples = stored.examples
     if not len(examples) or not examples.num_targets.sum():
         return NotScored("the data has no targets")
     base = find_base(run)
@@ -112,7 +127,11 @@ def score_sample(run: Run, examples: Examples, rows: int | None) -> Sample | Not
             f"too slow on this machine for a base of {num_weights:,} weights; "
             "score some anyway with --sample 8"
         )
-    return _score(run, _load(run.recipe, folder), spread(examples, rows))
+    model = _load(run.recipe, folder)
+    if isinstance(stored, Pairs):
+        pairs = spread(stored, max(1, rows // 2))
+        return _score(run, model, [each for pair in pairs for each in vars(pair).values()], True)
+    return _score(run, model, spread(examples, rows))
 
 
 def describe_sample(sample: Sample, edges: Sequence[float]) -> Signal:
@@ -139,13 +158,14 @@ def describe_sample(sample: Sample, edges: Sequence[float]) -> Signal:
         )
     ]
     refused = float((weight_N == 0).double().mean())
-    return Signal(sample.rows, len(loss_N), float(weight_N.mean()), refused, bins, zones)
+    figures = (sample.rows, len(loss_N), float(weight_N.mean()), refused)
+    return Signal(*figures, bins, zones, sample.base_wins)
 
 
-def spread(examples: Examples, number: int) -> list[TokenizedExample]:
-    """`number` examples at most, evenly spaced."""
-    number = min(number, len(examples))
-    return [examples[(2 * index + 1) * len(examples) // (2 * number)] for index in range(number)]
+def spread(rows: StoredRows[Item], number: int) -> list[Item]:
+    """`number` rows at most, evenly spaced."""
+    number = min(number, len(rows))
+    return [rows[(2 * index + 1) * len(rows) // (2 * number)] for index in range(number)]
 
 
 def find_base(run: Run) -> tuple[Path, int] | NotScored:
@@ -187,13 +207,31 @@ def find_base(run: Run) -> tuple[Path, int] | NotScored:
     return folder, num_weights
 
 
-def _score(run: Run, model: Any, chosen: list[TokenizedExample]) -> Sample:
+def _score(
+    run: Run, model: Any, chosen: Sequence[TokenizedExample], in_pairs: bool = False
+) -> Sample:
     # Neighbours share a batch: rows of similar length need little padding.
-    chosen = sorted(chosen, key=lambda example: len(example.input_ids))
-    scores = score_rows(run, model, chosen, "scoring rows with the base")
+    order = sorted(range(len(chosen)), key=lambda number: len(chosen[number].input_ids))
+    scores = score_rows(run, model, [chosen[at] for at in order], "scoring rows with the base")
     loss_N = torch.cat([scored.loss_N for scored in scores]).double()
     weight_N = torch.cat([scored.weight_N for scored in scores]).double()
-    return Sample(len(chosen), loss_N, weight_N)
+    wins = None
+    if in_pairs:
+        found = dict(zip(order, (scored.loss_N.double() for scored in scores), strict=True))
+        wins = count_wins([found[number] for number in range(len(chosen))])
+    return Sample(len(chosen), loss_N, weight_N, wins)
+
+
+def count_wins(losses: Sequence[Tensor]) -> BaseWins:
+    """How often the first answer of each pair is likelier, from the losses of all answers."""
+    margins = torch.tensor(
+        [
+            [float(worse_N.sum() - better_N.sum()), float(worse_N.mean() - better_N.mean())]
+            for better_N, worse_N in zip(losses[0::2], losses[1::2], strict=True)
+        ]
+    )
+    whole, per_token = ((margins > 0).double() + (margins == 0).double() / 2).mean(dim=0).tolist()
+    return BaseWins(len(margins), whole, per_token)
 
 
 def _affordable_rows(examples: Examples, num_weights: int) -> int:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from yrunner.data.batching.batches import Batch, Batches
-from yrunner.data.batching.collate import BatchLayout, collate
+from yrunner.data.batching.collate import BatchLayout, collate, one_per_row
 from yrunner.data.batching.plan import Plan
 from yrunner.data.batching.token_batches import Slice, SlicedRow
 from yrunner.data.conversation import RatedExample, TokenizedExample, TokenizedPair
@@ -25,6 +25,8 @@ from yrunner.tokens import IGNORE_INDEX
 
 ComparedRow = TokenizedPair | RatedExample
 MODEL_INPUTS = ("input_ids", "labels", "position_ids")
+ANSWERS_OF_A_ROW = 2
+"""Both of a pair; or a rated answer, and one to another prompt."""
 OTHER = "other_"
 """Beginning of the names of what belongs to the answers to other prompts."""
 
@@ -70,44 +72,47 @@ class ComparedRows(Dataset[RowAnswers]):
         """All rows of a micro-batch, in one call of the data loader."""
         return [self[one] for row in rows for one in row]
 
-    @property
-    def every_answer(self) -> list[TokenizedExample]:
-        """The answers of all rows, as `reference_RA` has their log-probabilities, row by row."""
-        found = (self[number, 0] for number in range(len(self)))
+    def every_answer(self, numbers: Iterable[int]) -> list[TokenizedExample]:
+        """The answers of some rows, in the order of `reference_RA`, row by row."""
+        found = (self[number, 0] for number in numbers)
         return [answer for row in found for answer in (*row.own, row.other) if answer is not None]
 
     def _other(self, number: int) -> TokenizedExample:
-        """A prompt with the answer of the row before it that has another prompt."""
-        own, partner = self._example(number), self._example(self._partners[number])
+        """A prompt with the answer of its partner; never longer than the longest row."""
+        partners, longest = self._partners
+        own, partner = self._example(number), self._example(partners[number])
         prompt, answer = _prompt_length(own), _prompt_length(partner)
-        # Never longer than the longest row, for which there is room.
-        ids = (own.input_ids[:prompt] + partner.input_ids[answer:])[: self._longest]
-        labels = ([IGNORE_INDEX] * prompt + partner.labels[answer:])[: self._longest]
-        return TokenizedExample(ids, labels, own.origin)
+        ids = own.input_ids[:prompt] + partner.input_ids[answer:]
+        labels = [IGNORE_INDEX] * prompt + partner.labels[answer:]
+        return TokenizedExample(ids[:longest], labels[:longest], own.origin)
 
     def _example(self, number: int) -> TokenizedExample:
         row = self.rows[number]
         return row.chosen if isinstance(row, TokenizedPair) else row.example
 
     @cached_property
-    def _longest(self) -> int:
-        return max(len(self._example(number).input_ids) for number in range(len(self)))
+    def _partners(self) -> tuple[list[int], int]:
+        """The partner of each row, and the length of the longest."""
+        prompts, longest = [], 0
+        for number in range(len(self)):
+            example = self._example(number)
+            longest = max(longest, len(example.input_ids))
+            prompts.append(hash(tuple(example.input_ids[: _prompt_length(example)])))
+        return partners_of(prompts), longest
 
-    @cached_property
-    def _partners(self) -> list[int]:
-        """For each row the last one before it with another prompt; the first follows the last."""
-        examples = map(self._example, range(len(self)))
-        prompts = [tuple(each.input_ids[: _prompt_length(each)]) for each in examples]
-        backwards = range(len(prompts) - 1, -1, -1)
-        last = next((row for row in backwards if prompts[row] != prompts[0]), None)
-        if last is None:
-            # Where all prompts are equal, any other answer serves.
-            return [row - 1 if row else len(prompts) - 1 for row in range(len(prompts))]
-        partners = [last]
-        for row in range(1, len(prompts)):
-            is_same = prompts[row] == prompts[row - 1]
-            partners.append(partners[-1] if is_same else row - 1)
-        return partners
+
+def partners_of(prompts: Sequence[int]) -> list[int]:
+    """For each row the last one before it with another prompt; the last row precedes the first."""
+    others = (row for row in range(len(prompts) - 1, 0, -1) if prompts[row] != prompts[0])
+    last = next(others, None)
+    if last is None:
+        # Where all prompts are equal, any other answer serves.
+        return [(row - 1) % len(prompts) for row in range(len(prompts))]
+    partners = [last]
+    for row in range(1, len(prompts)):
+        is_same = prompts[row] == prompts[row - 1]
+        partners.append(partners[-1] if is_same else row - 1)
+    return partners
 
 
 def _prompt_length(example: TokenizedExample) -> int:
@@ -155,7 +160,9 @@ def collate_answers(
     log-probability under the reference. `rated`: with `is_desirable_S`, and the same tensors for
     the answers to other prompts, whose names begin with `other_`.
     """
-    batch = _collated([answer for row in rows for answer in row.own], pad_token_id, layout)
+    batch = collate_with_owners(
+        [answer for row in rows for answer in row.own], pad_token_id, layout
+    )
     if known:
         batch["reference_S"] = _float64(row.reference[: len(row.own)] for row in rows)
     if not rated:
@@ -164,7 +171,7 @@ def collate_answers(
         [bool(row.is_desirable) for row in rows], dtype=torch.bool
     )
     others = [row.other for row in rows if row.other is not None]
-    more = _collated(others, pad_token_id, layout)
+    more = collate_with_owners(others, pad_token_id, layout)
     if known:
         more["reference_S"] = _float64(row.reference[len(row.own) :] for row in rows)
     return batch | {OTHER + name: tensor for name, tensor in more.items()}
@@ -176,17 +183,35 @@ def model_inputs(batch: Mapping[str, Tensor], prefix: str = "") -> Batch:
     return {name: batch[prefix + name] for name in names}
 
 
-def _collated(examples: Sequence[TokenizedExample], pad: int, layout: BatchLayout) -> Batch:
+def collate_with_owners(
+    examples: Sequence[TokenizedExample], pad: int, layout: BatchLayout = one_per_row
+) -> Batch:
+    """What `collate` makes of some answers, and where each of them is.
+
+    `answer_N`: the answer that each target belongs to. `num_targets_S`: targets of each. `last_S`:
+    the place of its last token that is no padding, among all tokens of the batch, row by row.
+    """
     batch = collate(examples, pad, layout)
     counts_S = torch.tensor([len(each.target_positions) for each in examples], dtype=torch.long)
-    placed: list[int] = []
-    if examples:
-        placed = [*chain.from_iterable(layout([len(each.input_ids) for each in examples]))]
+    rows = layout([len(each.input_ids) for each in examples]) if examples else []
     # Targets come row by row, as the layout has placed their answers.
-    places_S = torch.tensor(placed, dtype=torch.long)
+    places_S = torch.tensor([*chain.from_iterable(rows)], dtype=torch.long)
+    last_S = torch.zeros_like(counts_S)
+    for number, row in enumerate(rows):
+        start = number * batch["input_ids"].shape[1]
+        for place in row:
+            last_S[place] = start + _last_place(examples[place].input_ids, pad)
+            start += len(examples[place].input_ids)
     batch["answer_N"] = places_S.repeat_interleave(counts_S[places_S])
     batch["num_targets_S"] = counts_S
+    batch["last_S"] = last_S
     return batch
+
+
+def _last_place(ids: Sequence[int], pad: int) -> int:
+    """Of the last token that is no padding: pad tokens may end an answer, as classifiers see it."""
+    places = range(len(ids) - 1, -1, -1)
+    return next((place for place in places if ids[place] != pad), len(ids) - 1)
 
 
 def _float64(values: Iterable[Sequence[float]]) -> Tensor:

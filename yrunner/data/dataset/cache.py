@@ -9,7 +9,7 @@ import errno
 import json
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import date
 from hashlib import file_digest, sha256
@@ -35,14 +35,16 @@ LIBRARIES = ("transformers", "tokenizers", "jinja2")
 class Cache:
     """A folder of prepared files."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, files: Sequence[str] = (TOKENS, COLUMNS)) -> None:
+        """`files`: the names of the files in an entry."""
         self.folder = folder
+        self.files = files
 
     def find(self, key: str) -> Path | None:
         """The folder of a complete entry, or None."""
         entry = self.folder / key
         try:
-            whole = read_json(entry / REPORT)["hashes"] == _hashes(entry)
+            whole = read_json(entry / REPORT)["hashes"] == self._hashes(entry)
         except (OSError, ValueError, KeyError):
             return None
         if not whole:
@@ -79,7 +81,7 @@ class Cache:
 
     def complete(self, key: str, partial: Path, report: Mapping[str, Any]) -> Path:
         """Add a report to an entry, give it its final name, and return its folder."""
-        write_json(partial / REPORT, {"hashes": _hashes(partial), "report": report})
+        write_json(partial / REPORT, {"hashes": self._hashes(partial), "report": report})
         final = self.folder / key
         try:
             partial.rename(final)
@@ -101,10 +103,9 @@ class Cache:
             if now - used.stat().st_mtime > limit:
                 shutil.rmtree(entry, ignore_errors=True)
 
-
-def _hashes(entry: Path) -> list[str]:
-    """Hashes of the files of an entry: a damaged token id could be beyond the vocabulary."""
-    return [*hash_files([entry / TOKENS, entry / COLUMNS]).values()]
+    def _hashes(self, entry: Path) -> list[str]:
+        """Hashes of the files of an entry: a damaged token id could be beyond the vocabulary."""
+        return [*hash_files([entry / name for name in self.files]).values()]
 
 
 def content_key(file: Path, **depends_on: Any) -> str:

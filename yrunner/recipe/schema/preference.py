@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from yrunner.recipe.schema.section import Section
 
 SMALL_BETA = 1.0
-"""With `length: mean`, margins are nats per token; a beta below this hardly ever sees one."""
+"""With `length: mean`, margins are nats per token, and a beta below this is far too small."""
 
 
 class DpoLoss(Section):

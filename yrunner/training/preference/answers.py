@@ -14,12 +14,12 @@ from yrunner.data.batching.batches import Batch
 from yrunner.losses.log_probs import measure_log_probs
 from yrunner.losses.preference import dpo_loss, kto_loss, orpo_loss, simpo_loss
 from yrunner.recipe.schema.preference import DpoLoss, KtoLoss, OrpoLoss, SimpoLoss
-from yrunner.recipe.schema.recipe import PreferenceLoss
+from yrunner.recipe.schema.recipe import Loss, PreferenceLoss
 from yrunner.scoring.base_predictions import adapter_off
 from yrunner.training.metrics import Figures
 
 
-def compares_with_reference(loss: PreferenceLoss) -> bool:
+def compares_with_reference(loss: Loss) -> bool:
     """Whether a loss compares the model with the one that the run began with."""
     return isinstance(loss, DpoLoss | KtoLoss)
 
