@@ -60,7 +60,7 @@ def make_trainer(case: Case, folder: Path, *, max_steps: int | None = None) -> T
     if case.loss in PREFERENCES:
         compared, _ = compared_rows(case.loss)
         answers = [compared[number, 0].own for number in range(len(compared))]
-        pack_to = pack_to and 2 * pack_to
+        pack_to = pack_to and len(answers[0]) * pack_to
     plan = make_plan(
         [sum(len(each.target_positions) for each in row) for row in answers],
         token_batch=train.token_batch,

@@ -1,8 +1,13 @@
-"""An update is traced once for all tests of `yrun check`."""
+"""What the tests of commands share: traced updates, and a recipe that learns from pairs."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.conftest import questions, write_jsonl
+from tests.project import write_recipe
 
 
 @pytest.fixture(scope="session")
@@ -26,3 +31,40 @@ def each_update_is_traced_once(
         return known_updates[key]
 
     monkeypatch.setattr("yrunner.assembly.memory.trace_update", trace)
+
+
+PREFERRED = {
+    "name": "preferred",
+    "model": {"base": "base.yaml"},
+    "tuning": {"kind": "lora", "rank": 4, "alpha": 8, "dropout": 0.0},
+    "data": {"train": [{"file": "pairs.jsonl"}], "validation": [{"file": "held_out.jsonl"}]},
+    "loss": {"kind": "dpo"},
+    "train": {
+        "stage": "preference",
+        "epochs": 2,
+        "batch_size": 4,
+        "gradient_accumulation_steps": 2,
+        "learning_rate": 1e-2,
+        "log_every": 1,
+    },
+    "drift": {"rows": 0},
+}
+
+
+@pytest.fixture
+def preferred(trained_base):
+    """A folder with a trained base, pairs, and a recipe that learns from them."""
+    rows = [
+        {"prompt": question, "chosen": answer, "rejected": f"I do not know {len(answer) % 7}."}
+        for question, answer in questions(20)
+    ]
+    write_jsonl(trained_base / "pairs.jsonl", rows[:16])
+    write_jsonl(trained_base / "held_out.jsonl", rows[16:])
+    write_recipe(trained_base / "preferred.yaml", PREFERRED)
+    return trained_base
+
+
+def records(name="preferred"):
+    """The records of a run's metrics."""
+    lines = Path(f"outputs/{name}/metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]

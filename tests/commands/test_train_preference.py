@@ -9,50 +9,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tests.conftest import questions, write_jsonl
-from tests.project import write_recipe
+from tests.commands.conftest import records
 from yrunner.commands.check.command import check
 from yrunner.commands.merge.command import merge
 from yrunner.commands.train import train
 
-PREFERRED = {
-    "name": "preferred",
-    "model": {"base": "base.yaml"},
-    "tuning": {"kind": "lora", "rank": 4, "alpha": 8, "dropout": 0.0},
-    "data": {"train": [{"file": "pairs.jsonl"}], "validation": [{"file": "held_out.jsonl"}]},
-    "loss": {"kind": "dpo"},
-    "train": {
-        "stage": "preference",
-        "epochs": 2,
-        "batch_size": 4,
-        "gradient_accumulation_steps": 2,
-        "learning_rate": 1e-2,
-        "log_every": 1,
-    },
-    "drift": {"rows": 0},
-}
-
-
-@pytest.fixture
-def preferred(trained_base):
-    """A folder with a trained base, pairs, and a recipe that learns from them."""
-    rows = [
-        {"prompt": question, "chosen": answer, "rejected": f"I do not know {len(answer) % 7}."}
-        for question, answer in questions(20)
-    ]
-    write_jsonl(trained_base / "pairs.jsonl", rows[:16])
-    write_jsonl(trained_base / "held_out.jsonl", rows[16:])
-    write_recipe(trained_base / "preferred.yaml", PREFERRED)
-    return trained_base
-
 
 def run(*overrides, resume=False, overwrite=False):
     train(Path("preferred.yaml"), list(overrides), resume=resume, overwrite=overwrite)
-
-
-def records(name="preferred"):
-    lines = Path(f"outputs/{name}/metrics.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
 
 
 def weights(name="preferred"):

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from yrunner.recipe.schema.eval import (
     FormatTask,
     JsonForm,
     PerplexityTask,
+    PreferenceTask,
     QualityTask,
     RegexForm,
     Rule,
@@ -137,6 +139,56 @@ def test_the_choice_is_the_likeliest_per_character(evaluated, tmp_path):
         assert result.answers[number] == by_length
         assert result.per_question["accuracy"][number] == (by_length == right)
         assert result.per_question["unnormalised"][number] == (min(costs, key=costs.get) == right)
+
+
+SIDES = ("chosen", "rejected")
+
+
+def test_the_better_answer_should_be_likelier_and_more_so_than_for_the_base(
+    evaluated, make_talker, capitals_tokenizer, tmp_path
+):
+    rows = [
+        {"prompt": question, "chosen": answer, "rejected": f"{answer[:9]} perhaps {len(answer)}"}
+        for question, answer in questions(5)
+    ]
+    rows[2] |= {"chosen": rows[2]["rejected"], "rejected": rows[2]["chosen"]}
+    data = write_jsonl(tmp_path / "p.jsonl", rows)
+    task = PreferenceTask(kind="preference", name="t", side="domain", data=data)
+    base = EvaluatedModel(make_talker(seed=9), capitals_tokenizer, batch_size=3)
+
+    def margin(model, row):
+        costs = (
+            sum(reply_loss(model, row["prompt"], row[side])) for side in ("rejected", "chosen")
+        )
+        return next(costs) - next(costs)
+
+    alone = run(task, evaluated)
+    margins = [margin(evaluated, row) for row in rows]
+    assert alone.per_question["margin"] == pytest.approx(margins, rel=1e-4)
+    assert alone.per_question["accuracy"] == [float(each > 0) for each in margins]
+    assert "reward_accuracy" not in alone.figures
+    beside = run(task, replace(evaluated, base=base))
+    rewards = [now - margin(base, row) for now, row in zip(margins, rows, strict=True)]
+    assert beside.per_question["reward_margin"] == pytest.approx(rewards, rel=1e-3)
+    assert beside.per_question["reward_accuracy"] == [float(each > 0) for each in rewards]
+    itself = run(task, replace(evaluated, base=evaluated))
+    assert itself.figures["reward_accuracy"] == 0.5 and itself.figures["reward_margin"] == 0
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"prompt": "a", "chosen": "b", "rejected": "b"}, "p.jsonl row 3"),
+        ({"prompt": "a", "chosen": "", "rejected": "b"}, "p.jsonl row 3"),
+        ({"prompt": "a", "chosen": "b"}, "p.jsonl row 3"),
+    ],
+)
+def test_a_faulty_pair_of_a_task_is_refused_with_its_row(tmp_path, row, reason):
+    good = {"prompt": "a", "chosen": "b", "rejected": "c"}
+    data = write_jsonl(tmp_path / "p.jsonl", [good, good | {"prompt": "d"}, row])
+    task = PreferenceTask(kind="preference", name="t", side="domain", data=data)
+    with pytest.raises(DataError, match=reason):
+        read_task(task)
 
 
 def test_perplexity_of_answers_is_that_of_their_tokens(evaluated, file):

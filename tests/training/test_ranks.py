@@ -95,7 +95,7 @@ def resumed_by_one(folder: Path) -> dict[str, Result]:
 def test_two_processes_come_to_the_losses_and_weights_of_one(case: Case, folder: Path):
     reference = alone(case, folder)
     found = load_result(case, folder)
-    assert len(reference.losses) > 2 * UPDATE
+    assert len(reference.losses) > (UPDATE if case in PREFERRED else 2 * UPDATE)
     assert reference.loss_gap(found) < 1e-5
     assert reference.weight_gap(found) < WEIGHT_GAP
     assert found.drifts == pytest.approx(reference.drifts, rel=1e-3, abs=DRIFT_ROUNDING)

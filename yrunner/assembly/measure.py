@@ -178,7 +178,12 @@ class Measured:
 
 
 def measure_before(run: Run, model: Any, plan: Plan) -> Measured:
-    """Measure losses and answers within `eval.budget`; say what was left out."""
+    """Measure losses and answers within `eval.budget`; say what was left out.
+
+    A reward model writes no answers: nothing is measured.
+    """
+    if run.recipe.train.stage == "reward":
+        return Measured({})
     examples, budget = _watched_examples(run), run.recipe.eval.budget
     tokens = float(run.dataset.train.lengths.sum()) * plan.num_updates / plan.updates_per_epoch
     work = tokens * (3 if run.recipe.tuning.kind in ("full", "freeze") else 2)
@@ -191,7 +196,7 @@ def measure_before(run: Run, model: Any, plan: Plan) -> Measured:
         began = perf_counter()
         scores = _score_watched(run, model, examples, rows, "before")
         spent = perf_counter() - began
-        pace = spent / sum(len(examples[row].input_ids) for row in rows)
+        pace = spent / max(1, sum(len(examples[row].input_ids) for row in rows))
         seconds = max(budget * work * pace - 2 * spent, LEAST_SECONDS)
         asked = _choose_questions(run, model, max_over_ranks(seconds))
     kept = kept_results(run, in_training=True)
@@ -205,6 +210,8 @@ def measure_before(run: Run, model: Any, plan: Plan) -> Measured:
 
 def measure_after(run: Run, model: Any, before: Measured) -> Measured:
     """Measure the same rows and questions as `before`."""
+    if run.recipe.train.stage == "reward":
+        return Measured({})
     examples = _watched_examples(run)
     rows = _spread_rows(examples, None) if before.rows is None else before.rows
     answers = answer_tasks(run, model, "after training", before.asked)

@@ -8,10 +8,11 @@ from typing import Any
 from yrunner.assembly.run import Run
 from yrunner.console import as_gigabytes
 from yrunner.data.batching.plan import Plan
-from yrunner.errors import RunError
+from yrunner.errors import ModelError, RunError
 from yrunner.models.limits import check_lengths, require_flash_attention, unlearned_rows
 from yrunner.models.load import check_ids, find_stop_ids
 from yrunner.models.quantization import require_bitsandbytes
+from yrunner.models.reward import check_classifier
 from yrunner.models.size import DiskNeed, estimate_disk
 from yrunner.models.tuning import check_base_is_saved
 from yrunner.recipe.schema.model import AdapterTuning, FreezeTuning, QloraTuning
@@ -31,8 +32,6 @@ LOOKED_AT = 100
 def check_needs(run: Run) -> None:
     """Raise `MissingError` for a missing package, compiler or GPU."""
     recipe = run.recipe
-    if recipe.train.stage == "reward":
-        raise RunError(f"train.stage {recipe.train.stage} cannot be trained yet")
     check_trackers(recipe.train.trackers)
     _ = run.dtype
     if recipe.model.attention == "flash_attention_2":
@@ -41,6 +40,12 @@ def check_needs(run: Run) -> None:
         check_compiler()
     if recipe.train.optimizer in OF_BITSANDBYTES:
         require_bitsandbytes(f"train.optimizer {recipe.train.optimizer}")
+    if recipe.train.stage == "reward" and run.stored_quantization is not None:
+        raise ModelError(
+            f"the base {recipe.model.base} is stored quantized ({run.stored_quantization}), but a "
+            "reward model is saved with its adapter merged",
+            remedy="use the unquantized model",
+        )
     if isinstance(recipe.tuning, QloraTuning):
         require_bitsandbytes("tuning.kind qlora")
 
@@ -49,9 +54,11 @@ def check_fit(run: Run) -> None:
     """Check that the model can read every row, before its weights are loaded.
 
     Raises `DataError` if the longest row has more tokens than the model has positions, and
-    `ModelError` if the tokenizer has ids without an embedding.
+    `ModelError` if the tokenizer has ids without an embedding, or no reward model can be made.
     """
     config, prepared = run.config, run.dataset
+    if run.recipe.train.stage == "reward":
+        check_classifier(config)
     if isinstance(run.recipe.tuning, AdapterTuning) and run.recipe.model.scratch is None:
         check_base_is_saved(run.base_source)
     check_ids(run.tokenizer, config.get_text_config().vocab_size)

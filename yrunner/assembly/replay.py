@@ -196,7 +196,7 @@ def writing_of(recipe: Recipe) -> ReplayWriting:
 
 def wanted_rows(recipe: Recipe) -> Wanted:
     """How many rows the recipe needs from its base."""
-    if recipe.model.scratch is not None:
+    if recipe.model.scratch is not None or recipe.train.stage == "reward":
         return Wanted()
     keep = recipe.keep
     rows = 0

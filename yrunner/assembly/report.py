@@ -155,6 +155,9 @@ def say_next(run: Run) -> None:
     """Print useful next commands."""
     recipe, arguments = run.recipe, run.options.arguments
     say("")
+    if recipe.train.stage == "reward":
+        say(f'AutoModelForSequenceClassification.from_pretrained("{run.folder.model}")  # loads it')
+        return
     say(f"yrun chat {arguments}    # chat with it")
     if recipe.eval.tasks:
         say(f"yrun eval {arguments}    # run its tasks on base and result")
@@ -188,6 +191,7 @@ def model_card(run: Run, before: Measured, after: Measured, **origin: Any) -> Mo
         recipe=recipe_to_yaml(recipe),
         figures=figures,
         dataset_files=[data_name(entry) for entry in recipe.data.train],
+        is_reward=recipe.train.stage == "reward",
         **origin,
     )
 

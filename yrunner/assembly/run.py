@@ -407,7 +407,12 @@ class Run:
     # The result
 
     def require_result(self) -> None:
-        """Raise `RunError` if there is no trained model yet."""
+        """Raise `RunError` if there is no trained model yet, or one that writes nothing."""
+        if self.recipe.train.stage == "reward":
+            raise RunError(
+                f"{self.recipe.name} is a reward model, which scores answers and writes none",
+                remedy=f"load {self.folder.model} with AutoModelForSequenceClassification",
+            )
         if not self.folder.is_finished():
             raise RunError(
                 f"{self.recipe.name} has no result in {self.folder.folder}",

@@ -15,15 +15,17 @@ from yrunner.data.batching.collate import BatchLayout, choose_layout
 from yrunner.data.batching.plan import Plan
 from yrunner.distributed.collectives import num_ranks, this_rank
 from yrunner.errors import Interrupted
+from yrunner.losses.score_head import add_score_head, attach_scores
 from yrunner.models.errors import silence_libraries
 from yrunner.models.limits import check_causal, check_isolation, isolates_examples
 from yrunner.models.load import check_vocabulary, load_model
 from yrunner.models.quantization import quantization_config
+from yrunner.models.reward import as_classifier
 from yrunner.models.save import ModelCard, save_model
 from yrunner.models.scratch import build_model
 from yrunner.models.tuning import apply_tuning, ids_to_train
 from yrunner.recipe.schema.model import AdapterTuning, QloraTuning
-from yrunner.recipe.schema.preference import KtoLoss
+from yrunner.recipe.schema.preference import BradleyTerryLoss, KtoLoss
 from yrunner.recipe.schema.recipe import PreferenceLoss, Recipe
 from yrunner.storage.run_dir import RunDir
 from yrunner.training.arguments import make_arguments, token_weight
@@ -35,6 +37,7 @@ from yrunner.training.objective import Objective, TargetObjective
 from yrunner.training.preference.answers import compares_with_reference
 from yrunner.training.preference.objective import PreferenceObjective
 from yrunner.training.preference.reference import Reference
+from yrunner.training.preference.reward import RewardObjective
 from yrunner.training.progress import LiveProgress
 from yrunner.training.spike_guard import SpikeGuard
 from yrunner.training.trackers import TensorBoard, tracker_callbacks
@@ -56,6 +59,9 @@ def untrained_model(run: Run) -> Any:
         )
     check_vocabulary(model, run.tokenizer)
     set_seed(recipe.seed)
+    if recipe.train.stage == "reward":
+        add_score_head(model)
+        attach_scores(model)
     return tune(run, model)
 
 
@@ -167,6 +173,8 @@ def _objective(run: Run, task: TrainingTask) -> Objective:
     recipe = run.recipe
     if isinstance(recipe.loss, PreferenceLoss):
         return PreferenceObjective(recipe.loss, recipe.train.spikes)
+    if isinstance(recipe.loss, BradleyTerryLoss):
+        return RewardObjective(recipe.loss, recipe.train.spikes)
     weight, loss_deadline = token_weight(recipe.token_loss)
     histograms = [it.histograms for it in task.callbacks if isinstance(it, TensorBoard)]
     return TargetObjective(
@@ -223,6 +231,8 @@ def save_result(trainer: Trainer, run: Run, card: ModelCard, weights: Any) -> No
     """Write `model/`. `weights` are those of the model where it does not hold them (ZeRO-3)."""
     with silence_libraries():
         model = trainer.accelerator.unwrap_model(trainer.model)
+    if run.recipe.train.stage == "reward":
+        model = as_classifier(model, run.tokenizer.pad_token_id)
     save_model(model, run.tokenizer, run.folder.model, card, weights=weights)
 
 

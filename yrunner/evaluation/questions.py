@@ -10,7 +10,8 @@ from typing import Any
 from yrunner.data.conversation import Conversation, FaultyRow, Message
 from yrunner.data.dataset.row_report import Refusal
 from yrunner.data.formats.columns import filled, is_absent, quoted, system_of, text_of, type_name
-from yrunner.data.formats.formats import read_conversations
+from yrunner.data.formats.formats import Reading, read_conversations
+from yrunner.data.formats.preference import read_answers
 from yrunner.data.formats.turns import read_turns
 from yrunner.data.readers.files import read_rows
 from yrunner.data.readers.text import Damaged
@@ -135,6 +136,21 @@ def _asked(row: Any) -> tuple[Message, ...]:
         raise FaultyRow(f'has no question in "{column}"', "empty")
     system = system_of(row)
     return messages if system is None else (Message("system", system), *messages)
+
+
+def read_pairs(file: Path) -> list[Question]:
+    """Prompts whose choices are the better and the worse answer, in this order.
+
+    Raises `DataError` at the first faulty row.
+    """
+    questions = []
+    for row in read_answers(file, Reading()).rows:
+        if isinstance(row, Refusal):
+            raise DataError(row.origin, row.reason, remedy=CORRECT_THE_ROW)
+        (*asked, better), (*_, worse) = (answer.messages for answer in row)
+        choices = (better.content, worse.content)
+        questions.append(Question(tuple(asked), better.content, row[0].origin, choices))
+    return questions
 
 
 def read_choices(

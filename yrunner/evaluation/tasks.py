@@ -16,6 +16,7 @@ from yrunner.evaluation.harness import check_harness, harness_key, run_harness
 from yrunner.evaluation.questions import (
     Question,
     read_choices,
+    read_pairs,
     read_prompts,
     read_questions,
     read_texts,
@@ -40,6 +41,7 @@ from yrunner.recipe.schema.eval import (
     FormatTask,
     HarnessTask,
     PerplexityTask,
+    PreferenceTask,
     QualityTask,
     RuleTask,
     Task,
@@ -62,6 +64,8 @@ def read_task(task: Task) -> list[Question]:
             return read_choices(
                 task.data, question=task.question, choices=task.choices, answer=task.answer
             )
+        case PreferenceTask():
+            return read_pairs(task.data)
         case PerplexityTask():
             return read_texts(task.data)
         case FormatTask():
@@ -85,6 +89,8 @@ def run_task(task: Task, questions: Sequence[Question], model: EvaluatedModel) -
             return _classify(task, questions, model)
         case ChoiceTask():
             return _choose(task, questions, model)
+        case PreferenceTask():
+            return _prefer(task, questions, model)
         case PerplexityTask():
             return _perplexity(task, questions, model)
         case HarnessTask():
@@ -192,6 +198,46 @@ def _choose(task: ChoiceTask, questions: Sequence[Question], model: EvaluatedMod
         answers=taken,
         refused=costs.count(None),
     )
+
+
+def _prefer(
+    task: PreferenceTask, questions: Sequence[Question], model: EvaluatedModel
+) -> TaskResult:
+    """Whether the better answer is likelier, as a whole, and by how much.
+
+    `margin` is in nats. Beside a base, the reward of an answer is its log-likelihood minus the
+    base's: `reward_accuracy` and `reward_margin` compare these. A draw counts half; a pair that is
+    too long loses, with a margin of 0.
+    """
+    margins = _margins(questions, model)
+    per_question = {"accuracy": [_win(margin) for margin in margins]}
+    per_question["margin"] = [margin or 0.0 for margin in margins]
+    if model.base is not None:
+        before = _margins(questions, model.base)
+        rewards = [
+            None if now is None or then is None else now - then
+            for now, then in zip(margins, before, strict=True)
+        ]
+        per_question["reward_accuracy"] = [_win(reward) for reward in rewards]
+        per_question["reward_margin"] = [reward or 0.0 for reward in rewards]
+    return TaskResult(
+        side=task.side,
+        kind=task.kind,
+        headline="accuracy",
+        figures=mean_figures(per_question),
+        per_question=per_question,
+        refused=margins.count(None),
+    )
+
+
+def _margins(questions: Sequence[Question], model: EvaluatedModel) -> list[float | None]:
+    """Log-likelihood of the better answer minus that of the worse one; None for a long pair."""
+    costs = model.reply_costs(questions, [question.choices for question in questions])
+    return [None if row is None else row[1] - row[0] for row in costs]
+
+
+def _win(margin: float | None) -> float:
+    return 0.0 if margin is None or margin < 0 else 0.5 if margin == 0 else 1.0
 
 
 def _perplexity(

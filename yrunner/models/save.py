@@ -38,6 +38,8 @@ class ModelCard:
     """A hash of the base, see assembly/model.py."""
     data_hashes: Mapping[str, str] = field(default_factory=dict)
     """SHA-256 of the training files, by name."""
+    is_reward: bool = False
+    """Whether it scores answers instead of writing them."""
 
 
 def save_model(
@@ -54,7 +56,7 @@ def save_model(
 
     Of a peft model only the adapter is saved, otherwise all weights, as safetensors in their
     dtypes. `folder` appears, or is replaced, only when it is complete. The generation config gets
-    the tokenizer's stop and pad ids.
+    the tokenizer's stop and pad ids; a reward model has none.
 
     Raises ModelError for an adapter whose base was never saved, or would be overwritten by it.
     """
@@ -63,15 +65,17 @@ def save_model(
     whole_model = model.get_base_model() if isinstance(model, PeftModel) else model
     with whole_folder(folder) as partial:
         with silence_libraries():
-            whole_model.generation_config = _generation_config(
-                whole_model.generation_config, tokenizer
-            )
+            if not card.is_reward:
+                whole_model.generation_config = _generation_config(
+                    whole_model.generation_config, tokenizer
+                )
             if isinstance(model, PeftModel):
                 _save_adapter(model, partial, base=str(base), weights=weights)
             else:
                 own_weights = None if weights is None else dict(weights)
                 model.save_pretrained(partial, state_dict=own_weights)
-        generation_config = whole_model.generation_config  # peft leaves it out
+        # peft leaves it out.
+        generation_config = None if card.is_reward else whole_model.generation_config
         _save_beside(partial, generation_config, tokenizer, card, isinstance(model, PeftModel))
 
 
@@ -85,7 +89,7 @@ def complete_folder(
     _save_beside(folder, _generation_config(generation_config, tokenizer), tokenizer, card, False)
 
 
-def loading_lines(folder: str, *, is_adapter: bool) -> str:
+def loading_lines(folder: str, *, is_adapter: bool, is_reward: bool = False) -> str:
     """Three lines of Python that load a folder of `save_model`."""
     path = json.dumps(folder, ensure_ascii=False)
     if is_adapter:
@@ -95,9 +99,10 @@ def loading_lines(folder: str, *, is_adapter: bool) -> str:
             f"model, tokenizer = AutoPeftModelForCausalLM.from_pretrained({path}), "
             f"AutoTokenizer.from_pretrained({path})\n"
         )
+    kind = "AutoModelForSequenceClassification" if is_reward else "AutoModelForCausalLM"
     return (
-        "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
-        f"model = AutoModelForCausalLM.from_pretrained({path})\n"
+        f"from transformers import {kind}, AutoTokenizer\n"
+        f"model = {kind}.from_pretrained({path})\n"
         f"tokenizer = AutoTokenizer.from_pretrained({path})\n"
     )
 
@@ -107,7 +112,7 @@ def render_card(card: ModelCard, *, is_adapter: bool) -> str:
     base_on_hub = card.base is not None and _is_hub_id(card.base)
     front: dict[str, object] = {
         "library_name": "peft" if is_adapter else "transformers",
-        "pipeline_tag": "text-generation",
+        "pipeline_tag": "text-classification" if card.is_reward else "text-generation",
         "tags": ["yrunner", card.tuning],
     }
     if base_on_hub:
@@ -119,18 +124,12 @@ def render_card(card: ModelCard, *, is_adapter: bool) -> str:
     header = yaml.safe_dump(front, sort_keys=False, allow_unicode=True)
     base = card.base or "none, trained from scratch"
     key = f" (hash `{card.base_key}`)" if card.base_key else ""
+    lines = loading_lines(".", is_adapter=is_adapter, is_reward=card.is_reward)
     sections = [
         f"---\n{header}---\n\n# {card.name}\n",
         f"Trained with yrunner. Base: `{base}`{key}. Tuning: {card.tuning}.\n",
         "## Load it\n\nFrom this folder; elsewhere, replace the dot with its path.\n\n"
-        f"```python\n{loading_lines('.', is_adapter=is_adapter)}```\n\n"
-        "`generation_config.json` holds the ids that end an answer"
-        + (
-            "; pass it as `generation_config=GenerationConfig.from_pretrained(...)`, "
-            "because peft uses the base's.\n"
-            if is_adapter
-            else ".\n"
-        ),
+        f"```python\n{lines}```\n\n{_use_of(card, is_adapter=is_adapter)}\n",
     ]
     if card.figures:
         rows = "".join(f"| {_cell(label)} | {_cell(value)} |\n" for label, value in card.figures)
@@ -144,15 +143,32 @@ def render_card(card: ModelCard, *, is_adapter: bool) -> str:
     return "\n".join(sections)
 
 
+def _use_of(card: ModelCard, *, is_adapter: bool) -> str:
+    """What to know before the loaded model is used."""
+    if card.is_reward:
+        return (
+            "Its only logit is the score of a conversation that ends with the answer: the higher, "
+            "the better. Scores of answers to one prompt can be compared."
+        )
+    ends = "`generation_config.json` holds the ids that end an answer"
+    if not is_adapter:
+        return f"{ends}."
+    return (
+        f"{ends}; pass it as `generation_config=GenerationConfig.from_pretrained(...)`, because "
+        "peft uses the base's."
+    )
+
+
 def _save_beside(
     folder: Path,
-    generation_config: GenerationConfig,
+    generation_config: GenerationConfig | None,
     tokenizer: PreTrainedTokenizerBase,
     card: ModelCard,
     is_adapter: bool,
 ) -> None:
     with silence_libraries():
-        generation_config.save_pretrained(folder)
+        if generation_config is not None:
+            generation_config.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     (folder / "README.md").write_text(render_card(card, is_adapter=is_adapter), "utf-8")
     _open_to_readers(folder)

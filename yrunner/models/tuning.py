@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from yrunner.errors import ModelError
+from yrunner.losses.score_head import SCORE
 from yrunner.losses.vocabulary_layers import base_embeddings, base_head, is_tied
 from yrunner.models.adapters import CONFIG_FILE, attach_adapter, read_base
 from yrunner.models.errors import silence_libraries
@@ -49,8 +50,10 @@ def apply_tuning(
     match tuning:
         case FullTuning():
             model.requires_grad_(True)
+            _train_score(model)
         case FreezeTuning():
             _train_top_layers(model, share=tuning.train_top, embeddings=tuning.embeddings)
+            _train_score(model)
         case LoraTuning() | QloraTuning():
             check_base_is_saved(model.name_or_path)
             prevent_repacking(model)
@@ -134,6 +137,16 @@ def _train_top_layers(model: PreTrainedModel, *, share: float, embeddings: bool)
             module.requires_grad_(True)
 
 
+def _train_score(model: PreTrainedModel) -> None:
+    """Train the score of a reward model, whose own head nothing uses."""
+    score, head = getattr(model, SCORE, None), base_head(model)
+    if score is None:
+        return
+    score.requires_grad_(True)
+    if head is not None and not is_tied(model):
+        head.requires_grad_(False)
+
+
 def _find_layers(model: PreTrainedModel) -> tuple[nn.Module, nn.ModuleList]:
     """The list of decoder layers and the module that holds it, whatever their names."""
     num_layers = model.config.get_text_config().num_hidden_layers
@@ -163,6 +176,7 @@ def ids_to_train(tuning: Tuning, tokenizer: PreTrainedTokenizerBase) -> list[int
 def _add_lora(model: PreTrainedModel, tuning: AdapterTuning, token_ids: Sequence[int]) -> PeftModel:
     if not isinstance(tuning.targets, str):
         _check_targets(model, tuning.targets)
+    has_score = hasattr(model, SCORE)
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=tuning.rank,
@@ -172,6 +186,7 @@ def _add_lora(model: PreTrainedModel, tuning: AdapterTuning, token_ids: Sequence
         use_dora=tuning.variant == "dora",
         use_rslora=tuning.variant == "rslora",
         trainable_token_indices=_rows_to_train(model, tuning, list(token_ids)) or None,
+        **({"modules_to_save": [SCORE], "exclude_modules": [SCORE]} if has_score else {}),
     )
     width = model.config.get_text_config().hidden_size
     if tuning.rank > width:

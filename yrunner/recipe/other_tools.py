@@ -71,6 +71,13 @@ LLAMA_FACTORY = {
     "mask_history": "data.targets",
     "use_dft_loss": "loss.kind",
     "use_eaft_loss": "loss.kind",
+    "pref_loss": "loss.kind",
+    "pref_beta": "loss.beta",
+    "pref_ftx": "loss.sft",
+    "dpo_label_smoothing": "loss.label_smoothing",
+    "simpo_gamma": "loss.gamma",
+    "kto_chosen_weight": "loss.desirable_weight",
+    "kto_rejected_weight": "loss.undesirable_weight",
     "disable_shuffling": "train.order",
     "export_dir": "the command yrun merge",
     "plot_loss": "not needed, report.html has the plots",
@@ -112,6 +119,12 @@ AXOLOTL = {
     "early_stopping_patience": "train.early_stopping.patience",
     "wandb_project": "train.trackers",
     "use_eaft": "loss.kind",
+    "rl": "loss.kind",
+    "rl_beta": "loss.beta",
+    "orpo_alpha": "loss.beta",
+    "rpo_alpha": "loss.sft",
+    "kto_desirable_weight": "loss.desirable_weight",
+    "kto_undesirable_weight": "loss.undesirable_weight",
     "curriculum_sampling": "train.order",
     "dataset_prepared_path": "not needed",
     "hub_model_id": "merge.push",
@@ -149,6 +162,8 @@ MS_SWIFT = {
     "dataset": "data.train",
     "val_dataset": "data.validation",
     "split_dataset_ratio": "data.validation_share",
+    "rlhf_type": "loss.kind",
+    "center_rewards_coefficient": "loss.center",
     "truncation_strategy": "data.too_long",
 }
 Y_TRAINER = {
@@ -176,6 +191,9 @@ TOOLS = {
 }
 """Of keys with several owners the first is named. Without keys that have the same name here."""
 MISSING = {
+    "ref_model": "the reference is the model as the run began; remove it",
+    "ref_adapters": "the reference is the model as the run began; remove it",
+    "precompute_ref_log_probs": "answers are scored once wherever that is needed; remove it",
     "fsdp": "use distributed.deepspeed",
     "fsdp_config": "use distributed.deepspeed",
     "tensor_parallel_size": "use distributed.deepspeed",

@@ -88,6 +88,11 @@ def _check(path: Path, run: Run) -> None:
             f"{path} builds a new model, which cannot forget anything",
             remedy="compare recipes that start from a base",
         )
+    if run.recipe.train.stage == "reward":
+        raise YRunnerError(
+            f"{path} makes a reward model, which answers no questions",
+            remedy="compare its validation losses: eval_loss in metrics.jsonl",
+        )
     check_questions(run)
 
 

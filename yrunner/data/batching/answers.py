@@ -186,17 +186,32 @@ def model_inputs(batch: Mapping[str, Tensor], prefix: str = "") -> Batch:
 def collate_with_owners(
     examples: Sequence[TokenizedExample], pad: int, layout: BatchLayout = one_per_row
 ) -> Batch:
-    """What `collate` makes of some answers, the answer of each target, and their numbers."""
+    """What `collate` makes of some answers, and where each of them is.
+
+    `answer_N`: the answer that each target belongs to. `num_targets_S`: targets of each. `last_S`:
+    the place of its last token that is no padding, among all tokens of the batch, row by row.
+    """
     batch = collate(examples, pad, layout)
     counts_S = torch.tensor([len(each.target_positions) for each in examples], dtype=torch.long)
-    placed: list[int] = []
-    if examples:
-        placed = [*chain.from_iterable(layout([len(each.input_ids) for each in examples]))]
+    rows = layout([len(each.input_ids) for each in examples]) if examples else []
     # Targets come row by row, as the layout has placed their answers.
-    places_S = torch.tensor(placed, dtype=torch.long)
+    places_S = torch.tensor([*chain.from_iterable(rows)], dtype=torch.long)
+    last_S = torch.zeros_like(counts_S)
+    for number, row in enumerate(rows):
+        start = number * batch["input_ids"].shape[1]
+        for place in row:
+            last_S[place] = start + _last_place(examples[place].input_ids, pad)
+            start += len(examples[place].input_ids)
     batch["answer_N"] = places_S.repeat_interleave(counts_S[places_S])
     batch["num_targets_S"] = counts_S
+    batch["last_S"] = last_S
     return batch
+
+
+def _last_place(ids: Sequence[int], pad: int) -> int:
+    """Of the last token that is no padding: pad tokens may end an answer, as classifiers see it."""
+    places = range(len(ids) - 1, -1, -1)
+    return next((place for place in places if ids[place] != pad), len(ids) - 1)
 
 
 def _float64(values: Iterable[Sequence[float]]) -> Tensor:

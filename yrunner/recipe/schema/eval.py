@@ -150,6 +150,14 @@ class ChoiceTask(NamedTask):
     """Column with the correct choice."""
 
 
+class PreferenceTask(NamedTask):
+    """Pairs of answers: does the model find the better one likelier, and more so than its base?"""
+
+    kind: Literal["preference"]
+    data: RecipeFile
+    """Pairs that were not learned, in any format of a preference run."""
+
+
 class PerplexityTask(NamedTask):
     """Perplexity of texts, or of the answers in conversations."""
 
@@ -249,6 +257,7 @@ Task = Annotated[
     AnswerTask
     | ClassifyTask
     | ChoiceTask
+    | PreferenceTask
     | PerplexityTask
     | FormatTask
     | RuleTask

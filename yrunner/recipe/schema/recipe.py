@@ -287,6 +287,26 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def a_reward_model_is_saved_whole_and_writes_nothing(self) -> Self:
+        if self.train.stage != "reward":
+            return self
+        stopping = self.train.early_stopping
+        problems = {
+            "tuning.kind qlora": self.tuning.kind == "qlora",
+            "tuning.adapter": getattr(self.tuning, "adapter", None) is not None,
+            "distributed.deepspeed": self.distributed.deepspeed is not None,
+            f"keep.kind {self.keep.kind}": self.keep.kind != "none",
+            "early_stopping.metric drift": stopping is not None and stopping.metric == "drift",
+        }
+        found = [name for name, is_set in problems.items() if is_set]
+        if found:
+            raise ValueError(
+                f"train.stage reward cannot be combined with {' and '.join(found)}; remove that: "
+                "a reward model is saved with its adapter merged, and only scores answers"
+            )
+        return self
+
+    @model_validator(mode="after")
     def packing_or_token_batches(self) -> Self:
         if self.data.packing and self.train.token_batch:
             raise ValueError(
