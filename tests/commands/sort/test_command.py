@@ -21,6 +21,7 @@ from yrunner.commands.sort.score import measure_together
 from yrunner.commands.train import train, train_base
 from yrunner.errors import DataError, RunError, YRunnerError
 from yrunner.recipe.load import load_recipe
+from yrunner.scoring.knn import Neighbours
 from yrunner.scoring.measure import score_tokens
 from yrunner.scoring.rank import SCORES
 from yrunner.scoring.score_file import ScoreFile
@@ -97,7 +98,7 @@ def test_the_scores_are_those_of_the_base_one_row_at_a_time(trained_base):
 def test_the_order_goes_by_the_score(trained_base, order, rising):
     run(f"sort.order={order}")
     records = sorted(records_of("scores.jsonl"), key=lambda record: record["place"])
-    scores = [record["scores"]["knn_loss"] for record in records]
+    scores = [record["scores"]["outlier"] for record in records]
     assert scores == sorted(scores, reverse=not rising)
     assert not (FOLDER / "dropped.jsonl").exists()
 
@@ -270,12 +271,15 @@ def test_what_neither_neighbours_nor_models_of_a_cross_fit_expect_decides(
         ]
 
     found = []
-    look_up = command.look_up
+    look_up = Neighbours.look_up
     monkeypatch.setattr(command, "cross_fit", turned)
     monkeypatch.setattr(
-        command, "look_up", lambda *given: (found.append(one) or one for one in look_up(*given))
+        Neighbours, "look_up", lambda *given: found.extend(look_up(*given)) or found
     )
-    run("sort.order=ascending", "sort.cross_fit=2", "sort.also=[]", "sort.drop_share=0.25")
+    run(
+        *("sort.order=ascending", "sort.cross_fit=2", "sort.also=[]", "sort.drop_share=0.25"),
+        "sort.score=unexplained",
+    )
     expected = [
         max(min(pair) for pair in zip(losses.tolist(), one.loss_N.tolist(), strict=True))
         for losses, one in zip(asked, found, strict=True)
@@ -293,10 +297,10 @@ def test_the_story_shows_the_worst_rows_their_spans_and_the_distribution(trained
     run("sort.drop_share=0.25")
     shown = capfd.readouterr().out
     assert "Scores of 16 rows" in shown
-    assert re.search(r"^ +knn_loss( +-?[\d.]+){5}$", shown, re.MULTILINE)
-    assert "Distribution of knn_loss" in shown
-    suspicious = shown.split("Most suspicious by knn_loss", 1)[1]
-    records = sorted(records_of("scores.jsonl"), key=lambda record: -record["scores"]["knn_loss"])
+    assert re.search(r"^ +outlier( +-?[\d.]+){5}$", shown, re.MULTILINE)
+    assert "Distribution of outlier" in shown
+    suspicious = shown.split("Most suspicious by outlier", 1)[1]
+    records = sorted(records_of("scores.jsonl"), key=lambda record: -record["scores"]["outlier"])
     places = re.findall(r"train\.jsonl:(\d+)", suspicious)
     assert [int(place) for place in places] == [record["row"] for record in records[:10]]
     assert "16 rows scored: 12 sorted, 4 dropped" in shown

@@ -118,7 +118,8 @@ def test_what_other_rows_say_is_told_of_each_target(
         targets = torch.tensor([example.input_ids[place] for place in example.target_positions])
         suggested_N = torch.full_like(targets, -1)
         suggested_N[0] = targets[1]
-        lookups.append(Lookup(torch.full((len(targets),), 0.5), suggested_N))
+        against_N = torch.full_like(targets, -1)
+        lookups.append(Lookup(torch.full((len(targets),), 0.5), suggested_N, against_N))
     path = tmp_path / "report.html"
     _, maps = write(prepared, capitals_tokenizer, scores, path, "knn_loss", lookups)
     row = json.loads(maps[3])
