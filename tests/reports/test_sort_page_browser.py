@@ -299,7 +299,8 @@ def test_rows_are_marked_and_the_marks_are_saved_as_lines(browser, path, sort_pa
       search("chat.jsonl:4"); click('#lines tr[data-row="3"] button.mark.keep');
       found.pressed = all("button.mark").filter((button) => button.ariaPressed === "true")
         .map((button) => [Number(button.value), button.dataset.mark]);
-      search("chat.jsonl:8"); click('#lines tr[data-row="7"] button.row'); click("#panel button.mark.drop");
+      search("chat.jsonl:8"); click('#lines tr[data-row="7"] button.row');
+      click("#panel button.mark.drop");
       found.opened = title();
       all(".pair button.mark.drop")[1].click();
       found.second = marked();

@@ -13,6 +13,7 @@ from yrunner.scoring.knn import (
     NEIGHBOURS,
     NO_SUGGESTION,
     OWN_COSINE,
+    OWN_COSINE_OF_QUESTIONS,
     PEER_TEMPERATURE,
     PEERS,
     PRIOR,
@@ -49,8 +50,9 @@ def make_corpus(num_rows, vocabulary, seed=0):
             groups.append(groups[number // 2])
             continue
         size = int(torch.randint(2, 9, ()))
-        ids = torch.randint(vocabulary, (size,)).tolist()
-        examples.append(make_example(ids, 1))
+        question = torch.randint(100, 104, (int(torch.randint(3, ())),)).tolist()
+        ids = [0, *question, *torch.randint(vocabulary, (size,)).tolist()]
+        examples.append(make_example(ids, len(question) + 2))
         scores.append(make_scores(torch.rand(size - 1) * 5, torch.randn(size - 1, SIZE)))
         groups.append(str(number))
     return examples, scores, groups
@@ -87,19 +89,20 @@ def neighbours_of(places, with_question):
         yield sorted(found, reverse=True)
 
 
-def slow_lookup(examples, scores, groups):
+def slow_lookup(examples, scores, groups, questions_help=False):
     """Loss, suggested token and the example that suggests it, of every target, in order."""
     places = places_of(examples, scores, groups)
     losses = torch.cat([scored.loss_N for scored in scores]).tolist()
     found = []
     for loss, (*_, target, _), near in zip(
-        losses, places, neighbours_of(places, True), strict=True
+        losses, places, neighbours_of(places, questions_help), strict=True
     ):
         votes = near[:NEIGHBOURS]
         total = {}
         for cosine, token, _ in votes:
             total[token] = total.get(token, 0.0) + math.exp((cosine - 1) / TEMPERATURE)
-        own = math.exp((OWN_COSINE - 1) / TEMPERATURE)
+        own_cosine = OWN_COSINE_OF_QUESTIONS if questions_help else OWN_COSINE
+        own = math.exp((own_cosine - 1) / TEMPERATURE)
         whole = sum(total.values()) + own
         likeliest = max(total, key=total.__getitem__, default=NO_SUGGESTION)
         is_other = total.get(likeliest, 0) > whole / 2 and likeliest != target
@@ -144,14 +147,16 @@ def look_up(examples, scores, groups, seed=0):
     return losses, suggested, torch.cat([none, *(one.against_N for one in lookups)]).tolist()
 
 
+@pytest.mark.parametrize("questions_help", [False, True])
 @pytest.mark.parametrize(("num_rows", "vocabulary"), [(1, 5), (40, 2), (40, 4), (60, 30)])
-def test_neighbours_are_those_of_the_slow_way(num_rows, vocabulary, monkeypatch):
+def test_neighbours_are_those_of_the_slow_way(num_rows, vocabulary, questions_help, monkeypatch):
     # Several blocks of rows, and of cosines.
     monkeypatch.setattr(knn, "QUERIES_AT_ONCE", 50)
     monkeypatch.setattr(knn, "COSINES_AT_ONCE", 300)
     corpus = make_corpus(num_rows, vocabulary)
+    monkeypatch.setattr(Neighbours, "questions_help", questions_help)
     losses, suggested, against = look_up(*corpus)
-    expected = slow_lookup(*corpus)
+    expected = slow_lookup(*corpus, questions_help)
     assert losses == pytest.approx([loss for loss, *_ in expected], rel=1e-3, abs=1e-4)
     assert suggested == [token for _, token, _ in expected]
     groups = corpus[2]
@@ -214,7 +219,8 @@ def asking(question, answer):
     [([50], [50], True), ([50, 2], [50, 3], True), ([50], [51], False), ([], [51], True)],
     ids=["the same", "mostly the same", "another", "none"],
 )
-def test_a_row_is_contradicted_by_rows_that_ask_the_same(own, other, contradicts):
+def test_a_row_is_contradicted_by_rows_that_ask_the_same(own, other, contradicts, monkeypatch):
+    monkeypatch.setattr(Neighbours, "questions_help", True)
     # Tokens 2 and 3 are in half of the rows, as the words of questions are.
     fillers = [asking([60 + number, 2 + number % 2], 99) for number in range(20)]
     examples = [asking(own, 8), asking(other, 7), asking(other, 7), *fillers]
@@ -225,6 +231,18 @@ def test_a_row_is_contradicted_by_rows_that_ask_the_same(own, other, contradicts
     losses, suggested, _ = look_up(examples, scores, [str(number) for number in range(23)])
     assert (losses[0] > 3) == contradicts
     assert (suggested[0] == 7) == contradicts
+
+
+@pytest.mark.parametrize("num_names", [1, 30], ids=["one answer", "an answer for each name"])
+def test_questions_help_where_answers_depend_on_what_they_name(num_names):
+    """Contexts are equal, so only the questions tell which rows should agree."""
+    examples = [asking([200 + row % 30, 2 + row % 2], 300 + row % num_names) for row in range(120)]
+    scores = [make_scores(torch.tensor([3.0]), torch.randn(1, SIZE) * 0.1 + 1) for _ in examples]
+    # Something else, so that the mean of all contexts is not theirs.
+    examples += [asking([], 99)] * 120
+    scores += [make_scores(torch.tensor([3.0]), -torch.ones(1, SIZE))] * 120
+    groups = [str(number) for number in range(240)]
+    assert Neighbours(examples, scores, groups, seed=0).questions_help == (num_names > 1)
 
 
 def test_a_loss_that_all_similar_places_have_is_expected():

@@ -117,13 +117,31 @@ def test_unexplained_is_the_largest_of_the_smaller_losses():
     assert found == {"unexplained": max(min(0.1, 9.0), min(0.5, 7.0), min(4.0, 3.5), 2.0)}
 
 
-def test_an_outlier_is_unexpected_to_the_model_and_beside_its_neighbours_on_average():
+@pytest.mark.parametrize(
+    ("knn_losses", "weight"),
+    [([2.0, 1.0], 0.5), ([6.0, 0.0], 1.0), ([9.0, 9.0], 1.0), ([0.0, 0.0], 0)],
+)
+def test_the_model_counts_in_an_outlier_as_much_as_neighbours_leave_unexplained(knn_losses, weight):
     by_model, by_neighbours = [3.0, -0.5], [1.0, 0.5]
-    deviation_N = outlier_targets(torch.tensor(by_model), torch.tensor(by_neighbours))
-    assert deviation_N.tolist() == [2.0, 0.0]
-    near = Neighbourhood(torch.zeros(2), deviation_N)
-    assert score_row(torch.zeros(2), None, ["outlier"], near) == {"outlier": 1.0}
+    found = outlier_targets(
+        *([torch.tensor(figures)] for figures in (by_model, by_neighbours, [4.0, 2.0], knn_losses))
+    )
+    expected = [
+        (near + weight * own) / (1 + weight)
+        for own, near in zip(by_model, by_neighbours, strict=True)
+    ]
+    assert found[0].tolist() == pytest.approx(expected)
+    near = Neighbourhood(torch.zeros(2), found[0])
+    score = score_row(torch.zeros(2), None, ["outlier"], near)["outlier"]
+    assert score == pytest.approx(statistics.fmean(expected))
     assert score_row(torch.zeros(2), None, ["outlier"], None) == {}
+
+
+def test_rows_without_losses_have_outliers_all_the_same():
+    nothing = [torch.empty(0)]
+    assert outlier_targets(nothing, nothing, nothing, nothing)[0].shape == (0,)
+    zero = [torch.zeros(2)]
+    assert outlier_targets(zero, zero, zero, zero)[0].tolist() == [0, 0]
 
 
 @given(st.lists(st.tuples(figures, figures), max_size=12))

@@ -2,8 +2,8 @@
 
 A nearest-neighbour language model (Khandelwal et al., 2020, https://arxiv.org/abs/1911.00172):
 where the hidden states before two targets are similar, the texts usually continue alike. So a row
-that contradicts several others is found without any training. A neighbour counts less if its row
-asks another question (see questions.py).
+that contradicts several others is found without any training. Where that predicts better, a
+neighbour counts less if its row asks another question (see questions.py).
 
 Losses are then compared with those of similar places: a gene's name is news in every row, the word
 after it in none.
@@ -14,6 +14,7 @@ after it in none.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 
 import numpy as np
@@ -31,10 +32,14 @@ NEIGHBOURS = 8
 """Nearest contexts that vote."""
 TEMPERATURE = 0.05
 """A cosine lower by this divides the vote by e."""
-OWN_COSINE = 0.85
+OWN_COSINE = 0.8
 """The model's own prediction votes as a neighbour of this cosine; distant ones change nothing."""
 QUESTION_SHARE = 0.5
-"""A question of cosine 0 lowers the cosine of a neighbour by this."""
+"""A question of cosine 0 lowers the cosine of a neighbour by this, where questions help."""
+OWN_COSINE_OF_QUESTIONS = 0.85
+"""The same as `OWN_COSINE`, where questions help."""
+TRIAL_SHARE = 0.1
+"""Questions help where lowering cosines by this lowers the mean loss."""
 PEERS = 64
 """Nearest contexts whose losses a loss is compared with."""
 PEER_TEMPERATURE = 0.2
@@ -90,14 +95,32 @@ class Neighbours:
         self.stored = _choose_stored(self.counts, seed)
         self.store = _Datastore(self._gather(self.stored), self.group_E, self.question_ES)
 
+    @cached_property
+    def questions_help(self) -> bool:
+        """Whether neighbours predict targets better if those of other questions count less.
+
+        They do where questions name what they are about in the same words. Where one question is
+        put in several languages, hidden states know better. Tried on some of the rows.
+        """
+        step = -(-sum(self.counts) // QUERIES_AT_ONCE) or 1
+        asked = self._gather(range(0, len(self.counts), step))
+        plain, tried = (
+            bounded_loss(self.store.look_up(asked, share, OWN_COSINE)[0]).sum().item()
+            for share in (0.0, TRIAL_SHARE)
+        )
+        return tried < plain
+
     def look_up(self, advance: Callable[[int], None] = lambda _: None) -> list[Lookup]:
         """The lookup of each example, in order. A target without neighbours keeps its loss.
 
         `advance` is called with numbers of examples.
         """
+        share, own = (
+            (QUESTION_SHARE, OWN_COSINE_OF_QUESTIONS) if self.questions_help else (0.0, OWN_COSINE)
+        )
         found = []
         for block in _blocks(self.counts):
-            votes = self.store.look_up(self._gather(block))
+            votes = self.store.look_up(self._gather(block), share, own)
             sizes = [self.counts[index] for index in block]
             parts = zip(*(torch.split(figure_Q, sizes) for figure_Q in votes), strict=True)
             found += [Lookup(*figures) for figures in parts]
@@ -173,18 +196,26 @@ class _Datastore:
         self.group_E = group_E
         self.question_ES = question_ES
 
-    def look_up(self, asked: _TargetTable) -> tuple[Tensor, Tensor, Tensor]:
-        """Losses, suggested tokens and the examples that suggest them, each of shape [Q]."""
+    def look_up(
+        self, asked: _TargetTable, question_share: float, own_cosine: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Losses, suggested tokens and the examples that suggest them, each of shape [Q].
+
+        `question_share`: by how much another question lowers a cosine; `own_cosine`: the cosine of
+        a neighbour that votes as strongly as the model itself.
+        """
         loss_Q = asked.loss_M.clone()
         suggested_Q = torch.full_like(asked.target_M, NO_SUGGESTION)
         against_Q = torch.full_like(asked.target_M, NO_SUGGESTION)
         for part_Q, candidate_B, cosine_QB in self._cosines(asked):
-            cosine_QB += QUESTION_SHARE * (self._alike(asked.example_M[part_Q], candidate_B) - 1)
+            if question_share:
+                alike_QB = self._alike(asked.example_M[part_Q], candidate_B)
+                cosine_QB += question_share * (alike_QB - 1)
             cosine_QK, nearest_QK = cosine_QB.topk(min(NEIGHBOURS, len(candidate_B)), dim=1)
             nearest_QK = candidate_B[nearest_QK]
-            loss_Q[part_Q], suggested_Q[part_Q], best_Q = _vote(
-                self.target_M[nearest_QK], cosine_QK, asked.target_M[part_Q], asked.loss_M[part_Q]
-            )
+            figures = (asked.target_M[part_Q], asked.loss_M[part_Q], own_cosine)
+            votes = _vote(self.target_M[nearest_QK], cosine_QK, *figures)
+            loss_Q[part_Q], suggested_Q[part_Q], best_Q = votes
             example_Q = self.example_M[nearest_QK.gather(1, best_Q[:, None])[:, 0]]
             is_other_Q = suggested_Q[part_Q] != NO_SUGGESTION
             against_Q[part_Q] = torch.where(is_other_Q, example_Q, NO_SUGGESTION)
@@ -248,12 +279,12 @@ class _Datastore:
 
 
 def _vote(
-    token_QK: Tensor, cosine_QK: Tensor, target_Q: Tensor, loss_Q: Tensor
+    token_QK: Tensor, cosine_QK: Tensor, target_Q: Tensor, loss_Q: Tensor, own_cosine: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The loss of each target by its neighbours and the model, the token they suggest, and the
     nearest neighbour with it."""
     vote_QK = ((cosine_QK.double() - 1) / TEMPERATURE).exp()
-    own = np.exp((OWN_COSINE - 1) / TEMPERATURE)
+    own = np.exp((own_cosine - 1) / TEMPERATURE)
     total_Q = vote_QK.sum(dim=1) + own
     agreed_Q = (vote_QK * (token_QK == target_Q[:, None])).sum(dim=1)
     # A loss that is not finite stays so; the scores bound it.

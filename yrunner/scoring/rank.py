@@ -93,13 +93,27 @@ class Neighbourhood:
     """`outlier_targets`."""
 
 
-def outlier_targets(deviation_N: Tensor, knn_deviation_N: Tensor) -> Tensor:
-    """How far each target is above similar places, in standard deviations.
+def outlier_targets(
+    deviations: Sequence[Tensor],
+    knn_deviations: Sequence[Tensor],
+    losses: Sequence[Tensor],
+    knn_losses: Sequence[Tensor],
+) -> list[Tensor]:
+    """How far each target of each row is above similar places, in standard deviations.
 
-    The mean of two: of the model's loss, and of the loss with neighbours. The model alone sees what
-    does not belong to its question, the neighbours what contradicts another row.
+    The mean of two: of the loss with neighbours, which contradicts other rows, and of the model's,
+    which sees what does not belong to its question. The model counts as much as the part of its
+    loss that neighbours leave: where they explain nearly all, it knows less than they do.
     """
-    return (deviation_N + knn_deviation_N) / 2
+    total, left = (
+        float(sum(bounded_loss(loss_N).sum() for loss_N in of_rows))
+        for of_rows in (losses, knn_losses)
+    )
+    weight = min(1.0, left / total) if total else 1.0
+    return [
+        (knn_deviation_N + weight * deviation_N) / (1 + weight)
+        for deviation_N, knn_deviation_N in zip(deviations, knn_deviations, strict=True)
+    ]
 
 
 def outlier(loss_N: Tensor, near: Neighbourhood) -> float:

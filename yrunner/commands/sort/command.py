@@ -170,7 +170,7 @@ def _deviations(
     with progress("comparing with similar places, rows", 2 * len(lookups)) as advance:
         losses = [[one.loss_N for one in parts] for parts in (scores, lookups)]
         both = [neighbours.compare(of_rows, advance) for of_rows in losses]
-    return [outlier_targets(*pair) for pair in zip(*both, strict=True)]
+    return outlier_targets(*both, *losses)
 
 
 @contextmanager
