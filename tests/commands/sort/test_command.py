@@ -110,6 +110,75 @@ def test_blocks_go_from_easy_to_hard_also_where_low_is_hard(trained_base):
     assert scores == sorted(scores, reverse=True)
 
 
+def rows_of_page(folder=FOLDER):
+    page = (folder / "report.html").read_text("utf-8")
+    content = page.split('<script type="application/json" id="rows">')[1].split("</script>")[0]
+    return json.loads(content)
+
+
+def marks_for(marked, folder=FOLDER):
+    """Lines as the page saves them, for row numbers."""
+    content = rows_of_page(folder)["content"]
+    return [
+        {"file": "train.jsonl", "row": row, "mark": mark, "content": content[row - 1]}
+        for row, mark in marked.items()
+    ]
+
+
+def test_marks_saved_from_the_page_override_the_scores(trained_base, capfd):
+    run("sort.drop_share=0.25", "sort.score=loss")
+    worst = [record["row"] for record in records_of("dropped_reasons.jsonl")]
+    best = min(records_of("scores.jsonl"), key=lambda record: record["scores"]["loss"])["row"]
+    write_jsonl(Path("marks.jsonl"), marks_for({worst[0]: "keep", best: "drop"}))
+    chosen = ("sort.drop_share=0.25", "sort.score=loss", "sort.marks=marks.jsonl")
+    run(*chosen, overwrite=True)
+    reasons = {record["row"]: record["reason"] for record in records_of("dropped_reasons.jsonl")}
+    assert set(reasons) == {*worst[1:], best}
+    assert reasons[best].endswith("is marked drop (sort.marks)")
+    assert len(lines_of("sorted.jsonl")) == 12
+    # The page begins with the marks, so that more can be added.
+    assert rows_of_page()["marks"] == {str(worst[0] - 1): "keep", str(best - 1): "drop"}
+    assert "already scored: 16 of 16" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ({"row": 99}, r'"file" and "row" are "train.jsonl" and "99", not one of the 16 rows'),
+        ({"file": "other.jsonl"}, r'"file" and "row" are "other.jsonl" and "2"'),
+        ({"row": None}, r'"row" are "train.jsonl" and "None"'),
+        ({"mark": "maybe"}, r'"mark" is "maybe"'),
+        ({"mark": None}, r'"mark" is missing'),
+        ({"content": "0" * 16}, "row 2 of train.jsonl has another text than when it was marked"),
+        ({"content": None}, "row 2 of train.jsonl has another text than when it was marked"),
+    ],
+)
+def test_a_mark_that_fits_no_row_is_refused_before_anything_is_scored(
+    trained_base, line, message, monkeypatch
+):
+    run()
+    good = marks_for({1: "keep", 2: "drop"})
+    write_jsonl(Path("marks.jsonl"), [good[0], good[1] | line])
+    monkeypatch.setattr(command, "measure_rows", None)
+    with pytest.raises(DataError, match=message) as refused:
+        run("sort.marks=marks.jsonl", "output=outputs/other")
+    assert "marks.jsonl row 2" in str(refused.value.message)
+    assert not Path("outputs/other/sort/recipe.resolved.yaml").exists()
+
+
+def test_marks_that_disagree_or_are_damaged_are_refused(trained_base):
+    run()
+    (mark,) = marks_for({3: "keep"})
+    write_jsonl(Path("marks.jsonl"), [mark, mark, mark | {"mark": "drop"}])
+    with pytest.raises(DataError, match=r"row 3 of train\.jsonl is marked both keep and drop"):
+        run("sort.marks=marks.jsonl", overwrite=True)
+    Path("marks.jsonl").write_text('{"file": "train.jsonl",\n', "utf-8")
+    with pytest.raises(DataError, match=r"marks\.jsonl row 1"):
+        run("sort.marks=marks.jsonl", overwrite=True)
+    with pytest.raises(YRunnerError, match=r"missing\.jsonl"):
+        run("sort.marks=missing.jsonl", overwrite=True)
+
+
 def test_a_base_without_a_result_is_trained_first(project, capfd):
     run()
     assert Path("outputs/base/model").is_dir()
