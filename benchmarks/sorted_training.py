@@ -25,6 +25,7 @@ from yrunner.storage.run_dir import RunDir
 
 RECIPE = RECIPES / "legal_sft.yaml"
 SUSPICIOUS_TENTH = "sort.drop_share=0.1"
+KNN_LOSS = "sort.score=knn_loss"
 
 
 @dataclass(frozen=True)
@@ -38,14 +39,14 @@ class Arm:
 
 ARMS = {
     "file": Arm("order of the file", None),
-    "ascending": Arm("ascending knn_loss", ("sort.order=ascending",)),
-    "descending": Arm("descending knn_loss", ("sort.order=descending",)),
-    "mixed": Arm("mixed", ()),
+    "ascending": Arm("ascending knn_loss", ("sort.order=ascending", KNN_LOSS)),
+    "descending": Arm("descending knn_loss", ("sort.order=descending", KNN_LOSS)),
+    "mixed": Arm("mixed", (KNN_LOSS,)),
     "similarity": Arm(
         "mixed, worst tenth by similarity dropped", (SUSPICIOUS_TENTH, "sort.score=similarity")
     ),
     "excess": Arm("mixed, worst tenth by excess dropped", (SUSPICIOUS_TENTH, "sort.score=excess")),
-    "knn": Arm("mixed, worst tenth by knn_loss dropped", (SUSPICIOUS_TENTH,)),
+    "knn": Arm("mixed, worst tenth by knn_loss dropped", (SUSPICIOUS_TENTH, KNN_LOSS)),
     "cross_fit": Arm(
         "mixed, worst tenth by cross-fit loss dropped",
         (SUSPICIOUS_TENTH, "sort.score=loss", "sort.cross_fit=3"),

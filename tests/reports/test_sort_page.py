@@ -48,6 +48,8 @@ def sort_page(packed):
             num_targets=number,
             dropped=f"excess is above {ATTACK}" if number > 17 else None,
             heat_map=packed if number > 10 else None,
+            content=f"{number:016x}",
+            mark="keep" if number == 4 else None,
         )
         for number in range(20)
     ]

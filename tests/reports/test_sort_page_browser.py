@@ -1,5 +1,6 @@
 """A real browser opens a sorted corpus from disk: points, list, an opened row, pairs."""
 
+import json
 import math
 import random
 import re
@@ -52,6 +53,8 @@ def make_row(number: int, chance: random.Random, heat_map: str | None) -> Sorted
         num_targets=chance.randint(1, 2000),
         dropped="excess is above 2 (sort.drop_above)" if loss - entropy > 2 else None,
         heat_map=heat_map,
+        content=f"{number:016x}",
+        mark="drop" if number == 9 else None,
     )
 
 
@@ -192,10 +195,12 @@ def test_a_token_tells_what_other_rows_say(browser, example, capitals_tokenizer,
     # The first character is three tokens of a byte each; told is the first byte of another one.
     suggested_N[0] = example.input_ids[example.target_positions[3]]
     suggested_N[-1] = capitals_tokenizer.convert_tokens_to_ids("7")
-    lookup = Lookup(torch.full((len(suggested_N),), 4.5), suggested_N)
+    lookup = Lookup(torch.full((len(suggested_N),), 4.5), suggested_N, suggested_N)
     packed = pack_tokens(example, scores_of(example, 12), text, lookup)
     scores = {"knn_loss": 4.5, "loss": 1.0}
-    row = SortedRow("chat.jsonl", 1, "Capital?", scores, 1.0, 1.0, len(suggested_N), None, packed)
+    row = SortedRow(
+        "chat.jsonl", 1, "Capital?", scores, 1.0, 1.0, len(suggested_N), None, packed, ""
+    )
     path = tmp_path / "told.html"
     write_sort_page(SortPage("told", "knn_loss", [row], [], {}), path)
     script = f"""{FIND}
@@ -223,10 +228,11 @@ def test_a_token_is_coloured_by_what_neither_model_nor_neighbours_expected(
     scores = scores_of(example, 12)
     generator = torch.Generator().manual_seed(5)
     knn_loss_N = 9 * torch.rand(len(scores.loss_N), generator=generator)
-    lookup = Lookup(knn_loss_N, torch.full((len(knn_loss_N),), NO_SUGGESTION))
+    nothing_N = torch.full((len(knn_loss_N),), NO_SUGGESTION)
+    lookup = Lookup(knn_loss_N, nothing_N, nothing_N)
     packed = pack_tokens(example, scores, TokenText(capitals_tokenizer), lookup)
     name = "cross-fit unexplained"
-    row = SortedRow("chat.jsonl", 1, "Town?", {name: 4.5}, 1.0, 1.0, 12, None, packed)
+    row = SortedRow("chat.jsonl", 1, "Town?", {name: 4.5}, 1.0, 1.0, 12, None, packed, "")
     path = tmp_path / "unexplained.html"
     write_sort_page(SortPage("unexplained", name, [row], [], {}), path)
     script = f"""{FIND}
@@ -281,6 +287,68 @@ def test_keys_walk_through_the_rows_of_the_list(browser, path, sort_page, tmp_pa
         for place in falling(sort_page.rows, "excess")[:3]
     )
     assert found == [first, second, first, second, second, third, second]
+
+
+def test_rows_are_marked_and_the_marks_are_saved_as_lines(browser, path, sort_page, tmp_path):
+    """In the list, beside an opened row and in a pair; a second click takes the mark away."""
+    script = f"""{FIND}
+      const saved = [];
+      view.URL.createObjectURL = (blob) => {{ saved.push(blob.type); return "#"; }};
+      const marked = () => [one("#saving").hidden, one("#num-marked").textContent];
+      const found = {{ first: marked(), dropped: view.linesOfMarks() }};
+      search("chat.jsonl:4"); click('#lines tr[data-row="3"] button.mark.keep');
+      found.pressed = all("button.mark").filter((button) => button.ariaPressed === "true")
+        .map((button) => [Number(button.value), button.dataset.mark]);
+      search("chat.jsonl:8"); click('#lines tr[data-row="7"] button.row');
+      click("#panel button.mark.drop");
+      found.opened = title();
+      all(".pair button.mark.drop")[1].click();
+      found.second = marked();
+      click("input[value=marked]"); search(""); found.listed = places().sort();
+      all(".pair button.mark.drop")[1].click();
+      click("#save-marks");
+      return {{ ...found, lines: view.linesOfMarks(), saved, last: marked() }};"""
+    found = ask_page(browser, path, script, tmp_path, width=WIDE)
+    # Row 10 was marked in the sort that the page shows.
+    assert found["first"] == [False, "1"]
+    assert [9, "drop"] not in found["pressed"], "the search hides its line"
+    assert [3, "keep"] in found["pressed"]
+    assert found["opened"] == "chat.jsonl:8"
+    assert found["second"] == [False, "4"]
+    assert found["listed"] == sorted([3, 5, 7, 9], key=str)
+    lines = [json.loads(line) for line in found["lines"].splitlines()]
+    assert lines == [
+        {"file": "chat.jsonl", "row": row + 1, "mark": mark, "content": f"{row:016x}"}
+        for row, mark in [(3, "keep"), (7, "drop"), (9, "drop")]
+    ]
+    assert found["saved"] == ["application/jsonl"]
+
+
+def test_a_contradiction_shows_the_tokens_that_differ(browser, path, sort_page, tmp_path):
+    texts = ("How many? → 7 coins", "What number? → 8 coins")
+    note = "…How many? [7] / [8]"
+    pair = SideBySide("contradiction", (2, 5), texts, 1.0, note)
+    page = tmp_path / "pair.html"
+    write_sort_page(replace(sort_page, pairs=[pair], num_pairs={"contradiction": 1}), page)
+    script = f"""{FIND}
+      return {{ text: one(".pair").innerText, marks: all(".pair button.mark").length }};"""
+    found = ask_page(browser, page, script, tmp_path, width=WIDE)
+    assert "rows that contradict each other" in found["text"]
+    assert note in found["text"]
+    assert all(text in found["text"] for text in texts)
+    assert found["marks"] == 4
+
+
+def test_the_page_says_how_many_of_the_worst_rows_are_probably_sound(
+    browser, path, sort_page, tmp_path
+):
+    page = tmp_path / "sound.html"
+    write_sort_page(replace(sort_page, worst_and_sound=(12, 5)), page)
+    script = f"{FIND} return one('#list').innerText;"
+    shown = ask_page(browser, page, script, tmp_path, width=WIDE)
+    assert "Of the 12 most suspicious rows about 5 are probably sound" in shown
+    shown = ask_page(browser, path, script, tmp_path, width=WIDE)
+    assert "probably sound" not in shown
 
 
 def test_pairs_stand_side_by_side_with_their_difference_marked(browser, path, tmp_path):

@@ -174,7 +174,7 @@ def test_a_model_without_hidden_states_names_the_scores_that_need_them(
     model = make_model()
     monkeypatch.setattr(type(model), "base_model", property(lambda self: self))
     scores = score_by_length(model, examples, pad_token_id=0, max_tokens=200, wants_context=True)
-    with pytest.raises(ModelError, match=r"does not expose its hidden states, which knn_loss"):
+    with pytest.raises(ModelError, match=r"does not expose its hidden states, which outlier"):
         next(scores)
 
 

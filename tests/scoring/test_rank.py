@@ -17,8 +17,10 @@ from yrunner.scoring.rank import (
     KNN_SCORES,
     SCORES,
     SUSPICIOUS_WHEN_LOW,
+    Neighbourhood,
     choose_dropped,
     order_rows,
+    outlier_targets,
     score_row,
     suspicion,
 )
@@ -110,14 +112,43 @@ def test_rounding_of_a_constant_loss_is_ignored():
 
 def test_unexplained_is_the_largest_of_the_smaller_losses():
     by_model, by_neighbours = [9.0, 0.5, 4.0, 2.0], [0.1, 7.0, 3.5, 2.5]
-    found = score_row(torch.tensor(by_model), None, ["unexplained"], torch.tensor(by_neighbours))
+    near = Neighbourhood(torch.tensor(by_neighbours), torch.zeros(4))
+    found = score_row(torch.tensor(by_model), None, ["unexplained"], near)
     assert found == {"unexplained": max(min(0.1, 9.0), min(0.5, 7.0), min(4.0, 3.5), 2.0)}
+
+
+@pytest.mark.parametrize(
+    ("knn_losses", "weight"),
+    [([2.0, 1.0], 0.5), ([6.0, 0.0], 1.0), ([9.0, 9.0], 1.0), ([0.0, 0.0], 0)],
+)
+def test_the_model_counts_in_an_outlier_as_much_as_neighbours_leave_unexplained(knn_losses, weight):
+    by_model, by_neighbours = [3.0, -0.5], [1.0, 0.5]
+    found = outlier_targets(
+        *([torch.tensor(figures)] for figures in (by_model, by_neighbours, [4.0, 2.0], knn_losses))
+    )
+    expected = [
+        (near + weight * own) / (1 + weight)
+        for own, near in zip(by_model, by_neighbours, strict=True)
+    ]
+    assert found[0].tolist() == pytest.approx(expected)
+    near = Neighbourhood(torch.zeros(2), found[0])
+    score = score_row(torch.zeros(2), None, ["outlier"], near)["outlier"]
+    assert score == pytest.approx(statistics.fmean(expected))
+    assert score_row(torch.zeros(2), None, ["outlier"], None) == {}
+
+
+def test_rows_without_losses_have_outliers_all_the_same():
+    nothing = [torch.empty(0)]
+    assert outlier_targets(nothing, nothing, nothing, nothing)[0].shape == (0,)
+    zero = [torch.zeros(2)]
+    assert outlier_targets(zero, zero, zero, zero)[0].tolist() == [0, 0]
 
 
 @given(st.lists(st.tuples(figures, figures), max_size=12))
 def test_knn_scores_are_finite_and_zero_for_a_row_without_targets(row):
     loss_N, knn_loss_N = torch.tensor(row, dtype=torch.float32).reshape(-1, 2).T
-    found = score_row(loss_N, loss_N, KNN_SCORES, knn_loss_N)
+    near = Neighbourhood(knn_loss_N, torch.zeros(len(knn_loss_N)))
+    found = score_row(loss_N, loss_N, KNN_SCORES, near)
     assert list(found) == [*KNN_SCORES]
     assert all(math.isfinite(value) and value >= 0 for value in found.values())
     assert row or set(found.values()) == {0.0}
@@ -166,9 +197,17 @@ some_scores = st.lists(st.floats(-5, 5), max_size=40)
 order_names = st.sampled_from(["ascending", "descending", "mixed", "blocks"])
 
 
-def dropped(kind="excess", scores=SIX_SCORES, share=0.0, above=None, below=None, keep=None):
+def dropped(
+    kind="excess", scores=SIX_SCORES, share=0.0, above=None, below=None, keep=None, marks=None
+):
     return choose_dropped(
-        kind, scores, drop_share=share, drop_above=above, drop_below=below, keep=keep
+        kind,
+        scores,
+        drop_share=share,
+        drop_above=above,
+        drop_below=below,
+        keep=keep,
+        marks=marks or {},
     )
 
 
@@ -285,3 +324,18 @@ def test_no_dropped_row_is_less_suspicious_than_one_that_stays(scores, kind, sha
     if gone and stay:
         left = [scores[index] for index in gone]
         assert min(left) >= max(stay) if kind == "loss" else max(left) <= min(stay)
+
+
+def test_a_mark_overrides_every_rule():
+    scores = [0.1, 5.0, 3.0, 4.0, 0.2]
+    assert indices("loss", scores, marks={0: "drop"}) == [0]
+    assert indices("loss", scores, above=2.5, marks={1: "keep"}) == [3, 2]
+    assert indices("loss", scores, keep=2, marks={1: "keep", 4: "drop"}) == [3, 4]
+    (row,) = dropped("loss", scores, marks={4: "drop", 1: "keep"})
+    assert row.reason == "loss 0.2 is marked drop (sort.marks)"
+
+
+def test_no_row_is_dropped_in_the_place_of_one_that_is_marked_keep():
+    scores = [float(row) for row in range(10)]
+    assert indices("loss", scores, share=0.3) == [9, 8, 7]
+    assert indices("loss", scores, share=0.3, marks={8: "keep", 0: "drop"}) == [9, 7, 0]

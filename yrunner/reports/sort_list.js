@@ -43,6 +43,7 @@ function rowLine(row, score, isOpened) {
     number(short(rows.loss[row])),
     number(short(rows.entropy[row])),
     number(rows.targets[row].toLocaleString("en")),
+    element("td", {}, markButtons(row)),
     element("td", {}, element("div", { className: "text", dir: "auto" }, rows.text[row])));
   line.dataset.row = row;
   line.ariaCurrent = isOpened;
@@ -67,9 +68,10 @@ function difference(left, right) {
 function pairBlock(pair) {
   const sides = difference(...pair.texts).map(([before, own, behind], side) =>
     element("div", {},
-      rowButton(pair.rows[side], placeOf(pair.rows[side])),
+      rowButton(pair.rows[side], placeOf(pair.rows[side])), " ", markButtons(pair.rows[side]),
       element("p", { dir: "auto" }, before, element("mark", {}, own), behind)));
-  const likeness = element("span", { className: "where" }, `${Math.floor(100 * pair.likeness)} %`);
+  const likeness = element("span", { className: "where", dir: "auto" },
+    pair.note || `${Math.floor(100 * pair.likeness)} %`);
   return element("article", { className: "pair" },
     element("h3", {}, word(pair.kind), " ", likeness),
     element("div", { className: "sides" }, ...sides));

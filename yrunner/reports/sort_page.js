@@ -51,6 +51,7 @@ function tokensOf(map) {
   if (map.knn_loss) {
     model.knn_loss = map.knn_loss.map(nats);
     model.unexplained = model.loss.map((loss, token) => Math.min(loss, model.knn_loss[token]));
+    if (map.outlier) model.outlier = map.outlier.map(nats);
     model.told = top.map((_, token) => map.told[token] ?? NONE);
   }
   let first = 0;
@@ -86,6 +87,7 @@ function openRow(row) {
   shown.clear();
   const map = maps[row] && JSON.parse(maps[row]);
   panel.querySelector("h2").textContent = placeOf(row);
+  panel.querySelector(".marking").replaceChildren(markButtons(row));
   panel.querySelector(".reason").hidden = !(row in rows.dropped);
   panel.querySelector(".why").textContent = rows.dropped[row] ?? "";
   for (const part of panel.querySelectorAll(".with-map")) part.hidden = !map;
@@ -125,7 +127,7 @@ function sortBy(column) {
 
 document.addEventListener("click", (event) => {
   const button = event.target.closest("button.row");
-  const line = event.target.closest("#lines tr");
+  const line = !event.target.closest("button.mark") && event.target.closest("#lines tr");
   if (button) openRow(Number(button.value));
   else if (line && !String(getSelection())) openRow(Number(line.dataset.row));
 });

@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from markupsafe import Markup
 from torch import Tensor
@@ -21,7 +21,7 @@ from yrunner.reports.html import four_digits, render_page
 from yrunner.reports.token_text import TokenText, pieces_of, top_texts
 from yrunner.scoring.knn import NO_SUGGESTION, Lookup
 from yrunner.scoring.measure import TokenScores
-from yrunner.scoring.rank import CROSS_FIT, KNN_SCORES, is_suspicious_when_low
+from yrunner.scoring.rank import CROSS_FIT, KNN_SCORES, Mark, is_suspicious_when_low
 from yrunner.scoring.suspicious_spans import (
     CONFIDENT_ERROR,
     HARD,
@@ -39,17 +39,28 @@ PATTERNS = (NORMAL, LUCKY, HARD, CONFIDENT_ERROR)
 KINDS = "0123456789abcdefghij"
 """One character per piece: its number of targets, plus 10 if it is a special token."""
 
-SCRIPTS = ("heat_map.js", "sort_rows.js", "sort_plots.js", "sort_list.js", "sort_page.js")
+SCRIPTS = (
+    "heat_map.js",
+    "sort_rows.js",
+    "sort_marks.js",
+    "sort_plots.js",
+    "sort_list.js",
+    "sort_page.js",
+)
 """Joined into one script, in this order."""
 
+SideKind = PairKind | Literal["contradiction"]
+"""Why two rows stand side by side."""
+
 SCALES = {
+    "outlier": (0.5, 1.0, 2.0, 3.0, 5.0, 8.0),
     "unexplained": (0.05, 0.3, 1.0, 3.0, 5.0, 8.0),
     "knn_loss": (0.05, 0.3, 1.0, 2.0, 4.0, 8.0),
     "excess": (0.1, 0.5, 1.0, 2.0, 4.0, 8.0),
     "loss": (0.05, 0.3, 1.0, 2.0, 4.0, 8.0),
     "entropy": (0.05, 0.3, 1.0, 2.0, 3.5, 5.0),
 }
-"""Borders between the colours of targets, in nats."""
+"""Borders between the colours of targets, in nats; of `outlier` in standard deviations."""
 
 SHARES = (0.5, 0.8, 0.95, 0.99)
 """Borders between the colours of rows: the share of rows that are less suspicious."""
@@ -72,18 +83,23 @@ class SortedRow:
     """Why the row is dropped from the sorted corpus; None where it is not."""
     heat_map: str | None
     """The row by `pack_tokens`; None where only its text is shown."""
+    content: str
+    """By which a saved mark knows its row."""
+    mark: Mark | None = None
 
 
 @dataclass(frozen=True)
 class SideBySide:
     """A pair of rows to compare."""
 
-    kind: PairKind
+    kind: SideKind
     rows: tuple[int, int]
     """Indices in `SortPage.rows`."""
     texts: tuple[str, str]
     likeness: float
     """From 0 to 1."""
+    note: str = ""
+    """Where they differ, shown in place of the likeness."""
 
 
 @dataclass(frozen=True)
@@ -95,10 +111,12 @@ class SortPage:
     """The score that orders the corpus."""
     rows: Sequence[SortedRow]
     pairs: Sequence[SideBySide]
-    num_pairs: Mapping[PairKind, int]
+    num_pairs: Mapping[SideKind, int]
     """Number of pairs of each kind, including those that are not shown."""
     findings: Sequence[tuple[str, int, str]] = ()
     """Other findings: what, how often, and where first."""
+    worst_and_sound: tuple[int, int] | None = None
+    """A number of most suspicious rows, and how many of them are probably sound."""
 
 
 def write_sort_page(page: SortPage, path: Path) -> None:
@@ -156,12 +174,15 @@ def _columns(page: SortPage) -> dict[str, Any]:
         "entropy": [four_digits(row.mean_entropy) for row in rows],
         "targets": [row.num_targets for row in rows],
         "dropped": {place: printable(row.dropped) for place, row in enumerate(rows) if row.dropped},
+        "content": [row.content for row in rows],
+        "marks": {place: row.mark for place, row in enumerate(rows) if row.mark},
         "pairs": [
             {
                 "kind": pair.kind,
                 "rows": pair.rows,
                 "texts": [printable(text) for text in pair.texts],
                 "likeness": four_digits(pair.likeness),
+                "note": printable(pair.note),
             }
             for pair in page.pairs
         ],
@@ -178,13 +199,18 @@ def _harmless(content: str) -> Markup:
 
 
 def pack_tokens(
-    example: TokenizedExample, scores: TokenScores, text: TokenText, lookup: Lookup | None = None
+    example: TokenizedExample,
+    scores: TokenScores,
+    text: TokenText,
+    lookup: Lookup | None = None,
+    deviation_N: Tensor | None = None,
 ) -> str:
     """A row as one line of JSON, for sort_page.js.
 
     `texts` and `kinds` are the pieces of the row. `loss` and `entropy` are in hundredths of a nat.
     `top` has the model's top prediction by target index, where it is not the target. `knn_loss` and
-    `told` of a `lookup` are the loss and the prediction by its nearest rows.
+    `told` of a `lookup` are the loss and the prediction by its nearest rows. `outlier` has
+    `deviation_N` in hundredths of a standard deviation.
     """
     pieces = pieces_of(example, text)
     loss_N, entropy_N = bounded(scores.loss_N, scores.entropy_N)
@@ -211,6 +237,8 @@ def pack_tokens(
         content["told"] = {
             place: instead[place] for place, id_ in enumerate(suggested_N) if id_ != NO_SUGGESTION
         }
+    if deviation_N is not None:
+        content["outlier"] = _hundredths(deviation_N)
     return json.dumps(content, ensure_ascii=False, separators=(",", ":"))
 
 

@@ -45,7 +45,8 @@ function findRows(words, fate) {
   smallTexts ??= rows.text.map((text, row) => `${placeOf(row)} ${text}`.toLowerCase());
   const wanted = words.toLowerCase().split(/\s+/).filter(Boolean);
   const fits = (row) =>
-    (fate === "all" || (fate === "dropped") === row in rows.dropped) &&
+    (fate === "all" ||
+      (fate === "marked" ? Boolean(markOf(row)) : (fate === "dropped") === row in rows.dropped)) &&
     wanted.every((word) => smallTexts[row].includes(word));
   return Uint8Array.from({ length: numRows }, (_, row) => fits(row));
 }

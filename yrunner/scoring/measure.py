@@ -256,8 +256,8 @@ class _Contexts(AbstractContextManager["_Contexts"]):
         causal = model.get_base_model() if isinstance(model, PeftModel) else model
         if causal.base_model is causal:
             raise ModelError(
-                f"{type(causal).__name__} does not expose its hidden states, which knn_loss and "
-                "unexplained need",
+                f"{type(causal).__name__} does not expose its hidden states, which outlier, "
+                "knn_loss and unexplained need",
                 remedy="choose other scores in sort.score and sort.also",
             )
         self.hidden_BTD = torch.empty(0)

@@ -5,11 +5,12 @@ Every score is defined for every row: without evidence a row is not suspicious.
 
 # N = target tokens
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import exp, isqrt, sqrt
 from random import Random
+from types import MappingProxyType
 from typing import Literal, assert_never
 
 import torch
@@ -82,14 +83,52 @@ def excess(loss_N: Tensor, entropy_N: Tensor) -> float:
     return _mean(loss_N - entropy_N)
 
 
-def knn_loss(loss_N: Tensor, knn_loss_N: Tensor) -> float:
+@dataclass(frozen=True)
+class Neighbourhood:
+    """What similar places in other rows say about the targets of a row, see knn.py."""
+
+    knn_loss_N: Tensor
+    """Loss in nats of model and nearest neighbours together."""
+    deviation_N: Tensor
+    """`outlier_targets`."""
+
+
+def outlier_targets(
+    deviations: Sequence[Tensor],
+    knn_deviations: Sequence[Tensor],
+    losses: Sequence[Tensor],
+    knn_losses: Sequence[Tensor],
+) -> list[Tensor]:
+    """How far each target of each row is above similar places, in standard deviations.
+
+    The mean of two: of the loss with neighbours, which contradicts other rows, and of the model's,
+    which sees what does not belong to its question. The model counts as much as the part of its
+    loss that neighbours leave: where they explain nearly all, it knows less than they do.
+    """
+    total, left = (
+        float(sum(bounded_loss(loss_N).sum() for loss_N in of_rows))
+        for of_rows in (losses, knn_losses)
+    )
+    weight = min(1.0, left / total) if total else 1.0
+    return [
+        (knn_deviation_N + weight * deviation_N) / (1 + weight)
+        for deviation_N, knn_deviation_N in zip(deviations, knn_deviations, strict=True)
+    ]
+
+
+def outlier(loss_N: Tensor, near: Neighbourhood) -> float:
+    """Mean of `outlier_targets`."""
+    return _mean(near.deviation_N)
+
+
+def knn_loss(loss_N: Tensor, near: Neighbourhood) -> float:
     """Mean loss in nats of model and nearest neighbours together, see knn.py."""
-    return _mean(bounded_loss(knn_loss_N))
+    return _mean(bounded_loss(near.knn_loss_N))
 
 
-def unexplained(loss_N: Tensor, knn_loss_N: Tensor) -> float:
+def unexplained(loss_N: Tensor, near: Neighbourhood) -> float:
     """The largest of `unexplained_losses` in nats: one wrong number is a fault in any row."""
-    return max(unexplained_losses(loss_N, knn_loss_N).tolist(), default=0.0)
+    return max(unexplained_losses(loss_N, near.knn_loss_N).tolist(), default=0.0)
 
 
 def unexplained_losses(loss_N: Tensor, knn_loss_N: Tensor) -> Tensor:
@@ -119,12 +158,13 @@ SCORES: dict[str, Callable[[Tensor, Tensor], float]] = {
 }
 """From the losses and entropies of one row in nats, both of shape [N], to its score."""
 
-KNN_LOSS, UNEXPLAINED = "knn_loss", "unexplained"
-KNN_SCORES: dict[str, Callable[[Tensor, Tensor], float]] = {
+OUTLIER, KNN_LOSS, UNEXPLAINED = "outlier", "knn_loss", "unexplained"
+KNN_SCORES: dict[str, Callable[[Tensor, Neighbourhood], float]] = {
+    OUTLIER: outlier,
     KNN_LOSS: knn_loss,
     UNEXPLAINED: unexplained,
 }
-"""From the losses of one row in nats, without and with its neighbours, to its score."""
+"""From the losses of one row in nats and its neighbourhood to its score."""
 
 CROSS_FIT = "cross-fit "
 """Prefix of a score by a model trained on other rows."""
@@ -134,18 +174,18 @@ SUSPICIOUS_WHEN_LOW = {"similarity", "correlation"}
 
 
 def score_row(
-    loss_N: Tensor, entropy_N: Tensor, kinds: Iterable[str], knn_loss_N: Tensor | None = None
+    loss_N: Tensor, entropy_N: Tensor, kinds: Iterable[str], near: Neighbourhood | None = None
 ) -> dict[str, float]:
     """The scores of one row by kind, in the order of `kinds`.
 
-    Without `knn_loss_N` the scores that need it are left out.
+    Without `near` the scores that need it are left out.
     """
     scores = {}
     for kind in kinds:
         if kind in SCORES:
             scores[kind] = SCORES[kind](loss_N, entropy_N)
-        elif knn_loss_N is not None:
-            scores[kind] = KNN_SCORES[kind](loss_N, knn_loss_N)
+        elif near is not None:
+            scores[kind] = KNN_SCORES[kind](loss_N, near)
     return scores
 
 
@@ -224,6 +264,10 @@ def _mix(rising: list[int], random: Random) -> list[int]:
     return [near[rank] for rank in sorted(range(len(near)), key=lambda rank: places[rank])]
 
 
+Mark = Literal["keep", "drop"]
+"""What a person decided about a row."""
+
+
 @dataclass(frozen=True)
 class Dropped:
     """A row left out of the sorted corpus."""
@@ -241,17 +285,21 @@ def choose_dropped(
     drop_above: float | None,
     drop_below: float | None,
     keep: int | None,
+    marks: Mapping[int, Mark] = MappingProxyType({}),
 ) -> list[Dropped]:
     """The rows to drop, the most suspicious first.
 
-    The first rule that applies is a row's reason: a score above or below a bound; the most
-    suspicious share of all rows, counting those beyond a bound; the most suspicious of the rest,
-    until `keep` rows remain. Of equal rows the earlier one is dropped first.
+    The first rule that applies is a row's reason: its mark; a score above or below a bound; the
+    most suspicious share of all rows, counting those beyond a bound; the most suspicious of the
+    rest, until `keep` rows remain. Of equal rows the earlier one is dropped first. A row that is
+    marked keep stays, and no other is dropped in its place.
     """
     falling = sorted(range(len(scores)), key=lambda index: -suspicion(kind, scores[index]))
     reasons: dict[int, str] = {}
     for index in falling:
-        if drop_above is not None and scores[index] > drop_above:
+        if marks.get(index) == "drop":
+            reasons[index] = "is marked drop (sort.marks)"
+        elif drop_above is not None and scores[index] > drop_above:
             reasons[index] = f"is above {drop_above:g} (sort.drop_above)"
         elif drop_below is not None and scores[index] < drop_below:
             reasons[index] = f"is below {drop_below:g} (sort.drop_below)"
@@ -265,5 +313,5 @@ def choose_dropped(
     return [
         Dropped(index, f"{kind} {scores[index]:.6g} {reasons[index]}")
         for index in falling
-        if index in reasons
+        if index in reasons and marks.get(index) != "keep"
     ]

@@ -21,6 +21,7 @@ from yrunner.commands.sort.score import measure_together
 from yrunner.commands.train import train, train_base
 from yrunner.errors import DataError, RunError, YRunnerError
 from yrunner.recipe.load import load_recipe
+from yrunner.scoring.knn import Neighbours
 from yrunner.scoring.measure import score_tokens
 from yrunner.scoring.rank import SCORES
 from yrunner.scoring.score_file import ScoreFile
@@ -97,7 +98,7 @@ def test_the_scores_are_those_of_the_base_one_row_at_a_time(trained_base):
 def test_the_order_goes_by_the_score(trained_base, order, rising):
     run(f"sort.order={order}")
     records = sorted(records_of("scores.jsonl"), key=lambda record: record["place"])
-    scores = [record["scores"]["knn_loss"] for record in records]
+    scores = [record["scores"]["outlier"] for record in records]
     assert scores == sorted(scores, reverse=not rising)
     assert not (FOLDER / "dropped.jsonl").exists()
 
@@ -107,6 +108,75 @@ def test_blocks_go_from_easy_to_hard_also_where_low_is_hard(trained_base):
     records = sorted(records_of("scores.jsonl"), key=lambda record: record["place"])
     scores = [record["scores"]["similarity"] for record in records]
     assert scores == sorted(scores, reverse=True)
+
+
+def rows_of_page(folder=FOLDER):
+    page = (folder / "report.html").read_text("utf-8")
+    content = page.split('<script type="application/json" id="rows">')[1].split("</script>")[0]
+    return json.loads(content)
+
+
+def marks_for(marked, folder=FOLDER):
+    """Lines as the page saves them, for row numbers."""
+    content = rows_of_page(folder)["content"]
+    return [
+        {"file": "train.jsonl", "row": row, "mark": mark, "content": content[row - 1]}
+        for row, mark in marked.items()
+    ]
+
+
+def test_marks_saved_from_the_page_override_the_scores(trained_base, capfd):
+    run("sort.drop_share=0.25", "sort.score=loss")
+    worst = [record["row"] for record in records_of("dropped_reasons.jsonl")]
+    best = min(records_of("scores.jsonl"), key=lambda record: record["scores"]["loss"])["row"]
+    write_jsonl(Path("marks.jsonl"), marks_for({worst[0]: "keep", best: "drop"}))
+    chosen = ("sort.drop_share=0.25", "sort.score=loss", "sort.marks=marks.jsonl")
+    run(*chosen, overwrite=True)
+    reasons = {record["row"]: record["reason"] for record in records_of("dropped_reasons.jsonl")}
+    assert set(reasons) == {*worst[1:], best}
+    assert reasons[best].endswith("is marked drop (sort.marks)")
+    assert len(lines_of("sorted.jsonl")) == 12
+    # The page begins with the marks, so that more can be added.
+    assert rows_of_page()["marks"] == {str(worst[0] - 1): "keep", str(best - 1): "drop"}
+    assert "already scored: 16 of 16" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ({"row": 99}, r'"file" and "row" are "train.jsonl" and "99", not one of the 16 rows'),
+        ({"file": "other.jsonl"}, r'"file" and "row" are "other.jsonl" and "2"'),
+        ({"row": None}, r'"row" are "train.jsonl" and "None"'),
+        ({"mark": "maybe"}, r'"mark" is "maybe"'),
+        ({"mark": None}, r'"mark" is missing'),
+        ({"content": "0" * 16}, "row 2 of train.jsonl has another text than when it was marked"),
+        ({"content": None}, "row 2 of train.jsonl has another text than when it was marked"),
+    ],
+)
+def test_a_mark_that_fits_no_row_is_refused_before_anything_is_scored(
+    trained_base, line, message, monkeypatch
+):
+    run()
+    good = marks_for({1: "keep", 2: "drop"})
+    write_jsonl(Path("marks.jsonl"), [good[0], good[1] | line])
+    monkeypatch.setattr(command, "measure_rows", None)
+    with pytest.raises(DataError, match=message) as refused:
+        run("sort.marks=marks.jsonl", "output=outputs/other")
+    assert "marks.jsonl row 2" in str(refused.value.message)
+    assert not Path("outputs/other/sort/recipe.resolved.yaml").exists()
+
+
+def test_marks_that_disagree_or_are_damaged_are_refused(trained_base):
+    run()
+    (mark,) = marks_for({3: "keep"})
+    write_jsonl(Path("marks.jsonl"), [mark, mark, mark | {"mark": "drop"}])
+    with pytest.raises(DataError, match=r"row 3 of train\.jsonl is marked both keep and drop"):
+        run("sort.marks=marks.jsonl", overwrite=True)
+    Path("marks.jsonl").write_text('{"file": "train.jsonl",\n', "utf-8")
+    with pytest.raises(DataError, match=r"marks\.jsonl row 1"):
+        run("sort.marks=marks.jsonl", overwrite=True)
+    with pytest.raises(YRunnerError, match=r"missing\.jsonl"):
+        run("sort.marks=missing.jsonl", overwrite=True)
 
 
 def test_a_base_without_a_result_is_trained_first(project, capfd):
@@ -270,12 +340,15 @@ def test_what_neither_neighbours_nor_models_of_a_cross_fit_expect_decides(
         ]
 
     found = []
-    look_up = command.look_up
+    look_up = Neighbours.look_up
     monkeypatch.setattr(command, "cross_fit", turned)
     monkeypatch.setattr(
-        command, "look_up", lambda *given: (found.append(one) or one for one in look_up(*given))
+        Neighbours, "look_up", lambda *given: found.extend(look_up(*given)) or found
     )
-    run("sort.order=ascending", "sort.cross_fit=2", "sort.also=[]", "sort.drop_share=0.25")
+    run(
+        *("sort.order=ascending", "sort.cross_fit=2", "sort.also=[]", "sort.drop_share=0.25"),
+        "sort.score=unexplained",
+    )
     expected = [
         max(min(pair) for pair in zip(losses.tolist(), one.loss_N.tolist(), strict=True))
         for losses, one in zip(asked, found, strict=True)
@@ -293,10 +366,10 @@ def test_the_story_shows_the_worst_rows_their_spans_and_the_distribution(trained
     run("sort.drop_share=0.25")
     shown = capfd.readouterr().out
     assert "Scores of 16 rows" in shown
-    assert re.search(r"^ +knn_loss( +-?[\d.]+){5}$", shown, re.MULTILINE)
-    assert "Distribution of knn_loss" in shown
-    suspicious = shown.split("Most suspicious by knn_loss", 1)[1]
-    records = sorted(records_of("scores.jsonl"), key=lambda record: -record["scores"]["knn_loss"])
+    assert re.search(r"^ +outlier( +-?[\d.]+){5}$", shown, re.MULTILINE)
+    assert "Distribution of outlier" in shown
+    suspicious = shown.split("Most suspicious by outlier", 1)[1]
+    records = sorted(records_of("scores.jsonl"), key=lambda record: -record["scores"]["outlier"])
     places = re.findall(r"train\.jsonl:(\d+)", suspicious)
     assert [int(place) for place in places] == [record["row"] for record in records[:10]]
     assert "16 rows scored: 12 sorted, 4 dropped" in shown

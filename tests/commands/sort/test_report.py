@@ -50,6 +50,7 @@ def write(
     path: Path,
     deciding: str = "excess",
     lookups: list[Lookup] | None = None,
+    deviations: list[torch.Tensor] | None = None,
 ) -> tuple[dict[str, Any], list[str]]:
     """The rows and the heat maps on the page."""
     row_scores = [score_row(of_row.loss_N, of_row.entropy_N, SCORES) for of_row in scores]
@@ -59,7 +60,7 @@ def write(
         "capitals",
         tokenizer,
         prepared.train,
-        Seen(scores, lookups, None),
+        Seen(scores, lookups, None, deviations),
         deciding,
         row_scores,
         {4: "excess 2 is above 1 (sort.drop_above)"},
@@ -118,7 +119,8 @@ def test_what_other_rows_say_is_told_of_each_target(
         targets = torch.tensor([example.input_ids[place] for place in example.target_positions])
         suggested_N = torch.full_like(targets, -1)
         suggested_N[0] = targets[1]
-        lookups.append(Lookup(torch.full((len(targets),), 0.5), suggested_N))
+        against_N = torch.full_like(targets, -1)
+        lookups.append(Lookup(torch.full((len(targets),), 0.5), suggested_N, against_N))
     path = tmp_path / "report.html"
     _, maps = write(prepared, capitals_tokenizer, scores, path, "knn_loss", lookups)
     row = json.loads(maps[3])
@@ -131,6 +133,36 @@ def test_what_other_rows_say_is_told_of_each_target(
         "prediction by nearest rows"
         not in path.read_text("utf-8").split("<template")[1].split("</temp")[0]
     )
+
+
+def test_rows_that_contradict_each_other_are_shown_with_both_once(
+    prepared: Prepared, capitals_tokenizer: Any, scores: list[TokenScores], tmp_path: Path
+) -> None:
+    """Each pair once, the most unexpected first; not what is a conflict already."""
+    against = {5: 9, 9: 5, 12: 20, 7: 6}
+    lookups, deviations = [], []
+    for index, example in enumerate(prepared.train):
+        targets = torch.tensor([example.input_ids[place] for place in example.target_positions])
+        suggested_N, against_N = torch.full_like(targets, -1), torch.full_like(targets, -1)
+        deviation_N = torch.zeros(len(targets))
+        if index in against:
+            suggested_N[1], against_N[1] = targets[0], against[index]
+            deviation_N[1] = index
+        lookups.append(Lookup(torch.full((len(targets),), 0.5), suggested_N, against_N))
+        deviations.append(deviation_N)
+    # Too expected to be a contradiction.
+    lookups[2].against_N[0] = 3
+    path = tmp_path / "report.html"
+    rows, _ = write(prepared, capitals_tokenizer, scores, path, "outlier", lookups, deviations)
+    pairs = [pair for pair in rows["pairs"] if pair["kind"] == "contradiction"]
+    # Rows 6 and 7 have one question: they are a conflict.
+    assert [pair["rows"] for pair in pairs] == [[12, 20], [9, 5]]
+    example = prepared.train[12]
+    places = list(example.target_positions)
+    first, second = (capitals_tokenizer.decode([example.input_ids[at]]) for at in places[:2])
+    assert f"⟦{second}⟧ / ⟦{first}⟧" in pairs[0]["note"]
+    assert "Town 12" in pairs[0]["texts"][0]
+    assert "Town 20" in pairs[0]["texts"][1]
 
 
 def test_without_room_for_all_heat_maps_the_most_suspicious_and_a_spread_have_theirs(

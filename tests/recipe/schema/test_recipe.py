@@ -115,7 +115,7 @@ def validator():
         ),
         (
             "sort: {score: exces}\n",
-            '7:15: sort.score: must be one of "knn_loss", "unexplained", "similarity", '
+            '7:15: sort.score: must be one of "outlier", "knn_loss", "unexplained", "similarity", '
             '"correlation", "surprise", '
             '"loss", "perplexity", "entropy", "excess", "divergence", got "exces", did you mean '
             '"excess"?',

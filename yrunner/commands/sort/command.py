@@ -5,18 +5,28 @@ import gc
 import json
 import shlex
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from yrunner.assembly.dataset import print_left_out, print_rows
 from yrunner.assembly.identity import describe_environment
 from yrunner.assembly.run import Run
-from yrunner.commands.sort.corpus import Seen, corpus_rows, decide, deciding_score, judge, mark_span
+from yrunner.commands.sort.corpus import (
+    CorpusRow,
+    Seen,
+    corpus_rows,
+    decide,
+    deciding_score,
+    judge,
+    mark_span,
+)
 from yrunner.commands.sort.cross_fit import cross_fit
+from yrunner.commands.sort.marks import file_names, read_marks
 from yrunner.commands.sort.report import LeftOut, Sorted, write_results, write_sort_report
 from yrunner.commands.sort.score import measure_rows
 from yrunner.commands.sort.write import NOT_TOGETHER, ONE_BY_ONE, check_one_kind, ending_of
@@ -33,8 +43,9 @@ from yrunner.recipe.load import recipe_to_yaml
 from yrunner.reports.terminal_plot import block_bar
 from yrunner.reports.token_text import TokenText
 from yrunner.scoring.folds import group_copies
-from yrunner.scoring.knn import look_up
-from yrunner.scoring.rank import suspicion
+from yrunner.scoring.knn import Lookup, Neighbours
+from yrunner.scoring.measure import TokenScores
+from yrunner.scoring.rank import Mark, outlier_targets, suspicion
 from yrunner.scoring.score_file import row_hashes
 from yrunner.storage.run_dir import SortDir, write_json, write_text
 
@@ -65,10 +76,13 @@ def sort(
     states = states_of(file for source in sources for file in source.files)
     _read_corpus(run)
     reports = _check_formats(sources, run.dataset)
+    rows = corpus_rows(run.dataset.train)
+    names = file_names([report.file for report in reports])
+    marks = read_marks(run.recipe.sort.marks, rows, run.dataset.train, names)
     with _explaining_how_to_resume(folder.folder):
         _open_folder(run, folder)
         seen = _look(run, folder)
-        corpus = _judge(run, seen)
+        corpus = _judge(run, seen, rows, marks)
         _write_report(run, corpus, seen, folder)
         with unchanged(states, undo=folder.clear):
             write_results(corpus, folder)
@@ -141,19 +155,29 @@ def _look(run: Run, folder: SortDir) -> Seen:
     base = measure_rows(run, folder.measured)
     # A model with a fused head refers to itself; free it.
     gc.collect()
-    lookups = None
+    neighbours = lookups = deviations = crossed = crossed_deviations = None
     if recipe.sort.asks_neighbours:
         places = zip(rows.file_E.tolist(), rows.column("rows").tolist(), strict=True)
         groups = group_copies(list(places), row_hashes(rows))
+        neighbours = Neighbours(rows, base, groups, recipe.seed)
         with progress("kNN lookups, rows", len(rows)) as advance:
-            lookups = []
-            for found in look_up(rows, base, groups, recipe.seed):
-                lookups.append(found)
-                advance(1)
-    crossed = None
+            lookups = neighbours.look_up(advance)
+        deviations = _deviations(neighbours, base, lookups)
     if recipe.sort.cross_fit:
         crossed = cross_fit(run, folder.cross_fit)
-    return Seen(base, lookups, crossed)
+        if neighbours is not None and lookups is not None:
+            crossed_deviations = _deviations(neighbours, crossed, lookups)
+    return Seen(base, lookups, crossed, deviations, crossed_deviations)
+
+
+def _deviations(
+    neighbours: Neighbours, scores: Sequence[TokenScores], lookups: Sequence[Lookup]
+) -> list[Tensor]:
+    """`outlier_targets` of each example."""
+    with progress("comparing with similar places, rows", 2 * len(lookups)) as advance:
+        losses = [[one.loss_N for one in parts] for parts in (scores, lookups)]
+        both = [neighbours.compare(of_rows, advance) for of_rows in losses]
+    return outlier_targets(*both, *losses)
 
 
 @contextmanager
@@ -175,9 +199,8 @@ def _explaining_how_to_resume(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _judge(run: Run, seen: Seen) -> Sorted:
+def _judge(run: Run, seen: Seen, rows: list[CorpusRow], marks: Mapping[int, Mark]) -> Sorted:
     recipe, prepared = run.recipe, run.dataset
-    rows = corpus_rows(prepared.train)
     verdicts = [judge(row, seen, recipe.sort) for row in rows]
     text = TokenText(run.tokenizer)
     deciding = deciding_score(recipe.sort)
@@ -191,7 +214,10 @@ def _judge(run: Run, seen: Seen) -> Sorted:
             for row, verdict in zip(rows, verdicts, strict=True)
         ],
         decision=decide(
-            recipe.sort, [verdict.named_scores()[deciding] for verdict in verdicts], recipe.seed
+            recipe.sort,
+            [verdict.named_scores()[deciding] for verdict in verdicts],
+            marks,
+            recipe.seed,
         ),
         left_out=[
             LeftOut((number, refusal.origin.row), refusal)
@@ -199,6 +225,7 @@ def _judge(run: Run, seen: Seen) -> Sorted:
             for refusal in report.refusals
         ],
         deciding=deciding,
+        marks=marks,
     )
 
 
@@ -216,6 +243,12 @@ def _write_report(run: Run, corpus: Sorted, seen: Seen, folder: SortDir) -> None
         {place: dropped[number] for place, number in enumerate(row_of) if number in dropped},
         run.dataset.findings,
         folder.report,
+        marks={
+            place: corpus.marks[number]
+            for place, number in enumerate(row_of)
+            if number in corpus.marks
+        },
+        worst_and_sound=corpus.worst_and_sound(),
     )
 
 
@@ -225,6 +258,7 @@ def say_sorted(corpus: Sorted, folder: SortDir) -> None:
     _print_percentiles(corpus)
     _print_distribution(corpus.deciding, decisive)
     _print_suspicious(corpus, decisive)
+    _say_sound(corpus, folder)
     _say_counts(corpus)
     for what, path in (
         ("sorted", folder.sorted),
@@ -290,6 +324,17 @@ def _print_suspicious(corpus: Sorted, scores: Sequence[float]) -> None:
         )
     title = f"Most suspicious by {corpus.deciding}, the worst span in brackets"
     print_table(title, ("row", corpus.deciding, "worst span"), rows)
+
+
+def _say_sound(corpus: Sorted, folder: SortDir) -> None:
+    """Say how many of the most suspicious rows are probably sound."""
+    expected = corpus.worst_and_sound()
+    if expected is not None:
+        number, sound = expected
+        say(
+            f"of the {number:,} most suspicious rows about {sound:,} are probably sound: read "
+            f"them before you drop them, and mark them in {folder.report.name}"
+        )
 
 
 def _say_counts(corpus: Sorted) -> None:

@@ -2,7 +2,7 @@
 
 # N = targets of a row
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -20,8 +20,11 @@ from yrunner.scoring.measure import TokenScores
 from yrunner.scoring.rank import (
     CROSS_FIT,
     KNN_LOSS,
+    OUTLIER,
     UNEXPLAINED,
     Dropped,
+    Mark,
+    Neighbourhood,
     choose_dropped,
     order_rows,
     score_row,
@@ -55,11 +58,20 @@ class Seen:
     """kNN lookups; None if no score needs them."""
     crossed: Sequence[TokenScores] | None
     """By models trained on other rows; None without cross-fitting."""
+    deviations: Sequence[Tensor] | None = None
+    """How far each target of an example is above similar places, see `outlier_targets`."""
+    crossed_deviations: Sequence[Tensor] | None = None
+    """The same as `deviations`, with the losses of those models."""
 
     @property
     def best(self) -> Sequence[TokenScores]:
         """By the cross-fitted models, if any."""
         return self.crossed or self.base
+
+    @property
+    def best_deviations(self) -> Sequence[Tensor] | None:
+        """Those of `best`."""
+        return self.crossed_deviations or self.deviations
 
 
 @dataclass(frozen=True)
@@ -110,22 +122,33 @@ def deciding_score(section: SortSection) -> str:
 def judge(row: CorpusRow, seen: Seen, section: SortSection) -> Verdict:
     """Score a row by the tokens of all its examples."""
     loss_N, entropy_N = _figures(row, seen.base)
-    knn_loss_N = None if seen.lookups is None else _joined(row, seen.lookups, "loss_N")
-    scores = score_row(loss_N, entropy_N, section.kinds, knn_loss_N)
+    near = _neighbourhood(row, seen, seen.deviations)
+    scores = score_row(loss_N, entropy_N, section.kinds, near)
     cross_fit = None
     if seen.crossed is not None:
         loss_N, entropy_N = _figures(row, seen.crossed)
-        cross_fit = score_row(loss_N, entropy_N, section.crossed_kinds, knn_loss_N)
-    if section.deciding == KNN_LOSS and knn_loss_N is not None:
-        worst = worst_stretch(knn_loss_N)
-    elif section.deciding == UNEXPLAINED and knn_loss_N is not None:
-        worst = worst_stretch(unexplained_losses(loss_N, knn_loss_N))
-    else:
-        worst = worst_span(loss_N, entropy_N)
+        near = _neighbourhood(row, seen, seen.crossed_deviations)
+        cross_fit = score_row(loss_N, entropy_N, section.crossed_kinds, near)
+    worst = _worst(section.deciding, loss_N, entropy_N, near)
     return Verdict(scores, cross_fit, len(loss_N), worst)
 
 
-def decide(section: SortSection, scores: Sequence[float], seed: int) -> Decision:
+def _worst(
+    deciding: str, loss_N: Tensor, entropy_N: Tensor, near: Neighbourhood | None
+) -> SuspiciousSpan | None:
+    """The worst span by the deciding score."""
+    if near is not None and deciding == OUTLIER:
+        return worst_stretch(near.deviation_N)
+    if near is not None and deciding == KNN_LOSS:
+        return worst_stretch(near.knn_loss_N)
+    if near is not None and deciding == UNEXPLAINED:
+        return worst_stretch(unexplained_losses(loss_N, near.knn_loss_N))
+    return worst_span(loss_N, entropy_N)
+
+
+def decide(
+    section: SortSection, scores: Sequence[float], marks: Mapping[int, Mark], seed: int
+) -> Decision:
     """Drop and order rows by the deciding score. Raises `YRunnerError` if none is left."""
     name = deciding_score(section)
     dropped = choose_dropped(
@@ -135,6 +158,7 @@ def decide(section: SortSection, scores: Sequence[float], seed: int) -> Decision
         drop_above=section.drop_above,
         drop_below=section.drop_below,
         keep=section.keep,
+        marks=marks,
     )
     gone = {row.index for row in dropped}
     kept = [index for index in range(len(scores)) if index not in gone]
@@ -153,6 +177,15 @@ def decide(section: SortSection, scores: Sequence[float], seed: int) -> Decision
 
 def _figures(row: CorpusRow, scores: Sequence[TokenScores]) -> tuple[Tensor, Tensor]:
     return _joined(row, scores, "loss_N"), _joined(row, scores, "entropy_N")
+
+
+def _neighbourhood(
+    row: CorpusRow, seen: Seen, deviations: Sequence[Tensor] | None
+) -> Neighbourhood | None:
+    if seen.lookups is None or deviations is None:
+        return None
+    deviation_N = torch.cat([deviations[place] for place in row.examples])
+    return Neighbourhood(_joined(row, seen.lookups, "loss_N"), deviation_N)
 
 
 def _joined(row: CorpusRow, parts: Sequence[TokenScores | Lookup], figure: str) -> Tensor:

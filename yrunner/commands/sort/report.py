@@ -5,19 +5,31 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice, takewhile
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+import torch
 
 from yrunner.commands.sort.corpus import CorpusRow, Decision, MarkedSpan, Seen, Verdict
+from yrunner.commands.sort.marks import content_of, file_names
 from yrunner.commands.sort.write import RowPlace, write_rows
 from yrunner.data.conversation import TokenizedExample
 from yrunner.data.dataset.examples import Examples
-from yrunner.data.dataset.quality import Finding, PairKind, RowPair, find_pairs
+from yrunner.data.dataset.quality import Finding, RowPair, find_pairs
 from yrunner.data.dataset.row_report import Refusal
-from yrunner.reports.sort_page import SideBySide, SortedRow, SortPage, pack_tokens, write_sort_page
+from yrunner.reports.sort_page import (
+    SideBySide,
+    SideKind,
+    SortedRow,
+    SortPage,
+    pack_tokens,
+    write_sort_page,
+)
 from yrunner.reports.token_text import TokenText, visible
-from yrunner.scoring.rank import entropy, loss, suspicion
+from yrunner.reports.token_view import CLOSED, OPENED
+from yrunner.scoring.rank import OUTLIER, Mark, entropy, loss, suspicion
+from yrunner.scoring.sound_share import expect_sound
 from yrunner.storage.run_dir import SortDir, write_text
 
 MOST_MAPPED_TOKENS = 200_000
@@ -26,7 +38,18 @@ LONGEST_TEXT = 160
 """Characters of question and answer each, in the searchable list."""
 LONGEST_SIDE = 1000
 """Characters of question and answer each, in a pair of rows."""
-MOST_PAIRS: Mapping[PairKind, int] = {"conflict": 200, "duplicate": 50, "near": 200}
+MOST_PAIRS: Mapping[SideKind, int] = {
+    "conflict": 200,
+    "contradiction": 200,
+    "duplicate": 50,
+    "near": 200,
+}
+CONTRADICTS = 2.0
+"""Standard deviations above similar places from which a target contradicts another row."""
+WORST_SHARE = 0.1
+"""Share of the rows of which the page says how many are sound, where none are dropped."""
+BEFORE_TARGET = 24
+"""Characters before a target that contradicts another row."""
 
 
 @dataclass(frozen=True)
@@ -51,16 +74,27 @@ class Sorted:
     left_out: list[LeftOut]
     deciding: str
     """The name of the deciding score."""
+    marks: Mapping[int, Mark]
+    """What a person decided, by the index of the row."""
 
     def name(self, row: RowPlace) -> str:
-        """Display name of a row's file: its name, or its path if two share the name."""
-        path = self.files[row[0]]
-        twins = {file for file in self.files if file.name == path.name}
-        return path.name if len(twins) == 1 else str(path)
+        """Display name of a row's file."""
+        return file_names(self.files)[row[0]]
 
     def decisive(self, index: int) -> float:
         """The deciding score of a row."""
         return self.verdicts[index].named_scores()[self.deciding]
+
+    def worst_and_sound(self) -> tuple[int, int] | None:
+        """The number of rows in the worst tenth, or dropped, and how many are probably sound.
+
+        None if that cannot be estimated: of other scores than `outlier`, and of few rows.
+        """
+        if self.deciding != OUTLIER:
+            return None
+        number = len(self.decision.dropped) or round(WORST_SHARE * len(self.rows))
+        sound = expect_sound([self.decisive(index) for index in range(len(self.rows))], number)
+        return None if sound is None else (number, sound)
 
 
 def write_results(corpus: Sorted, folder: SortDir) -> None:
@@ -163,13 +197,18 @@ def write_sort_report(
     dropped: Mapping[int, str],
     findings: Sequence[Finding],
     path: Path,
+    *,
+    marks: Mapping[int, Mark] = MappingProxyType({}),
+    worst_and_sound: tuple[int, int] | None = None,
 ) -> None:
-    """Write the page. `row_scores` and the reasons in `dropped` are by example.
+    """Write the page. `row_scores`, `marks` and the reasons in `dropped` are by example.
 
-    `deciding` names one of the scores.
+    `deciding` names one of the scores. `worst_and_sound`: a number of most suspicious rows, and how
+    many of them are probably sound.
     """
     suspicions = [suspicion(deciding, of_row[deciding]) for of_row in row_scores]
-    names = _file_names(examples)
+    paths = [stored.file for stored in examples.files]
+    names = dict(zip(paths, file_names(paths), strict=True))
     text = _RowText(tokenizer, examples)
     mapped = _choose_mapped(suspicions, examples)
     token_text = TokenText(tokenizer)
@@ -184,30 +223,38 @@ def write_sort_report(
             num_targets=len(scored.loss_N),
             dropped=dropped.get(index),
             heat_map=pack_tokens(
-                example, scored, token_text, None if seen.lookups is None else seen.lookups[index]
+                example,
+                scored,
+                token_text,
+                None if seen.lookups is None else seen.lookups[index],
+                None if seen.best_deviations is None else seen.best_deviations[index],
             )
             if index in mapped
             else None,
+            content=content_of(examples, index),
+            mark=marks.get(index),
         )
         for index, (example, scored) in enumerate(zip(examples, seen.best, strict=True))
     ]
-    pairs = find_pairs(examples)
+    found = find_pairs(examples)
+    pairs: list[SideBySide] = [
+        _side_by_side(pair, text) for pair in _worst_first(found, suspicions)
+    ]
+    pairs += _contradictions(examples, seen, text, token_text, found)
     page = SortPage(
         title=title,
         score=deciding,
         rows=rows,
-        pairs=[_side_by_side(pair, text) for pair in _shown_pairs(pairs, suspicions)],
+        pairs=[
+            pair
+            for kind, most in MOST_PAIRS.items()
+            for pair in islice((pair for pair in pairs if pair.kind == kind), most)
+        ],
         num_pairs={kind: sum(pair.kind == kind for pair in pairs) for kind in MOST_PAIRS},
         findings=[(finding.what, finding.count, _places(finding)) for finding in findings],
+        worst_and_sound=worst_and_sound,
     )
     write_sort_page(page, path)
-
-
-def _file_names(examples: Examples) -> dict[Path, str]:
-    """Display name of each file: its name, or its path if two share the name."""
-    paths = {stored.file for stored in examples.files}
-    names = [path.name for path in paths]
-    return {path: path.name if names.count(path.name) == 1 else str(path) for path in paths}
 
 
 class _RowText:
@@ -266,21 +313,58 @@ def _choose_mapped(suspicions: Sequence[float], examples: Examples) -> set[int]:
     return {*falling[:first].tolist(), *falling[first::step].tolist()}
 
 
-def _shown_pairs(pairs: Sequence[RowPair], suspicions: Sequence[float]) -> Iterator[RowPair]:
-    """Some of each kind: conflicts with the most suspicious rows, and the most similar others."""
+def _worst_first(pairs: Sequence[RowPair], suspicions: Sequence[float]) -> list[RowPair]:
+    """The conflicts with the most suspicious rows first; the others stay in their order."""
     worst = {
         pair: max(suspicions[pair.first], suspicions[pair.second])
         for pair in pairs
         if pair.kind == "conflict"
     }
-    falling = sorted(pairs, key=lambda pair: -worst.get(pair, 0.0))
-    for kind, most in MOST_PAIRS.items():
-        yield from islice((pair for pair in falling if pair.kind == kind), most)
+    return sorted(pairs, key=lambda pair: -worst.get(pair, 0.0))
 
 
 def _side_by_side(pair: RowPair, text: _RowText) -> SideBySide:
     first, second = (text.of(row, LONGEST_SIDE) for row in (pair.first, pair.second))
     return SideBySide(pair.kind, (pair.first, pair.second), (first, second), pair.likeness)
+
+
+def _contradictions(
+    examples: Examples,
+    seen: Seen,
+    text: _RowText,
+    token_text: TokenText,
+    others: Sequence[RowPair],
+) -> Iterator[SideBySide]:
+    """Rows with a target for which a row on the same question has another token, the most
+    unexpected first. Pairs that are shown for another reason are left out."""
+    if seen.lookups is None or seen.deviations is None:
+        return
+    told = {frozenset((pair.first, pair.second)) for pair in others}
+    worst: list[tuple[float, int, int]] = []
+    for index, (lookup, deviation_N) in enumerate(zip(seen.lookups, seen.deviations, strict=True)):
+        contradicted_N = torch.where(lookup.against_N >= 0, deviation_N, -torch.inf)
+        if len(contradicted_N) and contradicted_N.max() >= CONTRADICTS:
+            worst.append((-float(contradicted_N.max()), index, int(contradicted_N.argmax())))
+    for _, index, target in sorted(worst):
+        lookup, example = seen.lookups[index], examples[index]
+        rows = (index, int(lookup.against_N[target]))
+        if frozenset(rows) in told:
+            continue
+        told.add(frozenset(rows))
+        place = list(example.target_positions)[target]
+        before = example.input_ids[:place]
+        said, instead = (
+            token_text.decode([token], before)
+            for token in (example.input_ids[place], int(lookup.suggested_N[target]))
+        )
+        after = token_text.decode(before)[-BEFORE_TARGET:]
+        yield SideBySide(
+            "contradiction",
+            rows,
+            (text.of(rows[0], LONGEST_SIDE), text.of(rows[1], LONGEST_SIDE)),
+            1.0,
+            visible(f"…{after}{OPENED}{said}{CLOSED} / {OPENED}{instead}{CLOSED}"),
+        )
 
 
 def _places(finding: Finding) -> str:

@@ -4,9 +4,10 @@ from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
-from yrunner.recipe.schema.section import Section
+from yrunner.recipe.schema.section import RecipeFile, Section
 
 ScoreName = Literal[
+    "outlier",
     "knn_loss",
     "unexplained",
     "similarity",
@@ -19,18 +20,20 @@ ScoreName = Literal[
     "divergence",
 ]
 """Scores of a row; docs/guide/sort.md defines each of them."""
+NEEDS_NEIGHBOURS: frozenset[ScoreName] = frozenset({"outlier", "knn_loss", "unexplained"})
+"""Scores that look up similar places in other rows."""
 
 
 class SortSection(Section):
     """How `yrun sort` scores and orders the training rows. `yrun train` does not use it."""
 
     score: ScoreName | None = None
-    """Score used to order and drop rows. Default: knn_loss, the loss of the model combined with a
-    nearest-neighbour memory of all other rows; with cross_fit: unexplained, what neither that
-    memory nor models trained on the other rows predict."""
+    """Score used to order and drop rows. Default: outlier, how far the losses of the row are above
+    those at similar places in other rows, of the model and of a nearest-neighbour memory of all
+    other rows; with cross_fit: the same with models trained on the other rows."""
     also: list[ScoreName] | None = None
     """Additional scores for scores.jsonl and the report. Default: all. They cost almost nothing,
-    except that knn_loss and unexplained use a quarter of a kilobyte of disk per target."""
+    except that outlier, knn_loss and unexplained use a quarter of a kilobyte of disk per target."""
     processes: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Number of processes, each with its own copy of the model; `auto`: one per GPU, or one."""
     cross_fit: int = Field(0, ge=0)
@@ -51,11 +54,14 @@ class SortSection(Section):
     """Drop rows with a score below this."""
     keep: int | None = Field(None, ge=1)
     """Maximum number of rows to keep, the least suspicious first."""
+    marks: RecipeFile | None = None
+    """File of rows marked keep or drop, saved from the report page. A mark overrides all other
+    rules."""
 
     @property
     def deciding(self) -> ScoreName:
         """The score used to order and drop rows."""
-        return self.score or ("unexplained" if self.cross_fit else "knn_loss")
+        return self.score or "outlier"
 
     @property
     def kinds(self) -> list[ScoreName]:
@@ -70,7 +76,7 @@ class SortSection(Section):
     @property
     def asks_neighbours(self) -> bool:
         """Whether a score needs the nearest neighbours from other rows."""
-        return "knn_loss" in self.kinds or "unexplained" in self.crossed_kinds
+        return not NEEDS_NEIGHBOURS.isdisjoint(self._named)
 
     @property
     def _named(self) -> list[ScoreName]:
