@@ -20,7 +20,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from benchmarks.peak_memory import peak_bytes
-from yrunner.models.host_memory import lower_mmap_threshold
+from yrunner.machine import lower_mmap_threshold
 from yrunner.models.merge.plan import WeightedAdapter, prepare_merge
 from yrunner.models.merge.proof import Probes, compare, folder_logits, merge_logits
 from yrunner.models.merge.safetensors_io import open_checkpoint

@@ -16,7 +16,7 @@ from statistics import mean
 
 from benchmarks.markdown import print_markdown
 from benchmarks.paths import RECIPES, ROOT
-from yrunner.processor import SETTINGS
+from yrunner.machine import SETTINGS
 
 OVERRIDES = ("eval.tasks=[]", "train.log_every=1", "train.lr_scheduler=constant")
 WARM_UP = 10

@@ -11,7 +11,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "yrunner"
 FLOORS = [
-    {"tokens", "errors", "console", "text_files", "processor"},
+    {"tokens", "errors", "console", "text_files", "machine"},
     {"recipe", "storage", "losses"},
     {"process", "distributed", "data", "models"},
     {"scoring"},
@@ -28,7 +28,7 @@ WITHOUT_TORCH = {
     "errors",
     "console",
     "text_files",
-    "processor",
+    "machine",
     "recipe",
     "storage",
     "process",

@@ -17,7 +17,7 @@ from yrunner.data.batching.plan import Plan
 from yrunner.data.conversation import TokenizedExample
 from yrunner.distributed.topology import topology_of
 from yrunner.errors import ModelError, YRunnerError
-from yrunner.models.host_memory import cgroup_memory
+from yrunner.machine import cgroup_memory
 from yrunner.models.load import check_vocabulary, choose_dtype
 from yrunner.models.meta import build_fake_model
 from yrunner.models.quantization import bytes_per_weight

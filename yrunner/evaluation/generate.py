@@ -28,10 +28,10 @@ from transformers import (
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from yrunner.data.chat.tokenize import Prompt
+from yrunner.machine import look_around
 from yrunner.models.errors import silence_libraries
 from yrunner.models.limits import evaluating
 from yrunner.models.load import find_stop_ids
-from yrunner.processor import look_around
 from yrunner.recipe.schema.eval import (
     BeamWriting,
     DynamicWriting,

@@ -29,8 +29,8 @@ from yrunner.evaluation.generate import (
     warpers_of,
     without_gradients,
 )
+from yrunner.machine import look_around
 from yrunner.models.errors import silence_libraries
-from yrunner.processor import look_around
 from yrunner.recipe.schema.eval import SampleWriting
 
 FREE_PART = 8

@@ -22,8 +22,8 @@ from yrunner.data.dataset.examples import Examples
 from yrunner.errors import ModelError, Origin
 from yrunner.losses.fused_head import attach, measure_targets
 from yrunner.losses.targets import PLAIN, TokenWeight, target_places
+from yrunner.machine import look_around
 from yrunner.models.limits import check_lengths, evaluating
-from yrunner.processor import look_around
 from yrunner.tokens import IGNORE_INDEX
 
 KEY_VALUE = {DynamicLayer, DynamicSlidingWindowLayer}

@@ -24,8 +24,8 @@ from yrunner.data.batching.batches import Batch, Batches
 from yrunner.data.batching.plan import epoch_after
 from yrunner.distributed.collectives import num_ranks, sum_over_ranks, this_rank
 from yrunner.losses.fused_head import attach
+from yrunner.machine import look_around
 from yrunner.models.joined_lora import join_lora
-from yrunner.processor import look_around
 from yrunner.scoring.base_predictions import to_device
 from yrunner.storage.run_dir import RunDir
 from yrunner.training.arguments import make_accelerator, optimizer_for

@@ -16,8 +16,8 @@ from yrunner.data.conversation import TokenizedExample
 from yrunner.data.dataset.examples import Examples, Item, Pairs, StoredRows
 from yrunner.errors import ModelError
 from yrunner.losses.nlirg import ZONES, zone_of
+from yrunner.machine import free_memory
 from yrunner.models.adapters import CONFIG_FILE, attach_adapter, read_base
-from yrunner.models.host_memory import free_memory
 from yrunner.models.load import choose_dtype, load_model
 from yrunner.models.local import count_weights, local_folder, weight_files
 from yrunner.recipe.load import base_recipe_path

@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 from yrunner.assembly.probes import Capability, ask, found, missing
 from yrunner.console import print_table, progress, say
 from yrunner.errors import MissingError
-from yrunner.models.host_memory import cgroup_memory
+from yrunner.machine import cgroup_memory
 
 PROBED = ("torch", "deepspeed", "bitsandbytes", "hub")
 """See assembly/probes.py."""

@@ -23,8 +23,8 @@ from yrunner.console import progress, say
 from yrunner.errors import ModelError, YRunnerError
 from yrunner.evaluation.figure_lines import BASE, TUNED, figure_lines, summary_lines
 from yrunner.evaluation.results import ModelResults
+from yrunner.machine import lower_mmap_threshold
 from yrunner.models.adapters import find_adapter
-from yrunner.models.host_memory import lower_mmap_threshold
 from yrunner.models.hub import read_license
 from yrunner.models.load import DTYPES
 from yrunner.models.local import local_folder

@@ -10,8 +10,8 @@ from yrunner.assembly.dataset import first_examples
 from yrunner.assembly.run import Run
 from yrunner.console import progress, say, warn
 from yrunner.errors import MissingError, ProofError
+from yrunner.machine import free_memory
 from yrunner.models.export.upload import check_upload, upload
-from yrunner.models.host_memory import free_memory
 from yrunner.models.merge.proof import (
     LogitAgreement,
     Probes,

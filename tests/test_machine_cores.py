@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from yrunner import processor
-from yrunner.processor import SharedProcessor, look_around, used_by_all
+from yrunner import machine
+from yrunner.machine import SharedProcessor, look_around, used_by_all
 
 
 class Torch:
@@ -109,7 +109,7 @@ def test_only_our_cores_count_and_waiting_is_not_use(tmp_path):
     assert used_by_all(frozenset({0, 1}), statistics) == (137 + 200) / ticks
 
 
-@pytest.mark.skipif(not processor.STATISTICS.exists(), reason="this system has no /proc/stat")
+@pytest.mark.skipif(not machine.STATISTICS.exists(), reason="this system has no /proc/stat")
 def test_the_time_of_a_busy_program_is_seen_by_others():
     cores = frozenset(os.sched_getaffinity(0))
     before = used_by_all(cores)
@@ -117,11 +117,11 @@ def test_the_time_of_a_busy_program_is_seen_by_others():
     assert used_by_all(cores) > before
 
 
-@pytest.mark.parametrize("name", processor.SETTINGS)
+@pytest.mark.parametrize("name", machine.SETTINGS)
 def test_what_the_user_has_set_stays(name, monkeypatch):
-    for each in processor.SETTINGS:
+    for each in machine.SETTINGS:
         monkeypatch.delenv(each, raising=False)
-    decide = processor._this_processor.__wrapped__
+    decide = machine._this_processor.__wrapped__
     assert decide() is not None
     monkeypatch.setenv(name, "2")
     assert decide() is None
@@ -142,7 +142,7 @@ def test_training_scoring_and_writing_look_around(trained_base, monkeypatch):
                 frame = frame.f_back
             seen.append(callers)
 
-    monkeypatch.setattr(processor, "_this_processor", Seen)
+    monkeypatch.setattr(machine, "_this_processor", Seen)
     train(Path("tuned.yaml"), [], resume=False, overwrite=False)
     for caller in ("_score_batch", "write", "train_to_the_end"):
         assert any(caller in callers for callers in seen), caller
@@ -150,6 +150,6 @@ def test_training_scoring_and_writing_look_around(trained_base, monkeypatch):
 
 def test_nothing_happens_before_torch_is_loaded(monkeypatch):
     shared = SharedProcessor(float, float, float, 2)
-    monkeypatch.setattr(processor, "_this_processor", lambda: shared)
+    monkeypatch.setattr(machine, "_this_processor", lambda: shared)
     monkeypatch.delitem(sys.modules, "torch", raising=False)
     look_around()

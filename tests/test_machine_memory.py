@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from yrunner.models import host_memory
-from yrunner.models.host_memory import CgroupMemory, cgroup_memory, free_memory
+from yrunner import machine
+from yrunner.machine import CgroupMemory, cgroup_memory, free_memory
 
 
 @pytest.fixture
 def groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(host_memory, "CGROUP", tmp_path)
+    monkeypatch.setattr(machine, "CGROUP", tmp_path)
     return tmp_path
 
 
@@ -54,7 +54,7 @@ def test_free_memory_is_within_the_limit_of_a_container(groups: Path) -> None:
 
 PROGRAM = """
 import os, sys
-from yrunner.models.host_memory import lower_mmap_threshold
+from yrunner.machine import lower_mmap_threshold
 
 if sys.argv[1] == "returns":
     lower_mmap_threshold()
