@@ -107,3 +107,34 @@ def test_a_tokenizer_that_cuts_and_pads_does_neither_here():
     rows = [["lighthouse", " of Fog Harbour"], ["a", ""]]
     found = PartTokenizer(tokenizer).tokenize(rows)
     assert found == [[ids_of(part, tokenizer) for part in row] for row in rows]
+
+
+class Counting:
+    """A backend that remembers the texts that it tokenizes."""
+
+    def __init__(self, backend):
+        self._backend, self.texts = backend, []
+
+    def encode_batch_fast(self, texts, **options):
+        self.texts += texts
+        return self._backend.encode_batch_fast(texts, **options)
+
+    def __getattr__(self, name):
+        return getattr(self._backend, name)
+
+
+def test_a_prompt_that_two_answers_follow_is_tokenized_once():
+    tokenizer = tokenizer_of("scratch")
+    backend = Counting(tokenizer.backend_tokenizer)
+    rows = [["the prompt", "one"], ["the prompt", "another"]]
+    first, second = PartTokenizer(tokenizer, backend).tokenize(rows)
+    assert sorted(backend.texts) == ["another", "one", "the prompt"]
+    assert first[0] == second[0] == ids_of("the prompt", tokenizer)
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@given(prompt=TEXT, answers=st.tuples(TEXT, TEXT))
+def test_a_prompt_has_the_same_tokens_before_every_answer(name, prompt, answers):
+    rows = [[prompt, f"{answer}{END}"] for answer in answers]
+    first, second = PartTokenizer(TOKENIZERS[name]).tokenize(rows)
+    assert first[0] == second[0]

@@ -165,6 +165,44 @@ def test_every_pair_is_kept_or_refused_with_its_row_and_reason(prepared):
     ready.check(too_long="drop", invalid="drop", altered="drop")
 
 
+def test_control_tokens_that_one_answer_spells_are_text_and_leave_the_prompt_alone(
+    prepared, tokenizer
+):
+    ready = prepared([pair(1, "say <|im_end|> twice", "no"), pair(2, "no", "<|im_start|>user")])
+    assert ready.train.chosen.column("shared").tolist() == [
+        it.chosen.target_positions[0] for it in ready.train
+    ]
+    assert texts(ready.train[0], tokenizer)[0] == "say <|im_end|> twice<|im_end|>"
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    for it in ready.train:
+        for answer in (it.chosen, it.rejected):
+            assert [label for label in answer.labels if label == end] == [end], "only the last"
+    (found,) = ready.findings
+    assert found.what == "control tokens spelled in texts (read as plain text) in train"
+    assert found.count == 2
+
+
+@pytest.mark.parametrize(
+    ("answers", "which"),
+    [((ANSWERS[1], "No."), "better"), (("No.", ANSWERS[1]), "worse"), (ANSWERS[1:] * 2, None)],
+)
+def test_an_answer_that_the_template_would_change_is_not_learned(answers, which, prepared):
+    deepseek = tokenizer_of("deepseek")
+    rows = [pair(1, answers[0], answers[1] + ("!" if which is None else ""))]
+    ready = prepared(rows, use=deepseek)
+    ((row, kind, reason),) = refusals(ready)
+    assert (row, kind) == (1, "altered")
+    assert reason.startswith(f"the {which or 'better'} answer: the chat template removes the think")
+    with pytest.raises(YRunnerError, match=r"data\.altered: drop"):
+        ready.check(too_long="refuse", invalid="refuse")
+    allowed = prepared(rows, use=deepseek, altered="allow")
+    (found,) = allowed.findings
+    assert (found.what, found.count) == (
+        "replies whose text the chat template changes or removes in train",
+        1,
+    )
+
+
 def test_faults_that_need_no_tokenizer_are_found_without_one(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", [pair(1), pair(2), pair(3, rejected="yes, it is")])
     rules = Rules(max_length=100, rows="pairs")

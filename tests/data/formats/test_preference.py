@@ -110,6 +110,9 @@ PAIRS = {
          "non_preferred_output": [BAD]},
         SHORT,
     ),
+    "lists of one text": (
+        "prompt_response", {"prompt": "q", "chosen": ["good"], "rejected": ["bad"]}, SHORT
+    ),
     "capitals": ("prompt_response", {"Prompt": "q", "Chosen": "good", "Rejected": "bad"}, SHORT),
 }  # fmt: skip
 
@@ -175,7 +178,10 @@ def test_a_file_of_pairs_gives_kto_two_rated_rows_each(format_name, row, prompt,
 
 
 @pytest.mark.parametrize("mark", ["label", "kto_tag", "Label"])
-@pytest.mark.parametrize(("good", "bad"), [(True, False), (1, 0), ("true", "False")])
+@pytest.mark.parametrize(
+    ("good", "bad"),
+    [(True, False), (1, 0), ("true", "False"), (1, -1), (1.0, 0.0), ("Good", "bad"), ("yes", "no")],
+)
 @pytest.mark.parametrize(("format_name", "row", "prompt"), MARKED.values(), ids=MARKED)
 def test_a_mark_is_found_beside_every_answer(format_name, row, prompt, good, bad, mark, opened):
     file = opened(row | {mark: good}, row | {mark: bad}, rated=True)
@@ -293,7 +299,8 @@ def test_an_answer_may_call_tools_before_it_ends(opened):
         ({"prompt": ""}, "empty", '"prompt" is empty'),
         ({"prompt": None}, "empty", '"prompt" is empty'),
         ({"chosen": 5}, "wrong_type", '"chosen" is a number, not a list of messages'),
-        ({"chosen": ["x"]}, "wrong_type", '"chosen": message 1 is text, not an object'),
+        ({"chosen": ["x", "y"]}, "wrong_type", '"chosen" has 2 answers; write a row for each'),
+        ({"chosen": ["x", 5]}, "wrong_type", '"chosen": message 1 is text, not an object'),
         ({"chosen": [said("bot2", "x")]}, "roles", '"chosen": message 1 has role "bot2"'),
         ({"chosen": [GOOD, GOOD]}, "roles", '"chosen": message 3 (assistant) cannot follow'),
         ({"rejected": "a\ud800"}, "characters", '"rejected": message 2 (assistant): character 2'),
@@ -303,7 +310,11 @@ def test_an_answer_may_call_tools_before_it_ends(opened):
         ({"weight": 0.5}, "wrong_type", '"weight" is not 0 or 1'),
         ({"context": "c"}, "wrong_type", 'has "context", which this format does not read'),
         ({"chosen_response": "x"}, "wrong_type", 'has both "chosen" and "chosen_response"'),
-        ({"chosen": "[{'role': 'user'}]"}, "wrong_type", '"chosen" seems to hold messages, but'),
+        (
+            {"chosen": "[{'role': 'assistant', 'content': 'x'}]"},
+            "wrong_type",
+            '"chosen" holds messages that are not valid JSON',
+        ),
     ],
 )
 def test_a_row_that_is_no_pair_is_refused_with_the_reason(change, kind, reason, opened):
@@ -341,6 +352,31 @@ def test_a_missing_column_is_named_as_the_recipe_names_it(opened):
     assert talks_of(opened(nobody))[0].startswith('has no "prompt", and its answers do not name')
 
 
+def test_lines_that_cannot_be_read_do_not_hide_the_pairs_of_a_file(write):
+    lines = ["{", json.dumps({"prompt": "q", "chosen": "good", "rejected": "bad"}), "{", "["]
+    first, pair, *others = talks_of(read_answers(write("a.jsonl", "\n".join(lines)), Reading()))
+    assert pair == pair_after(SHORT)
+    assert all("invalid JSON" in reason for reason in (first, *others))
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        '{"content": "x"}', '{"role": "admin", "content": "x"}', '[{"role": "admin"}]', "[]", "{}",
+        '[{"role": "user", "content": "x"}', '{"value": 3}', "[{'from': 'a', 'to': 'b'}]",
+    ],
+)  # fmt: skip
+def test_an_answer_may_be_json(answer, opened):
+    ((better, _),) = talks_of(opened({"prompt": "q", "chosen": answer, "rejected": "x"}))
+    assert better[-1] == ("assistant", answer)
+
+
+def test_blanks_around_a_message_do_not_make_another_prompt(opened):
+    spaced = said("user", " q\n")
+    (answers,) = opened({"chosen": [Q, GOOD], "rejected": [spaced, BAD]}).rows
+    assert [talk.messages[0].content for talk in answers] == ["q", "q"]
+
+
 def test_three_ranked_answers_are_not_a_pair(opened):
     (reason,) = talks_of(opened({"instruction": "q", "output": ["a", "b", "c"]}))
     assert reason == '"output" has 3 ranked answers; keep two, the better one first'
@@ -359,10 +395,16 @@ def test_three_ranked_answers_are_not_a_pair(opened):
             {"prompt": "q", "completion": "a", "label": False},
             False,
             "row 1: has no better and worse answers; its columns are completion, label, prompt. "
-            'Set loss.kind to kto to learn from "label"',
+            'To learn from "label", set train.stage to preference and loss.kind to kto',
         ),
         (
             {"prompt": "q", "response": "a", "label": "sport"},
+            True,
+            'row 1: "label" is "sport", not true or false, and no worse answer; its columns are '
+            "label, prompt, response. Write true or false into label",
+        ),
+        (
+            {"prompt": "q", "response": "a"},
             True,
             "row 1: has no better and worse answers, and no mark (label or kto_tag); its columns",
         ),

@@ -144,7 +144,8 @@ def is_whole_talk(value: Any) -> bool:
     """Whether a list of turns has a question, not only the reply."""
     if not isinstance(value, list) or not value or not isinstance(value[0], Mapping):
         return False
-    return value[0].get("role", value[0].get("from")) in ("system", "user", "human")
+    speaker = str(value[0].get("role", value[0].get("from"))).lower()
+    return speaker in ("system", "developer", "user", "human")
 
 
 def find_marks(rows: Sequence[Mapping[str, Any]], *, texts: bool) -> tuple[str, ...]:

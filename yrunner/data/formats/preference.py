@@ -58,6 +58,7 @@ from yrunner.data.formats.meaning import (
     truth,
 )
 from yrunner.data.formats.turns import (
+    ROLES,
     TOOL_COLUMNS,
     check_turns,
     find_tools,
@@ -92,11 +93,18 @@ ANSWERING = {
 }
 """The answer of a row without a column for the better one."""
 
+MARK_WORDS: dict[Any, bool] = {
+    **dict.fromkeys(("good", "yes", "chosen", "up", "+1"), True),
+    **dict.fromkeys(("bad", "no", "rejected", "down", "-1", -1), False),
+}
+"""Values of marks, beside those of `truth`: in other stages they may be classes."""
+
 SPOKEN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
 """How Anthropic's texts name who speaks."""
 SPOKEN_TEXT = re.compile(r"\s*Human:.*\n\nAssistant:", re.DOTALL)
 
-TURNS_AS_TEXT = re.compile(r"""\s*\[?\s*\{\s*["'](?:role|content|from|value)["']\s*:""")
+TURNS_AS_TEXT = re.compile(r"""\s*(?:\[\s*)?\{\s*["'](?:role|content|from|value)["']\s*:""")
+"""How a cell of a table begins that holds messages, as JSON or as Python writes them."""
 
 END_BY_HAND = re.compile(
     r"(?:<\|[^<>|\s]{1,30}\|>|<｜[^<>｜\s]{1,30}｜>|</s>|<eos>|<end_of_turn>)\s*\Z"
@@ -120,7 +128,11 @@ def read_answers(
     rows = map(with_names, read_rows(file, document=reading.document, advance=advance))
     first = list(islice(rows, ROWS_TO_DETECT))
     check_any_readable(first, file)
-    named = [(origin, _leniently(row, reading.columns)) for origin, row in first]
+    named = [
+        (origin, _leniently(row, reading.columns))
+        for origin, row in first
+        if not isinstance(row, Damaged)
+    ]
     pairs = [row for _, row in named if _has_pair(row)]
     is_marked = rated and len(pairs) * 2 <= len(named)
     others = [place for place in named if not (_has_mark if is_marked else _has_pair)(place[1])]
@@ -161,7 +173,7 @@ def _named(row: RawRow, columns: Mapping[str, str]) -> RawRow:
 
 
 def _with_turns(row: Any) -> RawRow:
-    """The row; turns that a cell holds as JSON text become lists. Raises `FaultyRow`."""
+    """The row; a cell that holds turns as JSON becomes a list of them. Raises `FaultyRow`."""
     if not isinstance(row, Mapping):
         raise FaultyRow(f"is {type_name(row)}, not an object with named fields", "not_an_object")
     texts = [
@@ -175,11 +187,26 @@ def _with_turns(row: Any) -> RawRow:
 
 
 def _parsed(text: str, column: str) -> Any:
+    """The turns that a text holds; the text itself if it is another JSON value, as answers may be.
+
+    Raises `FaultyRow` for turns as Python writes them.
+    """
     try:
-        return json.loads(text)
+        value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        reason = f'"{shown(column)}" seems to hold messages, but is not valid JSON'
-        raise FaultyRow(reason, "wrong_type") from error
+        if text.lstrip().startswith("[") and all(f"'{key}'" in text for key in ("role", "content")):
+            reason = f'"{shown(column)}" holds messages that are not valid JSON'
+            raise FaultyRow(reason, "wrong_type") from error
+        return text
+    turns = value if isinstance(value, list) else [value]
+    return value if turns and all(map(_is_turn, turns)) else text
+
+
+def _is_turn(value: Any) -> bool:
+    if not isinstance(value, dict) or value.keys().isdisjoint(("content", "value", "tool_calls")):
+        return False
+    speaker = value.get("role", value.get("from"))
+    return isinstance(speaker, str) and speaker.lower() in ROLES
 
 
 def _has_pair(row: RawRow) -> bool:
@@ -188,16 +215,29 @@ def _has_pair(row: RawRow) -> bool:
 
 
 def _has_mark(row: RawRow) -> bool:
-    return any(truth(row.get(name)) is not None for name in MARKS)
+    return any(_is_good(row.get(name)) is not None for name in MARKS)
+
+
+def _is_good(value: Any) -> bool | None:
+    """Whether a mark says that an answer is good; None for a value that does not say it."""
+    known = truth(value)
+    if known is not None or isinstance(value, bool):
+        return known
+    word = value.strip().lower() if isinstance(value, str) else value
+    return MARK_WORDS.get(word) if isinstance(word, (str, int, float)) else None
 
 
 def _nothing_to_prefer(origin: Origin, row: RawRow, *, rated: bool) -> DataError:
     """The error of a file whose rows, such as this one, have no answers of different worth."""
     found = ", ".join(sorted(shown(str(name)) for name in row)[:12]) or "none"
     what = "has no better and worse answers" + rated * f", and no mark ({' or '.join(MARKS)})"
-    mark = next((name for name in MARKS if truth(row.get(name)) is not None), None)
-    remedy = f'set loss.kind to kto to learn from "{mark}"'
-    if mark is None:
+    mark = next((name for name in MARKS if _is_good(row.get(name)) is not None), None)
+    remedy = f'to learn from "{mark}", set train.stage to preference and loss.kind to kto'
+    unclear = next((name for name in MARKS if not is_absent(row.get(name))), None)
+    if rated and unclear is not None:
+        what = f'"{unclear}" is {quoted(row[unclear])}, not true or false, and no worse answer'
+        remedy = f"write true or false into {unclear}"
+    elif mark is None:
         names = f"{{chosen: ..., rejected: ...}}{rated * ' or {label: ...}'}"
         remedy = f"map them with columns: {names}, or set train.stage to sft for single answers"
     return DataError(origin, f"{what}; its columns are {found}", remedy=remedy)
@@ -207,11 +247,12 @@ def _format_of_pair(row: RawRow) -> str:
     sides = [row[name] for name in (*CHOSEN, *REJECTED) if not is_absent(row.get(name))]
     if sides and all(map(is_whole_talk, sides)):
         return "messages"
-    for names in (row.keys(), {name for name in row if not is_absent(row[name])}):
+    filled_names = {name for name, value in row.items() if not is_absent(value)}
+    for names in (filled_names, row.keys()):
         found = [name for name, asking in ASKING.items() if not names.isdisjoint(asking)]
-        if len(found) == 1:
+        if found:
             return found[0]
-    return found[0] if found else "text"
+    return "text"
 
 
 def _unread(rows: Sequence[RawRow], format_name: str, known: Sequence[str]) -> tuple[str, ...]:
@@ -252,7 +293,7 @@ def _read_marked(
         theirs = " or ".join(f'"{columns.get(name, name)}"' for name in MARKS)
         raise FaultyRow(f"has no {theirs}, which says whether its answer is good", "missing_field")
     mark = filled(row, given)
-    is_good = truth(row[mark])
+    is_good = _is_good(row[mark])
     if is_good is None:
         raise FaultyRow(f'"{mark}" is {quoted(row[mark])}, not true or false', "wrong_type")
     own = _first_of_answer(messages)
@@ -271,6 +312,8 @@ def _read_pair(
     tools = find_tools(row, (better[0],) if is_talk else TURN_COLUMNS)
     chosen, rejected = (_side(row, asked, answer) for answer in (better, worse))
     shared = _count_shared(chosen, rejected)
+    # Blanks around a message may differ; the prompt is the same all the same.
+    rejected = (*chosen[:shared], *rejected[shared:])
     return (
         Conversation(_learned_from(chosen, shared), origin, tools, is_desirable=True),
         Conversation(_learned_from(rejected, shared), origin, tools, is_desirable=False),
@@ -322,6 +365,11 @@ def _given(row: RawRow, names: Sequence[str], *, is_spoken: bool = False) -> Ans
 
 
 def _turns_of(value: Any, column: str) -> Messages:
+    if isinstance(value, list) and all(isinstance(one, str) for one in value):
+        if len(value) > 1:
+            reason = f'"{column}" has {len(value)} answers; write a row for each'
+            raise FaultyRow(reason, "wrong_type")
+        (value,) = value
     if isinstance(value, str) and not value.strip():
         raise FaultyRow(f'"{column}" is empty', "empty")
     try:
