@@ -107,7 +107,7 @@ def _targets(example: TokenizedExample) -> list[int]:
 
 
 def _examples(run: Run, tokenizer: Any, num_rows: int) -> list[TokenizedExample]:
-    return first_examples(run.sources[0], tokenizer, num_rows, system=run.recipe.data.system)
+    return first_examples(run.sources[0], tokenizer, num_rows, run.rules)
 
 
 def _correct_examples(

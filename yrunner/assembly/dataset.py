@@ -81,6 +81,14 @@ def row_kind_of(recipe: Recipe) -> RowKind:
     return "ratings" if recipe.loss.kind == "kto" else "pairs"
 
 
+def unit_of(recipe: Recipe) -> str:
+    """What a run learns from, as a word: what its batch size counts."""
+    if recipe.data.packing:
+        return "packed row"
+    words: dict[RowKind, str] = {"examples": "example", "pairs": "pair", "ratings": "answer"}
+    return words[row_kind_of(recipe)]
+
+
 def data_name(entry: DataFile) -> str:
     """The name of the file, or of the dataset on the Hub."""
     return entry.hub or Path(entry.file or "").name

@@ -8,7 +8,7 @@ from typing import Any, assert_never
 
 import torch
 
-from yrunner.assembly.dataset import data_name
+from yrunner.assembly.dataset import data_name, unit_of
 from yrunner.assembly.measure import Measured
 from yrunner.assembly.run import Run
 from yrunner.assembly.trainer import reference_in_words
@@ -75,12 +75,13 @@ def say_plan(run: Run, model: Any, plan: Plan) -> None:
     # An adapter's weights are not the model's.
     is_beside = recipe.tuning.kind in ("lora", "qlora")
     own = total - trained if is_beside else total
+    each = counted(plan.rows_of_an_update, unit_of(recipe))
     share = f"{'beside' if is_beside else 'of'} them ({trained / own:.2%})"
     rows = [
         ("model", f"{recipe.model.base or 'from scratch'}, {own:,} parameters"),
         ("trained", f"{trained:,} {share}, tuning {recipe.tuning.kind}"),
         ("rows", f"{len(prepared.train):,} training, {len(prepared.validation):,} validation"),
-        ("updates", f"{plan.num_updates:,} ({_epochs(plan)}, {_rows_of(plan)} each)"),
+        ("updates", f"{plan.num_updates:,} ({_epochs(plan)}, {each} each)"),
         ("keep", _keep(recipe, plan)),
         ("loss", f"{recipe.loss.kind}, {_targets_of_update(train.token_batch)} per update"),
         *([("reference", reference)] if (reference := reference_in_words(recipe)) else []),
@@ -306,10 +307,6 @@ def _keep(recipe: Recipe, plan: Plan) -> str:
     if not plan.kept:
         return recipe.keep.kind
     return f"{recipe.keep.kind}, {counted(plan.kept, 'more row')} per update"
-
-
-def _rows_of(plan: Plan) -> str:
-    return counted(plan.rows_of_an_update, "example" if plan.packs is None else "packed row")
 
 
 def _targets_of_update(token_batch: int) -> str:

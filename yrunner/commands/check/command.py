@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from yrunner.assembly.dataset import print_left_out, print_rows
+from yrunner.assembly.dataset import print_left_out, print_rows, unit_of
 from yrunner.assembly.memory import (
     Estimator,
     Machine,
@@ -179,8 +179,7 @@ def _print(run: Run, facts: Facts | None) -> None:
     if facts is None:
         return
     print_data(facts.data)
-    unit = {"examples": "example", "pairs": "pair", "ratings": "answer"}[run.rules.rows]
-    print_steps(facts.steps, "packed row" if run.recipe.data.packing else unit)
+    print_steps(facts.steps, unit_of(run.recipe))
     if (note := writing_note(run.recipe)) is not None:
         say(note)
     if (reference := reference_in_words(run.recipe)) is not None:

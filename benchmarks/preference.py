@@ -1,0 +1,201 @@
+"""How fast is DPO with LoRA, compared with TRL, and how much memory does it take?
+
+    python -m benchmarks.preference [--vocabulary 151936] [--trl PYTHON]
+
+Trains LoRA of rank 16 on all linear layers on 64 pairs in batches of 4, in float32, from a Qwen3
+model of random weights; the reference is the model without its adapter. Each trainer runs in a
+separate process, in turns, on the same model and the same pairs: short prompts, answers of 8 to
+400 tokens. Reports the time of the training loop and the peak memory of the process. `--trl` takes
+the Python of an environment with TRL; default this one.
+"""
+
+import argparse
+import json
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from benchmarks.sft.__main__ import run_alone
+from benchmarks.sft.inputs import EOS_ID, SIZES, SPECIAL_TOKENS, save_model
+
+PAIRS_AT_ONCE = 4
+LEARNING_RATE = 1e-4
+BETA = 0.1
+
+
+def write_pairs(folder: Path, number: int, vocabulary_size: int) -> None:
+    """Write pairs of random tokens; every trainer reads a word as a token id."""
+    chance = random.Random(0)
+
+    def text(mean: float, spread: float, least: int, most: int) -> str:
+        length = min(most, max(least, round(chance.lognormvariate(mean, spread))))
+        ids = (chance.randrange(len(SPECIAL_TOKENS), vocabulary_size) for _ in range(length))
+        return " ".join(map(str, ids))
+
+    with (folder / "pairs.jsonl").open("w", encoding="utf-8") as file:
+        for _ in range(number):
+            row = {"prompt": text(3.4, 0.4, 4, 60)}
+            row |= {side: f" {text(4.5, 1.0, 8, 400)}" for side in ("chosen", "rejected")}
+            file.write(json.dumps(row) + "\n")
+
+
+def ours(folder: Path) -> None:
+    """Train as `yrun train` does, in the batch layout that it chooses."""
+    import torch
+
+    from benchmarks.sft.ours import load_lora
+    from yrunner.assembly.trainer import layout_for
+    from yrunner.data.batching.answers import AnswerBatches, ComparedRows
+    from yrunner.data.batching.plan import make_plan
+    from yrunner.data.conversation import TokenizedExample, TokenizedPair
+    from yrunner.errors import Origin
+    from yrunner.models.limits import isolates_examples
+    from yrunner.recipe.schema.preference import DpoLoss
+    from yrunner.recipe.schema.recipe import TrainSection
+    from yrunner.storage.run_dir import RunDir
+    from yrunner.tokens import IGNORE_INDEX
+    from yrunner.training.arguments import make_arguments
+    from yrunner.training.callbacks import Cadence
+    from yrunner.training.loop import Trainer
+    from yrunner.training.preference.objective import PreferenceObjective
+
+    def answered(row: dict[str, str], side: str, number: int) -> TokenizedExample:
+        prompt = list(map(int, row["prompt"].split()))
+        answer = [*map(int, row[side].split()), EOS_ID]
+        labels = [IGNORE_INDEX] * len(prompt) + answer
+        return TokenizedExample(prompt + answer, labels, Origin(folder, number))
+
+    lines = (folder / "pairs.jsonl").read_text("utf-8").splitlines()
+    pairs = [
+        TokenizedPair(
+            *(answered(json.loads(line), side, number) for side in ("chosen", "rejected"))
+        )
+        for number, line in enumerate(lines, 1)
+    ]
+    answers = [(pair.chosen, pair.rejected) for pair in pairs]
+    train = TrainSection(
+        stage="preference", epochs=1, batch_size=PAIRS_AT_ONCE, learning_rate=LEARNING_RATE
+    )
+    plan = make_plan(
+        [sum(len(each.target_positions) for each in pair) for pair in answers],
+        lengths=[sum(len(each.input_ids) for each in pair) for pair in answers],
+        token_batch=0,
+        batch_size=PAIRS_AT_ONCE,
+        accumulation=1,
+        epochs=1,
+        max_updates=None,
+        order="shuffle",
+        seed=0,
+    )
+    model, run_dir = load_lora(folder), RunDir(folder / "ours")
+    arguments = make_arguments(
+        train,
+        folder=run_dir.checkpoints,
+        name="dpo",
+        num_updates=plan.num_updates,
+        seed=0,
+        dtype=torch.float32,
+    )
+    trainer = Trainer(
+        model,
+        arguments,
+        AnswerBatches(plan, ComparedRows(pairs), ComparedRows([]), pad_token_id=0),
+        PreferenceObjective(DpoLoss(kind="dpo", beta=BETA), train.spikes),
+        Cadence(plan.num_updates),
+        run_dir,
+    )
+    trainer.batches.layout = layout_for(model.config, isolates=isolates_examples(trainer.model))
+    print_seconds(trainer.train)
+
+
+def with_trl(folder: Path) -> None:
+    """Train with TRL's DPOTrainer."""
+    from datasets import load_dataset
+    from peft import LoraConfig
+    from transformers import AutoModelForCausalLM
+    from trl import DPOConfig, DPOTrainer
+
+    arguments = DPOConfig(
+        output_dir=str(folder / "trl"),
+        per_device_train_batch_size=PAIRS_AT_ONCE,
+        gradient_accumulation_steps=1,
+        num_train_epochs=1,
+        learning_rate=LEARNING_RATE,
+        beta=BETA,
+        max_length=None,
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+    )
+    trainer = DPOTrainer(
+        model=AutoModelForCausalLM.from_pretrained(folder / "model"),
+        args=arguments,
+        train_dataset=load_dataset("json", data_files=str(folder / "pairs.jsonl"), split="train"),
+        peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"),
+    )
+    print_seconds(trainer.train)
+
+
+TRAINERS: dict[str, Callable[[Path], None]] = {"ours": ours, "trl": with_trl}
+
+
+def print_seconds(train: Callable[[], Any]) -> None:
+    """Train and print the seconds that it took."""
+    started = time.perf_counter()
+    train()
+    print(f"seconds of training: {time.perf_counter() - started:.3f}")
+
+
+def compare(options: argparse.Namespace) -> None:
+    """Run the trainers in turns, and print medians and the ratios round by round."""
+    runs: dict[str, list[tuple[float, int]]] = {name: [] for name in TRAINERS}
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        save_model(folder / "model", options.vocabulary)
+        write_pairs(folder, options.rows, options.vocabulary)
+        for _ in range(options.repeats):
+            for trainer, found in runs.items():
+                python = options.trl if trainer == "trl" else sys.executable
+                more = ["--train", trainer, "--folder", str(folder)]
+                found.append(run_alone([str(python), "-m", "benchmarks.preference", *more], folder))
+                print(f"{trainer}: {found[-1][0]:.2f} s", file=sys.stderr, flush=True)
+    for trainer, found in runs.items():
+        seconds, peaks = zip(*found, strict=True)
+        print(
+            f"{trainer:>6} {statistics.median(seconds):8.2f} s"
+            f" {statistics.median(peaks) / 1e9:6.2f} GB"
+        )
+    rounds = list(zip(runs["ours"], runs["trl"], strict=True))
+    for place, what in enumerate(("time", "memory")):
+        ratio = statistics.median(mine[place] / theirs[place] for mine, theirs in rounds)
+        print(f"ours / TRL, {what}: {ratio:.2f}")
+
+
+def main() -> None:
+    """Parse the command line; train, or compare."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--vocabulary", type=int, choices=list(SIZES), default=151_936)
+    parser.add_argument("--rows", type=int, default=64)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--trl", type=Path, default=Path(sys.executable))
+    parser.add_argument("--train", choices=list(TRAINERS), help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.train:
+        TRAINERS[options.train](options.folder)
+    else:
+        compare(options)
+
+
+if __name__ == "__main__":
+    main()
