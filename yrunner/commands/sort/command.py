@@ -325,8 +325,9 @@ def _say_sound(corpus: Sorted, folder: SortDir) -> None:
     if expected is not None:
         number, sound = expected
         say(
-            f"of the {number:,} most suspicious rows about {sound:,} are probably sound: read "
-            f"them before you drop them, and mark them in {folder.report.name}"
+            f"of the {number:,} most suspicious rows about {sound:,} are probably sound by chance, "
+            "and sound rows that a faulty one contradicts come on top: read them before you drop "
+            f"them, and mark them in {folder.report.name}"
         )
 
 
