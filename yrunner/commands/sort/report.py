@@ -357,7 +357,8 @@ def _contradictions(
             token_text.decode([token], before)
             for token in (example.input_ids[place], int(lookup.suggested_N[target]))
         )
-        after = token_text.decode(before)[-BEFORE_TARGET:]
+        answered = before[_first_target(example) :]
+        after = token_text.decode(answered)[-BEFORE_TARGET:]
         yield SideBySide(
             "contradiction",
             rows,
