@@ -172,8 +172,8 @@ def _deviations(
 ) -> list[Tensor]:
     """`outlier_targets` of each example."""
     with progress("comparing with similar places, rows", 2 * len(losses)) as advance:
-        both = [neighbours.compare(of_rows, advance) for of_rows in (losses, knn_losses)]
-    return outlier_targets(*both, losses, knn_losses)
+        own, near = (neighbours.compare(of_rows, advance) for of_rows in (losses, knn_losses))
+    return outlier_targets(own, near, losses, knn_losses)
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from yrunner.reports.sort_page import (
 )
 from yrunner.reports.token_text import TokenText, visible
 from yrunner.reports.token_view import CLOSED, OPENED
-from yrunner.scoring.rank import CROSS_FIT, OUTLIER, Mark, entropy, loss, suspicion
+from yrunner.scoring.rank import OUTLIER, Mark, entropy, loss, suspicion
 from yrunner.scoring.sound_share import expect_sound
 from yrunner.storage.run_dir import SortDir, write_text
 
@@ -88,9 +88,10 @@ class Sorted:
     def worst_and_sound(self) -> tuple[int, int] | None:
         """The number of rows in the worst tenth, or dropped, and how many are probably sound.
 
-        None if that cannot be estimated: of other scores than `outlier`, and of few rows.
+        None if that cannot be estimated: of a cross-fit, of other scores than `outlier`, and of few
+        rows.
         """
-        if self.deciding.removeprefix(CROSS_FIT) != OUTLIER:
+        if self.deciding != OUTLIER:
             return None
         number = len(self.decision.dropped) or round(WORST_SHARE * len(self.rows))
         sound = expect_sound([self.decisive(index) for index in range(len(self.rows))], number)
