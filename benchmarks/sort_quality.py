@@ -32,6 +32,7 @@ from yrunner.scoring.rank import KNN_SCORES, OUTLIER, suspicion
 from yrunner.scoring.sound_share import expect_sound
 
 SEED = 0
+BY_BASE = "By the base"
 INTERVAL = (2.5, 97.5)
 """Percentiles of the bootstrap areas."""
 
@@ -73,7 +74,7 @@ def main() -> None:
     kinds = [kind_of_row.get(record["row"], "") for record in records]
     print(f"{len(records):,} rows, {len(faults):,} faulty; scores in {scores}")
     print(", ".join(f"{kind}: {kinds.count(kind)}" for kind in sorted(set(kinds) - {""})))
-    for column, title in (("scores", "By the base"), ("cross_fit", "By cross-fit")):
+    for column, title in (("scores", BY_BASE), ("cross_fit", "By cross-fit")):
         if column in records[0]:
             _print_grades(title, [record[column] for record in records], kinds, arguments.resamples)
 
@@ -135,7 +136,8 @@ def _print_worst(
     number = round(len(kinds) / 10)
     worst = sorted(range(len(kinds)), key=lambda row: -suspicions[row])[:number]
     faulty = sum(kinds[row] != "" for row in worst)
-    expected = expect_sound(suspicions, number) if name == OUTLIER else None
+    is_estimated = name == OUTLIER and title == BY_BASE
+    expected = expect_sound(suspicions, number) if is_estimated else None
     told = "" if expected is None else f"; {expected} sound ones were expected"
     print(f"{title.lower()}, of the {number} most suspicious by {name} {faulty} are faulty{told}")
 

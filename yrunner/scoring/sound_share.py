@@ -2,7 +2,8 @@
 
 Nobody knows which rows are faulty, but most are not, so the middle of the scores is that of sound
 rows. A distribution fitted to it tells how many sound rows reach into the upper end by chance (an
-empirical null, Efron 2004).
+empirical null, Efron 2004). Sound rows that a faulty one contradicts are not chance; they are not
+counted.
 """
 
 from collections.abc import Sequence

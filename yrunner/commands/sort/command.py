@@ -43,9 +43,8 @@ from yrunner.recipe.load import recipe_to_yaml
 from yrunner.reports.terminal_plot import block_bar
 from yrunner.reports.token_text import TokenText
 from yrunner.scoring.folds import group_copies
-from yrunner.scoring.knn import Lookup, Neighbours
-from yrunner.scoring.measure import TokenScores
-from yrunner.scoring.rank import Mark, outlier_targets, suspicion
+from yrunner.scoring.knn import Neighbours
+from yrunner.scoring.rank import Mark, outlier_targets, suspicion, unexplained_losses
 from yrunner.scoring.score_file import row_hashes
 from yrunner.storage.run_dir import SortDir, write_json, write_text
 
@@ -162,22 +161,26 @@ def _look(run: Run, folder: SortDir) -> Seen:
         neighbours = Neighbours(rows, base, groups, recipe.seed)
         with progress("kNN lookups, rows", len(rows)) as advance:
             lookups = neighbours.look_up(advance)
-        deviations = _deviations(neighbours, base, lookups)
+        near = [one.loss_N for one in lookups]
+        deviations = _deviations(neighbours, [one.loss_N for one in base], near)
     if recipe.sort.cross_fit:
         crossed = cross_fit(run, folder.cross_fit)
         if neighbours is not None and lookups is not None:
-            crossed_deviations = _deviations(neighbours, crossed, lookups)
+            tuned = [one.loss_N for one in crossed]
+            # What the tuned model or the neighbours expect is no contradiction.
+            both = zip(tuned, [one.loss_N for one in lookups], strict=True)
+            either = [unexplained_losses(*pair) for pair in both]
+            crossed_deviations = _deviations(neighbours, tuned, either)
     return Seen(base, lookups, crossed, deviations, crossed_deviations)
 
 
 def _deviations(
-    neighbours: Neighbours, scores: Sequence[TokenScores], lookups: Sequence[Lookup]
+    neighbours: Neighbours, losses: Sequence[Tensor], knn_losses: Sequence[Tensor]
 ) -> list[Tensor]:
     """`outlier_targets` of each example."""
-    with progress("comparing with similar places, rows", 2 * len(lookups)) as advance:
-        losses = [[one.loss_N for one in parts] for parts in (scores, lookups)]
-        both = [neighbours.compare(of_rows, advance) for of_rows in losses]
-    return outlier_targets(*both, *losses)
+    with progress("comparing with similar places, rows", 2 * len(losses)) as advance:
+        own, near = (neighbours.compare(of_rows, advance) for of_rows in (losses, knn_losses))
+    return outlier_targets(own, near, losses, knn_losses)
 
 
 @contextmanager
@@ -332,8 +335,9 @@ def _say_sound(corpus: Sorted, folder: SortDir) -> None:
     if expected is not None:
         number, sound = expected
         say(
-            f"of the {number:,} most suspicious rows about {sound:,} are probably sound: read "
-            f"them before you drop them, and mark them in {folder.report.name}"
+            f"of the {number:,} most suspicious rows about {sound:,} are probably sound by chance, "
+            "and sound rows that a faulty one contradicts come on top: read them before you drop "
+            f"them, and mark them in {folder.report.name}"
         )
 
 

@@ -88,7 +88,8 @@ class Sorted:
     def worst_and_sound(self) -> tuple[int, int] | None:
         """The number of rows in the worst tenth, or dropped, and how many are probably sound.
 
-        None if that cannot be estimated: of other scores than `outlier`, and of few rows.
+        None if that cannot be estimated: of a cross-fit, of other scores than `outlier`, and of few
+        rows.
         """
         if self.deciding != OUTLIER:
             return None
@@ -357,7 +358,8 @@ def _contradictions(
             token_text.decode([token], before)
             for token in (example.input_ids[place], int(lookup.suggested_N[target]))
         )
-        after = token_text.decode(before)[-BEFORE_TARGET:]
+        answered = before[_first_target(example) :]
+        after = token_text.decode(answered)[-BEFORE_TARGET:]
         yield SideBySide(
             "contradiction",
             rows,
