@@ -192,7 +192,9 @@ def measure_before(run: Run, model: Any, plan: Plan) -> Measured:
         asked = None
         scores = _score_watched(run, model, examples, rows, "before")
     else:
-        _score_watched(run, model, examples, rows[:1], "before")  # warms up
+        first = [examples[row] for row in rows[:1]]
+        # Warms up, without a bar.
+        list(score_tokens(model, first, pad_token_id=run.tokenizer.pad_token_id, batch_size=1))
         began = perf_counter()
         scores = _score_watched(run, model, examples, rows, "before")
         spent = perf_counter() - began
