@@ -8,10 +8,12 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from tests.commands.conftest import PREFERRED, records
+from tests.conftest import write_jsonl
 from tests.project import write_recipe
 from yrunner.assembly.run import Run
 from yrunner.commands.check.command import check
 from yrunner.commands.compare.command import compare
+from yrunner.commands.eval.command import eval_recipe
 from yrunner.commands.merge.command import merge
 from yrunner.commands.train import train
 from yrunner.errors import ModelError, RecipeError, RunError, YRunnerError
@@ -21,6 +23,14 @@ REWARD = PREFERRED | {
     "name": "reward",
     "loss": {"kind": "bradley_terry", "center": 0.01},
     "train": PREFERRED["train"] | {"stage": "reward", "epochs": 4},
+}
+
+LIKED = {
+    "name": "liked",
+    "kind": "reward",
+    "side": "domain",
+    "reward_model": "outputs/reward/model",
+    "max_new_tokens": 8,
 }
 
 
@@ -146,3 +156,41 @@ def test_a_reward_model_resumes(rewarding):
     for name, weight in whole.state_dict().items():
         torch.testing.assert_close(parts.state_dict()[name], weight, rtol=1e-5, atol=1e-6)
     assert json.loads(Path("outputs/parts/result.json").read_text())["last"] == 4
+
+
+def test_a_reward_model_judges_the_answers_of_base_and_result(rewarding, capfd):
+    run()
+    train(Path("preferred.yaml"), [], resume=False, overwrite=False)
+    lines = Path("held_out.jsonl").read_text("utf-8").splitlines()
+    rows = [{"question": json.loads(line)["prompt"]} for line in lines]
+    task = LIKED | {"data": str(write_jsonl(Path("asked.jsonl"), rows))}
+    eval_recipe(Path("preferred.yaml"), [f"eval.tasks={json.dumps([task])}"], [])
+    base, tuned = json.loads(Path("outputs/preferred/eval.json").read_text())["models"]
+    classifier = AutoModelForSequenceClassification.from_pretrained("outputs/reward/model")
+    tokenizer = AutoTokenizer.from_pretrained("outputs/reward/model")
+
+    def score(question, answer):
+        turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        ids = tokenizer.apply_chat_template(turns, return_dict=False)
+        with torch.no_grad():
+            return classifier(torch.tensor([ids])).logits.item()
+
+    scores = {}
+    for name, found in (("base", base), ("tuned", tuned)):
+        measured = found["tasks"]["liked"]
+        answered = zip(rows, measured["answers"], strict=True)
+        scores[name] = [score(row["question"], answer) for row, answer in answered]
+        assert measured["per_question"]["reward"] == pytest.approx(scores[name], abs=1e-4)
+    wins = [
+        0.5 if ours == theirs else float(ours > theirs)
+        for ours, theirs in zip(scores["tuned"], scores["base"], strict=True)
+    ]
+    assert tuned["tasks"]["liked"]["figures"]["wins"] == sum(wins) / len(wins)
+    assert base["tasks"]["liked"]["figures"]["wins"] == 0.5
+    assert "wins" in capfd.readouterr().out
+
+
+def test_a_task_whose_reward_model_is_none_is_refused_before_any_model_loads(rewarding):
+    task = LIKED | {"data": "held_out.jsonl", "reward_model": "outputs/base/model"}
+    with pytest.raises(ModelError, match="holds no reward model, a classifier with one label"):
+        eval_recipe(Path("preferred.yaml"), [f"eval.tasks={json.dumps([task])}"], [])

@@ -21,7 +21,7 @@ SIDES = {
     "general": "general: the change is forgetting",
     "quality": "quality: mean of its tasks",
 }
-NO_SHARE = {"loss", "perplexity", "length", "kl", "margin", "reward_margin"}
+NO_SHARE = {"loss", "perplexity", "length", "kl", "margin", "reward", "reward_margin"}
 """Figures that are not between 0 and 1."""
 SHORTER, LONGER = 0.8, 1.25
 """Share of the first model's length from which on answers are not alike in length."""

@@ -22,6 +22,7 @@ from yrunner.evaluation.questions import (
     read_texts,
 )
 from yrunner.evaluation.results import TaskResult, by_figure, mean_figures
+from yrunner.evaluation.reward_scores import check_reward_model, score_answers
 from yrunner.evaluation.scorers import (
     NO_LABEL,
     ScoredTask,
@@ -43,9 +44,13 @@ from yrunner.recipe.schema.eval import (
     PerplexityTask,
     PreferenceTask,
     QualityTask,
+    RewardTask,
     RuleTask,
     Task,
 )
+
+LOWEST = -1e30
+"""In place of the score of an answer that has none."""
 
 
 def read_task(task: Task) -> list[Question]:
@@ -66,6 +71,9 @@ def read_task(task: Task) -> list[Question]:
             )
         case PreferenceTask():
             return read_pairs(task.data)
+        case RewardTask():
+            check_reward_model(task.reward_model)
+            return read_prompts(task.data)
         case PerplexityTask():
             return read_texts(task.data)
         case FormatTask():
@@ -91,6 +99,8 @@ def run_task(task: Task, questions: Sequence[Question], model: EvaluatedModel) -
             return _choose(task, questions, model)
         case PreferenceTask():
             return _prefer(task, questions, model)
+        case RewardTask():
+            return _reward(task, questions, model)
         case PerplexityTask():
             return _perplexity(task, questions, model)
         case HarnessTask():
@@ -238,6 +248,49 @@ def _margins(questions: Sequence[Question], model: EvaluatedModel) -> list[float
 
 def _win(margin: float | None) -> float:
     return 0.0 if margin is None or margin < 0 else 0.5 if margin == 0 else 1.0
+
+
+def _reward(task: RewardTask, questions: Sequence[Question], model: EvaluatedModel) -> TaskResult:
+    """Mean score of the answers, and how often it is above that of the base's answer.
+
+    `wins`: a draw counts half, an answer without a score loses; one half for the base itself.
+    """
+    answers, scores = _scored_answers(task, questions, model)
+    theirs = scores
+    if model.base is not None:
+        _, theirs = _scored_answers(task, questions, model.base)
+    pairs = zip(scores, theirs, strict=True)
+    per_question = {
+        "wins": [_win(_or_lowest(own) - _or_lowest(other)) for own, other in pairs],
+        "reward": [score or 0.0 for score in scores],
+    }
+    return TaskResult(
+        side=task.side,
+        kind=task.kind,
+        headline="wins",
+        figures=mean_figures(per_question),
+        per_question=per_question,
+        answers=[answer.text for answer in answers],
+        refused=scores.count(None),
+    )
+
+
+def _scored_answers(
+    task: RewardTask, questions: Sequence[Question], model: EvaluatedModel
+) -> tuple[list[Generated], list[float | None]]:
+    answers = model.answer(questions, task.max_new_tokens)
+    scores = score_answers(
+        task.reward_model,
+        questions,
+        [answer.text for answer in answers],
+        system=model.system,
+        batch_size=model.batch_size,
+    )
+    return answers, scores
+
+
+def _or_lowest(score: float | None) -> float:
+    return LOWEST if score is None else score
 
 
 def _perplexity(

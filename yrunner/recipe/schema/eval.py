@@ -158,6 +158,15 @@ class PreferenceTask(NamedTask):
     """Pairs that were not learned, in any format of a preference run."""
 
 
+class RewardTask(WritingTask):
+    """Answers, scored by a reward model: do they score higher than those of the base?"""
+
+    kind: Literal["reward"]
+    reward_model: RecipePlace
+    """The folder of a reward model: `model` in the folder of a run with `train.stage: reward`, or
+    any classifier of transformers with one label."""
+
+
 class PerplexityTask(NamedTask):
     """Perplexity of texts, or of the answers in conversations."""
 
@@ -258,6 +267,7 @@ Task = Annotated[
     | ClassifyTask
     | ChoiceTask
     | PreferenceTask
+    | RewardTask
     | PerplexityTask
     | FormatTask
     | RuleTask
