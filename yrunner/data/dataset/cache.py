@@ -10,7 +10,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import date
 from hashlib import file_digest, sha256
 from importlib.metadata import version
@@ -100,8 +100,10 @@ class Cache:
             abandoned = entry.name.startswith(PARTIAL)
             limit = SECONDS_ABANDONED if abandoned else SECONDS_UNUSED
             used = entry if abandoned or not (entry / REPORT).exists() else entry / REPORT
-            if now - used.stat().st_mtime > limit:
-                shutil.rmtree(entry, ignore_errors=True)
+            # Another run may have finished the entry, and so renamed it.
+            with suppress(FileNotFoundError):
+                if now - used.stat().st_mtime > limit:
+                    shutil.rmtree(entry, ignore_errors=True)
 
     def _hashes(self, entry: Path) -> list[str]:
         """Hashes of the files of an entry: a damaged token id could be beyond the vocabulary."""

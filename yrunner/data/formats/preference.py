@@ -199,7 +199,7 @@ def _parsed(text: str, column: str) -> Any:
             raise FaultyRow(reason, "wrong_type") from error
         return text
     turns = value if isinstance(value, list) else [value]
-    return value if turns and all(map(_is_turn, turns)) else text
+    return value if any(map(_is_turn, turns)) else text
 
 
 def _is_turn(value: Any) -> bool:
