@@ -17,7 +17,10 @@ from yrunner.commands.eval.command import eval_recipe
 from yrunner.commands.merge.command import merge
 from yrunner.commands.train import train
 from yrunner.errors import ModelError, RecipeError, RunError, YRunnerError
+from yrunner.evaluation import tasks
+from yrunner.evaluation.evaluated_model import EvaluatedModel
 from yrunner.models import reward
+from yrunner.recipe.schema.eval import RewardTask
 
 REWARD = PREFERRED | {
     "name": "reward",
@@ -188,6 +191,22 @@ def test_a_reward_model_judges_the_answers_of_base_and_result(rewarding, capfd):
     assert tuned["tasks"]["liked"]["figures"]["wins"] == sum(wins) / len(wins)
     assert base["tasks"]["liked"]["figures"]["wins"] == 0.5
     assert "wins" in capfd.readouterr().out
+    before = Path("outputs/preferred/eval.json").read_text()
+    eval_recipe(Path("preferred.yaml"), [f"eval.tasks={json.dumps([task])}"], [])
+    assert "earlier run: liked" in capfd.readouterr().out.replace("\n", " ")
+    assert json.loads(Path("outputs/preferred/eval.json").read_text()) == json.loads(before)
+
+
+def test_an_answer_without_a_score_loses_and_counts_as_the_lowest(monkeypatch, tmp_path):
+    scores = {"base": [None, 0.5, None, -4.0], "tuned": [-3.0, None, None, -2.0]}
+    monkeypatch.setattr(tasks, "_scored_answers", lambda _task, _asked, it: ([], scores[it.name]))
+    base = EvaluatedModel(None, None, name="base")
+    tuned = EvaluatedModel(None, None, name="tuned", base=base)
+    task = RewardTask(**LIKED | {"data": tmp_path, "reward_model": tmp_path})
+    found = tasks.run_task(task, [], tuned)
+    assert found.per_question["wins"] == [1.0, 0.0, 0.5, 1.0]
+    assert found.per_question["reward"] == [-3.0, -3.0, -3.0, -2.0]
+    assert found.refused == 2
 
 
 def test_a_task_whose_reward_model_is_none_is_refused_before_any_model_loads(rewarding):

@@ -35,6 +35,7 @@ from yrunner.evaluation.scorers import (
     scorer_of,
 )
 from yrunner.evaluation.text_metrics import pieces_of
+from yrunner.models.model_key import model_key
 from yrunner.recipe.schema.eval import (
     AnswerTask,
     ChoiceTask,
@@ -253,16 +254,18 @@ def _win(margin: float | None) -> float:
 def _reward(task: RewardTask, questions: Sequence[Question], model: EvaluatedModel) -> TaskResult:
     """Mean score of the answers, and how often it is above that of the base's answer.
 
-    `wins`: a draw counts half, an answer without a score loses; one half for the base itself.
+    `wins`: a draw counts half; one half for the base itself. An answer without a score, empty or
+    too long for the reward model, loses, and counts as the lowest of the others in `reward`.
     """
     answers, scores = _scored_answers(task, questions, model)
     theirs = scores
     if model.base is not None:
         _, theirs = _scored_answers(task, questions, model.base)
+    lowest = min((score for score in scores if score is not None), default=0.0)
     pairs = zip(scores, theirs, strict=True)
     per_question = {
-        "wins": [_win(_or_lowest(own) - _or_lowest(other)) for own, other in pairs],
-        "reward": [score or 0.0 for score in scores],
+        "wins": [_win(_or(LOWEST, own) - _or(LOWEST, other)) for own, other in pairs],
+        "reward": [_or(lowest, score) for score in scores],
     }
     return TaskResult(
         side=task.side,
@@ -279,18 +282,29 @@ def _scored_answers(
     task: RewardTask, questions: Sequence[Question], model: EvaluatedModel
 ) -> tuple[list[Generated], list[float | None]]:
     answers = model.answer(questions, task.max_new_tokens)
-    scores = score_answers(
-        task.reward_model,
-        questions,
-        [answer.text for answer in answers],
-        system=model.system,
-        batch_size=model.batch_size,
-    )
-    return answers, scores
+    texts = [answer.text for answer in answers]
+
+    def measure() -> list[float | None]:
+        return score_answers(
+            task.reward_model,
+            questions,
+            texts,
+            system=model.system,
+            batch_size=model.batch_size,
+        )
+
+    # The base's answers are compared with those of every other model.
+    depends_on = {
+        "rewards": texts,
+        "questions": [[asdict(turn) for turn in question.messages] for question in questions],
+        "system": model.system,
+        "reward_model": model_key(task.reward_model),
+    }
+    return answers, model.recall(depends_on, measure)
 
 
-def _or_lowest(score: float | None) -> float:
-    return LOWEST if score is None else score
+def _or(lowest: float, score: float | None) -> float:
+    return lowest if score is None else score
 
 
 def _perplexity(
