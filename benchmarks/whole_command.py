@@ -26,6 +26,7 @@ from tempfile import TemporaryDirectory
 from benchmarks.markdown import print_markdown
 from benchmarks.paths import ROOT, TOY_DATA
 from benchmarks.peak_memory import peak_bytes
+from benchmarks.sft.__main__ import write_llamafactory_recipe
 
 SOURCES = ("port_train.jsonl", "port_keep.jsonl")
 TOKENS_OF_TEMPLATE = 35
@@ -107,31 +108,8 @@ def make_commands(folder: Path, options: argparse.Namespace) -> dict[str, list[s
     yrun = [sys.executable, "-c", "from yrunner.cli import main; main()"]
     commands = {"yrunner": [*yrun, "train", str(folder / "ours.yaml"), "--overwrite"]}
     if options.llamafactory:
-        columns = {"prompt": "prompt", "response": "completion"}
-        info = {"rows": {"file_name": "rows.jsonl", "columns": columns}}
-        (folder / "dataset_info.json").write_text(json.dumps(info), "utf-8")
-        settings = {
-            "model_name_or_path": str(model),
-            "stage": "sft",
-            "do_train": True,
-            "finetuning_type": "lora",
-            "lora_rank": 16,
-            "lora_alpha": 32,
-            "lora_target": "all",
-            "dataset": "rows",
-            "dataset_dir": str(folder),
-            "template": "default",
-            "cutoff_len": longest,
-            "output_dir": str(folder / "llamafactory"),
-            "overwrite_output_dir": True,
-            "per_device_train_batch_size": 4,
-            "num_train_epochs": 1,
-            "learning_rate": 1e-4,
-            "report_to": "none",
-        }
-        (folder / "llamafactory.yaml").write_text(json.dumps(settings), "utf-8")
-        called = [str(options.llamafactory), "train", str(folder / "llamafactory.yaml")]
-        commands["LLaMA-Factory"] = called
+        theirs = write_llamafactory_recipe(folder, model, longest=longest, template="default")
+        commands["LLaMA-Factory"] = [str(options.llamafactory.absolute()), "train", str(theirs)]
     if options.trl:
         (folder / "rows").mkdir()
         (folder / "rows" / "train.jsonl").symlink_to(folder / "rows.jsonl")
@@ -154,7 +132,7 @@ def make_commands(folder: Path, options: argparse.Namespace) -> dict[str, list[s
             "output_dir": folder / "trl",
         }
         named = [part for key, value in settings.items() for part in (f"--{key}", str(value))]
-        commands["TRL"] = [str(options.trl), "sft", *named]
+        commands["TRL"] = [str(options.trl.absolute()), "sft", *named]
     return commands
 
 

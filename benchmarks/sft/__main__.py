@@ -61,18 +61,24 @@ def make_commands(options: argparse.Namespace, folder: Path) -> dict[str, list[s
         program = ROOT / "benchmarks" / "sft" / "with_trl.py"
         commands["trl"] = [str(options.trl), str(program), str(folder)]
     if options.llamafactory:
-        recipe = write_llamafactory_recipe(folder)
+        quiet = {"logging_steps": 100, "save_strategy": "no"}
+        recipe = write_llamafactory_recipe(folder, template="empty", **quiet)
         commands["llamafactory"] = [str(options.llamafactory), "train", str(recipe)]
     return commands
 
 
-def write_llamafactory_recipe(folder: Path) -> Path:
-    """Write LLaMA-Factory's recipe for the same training."""
+def write_llamafactory_recipe(
+    folder: Path, model: Path | None = None, *, longest: int = 1024, **more: object
+) -> Path:
+    """Write LLaMA-Factory's recipe for LoRA on `rows.jsonl`; `model`: default `model` beside it.
+
+    `longest`: tokens of a row at most. `more`: further keys of the recipe.
+    """
     columns = {"prompt": "prompt", "response": "completion"}
     info = {"rows": {"file_name": "rows.jsonl", "columns": columns}}
     (folder / "dataset_info.json").write_text(json.dumps(info), "utf-8")
     recipe = {
-        "model_name_or_path": str(folder / "model"),
+        "model_name_or_path": str(model or folder / "model"),
         "stage": "sft",
         "do_train": True,
         "finetuning_type": "lora",
@@ -81,16 +87,14 @@ def write_llamafactory_recipe(folder: Path) -> Path:
         "lora_target": "all",
         "dataset": "rows",
         "dataset_dir": str(folder),
-        "template": "empty",
-        "cutoff_len": 1024,
+        "cutoff_len": longest,
         "output_dir": str(folder / "llamafactory"),
         "overwrite_output_dir": True,
         "per_device_train_batch_size": BATCH_SIZE,
         "num_train_epochs": 1,
         "learning_rate": 1e-4,
-        "logging_steps": 100,
-        "save_strategy": "no",
         "report_to": "none",
+        **more,
     }
     path = folder / "llamafactory.yaml"
     path.write_text(json.dumps(recipe), "utf-8")  # JSON is YAML
