@@ -281,12 +281,19 @@ def weightless_optimizer(
 
 
 def optimizer_bytes(name: str, trained: Iterable[nn.Parameter]) -> int:
-    """Bytes of optimizer state of these weights, from one step on fake tensors."""
+    """Bytes of optimizer state of these weights, from steps on fake tensors.
+
+    Weights of one shape have states of one size, and a deep model has only a few shapes.
+    """
+    kinds = Counter((each.shape, each.dtype) for each in trained)
+    return sum(number * _state_bytes_of_one(name, *kind) for kind, number in kinds.items())
+
+
+def _state_bytes_of_one(name: str, shape: torch.Size, dtype: torch.dtype) -> int:
     with FakeTensorMode():
-        twins = [nn.Parameter(torch.empty(each.shape, dtype=each.dtype)) for each in trained]
-        for twin in twins:
-            twin.grad = torch.zeros_like(twin)
-        optimizer = weightless_optimizer(name, twins, foreach=False)
+        twin = nn.Parameter(torch.empty(shape, dtype=dtype))
+        twin.grad = torch.zeros_like(twin)
+        optimizer = weightless_optimizer(name, [twin], foreach=False)
         optimizer.step()
     return state_bytes(optimizer)
 
