@@ -16,6 +16,7 @@ from yrunner.assembly.trainer import (
     untrained_model,
 )
 from yrunner.console import progress, say
+from yrunner.data.batching.answers import ComparedRows
 from yrunner.data.batching.replay_rows import make_keep_plan
 from yrunner.data.dataset.cache import Cache
 from yrunner.data.dataset.row_report import num_rows
@@ -134,18 +135,19 @@ def prepare_reference(run: Run) -> Reference | None:
         entry = cache.find(key)
         if entry is None:
             with cache.writing() as partial:
-                _score_answers(run).save(partial)
+                device = "cuda" if torch.cuda.is_available() else "cpu"
+                model = untrained_model(run).to(device)
+                score_answers(run, model, *compared_rows(run)).save(partial)
                 entry = cache.complete(key, partial, {})
         else:
             say(f"reference: {num_rows(len(run.dataset.train))}, scored before")
         return Reference.load(entry)
 
 
-def _score_answers(run: Run) -> Reference:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = untrained_model(run).to(device)
-    parts = compared_rows(run)
-    autocast = torch.autocast(device, dtype=run.dtype, enabled=run.dtype != torch.float32)
+def score_answers(run: Run, model: Any, *parts: ComparedRows) -> Reference:
+    """The log-probabilities of the answers to train and to validate on, under a model."""
+    enabled = run.dtype != torch.float32
+    autocast = torch.autocast(model.device.type, dtype=run.dtype, enabled=enabled)
     with autocast, progress("answers under the reference, rows", sum(map(len, parts))) as advance:
         found = [
             measure_reference(

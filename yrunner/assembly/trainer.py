@@ -190,7 +190,7 @@ def _batches(run: Run, task: TrainingTask) -> Batches:
     pad, rank = run.tokenizer.pad_token_id, this_rank()
     if not run.recipe.learns_from_pairs:
         return Batches(task.plan, task.train, task.validation, pad, rank, num_ranks())
-    train, validation = compared_rows(run)
+    train, validation = (compared(run, rows) for rows in (task.train, task.validation))
     if task.reference is not None:
         train.reference_RA = task.reference.train_RA
         validation.reference_RA = task.reference.validation_RA
@@ -199,9 +199,12 @@ def _batches(run: Run, task: TrainingTask) -> Batches:
 
 def compared_rows(run: Run) -> tuple[ComparedRows, ComparedRows]:
     """The pairs or rated answers to train and to validate on."""
-    rated = isinstance(run.recipe.loss, KtoLoss)
-    train, validation = run.pairs.train, run.pairs.validation
-    return ComparedRows(train, rated=rated), ComparedRows(validation, rated=rated)
+    return compared(run, run.pairs.train), compared(run, run.pairs.validation)
+
+
+def compared(run: Run, rows: Sequence[Any]) -> ComparedRows:
+    """Pairs or rated answers, as the recipe's loss compares them."""
+    return ComparedRows(rows, rated=isinstance(run.recipe.loss, KtoLoss))
 
 
 def train_to_the_end(trainer: Trainer, run: Run) -> None:

@@ -307,6 +307,22 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def pairs_are_sorted_by_their_margin(self) -> Self:
+        sort, stage = self.sort, self.train.stage
+        if self.learns_from_pairs and (sort.score not in (None, "margin") or sort.also):
+            named = "also" if sort.score in (None, "margin") else f"score: {sort.score}"
+            raise ValueError(
+                f"sort.{named} judges single answers, but train.stage {stage} learns from better "
+                "and worse ones, which are sorted by margin; remove it"
+            )
+        if not self.learns_from_pairs and sort.score == "margin":
+            raise ValueError(
+                f"sort.score: margin compares better and worse answers, but train.stage {stage} "
+                "learns from single ones; name another score, or set train.stage to preference"
+            )
+        return self
+
+    @model_validator(mode="after")
     def packing_or_token_batches(self) -> Self:
         if self.data.packing and self.train.token_batch:
             raise ValueError(
