@@ -17,7 +17,12 @@ from yrunner.distributed.collectives import num_ranks, this_rank
 from yrunner.errors import Interrupted
 from yrunner.losses.score_head import add_score_head, attach_scores
 from yrunner.models.errors import silence_libraries
-from yrunner.models.limits import check_causal, check_isolation, isolates_examples
+from yrunner.models.limits import (
+    branches_at_a_mask,
+    check_causal,
+    check_isolation,
+    isolates_examples,
+)
 from yrunner.models.load import check_vocabulary, load_model
 from yrunner.models.quantization import quantization_config
 from yrunner.models.reward import as_classifier
@@ -235,7 +240,7 @@ def save_result(trainer: Trainer, run: Run, card: ModelCard, weights: Any) -> No
     with silence_libraries():
         model = trainer.accelerator.unwrap_model(trainer.model)
     if run.recipe.train.stage == "reward":
-        model = as_classifier(model, run.tokenizer.pad_token_id)
+        model, weights = as_classifier(model, run.tokenizer.pad_token_id, run.dtype, weights)
     save_model(model, run.tokenizer, run.folder.model, card, weights=weights)
 
 
@@ -257,6 +262,8 @@ def _choose_layout(run: Run, trainer: Trainer) -> None:
         if packs:
             check_isolation(model)
         isolates = packs or isolates_examples(model)
+        if isinstance(trainer.batches, AnswerBatches) and not trainer.batches.train.rated:
+            trainer.batches.shares_prompts = branches_at_a_mask(model)
     trainer.batches.layout = layout_for(model.config, isolates=isolates)
 
 
