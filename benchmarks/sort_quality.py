@@ -8,11 +8,11 @@
 Prints the area under the ROC curve: the probability that a faulty row is more suspicious than a
 sound one, 0.5 for guessing. The interval is the 95 % bootstrap interval over rows. `toy` is the
 corpus of recipes/legal_sft.yaml, `second` that of benchmarks/second_world, on which nothing was
-tuned; `pairs` are those of recipes/pairs_sort.yaml, one in ten swapped; any other corpus is a recipe with one training file and a list of its faulty rows, such as
-{"row": 12, "kind": "wrong number"}, where "+" begins details that are not told apart. Of the most
-suspicious tenth the number of faulty rows is printed, and how many sound ones were expected.
-Missing parts (second world, base, scores) are made first, which takes minutes; scores in
-the folder are graded again in seconds.
+tuned; `pairs` are those of recipes/pairs_sort.yaml, one in ten swapped; any other corpus is a
+recipe with one training file and a list of its faulty rows, such as {"row": 12, "kind": "wrong
+number"}, where "+" begins details that are not told apart. Of the most suspicious tenth the number
+of faulty rows is printed, and how many sound ones were expected. Missing parts (second world, base,
+scores) are made first, which takes minutes; scores in the folder are graded again in seconds.
 """
 
 import argparse

@@ -75,7 +75,7 @@ def test_validation_rows_are_right():
     assert 16 <= len(validated) <= 24
 
 
-def test_each_fact_has_a_wrong_and_a_long_answer_beside_the_right_one_and_is_tested_in_other_words():
+def test_each_fact_has_a_wrong_and_a_long_answer_beside_it_and_is_tested_in_other_words():
     pairs, tested = rows("pairs"), rows("pairs_test")
     facts = Counter(pair["chosen"] for pair in pairs)
     assert set(facts.values()) == {2} and len(facts) == 30
