@@ -223,17 +223,17 @@ def write_sort_report(
     for index, group in enumerate(groups):
         origin = examples.origin(group[0])
         scored = [seen.best[place] for place in group]
-        figures = (torch.cat([one.loss_N for one in scored]),)
-        figures += (torch.cat([one.entropy_N for one in scored]),)
+        loss_N = torch.cat([one.loss_N for one in scored])
+        entropy_N = torch.cat([one.entropy_N for one in scored])
         rows.append(
             SortedRow(
                 file=names[origin.file],
                 number=origin.row,
                 text=text.of(group, LONGEST_TEXT),
                 scores=row_scores[index],
-                mean_loss=loss(*figures),
-                mean_entropy=entropy(*figures),
-                num_targets=len(figures[0]),
+                mean_loss=loss(loss_N, entropy_N),
+                mean_entropy=entropy(loss_N, entropy_N),
+                num_targets=len(loss_N),
                 dropped=dropped.get(index),
                 heat_map=_heat_map(group, examples, seen, token_text) if index in mapped else None,
                 content=content_of(contents_E, group),
