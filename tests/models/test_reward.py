@@ -32,7 +32,7 @@ def loaded_score(folder: Path) -> float:
         return classifier(IDS).logits.item()
 
 
-@pytest.mark.parametrize("model_type", ["qwen3", "gpt2"])
+@pytest.mark.parametrize("model_type", ["qwen3", "llama"])
 def test_weights_that_the_model_does_not_hold_are_saved_in_place_of_its_own(
     make_model, tmp_path, model_type
 ):

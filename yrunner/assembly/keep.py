@@ -13,10 +13,10 @@ from yrunner.assembly.trainer import (
     compared_rows,
     has_base_beneath,
     reference_in_words,
+    score_answers,
     untrained_model,
 )
 from yrunner.console import progress, say
-from yrunner.data.batching.answers import ComparedRows
 from yrunner.data.batching.replay_rows import make_keep_plan
 from yrunner.data.dataset.cache import Cache
 from yrunner.data.dataset.row_report import num_rows
@@ -28,7 +28,7 @@ from yrunner.storage.run_dir import read_json, write_json
 from yrunner.training.drift import DriftGauge
 from yrunner.training.ewc import EwcPenalty, estimate_fisher, load_fisher, save_fisher
 from yrunner.training.loop import Trainer
-from yrunner.training.preference.reference import FILE, Reference, measure_reference
+from yrunner.training.preference.reference import FILE, Reference
 from yrunner.training.replay_loss import HeldRows, Regulariser
 
 
@@ -142,21 +142,3 @@ def prepare_reference(run: Run) -> Reference | None:
         else:
             say(f"reference: {num_rows(len(run.dataset.train))}, scored before")
         return Reference.load(entry)
-
-
-def score_answers(run: Run, model: Any, *parts: ComparedRows) -> Reference:
-    """The log-probabilities of the answers to train and to validate on, under a model."""
-    enabled = run.dtype != torch.float32
-    autocast = torch.autocast(model.device.type, dtype=run.dtype, enabled=enabled)
-    with autocast, progress("answers under the reference, rows", sum(map(len, parts))) as advance:
-        found = [
-            measure_reference(
-                model,
-                part,
-                pad_token_id=run.tokenizer.pad_token_id,
-                max_tokens=run.max_tokens,
-                advance=advance,
-            )
-            for part in parts
-        ]
-    return Reference(*found)

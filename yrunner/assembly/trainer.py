@@ -8,7 +8,7 @@ import torch
 from transformers import TrainerCallback, TrainingArguments, set_seed
 
 from yrunner.assembly.run import Run
-from yrunner.console import say
+from yrunner.console import progress, say
 from yrunner.data.batching.answers import AnswerBatches, ComparedRows
 from yrunner.data.batching.batches import Batches
 from yrunner.data.batching.collate import BatchLayout, choose_layout
@@ -41,7 +41,7 @@ from yrunner.training.metrics import MetricsFile
 from yrunner.training.objective import Objective, TargetObjective
 from yrunner.training.preference.answers import compares_with_reference
 from yrunner.training.preference.objective import PreferenceObjective
-from yrunner.training.preference.reference import Reference
+from yrunner.training.preference.reference import Reference, measure_reference
 from yrunner.training.preference.reward import RewardObjective
 from yrunner.training.progress import LiveProgress
 from yrunner.training.spike_guard import SpikeGuard
@@ -210,6 +210,24 @@ def compared_rows(run: Run) -> tuple[ComparedRows, ComparedRows]:
 def compared(run: Run, rows: Sequence[Any]) -> ComparedRows:
     """Pairs or rated answers, as the recipe's loss compares them."""
     return ComparedRows(rows, rated=isinstance(run.recipe.loss, KtoLoss))
+
+
+def score_answers(run: Run, model: Any, *parts: ComparedRows) -> Reference:
+    """The log-probabilities of the answers to train and to validate on, under a model."""
+    enabled = run.dtype != torch.float32
+    autocast = torch.autocast(model.device.type, dtype=run.dtype, enabled=enabled)
+    with autocast, progress("answers under the reference, rows", sum(map(len, parts))) as advance:
+        found = [
+            measure_reference(
+                model,
+                part,
+                pad_token_id=run.tokenizer.pad_token_id,
+                max_tokens=run.max_tokens,
+                advance=advance,
+            )
+            for part in parts
+        ]
+    return Reference(*found)
 
 
 def train_to_the_end(trainer: Trainer, run: Run) -> None:

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from transformers import TrainerCallback, TrainerState
 
 from yrunner.assembly.identity import fingerprint
-from yrunner.assembly.keep import score_answers
 from yrunner.assembly.run import Run
 from yrunner.assembly.trainer import (
     TrainingTask,
@@ -24,6 +23,7 @@ from yrunner.assembly.trainer import (
     make_trainer,
     mixed_precision,
     reference_in_words,
+    score_answers,
     untrained_model,
 )
 from yrunner.console import counted, format_duration, say
