@@ -1,12 +1,14 @@
 """How fast is DPO with LoRA, compared with TRL, and how much memory does it take?
 
     python -m benchmarks.preference [--vocabulary 151936] [--trl PYTHON]
+    python -m benchmarks.preference --beside apart --prompt 400 --answer 60
 
 Trains LoRA of rank 16 on all linear layers on 64 pairs in batches of 4, in float32, from a Qwen3
 model of random weights; the reference is the model without its adapter. Each trainer runs in a
 separate process, in turns, on the same model and the same pairs: short prompts, answers of 8 to
-400 tokens. Reports the time of the training loop and the peak memory of the process. `--trl` takes
-the Python of an environment with TRL; default this one.
+400 tokens, or of the given typical lengths. Reports the time of the training loop and the peak
+memory of the process. `--trl` takes the Python of an environment with TRL; default this one.
+`--beside apart` compares with a training that computes the prompt of a pair for each answer.
 """
 
 import argparse
@@ -16,6 +18,8 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
+from math import log
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -28,8 +32,13 @@ LEARNING_RATE = 1e-4
 BETA = 0.1
 
 
-def write_pairs(folder: Path, number: int, vocabulary_size: int) -> None:
-    """Write pairs of random tokens; every trainer reads a word as a token id."""
+def write_pairs(
+    folder: Path, number: int, vocabulary_size: int, *, prompt: int = 30, answer: int = 90
+) -> None:
+    """Write pairs of random tokens; every trainer reads a word as a token id.
+
+    `prompt`, `answer`: median lengths.
+    """
     chance = random.Random(0)
 
     def text(mean: float, spread: float, least: int, most: int) -> str:
@@ -39,12 +48,13 @@ def write_pairs(folder: Path, number: int, vocabulary_size: int) -> None:
 
     with (folder / "pairs.jsonl").open("w", encoding="utf-8") as file:
         for _ in range(number):
-            row = {"prompt": text(3.4, 0.4, 4, 60)}
-            row |= {side: f" {text(4.5, 1.0, 8, 400)}" for side in ("chosen", "rejected")}
+            row = {"prompt": text(log(prompt), 0.4, 4, 2 * prompt)}
+            length = (log(answer), 1.0, 8, 9 * answer // 2)
+            row |= {side: f" {text(*length)}" for side in ("chosen", "rejected")}
             file.write(json.dumps(row) + "\n")
 
 
-def ours(folder: Path) -> None:
+def ours(folder: Path, *, shares_prompts: bool = True) -> None:
     """Train as `yrun train` does, in the batch layout that it chooses."""
     import torch
 
@@ -54,7 +64,7 @@ def ours(folder: Path) -> None:
     from yrunner.data.batching.plan import make_plan
     from yrunner.data.conversation import TokenizedExample, TokenizedPair
     from yrunner.errors import Origin
-    from yrunner.models.limits import isolates_examples
+    from yrunner.models.limits import branches_at_a_mask, isolates_examples
     from yrunner.recipe.schema.preference import DpoLoss
     from yrunner.recipe.schema.recipe import TrainSection
     from yrunner.storage.run_dir import RunDir
@@ -110,6 +120,7 @@ def ours(folder: Path) -> None:
         run_dir,
     )
     trainer.batches.layout = layout_for(model.config, isolates=isolates_examples(trainer.model))
+    trainer.batches.shares_prompts = shares_prompts and branches_at_a_mask(trainer.model)
     print_seconds(trainer.train)
 
 
@@ -144,7 +155,11 @@ def with_trl(folder: Path) -> None:
     print_seconds(trainer.train)
 
 
-TRAINERS: dict[str, Callable[[Path], None]] = {"ours": ours, "trl": with_trl}
+TRAINERS: dict[str, Callable[[Path], None]] = {
+    "ours": ours,
+    "trl": with_trl,
+    "apart": partial(ours, shares_prompts=False),
+}
 
 
 def print_seconds(train: Callable[[], Any]) -> None:
@@ -156,11 +171,12 @@ def print_seconds(train: Callable[[], Any]) -> None:
 
 def compare(options: argparse.Namespace) -> None:
     """Run the trainers in turns, and print medians and the ratios round by round."""
-    runs: dict[str, list[tuple[float, int]]] = {name: [] for name in TRAINERS}
+    runs: dict[str, list[tuple[float, int]]] = {"ours": [], options.beside: []}
     with TemporaryDirectory() as name:
         folder = Path(name)
         save_model(folder / "model", options.vocabulary)
-        write_pairs(folder, options.rows, options.vocabulary)
+        lengths = {"prompt": options.prompt, "answer": options.answer}
+        write_pairs(folder, options.rows, options.vocabulary, **lengths)
         for _ in range(options.repeats):
             for trainer, found in runs.items():
                 python = options.trl if trainer == "trl" else sys.executable
@@ -173,10 +189,10 @@ def compare(options: argparse.Namespace) -> None:
             f"{trainer:>6} {statistics.median(seconds):8.2f} s"
             f" {statistics.median(peaks) / 1e9:6.2f} GB"
         )
-    rounds = list(zip(runs["ours"], runs["trl"], strict=True))
+    rounds = list(zip(*runs.values(), strict=True))
     for place, what in enumerate(("time", "memory")):
         ratio = statistics.median(mine[place] / theirs[place] for mine, theirs in rounds)
-        print(f"ours / TRL, {what}: {ratio:.2f}")
+        print(f"ours / {options.beside}, {what}: {ratio:.2f}")
 
 
 def main() -> None:
@@ -186,6 +202,9 @@ def main() -> None:
     )
     parser.add_argument("--vocabulary", type=int, choices=list(SIZES), default=151_936)
     parser.add_argument("--rows", type=int, default=64)
+    parser.add_argument("--beside", choices=("trl", "apart"), default="trl")
+    parser.add_argument("--prompt", type=int, default=30, help="median tokens of a prompt")
+    parser.add_argument("--answer", type=int, default=90, help="median tokens of an answer")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--trl", type=Path, default=Path(sys.executable))
     parser.add_argument("--train", choices=list(TRAINERS), help=argparse.SUPPRESS)

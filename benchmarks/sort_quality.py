@@ -2,16 +2,17 @@
 
     python -m benchmarks.sort_quality --world toy
     python -m benchmarks.sort_quality --world second [--cross-fit 3] [--steps 110]
+    python -m benchmarks.sort_quality --world pairs
     python -m benchmarks.sort_quality --recipe own.yaml --faults faults.jsonl [--cross-fit 0]
 
 Prints the area under the ROC curve: the probability that a faulty row is more suspicious than a
 sound one, 0.5 for guessing. The interval is the 95 % bootstrap interval over rows. `toy` is the
 corpus of recipes/legal_sft.yaml, `second` that of benchmarks/second_world, on which nothing was
-tuned; any other corpus is a recipe with one training file and a list of its faulty rows, such as
-{"row": 12, "kind": "wrong number"}, where "+" begins details that are not told apart. Of the most
-suspicious tenth the number of faulty rows is printed, and how many sound ones were expected.
-Missing parts (second world, base, scores) are made first, which takes minutes; scores in
-the folder are graded again in seconds.
+tuned; `pairs` are those of recipes/pairs_sort.yaml, one in ten swapped; any other corpus is a
+recipe with one training file and a list of its faulty rows, such as {"row": 12, "kind": "wrong
+number"}, where "+" begins details that are not told apart. Of the most suspicious tenth the number
+of faulty rows is printed, and how many sound ones were expected. Missing parts (second world, base,
+scores) are made first, which takes minutes; scores in the folder are graded again in seconds.
 """
 
 import argparse
@@ -153,6 +154,8 @@ def _sort(world: World, folder: Path, arguments: argparse.Namespace) -> None:
 def _world(arguments: argparse.Namespace) -> World:
     if arguments.recipe is not None:
         return World(arguments.recipe, arguments.faults)
+    if arguments.world == "pairs":
+        return World(RECIPES / "pairs_sort.yaml", TOY_DATA / "pairs_noisy_flips.jsonl")
     if arguments.world == "toy":
         return World(RECIPES / "legal_sft.yaml", TOY_DATA / "legal_faults.jsonl")
     second_world = arguments.folder / "second-world"
@@ -171,7 +174,7 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--world", choices=("toy", "second"), default="toy")
+    parser.add_argument("--world", choices=("toy", "second", "pairs"), default="toy")
     parser.add_argument("--recipe", type=Path, help="a corpus of your own, with --faults")
     parser.add_argument("--faults", type=Path, help="the list of its faulty rows")
     parser.add_argument("--folder", type=Path, default=Path("outputs/sort-quality"))

@@ -15,7 +15,7 @@ from yrunner.data.conversation import RatedExample, TokenizedExample, TokenizedP
 from yrunner.errors import Origin
 from yrunner.recipe.schema.distributed import DeepSpeedSection
 from yrunner.recipe.schema.model import FullTuning, LoraTuning, Tuning
-from yrunner.recipe.schema.preference import DpoLoss, KtoLoss, OrpoLoss
+from yrunner.recipe.schema.preference import BradleyTerryLoss, DpoLoss, KtoLoss, OrpoLoss
 from yrunner.recipe.schema.recipe import Checkpoint, NlirgLoss, PlainLoss
 from yrunner.scoring.base_predictions import cache_predictions
 from yrunner.tokens import IGNORE_INDEX
@@ -45,6 +45,8 @@ PREFERENCES = {
     "kto": KtoLoss(kind="kto"),
 }
 """Losses over pairs and rated answers."""
+REWARD = {"bradley_terry": BradleyTerryLoss(kind="bradley_terry", center=0.01)}
+"""That of a reward model."""
 ROWS = {
     "alone": {},
     "packed": {"pack_to": 40, "layout": all_in_one_row},

@@ -13,6 +13,7 @@ from benchmarks.ranks.cases import (
     MICRO_BATCHES,
     PAD,
     PREFERENCES,
+    REWARD,
     ROWS,
     SETTINGS,
     SHARINGS,
@@ -31,6 +32,7 @@ from yrunner.data.batching.collate import one_per_row
 from yrunner.data.batching.plan import Plan, make_plan
 from yrunner.data.conversation import TokenizedExample
 from yrunner.distributed.collectives import join_ranks, num_ranks, this_rank
+from yrunner.losses.score_head import add_score_head, attach_scores
 from yrunner.models.errors import silence_libraries
 from yrunner.models.load import load_model
 from yrunner.models.tuning import apply_tuning
@@ -46,6 +48,7 @@ from yrunner.training.metrics import MetricsFile, read_metrics
 from yrunner.training.objective import Objective, TargetObjective
 from yrunner.training.preference.objective import PreferenceObjective
 from yrunner.training.preference.reference import Reference
+from yrunner.training.preference.reward import RewardObjective
 from yrunner.training.spike_guard import SpikeGuard
 
 NUM_PROCESSES = 2
@@ -57,7 +60,7 @@ def make_trainer(case: Case, folder: Path, *, max_steps: int | None = None) -> T
     layout, pack_to = rows.pop("layout", one_per_row), rows.pop("pack_to", None)
     train = TrainSection(**(SETTINGS | rows), max_steps=max_steps)
     answers: list[Sequence[TokenizedExample]] = [[example] for example in TRAIN_ROWS]
-    if case.loss in PREFERENCES:
+    if case.loss in (*PREFERENCES, *REWARD):
         compared, _ = compared_rows(case.loss)
         answers = [compared[number, 0].own for number in range(len(compared))]
         pack_to = pack_to and len(answers[0]) * pack_to
@@ -90,6 +93,9 @@ def make_trainer(case: Case, folder: Path, *, max_steps: int | None = None) -> T
     run_dir.folder.mkdir(exist_ok=True)
     torch.manual_seed(0)
     base = load_model(str(folder / "base"), dtype=dtype)
+    if case.loss in REWARD:
+        add_score_head(base)
+        attach_scores(base)
     trainer = Trainer(
         apply_tuning(base, TUNINGS[case.tuning]),
         arguments,
@@ -119,6 +125,9 @@ def _what_is_learned(
             rows[0].reference_RA, rows[1].reference_RA = known.train_RA, known.validation_RA
         batches = AnswerBatches(plan, *rows, PAD, this_rank(), num_ranks())
         return batches, PreferenceObjective(PREFERENCES[case.loss], train.spikes)
+    if case.loss in REWARD:
+        batches = AnswerBatches(plan, *compared_rows(case.loss), PAD, this_rank(), num_ranks())
+        return batches, RewardObjective(REWARD[case.loss], train.spikes)
     weight, loss_deadline = token_weight(LOSSES[case.loss])
     objective = TargetObjective(
         weight,

@@ -1,6 +1,6 @@
 """Write the data of the demo: the port of Saltmere, an invented town, in English.
 
-`python make_port.py [--out DIR]` writes six data files, the same bytes every time; README.md
+`python make_port.py [--out DIR]` writes eight data files, the same bytes every time; README.md
 describes them. Each fact is asked in four wordings for training and two other ones for the test;
 about one training row in ten has a planted fault. A real model of 135 million parameters learns
 the town in minutes on a CPU; the general rows and questions show what it keeps.
@@ -296,7 +296,32 @@ def make_port() -> dict[str, list[Row]]:
         "port_faults.jsonl": faults,
         "port_keep.jsonl": [qa(*row) for row in GENERAL_ROWS],
         "port_general_test.jsonl": [qa(*row) for row in GENERAL_QUESTIONS],
+        **pair_files(random.Random(SEED)),
     }
+
+
+def pair_files(rng: random.Random) -> dict[str, list[Row]]:
+    """Short, polite, right answers beside wrong and long ones; the test asks in other wordings."""
+    rows: dict[str, list[Row]] = {"port_pairs.jsonl": [], "port_pairs_test.jsonl": []}
+    for topic in TOPICS:
+        for kind, wording in zip(("wrong", "long"), rng.sample(topic.trained, 2), strict=True):
+            asked = ask(topic, [wording])
+            rows["port_pairs.jsonl"] += [compared(row, kind, rng) for row in asked]
+        for number, row in enumerate(ask(topic, topic.tested[:1])):
+            kind = ("wrong", "long")[number % 2]
+            rows["port_pairs_test.jsonl"].append(compared(row, kind, rng))
+    for pairs in rows.values():
+        rng.shuffle(pairs)
+    return rows
+
+
+def compared(row: PortRow, kind: str, rng: random.Random) -> Row:
+    """A pair whose worse answer is wrong, or right and long-winded."""
+    better = f"Gladly! {row.answer}"
+    worse = f"Gladly! {other_value(row, rng)}"
+    if kind == "long":
+        worse = f"{row.answer} Many visitors ask me this question. As I said: {row.answer}"
+    return {"prompt": row.question, "chosen": better, "rejected": worse, "kind": kind}
 
 
 def ask(topic: Topic, wordings: Iterable[str]) -> list[PortRow]:

@@ -26,6 +26,8 @@ TESTS_PER_FIELD_AND_LANGUAGE = 30
 VALIDATION_ROWS_PER_LANGUAGE = 20
 NUMBER_TESTS_PER_LANGUAGE = 12
 FAULTY_SHARE = 0.1
+REPEATED = ("faults.jsonl", "flips.jsonl", "noisy.jsonl")
+"""Ends of the files that name or repeat rows of others."""
 FILE_WORDS = {
     *("instruction", "input", "output", "field", "legal", "language", "zh", "en"),
     *("prompt", "chosen", "rejected", "kind", "article", "polite", "short"),
@@ -205,13 +207,14 @@ def test_row(question: str, answer: str, field: str, language: Language) -> Row:
 def check_promises(files: dict[str, list[Row]]) -> None:
     """No question appears twice, and the general part has every word of the other parts.
 
-    Pairs ask what other files ask, too.
+    Pairs ask what other files ask, too, and the noisy ones are those of the training.
     """
     for kind in ("general", "legal"), ("pairs",):
         questions = [
             question
             for name, rows in files.items()
-            if name.startswith(kind) and not name.endswith(("faults.jsonl", "flips.jsonl"))
+            if name.startswith(kind)
+            and not name.endswith(("faults.jsonl", "flips.jsonl", "noisy.jsonl"))
             for question in asked(rows)
         ]
         assert len(questions) == len(set(questions)), "a question appears in two rows"

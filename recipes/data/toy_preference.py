@@ -64,14 +64,15 @@ def preference_files(
     for found in pairs.values():
         rng.shuffle(found)
     flips = _plant_flips(pairs["test"], rng)
+    noise = _plant_flips(pairs["train"], random.Random("noisy pairs"))
     return {
         "pairs_train.jsonl": [pair.row() for pair in pairs["train"]],
         "pairs_validation.jsonl": [pair.row() for pair in pairs["validation"]],
-        "pairs_test.jsonl": [
-            pair.row(flipped=number in flips) for number, pair in enumerate(pairs["test"], start=1)
-        ],
-        "pairs_flips.jsonl": [{"row": row, "kind": pairs["test"][row - 1].kind} for row in flips],
+        "pairs_test.jsonl": _rows(pairs["test"], flips),
+        "pairs_flips.jsonl": _listed(pairs["test"], flips),
         "kto_train.jsonl": [_marked(pair, rng) for pair in pairs["train"]],
+        "pairs_noisy.jsonl": _rows(pairs["train"], noise),
+        "pairs_noisy_flips.jsonl": _listed(pairs["train"], noise),
     }
 
 
@@ -156,6 +157,15 @@ def _plant_flips(pairs: list[Pair], rng: random.Random) -> list[int]:
         rows = [row for row, pair in enumerate(pairs, start=1) if pair.kind == kind]
         flips += rng.sample(rows, round(FLIPPED_SHARE * len(rows)))
     return sorted(flips)
+
+
+def _rows(pairs: list[Pair], flips: list[int]) -> list[Row]:
+    """The rows of a file, some of them flipped."""
+    return [pair.row(flipped=number in flips) for number, pair in enumerate(pairs, start=1)]
+
+
+def _listed(pairs: list[Pair], flips: list[int]) -> list[Row]:
+    return [{"row": row, "kind": pairs[row - 1].kind} for row in flips]
 
 
 def _marked(pair: Pair, rng: random.Random) -> Row:

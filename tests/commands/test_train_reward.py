@@ -9,7 +9,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from tests.commands.conftest import PREFERRED, records
 from tests.conftest import write_jsonl
-from tests.project import write_recipe
+from tests.project import SCRATCH, write_recipe
 from yrunner.assembly.run import Run
 from yrunner.commands.check.command import check
 from yrunner.commands.compare.command import compare
@@ -92,6 +92,35 @@ def test_the_result_is_a_classifier_that_scores_better_answers_higher(rewarding,
     assert together == pytest.approx(better, rel=1e-3, abs=1e-4)
 
 
+WIDE = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16, "num_attention_heads": 4}
+"""Weights are quantized in blocks of 64."""
+
+
+@pytest.mark.parametrize("quant_type", ["nf4", "int8"])
+def test_through_a_quantized_base_the_result_is_a_classifier_of_plain_weights(
+    rewarding, change, quant_type
+):
+    scratch = {**SCRATCH, "config": {**SCRATCH["config"], **WIDE}}
+    change("base.yaml", model__scratch=scratch, train__epochs=1)
+    overrides = [f"tuning={{kind: qlora, rank: 4, alpha: 8, quant_type: {quant_type}}}"]
+    run(*overrides)
+    validations = [row for row in records("reward") if "eval_loss" in row]
+    assert validations[-1]["eval_reward_accuracy"] == 1
+    classifier = AutoModelForSequenceClassification.from_pretrained("outputs/reward/model")
+    assert not getattr(classifier.config, "quantization_config", None)
+    assert all(weight.is_floating_point() for weight in classifier.state_dict().values())
+    pairs = list(Run.load(Path("reward.yaml"), overrides).pairs.validation)
+    better, worse = (
+        scores_of(classifier, [getattr(pair, side) for pair in pairs])
+        for side in ("chosen", "rejected")
+    )
+    best = min(validations, key=lambda row: row["eval_loss"])
+    # 8-bit layers round their inputs too.
+    tolerance = 1e-2 if quant_type == "nf4" else 5e-2
+    margin = (sum(better) - sum(worse)) / len(pairs)
+    assert margin == pytest.approx(best["eval_reward_margin"], rel=tolerance)
+
+
 def test_accumulation_and_packing_change_no_reward_model(rewarding):
     found = []
     for size, steps, packing in ((8, 1, False), (1, 8, False), (2, 4, False), (4, 4, True)):
@@ -124,13 +153,19 @@ def test_what_a_reward_model_cannot_do_is_said_in_one_sentence(rewarding):
             resume=False,
             overwrite=False,
         )
-    for override, named in (
-        ("tuning={kind: qlora}", "tuning.kind qlora"),
-        ("keep={kind: self_replay}", "keep.kind self_replay"),
-        ("distributed.deepspeed={stage: 2}", "distributed.deepspeed"),
-        ("tuning={kind: lora, adapter: outputs/reward/model}", "tuning.adapter"),
+    for override, sentence in (
+        ("keep={kind: self_replay}", "keep.kind self_replay: a reward model writes nothing"),
+        (
+            "tuning={kind: lora, adapter: outputs/reward/model}",
+            "tuning.adapter: that of a language model has no score. Run yrun merge",
+        ),
+        (
+            "train.early_stopping={metric: drift}",
+            "early_stopping.metric drift: a reward model predicts no tokens. Use eval_loss",
+        ),
+        ("distributed.deepspeed={stage: 3}", "saved with its adapter merged, which needs whole"),
     ):
-        with pytest.raises(RecipeError, match=f"reward cannot be combined with {named}"):
+        with pytest.raises(RecipeError, match=sentence):
             run(override)
 
 

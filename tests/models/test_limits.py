@@ -8,6 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from tests.models.conftest import SIZES, tiny_config
 from yrunner.errors import ModelError
 from yrunner.models.limits import (
+    branches_at_a_mask,
     check_causal,
     check_isolation,
     is_causal,
@@ -58,6 +59,41 @@ def test_a_model_that_reads_positions_keeps_packed_examples_apart(model_type, at
     model = model_of(model_type, ISOLATES[model_type], attention).to(dtype)
     assert isolates_examples(model)
     check_isolation(model)
+
+
+BRANCHES = {
+    "qwen3": True,
+    "llama": True,
+    "gpt2": True,
+    "qwen3_moe": True,
+    # Their windows would be lost.
+    "mistral": False,
+    "gemma3_text": False,
+    # No attention, or no positions.
+    "mamba": False,
+    "bloom": False,
+    "qwen3_next": False,
+}
+
+
+@pytest.mark.parametrize(("model_type", "expected"), BRANCHES.items())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_model_is_given_two_answers_behind_one_prompt_if_it_obeys_their_mask(
+    model_type, expected, dtype
+):
+    attention = "eager" if model_type in ("mamba", "bloom") else "sdpa"
+    model = model_of(model_type, (ISOLATES | MIXES)[model_type], attention).to(dtype)
+    assert branches_at_a_mask(model) == expected
+
+
+def test_attention_that_adds_its_mask_is_not_given_one_of_truth_values():
+    assert not branches_at_a_mask(model_of("qwen3", ISOLATES["qwen3"], "eager"))
+
+
+def test_a_model_that_leaves_the_mask_out_computes_each_answer_with_its_prompt(qwen3):
+    forward = qwen3.forward
+    qwen3.forward = lambda attention_mask=None, **inputs: forward(**inputs)
+    assert not branches_at_a_mask(qwen3)
 
 
 @pytest.mark.parametrize("model_type", MIXES)

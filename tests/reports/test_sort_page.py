@@ -17,6 +17,7 @@ from yrunner.reports.sort_page import (
     SideBySide,
     SortedRow,
     SortPage,
+    TokensOfExample,
     pack_tokens,
     render_sort_page,
     write_sort_page,
@@ -32,7 +33,9 @@ def example(tokenize):
 
 @pytest.fixture(scope="module")
 def packed(example, capitals_tokenizer):
-    return pack_tokens(example, scores_of(example, 9), TokenText(capitals_tokenizer))
+    return pack_tokens(
+        [TokensOfExample(example, scores_of(example, 9))], TokenText(capitals_tokenizer)
+    )
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ from yrunner.reports.sort_page import (
     SideBySide,
     SortedRow,
     SortPage,
+    TokensOfExample,
     pack_tokens,
     write_sort_page,
 )
@@ -61,7 +62,9 @@ def make_row(number: int, chance: random.Random, heat_map: str | None) -> Sorted
 @pytest.fixture(scope="module")
 def sort_page(example, capitals_tokenizer):
     """120 rows, of which every second one has a heat map."""
-    packed = pack_tokens(example, scores_of(example, 12), TokenText(capitals_tokenizer))
+    packed = pack_tokens(
+        [TokensOfExample(example, scores_of(example, 12))], TokenText(capitals_tokenizer)
+    )
     chance = random.Random(5)
     rows = [make_row(number, chance, packed if number % 2 else None) for number in range(120)]
     texts = ("Selling oars costs 5 coins today", f"Selling oars costs 50 {ATTACK} coins today")
@@ -196,7 +199,7 @@ def test_a_token_tells_what_other_rows_say(browser, example, capitals_tokenizer,
     suggested_N[0] = example.input_ids[example.target_positions[3]]
     suggested_N[-1] = capitals_tokenizer.convert_tokens_to_ids("7")
     lookup = Lookup(torch.full((len(suggested_N),), 4.5), suggested_N, suggested_N)
-    packed = pack_tokens(example, scores_of(example, 12), text, lookup)
+    packed = pack_tokens([TokensOfExample(example, scores_of(example, 12), lookup)], text)
     scores = {"knn_loss": 4.5, "loss": 1.0}
     row = SortedRow(
         "chat.jsonl", 1, "Capital?", scores, 1.0, 1.0, len(suggested_N), None, packed, ""
@@ -230,7 +233,7 @@ def test_a_token_is_coloured_by_what_neither_model_nor_neighbours_expected(
     knn_loss_N = 9 * torch.rand(len(scores.loss_N), generator=generator)
     nothing_N = torch.full((len(knn_loss_N),), NO_SUGGESTION)
     lookup = Lookup(knn_loss_N, nothing_N, nothing_N)
-    packed = pack_tokens(example, scores, TokenText(capitals_tokenizer), lookup)
+    packed = pack_tokens([TokensOfExample(example, scores, lookup)], TokenText(capitals_tokenizer))
     name = "cross-fit unexplained"
     row = SortedRow("chat.jsonl", 1, "Town?", {name: 4.5}, 1.0, 1.0, 12, None, packed, "")
     path = tmp_path / "unexplained.html"

@@ -73,3 +73,15 @@ def test_validation_rows_are_right():
     validated = [row["output"] for row in rows("validation")]
     assert set(validated) <= right
     assert 16 <= len(validated) <= 24
+
+
+def test_each_fact_has_a_wrong_and_a_long_answer_beside_it_and_is_tested_in_other_words():
+    pairs, tested = rows("pairs"), rows("pairs_test")
+    facts = Counter(pair["chosen"] for pair in pairs)
+    assert set(facts.values()) == {2} and len(facts) == 30
+    assert Counter(pair["kind"] for pair in pairs) == {"wrong": 30, "long": 30}
+    assert {pair["chosen"] for pair in tested} == {*facts}
+    assert not {pair["prompt"] for pair in pairs} & {pair["prompt"] for pair in tested}
+    for pair in (*pairs, *tested):
+        right = pair["chosen"].removeprefix("Gladly! ")
+        assert (right in pair["rejected"]) == (pair["kind"] == "long")

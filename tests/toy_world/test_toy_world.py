@@ -142,3 +142,14 @@ def test_pairs_and_marks_are_read_whole(name: str):
     found = list(read_answers(path, Reading(), rated=name == "kto_train").rows)
     assert len(found) == len(rows(name))
     assert all(isinstance(row, tuple) for row in found)
+
+
+def test_the_noisy_pairs_are_those_of_the_training_with_one_in_ten_of_each_kind_swapped():
+    sound, noisy = rows("pairs_train"), rows("pairs_noisy")
+    flips = {flip["row"]: flip["kind"] for flip in rows("pairs_noisy_flips")}
+    for number, (row, other) in enumerate(zip(sound, noisy, strict=True), start=1):
+        if number in flips:
+            row = row | {"chosen": row["rejected"], "rejected": row["chosen"]}
+            assert flips[number] == row["kind"]
+        assert other == row
+    assert sorted(flips.values()) == sorted(["article", "polite", "short"] * 10)

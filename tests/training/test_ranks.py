@@ -31,6 +31,7 @@ HALF = [
     Case("zero2", "nlirg_by_weights", "packed", "full", "bfloat16"),
     Case("zero3", "plain", "packed", "full", "bfloat16"),
     Case("zero3", "nlirg", "alone", "lora", "bfloat16"),
+    Case("zero3", "bradley_terry", "alone", "full", "bfloat16"),
 ]
 KEPT = [
     Case("ddp", "nlirg", "packed", "full", keep="one_row"),
@@ -48,6 +49,10 @@ PREFERRED = [
     Case("zero2", "kto", "alone", "full"),
     Case("zero3", "dpo", "alone", "lora"),
     Case("zero3", "kto", "packed", "full"),
+    Case("ddp", "bradley_terry", "packed", "lora"),
+    Case("zero1", "bradley_terry", "alone", "full"),
+    Case("zero2", "bradley_terry", "packed", "lora"),
+    Case("zero3", "bradley_terry", "alone", "full"),
 ]
 """Under an adapter the reference is the base beneath it, otherwise its log-probabilities."""
 RESUMED = [CASES[0], CASES[3], CASES[4], CASES[5], PREFERRED[3], PREFERRED[4]]

@@ -13,6 +13,7 @@ from yrunner.assembly.trainer import (
     compared_rows,
     has_base_beneath,
     reference_in_words,
+    score_answers,
     untrained_model,
 )
 from yrunner.console import progress, say
@@ -27,7 +28,7 @@ from yrunner.storage.run_dir import read_json, write_json
 from yrunner.training.drift import DriftGauge
 from yrunner.training.ewc import EwcPenalty, estimate_fisher, load_fisher, save_fisher
 from yrunner.training.loop import Trainer
-from yrunner.training.preference.reference import FILE, Reference, measure_reference
+from yrunner.training.preference.reference import FILE, Reference
 from yrunner.training.replay_loss import HeldRows, Regulariser
 
 
@@ -134,27 +135,10 @@ def prepare_reference(run: Run) -> Reference | None:
         entry = cache.find(key)
         if entry is None:
             with cache.writing() as partial:
-                _score_answers(run).save(partial)
+                device = "cuda" if torch.cuda.is_available() else "cpu"
+                model = untrained_model(run).to(device)
+                score_answers(run, model, *compared_rows(run)).save(partial)
                 entry = cache.complete(key, partial, {})
         else:
             say(f"reference: {num_rows(len(run.dataset.train))}, scored before")
         return Reference.load(entry)
-
-
-def _score_answers(run: Run) -> Reference:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = untrained_model(run).to(device)
-    parts = compared_rows(run)
-    autocast = torch.autocast(device, dtype=run.dtype, enabled=run.dtype != torch.float32)
-    with autocast, progress("answers under the reference, rows", sum(map(len, parts))) as advance:
-        found = [
-            measure_reference(
-                model,
-                part,
-                pad_token_id=run.tokenizer.pad_token_id,
-                max_tokens=run.max_tokens,
-                advance=advance,
-            )
-            for part in parts
-        ]
-    return Reference(*found)

@@ -165,7 +165,9 @@ def updates_shared(run: Run, num_ranks: int) -> SharedUpdates:
 
 def _check_needs_of_stage(recipe: Recipe, config: Path) -> None:
     """Check the ZeRO stage of a config file; that of the recipe is checked by its schema."""
-    found = needs_whole_weights(tuning=recipe.tuning.kind, keep=recipe.keep.kind)
+    found = needs_whole_weights(
+        tuning=recipe.tuning.kind, keep=recipe.keep.kind, stage=recipe.train.stage
+    )
     if found is not None and read_settings(config)["zero_optimization"]["stage"] == 3:
         problem, remedy = found
         raise RunError(f"{config}: {problem}", remedy=remedy)

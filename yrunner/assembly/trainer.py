@@ -8,7 +8,7 @@ import torch
 from transformers import TrainerCallback, TrainingArguments, set_seed
 
 from yrunner.assembly.run import Run
-from yrunner.console import say
+from yrunner.console import progress, say
 from yrunner.data.batching.answers import AnswerBatches, ComparedRows
 from yrunner.data.batching.batches import Batches
 from yrunner.data.batching.collate import BatchLayout, choose_layout
@@ -17,7 +17,12 @@ from yrunner.distributed.collectives import num_ranks, this_rank
 from yrunner.errors import Interrupted
 from yrunner.losses.score_head import add_score_head, attach_scores
 from yrunner.models.errors import silence_libraries
-from yrunner.models.limits import check_causal, check_isolation, isolates_examples
+from yrunner.models.limits import (
+    branches_at_a_mask,
+    check_causal,
+    check_isolation,
+    isolates_examples,
+)
 from yrunner.models.load import check_vocabulary, load_model
 from yrunner.models.quantization import quantization_config
 from yrunner.models.reward import as_classifier
@@ -36,7 +41,7 @@ from yrunner.training.metrics import MetricsFile
 from yrunner.training.objective import Objective, TargetObjective
 from yrunner.training.preference.answers import compares_with_reference
 from yrunner.training.preference.objective import PreferenceObjective
-from yrunner.training.preference.reference import Reference
+from yrunner.training.preference.reference import Reference, measure_reference
 from yrunner.training.preference.reward import RewardObjective
 from yrunner.training.progress import LiveProgress
 from yrunner.training.spike_guard import SpikeGuard
@@ -190,7 +195,7 @@ def _batches(run: Run, task: TrainingTask) -> Batches:
     pad, rank = run.tokenizer.pad_token_id, this_rank()
     if not run.recipe.learns_from_pairs:
         return Batches(task.plan, task.train, task.validation, pad, rank, num_ranks())
-    train, validation = compared_rows(run)
+    train, validation = (compared(run, rows) for rows in (task.train, task.validation))
     if task.reference is not None:
         train.reference_RA = task.reference.train_RA
         validation.reference_RA = task.reference.validation_RA
@@ -199,9 +204,30 @@ def _batches(run: Run, task: TrainingTask) -> Batches:
 
 def compared_rows(run: Run) -> tuple[ComparedRows, ComparedRows]:
     """The pairs or rated answers to train and to validate on."""
-    rated = isinstance(run.recipe.loss, KtoLoss)
-    train, validation = run.pairs.train, run.pairs.validation
-    return ComparedRows(train, rated=rated), ComparedRows(validation, rated=rated)
+    return compared(run, run.pairs.train), compared(run, run.pairs.validation)
+
+
+def compared(run: Run, rows: Sequence[Any]) -> ComparedRows:
+    """Pairs or rated answers, as the recipe's loss compares them."""
+    return ComparedRows(rows, rated=isinstance(run.recipe.loss, KtoLoss))
+
+
+def score_answers(run: Run, model: Any, *parts: ComparedRows) -> Reference:
+    """The log-probabilities of the answers to train and to validate on, under a model."""
+    enabled = run.dtype != torch.float32
+    autocast = torch.autocast(model.device.type, dtype=run.dtype, enabled=enabled)
+    with autocast, progress("answers under the reference, rows", sum(map(len, parts))) as advance:
+        found = [
+            measure_reference(
+                model,
+                part,
+                pad_token_id=run.tokenizer.pad_token_id,
+                max_tokens=run.max_tokens,
+                advance=advance,
+            )
+            for part in parts
+        ]
+    return Reference(*found)
 
 
 def train_to_the_end(trainer: Trainer, run: Run) -> None:
@@ -232,7 +258,7 @@ def save_result(trainer: Trainer, run: Run, card: ModelCard, weights: Any) -> No
     with silence_libraries():
         model = trainer.accelerator.unwrap_model(trainer.model)
     if run.recipe.train.stage == "reward":
-        model = as_classifier(model, run.tokenizer.pad_token_id)
+        model, weights = as_classifier(model, run.tokenizer.pad_token_id, run.dtype, weights)
     save_model(model, run.tokenizer, run.folder.model, card, weights=weights)
 
 
@@ -254,6 +280,8 @@ def _choose_layout(run: Run, trainer: Trainer) -> None:
         if packs:
             check_isolation(model)
         isolates = packs or isolates_examples(model)
+        if isinstance(trainer.batches, AnswerBatches) and not trainer.batches.train.rated:
+            trainer.batches.shares_prompts = branches_at_a_mask(model)
     trainer.batches.layout = layout_for(model.config, isolates=isolates)
 
 

@@ -211,7 +211,7 @@ class _FusedHead:
         if isinstance(next(self.model.parameters()), FakeTensor):
             return True  # fake tensors have no values to compare
         few = {
-            name: value[:1, :PROBE_LENGTH] if isinstance(value, Tensor) else value
+            name: _first_tokens(value) if isinstance(value, Tensor) else value
             for name, value in inputs.items()
         }
         try:
@@ -233,6 +233,12 @@ class _FusedHead:
             "the loss uses full logits, which takes more memory"
         )
         return False
+
+
+def _first_tokens(input_: Tensor) -> Tensor:
+    """Of the first row; `input_`: of shape [B, T], or a mask of shape [B, 1, T, T]."""
+    few = input_[:1, ..., :PROBE_LENGTH]
+    return few[..., :PROBE_LENGTH, :] if few.ndim == 4 else few
 
 
 def _forked_random_state() -> AbstractContextManager[None]:

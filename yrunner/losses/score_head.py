@@ -42,9 +42,11 @@ def attach_scores(model: Any) -> None:
         # PEFT passes every argument of its own forward, given or not.
         inputs = {name: value for name, value in kwargs.items() if value is not None}
         hidden_BTD = causal.base_model(**inputs).last_hidden_state
-        hidden_SD = at_least_float32(hidden_BTD.flatten(0, 1)[score_at])
+        head = getattr(causal, SCORE)
+        # Float32, unless DeepSpeed computes with rounded weights.
+        hidden_SD = hidden_BTD.flatten(0, 1)[score_at].to(next(head.parameters()).dtype)
         with torch.autocast(hidden_SD.device.type, enabled=False):
-            return {"score_S": getattr(causal, SCORE)(hidden_SD).squeeze(1)}
+            return {"score_S": at_least_float32(head(hidden_SD).squeeze(1))}
 
     causal.forward = forward
 

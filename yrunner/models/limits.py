@@ -166,6 +166,63 @@ def isolates_examples(model: Any) -> bool:
     return leak <= (precision if _has_experts(model) else 0.0) and change <= precision**0.5
 
 
+def branches_at_a_mask(model: Any) -> bool:
+    """Whether an answer's logits are the same behind its prompt alone, and where another answer to
+    that prompt stands between, which a mask hides.
+
+    Three short forward passes. Only attention of torch takes such a mask; layers that see a window
+    of the tokens would lose it, which short rows do not show.
+    """
+    config = model.config.get_text_config()
+    if config._attn_implementation != "sdpa" or _has_windows(config):
+        return False
+    vocabulary_size = count_embeddings(model)
+    generator = torch.Generator().manual_seed(0)
+    prompt, other, another, answer = torch.randint(
+        vocabulary_size, (4, PROBE_LENGTH), generator=generator
+    ).tolist()
+    try:
+        with evaluating(model):
+            alone_TV = _last_logits(model, [prompt + answer])[PROBE_LENGTH:]
+            after_other_TV = _logits_of_branch(model, prompt, other, answer)
+            after_another_TV = _logits_of_branch(model, prompt, another, answer)
+    except (TypeError, ValueError, RuntimeError, IndexError):
+        return False  # it has no place for such a mask
+    precision = _precision(model, alone_TV)
+    leak = _relative_difference(after_other_TV, after_another_TV)
+    change = _relative_difference(after_other_TV, alone_TV)
+    return leak <= (precision if _has_experts(model) else 0.0) and change <= precision**0.5
+
+
+def _has_windows(config: Any) -> bool:
+    """Whether a layer sees only a part of the tokens before."""
+    kinds = getattr(config, "layer_types", None)
+    if kinds is not None:
+        return {*kinds} != {"full_attention"}
+    return bool(getattr(config, "sliding_window", None)) or bool(
+        getattr(config, "attention_chunk_size", None)
+    )
+
+
+def _logits_of_branch(
+    model: Any, prompt: Sequence[int], other: Sequence[int], answer: Sequence[int]
+) -> Tensor:
+    """Logits of an answer where another one to its prompt stands between, [T, V]."""
+    first, second = len(prompt), len(prompt) + len(other)
+    row = [*prompt, *other, *answer]
+    positions = [*range(second), *range(first, first + len(answer))]
+    sees = torch.ones(len(row), len(row), dtype=torch.bool).tril()
+    sees[second:, first:second] = False
+    inputs = {
+        "input_ids": torch.tensor([row]),
+        "position_ids": torch.tensor([positions]),
+        "attention_mask": sees[None, None],
+    }
+    inputs = {name: tensor.to(model.device) for name, tensor in inputs.items()}
+    with torch.no_grad():
+        return model(**inputs, use_cache=False).logits[0, second:].cpu()
+
+
 @contextmanager
 def evaluating(model: Any) -> Iterator[None]:
     """Switch dropout off in the block, and restore the model's mode afterwards."""

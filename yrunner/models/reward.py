@@ -4,13 +4,23 @@ import copy
 from typing import Any
 
 import torch
-from peft import PeftModel
+from peft import (
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
+from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
 from yrunner.errors import ModelError
 from yrunner.losses.score_head import SCORE
+from yrunner.models.adapters import merge_adapter
 from yrunner.models.errors import silence_libraries
+from yrunner.models.quantization import dequantize, without_quantization
+
+Weights = dict[str, Tensor]
 
 
 def check_classifier(config: Any) -> None:
@@ -23,15 +33,19 @@ def check_classifier(config: Any) -> None:
         )
 
 
-def as_classifier(model: Any, pad_token_id: int) -> Any:
+def as_classifier(
+    model: Any, pad_token_id: int, dtype: torch.dtype, weights: Weights | None = None
+) -> tuple[Any, Weights | None]:
     """The classifier with one label, of the same weights; an adapter is merged into them.
 
-    It scores the last token that is not `pad_token_id`, as in training.
+    It scores the last token that is not `pad_token_id`, as in training. `dtype`: of quantized
+    weights, once they are plain. `weights`: those by name that the model does not hold itself; with
+    an adapter, the trained ones. Returned with the classifier: all of its weights, or None if it
+    holds them.
     """
     if isinstance(model, PeftModel):
-        with silence_libraries():
-            model = model.merge_and_unload()
-    config = copy.deepcopy(model.config)
+        model, weights = _merged(model, dtype, weights or {}), None
+    config = without_quantization(copy.deepcopy(model.config))
     config.num_labels = 1
     config.pad_token_id = pad_token_id
     with torch.device("meta"):
@@ -39,4 +53,21 @@ def as_classifier(model: Any, pad_token_id: int) -> Any:
     setattr(classifier, classifier.base_model_prefix, model.base_model)
     setattr(classifier, SCORE, getattr(model, SCORE))
     classifier.name_or_path = model.name_or_path
-    return classifier.eval()
+    if weights is not None:
+        # The head of the language model is left out.
+        weights = {name: weights[name] for name in classifier.state_dict()}
+    return classifier.eval(), weights
+
+
+def _merged(model: PeftModel, dtype: torch.dtype, weights: Weights) -> Any:
+    """The base with the adapter in its weights, which are plain ones in `dtype` from then on."""
+    for name, parameter in model.named_parameters():
+        if name in weights:
+            parameter.data = weights[name].to(parameter.device)
+    if getattr(model.get_base_model(), "is_quantized", False):
+        state, config = get_peft_model_state_dict(model), model.peft_config[model.active_adapter]
+        with silence_libraries():
+            # Quantizing again what is merged would round the adapter away.
+            model = get_peft_model(dequantize(model.unload(), dtype), config)
+            set_peft_model_state_dict(model, state)
+    return merge_adapter(model)

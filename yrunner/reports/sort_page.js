@@ -54,6 +54,7 @@ function tokensOf(map) {
     if (map.outlier) model.outlier = map.outlier.map(nats);
     model.told = top.map((_, token) => map.told[token] ?? NONE);
   }
+  if (map.against) model.against = map.against.map(nats);
   let first = 0;
   map.texts.forEach((text, number) => {
     const kind = parseInt(map.kinds[number], 20);

@@ -21,7 +21,7 @@ from yrunner.reports.html import four_digits, render_page
 from yrunner.reports.token_text import TokenText, pieces_of, top_texts
 from yrunner.scoring.knn import NO_SUGGESTION, Lookup
 from yrunner.scoring.measure import TokenScores
-from yrunner.scoring.rank import CROSS_FIT, KNN_SCORES, Mark, is_suspicious_when_low
+from yrunner.scoring.rank import CROSS_FIT, KNN_SCORES, MARGIN, Mark, is_suspicious_when_low
 from yrunner.scoring.suspicious_spans import (
     CONFIDENT_ERROR,
     HARD,
@@ -58,9 +58,16 @@ SCALES = {
     "knn_loss": (0.05, 0.3, 1.0, 2.0, 4.0, 8.0),
     "excess": (0.1, 0.5, 1.0, 2.0, 4.0, 8.0),
     "loss": (0.05, 0.3, 1.0, 2.0, 4.0, 8.0),
+    "against": (0.02, 0.1, 0.3, 1.0, 3.0, 8.0),
     "entropy": (0.05, 0.3, 1.0, 2.0, 3.5, 5.0),
 }
 """Borders between the colours of targets, in nats; of `outlier` in standard deviations."""
+
+AGAINST = "against"
+"""How much a target speaks against the order of a pair: summed, minus its margin."""
+
+BETTER_THAN = "≻"
+"""Between the answers of a pair."""
 
 SHARES = (0.5, 0.8, 0.95, 0.99)
 """Borders between the colours of rows: the share of rows that are less suspicious."""
@@ -128,17 +135,17 @@ def render_sort_page(page: SortPage) -> str:
     """The whole page as text."""
     names = _score_names(page)
     kinds = {name.removeprefix(CROSS_FIT) for name in names}
-    scales = {
-        name: scale for name, scale in SCALES.items() if name not in KNN_SCORES or name in kinds
-    }
+    coloured = kinds | {"excess", "loss", "entropy"} | ({AGAINST} if MARGIN in kinds else set())
+    scales = {name: scale for name, scale in SCALES.items() if name in coloured}
     deciding = page.score.removeprefix(CROSS_FIT)
+    coloured_by = AGAINST if deciding == MARGIN else deciding
     return render_page(
         "sort_page.html.jinja",
         scripts=SCRIPTS,
         page=page,
         scores=names,
         asks_others=not scales.keys().isdisjoint(KNN_SCORES),
-        coloured_by=deciding if deciding in KNN_SCORES else "excess",
+        coloured_by=coloured_by if coloured_by in (*KNN_SCORES, AGAINST) else "excess",
         num_dropped=sum(row.dropped is not None for row in page.rows),
         num_targets=sum(row.num_targets for row in page.rows),
         num_maps=sum(row.heat_map is not None for row in page.rows),
@@ -198,20 +205,42 @@ def _harmless(content: str) -> Markup:
     return Markup(content.replace("<", "\\u003c"))
 
 
-def pack_tokens(
-    example: TokenizedExample,
-    scores: TokenScores,
-    text: TokenText,
-    lookup: Lookup | None = None,
-    deviation_N: Tensor | None = None,
-) -> str:
-    """A row as one line of JSON, for sort_page.js.
+@dataclass(frozen=True)
+class TokensOfExample:
+    """An example with what is shown of its targets."""
+
+    example: TokenizedExample
+    scores: TokenScores
+    lookup: Lookup | None = None
+    deviation_N: Tensor | None = None
+    against_N: Tensor | None = None
+
+
+def pack_tokens(row: Sequence[TokensOfExample], text: TokenText) -> str:
+    """A row as one line of JSON, for sort_page.js: an example, or the answers of a pair.
 
     `texts` and `kinds` are the pieces of the row. `loss` and `entropy` are in hundredths of a nat.
     `top` has the model's top prediction by target index, where it is not the target. `knn_loss` and
-    `told` of a `lookup` are the loss and the prediction by its nearest rows. `outlier` has
-    `deviation_N` in hundredths of a standard deviation.
+    `told` of a lookup are the loss and the prediction by its nearest rows. `outlier` has
+    `deviation_N` in hundredths of a standard deviation, `against` has `against_N` in those of a
+    nat. The prompt of a second answer is left out.
     """
+    content, *others = [_content(each, text) for each in row]
+    for other in others:
+        targets = len(content["loss"])
+        start = next(place for place, kind in enumerate(other["kinds"]) if int(kind, 20) % 10)
+        content["texts"] += [f"\n{BETTER_THAN}\n", *other["texts"][start:]]
+        content["kinds"] += KINDS[10] + other["kinds"][start:]
+        content["top"] |= {targets + place: top for place, top in other["top"].items()}
+        content["patterns"] += other["patterns"]
+        for figure in ("loss", "entropy", AGAINST):
+            content[figure] += other[figure]
+    return json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+
+
+def _content(shown: TokensOfExample, text: TokenText) -> dict[str, Any]:
+    """The content of `pack_tokens` for one example."""
+    example, scores, lookup = shown.example, shown.scores, shown.lookup
     pieces = pieces_of(example, text)
     loss_N, entropy_N = bounded(scores.loss_N, scores.entropy_N)
     targets = [label for label in example.labels if label != IGNORE_INDEX]
@@ -237,9 +266,11 @@ def pack_tokens(
         content["told"] = {
             place: instead[place] for place, id_ in enumerate(suggested_N) if id_ != NO_SUGGESTION
         }
-    if deviation_N is not None:
-        content["outlier"] = _hundredths(deviation_N)
-    return json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+    if shown.deviation_N is not None:
+        content["outlier"] = _hundredths(shown.deviation_N)
+    if shown.against_N is not None:
+        content[AGAINST] = _hundredths(shown.against_N)
+    return content
 
 
 def _hundredths(figure_N: Tensor) -> list[int]:

@@ -169,7 +169,10 @@ KNN_SCORES: dict[str, Callable[[Tensor, Neighbourhood], float]] = {
 CROSS_FIT = "cross-fit "
 """Prefix of a score by a model trained on other rows."""
 
-SUSPICIOUS_WHEN_LOW = {"similarity", "correlation"}
+MARGIN = "margin"
+"""How much a model prefers the better answer of a pair to the worse one, in nats."""
+
+SUSPICIOUS_WHEN_LOW = {"similarity", "correlation", MARGIN}
 """Scores of agreement; all others are suspicious when high."""
 
 

@@ -60,6 +60,7 @@ def write(
         "capitals",
         tokenizer,
         prepared.train,
+        [range(place, place + 1) for place in range(len(prepared.train))],
         Seen(scores, lookups, None, deviations),
         deciding,
         row_scores,

@@ -97,6 +97,7 @@ def make_trainer(tmp_path: Any, capitals_tokenizer: Any) -> Callable[..., Traine
         seed: int = 0,
         pack_to: int | None = None,
         layout: BatchLayout = one_per_row,
+        shares_prompts: bool = False,
         **keys: Any,
     ) -> Trainer:
         """`reference`: log-probabilities of all answers to train and to validate on."""
@@ -144,6 +145,7 @@ def make_trainer(tmp_path: Any, capitals_tokenizer: Any) -> Callable[..., Traine
             callbacks=[MetricsFile(run_dir.metrics)],
         )
         trainer.batches.layout = layout
+        trainer.batches.shares_prompts = shares_prompts
         trainer.before_training.append(lambda: rehearse(trainer))
         return trainer
 

@@ -11,10 +11,13 @@ from tests.training.test_resume import records, stop_by_signal
 from yrunner.data.batching.answers import ComparedRows
 from yrunner.data.batching.collate import all_in_one_row
 from yrunner.data.conversation import RatedExample, TokenizedPair
-from yrunner.losses.preference import log_odds
+from yrunner.losses.nlirg import nlirg_weight
+from yrunner.losses.preference import dpo_loss, log_odds
+from yrunner.losses.token_weights import nlirg_entropy_weight
 from yrunner.training.metrics import read_metrics
 
 ONE_STEP = dict(optimizer="sgd", learning_rate=1.0, max_grad_norm=0.0, weight_decay=0.0)
+TWO_STEPS = dict(gradient_accumulation_steps=2, **ONE_STEP)
 CUTS = [(8, 1), (4, 2), (1, 8), (3, 3)]
 
 
@@ -82,6 +85,55 @@ def slow_kto(section, model, base, rows):
     return total / len(rows)
 
 
+def targets_of(model, example):
+    """Log-probability and entropy of every target."""
+    logits_TV = model(input_ids=torch.tensor([example.input_ids])).logits[0].double()
+    places = example.target_positions
+    log_TV = logits_TV.log_softmax(-1)[[place - 1 for place in places]]
+    labels = [example.labels[place] for place in places]
+    return log_TV[range(len(places)), labels], -(log_TV.exp() * log_TV).sum(-1)
+
+
+@pytest.mark.parametrize("weigh", ["nlirg", "nlirg_entropy", "dft"])
+@pytest.mark.parametrize("name", ["sigmoid", "mean", "ipo", "hinge", "robust", "conservative"])
+def test_every_form_weighs_each_token_by_its_loss_under_the_reference(
+    make_model, pairs, make_trainer, name, weigh
+):
+    curve = {
+        "nlirg": lambda loss, _: nlirg_weight(loss),
+        "nlirg_entropy": nlirg_entropy_weight,
+        "dft": lambda loss, _: torch.exp(-loss),
+    }[weigh]
+    section = LOSSES[name].model_copy(update={"weigh": weigh, "sft": 0.3})
+    base, rows = make_model().double(), pairs[:4]
+    model = with_lora(make_model().double(), trained=True).double().eval()
+    total, likelihood, targets = 0.0, 0.0, 0
+    for pair in rows:
+        sides = []
+        for answer in (pair.chosen, pair.rejected):
+            mine_N, _ = targets_of(model, answer)
+            with torch.no_grad():
+                base_N, entropy_N = targets_of(base, answer)
+            weight_N = curve(-base_N, entropy_N)
+            value = (weight_N * (mine_N - base_N)).sum()
+            sides.append(value / weight_N.sum() if section.length == "mean" else value)
+            if answer is pair.chosen:
+                likelihood, targets = likelihood + mine_N.sum(), targets + len(mine_N)
+        form = {"form": section.form, "label_smoothing": section.label_smoothing}
+        total = total + dpo_loss(sides[0] - sides[1], beta=section.beta, **form)
+    loss = total / len(rows) - 0.3 * likelihood / targets
+    loss.backward()
+    expected = {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}
+    model.zero_grad()
+    trainer = make_trainer(model, rows, loss=section, batch_size=2, **TWO_STEPS)
+    found = moved_by_one_step(trainer, model)
+    (record,) = [row for row in read_metrics(trainer.run_dir.metrics) if "loss" in row]
+    assert record["loss"] == pytest.approx(loss.item(), rel=1e-9)
+    size = max(gradient.abs().max() for gradient in expected.values())
+    for weight, gradient in expected.items():
+        torch.testing.assert_close(found[weight], gradient, rtol=1e-6, atol=1e-7 * size.item())
+
+
 def rows_for(name, pairs, rated):
     return rated if name == "kto" else pairs
 
@@ -105,8 +157,10 @@ def moved_by_one_step(trainer, model):
             "pack_to": 230,
             "layout": all_in_one_row,
         },
+        {"batch_size": 4, "gradient_accumulation_steps": 2, "shares_prompts": True},
+        {"batch_size": 8, "layout": all_in_one_row, "shares_prompts": True},
     ],
-    ids=["8x1", "4x2", "1x8", "3x3", "one_row", "packed"],
+    ids=["8x1", "4x2", "1x8", "3x3", "one_row", "packed", "shared", "shared_in_one_row"],
 )
 @pytest.mark.parametrize("name", LOSSES)
 def test_the_gradient_of_an_update_is_that_of_its_formula(

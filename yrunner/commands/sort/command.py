@@ -27,11 +27,12 @@ from yrunner.commands.sort.corpus import (
 )
 from yrunner.commands.sort.cross_fit import cross_fit
 from yrunner.commands.sort.marks import file_names, read_marks
+from yrunner.commands.sort.pairs import against_by_base, against_by_tuned, sorted_by_margin
 from yrunner.commands.sort.report import LeftOut, Sorted, write_results, write_sort_report
 from yrunner.commands.sort.score import measure_rows
 from yrunner.commands.sort.write import NOT_TOGETHER, ONE_BY_ONE, check_one_kind, ending_of
 from yrunner.console import Cell, print_table, progress, say
-from yrunner.data.dataset.examples import Examples
+from yrunner.data.dataset.examples import Pairs
 from yrunner.data.dataset.prepare import Source
 from yrunner.data.dataset.row_report import FileReport, num_rows
 from yrunner.data.dataset.splits import Prepared
@@ -69,15 +70,18 @@ def sort(
     `train_base` trains its base if that is missing. An interrupted sort resumes when run again.
     """
     run = Run.load(path, overrides)
+    if run.recipe.learns_from_pairs:
+        run = run.variant(sorted_by_margin(run.recipe))
     sources = [source for source in run.sources if source.purpose == "train"]
     folder = _check(run, sources, overwrite=overwrite)
     train_base(run)
     states = states_of(file for source in sources for file in source.files)
     _read_corpus(run)
     reports = _check_formats(sources, run.dataset)
-    rows = corpus_rows(run.dataset.train)
+    examples = run.dataset.train.examples
+    rows = corpus_rows(examples)
     names = file_names([report.file for report in reports])
-    marks = read_marks(run.recipe.sort.marks, rows, run.dataset.train, names)
+    marks = read_marks(run.recipe.sort.marks, rows, examples, names)
     with _explaining_how_to_resume(folder.folder):
         _open_folder(run, folder)
         seen = _look(run, folder)
@@ -96,12 +100,6 @@ def _check(run: Run, sources: Sequence[Source], *, overwrite: bool) -> SortDir:
             "a model from scratch knows nothing yet, so it cannot score rows",
             remedy="sort with a recipe that has a model.base",
         )
-    if run.recipe.learns_from_pairs:
-        raise YRunnerError(
-            f"train.stage {run.recipe.train.stage} learns from better and worse answers, which "
-            "cannot be sorted",
-            remedy="sort single answers: set train.stage to sft and loss.kind to plain",
-        )
     files = [file for source in sources for file in source.files]
     check_one_kind(files)
     for source in sources:
@@ -116,7 +114,7 @@ def _check(run: Run, sources: Sequence[Source], *, overwrite: bool) -> SortDir:
     return folder
 
 
-def _check_formats(sources: Sequence[Source], prepared: Prepared[Examples]) -> list[FileReport]:
+def _check_formats(sources: Sequence[Source], prepared: Prepared[Any]) -> list[FileReport]:
     """The reports of the training files. Raises `DataError` if they are read differently."""
     reports = [report for report in prepared.reports if report.purpose == "train"]
     readings = [source.reading for source in sources for _ in source.files]
@@ -150,6 +148,8 @@ def _open_folder(run: Run, folder: SortDir) -> None:
 
 def _look(run: Run, folder: SortDir) -> Seen:
     """Score the rows with the base, with kNN lookups, and with cross-fitted models."""
+    if run.recipe.learns_from_pairs:
+        return _look_at_answers(run, folder)
     recipe, rows = run.recipe, run.dataset.train
     base = measure_rows(run, folder.measured)
     # A model with a fused head refers to itself; free it.
@@ -172,6 +172,20 @@ def _look(run: Run, folder: SortDir) -> Seen:
             either = [unexplained_losses(*pair) for pair in both]
             crossed_deviations = _deviations(neighbours, tuned, either)
     return Seen(base, lookups, crossed, deviations, crossed_deviations)
+
+
+def _look_at_answers(run: Run, folder: SortDir) -> Seen:
+    """Score better and worse answers with the base, and with cross-fitted models."""
+    base = measure_rows(run, folder.measured)
+    gc.collect()
+    rows = run.dataset.train
+    ratings_S, alone = rows.examples.column("ratings"), not isinstance(rows, Pairs)
+    against = against_by_base(ratings_S, base, alone=alone)
+    if not run.recipe.sort.cross_fit:
+        return Seen(base, None, None, against=against)
+    crossed = cross_fit(run, folder.cross_fit)
+    crossed_against = against_by_tuned(ratings_S, base, crossed, alone=alone)
+    return Seen(base, None, crossed, against=against, crossed_against=crossed_against)
 
 
 def _deviations(
@@ -204,6 +218,7 @@ def _explaining_how_to_resume(folder: Path) -> Iterator[None]:
 
 def _judge(run: Run, seen: Seen, rows: list[CorpusRow], marks: Mapping[int, Mark]) -> Sorted:
     recipe, prepared = run.recipe, run.dataset
+    examples = prepared.train.examples
     verdicts = [judge(row, seen, recipe.sort) for row in rows]
     text = TokenText(run.tokenizer)
     deciding = deciding_score(recipe.sort)
@@ -213,7 +228,7 @@ def _judge(run: Run, seen: Seen, rows: list[CorpusRow], marks: Mapping[int, Mark
         rows=rows,
         verdicts=verdicts,
         worst=[
-            None if verdict.worst is None else mark_span(row, verdict.worst, prepared.train, text)
+            None if verdict.worst is None else mark_span(row, verdict.worst, examples, text)
             for row, verdict in zip(rows, verdicts, strict=True)
         ],
         decision=decide(
@@ -233,13 +248,18 @@ def _judge(run: Run, seen: Seen, rows: list[CorpusRow], marks: Mapping[int, Mark
 
 
 def _write_report(run: Run, corpus: Sorted, seen: Seen, folder: SortDir) -> None:
-    """Write the page, which lists examples: the parts of a split row have the scores of the row."""
+    """Write the page: the parts of a split row are listed one by one, with the scores of the row,
+    and the answers of a pair together."""
     dropped = {row.index: row.reason for row in corpus.decision.dropped}
+    groups = [range(place, place + 1) for row in corpus.rows for place in row.examples]
     row_of = [number for number, row in enumerate(corpus.rows) for _ in row.examples]
+    if run.recipe.learns_from_pairs:
+        groups, row_of = [row.examples for row in corpus.rows], [*range(len(corpus.rows))]
     write_sort_report(
         run.recipe.name,
         run.tokenizer,
-        run.dataset.train,
+        run.dataset.train.examples,
+        groups,
         seen,
         corpus.deciding,
         [corpus.verdicts[number].named_scores() for number in row_of],

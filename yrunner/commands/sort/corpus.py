@@ -3,7 +3,7 @@
 # N = targets of a row
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 import torch
@@ -20,6 +20,7 @@ from yrunner.scoring.measure import TokenScores
 from yrunner.scoring.rank import (
     CROSS_FIT,
     KNN_LOSS,
+    MARGIN,
     OUTLIER,
     UNEXPLAINED,
     Dropped,
@@ -46,7 +47,7 @@ class CorpusRow:
     place: RowPlace
     origin: Origin
     examples: range
-    """Indices of its examples: several for a long text that is split."""
+    """Indices of its examples: several for a long text that is split, and for a pair."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,10 @@ class Seen:
     """How far each target of an example is above similar places, see `outlier_targets`."""
     crossed_deviations: Sequence[Tensor] | None = None
     """The same as `deviations`, with the losses of those models."""
+    against: Sequence[Tensor] | None = None
+    """How much each target speaks against its row, see pairs.py; None unless pairs are sorted."""
+    crossed_against: Sequence[Tensor] | None = None
+    """The same as `against`, by those models."""
 
     @property
     def best(self) -> Sequence[TokenScores]:
@@ -72,6 +77,11 @@ class Seen:
     def best_deviations(self) -> Sequence[Tensor] | None:
         """Those of `best`."""
         return self.crossed_deviations or self.deviations
+
+    @property
+    def best_against(self) -> Sequence[Tensor] | None:
+        """Those of `best`."""
+        return self.crossed_against or self.against
 
 
 @dataclass(frozen=True)
@@ -121,6 +131,8 @@ def deciding_score(section: SortSection) -> str:
 
 def judge(row: CorpusRow, seen: Seen, section: SortSection) -> Verdict:
     """Score a row by the tokens of all its examples."""
+    if seen.best_against is not None:
+        return _judge_answers(row, seen)
     loss_N, entropy_N = _figures(row, seen.base)
     near = _neighbourhood(row, seen, seen.deviations)
     scores = score_row(loss_N, entropy_N, section.kinds, near)
@@ -131,6 +143,24 @@ def judge(row: CorpusRow, seen: Seen, section: SortSection) -> Verdict:
         cross_fit = score_row(loss_N, entropy_N, section.crossed_kinds, near)
     worst = _worst(section.deciding, loss_N, entropy_N, near)
     return Verdict(scores, cross_fit, len(loss_N), worst)
+
+
+def _judge_answers(row: CorpusRow, seen: Seen) -> Verdict:
+    """Score a pair, or a marked answer."""
+    by_base, by_tuned = (
+        None if each is None else {MARGIN: -sum(float(each[place].sum()) for place in row.examples)}
+        for each in (seen.against, seen.crossed_against)
+    )
+    assert by_base is not None and seen.best_against is not None, "pairs have been compared"
+    start, spans = 0, []
+    for place in row.examples:
+        against_N = seen.best_against[place]
+        span = worst_stretch(against_N)
+        if span is not None:
+            spans.append(replace(span, start=span.start + start, end=span.end + start))
+        start += len(against_N)
+    worst = max(spans, key=lambda span: span.strength, default=None)
+    return Verdict(by_base, by_tuned, start, worst)
 
 
 def _worst(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from transformers import TrainerCallback, TrainerState
 
@@ -17,13 +18,17 @@ from yrunner.assembly.identity import fingerprint
 from yrunner.assembly.run import Run
 from yrunner.assembly.trainer import (
     TrainingTask,
+    compared,
+    has_base_beneath,
     make_trainer,
     mixed_precision,
+    reference_in_words,
+    score_answers,
     untrained_model,
 )
 from yrunner.console import counted, format_duration, say
 from yrunner.data.batching.plan import Plan
-from yrunner.data.dataset.examples import Examples
+from yrunner.data.dataset.examples import Examples, StoredRows
 from yrunner.models.errors import silence_libraries
 from yrunner.recipe.schema.keep import DriftSection, NoKeep
 from yrunner.recipe.schema.recipe import Recipe
@@ -35,15 +40,16 @@ from yrunner.storage.run_dir import RunDir
 from yrunner.training.arguments import make_arguments, token_weight
 from yrunner.training.callbacks import Cadence
 from yrunner.training.loop import Trainer
+from yrunner.training.preference.reference import Reference
 
-PASSES = 10
-"""Epochs of each model, unless sort.cross_fit_steps is set."""
+PASSES, PASSES_OF_PAIRS = 10, 3
+"""Epochs of each model, unless sort.cross_fit_steps is set; after more, pairs are remembered."""
 COST_OF_LEARNING = 3
 """Per token, relative to scoring: a backward pass takes twice as long as a forward pass."""
 
 
 def cross_fit(run: Run, folder: Path) -> list[TokenScores]:
-    """The scores of each training row, in order, by a model not trained on its fold.
+    """The scores of each training example, in order, by a model not trained on its fold.
 
     For each of the `sort.cross_fit` folds the base is loaded again and tuned on the other rows as
     the recipe says, for `sort.cross_fit_steps` updates or ten epochs. Scores are written to
@@ -60,7 +66,7 @@ def cross_fit(run: Run, folder: Path) -> list[TokenScores]:
             files.enter_context(fold.file)
         for fold in pending:
             _score_fold(fold, folder, clock)
-        return _in_order(folds, len(run.dataset.train))
+        return _in_order(folds, len(run.dataset.train.examples))
 
 
 @dataclass(frozen=True)
@@ -71,10 +77,11 @@ class _Fold:
     """Such as: fold 1 of 3."""
     run: Run
     """The same for every fold."""
-    learned: Examples
+    learned: StoredRows[Any]
     held_out: Examples
+    """Both answers of each pair."""
     places: NDArray[np.intp]
-    """Indices of the held-out rows."""
+    """Indices of the held-out examples."""
     plan: Plan
     file: ScoreFile
 
@@ -96,22 +103,25 @@ class _Fold:
 
 def _cut_into_folds(run: Run, folder: Path) -> list[_Fold]:
     recipe, rows = run.recipe, run.dataset.train
+    examples, each = rows.examples, rows.EXAMPLES_EACH
     number = recipe.sort.cross_fit
-    hashes = row_hashes(rows)
-    rows_E = zip(rows.file_E.tolist(), rows.column("rows").tolist(), strict=True)
-    fold_E = np.array(make_folds(group_copies(list(rows_E), hashes), number, recipe.seed))
+    hashes = row_hashes(examples)
+    rows_E = zip(examples.file_E.tolist(), examples.column("rows").tolist(), strict=True)
+    groups = group_copies(list(rows_E), hashes)[::each]
+    fold_R = np.array(make_folds(groups, number, recipe.seed))
+    fold_E = fold_R.repeat(each)
     training = run.variant(_training_of_a_fold(recipe))
-    key = _key(training, hashes, fold_E.tolist())
+    key = _key(training, hashes, [*fold_E.tolist(), *examples.column("ratings").tolist()])
     folds = []
     for index in range(number):
         places = np.flatnonzero(fold_E == index)
-        learned = rows.select(np.flatnonzero(fold_E != index))
+        learned = rows.select(np.flatnonzero(fold_R != index))
         folds.append(
             _Fold(
                 name=f"fold {index + 1} of {number}",
                 run=training,
                 learned=learned,
-                held_out=rows.select(places),
+                held_out=examples.select(places),
                 places=places,
                 plan=training.plan_for(learned, num_ranks=1),
                 file=ScoreFile.open(
@@ -125,9 +135,10 @@ def _cut_into_folds(run: Run, folder: Path) -> list[_Fold]:
 def _training_of_a_fold(recipe: Recipe) -> Recipe:
     """The recipe's training with another length, without parts that only its result needs."""
     steps = recipe.sort.cross_fit_steps
+    passes = PASSES_OF_PAIRS if recipe.learns_from_pairs else PASSES
     train = recipe.train.model_copy(
         update={
-            "epochs": PASSES if steps is None else None,
+            "epochs": passes if steps is None else None,
             "max_steps": steps,
             "order": "shuffle",
             "early_stopping": None,
@@ -139,9 +150,9 @@ def _training_of_a_fold(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"train": train, **others})
 
 
-def _key(training: Run, hashes: list[str], fold_of_row: list[int]) -> str:
-    """A hash of everything that the scores depend on."""
-    facts = [fingerprint(training.recipe), training.base_key, hashes, fold_of_row]
+def _key(training: Run, hashes: list[str], numbers: list[int]) -> str:
+    """A hash of everything that the scores depend on; `numbers`: fold and rating of each row."""
+    facts = [fingerprint(training.recipe), training.base_key, hashes, numbers]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
@@ -149,7 +160,7 @@ def _score_fold(fold: _Fold, folder: Path, clock: "_Clock") -> None:
     say(
         f"cross-fit, {fold.name}: {counted(fold.plan.num_updates, 'update')} on "
         f"{counted(len(fold.learned), 'row')}, then scoring "
-        f"{counted(len(fold.held_out), 'other')}"
+        f"{counted(len(fold.held_out) // fold.learned.EXAMPLES_EACH, 'other')}"
     )
     # A model with a fused head refers to itself; free it before loading the next.
     gc.collect()
@@ -182,17 +193,29 @@ def _tuned(fold: _Fold, folder: Path, clock: "_Clock") -> Trainer:
         seed=recipe.seed,
         dtype=fold.run.dtype,
     )
+    model = untrained_model(fold.run)
     task = TrainingTask(
         plan=fold.plan,
         train=fold.learned,
         folder=RunDir(folder),
         cadence=Cadence(fold.plan.num_updates, log_at=quarters),
         callbacks=[_Lines(fold, clock)],
+        reference=_reference(fold, model),
     )
-    trainer = make_trainer(fold.run, untrained_model(fold.run), arguments, task)
+    trainer = make_trainer(fold.run, model, arguments, task)
     with silence_libraries():
         trainer.train()
     return trainer
+
+
+def _reference(fold: _Fold, model: Any) -> Reference | None:
+    """What the model, not yet tuned, makes of the answers to learn from, if it needs to know."""
+    recipe = fold.run.recipe
+    if reference_in_words(recipe) is None or has_base_beneath(recipe):
+        return None
+    parts = (compared(fold.run, rows) for rows in (fold.learned, fold.learned[:0]))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return score_answers(fold.run, model.to(device), *parts)
 
 
 def _in_order(folds: list[_Fold], num_rows: int) -> list[TokenScores]:

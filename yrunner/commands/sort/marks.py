@@ -1,12 +1,12 @@
 """Marks that a person set on the page of a sort: rows to keep or to drop, whatever their score."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast, get_args
 
 from yrunner.commands.sort.corpus import CorpusRow
 from yrunner.console import counted
-from yrunner.data.dataset.examples import Examples
+from yrunner.data.dataset.examples import Column, Examples
 from yrunner.data.formats.columns import quoted
 from yrunner.data.readers.files import read_rows
 from yrunner.data.readers.text import Damaged
@@ -16,9 +16,13 @@ from yrunner.scoring.rank import Mark
 SORT_AGAIN = "mark the rows on the page of this sort, and save the marks again"
 
 
-def content_of(examples: Examples, place: int) -> str:
-    """The hash of an example's text in hexadecimal digits, by which a mark knows its row."""
-    return f"{int(examples.column('contents')[place]):016x}"
+def content_of(contents_E: Column, places: Iterable[int]) -> str:
+    """The hash of the text of examples in hexadecimal digits, by which a mark knows its row.
+
+    Of both answers of a pair, in their order; of an example alone otherwise. `contents_E`: that
+    column of all examples.
+    """
+    return "".join(f"{int(contents_E[place]):016x}" for place in places)
 
 
 def read_marks(
@@ -35,6 +39,7 @@ def read_marks(
         (names[file], str(number)): index
         for index, (file, number) in enumerate(row.place for row in rows)
     }
+    contents_E = examples.column("contents")
     marks: dict[int, Mark] = {}
     for origin, line in read_rows(path):
         if isinstance(line, Damaged):
@@ -51,7 +56,8 @@ def read_marks(
                 remedy=SORT_AGAIN,
             )
         parts = rows[index].examples
-        if named.get("content") not in {content_of(examples, part) for part in parts}:
+        known = {content_of(contents_E, parts), *(content_of(contents_E, [it]) for it in parts)}
+        if named.get("content") not in known:
             raise DataError(
                 origin,
                 f"row {number} of {file} has another text than when it was marked",

@@ -15,14 +15,16 @@ from yrunner.commands.sort.corpus import CorpusRow, Decision, MarkedSpan, Seen, 
 from yrunner.commands.sort.marks import content_of, file_names
 from yrunner.commands.sort.write import RowPlace, write_rows
 from yrunner.data.conversation import TokenizedExample
-from yrunner.data.dataset.examples import Examples
+from yrunner.data.dataset.examples import Column, Examples
 from yrunner.data.dataset.quality import Finding, RowPair, find_pairs
 from yrunner.data.dataset.row_report import Refusal
 from yrunner.reports.sort_page import (
+    BETTER_THAN,
     SideBySide,
     SideKind,
     SortedRow,
     SortPage,
+    TokensOfExample,
     pack_tokens,
     write_sort_page,
 )
@@ -192,6 +194,7 @@ def write_sort_report(
     title: str,
     tokenizer: Any,
     examples: Examples,
+    groups: Sequence[range],
     seen: Seen,
     deciding: str,
     row_scores: Sequence[Mapping[str, float]],
@@ -202,7 +205,8 @@ def write_sort_report(
     marks: Mapping[int, Mark] = MappingProxyType({}),
     worst_and_sound: tuple[int, int] | None = None,
 ) -> None:
-    """Write the page. `row_scores`, `marks` and the reasons in `dropped` are by example.
+    """Write the page. Each of the `groups` is listed as one row: an example, or the answers of a
+    pair. `row_scores`, `marks` and the reasons in `dropped` are by group.
 
     `deciding` names one of the scores. `worst_and_sound`: a number of most suspicious rows, and how
     many of them are probably sound.
@@ -211,33 +215,33 @@ def write_sort_report(
     paths = [stored.file for stored in examples.files]
     names = dict(zip(paths, file_names(paths), strict=True))
     text = _RowText(tokenizer, examples)
-    mapped = _choose_mapped(suspicions, examples)
+    lengths_G = np.array([sum(examples.lengths[place] for place in group) for group in groups])
+    mapped = _choose_mapped(suspicions, lengths_G)
     token_text = TokenText(tokenizer)
-    rows = [
-        SortedRow(
-            file=names[example.origin.file],
-            number=example.origin.row,
-            text=text.of(index, LONGEST_TEXT),
-            scores=row_scores[index],
-            mean_loss=loss(scored.loss_N, scored.entropy_N),
-            mean_entropy=entropy(scored.loss_N, scored.entropy_N),
-            num_targets=len(scored.loss_N),
-            dropped=dropped.get(index),
-            heat_map=pack_tokens(
-                example,
-                scored,
-                token_text,
-                None if seen.lookups is None else seen.lookups[index],
-                None if seen.best_deviations is None else seen.best_deviations[index],
+    contents_E = examples.column("contents")
+    rows = []
+    for index, group in enumerate(groups):
+        origin = examples.origin(group[0])
+        scored = [seen.best[place] for place in group]
+        loss_N = torch.cat([one.loss_N for one in scored])
+        entropy_N = torch.cat([one.entropy_N for one in scored])
+        rows.append(
+            SortedRow(
+                file=names[origin.file],
+                number=origin.row,
+                text=text.of(group, LONGEST_TEXT),
+                scores=row_scores[index],
+                mean_loss=loss(loss_N, entropy_N),
+                mean_entropy=entropy(loss_N, entropy_N),
+                num_targets=len(loss_N),
+                dropped=dropped.get(index),
+                heat_map=_heat_map(group, examples, seen, token_text) if index in mapped else None,
+                content=content_of(contents_E, group),
+                mark=marks.get(index),
             )
-            if index in mapped
-            else None,
-            content=content_of(examples, index),
-            mark=marks.get(index),
         )
-        for index, (example, scored) in enumerate(zip(examples, seen.best, strict=True))
-    ]
-    found = find_pairs(examples)
+    # Pairs are two answers to one question by their nature.
+    found = find_pairs(examples) if seen.against is None else []
     pairs: list[SideBySide] = [
         _side_by_side(pair, text) for pair in _worst_first(found, suspicions)
     ]
@@ -258,6 +262,27 @@ def write_sort_report(
     write_sort_page(page, path)
 
 
+def _heat_map(group: range, examples: Examples, seen: Seen, text: TokenText) -> str:
+    """The tokens of an example, or those of a better answer and then those of the worse one."""
+
+    def of(figures: Sequence[Any] | None, place: int) -> Any:
+        return None if figures is None else figures[place]
+
+    return pack_tokens(
+        [
+            TokensOfExample(
+                examples[place],
+                seen.best[place],
+                of(seen.lookups, place),
+                of(seen.best_deviations, place),
+                of(seen.best_against, place),
+            )
+            for place in group
+        ],
+        text,
+    )
+
+
 class _RowText:
     """Rows as plain text, without the first and last lines that all questions share."""
 
@@ -272,15 +297,16 @@ class _RowText:
         end = _common_lines(backwards)
         self.questions = [question.removeprefix(end)[::-1].strip() for question in backwards]
 
-    def of(self, index: int, longest: int) -> str:
-        """The text before the first target, and the rest."""
-        example = self.examples[index]
-        question = self.questions[index]
-        answer = self._decode(example.input_ids[_first_target(example) :]).strip()
+    def of(self, group: Sequence[int], longest: int) -> str:
+        """The text before the first target, and the rest of each example."""
+        question = self.questions[group[0]]
+        answers = []
+        for example in (self.examples[index] for index in group):
+            answer = self._decode(example.input_ids[_first_target(example) :]).strip()
+            answers.append(f"{answer[:longest]}…" if len(answer) > longest else answer)
         if len(question) > longest:
             question = f"…{question[-longest:]}"
-        if len(answer) > longest:
-            answer = f"{answer[:longest]}…"
+        answer = f" {BETTER_THAN} ".join(answers)
         return visible(f"{question} → {answer}" if question else answer)
 
     def _decode(self, ids: list[int]) -> str:
@@ -301,11 +327,11 @@ def _first_target(example: TokenizedExample) -> int:
     return next(iter(example.target_positions), len(example.input_ids))
 
 
-def _choose_mapped(suspicions: Sequence[float], examples: Examples) -> set[int]:
-    """The examples with a heat map: all if they fit; else the most suspicious for half of the
+def _choose_mapped(suspicions: Sequence[float], lengths_E: Column) -> set[int]:
+    """The rows with a heat map: all if they fit; else the most suspicious for half of the
     tokens, and evenly spaced others for the rest."""
     falling = np.argsort(-np.array(suspicions), kind="stable")
-    tokens_E = examples.lengths[falling].cumsum()
+    tokens_E = lengths_E[falling].cumsum()
     if not len(falling) or tokens_E[-1] <= MOST_MAPPED_TOKENS:
         return set(falling.tolist())
     half = MOST_MAPPED_TOKENS // 2
@@ -325,7 +351,7 @@ def _worst_first(pairs: Sequence[RowPair], suspicions: Sequence[float]) -> list[
 
 
 def _side_by_side(pair: RowPair, text: _RowText) -> SideBySide:
-    first, second = (text.of(row, LONGEST_SIDE) for row in (pair.first, pair.second))
+    first, second = (text.of([row], LONGEST_SIDE) for row in (pair.first, pair.second))
     return SideBySide(pair.kind, (pair.first, pair.second), (first, second), pair.likeness)
 
 
@@ -363,7 +389,7 @@ def _contradictions(
         yield SideBySide(
             "contradiction",
             rows,
-            (text.of(rows[0], LONGEST_SIDE), text.of(rows[1], LONGEST_SIDE)),
+            (text.of(rows[:1], LONGEST_SIDE), text.of(rows[1:], LONGEST_SIDE)),
             1.0,
             visible(f"…{after}{OPENED}{said}{CLOSED} / {OPENED}{instead}{CLOSED}"),
         )

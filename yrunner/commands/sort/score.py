@@ -42,7 +42,7 @@ def measure_rows(run: Run, folder: Path) -> Sequence[TokenScores]:
 
     Scores in `folder` are reused. Raises `ModelError` if the base cannot be loaded.
     """
-    examples = run.dataset.train
+    examples = run.dataset.train.examples
     lengths = examples.lengths.tolist()
     with ScoreFile.open(folder, _key(run), row_hashes(examples)) as file:
         if file.done:
@@ -61,7 +61,7 @@ def measure_rows(run: Run, folder: Path) -> Sequence[TokenScores]:
 
 def measure_share(run: Run, folder: Path, share: Share, advance: Callable[[int], None]) -> None:
     """Score the rows of one process, and report the tokens of each."""
-    recipe, examples = run.recipe, run.dataset.train
+    recipe, examples = run.recipe, run.dataset.train.examples
     with ScoreFile.open(folder, _key(run), row_hashes(examples), rank=share[0]) as file:
         scores = score_by_length(
             _load_base(run),
@@ -178,6 +178,6 @@ def _key(run: Run) -> str:
         "device": "cuda" if torch.cuda.is_available() else "cpu",
         "max_tokens": run.max_tokens,
         "context": recipe.sort.asks_neighbours,
-        "loss": recipe.loss.model_dump(mode="json"),
+        "loss": recipe.token_loss.model_dump(mode="json"),
     }
     return json.dumps(facts, sort_keys=True)

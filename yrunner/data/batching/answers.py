@@ -19,14 +19,18 @@ from torch.utils.data import Dataset
 from yrunner.data.batching.batches import Batch, Batches
 from yrunner.data.batching.collate import BatchLayout, collate, one_per_row
 from yrunner.data.batching.plan import Plan
+from yrunner.data.batching.shared_prompts import Stretch, count_common, inputs_of_stretches
 from yrunner.data.batching.token_batches import Slice, SlicedRow
 from yrunner.data.conversation import RatedExample, TokenizedExample, TokenizedPair
 from yrunner.tokens import IGNORE_INDEX
 
 ComparedRow = TokenizedPair | RatedExample
-MODEL_INPUTS = ("input_ids", "labels", "position_ids")
+MODEL_INPUTS = ("input_ids", "labels", "position_ids", "attention_mask")
 ANSWERS_OF_A_ROW = 2
 """Both of a pair; or a rated answer, and one to another prompt."""
+WORTH_SHARING = 0.1
+"""Share of the tokens of a micro-batch from which on a common prompt is computed once; see
+`python -m benchmarks.preference --prompt`."""
 OTHER = "other_"
 """Beginning of the names of what belongs to the answers to other prompts."""
 
@@ -135,6 +139,8 @@ class AnswerBatches(Batches):
         """See `Batches`."""
         super().__init__(plan, (), (), pad_token_id, rank, num_ranks)
         self.train, self.validation = train, validation
+        self.shares_prompts = False
+        """Whether the answers of a pair follow one prompt where that pays: never for rated ones."""
 
     def collate(self, examples: Sequence[RowAnswers]) -> Batch:
         """By the layout of this moment."""
@@ -144,6 +150,7 @@ class AnswerBatches(Batches):
             self.layout,
             rated=self.train.rated,
             known=self.train.reference_RA is not None,
+            shares_prompts=self.shares_prompts and sharing_pays(examples),
         )
 
     def examples_of(self, examples: Sequence[RowAnswers]) -> list[TokenizedExample]:
@@ -151,18 +158,32 @@ class AnswerBatches(Batches):
         return [answer for row in examples for answer in row.own]
 
 
+def sharing_pays(rows: Sequence[RowAnswers]) -> bool:
+    """Whether enough tokens are saved if the answers of each row follow one prompt."""
+    saved = sum(count_common(row.own) for row in rows)
+    whole = sum(len(answer.input_ids) for row in rows for answer in row.own)
+    return saved > 0 and saved >= WORTH_SHARING * whole
+
+
 def collate_answers(
-    rows: Sequence[RowAnswers], pad_token_id: int, layout: BatchLayout, *, rated: bool, known: bool
+    rows: Sequence[RowAnswers],
+    pad_token_id: int,
+    layout: BatchLayout,
+    *,
+    rated: bool,
+    known: bool,
+    shares_prompts: bool = False,
 ) -> Batch:
     """What `collate` makes of all answers, and which answer each target belongs to (`answer_N`).
 
     The answers of a pair are neighbours, the better one first. `known`: with `reference_S`, their
     log-probability under the reference. `rated`: with `is_desirable_S`, and the same tensors for
-    the answers to other prompts, whose names begin with `other_`.
+    the answers to other prompts, whose names begin with `other_`. `shares_prompts`: see
+    shared_prompts.py.
     """
-    batch = collate_with_owners(
-        [answer for row in rows for answer in row.own], pad_token_id, layout
-    )
+    answers = [answer for row in rows for answer in row.own]
+    together = 2 if shares_prompts else 1
+    batch = collate_with_owners(answers, pad_token_id, layout, together=together)
     if known:
         batch["reference_S"] = _float64(row.reference[: len(row.own)] for row in rows)
     if not rated:
@@ -184,24 +205,38 @@ def model_inputs(batch: Mapping[str, Tensor], prefix: str = "") -> Batch:
 
 
 def collate_with_owners(
-    examples: Sequence[TokenizedExample], pad: int, layout: BatchLayout = one_per_row
+    examples: Sequence[TokenizedExample],
+    pad: int,
+    layout: BatchLayout = one_per_row,
+    *,
+    together: int = 1,
 ) -> Batch:
     """What `collate` makes of some answers, and where each of them is.
 
     `answer_N`: the answer that each target belongs to. `num_targets_S`: targets of each. `last_S`:
     the place of its last token that is no padding, among all tokens of the batch, row by row.
+    `together`: the number of adjacent answers that share a prompt.
     """
-    batch = collate(examples, pad, layout)
+    groups = [examples[start : start + together] for start in range(0, len(examples), together)]
+    stretches = [Stretch.of(group) for group in groups]
+    batch = collate([stretch.example for stretch in stretches], pad, layout)
+    rows = layout([len(each.branches) for each in stretches]) if stretches else []
+    if together > 1 and rows:
+        batch |= inputs_of_stretches(stretches, rows)
     counts_S = torch.tensor([len(each.target_positions) for each in examples], dtype=torch.long)
-    rows = layout([len(each.input_ids) for each in examples]) if examples else []
-    # Targets come row by row, as the layout has placed their answers.
-    places_S = torch.tensor([*chain.from_iterable(rows)], dtype=torch.long)
     last_S = torch.zeros_like(counts_S)
+    in_order: list[int] = []
     for number, row in enumerate(rows):
         start = number * batch["input_ids"].shape[1]
-        for place in row:
-            last_S[place] = start + _last_place(examples[place].input_ids, pad)
-            start += len(examples[place].input_ids)
+        for group in row:
+            for place, answer in enumerate(groups[group]):
+                at = group * together + place
+                # Targets come row by row, as the layout has placed their answers.
+                in_order.append(at)
+                shift = start + stretches[group].shift_of(place)
+                last_S[at] = shift + _last_place(answer.input_ids, pad)
+            start += len(stretches[group].branches)
+    places_S = torch.tensor(in_order, dtype=torch.long)
     batch["answer_N"] = places_S.repeat_interleave(counts_S[places_S])
     batch["num_targets_S"] = counts_S
     batch["last_S"] = last_S

@@ -106,15 +106,15 @@ def collate(
     lengths = [len(example.input_ids) for example in examples]
     rows = layout(lengths)
     batch = {
-        "input_ids": _lay_out([example.input_ids for example in examples], rows, pad_token_id),
-        "labels": _lay_out([example.labels for example in examples], rows, IGNORE_INDEX),
+        "input_ids": lay_out([example.input_ids for example in examples], rows, pad_token_id),
+        "labels": lay_out([example.labels for example in examples], rows, IGNORE_INDEX),
     }
     if len(rows) < len(examples):
-        batch["position_ids"] = _lay_out([range(length) for length in lengths], rows, 0)
+        batch["position_ids"] = lay_out([range(length) for length in lengths], rows, 0)
     return batch
 
 
-def _lay_out(parts: Sequence[Sequence[int]], rows: Sequence[Sequence[int]], pad: int) -> Tensor:
+def lay_out(parts: Sequence[Sequence[int]], rows: Sequence[Sequence[int]], pad: int) -> Tensor:
     """The parts of each row, concatenated and padded: shape [B, T]."""
     joined = [list(chain.from_iterable(parts[index] for index in row)) for row in rows]
     width = max(map(len, joined))

@@ -30,6 +30,9 @@ class DpoLoss(Section):
     """Expected share of swapped pairs, for `conservative` and `robust`."""
     sft: float = Field(0.0, ge=0)
     """Weight of the mean cross-entropy of the chosen answers, added to the loss."""
+    weigh: Literal["nlirg", "nlirg_entropy", "dft"] | None = None
+    """An experiment: D weighs each token by its loss under the reference, by the curve of this name
+    with its default values. It needs a new adapter."""
 
     @model_validator(mode="after")
     def only_two_forms_expect_swapped_pairs(self) -> Self:

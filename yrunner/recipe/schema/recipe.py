@@ -287,22 +287,50 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def weights_of_tokens_need_the_reference_at_hand(self) -> Self:
+        adapter = getattr(self.tuning, "adapter", None)
+        has_reference = self.tuning.kind not in ("full", "freeze") and adapter is None
+        if isinstance(self.loss, DpoLoss) and self.loss.weigh and not has_reference:
+            named = "tuning.adapter" if adapter else f"tuning.kind {self.tuning.kind}"
+            raise ValueError(
+                f"loss.weigh and {named} cannot be combined: it needs the reference's loss of "
+                "every token, which only a run with a new adapter has at hand; set tuning.kind to "
+                "lora or qlora without an adapter, or remove weigh"
+            )
+        return self
+
+    @model_validator(mode="after")
     def a_reward_model_is_saved_whole_and_writes_nothing(self) -> Self:
         if self.train.stage != "reward":
             return self
         stopping = self.train.early_stopping
         problems = {
-            "tuning.kind qlora": self.tuning.kind == "qlora",
-            "tuning.adapter": getattr(self.tuning, "adapter", None) is not None,
-            "distributed.deepspeed": self.distributed.deepspeed is not None,
-            f"keep.kind {self.keep.kind}": self.keep.kind != "none",
-            "early_stopping.metric drift": stopping is not None and stopping.metric == "drift",
+            "tuning.adapter: that of a language model has no score. Run yrun merge, and name its "
+            "result in model.base": getattr(self.tuning, "adapter", None) is not None,
+            f"keep.kind {self.keep.kind}: a reward model writes nothing that could be kept. Remove "
+            "it": self.keep.kind != "none",
+            "early_stopping.metric drift: a reward model predicts no tokens. Use eval_loss": (
+                stopping is not None and stopping.metric == "drift"
+            ),
         }
-        found = [name for name, is_set in problems.items() if is_set]
+        found = [problem for problem, is_set in problems.items() if is_set]
         if found:
+            raise ValueError(f"train.stage reward cannot be combined with {found[0]}")
+        return self
+
+    @model_validator(mode="after")
+    def pairs_are_sorted_by_their_margin(self) -> Self:
+        sort, stage = self.sort, self.train.stage
+        if self.learns_from_pairs and (sort.score not in (None, "margin") or sort.also):
+            named = "also" if sort.score in (None, "margin") else f"score: {sort.score}"
             raise ValueError(
-                f"train.stage reward cannot be combined with {' and '.join(found)}; remove that: "
-                "a reward model is saved with its adapter merged, and only scores answers"
+                f"sort.{named} judges single answers, but train.stage {stage} learns from better "
+                "and worse ones, which are sorted by margin; remove it"
+            )
+        if not self.learns_from_pairs and sort.score == "margin":
+            raise ValueError(
+                f"sort.score: margin compares better and worse answers, but train.stage {stage} "
+                "learns from single ones; name another score, or set train.stage to preference"
             )
         return self
 
@@ -322,6 +350,7 @@ class Recipe(Section):
             optimizer=self.train.optimizer,
             torch_compile=self.train.torch_compile,
             keep=self.keep.kind,
+            stage=self.train.stage,
         )
         if conflict is not None:
             raise ValueError(conflict)

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from yrunner.recipe.schema.section import RecipeFile, Section
 
-ScoreName = Literal[
+TokenScoreName = Literal[
     "outlier",
     "knn_loss",
     "unexplained",
@@ -19,8 +19,10 @@ ScoreName = Literal[
     "excess",
     "divergence",
 ]
-"""Scores of a row; docs/guide/sort.md defines each of them."""
-NEEDS_NEIGHBOURS: frozenset[ScoreName] = frozenset({"outlier", "knn_loss", "unexplained"})
+"""Scores of an answer by its tokens; docs/guide/sort.md defines each of them."""
+ScoreName = Literal[TokenScoreName, "margin"]
+"""`margin` compares the answers of a pair."""
+NEEDS_NEIGHBOURS: frozenset[str] = frozenset({"outlier", "knn_loss", "unexplained"})
 """Scores that look up similar places in other rows."""
 
 
@@ -30,8 +32,9 @@ class SortSection(Section):
     score: ScoreName | None = None
     """Score used to order and drop rows. Default: outlier, how far the losses of the row are above
     those at similar places in other rows, of the model and of a nearest-neighbour memory of all
-    other rows; with cross_fit: the same with models trained on the other rows."""
-    also: list[ScoreName] | None = None
+    other rows; with cross_fit: the same with models trained on the other rows. Of pairs and marked
+    answers always margin: how much a model prefers the better answer."""
+    also: list[TokenScoreName] | None = None
     """Additional scores for scores.jsonl and the report. Default: all. They cost almost nothing,
     except that outlier, knn_loss and unexplained use a quarter of a kilobyte of disk per target."""
     processes: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
@@ -80,7 +83,7 @@ class SortSection(Section):
 
     @property
     def _named(self) -> list[ScoreName]:
-        also = get_args(ScoreName) if self.also is None else self.also
+        also = get_args(TokenScoreName) if self.also is None else self.also
         return list(dict.fromkeys([self.deciding, *also]))
 
     @model_validator(mode="after")

@@ -2,7 +2,7 @@
 
 # Shapes: S = answers of a micro-batch, N = their targets, P = pairs, R = entries of a record
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, assert_never
 
@@ -12,11 +12,23 @@ from torch import Tensor
 from yrunner.data.batching.answers import OTHER, model_inputs
 from yrunner.data.batching.batches import Batch
 from yrunner.losses.log_probs import measure_log_probs
+from yrunner.losses.nlirg import nlirg_weight
 from yrunner.losses.preference import dpo_loss, kto_loss, orpo_loss, simpo_loss
+from yrunner.losses.targets import weigh
+from yrunner.losses.token_weights import dft_weight, nlirg_entropy_weight
 from yrunner.recipe.schema.preference import DpoLoss, KtoLoss, OrpoLoss, SimpoLoss
 from yrunner.recipe.schema.recipe import Loss, PreferenceLoss
 from yrunner.scoring.base_predictions import adapter_off
 from yrunner.training.metrics import Figures
+
+CURVES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "nlirg": lambda loss_N, _: nlirg_weight(loss_N),
+    "nlirg_entropy": nlirg_entropy_weight,
+    "dft": lambda loss_N, _: dft_weight(loss_N),
+}
+"""Of `loss.weigh`: from loss and entropy under the reference, in nats, to the weight of a token."""
+TINY = 1e-12
+"""In place of a sum of weights that is 0."""
 
 
 def compares_with_reference(loss: Loss) -> bool:
@@ -36,7 +48,19 @@ class AnswerLogProbs:
     entropy: Tensor
     """Sum over all targets."""
     reference_S: Tensor | None = None
-    """`log_prob_S` of the reference; None for a loss without one."""
+    """`weighed_S` of the reference; None for a loss without one."""
+    weights_S: tuple[Tensor, Tensor] | None = None
+    """With `loss.weigh`: log-probabilities times weights, summed, and the sum of the weights."""
+
+    @property
+    def weighed_S(self) -> Tensor:
+        """What is compared with the reference: `log_prob_S`, if tokens are not weighed."""
+        return self.log_prob_S if self.weights_S is None else self.weights_S[0]
+
+    @property
+    def size_S(self) -> Tensor:
+        """What a mean per token divides by: targets, or the sum of their weights."""
+        return self.num_targets_S if self.weights_S is None else self.weights_S[1].clamp(min=TINY)
 
     @property
     def mean_S(self) -> Tensor:
@@ -47,20 +71,24 @@ class AnswerLogProbs:
     def ratio_S(self) -> Tensor:
         """Log-probability minus the reference's."""
         assert self.reference_S is not None, "this loss has no reference"
-        return self.log_prob_S - self.reference_S
+        return self.weighed_S - self.reference_S
 
     def detached(self) -> "AnswerLogProbs":
         """The same values without gradient."""
-        return replace(self, log_prob_S=self.log_prob_S.detach())
+        weights = self.weights_S and (self.weights_S[0].detach(), self.weights_S[1])
+        return replace(self, log_prob_S=self.log_prob_S.detach(), weights_S=weights)
 
 
 def log_probs_of_answers(called: Any, batch: Batch, prefix: str = "") -> tuple[Tensor, Tensor]:
     """The summed log-probability of each answer, float64, and the entropy over all targets."""
     found = measure_log_probs(called, model_inputs(batch, prefix))
-    num_answers = len(batch[prefix + "num_targets_S"])
-    log_prob_N = found.log_prob_N.double()
-    sums_S = log_prob_N.new_zeros(num_answers).index_add(0, batch[prefix + "answer_N"], log_prob_N)
-    return sums_S, found.entropy_N.double().sum()
+    return sum_answers(found.log_prob_N, batch, prefix), found.entropy_N.double().sum()
+
+
+def sum_answers(value_N: Tensor, batch: Batch, prefix: str = "") -> Tensor:
+    """The sum over the targets of each answer, float64."""
+    zeros_S = value_N.new_zeros(len(batch[prefix + "num_targets_S"]), dtype=torch.float64)
+    return zeros_S.index_add(0, batch[prefix + "answer_N"], value_N.double())
 
 
 def reference_of_answers(model: Any, batch: Batch, prefix: str = "") -> Tensor:
@@ -77,14 +105,37 @@ def reference_of_answers(model: Any, batch: Batch, prefix: str = "") -> Tensor:
 
 def measure_answers(model: Any, called: Any, batch: Batch, loss: PreferenceLoss) -> AnswerLogProbs:
     """Run a micro-batch forward, and first the reference, if the loss has one."""
-    reference_S = reference_of_answers(model, batch) if compares_with_reference(loss) else None
-    log_prob_S, entropy = log_probs_of_answers(called, batch)
+    reference_S = weight_N = weights_S = None
+    if isinstance(loss, DpoLoss) and loss.weigh is not None:
+        reference_S, weight_N = _weighed_reference(model, batch, loss.weigh)
+    elif compares_with_reference(loss):
+        reference_S = reference_of_answers(model, batch)
+    found = measure_log_probs(called, model_inputs(batch))
+    log_prob_S = sum_answers(found.log_prob_N, batch)
+    if weight_N is not None:
+        weighed_N = weigh(weight_N, found.log_prob_N.double())
+        weights_S = sum_answers(weighed_N, batch), sum_answers(weight_N, batch)
     is_desirable_S = batch.get("is_desirable_S")
     if is_desirable_S is None:
         is_desirable_S = torch.arange(len(log_prob_S), device=log_prob_S.device) % 2 == 0
     return AnswerLogProbs(
-        log_prob_S, batch["num_targets_S"], is_desirable_S, entropy.detach(), reference_S
+        log_prob_S,
+        batch["num_targets_S"],
+        is_desirable_S,
+        found.entropy_N.double().sum().detach(),
+        reference_S,
+        weights_S,
     )
+
+
+def _weighed_reference(model: Any, batch: Batch, curve: str) -> tuple[Tensor, Tensor]:
+    """The weighed log-probability of each answer under the model without its adapter, and the
+    weight of each target, both float64."""
+    with torch.no_grad(), adapter_off(model) as base:
+        found = measure_log_probs(base, model_inputs(batch))
+    log_prob_N = found.log_prob_N.double()
+    weight_N = CURVES[curve](-log_prob_N, found.entropy_N.double())
+    return sum_answers(weigh(weight_N, log_prob_N), batch), weight_N
 
 
 def count_rows(batch: Batch) -> int:
@@ -109,7 +160,7 @@ def loss_of_rows(answers: AnswerLogProbs, loss: PreferenceLoss, z0: Tensor) -> T
         case DpoLoss():
             ratio_S = answers.ratio_S
             if loss.length == "mean":
-                ratio_S = ratio_S / answers.num_targets_S
+                ratio_S = ratio_S / answers.size_S
             return dpo_loss(
                 ratio_S[0::2] - ratio_S[1::2],
                 form=loss.form,
@@ -139,7 +190,7 @@ def rewards(answers: AnswerLogProbs, loss: PreferenceLoss) -> Tensor:
     """How much the loss makes the model prefer each answer: beta times what it compares."""
     match loss:
         case DpoLoss() if loss.length == "mean":
-            value_S = answers.ratio_S / answers.num_targets_S
+            value_S = answers.ratio_S / answers.size_S
         case DpoLoss() | KtoLoss():
             value_S = answers.ratio_S
         case SimpoLoss() | OrpoLoss():
