@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from yrunner.assembly.distillation.teacher import check_teacher
 from yrunner.assembly.run import Run
 from yrunner.console import as_gigabytes
 from yrunner.data.batching.plan import Plan
@@ -48,13 +49,16 @@ def check_needs(run: Run) -> None:
         )
     if isinstance(recipe.tuning, QloraTuning):
         require_bitsandbytes("tuning.kind qlora")
+    if recipe.teacher is not None and recipe.teacher.quantize != "none":
+        require_bitsandbytes(f"teacher.quantize {recipe.teacher.quantize}")
 
 
 def check_fit(run: Run) -> None:
     """Check that the model can read every row, before its weights are loaded.
 
     Raises `DataError` if the longest row has more tokens than the model has positions, and
-    `ModelError` if the tokenizer has ids without an embedding, or no reward model can be made.
+    `ModelError` if the tokenizer has ids without an embedding, no reward model can be made, or the
+    teacher does not fit.
     """
     config, prepared = run.config, run.dataset
     if run.recipe.train.stage == "reward":
@@ -65,6 +69,7 @@ def check_fit(run: Run) -> None:
     for rows in (prepared.train, prepared.validation):
         examples = rows.examples
         check_lengths(examples.lengths, examples.origin, config)
+    check_teacher(run)
 
 
 def findings_of_recipe(recipe: Recipe) -> list[str]:

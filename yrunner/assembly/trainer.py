@@ -7,12 +7,14 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainingArguments, set_seed
 
+from yrunner.assembly.distillation.teacher import answer_writer, divergence_of
 from yrunner.assembly.run import Run
 from yrunner.console import say
 from yrunner.data.batching.answers import AnswerBatches, ComparedRows
 from yrunner.data.batching.batches import Batches
 from yrunner.data.batching.collate import BatchLayout, choose_layout
 from yrunner.data.batching.plan import Plan
+from yrunner.data.batching.taught import TaughtBatches
 from yrunner.distributed.collectives import num_ranks, this_rank
 from yrunner.errors import Interrupted
 from yrunner.losses.score_head import add_score_head, attach_scores
@@ -30,6 +32,8 @@ from yrunner.recipe.schema.recipe import PreferenceLoss, Recipe
 from yrunner.storage.run_dir import RunDir
 from yrunner.training.arguments import make_arguments, token_weight
 from yrunner.training.callbacks import Cadence
+from yrunner.training.distillation.objective import TaughtObjective
+from yrunner.training.distillation.teacher import LiveTeacher, Teacher
 from yrunner.training.loop import Trainer
 from yrunner.training.memory.oom_probe import rehearse
 from yrunner.training.metrics import MetricsFile
@@ -109,6 +113,8 @@ class TrainingTask:
     validation: Sequence[Any] = ()
     reference: Reference | None = None
     """What the reference makes of the answers, unless the model itself can tell."""
+    teacher: Teacher | None = None
+    """Learned from beside the labels; None leaves the recipe's `teacher` out."""
 
 
 def training_arguments(
@@ -133,6 +139,7 @@ def run_trainer(
     plan: Plan,
     arguments: TrainingArguments,
     reference: Reference | None = None,
+    teacher: Teacher | None = None,
 ) -> Trainer:
     """The trainer of a run: validated, logged, tracked and saved as its recipe says."""
     weight, _ = token_weight(run.recipe.token_loss)
@@ -145,6 +152,7 @@ def run_trainer(
         cadence=Cadence.of(run.recipe.train, plan),
         callbacks=[MetricsFile(run.folder.metrics), *trackers],
         reference=reference,
+        teacher=teacher,
     )
     return make_trainer(run, model, arguments, task)
 
@@ -152,7 +160,8 @@ def run_trainer(
 def make_trainer(run: Run, model: Any, arguments: TrainingArguments, task: TrainingTask) -> Trainer:
     """A trainer by the recipe's tuning and loss."""
     recipe = run.recipe
-    objective, batches = _objective(run, task), _batches(run, task)
+    batches = _batches(run, task)
+    objective = _objective(run, task, batches)
     trainer = Trainer(
         model,
         arguments,
@@ -164,12 +173,12 @@ def make_trainer(run: Run, model: Any, arguments: TrainingArguments, task: Train
         callbacks=task.callbacks,
     )
 
-    trainer.when_model_runs(lambda: _choose_layout(run, trainer))
+    trainer.when_model_runs(lambda: _choose_layout(run, trainer, task.teacher))
     trainer.before_training.append(lambda: rehearse(trainer))
     return trainer
 
 
-def _objective(run: Run, task: TrainingTask) -> Objective:
+def _objective(run: Run, task: TrainingTask, batches: Batches) -> Objective:
     recipe = run.recipe
     if isinstance(recipe.loss, PreferenceLoss):
         return PreferenceObjective(recipe.loss, recipe.train.spikes)
@@ -177,19 +186,30 @@ def _objective(run: Run, task: TrainingTask) -> Objective:
         return RewardObjective(recipe.loss, recipe.train.spikes)
     weight, loss_deadline = token_weight(recipe.token_loss)
     histograms = [it.histograms for it in task.callbacks if isinstance(it, TensorBoard)]
-    return TargetObjective(
+    options: dict[str, Any] = {
+        "loss_deadline": loss_deadline,
+        "normalize": recipe.token_loss.normalize,
+        "guard": SpikeGuard(recipe.train.spikes),
+        "histograms": next(iter(histograms), None),
+    }
+    if recipe.teacher is None or task.teacher is None:
+        return TargetObjective(weight, **options)
+    return TaughtObjective(
         weight,
-        loss_deadline=loss_deadline,
-        normalize=recipe.token_loss.normalize,
-        guard=SpikeGuard(recipe.train.spikes),
-        histograms=next(iter(histograms), None),
+        teacher=task.teacher,
+        divergence=divergence_of(run),
+        teacher_share=recipe.teacher.weight,
+        weigh_teacher=recipe.teacher.weigh_teacher,
+        writer=answer_writer(run, batches),
+        **options,
     )
 
 
 def _batches(run: Run, task: TrainingTask) -> Batches:
     pad, rank = run.tokenizer.pad_token_id, this_rank()
     if not run.recipe.learns_from_pairs:
-        return Batches(task.plan, task.train, task.validation, pad, rank, num_ranks())
+        kind = Batches if task.teacher is None else TaughtBatches
+        return kind(task.plan, task.train, task.validation, pad, rank, num_ranks())
     train, validation = compared_rows(run)
     if task.reference is not None:
         train.reference_RA = task.reference.train_RA
@@ -241,7 +261,7 @@ def mixed_precision(trainer: Trainer, dtype: torch.dtype) -> torch.autocast:
     return torch.autocast(trainer.device.type, dtype=dtype, enabled=dtype != torch.float32)
 
 
-def _choose_layout(run: Run, trainer: Trainer) -> None:
+def _choose_layout(run: Run, trainer: Trainer, teacher: Teacher | None) -> None:
     """Lay micro-batches out for the model, which the trainer has brought to its device.
 
     Raises `ModelError` where the model would mix the examples of a packed row, or sees the tokens
@@ -254,6 +274,9 @@ def _choose_layout(run: Run, trainer: Trainer) -> None:
         if packs:
             check_isolation(model)
         isolates = packs or isolates_examples(model)
+        if isinstance(teacher, LiveTeacher):
+            # A layout changes no result, so both get the one that both can read.
+            isolates = isolates and isolates_examples(teacher.model)
     trainer.batches.layout = layout_for(model.config, isolates=isolates)
 
 
