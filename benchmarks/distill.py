@@ -48,7 +48,7 @@ def ours(folder: Path, *, stores: bool) -> None:
     from yrunner.assembly.trainer import layout_for
     from yrunner.data.batching.plan import make_plan
     from yrunner.data.batching.taught import TaughtBatches
-    from yrunner.losses.distillation import Divergence
+    from yrunner.losses.distillation import TeacherDivergence
     from yrunner.losses.targets import PLAIN
     from yrunner.models.limits import isolates_examples
     from yrunner.recipe.schema.recipe import TrainSection
@@ -91,7 +91,7 @@ def ours(folder: Path, *, stores: bool) -> None:
         normalize="targets",
         guard=SpikeGuard(train.spikes),
         teacher=_teacher(folder, examples, run_dir.folder if stores else None),
-        divergence=Divergence("jsd", beta=BETA),
+        divergence=TeacherDivergence("jsd", beta=BETA),
         teacher_share=0.5,
     )
     batches = TaughtBatches(plan, examples, [], pad_token_id=0)

@@ -10,20 +10,20 @@ from torch.nn.functional import kl_div
 
 from tests.losses.test_fused_head import VOCABULARY, batch_of, build, gradients
 from tests.losses.test_kl import ADAPTERS, WITHOUT_TARGETS, adapted, check_gradients
-from yrunner.losses.distillation import Divergence, Lesson
+from yrunner.losses.distillation import Lesson, TeacherDivergence
 from yrunner.losses.fused_head import attach, measure_targets
 from yrunner.losses.kl import likeliest, predict_base
 from yrunner.losses.targets import PLAIN, TokenWeight
 from yrunner.tokens import IGNORE_INDEX
 
 MEASURES = {
-    "forward_kl": Divergence("forward_kl"),
-    "forward_kl_at_2": Divergence("forward_kl", temperature=2.0),
-    "reverse_kl": Divergence("reverse_kl"),
-    "reverse_kl_at_0.7": Divergence("reverse_kl", temperature=0.7),
-    "jsd": Divergence("jsd"),
-    "jsd_0.1_at_3": Divergence("jsd", beta=0.1, temperature=3.0),
-    "jsd_0.9": Divergence("jsd", beta=0.9),
+    "forward_kl": TeacherDivergence("forward_kl"),
+    "forward_kl_at_2": TeacherDivergence("forward_kl", temperature=2.0),
+    "reverse_kl": TeacherDivergence("reverse_kl"),
+    "reverse_kl_at_0.7": TeacherDivergence("reverse_kl", temperature=0.7),
+    "jsd": TeacherDivergence("jsd"),
+    "jsd_0.1_at_3": TeacherDivergence("jsd", beta=0.1, temperature=3.0),
+    "jsd_0.9": TeacherDivergence("jsd", beta=0.9),
 }
 COMMON = 90
 """Ids that student and teacher are compared on, where their vocabularies differ."""
@@ -101,7 +101,7 @@ def test_few_tokens_of_the_teacher_give_the_divergence_of_the_coarser_distributi
 
     log_student_NV = (student_NV / divergence.temperature).log_softmax(-1)
     # Log-probabilities are logits, whose temperature has been applied.
-    at_one = Divergence(divergence.by, divergence.beta)
+    at_one = TeacherDivergence(divergence.by, divergence.beta)
     expected_N = slow(at_one, coarse(log_student_NV), coarse(log_teacher_NV))
     (expected_NV,) = torch.autograd.grad(expected_N.sum(), student_NV)
     found_N, found_NV = divergence.of_top(student_NV.detach(), top)
@@ -127,7 +127,7 @@ def test_all_tokens_of_the_teacher_give_the_true_divergence(divergence):
 def test_only_the_common_ids_are_compared(by):
     student_NV, _ = two_logits(size=97)
     _, teacher_NV = two_logits(size=104)
-    divergence = Divergence(by, num_tokens=90)
+    divergence = TeacherDivergence(by, num_tokens=90)
     found_N, found_NV = divergence.of_logits(student_NV, teacher_NV.clone())
     expected_N = slow(divergence, student_NV, teacher_NV)
     torch.testing.assert_close(found_N, expected_N)
@@ -194,7 +194,7 @@ def test_an_adapter_on_the_student_learns_the_same(adapter, weighs):
     attach(model, rows=4)
     chosen_N = torch.arange(int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())) % 3 > 0
     options = dict(weighs=weighs, is_label_N=chosen_N)
-    teacher_NV, lesson = teacher_and_lesson(batch, Divergence("jsd", beta=0.3), **options)
+    teacher_NV, lesson = teacher_and_lesson(batch, TeacherDivergence("jsd", beta=0.3), **options)
     expected, _ = slow_loss(model, batch, lesson, teacher_NV, HALF)
     found = measure_targets(model, batch, HALF, lesson=lesson)
     torch.testing.assert_close(found.weighted, expected, rtol=1e-5, atol=1e-6)
@@ -215,7 +215,7 @@ def test_the_teachers_likeliest_tokens_teach_in_the_same_sweep(divergence):
 def test_a_head_that_cannot_be_fused_gives_the_same(monkeypatch):
     model, batch = build("untied"), batch_of()
     attach(model, rows=4)
-    teacher_NV, lesson = teacher_and_lesson(batch, Divergence("reverse_kl", temperature=2.0))
+    teacher_NV, lesson = teacher_and_lesson(batch, TeacherDivergence("reverse_kl", temperature=2.0))
     expected, _ = slow_loss(model, batch, lesson, teacher_NV, HALF)
     model.fused_head.fits = False
     found = measure_targets(model, batch, HALF, lesson=lesson)
@@ -227,7 +227,7 @@ def test_a_refused_target_is_still_learned_from_the_teacher():
     model, batch = build("tied"), batch_of()
     attach(model, rows=4)
     nothing = TokenWeight(lambda loss_N, _: torch.full_like(loss_N, math.nan))
-    teacher_NV, lesson = teacher_and_lesson(batch, Divergence())
+    teacher_NV, lesson = teacher_and_lesson(batch, TeacherDivergence())
     found = measure_targets(model, batch, nothing, lesson=lesson)
     expected = slow(lesson.divergence, target_logits(model, batch), teacher_NV).sum() * 0.7
     torch.testing.assert_close(found.weighted, expected, rtol=1e-5, atol=1e-6)
@@ -241,7 +241,7 @@ def test_a_micro_batch_without_targets_has_a_loss_of_zero(on_head):
         config = LoraConfig(r=4, target_modules=["lm_head"], task_type="CAUSAL_LM")
         model = get_peft_model(model, config)
     attach(model)
-    _, lesson = teacher_and_lesson(batch, Divergence("jsd"))
+    _, lesson = teacher_and_lesson(batch, TeacherDivergence("jsd"))
     found = measure_targets(model, batch, lesson=lesson)
     assert found.weighted == 0 and found.weighted.requires_grad
     assert len(found.divergence_N) == 0

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from yrunner.losses.distillation import Divergence
+from yrunner.losses.distillation import TeacherDivergence
 from yrunner.losses.preference import (
     bradley_terry_loss,
     dpo_loss,
@@ -180,13 +180,13 @@ def test_bradley_terry_is_that_of_the_reward_trainer():
 @pytest.mark.parametrize(
     ("divergence", "beta"),
     [
-        (Divergence("forward_kl"), 0.0),
-        (Divergence("forward_kl", temperature=2.0), 0.0),
-        (Divergence("reverse_kl"), 1.0),
-        (Divergence("reverse_kl", temperature=0.7), 1.0),
-        (Divergence("jsd"), 0.5),
-        (Divergence("jsd", beta=0.1, temperature=3.0), 0.1),
-        (Divergence("jsd", beta=0.9), 0.9),
+        (TeacherDivergence("forward_kl"), 0.0),
+        (TeacherDivergence("forward_kl", temperature=2.0), 0.0),
+        (TeacherDivergence("reverse_kl"), 1.0),
+        (TeacherDivergence("reverse_kl", temperature=0.7), 1.0),
+        (TeacherDivergence("jsd"), 0.5),
+        (TeacherDivergence("jsd", beta=0.1, temperature=3.0), 0.1),
+        (TeacherDivergence("jsd", beta=0.9), 0.9),
     ],
 )
 @pytest.mark.filterwarnings("ignore:You are importing from")

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from yrunner.assembly.distillation.teacher import check_teacher
 from yrunner.assembly.run import Run
 from yrunner.console import as_gigabytes
 from yrunner.data.batching.plan import Plan
 from yrunner.errors import ModelError, RunError
+from yrunner.models.errors import about_the_teacher
 from yrunner.models.limits import check_lengths, require_flash_attention, unlearned_rows
-from yrunner.models.load import check_ids, find_stop_ids
+from yrunner.models.load import check_ids, check_same_tokens, find_stop_ids
 from yrunner.models.quantization import require_bitsandbytes
 from yrunner.models.reward import check_classifier
 from yrunner.models.size import DiskNeed, estimate_disk
@@ -69,7 +69,19 @@ def check_fit(run: Run) -> None:
     for rows in (prepared.train, prepared.validation):
         examples = rows.examples
         check_lengths(examples.lengths, examples.origin, config)
-    check_teacher(run)
+    if recipe_teacher := run.recipe.teacher:
+        _check_teacher(run, recipe_teacher.model)
+
+
+def _check_teacher(run: Run, name: str) -> None:
+    """Its tokenizer must be that of the model, and its positions enough for every row."""
+    with about_the_teacher():
+        config, tokenizer = run.teacher_config, run.teacher_tokenizer
+        check_ids(tokenizer, config.get_text_config().vocab_size)
+    check_same_tokens(run.tokenizer, tokenizer, name)
+    with about_the_teacher():
+        for rows in (run.dataset.train, run.dataset.validation):
+            check_lengths(rows.examples.lengths, rows.examples.origin, config)
 
 
 def findings_of_recipe(recipe: Recipe) -> list[str]:

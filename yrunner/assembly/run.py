@@ -204,6 +204,25 @@ class Run:
         assert self.recipe.teacher is not None
         return self.in_hugging_face_format(self.recipe.teacher.model)
 
+    @property
+    def trusts_teacher(self) -> bool:
+        """Code of a teacher runs only where its own recipe trusts it."""
+        return self.teacher is not None and self.teacher.recipe.model.trust_remote_code
+
+    @property
+    def teacher_config(self) -> Any:
+        """The config of the teacher, also before it is trained."""
+        if self.untrained_teacher is not None:
+            return self.untrained_teacher.config
+        return read_config(self.teacher_source, trust_remote_code=self.trusts_teacher)
+
+    @property
+    def teacher_tokenizer(self) -> Any:
+        """The tokenizer of the teacher, also before it is trained."""
+        if self.untrained_teacher is not None:
+            return self.untrained_teacher.tokenizer
+        return load_tokenizer(self.teacher_source, trust_remote_code=self.trusts_teacher)
+
     @cached_property
     def stored_quantization(self) -> StoredQuantization | None:
         """How the files of the base are quantized; None for plain weights and for a recipe's.

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-from yrunner.assembly.distillation.teacher import prepare_teacher
 from yrunner.assembly.probes import ask
 from yrunner.assembly.replay import prepare_keep
 from yrunner.assembly.run import Run
@@ -109,7 +108,6 @@ def launch(run: Run, topology: Topology) -> None:
     """Tokenize the data, then launch the ranks, which find it in the cache."""
     run.refuse_faulty_rows()
     prepare_keep(run)
-    prepare_teacher(run)
     say(f"training in {counted(topology.num_ranks, 'process', 'processes')}{_where(topology)}")
     try:
         run_ranks(_command(topology, run), _environment(topology))

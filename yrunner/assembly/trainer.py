@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainingArguments, set_seed
 
-from yrunner.assembly.distillation.teacher import answer_writer, divergence_of
 from yrunner.assembly.run import Run
 from yrunner.console import say
 from yrunner.data.batching.answers import AnswerBatches, ComparedRows
@@ -33,7 +32,7 @@ from yrunner.storage.run_dir import RunDir
 from yrunner.training.arguments import make_arguments, token_weight
 from yrunner.training.callbacks import Cadence
 from yrunner.training.distillation.objective import TaughtObjective
-from yrunner.training.distillation.teacher import LiveTeacher, Teacher
+from yrunner.training.distillation.teacher import LiveTeacher, Teaching
 from yrunner.training.loop import Trainer
 from yrunner.training.memory.oom_probe import rehearse
 from yrunner.training.metrics import MetricsFile
@@ -113,8 +112,8 @@ class TrainingTask:
     validation: Sequence[Any] = ()
     reference: Reference | None = None
     """What the reference makes of the answers, unless the model itself can tell."""
-    teacher: Teacher | None = None
-    """Learned from beside the labels; None leaves the recipe's `teacher` out."""
+    teaching: Teaching | None = None
+    """What is learned beside the labels; None leaves the recipe's `teacher` out."""
 
 
 def training_arguments(
@@ -139,7 +138,7 @@ def run_trainer(
     plan: Plan,
     arguments: TrainingArguments,
     reference: Reference | None = None,
-    teacher: Teacher | None = None,
+    teaching: Teaching | None = None,
 ) -> Trainer:
     """The trainer of a run: validated, logged, tracked and saved as its recipe says."""
     weight, _ = token_weight(run.recipe.token_loss)
@@ -152,7 +151,7 @@ def run_trainer(
         cadence=Cadence.of(run.recipe.train, plan),
         callbacks=[MetricsFile(run.folder.metrics), *trackers],
         reference=reference,
-        teacher=teacher,
+        teaching=teaching,
     )
     return make_trainer(run, model, arguments, task)
 
@@ -173,7 +172,7 @@ def make_trainer(run: Run, model: Any, arguments: TrainingArguments, task: Train
         callbacks=task.callbacks,
     )
 
-    trainer.when_model_runs(lambda: _choose_layout(run, trainer, task.teacher))
+    trainer.when_model_runs(lambda: _choose_layout(run, trainer, task.teaching))
     trainer.before_training.append(lambda: rehearse(trainer))
     return trainer
 
@@ -192,15 +191,17 @@ def _objective(run: Run, task: TrainingTask, batches: Batches) -> Objective:
         "guard": SpikeGuard(recipe.train.spikes),
         "histograms": next(iter(histograms), None),
     }
-    if recipe.teacher is None or task.teacher is None:
+    section, teaching = recipe.teacher, task.teaching
+    if section is None or teaching is None:
         return TargetObjective(weight, **options)
+    assert isinstance(batches, TaughtBatches)
     return TaughtObjective(
         weight,
-        teacher=task.teacher,
-        divergence=divergence_of(run),
-        teacher_share=recipe.teacher.weight,
-        weigh_teacher=recipe.teacher.weigh_teacher,
-        writer=answer_writer(run, batches),
+        teacher=teaching.teacher,
+        divergence=teaching.divergence,
+        teacher_share=section.weight,
+        weigh_teacher=section.weigh_teacher,
+        writer=teaching.writer and teaching.writer(batches),
         **options,
     )
 
@@ -208,7 +209,7 @@ def _objective(run: Run, task: TrainingTask, batches: Batches) -> Objective:
 def _batches(run: Run, task: TrainingTask) -> Batches:
     pad, rank = run.tokenizer.pad_token_id, this_rank()
     if not run.recipe.learns_from_pairs:
-        kind = Batches if task.teacher is None else TaughtBatches
+        kind = Batches if task.teaching is None else TaughtBatches
         return kind(task.plan, task.train, task.validation, pad, rank, num_ranks())
     train, validation = compared_rows(run)
     if task.reference is not None:
@@ -261,7 +262,7 @@ def mixed_precision(trainer: Trainer, dtype: torch.dtype) -> torch.autocast:
     return torch.autocast(trainer.device.type, dtype=dtype, enabled=dtype != torch.float32)
 
 
-def _choose_layout(run: Run, trainer: Trainer, teacher: Teacher | None) -> None:
+def _choose_layout(run: Run, trainer: Trainer, teaching: Teaching | None) -> None:
     """Lay micro-batches out for the model, which the trainer has brought to its device.
 
     Raises `ModelError` where the model would mix the examples of a packed row, or sees the tokens
@@ -274,9 +275,9 @@ def _choose_layout(run: Run, trainer: Trainer, teacher: Teacher | None) -> None:
         if packs:
             check_isolation(model)
         isolates = packs or isolates_examples(model)
-        if isinstance(teacher, LiveTeacher):
+        if teaching is not None and isinstance(teaching.teacher, LiveTeacher):
             # A layout changes no result, so both get the one that both can read.
-            isolates = isolates and isolates_examples(teacher.model)
+            isolates = isolates and isolates_examples(teaching.teacher.model)
     trainer.batches.layout = layout_for(model.config, isolates=isolates)
 
 

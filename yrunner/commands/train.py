@@ -5,8 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from yrunner.assembly.diagnosis import explaining_stops
-from yrunner.assembly.distillation.teacher import load_teacher, prepare_teacher, record_teacher
-from yrunner.assembly.keep import add_regulariser, prepare_reference, record_rows
+from yrunner.assembly.keep import (
+    add_regulariser,
+    load_teacher,
+    prepare_reference,
+    prepare_teacher,
+    record_rows,
+    record_teacher,
+)
 from yrunner.assembly.measure import Measured, measure_after, measure_before
 from yrunner.assembly.preflight import (
     check_disk,
@@ -106,6 +112,8 @@ def train_base(run: Run) -> None:
 
 def train_teacher(run: Run) -> None:
     """Train the teacher of a run, as `train_base` does with its base."""
+    if run.untrained_teacher is not None:
+        check_fit(run)  # a teacher with another tokenizer would be trained in vain
     _train_other(run, run.untrained_teacher, run.stale_teacher)
 
 
@@ -131,11 +139,11 @@ def _train_here(run: Run) -> None:
     plan = run.plan(num_ranks=shared.started_by)
     # Before the process group is initialised: waiting in it can time out.
     regulariser_data, reference = prepare_keep(run), prepare_reference(run)
-    stored_teacher = prepare_teacher(run)
+    teaching = prepare_teacher(run)
     deepspeed = init_process_group(run.recipe)
     # Before the model: under DeepSpeed ZeRO-3 the arguments decide how weights load.
     arguments = training_arguments(run, plan, shared.micro_steps, deepspeed)
-    teacher = stored_teacher or load_teacher(run)
+    teaching = teaching or load_teacher(run)
     model = untrained_model(run)
     if process.rank == 0:
         for finding in (*findings_of_recipe(run.recipe), *findings_of_base(run, model)):
@@ -149,7 +157,7 @@ def _train_here(run: Run) -> None:
     wait_for_ranks()
     say_plan(run, model, plan)
     with explaining_how_to_resume(run.options.how_to_resume):
-        trainer = run_trainer(run, model, plan, arguments, reference, teacher)
+        trainer = run_trainer(run, model, plan, arguments, reference, teaching)
         with explaining_stops(trainer, run):
             with mixed_precision(trainer, run.dtype):
                 add_regulariser(trainer, run, regulariser_data)

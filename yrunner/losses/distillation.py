@@ -48,7 +48,7 @@ Measure = Literal["forward_kl", "reverse_kl", "jsd"]
 
 
 @dataclass(frozen=True)
-class Divergence:
+class TeacherDivergence:
     """How a student's prediction is compared with its teacher's."""
 
     by: Measure = "forward_kl"
@@ -62,8 +62,10 @@ class Divergence:
     """Compare only the ids below; None: all. Both sides are renormalised."""
 
     def of_logits(self, final_NV: Tensor, teacher_NV: Tensor) -> tuple[Tensor, Tensor]:
-        """Divergence of each target in nats, shape [N], and its gradient at `final_NV`, shape
-        [N, tokens compared]. Overwrites `teacher_NV`."""
+        """Divergence of each target in nats, shape [N], and its gradient at `final_NV`.
+
+        The gradient has the shape [N, tokens compared]. Overwrites `teacher_NV`.
+        """
         log_teacher_NV = self._scaled(teacher_NV).log_softmax(dim=1)
         if self.by == "forward_kl":
             divergence_N, grad_NV = kl_full(self._scaled(final_NV), log_teacher_NV)
@@ -121,7 +123,7 @@ class Lesson:
     prediction: HiddenBase | LogitBase | TopBase
     head: BaseHead | None
     """The teacher's, for its hidden states."""
-    divergence: Divergence
+    divergence: TeacherDivergence
     label_factor: float | Tensor
     """Of weight times cross-entropy of a label: its part in the loss over what is divided by."""
     teacher_factor: float | Tensor

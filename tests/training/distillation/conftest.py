@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from tests.training.conftest import LOSSES
+from yrunner.assembly.distillation.writing import AnswerWriter
 from yrunner.data.batching.collate import BatchLayout, one_per_row
 from yrunner.data.batching.plan import make_plan
 from yrunner.data.batching.taught import TaughtBatches
-from yrunner.losses.distillation import Divergence
+from yrunner.losses.distillation import TeacherDivergence
 from yrunner.losses.fused_head import attach
 from yrunner.models.scratch import build_model
 from yrunner.recipe.schema.recipe import TrainSection
@@ -24,7 +25,6 @@ from yrunner.training.arguments import make_arguments, token_weight
 from yrunner.training.callbacks import Cadence
 from yrunner.training.distillation.objective import TaughtObjective
 from yrunner.training.distillation.teacher import LiveTeacher, StoredTeacher
-from yrunner.training.distillation.writing import AnswerWriter
 from yrunner.training.loop import Trainer
 from yrunner.training.memory.oom_probe import rehearse
 from yrunner.training.metrics import MetricsFile
@@ -76,7 +76,7 @@ def make_trainer(tmp_path: Path, capitals_tokenizer: Any, teacher: Any) -> Calla
         train: list[Any],
         validation: list[Any] | None = None,
         *,
-        divergence: Divergence | None = None,
+        divergence: TeacherDivergence | None = None,
         known: StoredTeacher | None = None,
         loss: str = "plain",
         share: float = 0.5,
@@ -125,7 +125,7 @@ def make_trainer(tmp_path: Path, capitals_tokenizer: Any, teacher: Any) -> Calla
             normalize=LOSSES[loss].normalize,
             guard=SpikeGuard(settings.spikes),
             teacher=known or LiveTeacher(teacher),
-            divergence=divergence or Divergence(),
+            divergence=divergence or TeacherDivergence(),
             teacher_share=share,
             weigh_teacher=weigh_teacher,
             writer=writer if on_policy else None,

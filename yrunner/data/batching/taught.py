@@ -78,8 +78,12 @@ class TaughtBatches(Batches):
 
     def of_updates(self, first: int) -> Iterator[Batch]:
         """As those of `Batches`, each with the number of its update."""
-        for number, batch in enumerate(super().of_updates(first)):
-            yield batch | {UPDATE: torch.tensor(first + number // self.per_update)}
+        # Begun now: the data loader draws a random number, which may not be the training's.
+        numbered = enumerate(super().of_updates(first))
+        size = self.per_update
+        return (
+            batch | {UPDATE: torch.tensor(first + number // size)} for number, batch in numbered
+        )
 
     def collate(self, examples: Sequence[TaughtExample]) -> Batch:
         """By the layout of this moment."""

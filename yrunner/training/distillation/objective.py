@@ -11,12 +11,11 @@ from yrunner.data.batching.answers import model_inputs
 from yrunner.data.batching.batches import Batch
 from yrunner.data.batching.taught import IS_LABEL
 from yrunner.distributed.collectives import sum_over_ranks
-from yrunner.losses.distillation import Divergence, Lesson
+from yrunner.losses.distillation import Lesson, TeacherDivergence
 from yrunner.losses.fused_head import measure_targets
 from yrunner.losses.targets import PLAIN, Targets, sum_targets
 from yrunner.tokens import IGNORE_INDEX
-from yrunner.training.distillation.teacher import Teacher
-from yrunner.training.distillation.writing import AnswerWriter
+from yrunner.training.distillation.teacher import Teacher, Writer
 from yrunner.training.metrics import SignalMeter
 from yrunner.training.objective import TargetObjective
 from yrunner.training.replay_loss import KeptMean
@@ -33,10 +32,10 @@ class TaughtObjective(TargetObjective):
         self,
         *args: Any,
         teacher: Teacher,
-        divergence: Divergence,
+        divergence: TeacherDivergence,
         teacher_share: float,
         weigh_teacher: bool = False,
-        writer: AnswerWriter | None = None,
+        writer: Writer | None = None,
         **options: Any,
     ) -> None:
         """`teacher_share`: the `weight` of its part; `writer`: lets the student write answers."""
