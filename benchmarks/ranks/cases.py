@@ -18,10 +18,14 @@ from yrunner.recipe.schema.model import FullTuning, LoraTuning, Tuning
 from yrunner.recipe.schema.preference import BradleyTerryLoss, DpoLoss, KtoLoss, OrpoLoss
 from yrunner.recipe.schema.recipe import Checkpoint, NlirgLoss, PlainLoss
 from yrunner.scoring.base_predictions import cache_predictions
+from yrunner.scoring.stored_predictions import store_predictions
 from yrunner.tokens import IGNORE_INDEX
 from yrunner.training.preference.reference import Reference, measure_reference
 
 TOPS = "tops.safetensors"
+TEACHER = "teacher"
+STORED = 8
+"""Likeliest tokens of the teacher that are kept."""
 PAD = 0
 ALONE = "one"
 """The name of training in one process, in the place of a way of sharing."""
@@ -81,6 +85,8 @@ class Case:
     """Dtype of the computation."""
     keep: str = "none"
     """The regulariser, see regularisers.py."""
+    teacher: str = "none"
+    """`live`: beside the student. `stored`: its likeliest tokens."""
 
     @property
     def name(self) -> str:
@@ -108,6 +114,8 @@ class Result:
     """Drift from the base at every validation."""
     kept: list[float]
     """Logged figures of the regulariser."""
+    taught: list[float]
+    """Divergences from the teacher, in training and in validation."""
 
     def loss_gap(self, other: "Result") -> float:
         """Return the largest relative difference of two losses."""
@@ -159,11 +167,41 @@ def write_base(folder: Path, *, times: int = 1) -> None:
     model.save_pretrained(folder)
     tops = cache_predictions(model, DRIFT_ROWS, top=VOCABULARY, pad_token_id=PAD, max_tokens=200)
     tops.save(folder / TOPS)
+    write_teacher(folder / TEACHER)
     for loss in PREFERENCES:
         parts = compared_rows(loss)
         found = [measure_reference(model, part, pad_token_id=PAD, max_tokens=200) for part in parts]
         (folder / loss).mkdir()
         Reference(*found).save(folder / loss)
+
+
+def write_teacher(folder: Path) -> None:
+    """Save a wider model, and its likeliest tokens for all rows."""
+    config = Qwen3Config(
+        vocab_size=VOCABULARY + 3,
+        hidden_size=48,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=12,
+        max_position_embeddings=128,
+        tie_word_embeddings=False,
+    )
+    torch.manual_seed(1)
+    model = Qwen3ForCausalLM(config)
+    model.lm_head.weight.data.mul_(20)  # unsure of everything, it would teach nothing
+    model.save_pretrained(folder)
+    store_predictions(
+        folder,
+        model,
+        [*TRAIN_ROWS, *VALIDATION_ROWS],
+        advance=lambda _: None,
+        top=STORED,
+        num_tokens=VOCABULARY,
+        pad_token_id=PAD,
+        max_tokens=200,
+    )
 
 
 def compared_rows(loss: str) -> tuple[ComparedRows, ComparedRows]:

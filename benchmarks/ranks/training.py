@@ -3,7 +3,9 @@
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 
 from benchmarks.processes import reset_distributed_state, run_together
@@ -17,10 +19,12 @@ from benchmarks.ranks.cases import (
     ROWS,
     SETTINGS,
     SHARINGS,
+    TEACHER,
     TOPS,
     TRAIN_ROWS,
     TUNINGS,
     VALIDATION_ROWS,
+    VOCABULARY,
     Case,
     Result,
     compared_rows,
@@ -30,18 +34,24 @@ from yrunner.data.batching.answers import AnswerBatches
 from yrunner.data.batching.batches import Batches
 from yrunner.data.batching.collate import one_per_row
 from yrunner.data.batching.plan import Plan, make_plan
+from yrunner.data.batching.taught import TaughtBatches
 from yrunner.data.conversation import TokenizedExample
 from yrunner.distributed.collectives import join_ranks, num_ranks, this_rank
+from yrunner.losses.distillation import TeacherDivergence
+from yrunner.losses.fused_head import attach
 from yrunner.losses.score_head import add_score_head, attach_scores
 from yrunner.models.errors import silence_libraries
-from yrunner.models.load import load_model
+from yrunner.models.load import load_model, without_zero3
 from yrunner.models.tuning import apply_tuning
 from yrunner.recipe.schema.recipe import TrainSection
 from yrunner.scoring.base_predictions import CachedPredictions
+from yrunner.scoring.stored_predictions import StoredPredictions
 from yrunner.storage.run_dir import RunDir
 from yrunner.training.arguments import make_arguments, token_weight
 from yrunner.training.callbacks import Cadence
 from yrunner.training.deepspeed.config import complete, deepspeed_settings
+from yrunner.training.distillation.objective import TaughtObjective
+from yrunner.training.distillation.teacher import LiveTeacher, StoredTeacher, Teacher
 from yrunner.training.drift import DriftGauge
 from yrunner.training.loop import Trainer
 from yrunner.training.metrics import MetricsFile, read_metrics
@@ -52,6 +62,7 @@ from yrunner.training.preference.reward import RewardObjective
 from yrunner.training.spike_guard import SpikeGuard
 
 NUM_PROCESSES = 2
+TAUGHT = ("teacher_divergence", "eval_teacher_divergence")
 
 
 def make_trainer(case: Case, folder: Path, *, max_steps: int | None = None) -> Trainer:
@@ -129,13 +140,31 @@ def _what_is_learned(
         batches = AnswerBatches(plan, *compared_rows(case.loss), PAD, this_rank(), num_ranks())
         return batches, RewardObjective(REWARD[case.loss], train.spikes)
     weight, loss_deadline = token_weight(LOSSES[case.loss])
-    objective = TargetObjective(
-        weight,
-        loss_deadline=loss_deadline,
-        normalize=LOSSES[case.loss].normalize,
-        guard=SpikeGuard(train.spikes),
-    )
-    return Batches(plan, TRAIN_ROWS, VALIDATION_ROWS, PAD, this_rank(), num_ranks()), objective
+    options: dict[str, Any] = {
+        "loss_deadline": loss_deadline,
+        "normalize": LOSSES[case.loss].normalize,
+        "guard": SpikeGuard(train.spikes),
+    }
+    rows = (plan, TRAIN_ROWS, VALIDATION_ROWS, PAD, this_rank(), num_ranks())
+    if case.teacher == "none":
+        return Batches(*rows), TargetObjective(weight, **options)
+    options |= {
+        "teacher": _teacher(case, base / TEACHER),
+        "divergence": TeacherDivergence("jsd", beta=0.3, temperature=1.5, num_tokens=VOCABULARY),
+        "teacher_share": 0.6,
+        "weigh_teacher": LOSSES[case.loss].normalize == "weights",
+    }
+    return TaughtBatches(*rows), TaughtObjective(weight, **options)
+
+
+def _teacher(case: Case, folder: Path) -> Teacher:
+    if case.teacher == "live":
+        with without_zero3():
+            model: Any = load_model(str(folder), dtype=getattr(torch, case.dtype))
+        attach(model)
+        return LiveTeacher(model.requires_grad_(False))
+    counts = [len(example.target_positions) for example in (*TRAIN_ROWS, *VALIDATION_ROWS)]
+    return StoredTeacher(StoredPredictions.open(folder, np.array(counts)))
 
 
 def train_case(case: Case, folder: Path, *, resume_at: int | None = None) -> Result:
@@ -156,6 +185,7 @@ def train_case(case: Case, folder: Path, *, resume_at: int | None = None) -> Res
         {name: value.detach().clone() for name, value in weights.items()},
         [record["eval_drift"] for record in records if "eval_drift" in record],
         [record[key] for record in records for key in FIGURES if key in record],
+        [record[key] for record in records for key in TAUGHT if key in record],
     )
 
 

@@ -1,4 +1,4 @@
-"""The losses over pairs against those of TRL, where it is installed: the `dev` extra pins it."""
+"""Losses over pairs and from a teacher against those of TRL, which the `dev` extra pins."""
 
 from collections import defaultdict
 from types import SimpleNamespace
@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from yrunner.losses.distillation import TeacherDivergence
 from yrunner.losses.preference import (
     bradley_terry_loss,
     dpo_loss,
@@ -174,3 +175,35 @@ def test_bradley_terry_is_that_of_the_reward_trainer():
     agree(
         bradley_terry_loss(chosen_P, rejected_P, margin=0.4, center=0.02).mean(), theirs, [score_S]
     )
+
+
+@pytest.mark.parametrize(
+    ("divergence", "beta"),
+    [
+        (TeacherDivergence("forward_kl"), 0.0),
+        (TeacherDivergence("forward_kl", temperature=2.0), 0.0),
+        (TeacherDivergence("reverse_kl"), 1.0),
+        (TeacherDivergence("reverse_kl", temperature=0.7), 1.0),
+        (TeacherDivergence("jsd"), 0.5),
+        (TeacherDivergence("jsd", beta=0.1, temperature=3.0), 0.1),
+        (TeacherDivergence("jsd", beta=0.9), 0.9),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:You are importing from")
+def test_divergences_from_a_teacher_are_those_of_gkd(divergence, beta):
+    from trl.experimental.gkd import GKDTrainer
+
+    chance = torch.Generator().manual_seed(1)
+    student_NV, teacher_NV = torch.randn(2, 40, 97, generator=chance, dtype=torch.float64) * 3
+    student_NV.requires_grad_()
+    theirs = GKDTrainer.generalized_jsd_loss(
+        student_NV[None],
+        teacher_NV[None],
+        beta=beta,
+        temperature=divergence.temperature,
+        reduction="sum",
+    )
+    (theirs_NV,) = torch.autograd.grad(theirs, student_NV)
+    found_N, found_NV = divergence.of_logits(student_NV.detach(), teacher_NV.clone())
+    torch.testing.assert_close(found_N.sum(), theirs.detach(), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(found_NV, theirs_NV, rtol=1e-9, atol=1e-12)

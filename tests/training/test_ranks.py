@@ -55,7 +55,16 @@ PREFERRED = [
     Case("zero3", "bradley_terry", "alone", "full"),
 ]
 """Under an adapter the reference is the base beneath it, otherwise its log-probabilities."""
-RESUMED = [CASES[0], CASES[3], CASES[4], CASES[5], PREFERRED[3], PREFERRED[4]]
+TAUGHT = [
+    Case("ddp", "nlirg", "packed", "full", teacher="live"),
+    Case("ddp", "plain", "token_batches", "lora", teacher="stored"),
+    Case("zero1", "nlirg_by_weights", "packed", "lora", teacher="stored"),
+    Case("zero2", "nlirg", "alone", "lora", teacher="live"),
+    Case("zero3", "plain", "packed", "lora", teacher="live"),
+    Case("zero3", "nlirg", "alone", "full", teacher="stored"),
+]
+"""A teacher is whole in each process, whatever shards the student."""
+RESUMED = [CASES[0], CASES[3], CASES[4], CASES[5], PREFERRED[3], PREFERRED[4], TAUGHT[4]]
 UPDATE = 3
 """After it there is a checkpoint, and all cases go on."""
 NUM_WATCHED = sum(len(example.target_positions) for example in DRIFT_ROWS)
@@ -81,7 +90,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where all cases were trained by two processes."""
     path = tmp_path_factory.mktemp("ranks")
     write_base(path / "base")
-    start_processes(CASES + HALF + KEPT + PREFERRED, path)
+    start_processes(CASES + HALF + KEPT + PREFERRED + TAUGHT, path)
     return path
 
 
@@ -96,7 +105,7 @@ def resumed_by_one(folder: Path) -> dict[str, Result]:
     return {case.name: load_result(case, copy) for case in RESUMED}
 
 
-@pytest.mark.parametrize("case", CASES + KEPT + PREFERRED, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", CASES + KEPT + PREFERRED + TAUGHT, ids=lambda case: case.name)
 def test_two_processes_come_to_the_losses_and_weights_of_one(case: Case, folder: Path):
     reference = alone(case, folder)
     found = load_result(case, folder)
@@ -106,6 +115,8 @@ def test_two_processes_come_to_the_losses_and_weights_of_one(case: Case, folder:
     assert found.drifts == pytest.approx(reference.drifts, rel=1e-3, abs=DRIFT_ROUNDING)
     assert 0 < found.drifts[0] and (case not in CASES or found.drifts[0] < found.drifts[-1])
     assert found.kept == pytest.approx(reference.kept, rel=1e-3, abs=KEPT_ROUNDING.get(case.keep))
+    assert found.taught == pytest.approx(reference.taught, rel=1e-4)
+    assert bool(found.taught) == (case in TAUGHT)
     assert bool(found.kept) == (case in KEPT) and all(kept > 0 for kept in found.kept[-2:])
 
 

@@ -12,7 +12,7 @@ import torch
 from yrunner.assembly.dataset import find_sources, keep_sources
 from yrunner.console import counted
 from yrunner.models.local import GGUF
-from yrunner.recipe.load import base_recipe_path, load_recipe
+from yrunner.recipe.load import base_recipe_path, load_recipe, teacher_recipe_path
 from yrunner.recipe.schema.recipe import Recipe
 from yrunner.storage.run_dir import RunDir, differences, hash_files, read_json
 
@@ -74,17 +74,21 @@ def _commit() -> str | None:
 def fingerprint(recipe: Recipe) -> dict[str, Any]:
     """The recipe's keys that affect the result, and a hash of every training file.
 
-    A base that is a recipe counts by its fingerprint, a base folder by the names and sizes of its
-    files, which is cheap for weights of any size. The folders above a file do not count.
+    A base or teacher that is a recipe counts by its fingerprint, a folder by the names and sizes of
+    its files, which is cheap for weights of any size. The folders above a file do not count.
     """
     files = [file for source in find_sources(recipe.data) for file in source.files]
     extra = [recipe.model.chat_template] if recipe.model.chat_template else []
     extra += [file for source in keep_sources(recipe) for file in source.files]
-    return {
+    found = {
         "recipe": _keys_that_matter(recipe),
         "files": _by_name(hash_files([*files, *extra])),
-        "base": _base_fingerprint(recipe),
+        "base": _model_fingerprint(recipe.model.base, base_recipe_path(recipe)),
     }
+    if recipe.teacher is not None:
+        path = teacher_recipe_path(recipe)
+        found["teacher"] = _model_fingerprint(recipe.teacher.model, path)
+    return found
 
 
 def changes_since(run_dir: RunDir, recipe: Recipe) -> list[str]:
@@ -126,9 +130,10 @@ def _without_effect(recipe: Recipe) -> dict[str, Any]:
 def _with_new_keys(then: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
     now, is_set = (_keys_that_matter(recipe, only_set=only_set) for only_set in (False, True))
     filled = {**then, "recipe": _filled(then["recipe"], now, is_set)}
-    path = base_recipe_path(recipe)
-    if path is not None and isinstance(then["base"], dict) and "recipe" in then["base"]:
-        filled["base"] = _with_new_keys(then["base"], load_recipe(path))
+    paths = {"base": base_recipe_path(recipe), "teacher": teacher_recipe_path(recipe)}
+    for name, path in paths.items():
+        if path is not None and isinstance(then.get(name), dict) and "recipe" in then[name]:
+            filled[name] = _with_new_keys(then[name], load_recipe(path))
     return filled
 
 
@@ -156,13 +161,12 @@ def _by_name(hashes: dict[str, str]) -> dict[str, str]:
     return named
 
 
-def _base_fingerprint(recipe: Recipe) -> Any:
-    path = base_recipe_path(recipe)
-    if path is not None:
-        return fingerprint(load_recipe(path))
-    folder = Path(recipe.model.base or "")
+def _model_fingerprint(source: str | None, recipe_path: Path | None) -> Any:
+    if recipe_path is not None:
+        return fingerprint(load_recipe(recipe_path))
+    folder = Path(source or "")
     if folder.suffix == GGUF and folder.is_file():
         return {folder.name: folder.stat().st_size}
-    if recipe.model.base is None or not folder.is_dir():
+    if source is None or not folder.is_dir():
         return None
     return {file.name: file.stat().st_size for file in sorted(folder.iterdir()) if file.is_file()}

@@ -9,6 +9,7 @@ from typing import Any
 import psutil
 import torch
 
+from yrunner.assembly.distillation.teacher import teacher_facts
 from yrunner.assembly.preflight import DiskFacts, disk_facts
 from yrunner.assembly.run import Run
 from yrunner.assembly.trainer import has_base_beneath, layout_for
@@ -183,9 +184,15 @@ class Estimator:
         self.run, self.recipe, self.machine = run, run.recipe, machine
         self._traced: dict[tuple[str, int, bool], Estimate | Untraceable] = {}
         self.config = run.config
+        self.teacher = teacher_facts(run)
         is_planned = self.recipe.model.dtype == "auto" and not machine.is_cpu
         # The planned machine may have a GPU even if this one has none.
         self.dtype = torch.bfloat16 if is_planned else choose_dtype(self.recipe.model.dtype)
+
+    @property
+    def beside(self) -> int:
+        """Bytes of a teacher's weights on each device."""
+        return 0 if self.teacher is None else self.teacher.memory
 
     def estimate(
         self, tuning: Tuning, micro_batch: Sequence[TokenizedExample], *, recomputes: bool
@@ -256,7 +263,8 @@ def estimate_memory(
 ) -> tuple[MemoryFacts, DiskFacts | None]:
     """Memory per device for the recipe's tuning and for others, and disk space.
 
-    `micro_batch` is the largest of the plan. Disk space is None if the model cannot be traced.
+    `micro_batch` is the largest of the plan; a teacher in memory counts among the weights. Disk
+    space is None if the model cannot be traced.
     """
     recipe, machine = estimator.recipe, estimator.machine
     lines: list[MemoryLine] = []
@@ -276,7 +284,7 @@ def estimate_memory(
             continue
         is_own = tuning is recipe.tuning
         own = own_sharing(recipe, machine.gpus) if is_own else None
-        lines += lines_of(tuning.kind, found.workload, machine, own)
+        lines += lines_of(tuning.kind, found.workload, machine, own, estimator.beside)
         if is_own:
             need = estimate_disk(found.model, found.workload.optimizer, estimator.run.tokenizer)
             disk = disk_facts(estimator.run, need, plan)
@@ -319,9 +327,12 @@ def own_sharing(recipe: Recipe, gpus: int) -> Sharing:
 
 
 def lines_of(
-    kind: str, workload: Workload, machine: Machine, own: Sharing | None = None
+    kind: str, workload: Workload, machine: Machine, own: Sharing | None = None, beside: int = 0
 ) -> Iterator[MemoryLine]:
-    """One line for each sensible way to shard on this machine, and for the recipe's."""
+    """One line for each sensible way to shard on this machine, and for the recipe's.
+
+    `beside`: bytes of weights on each device that are not the model's.
+    """
     sharings = [Sharing(machine.gpus)] if machine.is_cpu else sharings_for(machine.gpus)
     if own is not None and own not in sharings:
         sharings.append(own)
@@ -330,6 +341,7 @@ def lines_of(
             continue  # ZeRO-3 cannot gather weights that share bytes
         need = memory_per_gpu(workload, sharing)
         no_room = machine.host is not None and need.host * machine.gpus > machine.host
+        need = replace(need, weights=need.weights + beside)
         fits = need.peak <= machine.room and not no_room
         parts = asdict(need) | {"peak": need.peak}
         yield MemoryLine(kind, str(sharing), **parts, fits=fits, is_own=sharing == own)
@@ -389,12 +401,13 @@ def find_savings(run: Run, micro_batch: Sequence[TokenizedExample]) -> list[Savi
 
 def _peak(run: Run, micro_batch: Sequence[TokenizedExample]) -> int | None:
     recipe = run.recipe
-    found = Estimator(run, this_machine()).estimate(
+    estimator = Estimator(run, this_machine())
+    found = estimator.estimate(
         recipe.tuning, micro_batch, recomputes=recipe.train.gradient_checkpointing
     )
-    return (
-        None if isinstance(found, Untraceable) else memory_per_gpu(found.workload, Sharing()).peak
-    )
+    if isinstance(found, Untraceable):
+        return None
+    return memory_per_gpu(found.workload, Sharing()).peak + estimator.beside
 
 
 def variants(recipe: Recipe, micro_batch: Sequence[TokenizedExample]) -> Iterator[Variant]:
@@ -419,6 +432,10 @@ def variants(recipe: Recipe, micro_batch: Sequence[TokenizedExample]) -> Iterato
     if recipe.tuning.kind in ("full", "freeze") and model.scratch is None:
         lora = _with(recipe, tuning=LoraTuning())
         yield Variant("tuning.kind=lora", lora, micro_batch)
+    teacher = recipe.teacher
+    if teacher is not None and teacher.top == "all" and not teacher.on_policy:
+        stored = _with(recipe, teacher=_with(teacher, top=64))
+        yield Variant("teacher.top=64", stored, micro_batch)
     if choose_dtype(model.dtype) == torch.float32:
         half = _with(recipe, model=_with(model, dtype="bfloat16"))
         yield Variant("model.dtype=bfloat16", half, micro_batch)

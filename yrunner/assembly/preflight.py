@@ -9,8 +9,9 @@ from yrunner.assembly.run import Run
 from yrunner.console import as_gigabytes
 from yrunner.data.batching.plan import Plan
 from yrunner.errors import ModelError, RunError
+from yrunner.models.errors import about_the_teacher
 from yrunner.models.limits import check_lengths, require_flash_attention, unlearned_rows
-from yrunner.models.load import check_ids, find_stop_ids
+from yrunner.models.load import check_ids, check_same_tokens, find_stop_ids
 from yrunner.models.quantization import require_bitsandbytes
 from yrunner.models.reward import check_classifier
 from yrunner.models.size import DiskNeed, estimate_disk
@@ -48,13 +49,16 @@ def check_needs(run: Run) -> None:
         )
     if isinstance(recipe.tuning, QloraTuning):
         require_bitsandbytes("tuning.kind qlora")
+    if recipe.teacher is not None and recipe.teacher.quantize != "none":
+        require_bitsandbytes(f"teacher.quantize {recipe.teacher.quantize}")
 
 
 def check_fit(run: Run) -> None:
     """Check that the model can read every row, before its weights are loaded.
 
     Raises `DataError` if the longest row has more tokens than the model has positions, and
-    `ModelError` if the tokenizer has ids without an embedding, or no reward model can be made.
+    `ModelError` if the tokenizer has ids without an embedding, no reward model can be made, or the
+    teacher does not fit.
     """
     config, prepared = run.config, run.dataset
     if run.recipe.train.stage == "reward":
@@ -65,6 +69,19 @@ def check_fit(run: Run) -> None:
     for rows in (prepared.train, prepared.validation):
         examples = rows.examples
         check_lengths(examples.lengths, examples.origin, config)
+    if recipe_teacher := run.recipe.teacher:
+        _check_teacher(run, recipe_teacher.model)
+
+
+def _check_teacher(run: Run, name: str) -> None:
+    """Its tokenizer must be that of the model, and its positions enough for every row."""
+    with about_the_teacher():
+        config, tokenizer = run.teacher_config, run.teacher_tokenizer
+        check_ids(tokenizer, config.get_text_config().vocab_size)
+    check_same_tokens(run.tokenizer, tokenizer, name)
+    with about_the_teacher():
+        for rows in (run.dataset.train, run.dataset.validation):
+            check_lengths(rows.examples.lengths, rows.examples.origin, config)
 
 
 def findings_of_recipe(recipe: Recipe) -> list[str]:

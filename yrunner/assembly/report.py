@@ -9,6 +9,7 @@ from typing import Any, assert_never
 import torch
 
 from yrunner.assembly.dataset import data_name, unit_of
+from yrunner.assembly.distillation.teacher import teacher_in_words
 from yrunner.assembly.measure import Measured
 from yrunner.assembly.run import Run
 from yrunner.assembly.trainer import reference_in_words
@@ -57,6 +58,9 @@ DRIFT_CAPTION = (
     "from its base on rows that the base wrote, as KL(base || tuned). Where the lower curve rises "
     "while the upper one stays flat, the run forgets without learning."
 )
+TEACHER_CAPTION = (
+    "The divergence that teacher.by names, at teacher.temperature, without its weight in the loss."
+)
 REWARD_CAPTION = (
     "Above: the share of pairs whose better answer has the higher reward. Below: how much more "
     "likely the answers have become than under the reference, in nats per answer. Where the upper "
@@ -85,6 +89,7 @@ def say_plan(run: Run, model: Any, plan: Plan) -> None:
         ("keep", _keep(recipe, plan)),
         ("loss", f"{recipe.loss.kind}, {_targets_of_update(train.token_batch)} per update"),
         *([("reference", reference)] if (reference := reference_in_words(recipe)) else []),
+        *([("teacher", teacher)] if (teacher := teacher_in_words(run)) else []),
         ("learning rate", f"{train.learning_rate:g}, {train.lr_scheduler}, {train.optimizer}"),
         ("folder", str(recipe.run_folder)),
     ]
@@ -204,6 +209,7 @@ def write_run_report(run: Run, before: Measured, after: Measured) -> None:
     blocks: list[Block] = [
         KeyFigures(_key_figures(run, before, after, records)),
         *_loss_plots(recipe, records),
+        *_teacher_plots(records),
         *drift_plots(records),
         *([] if recipe.learns_from_pairs else _weight_plots(recipe, records, before, after)),
         Plot("Learning rate", plots.learning_rate(records)),
@@ -285,6 +291,12 @@ def drift_plots(records: Sequence[Mapping[str, Any]]) -> list[Plot]:
     return [Plot("Learned and forgotten", plots.drift_curve(records), DRIFT_CAPTION)]
 
 
+def _teacher_plots(records: Sequence[Mapping[str, Any]]) -> list[Plot]:
+    if not any("teacher_divergence" in record for record in records):
+        return []
+    return [Plot("Distance to the teacher", plots.teacher_curve(records), TEACHER_CAPTION)]
+
+
 def drift_figures(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
     """The drift at the last validation."""
     measured = _measured(records)
@@ -342,6 +354,9 @@ def _key_figures(
     if record.get("step") in losses:
         note = f"{_unit_of_loss(recipe)}, at update {record['step']:,}"
         figures.append(("validation loss", f"{losses[record['step']]:.4f}", note))
+    if distances := [row["teacher_divergence"] for row in records if "teacher_divergence" in row]:
+        note = "nats per target, on training rows; last record"
+        figures.append(("from the teacher", f"{distances[-1]:.4f}", note))
     figures += drift_figures(records)
     steps = [record["step"] for record in records if "loss" in record]
     figures.append(("updates", f"{max(steps, default=0):,}", f"loss: {recipe.loss.kind}"))

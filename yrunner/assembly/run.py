@@ -47,7 +47,7 @@ from yrunner.models.model_key import model_key
 from yrunner.models.quantization import StoredQuantization
 from yrunner.models.scratch import make_config, train_tokenizer
 from yrunner.models.tuning import check_quantized_base
-from yrunner.recipe.load import base_recipe_path, load_recipe
+from yrunner.recipe.load import base_recipe_path, load_recipe, teacher_recipe_path
 from yrunner.recipe.schema.eval import AnswerTask, Task
 from yrunner.recipe.schema.keep import HeldToRows
 from yrunner.recipe.schema.recipe import Recipe
@@ -57,6 +57,8 @@ FIRST_ROWS = 10
 """Questions of a recipe without tasks."""
 BASE_PARTS = ("base", "stale_base", "base_key", "tokenizer", "config")
 """Parts that change when the base is trained."""
+TEACHER_PARTS = ("teacher", "stale_teacher")
+"""The same of the teacher."""
 SHARED_PARTS = ("sources", "tasks", "known_faults", *BASE_PARTS)
 """Parts that do not depend on how a recipe trains."""
 
@@ -155,20 +157,71 @@ class Run:
     @cached_property
     def stale_base(self) -> str | None:
         """Why the base must be trained first; None if it is up to date."""
-        base = self.base
-        if base is None:
-            return None
-        name = f"the base {base.recipe.name}"
-        if not base.folder.is_used():
+        return None if self.base is None else self.base.reason_to_train("base")
+
+    def reason_to_train(self, role: str) -> str | None:
+        """Why this run, the base or teacher of another, must be trained; None if up to date."""
+        name = f"the {role} {self.recipe.name}"
+        if not self.folder.is_used():
             return f"{name} has not been trained yet: training it first"
-        if not base.folder.fingerprint.exists():
+        if not self.folder.fingerprint.exists():
             return f"{name} was not finished: training it first"
-        changes = changes_since(base.folder, base.recipe)
+        changes = changes_since(self.folder, self.recipe)
         if changes:
             return f"{name} has changed ({', '.join(changes)}): training it again"
-        if not base.folder.is_finished():
+        if not self.folder.is_finished():
             return f"{name} was not finished: resuming it"
         return None
+
+    @property
+    def untrained_base(self) -> "Run | None":
+        """The base if it must be trained first."""
+        return None if self.stale_base is None else self.base
+
+    # The teacher
+
+    @cached_property
+    def teacher(self) -> "Run | None":
+        """The run whose result teaches this one; None for a folder, Hub id or no teacher."""
+        path = teacher_recipe_path(self.recipe)
+        return None if path is None else Run.load(path, is_base=True)
+
+    @cached_property
+    def stale_teacher(self) -> str | None:
+        """Why the teacher must be trained first; None if it is up to date."""
+        return None if self.teacher is None else self.teacher.reason_to_train("teacher")
+
+    @property
+    def untrained_teacher(self) -> "Run | None":
+        """The teacher if it must be trained first."""
+        return None if self.stale_teacher is None else self.teacher
+
+    @cached_property
+    def teacher_source(self) -> str:
+        """Folder or Hub id of the teacher."""
+        if self.teacher is not None:
+            return str(self.teacher.folder.model)
+        assert self.recipe.teacher is not None
+        return self.in_hugging_face_format(self.recipe.teacher.model)
+
+    @property
+    def trusts_teacher(self) -> bool:
+        """Code of a teacher runs only where its own recipe trusts it."""
+        return self.teacher is not None and self.teacher.recipe.model.trust_remote_code
+
+    @property
+    def teacher_config(self) -> Any:
+        """The config of the teacher, also before it is trained."""
+        if self.untrained_teacher is not None:
+            return self.untrained_teacher.config
+        return read_config(self.teacher_source, trust_remote_code=self.trusts_teacher)
+
+    @property
+    def teacher_tokenizer(self) -> Any:
+        """The tokenizer of the teacher, also before it is trained."""
+        if self.untrained_teacher is not None:
+            return self.untrained_teacher.tokenizer
+        return load_tokenizer(self.teacher_source, trust_remote_code=self.trusts_teacher)
 
     @cached_property
     def stored_quantization(self) -> StoredQuantization | None:
@@ -206,8 +259,8 @@ class Run:
         return bool(has_checkpoint) and not changes_since(self.folder, self.recipe)
 
     def forget_base(self) -> None:
-        """Drop what is cached of the base, which has been trained, and the memory of its rows."""
-        for part in BASE_PARTS:
+        """Drop what is cached of base and teacher, one of which has been trained."""
+        for part in (*BASE_PARTS, *TEACHER_PARTS):
             self.__dict__.pop(part, None)
 
     @cached_property

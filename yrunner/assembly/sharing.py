@@ -79,11 +79,12 @@ def check_sharing(run: Run, topology: Topology) -> None:
     """Raise `YRunnerError` if these ranks cannot share this run, before any time is spent."""
     recipe = run.recipe
     micro_steps = updates_shared(run, topology.num_ranks).micro_steps
-    if topology.num_machines > 1 and run.stale_base is not None:
-        raise RunError(
-            "the base must be trained before several machines start from it",
-            remedy=f"run yrun train {recipe.model.base} on one of them",
-        )
+    for name, other in (("base", run.untrained_base), ("teacher", run.untrained_teacher)):
+        if topology.num_machines > 1 and other is not None:
+            raise RunError(
+                f"the {name} must be trained before several machines start",
+                remedy=f"run yrun train {other.options.arguments} on one of them",
+            )
     section = recipe.distributed.deepspeed
     if section is None:
         return
@@ -168,6 +169,9 @@ def _check_needs_of_stage(recipe: Recipe, config: Path) -> None:
     found = needs_whole_weights(
         tuning=recipe.tuning.kind, keep=recipe.keep.kind, stage=recipe.train.stage
     )
+    if found is None and recipe.teacher is not None and recipe.teacher.on_policy:
+        problem = "teacher.on_policy needs whole weights, but ZeRO stage 3 shards them"
+        found = problem, "use stage 2 or 1, or remove on_policy"
     if found is not None and read_settings(config)["zero_optimization"]["stage"] == 3:
         problem, remedy = found
         raise RunError(f"{config}: {problem}", remedy=remedy)

@@ -13,6 +13,7 @@ from yrunner.data.batching.answers import AnswerBatches, ComparedRows
 from yrunner.data.batching.batches import Batches
 from yrunner.data.batching.collate import BatchLayout, choose_layout
 from yrunner.data.batching.plan import Plan
+from yrunner.data.batching.taught import TaughtBatches
 from yrunner.distributed.collectives import num_ranks, this_rank
 from yrunner.errors import Interrupted
 from yrunner.losses.score_head import add_score_head, attach_scores
@@ -35,6 +36,8 @@ from yrunner.recipe.schema.recipe import PreferenceLoss, Recipe
 from yrunner.storage.run_dir import RunDir
 from yrunner.training.arguments import make_arguments, token_weight
 from yrunner.training.callbacks import Cadence
+from yrunner.training.distillation.objective import TaughtObjective
+from yrunner.training.distillation.teacher import LiveTeacher, Teaching
 from yrunner.training.loop import Trainer
 from yrunner.training.memory.oom_probe import rehearse
 from yrunner.training.metrics import MetricsFile
@@ -114,6 +117,8 @@ class TrainingTask:
     validation: Sequence[Any] = ()
     reference: Reference | None = None
     """What the reference makes of the answers, unless the model itself can tell."""
+    teaching: Teaching | None = None
+    """What is learned beside the labels; None leaves the recipe's `teacher` out."""
 
 
 def training_arguments(
@@ -138,6 +143,7 @@ def run_trainer(
     plan: Plan,
     arguments: TrainingArguments,
     reference: Reference | None = None,
+    teaching: Teaching | None = None,
 ) -> Trainer:
     """The trainer of a run: validated, logged, tracked and saved as its recipe says."""
     weight, _ = token_weight(run.recipe.token_loss)
@@ -150,6 +156,7 @@ def run_trainer(
         cadence=Cadence.of(run.recipe.train, plan),
         callbacks=[MetricsFile(run.folder.metrics), *trackers],
         reference=reference,
+        teaching=teaching,
     )
     return make_trainer(run, model, arguments, task)
 
@@ -157,7 +164,8 @@ def run_trainer(
 def make_trainer(run: Run, model: Any, arguments: TrainingArguments, task: TrainingTask) -> Trainer:
     """A trainer by the recipe's tuning and loss."""
     recipe = run.recipe
-    objective, batches = _objective(run, task), _batches(run, task)
+    batches = _batches(run, task)
+    objective = _objective(run, task, batches)
     trainer = Trainer(
         model,
         arguments,
@@ -169,12 +177,12 @@ def make_trainer(run: Run, model: Any, arguments: TrainingArguments, task: Train
         callbacks=task.callbacks,
     )
 
-    trainer.when_model_runs(lambda: _choose_layout(run, trainer))
+    trainer.when_model_runs(lambda: _choose_layout(run, trainer, task.teaching))
     trainer.before_training.append(lambda: rehearse(trainer))
     return trainer
 
 
-def _objective(run: Run, task: TrainingTask) -> Objective:
+def _objective(run: Run, task: TrainingTask, batches: Batches) -> Objective:
     recipe = run.recipe
     if isinstance(recipe.loss, PreferenceLoss):
         return PreferenceObjective(recipe.loss, recipe.train.spikes)
@@ -182,19 +190,32 @@ def _objective(run: Run, task: TrainingTask) -> Objective:
         return RewardObjective(recipe.loss, recipe.train.spikes)
     weight, loss_deadline = token_weight(recipe.token_loss)
     histograms = [it.histograms for it in task.callbacks if isinstance(it, TensorBoard)]
-    return TargetObjective(
+    options: dict[str, Any] = {
+        "loss_deadline": loss_deadline,
+        "normalize": recipe.token_loss.normalize,
+        "guard": SpikeGuard(recipe.train.spikes),
+        "histograms": next(iter(histograms), None),
+    }
+    section, teaching = recipe.teacher, task.teaching
+    if section is None or teaching is None:
+        return TargetObjective(weight, **options)
+    assert isinstance(batches, TaughtBatches)
+    return TaughtObjective(
         weight,
-        loss_deadline=loss_deadline,
-        normalize=recipe.token_loss.normalize,
-        guard=SpikeGuard(recipe.train.spikes),
-        histograms=next(iter(histograms), None),
+        teacher=teaching.teacher,
+        divergence=teaching.divergence,
+        teacher_share=section.weight,
+        weigh_teacher=section.weigh_teacher,
+        writer=teaching.writer and teaching.writer(batches),
+        **options,
     )
 
 
 def _batches(run: Run, task: TrainingTask) -> Batches:
     pad, rank = run.tokenizer.pad_token_id, this_rank()
     if not run.recipe.learns_from_pairs:
-        return Batches(task.plan, task.train, task.validation, pad, rank, num_ranks())
+        kind = Batches if task.teaching is None else TaughtBatches
+        return kind(task.plan, task.train, task.validation, pad, rank, num_ranks())
     train, validation = (compared(run, rows) for rows in (task.train, task.validation))
     if task.reference is not None:
         train.reference_RA = task.reference.train_RA
@@ -267,7 +288,7 @@ def mixed_precision(trainer: Trainer, dtype: torch.dtype) -> torch.autocast:
     return torch.autocast(trainer.device.type, dtype=dtype, enabled=dtype != torch.float32)
 
 
-def _choose_layout(run: Run, trainer: Trainer) -> None:
+def _choose_layout(run: Run, trainer: Trainer, teaching: Teaching | None) -> None:
     """Lay micro-batches out for the model, which the trainer has brought to its device.
 
     Raises `ModelError` where the model would mix the examples of a packed row, or sees the tokens
@@ -282,6 +303,9 @@ def _choose_layout(run: Run, trainer: Trainer) -> None:
         isolates = packs or isolates_examples(model)
         if isinstance(trainer.batches, AnswerBatches) and not trainer.batches.train.rated:
             trainer.batches.shares_prompts = branches_at_a_mask(model)
+        if teaching is not None and isinstance(teaching.teacher, LiveTeacher):
+            # A layout changes no result, so both get the one that both can read.
+            isolates = isolates and isolates_examples(teaching.teacher.model)
     trainer.batches.layout = layout_for(model.config, isolates=isolates)
 
 

@@ -5,7 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from yrunner.assembly.diagnosis import explaining_stops
-from yrunner.assembly.keep import add_regulariser, prepare_reference, record_rows
+from yrunner.assembly.keep import (
+    add_regulariser,
+    load_teacher,
+    prepare_reference,
+    prepare_teacher,
+    record_rows,
+    record_teacher,
+)
 from yrunner.assembly.measure import Measured, measure_after, measure_before
 from yrunner.assembly.preflight import (
     check_disk,
@@ -91,6 +98,7 @@ def train_run(run: Run) -> None:
             check_sharing(run, topology)
         if not is_launched():
             train_base(run)
+            train_teacher(run)
         if topology is None:
             _train_here(run)
         else:
@@ -99,15 +107,25 @@ def train_run(run: Run) -> None:
 
 def train_base(run: Run) -> None:
     """Train the base of a run if that is a recipe without a result or has changed."""
-    base = run.base
-    if base is None or run.stale_base is None:
+    _train_other(run, run.untrained_base, run.stale_base)
+
+
+def train_teacher(run: Run) -> None:
+    """Train the teacher of a run, as `train_base` does with its base."""
+    if run.untrained_teacher is not None:
+        check_fit(run)  # a teacher with another tokenizer would be trained in vain
+    _train_other(run, run.untrained_teacher, run.stale_teacher)
+
+
+def _train_other(run: Run, other: Run | None, reason: str | None) -> None:
+    if other is None:
         return
     # Training it takes long: check first what could fail afterwards.
     run.refuse_unreadable_rows()
-    say(run.stale_base)
-    resumes = base.can_resume()
-    base.options = replace(base.options, resume=resumes, overwrite=not resumes)
-    train_run(base)
+    say(str(reason))
+    resumes = other.can_resume()
+    other.options = replace(other.options, resume=resumes, overwrite=not resumes)
+    train_run(other)
     run.forget_base()
 
 
@@ -121,9 +139,11 @@ def _train_here(run: Run) -> None:
     plan = run.plan(num_ranks=shared.started_by)
     # Before the process group is initialised: waiting in it can time out.
     regulariser_data, reference = prepare_keep(run), prepare_reference(run)
+    teaching = prepare_teacher(run)
     deepspeed = init_process_group(run.recipe)
     # Before the model: under DeepSpeed ZeRO-3 the arguments decide how weights load.
     arguments = training_arguments(run, plan, shared.micro_steps, deepspeed)
+    teaching = teaching or load_teacher(run)
     model = untrained_model(run)
     if process.rank == 0:
         for finding in (*findings_of_recipe(run.recipe), *findings_of_base(run, model)):
@@ -131,12 +151,13 @@ def _train_here(run: Run) -> None:
         check_disk(run, model, plan)
         record_start(run, plan, process.num_ranks)
         record_rows(run, regulariser_data)
+        record_teacher(run)
     # The fingerprint must be of the files as they were read.
     run.refuse_changed_files()
     wait_for_ranks()
     say_plan(run, model, plan)
     with explaining_how_to_resume(run.options.how_to_resume):
-        trainer = run_trainer(run, model, plan, arguments, reference)
+        trainer = run_trainer(run, model, plan, arguments, reference, teaching)
         with explaining_stops(trainer, run):
             with mixed_precision(trainer, run.dtype):
                 add_regulariser(trainer, run, regulariser_data)

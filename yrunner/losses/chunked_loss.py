@@ -124,8 +124,8 @@ def logit_targets(
     loss_N = cross_entropy(logits_NV, labels_N, reduction="none")
     with torch.no_grad():
         final_NV, stats = final_stats(logits_NV, labels_N)
-        top_entropy_N = _top_entropy(final_NV, weight, FINAL)
-        figures = _figures(stats, stats.mean_logit_N, weight, top_entropy_N)
+        top_entropy_N = top_entropy(final_NV, weight, FINAL)
+        figures = figures_of(stats, stats.mean_logit_N, weight, top_entropy_N)
         top_N = final_NV.argmax(dim=1) if wants_top else None
     return Targets(weigh(figures[2], loss_N).sum(), *figures, top_N)
 
@@ -137,12 +137,13 @@ def final_stats(logits_NV: Tensor, labels_N: Tensor) -> tuple[Tensor, VocabStats
     return final_NV, sweep(final_NV, labels_N, FINAL)[0]
 
 
-def _figures(
+def figures_of(
     stats: VocabStats,
     mean_logit_N: Tensor | None,
     weight: TokenWeight,
     top_entropy_N: Tensor | None,
 ) -> Figures:
+    """Loss, entropy, weight, top-1 hit and gradient norm of each target."""
     assert mean_logit_N is not None
     entropy_N = stats.entropy(mean_logit_N)
     weight_N = weight.of(stats.loss_N, entropy_N if top_entropy_N is None else top_entropy_N)
@@ -150,7 +151,8 @@ def _figures(
     return stats.loss_N, entropy_N, weight_N, stats.is_top_N, gradient_N
 
 
-def _top_entropy(logits_NV: Tensor, weight: TokenWeight, form: LogitForm) -> Tensor | None:
+def top_entropy(logits_NV: Tensor, weight: TokenWeight, form: LogitForm) -> Tensor | None:
+    """The entropy of the likeliest tokens by raw logits, for a weight that needs it."""
     return None if weight.top is None else entropy_of_top(logits_NV, weight.top, form)
 
 
@@ -168,7 +170,9 @@ class LossAccumulator(ChunkAccumulator):
         rows: int,
         pool: BufferPool,
         wants_top: bool,
+        needs_mean: bool = False,
     ) -> None:
+        """`needs_mean`: before the product of gradient and head, where it is free otherwise."""
         super().__init__(inputs, needs_gradient)
         self.labels_N, self.weight, self.form, self.wants_top = labels_N, weight, form, wants_top
         num_targets, dtype = len(labels_N), self.sum_dtype
@@ -176,7 +180,8 @@ class LossAccumulator(ChunkAccumulator):
         self.top_N = torch.empty_like(labels_N)
         # The mean logit of a linear head follows from the gradient, if that is precise enough.
         is_linear = form.softcap is None and self.dtype == self.sum_dtype
-        self.mean_from_gradient = is_linear and self.gradients[0] is not None
+        has_product = self.gradients[0] is not None and not needs_mean
+        self.mean_from_gradient = is_linear and has_product
         self.has_kernel = has_kernel(self.hidden_ND.device.type)
         shape = (min(rows, num_targets), len(self.head_VD))
         dtype = self.dtype if self.has_kernel else self.sum_dtype
@@ -187,7 +192,7 @@ class LossAccumulator(ChunkAccumulator):
     def add(self, chunk: slice) -> None:
         chunk_ND, labels_N = self.hidden_ND[chunk].to(self.dtype), self.labels_N[chunk]
         logits_NV = self._multiply(chunk_ND)
-        top_entropy_N = _top_entropy(logits_NV, self.weight, self.form)
+        top_entropy_N = top_entropy(logits_NV, self.weight, self.form)
         if self.wants_top:
             self.top_N[chunk] = logits_NV.argmax(dim=1)
         stats, grad_NV = self._sweep(logits_NV, labels_N, wants_mean=not self.mean_from_gradient)
@@ -197,7 +202,7 @@ class LossAccumulator(ChunkAccumulator):
         mean_N = stats.mean_logit_N
         if mean_N is None:
             mean_N = self._mean_from_gradient(stats, grad_NV, grad_ND, chunk_ND)
-        figures = _figures(stats, mean_N, self.weight, top_entropy_N)
+        figures = figures_of(stats, mean_N, self.weight, top_entropy_N)
         for figure_N, values_N in zip(self.figures, figures, strict=True):
             figure_N[chunk] = values_N
         factor_N1 = (self.form.scale * figures[2])[:, None]

@@ -26,6 +26,7 @@ from yrunner.losses.chunked_loss import (
     logit_targets,
     module_targets,
 )
+from yrunner.losses.distillation import Lesson, taught_logit_targets, taught_targets
 from yrunner.losses.head_call import gather_as_one
 from yrunner.losses.kl import BaseHead, KlRequest, answer_from_hidden, answer_from_logits
 from yrunner.losses.log_probs import (
@@ -68,6 +69,7 @@ def attach(model: Any, rows: int | None = None) -> None:
         *args: Any,
         token_weight: TokenWeight | None = None,
         wants_top: bool = False,
+        lesson: Lesson | None = None,
         kl: KlRequest | None = None,
         log_probs: LogProbRequest | None = None,
         **kwargs: Any,
@@ -81,7 +83,7 @@ def attach(model: Any, rows: int | None = None) -> None:
         if log_probs is not None:
             return vars(fused.log_probs(log_probs, **kwargs))
         assert token_weight is not None
-        return vars(fused.targets(token_weight, wants_top, **kwargs))
+        return vars(fused.targets(token_weight, wants_top, lesson, **kwargs))
 
     causal.forward = forward
 
@@ -92,12 +94,16 @@ def measure_targets(
     weight: TokenWeight = PLAIN,
     *,
     wants_top: bool = False,
+    lesson: Lesson | None = None,
 ) -> Targets:
     """The targets of a batch made by `collate`; call `attach` on the model first.
 
-    `wants_top`: with the likeliest token of each, which takes a tenth longer.
+    `wants_top`: with the likeliest token of each, which takes a tenth longer. `lesson`: with the
+    divergence from a teacher, which the loss includes.
     """
-    options = {"token_weight": weight, "wants_top": wants_top, "use_cache": False}
+    options: dict[str, Any] = {"token_weight": weight, "wants_top": wants_top, "use_cache": False}
+    if lesson is not None:
+        options["lesson"] = lesson
     return Targets(**model(**inputs, **options))
 
 
@@ -114,21 +120,27 @@ class _FusedHead:
         """Whether head and hidden states give the model's logits; None before the first batch."""
 
     def targets(
-        self, weight: TokenWeight, wants_top: bool, *, labels: Tensor, **kwargs: Any
+        self,
+        weight: TokenWeight,
+        wants_top: bool,
+        lesson: Lesson | None = None,
+        *,
+        labels: Tensor,
+        **kwargs: Any,
     ) -> Targets:
         """The targets of a batch."""
         inputs = self._settle(kwargs)
         if not self.fits:
-            return self._targets_from_logits(inputs, labels, weight, wants_top)
+            return self._targets_from_logits(inputs, labels, weight, wants_top, lesson)
         hidden_BTD = self.model.base_model(**inputs).last_hidden_state
-        return self._targets_from_hidden(hidden_BTD, labels, weight, wants_top)
+        return self._targets_from_hidden(hidden_BTD, labels, weight, wants_top, lesson)
 
     def kl(self, request: KlRequest, *, labels: Tensor, **kwargs: Any) -> dict[str, Tensor]:
         """The model's own prediction of a batch's targets, or its divergence from the base's."""
         inputs = self._settle(kwargs)
         if not self.fits:
             logits_NV, _ = self._target_logits(inputs, labels)
-            return answer_from_logits(logits_NV, self._base_head(), request)
+            return answer_from_logits(logits_NV, self.base_head(), request)
         hidden_BTD = self.model.base_model(**inputs).last_hidden_state
         return self._kl_from_hidden(hidden_BTD, labels, request)
 
@@ -154,11 +166,19 @@ class _FusedHead:
     # torch.compile leaves out what is differentiated by hand or depends on the number of targets.
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _targets_from_hidden(
-        self, hidden_BTD: Tensor, labels_BT: Tensor, weight: TokenWeight, wants_top: bool
+        self,
+        hidden_BTD: Tensor,
+        labels_BT: Tensor,
+        weight: TokenWeight,
+        wants_top: bool,
+        lesson: Lesson | None,
     ) -> Targets:
         is_target_BT, labels_N = target_places(labels_BT)
         hidden_ND = hidden_BTD[:, :-1][is_target_BT]
         head = active_head(self.model)
+        if lesson is not None:
+            student = (hidden_ND, head, labels_N, weight, self.form, self._rows(hidden_ND))
+            return taught_targets(*student, lesson, plain=is_plain(head), pool=self.pool)
         call = (hidden_ND, head, labels_N, weight, self.form, self._rows(hidden_ND), wants_top)
         return linear_targets(*call, self.pool) if is_plain(head) else module_targets(*call)
 
@@ -180,13 +200,22 @@ class _FusedHead:
     ) -> dict[str, Tensor]:
         hidden_ND = hidden_BTD[:, :-1][target_places(labels_BT)[0]]
         head, rows = active_head(self.model), self._rows(hidden_ND)
-        return answer_from_hidden(hidden_ND, head, self._base_head(), request, rows, is_plain(head))
+        return answer_from_hidden(hidden_ND, head, self.base_head(), request, rows, is_plain(head))
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _targets_from_logits(
-        self, inputs: dict[str, Any], labels_BT: Tensor, weight: TokenWeight, wants_top: bool
+        self,
+        inputs: dict[str, Any],
+        labels_BT: Tensor,
+        weight: TokenWeight,
+        wants_top: bool,
+        lesson: Lesson | None,
     ) -> Targets:
-        return logit_targets(*self._target_logits(inputs, labels_BT), weight, wants_top)
+        logits_NV, labels_N = self._target_logits(inputs, labels_BT)
+        if lesson is not None:
+            everything = slice(0, len(labels_N))
+            return taught_logit_targets(logits_NV, labels_N, weight, lesson, everything)
+        return logit_targets(logits_NV, labels_N, weight, wants_top)
 
     def _target_logits(self, inputs: dict[str, Any], labels_BT: Tensor) -> tuple[Tensor, Tensor]:
         """The model's own logits of the targets, shape [N, V], and their labels."""
@@ -195,7 +224,8 @@ class _FusedHead:
         is_target_BK, labels_N = target_places(labels_BT, columns_K)
         return at_least_float32(logits_BKV[is_target_BK]), labels_N
 
-    def _base_head(self) -> BaseHead:
+    def base_head(self) -> BaseHead:
+        """The head of the base, for hidden states that it gave as its prediction."""
         return BaseHead.of(base_head(self.model), self.form)
 
     def _rows(self, hidden_ND: Tensor) -> int:

@@ -77,6 +77,16 @@ class PredictBase:
 
     top: int | None = None
     """Only this many of its likeliest tokens; None: everything."""
+    temperature: float = 1.0
+    """What the logits are divided by before their likeliest tokens are taken."""
+    num_tokens: int | None = None
+    """Only ids below count among them; None: all."""
+
+    def likeliest(self, final_NV: Tensor) -> TopBase:
+        """The likeliest tokens by final logits."""
+        assert self.top is not None
+        compared_NV = final_NV[:, : self.num_tokens] / self.temperature
+        return likeliest(compared_NV.log_softmax(dim=1), self.top)
 
 
 KlRequest = PredictBase | BasePrediction
@@ -115,14 +125,21 @@ class BaseHead:
 
 
 def predict_base(
-    model: Any, inputs: Mapping[str, Tensor], top: int | None = None
+    model: Any,
+    inputs: Mapping[str, Tensor],
+    top: int | None = None,
+    *,
+    temperature: float = 1.0,
+    num_tokens: int | None = None,
 ) -> BasePrediction:
     """What `model`, as it is now, predicts for the targets of a batch; call `attach` first.
 
-    `top`: only this many of its likeliest tokens.
+    `top`: only this many of its likeliest tokens, at a temperature, among the ids below
+    `num_tokens`.
     """
     with torch.no_grad():
-        found = model(**inputs, kl=PredictBase(top), use_cache=False)
+        request = PredictBase(top, temperature, num_tokens)
+        found = model(**inputs, kl=request, use_cache=False)
     if "ids_NK" in found:
         return TopBase(**found)
     return HiddenBase(**found) if "hidden_ND" in found else LogitBase(**found)
@@ -146,11 +163,10 @@ def answer_from_hidden(
         return vars(measure(hidden_ND, head, request, base, rows))
     if request.top is None:
         return {"hidden_ND": hidden_ND}
-    top = request.top
 
     def run(hidden_ND: Tensor) -> tuple[Tensor, ...]:
         parts = [
-            vars(likeliest(base.logits(hidden_ND[chunk]).log_softmax(dim=1), top)).values()
+            vars(request.likeliest(base.logits(hidden_ND[chunk]))).values()
             for chunk in chunk_slices(max(1, len(hidden_ND)), rows)
         ]
         return tuple(torch.cat(tensors) for tensors in zip(*parts, strict=True))
@@ -165,7 +181,7 @@ def answer_from_logits(logits_NV: Tensor, base: BaseHead, request: KlRequest) ->
         return vars(Divergence(divergence_N.sum(), divergence_N.detach()))
     if request.top is None:
         return vars(LogitBase(logits_NV))
-    return vars(likeliest(_finite(logits_NV).log_softmax(dim=1), request.top))
+    return vars(request.likeliest(finite(logits_NV)))
 
 
 def likeliest(log_NV: Tensor, number: int) -> TopBase:
@@ -211,7 +227,7 @@ def _kl(
     if isinstance(base, TopBase):
         return kl_top(final_NV, base.chunk(chunk))
     if isinstance(base, LogitBase):
-        base_NV = _finite(base.logits_NV[chunk])
+        base_NV = finite(base.logits_NV[chunk])
     else:
         base_NV = head.logits(base.hidden_ND[chunk])
     most = COMPARED_AT_ONCE.get(final_NV.device.type, COMPARED_AT_ONCE["cuda"])
@@ -238,7 +254,7 @@ class _LogitDivergence(torch.autograd.Function):
     def forward(
         ctx: Any, final_NV: Tensor, base: BasePrediction, chunk: slice, head: BaseHead
     ) -> Tensor:
-        divergence_N, grad_NV = _kl(_finite(final_NV), base, chunk, head)
+        divergence_N, grad_NV = _kl(finite(final_NV), base, chunk, head)
         ctx.save_for_backward(grad_NV)
         return divergence_N
 
@@ -248,7 +264,7 @@ class _LogitDivergence(torch.autograd.Function):
         return gradient_N[:, None] * grad_NV, None, None, None
 
 
-def _finite(logits_NV: Tensor) -> Tensor:
+def finite(logits_NV: Tensor) -> Tensor:
     """A copy without minus infinity (a forbidden token): zero times infinity would be NaN."""
     return logits_NV.clamp(min=torch.finfo(logits_NV.dtype).min)
 

@@ -46,6 +46,8 @@ class Targets:
     """Norm of the gradient at the logits, weight times (softmax - one-hot)."""
     top_N: Tensor | None = None
     """The likeliest token, if requested."""
+    divergence_N: Tensor | None = None
+    """Distance to the teacher in nats, if there is one; then `weighted` is the loss of both."""
 
 
 def predicting_columns(labels_BT: Tensor) -> Tensor:

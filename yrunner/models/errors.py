@@ -10,7 +10,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers.utils import logging
 
-from yrunner.errors import MissingError, ModelError
+from yrunner.errors import DataError, MissingError, ModelError
 
 WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
@@ -200,6 +200,18 @@ def explain_failure(source: str) -> Iterator[None]:
             f"{source} has a damaged config or tokenizer ({_first_line(error)})",
             remedy=DOWNLOAD_AGAIN,
         ) from error
+
+
+@contextmanager
+def about_the_teacher() -> Iterator[None]:
+    """Name the key of the recipe in errors about the teacher."""
+    try:
+        yield
+    except MissingError as error:
+        raise MissingError(f"teacher.model: {error.message}", remedy=error.remedy) from error
+    except (DataError, ModelError) as error:
+        remedy = error.remedy.replace("model.base", "teacher.model")
+        raise ModelError(f"teacher.model: {error.message}", remedy=remedy) from error
 
 
 def _first_line(error: Exception) -> str:

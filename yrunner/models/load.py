@@ -4,6 +4,7 @@ transformers fills gaps with random weights, an empty vocabulary or a log line, 
 a run of hours. Here every gap is a ModelError.
 """
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,7 @@ from transformers.integrations import deepspeed
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import cached_file
 
+from yrunner.console import counted
 from yrunner.errors import ModelError
 from yrunner.losses.vocabulary_layers import count_embeddings, is_tied
 from yrunner.models.adapters import (
@@ -44,6 +46,8 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+MOST_NAMED = 3
+"""Tokens that are named where two tokenizers differ."""
 # Tokens that models reserve for padding, by preference.
 PAD_TOKENS = ("<|endoftext|>", "<|finetune_right_pad_id|>", "<|pad|>", "<pad>", "[PAD]")
 
@@ -246,6 +250,37 @@ def check_ids(tokenizer: PreTrainedTokenizerBase, num_embeddings: int) -> None:
             f"the tokenizer has ids up to {largest_id}, the model only {num_embeddings} embeddings",
             remedy="use the tokenizer that belongs to the model",
         )
+
+
+def check_same_tokens(student: Any, teacher: Any, name: str) -> None:
+    """Raise `ModelError` if the tokenizers of a model and its teacher have different ids."""
+    difference = difference_of(student.get_vocab(), teacher.get_vocab())
+    if difference is not None:
+        raise ModelError(
+            f"the teacher {name} has another tokenizer than the model: {difference}",
+            remedy="use a teacher of the same family",
+        )
+
+
+def difference_of(student: dict[str, int], teacher: dict[str, int]) -> str | None:
+    """The first ids that stand for different tokens, in words; None if there are none."""
+    ours, theirs = ({id_: token for token, id_ in each.items()} for each in (student, teacher))
+    different = [
+        id_ for id_ in sorted(ours.keys() | theirs.keys()) if ours.get(id_) != theirs.get(id_)
+    ]
+    if not different:
+        return None
+    named = ", ".join(
+        f"id {id_} is {_named(ours.get(id_))} in the model's and {_named(theirs.get(id_))} in "
+        "the teacher's"
+        for id_ in different[:MOST_NAMED]
+    )
+    more = len(different) - MOST_NAMED
+    return f"{named}, and {counted(more, 'more id')} differ" if more > 0 else named
+
+
+def _named(token: str | None) -> str:
+    return "no token" if token is None else json.dumps(token, ensure_ascii=False)
 
 
 def _check_source(source: str) -> None:

@@ -32,13 +32,16 @@ from yrunner.recipe.yaml_tree import (
 from yrunner.text_files import NotUnicode, decode
 
 MAX_BYTES = 1_000_000
+RECIPE_KEYS: tuple[KeyPath, ...] = (("model", "base"), ("teacher", "model"))
+"""Keys that may name another recipe."""
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe of a file, with `key=value` overrides; raises one RecipeError with all problems.
 
-    Paths are made absolute; `model.base` and `tuning.adapter` become an absolute path or a Hub id.
-    If the base is a recipe, it is checked too, and its problems are included.
+    Paths are made absolute; `model.base`, `tuning.adapter` and `teacher.model` become an absolute
+    path or a Hub id. If base or teacher is a recipe, it is checked too, and its problems are
+    included.
     """
     return _load(Path(path), overrides, chain=())
 
@@ -47,6 +50,12 @@ def base_recipe_path(recipe: Recipe) -> Path | None:
     """The recipe whose result this one starts from; None if the base is a model."""
     base = recipe.model.base
     return Path(base) if base is not None and is_recipe_path(base) else None
+
+
+def teacher_recipe_path(recipe: Recipe) -> Path | None:
+    """The recipe whose result teaches this one; None if a model does, or nothing."""
+    teacher = recipe.teacher
+    return Path(teacher.model) if teacher is not None and is_recipe_path(teacher.model) else None
 
 
 def recipe_to_yaml(recipe: Recipe) -> str:
@@ -72,9 +81,9 @@ def warn_of_remote_code(recipe: Recipe) -> None:
             f"model.trust_remote_code: Python code from {recipe.model.base} runs here with "
             "all your permissions"
         )
-    path = base_recipe_path(recipe)
-    if path is not None:
-        warn_of_remote_code(load_recipe(path))
+    for path in (base_recipe_path(recipe), teacher_recipe_path(recipe)):
+        if path is not None:
+            warn_of_remote_code(load_recipe(path))
 
 
 def _load(path: Path, overrides: Sequence[str], chain: tuple[Path, ...]) -> Recipe:
@@ -89,8 +98,10 @@ def _load(path: Path, overrides: Sequence[str], chain: tuple[Path, ...]) -> Reci
         recipe, more = _validate(root, path.parent)
         known = {fault.path for fault in faults}
         faults.extend(fault for fault in more if fault.path not in known or not fault.path)
-        more, below = _check_base(root, path, chain)
-        faults.extend(more)
+        for key in RECIPE_KEYS:
+            more, problems = _check_other_recipe(root, key, path, chain)
+            faults.extend(more)
+            below.extend(problem for problem in problems if problem not in below)
     except Unreadable as error:
         faults.append(error.fault)
         recipe = None
@@ -248,11 +259,10 @@ def _validate(root: Node, folder: Path) -> tuple[Recipe | None, list[RecipeFault
     return recipe, []
 
 
-def _check_base(
-    root: Node, path: Path, chain: tuple[Path, ...]
+def _check_other_recipe(
+    root: Node, key: KeyPath, path: Path, chain: tuple[Path, ...]
 ) -> tuple[list[RecipeFault], list[Problem]]:
-    """Faults in the reference to a base recipe, and the problems of that recipe itself."""
-    key = ("model", "base")
+    """Faults in the reference to another recipe, and the problems of that recipe itself."""
     node, whole = find(root, key)
     base = node.content
     if not whole or not isinstance(base, str) or not is_recipe_path(base):
@@ -266,6 +276,8 @@ def _check_base(
         cycle = [*chain[followed.index(base_path.resolve()) :], base_path]
         names = " -> ".join(recipe.name for recipe in cycle)
         message = f"the base recipes form a cycle ({names}); use a model as the base of one"
+        if key != RECIPE_KEYS[0]:
+            message = f"the recipes form a cycle ({names}); use another teacher"
         return [RecipeFault(node.location, key, message)], []
     try:
         _load(base_path, (), chain)

@@ -17,6 +17,8 @@ LORA = {
 }
 TRAINER = {
     "model_name_or_path": "model.base",
+    "teacher_model_name_or_path": "teacher.model",
+    "lmbda": "teacher.on_policy",
     "torch_dtype": "model.dtype",
     "bf16": "model.dtype",
     "fp16": "model.dtype",

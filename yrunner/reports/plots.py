@@ -136,6 +136,19 @@ def drift_curve(records: Sequence[Record]) -> str:
     return svg_of(figure, "drift_curve")
 
 
+def teacher_curve(records: Sequence[Record]) -> str:
+    """Divergence from the teacher over the steps, in training and in validation."""
+    figure = new_figure()
+    axes = figure.subplots()
+    _draw_curve(axes, _series(records, "teacher_divergence"), "training rows", "loss")
+    if points := _series(records, "eval_teacher_divergence"):
+        steps, values = zip(*points, strict=True)
+        axes.plot(steps, values, "o-", color=THEME["validation"], label="validation rows")
+    label_steps(axes, "divergence (nats per target)")
+    add_legend(figure)
+    return svg_of(figure, "teacher_curve")
+
+
 def weight_curve(
     losses_N: Sequence[float],
     curves: Mapping[str, Sequence[float]],

@@ -65,9 +65,14 @@ def cache_predictions(
     top: int,
     pad_token_id: int,
     max_tokens: int,
+    temperature: float = 1.0,
+    num_tokens: int | None = None,
     advance: Callable[[int], None] = lambda _: None,
 ) -> CachedPredictions:
-    """Predict every target of the examples with `model`, which is still the base."""
+    """Predict every target of the examples with `model`, which is still the base.
+
+    `temperature`, `num_tokens`: see `PredictBase`.
+    """
     attach(model)
     found: dict[int, TopBase] = {}
     with evaluating(model):
@@ -75,7 +80,9 @@ def cache_predictions(
         for indices in batches_by_length(lengths, max_tokens):
             chosen = [examples[index] for index in indices]
             batch = to_device(collate(chosen, pad_token_id), model.device)
-            base = predict_base(model, batch, top=top)
+            base = predict_base(
+                model, batch, top=top, temperature=temperature, num_tokens=num_tokens
+            )
             assert isinstance(base, TopBase)
             sizes = [len(example.target_positions) for example in chosen]
             for index, chunk in zip(indices, _chunks(sizes), strict=True):

@@ -46,6 +46,7 @@ class RunDir:
         self.result = self.folder / "result.json"
         self.base = self.folder / "base.json"
         self.keep = self.folder / "keep.json"
+        self.teacher = self.folder / "teacher.json"
         self.merged = self.folder / "merged"
         self.gguf = self.folder / "gguf"
         self.merge_figures = self.folder / "merge.json"

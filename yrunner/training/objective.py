@@ -1,7 +1,7 @@
 """What a run minimises: weighted target losses, plus a regulariser; and the sums to log."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, MutableSequence
 from typing import Any, Literal
 
 import torch
@@ -46,10 +46,12 @@ class Objective(ABC):
         return {name: each for name, each in every if isinstance(each, Stateful)}
 
     @abstractmethod
-    def begin_update(self, model: Any, batches: Sequence[Batch], device: torch.device) -> None:
+    def begin_update(
+        self, model: Any, batches: MutableSequence[Batch], device: torch.device
+    ) -> None:
         """Look at all micro-batches of this rank's next update. A collective call.
 
-        `model` is the bare one, on `device`.
+        `model` is the bare one, on `device`. May put other micro-batches in their place.
         """
 
     @abstractmethod
@@ -101,7 +103,9 @@ class TargetObjective(Objective):
         """Of the update, over all ranks."""
         self._weights_of_update: list[Tensor] = []
 
-    def begin_update(self, model: Any, batches: Sequence[Batch], device: torch.device) -> None:
+    def begin_update(
+        self, model: Any, batches: MutableSequence[Batch], device: torch.device
+    ) -> None:
         """Start the clock, and count the targets."""
         counts = [(batch["labels"] != IGNORE_INDEX).sum() for batch in batches]
         self._num_targets = sum_over_ranks(torch.stack(counts).sum().to(device))
@@ -111,13 +115,17 @@ class TargetObjective(Objective):
     def loss(self, model: Any, called: Any, batch: Batch) -> Tensor:
         """See `Objective`."""
         targets = measure_targets(called, batch, self.weight)
+        self._add_figures(targets)
+        return targets.weighted / self._num_targets
+
+    def _add_figures(self, targets: Targets, judged: Targets | None = None) -> None:
+        """Add the figures of a micro-batch; `judged`: what the guard looks at, if not the same."""
         if self.histograms is not None:
             self.histograms.add(targets)
         record_R = sum_targets(targets, self.loss_deadline)
         self.meter.add(record_R)
-        self.guard.add(record_R)
+        self.guard.add(record_R if judged is None else sum_targets(judged, self.loss_deadline))
         self._weights_of_update.append(targets.weight_N.sum())
-        return targets.weighted / self._num_targets
 
     def gradient_factor(self) -> Tensor:
         """The targets of the update over its weights, known when its last micro-batch was seen."""

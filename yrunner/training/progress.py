@@ -22,7 +22,8 @@ from yrunner.losses.nlirg import ZONES
 from yrunner.training.drift import drift_points, drift_warning
 from yrunner.training.preference.alarms import preference_alarms
 
-KEPT = ("keep_divergence", "keep_text_loss", "keep_penalty")
+KEPT = ("teacher_divergence", "keep_divergence", "keep_text_loss", "keep_penalty")
+VALIDATED = ("eval_teacher_divergence", "eval_drift")
 REWARDS = (
     "reward_accuracy",
     "reward_margin",
@@ -36,6 +37,8 @@ SENTENCES = {
     "weighted_loss": "weighted {:.4f}",
     "eval_loss": "validation loss {:.4f}",
     "eval_drift": "drift {:.4f}",
+    "teacher_divergence": "from the teacher {:.4f}",
+    "eval_teacher_divergence": "from the teacher {:.4f}",
     "keep_divergence": "replay divergence {:.4f}",
     "keep_text_loss": "replay loss {:.4f}",
     "keep_penalty": "penalty {:.4f}",
@@ -204,7 +207,7 @@ def log_line(record: Record, history: History) -> str:
     parts = [f"step {history.step}/{history.max_steps}", *described(record, "epoch")]
     if "eval_loss" in record:
         rewards = ("eval_reward_accuracy", "eval_reward_margin")
-        parts += described(record, "eval_loss", *rewards, "eval_drift") + _best(history)
+        parts += described(record, "eval_loss", *rewards, *VALIDATED) + _best(history)
         parts += drift_warning(history.drifts)
         return "  ".join(parts)
     parts += described(record, "loss", "weighted_loss", "mean_weight")

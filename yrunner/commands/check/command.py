@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from yrunner.assembly.dataset import print_left_out, print_rows, unit_of
+from yrunner.assembly.distillation.teacher import TeacherFacts
 from yrunner.assembly.memory import (
     Estimator,
     Machine,
@@ -77,6 +78,7 @@ class Facts:
     advice: list[str]
     """What to change if the recipe does not fit."""
     disk: DiskFacts | None
+    teacher: TeacherFacts | None
 
 
 def check(
@@ -155,6 +157,7 @@ def _gather(estimator: Estimator, plan: Plan) -> Facts:
         memory,
         advise(estimator, batch, memory.lines),
         disk,
+        estimator.teacher,
     )
 
 
@@ -184,6 +187,8 @@ def _print(run: Run, facts: Facts | None) -> None:
         say(note)
     if (reference := reference_in_words(run.recipe)) is not None:
         say(f"reference: {reference}")
+    if facts.teacher is not None:
+        say(facts.teacher.sentence)
     print_schedule(facts.schedule)
     print_memory(facts.memory, facts.advice)
     if facts.disk is not None:
@@ -284,7 +289,7 @@ def _first_that_fits(
     )
     if isinstance(found, Untraceable):
         return None
-    lines = lines_of(recipe.tuning.kind, found.workload, machine)
+    lines = lines_of(recipe.tuning.kind, found.workload, machine, beside=estimator.beside)
     return next((line for line in lines if line.fits), None)
 
 

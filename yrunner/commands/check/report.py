@@ -10,7 +10,16 @@ from yrunner.assembly.preflight import DiskFacts
 from yrunner.assembly.report import weight_plot
 from yrunner.commands.check.facts import DataFacts, Schedule, Steps
 from yrunner.commands.check.signal import NotScored, Sample, Signal, Zone
-from yrunner.console import as_gigabytes, counted, is_terminal, print_table, say, show, terminal
+from yrunner.console import (
+    as_gigabytes,
+    counted,
+    is_terminal,
+    print_table,
+    say,
+    show,
+    terminal,
+    warn,
+)
 from yrunner.data.dataset.preference import AnswerFacts
 from yrunner.recipe.load import recipe_to_yaml
 from yrunner.recipe.schema.recipe import Loss, PlainLoss, Recipe
@@ -183,6 +192,17 @@ def print_signal(recipe: Recipe, signal: Signal | NotScored) -> None:
             f"the base prefers the better answer in {wins.whole:.1%} of "
             f"{counted(wins.pairs, 'pair')} (by likelihood per token: {wins.per_token:.1%})"
         )
+    if signal.teacher_loss is not None:
+        say(
+            f"mean loss of the same targets: base {signal.mean_loss:.3f}, teacher "
+            f"{signal.teacher_loss:.3f}"
+        )
+        if signal.teacher_loss > signal.mean_loss:
+            warn(
+                "the teacher expects these rows less than the base does; it can still teach what "
+                "is likely besides, but try teacher.weight below 0.5, or a teacher that was tuned "
+                "on such rows"
+            )
     if not recipe.learns_from_pairs:
         for sentence in explain(signal, recipe.loss):
             say(sentence)

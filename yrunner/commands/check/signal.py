@@ -3,13 +3,14 @@
 # N = targets of the sample, B = bins of the histogram, G = bins or zones
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from yrunner.assembly.distillation.teacher import has_teacher_here, load_teacher_model
 from yrunner.assembly.measure import score_rows
 from yrunner.assembly.run import Run
 from yrunner.data.conversation import TokenizedExample
@@ -54,6 +55,8 @@ class Sample:
     weight_N: Tensor
     base_wins: BaseWins | None = None
     """Of a sample of pairs."""
+    teacher_loss_N: Tensor | None = None
+    """Losses of the same targets under the teacher, if there is one here."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,10 @@ class Signal:
     bins: list[LossBin]
     zones: list[Zone]
     base_wins: BaseWins | None = None
+    mean_loss: float = 0.0
+    """Of the base, per target."""
+    teacher_loss: float | None = None
+    """Of the teacher, on the same targets."""
 
 
 def score_sample(run: Run, stored: StoredRows[Any], rows: int | None) -> Sample | NotScored:
@@ -131,7 +138,14 @@ def score_sample(run: Run, stored: StoredRows[Any], rows: int | None) -> Sample 
     if isinstance(stored, Pairs):
         pairs = spread(stored, max(1, rows // 2))
         return _score(run, model, [each for pair in pairs for each in vars(pair).values()], True)
-    return _score(run, model, spread(examples, rows))
+    chosen = spread(examples, rows)
+    sample = _score(run, model, chosen)
+    if not has_teacher_here(run):
+        return sample
+    del model
+    teacher = load_teacher_model(run)
+    scores = score_rows(run, teacher, chosen, "scoring rows with the teacher")
+    return replace(sample, teacher_loss_N=torch.cat([one.loss_N for one in scores]).double())
 
 
 def describe_sample(sample: Sample, edges: Sequence[float]) -> Signal:
@@ -159,7 +173,15 @@ def describe_sample(sample: Sample, edges: Sequence[float]) -> Signal:
     ]
     refused = float((weight_N == 0).double().mean())
     figures = (sample.rows, len(loss_N), float(weight_N.mean()), refused)
-    return Signal(*figures, bins, zones, sample.base_wins)
+    teacher_N = sample.teacher_loss_N
+    return Signal(
+        *figures,
+        bins,
+        zones,
+        sample.base_wins,
+        mean_loss=float(loss_N.mean()),
+        teacher_loss=None if teacher_N is None else float(teacher_N.mean()),
+    )
 
 
 def spread(rows: StoredRows[Item], number: int) -> list[Item]:

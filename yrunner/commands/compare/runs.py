@@ -126,7 +126,7 @@ def base_name(recipe: Recipe) -> str:
 
 
 def base_jobs(runs: Sequence[ArmRun], folder: CompareDir) -> list[Job]:
-    """Jobs before the arms: train each missing base, and measure it once."""
+    """Jobs before the arms: train each missing base, measure it once, and train the teachers."""
     jobs: dict[str, Job] = {}
     trained: set[str | None] = set()
     for run in runs:
@@ -140,11 +140,18 @@ def base_jobs(runs: Sequence[ArmRun], folder: CompareDir) -> list[Job]:
             commands.insert(0, (*YRUN, "train", str(base), *_how(start.base)))
             trained.add(base)
         jobs[name] = Job(name, tuple(commands), folder.log(name))
+    for run in runs:
+        teacher = Run(run.recipe).untrained_teacher
+        if run.recipe.teacher is None or teacher is None:
+            continue
+        name = f"teacher-{teacher.recipe.name}"
+        command: Command = (*YRUN, "train", run.recipe.teacher.model, *_how(teacher))
+        jobs[name] = Job(name, (command,), folder.log(name))
     return list(jobs.values())
 
 
 def _how(base: Run) -> list[str]:
-    """Resume a base that was not finished, replace one that has changed."""
+    """Resume a base or teacher that was not finished, replace one that has changed."""
     if not base.folder.is_used():
         return []
     return ["--resume"] if base.can_resume() else ["--overwrite"]

@@ -26,6 +26,7 @@ from yrunner.recipe.schema.preference import (
 )
 from yrunner.recipe.schema.section import Section
 from yrunner.recipe.schema.sort import SortSection
+from yrunner.recipe.schema.teacher import TeacherSection
 
 LAST_POLYNOMIAL_RATE = 1e-7
 """Where transformers' polynomial schedule ends, which must be below the learning rate."""
@@ -229,6 +230,7 @@ class Recipe(Section):
     tuning: Tuning = LoraTuning()
     data: DataSection
     loss: Loss = PlainLoss()
+    teacher: TeacherSection | None = None
     keep: Keep = NoKeep()
     drift: DriftSection = DriftSection()
     train: TrainSection = TrainSection()
@@ -332,6 +334,53 @@ class Recipe(Section):
                 f"sort.score: margin compares better and worse answers, but train.stage {stage} "
                 "learns from single ones; name another score, or set train.stage to preference"
             )
+        return self
+
+    @model_validator(mode="after")
+    def a_teacher_has_a_student(self) -> Self:
+        if self.teacher is not None and self.train.stage not in ("sft", "cpt"):
+            raise ValueError(
+                f"teacher and train.stage {self.train.stage} cannot be combined; remove teacher: "
+                "it predicts the tokens of sft and cpt"
+            )
+        if self.teacher is None or getattr(self.loss, "normalize", None) != "weights":
+            return self
+        if not self.teacher.weigh_teacher:
+            raise ValueError(
+                "loss.normalize: weights and teacher cannot be combined: teacher.weight is "
+                "relative to a mean over targets; remove normalize, or set teacher.weigh_teacher: "
+                "true"
+            )
+        if self.teacher.on_policy:
+            raise ValueError(
+                "loss.normalize: weights and teacher.on_policy cannot be combined; remove one: "
+                "what the student writes has no label to weigh"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def a_student_can_write(self) -> Self:
+        if self.teacher is None or not self.teacher.on_policy:
+            return self
+        section = self.distributed.deepspeed
+        problems = {
+            "train.stage cpt": (self.train.stage == "cpt", "a text has no answer"),
+            "data.packing": (self.data.packing, "the length of an answer is not known before"),
+            "train.token_batch": (
+                self.train.token_batch > 0,
+                "an answer is written as a whole",
+            ),
+            "data.targets: all": (self.data.targets == "all", "questions are targets there"),
+            "deepspeed.stage 3": (
+                section is not None and section.stage == 3,
+                "the student writes with whole weights",
+            ),
+        }
+        for name, (is_set, reason) in problems.items():
+            if is_set:
+                raise ValueError(
+                    f"teacher.on_policy and {name} cannot be combined; remove one: {reason}"
+                )
         return self
 
     @model_validator(mode="after")
