@@ -291,6 +291,41 @@ def init(
 
 
 @app.command()
+def convert(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="YAML, JSON, or a script with the command.")
+    ],
+    overrides: Overrides = None,
+    output: Annotated[Path, typer.Option("-o", "--output", help="The recipe to write.")] = Path(
+        "recipe.yaml"
+    ),
+    tool: Annotated[
+        str | None,
+        typer.Option(
+            "--from", help="axolotl, llama-factory, trl, ms-swift, y-trainer. Default: detected."
+        ),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing recipe.")] = False,
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="Also with paths that do not exist here.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object instead.")] = False,
+) -> None:
+    """Convert another tool's settings to a recipe. List what became of each key."""
+    from yrunner.commands.convert.command import convert as convert_file
+
+    convert_file(
+        file,
+        overrides or [],
+        tool=tool,
+        output=output,
+        force=force,
+        allow_missing=allow_missing,
+        as_machine=as_json,
+    )
+
+
+@app.command()
 def fetch(
     folder: Annotated[Path, typer.Argument(help="Destination.")] = Path("models"),
 ) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 import yaml
 from pydantic import ValidationError
@@ -65,6 +66,39 @@ def recipe_to_yaml(recipe: Recipe) -> str:
         exclude["tuning"] = set(ADAPTER_SHAPE)  # these come from the adapter and may not be set
     values = recipe.model_dump(mode="json", exclude=exclude)
     return yaml.dump(values, Dumper=_Dumper, allow_unicode=True, sort_keys=False, width=100)
+
+
+def yaml_line(value: Any) -> str:
+    """A value as YAML on one line, as it may stand behind a key."""
+    line = yaml.dump(
+        value,
+        Dumper=_Dumper,
+        default_flow_style=True,
+        allow_unicode=True,
+        sort_keys=False,
+        width=1e9,
+    )
+    return line.removesuffix("\n").removesuffix("\n...")
+
+
+def parse_values(overrides: Sequence[str]) -> dict[str, Any]:
+    """The values of `key=value` overrides by dotted key. Raises RecipeError with all problems."""
+    changes, faults = _parse_overrides(overrides)
+    if faults:
+        raise RecipeError([_problem(fault) for fault in faults])
+    return {".".join(change.path): plain(change.value) for change in changes}
+
+
+def check_text(text: str, path: Path, *, with_files: bool) -> None:
+    """Load the text of a recipe that `path` will hold. Raises RecipeError with all problems.
+
+    `with_files`: whether the files that it names must exist.
+    """
+    root, faults = read_document(text, SourceLocation(0, 1, 1, str(path)))
+    assert not faults, "the text was written here"
+    _, faults = _validate(root, path.parent if with_files else None)
+    if faults:
+        raise RecipeError([_problem(fault) for fault in faults])
 
 
 class _Dumper(yaml.SafeDumper):
@@ -248,12 +282,13 @@ def _list_index(part: str, length: int, above: KeyPath) -> int:
     return int(part)
 
 
-def _validate(root: Node, folder: Path) -> tuple[Recipe | None, list[RecipeFault]]:
+def _validate(root: Node, folder: Path | None) -> tuple[Recipe | None, list[RecipeFault]]:
     # Validate as strict JSON: text is accepted for a path, but not for a number, and true is
     # not 1. The tree has already turned 1e-4 into a number.
     text = json.dumps(plain(root))
     try:
-        recipe = Recipe.model_validate_json(text, strict=True, context={"folder": folder.resolve()})
+        context = None if folder is None else {"folder": folder.resolve()}
+        recipe = Recipe.model_validate_json(text, strict=True, context=context)
     except ValidationError as error:
         return None, explain_errors(error.errors(include_url=False), root)
     return recipe, []
