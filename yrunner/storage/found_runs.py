@@ -226,9 +226,9 @@ class FoundRuns:
     ) -> int | None:
         """Updates of the whole run: known at its end, before that by the epoch of its log."""
         with suppress(FileNotFoundError, ValueError):
-            last = json.loads(read_inside(run.result, self.root, LARGEST_RECORD))["last"]
-            if isinstance(last, int):
-                return last
+            result = json.loads(read_inside(run.result, self.root, LARGEST_RECORD))
+            if isinstance(result, dict) and isinstance(result.get("last"), int):
+                return int(result["last"])
         if isinstance(train.get("max_steps"), int):
             return int(train["max_steps"])
         epochs = train.get("epochs")

@@ -13,8 +13,10 @@ from typing import Any
 
 import pytest
 
-from tests.yrun_process import HANGS_AFTER
 from yrunner.storage.run_dir import RunDir, SortDir, write_json, write_text
+
+HANGS_AFTER = 60
+"""Seconds after which an answer hangs."""
 
 needs_extra = pytest.mark.skipif(
     not (find_spec("starlette") and find_spec("uvicorn")),

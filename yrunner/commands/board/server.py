@@ -23,6 +23,7 @@ from yrunner.commands.board.jobs import Jobs
 from yrunner.commands.board.rows import SortedRows, save_row
 from yrunner.commands.board.talk import Worker
 from yrunner.errors import RunError, YRunnerError
+from yrunner.process import DISK_REMEDIES
 from yrunner.storage.found_runs import FoundRuns, RunFiles
 from yrunner.storage.metric_curves import GrowingMetrics, last_records
 from yrunner.storage.run_dir import differences
@@ -264,7 +265,7 @@ class Board:
             asked = await _body(request)
             run_files = await run_in_threadpool(self._files, asked.pop("id", None))
             return _strict(await self._worker.ask(run_files.folder, asked))
-        except YRunnerError as error:
+        except (YRunnerError, OSError) as error:
             return _refused(error)
 
     # What grows
@@ -361,13 +362,13 @@ class _Server(uvicorn.Server):
 
 
 def _json(answer: Callable[[Any], dict[str, Any]]) -> Callable[[Request], Any]:
-    """An address that answers with JSON; a `YRunnerError` becomes its sentence."""
+    """An address that answers with JSON; what a user can mend becomes its sentence."""
 
     async def endpoint(request: Request) -> Response:
         try:
             asked = await _body(request) if request.method == "POST" else request
             return _strict(await run_in_threadpool(answer, asked))
-        except YRunnerError as error:
+        except (YRunnerError, OSError) as error:
             return _refused(error)
 
     return endpoint
@@ -401,7 +402,10 @@ def _without_nan(content: Any) -> Any:
     return str(content)
 
 
-def _refused(error: YRunnerError) -> Response:
+def _refused(error: YRunnerError | OSError) -> Response:
+    if isinstance(error, OSError):
+        remedy = DISK_REMEDIES.get(error.errno or 0, "")
+        error = RunError(f"{error.filename or 'writing'}: {error.strerror}", remedy=remedy)
     return JSONResponse({"error": str(error)}, 400)
 
 
