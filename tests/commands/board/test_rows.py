@@ -78,6 +78,13 @@ def test_rows_are_shown_most_suspicious_first(files: RunFiles):
     assert rows.shown("no such score", 0)["by"] == "excess"
 
 
+def test_low_scores_are_suspicious_where_the_sort_says_so():
+    from yrunner.commands.board.rows import SUSPICIOUS_WHEN_LOW as OF_THE_PAGE
+    from yrunner.scoring.rank import SUSPICIOUS_WHEN_LOW
+
+    assert set(OF_THE_PAGE) == set(SUSPICIOUS_WHEN_LOW)
+
+
 def test_a_run_without_a_sort_says_so(tmp_path: Path):
     run = make_run(tmp_path, "one")
     with pytest.raises(RunError, match="has no sort"):

@@ -7,10 +7,11 @@ import secrets
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
@@ -53,6 +54,7 @@ class Jobs:
         self._root, self._here = root, folder
         self._folder = root / ".board"
         self._children: dict[str, subprocess.Popen[bytes]] = {}
+        self._lock = threading.Lock()
 
     def recipes(self) -> dict[str, Path]:
         """The recipes that can be started, by their path as one would type it."""
@@ -148,19 +150,20 @@ class Jobs:
                 start_new_session=True,
             )
         job = BoardJob(id_, arguments, child.pid, psutil.Process(child.pid).create_time())
-        self._children[id_] = child
-        self._write(job)
+        with self._lock:
+            self._children[id_] = child
+            self._write(job)
         return job
 
     def _reap(self) -> None:
         """Note the exit codes of commands that have ended."""
-        for id_, child in list(self._children.items()):
-            code = child.poll()
-            if code is not None:
-                del self._children[id_]
+        with self._lock:
+            ended = [id_ for id_, child in self._children.items() if child.poll() is not None]
+            for id_ in ended:
+                code = self._children.pop(id_).returncode
                 job = self._jobs().get(id_)
                 if job is not None:
-                    self._write(BoardJob(**{**asdict(job), "exit_code": code}))
+                    self._write(replace(job, exit_code=code))
 
     def _write(self, job: BoardJob) -> None:
         write_json(self._folder / f"{job.id}.json", asdict(job))

@@ -15,6 +15,8 @@ from yrunner.storage.run_files import LARGEST, is_inside, read_inside
 
 MOST_SHOWN = 100
 CHOICES = ("keep", "edit", "drop")
+SUSPICIOUS_WHEN_LOW = ("similarity", "correlation")
+"""As in scoring/rank.py, which needs torch, and a server does without."""
 TOO_LARGE = "set marks on the page of the sort, save them, and sort again with sort.marks"
 
 
@@ -50,7 +52,7 @@ class SortedRows:
         rows = list(self.rows.values())
         names = list(rows[0].scores) if rows else []
         by = score if score in names else next(iter(names), None)
-        is_low = by in ("similarity", "correlation", "place")
+        is_low = (by or "").split(" ")[-1] in SUSPICIOUS_WHEN_LOW
         ordered = sorted(
             rows, key=lambda row: (row.scores.get(by or "", 0.0) * (1 if is_low else -1), row.key)
         )
