@@ -261,6 +261,24 @@ def chat(
 
 
 @app.command()
+def board(
+    folder: Annotated[Path, typer.Argument(help="The folder with the run folders.")] = Path(
+        "outputs"
+    ),
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; the default is for this machine alone.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port to listen on; 0: any free one.")
+    ] = 0,
+) -> None:
+    """Open a local page of all runs: live curves, reports, texts to score, rows to mend."""
+    from yrunner.commands.board.command import board as open_board
+
+    open_board(folder, host=host, port=port)
+
+
+@app.command()
 def merge(recipe: RecipePath, overrides: Overrides = None) -> None:
     """Merge the adapter into its base. Verify that predictions agree, and export it."""
     check_recipe(recipe, overrides)
