@@ -15,7 +15,10 @@ Row = dict[str, Any]
 
 STARTING_SUMS, VALIDATION_SUMS, TEST_SUMS = 30, 10, 30
 """Sums of each language in these files; the rest is for training."""
-STEP: dict[Language, str] = {"zh": "{first}加{second}等于{sum}。", "en": "{first} plus {second} is {sum}."}
+STEP: dict[Language, str] = {
+    "zh": "{first}加{second}等于{sum}。",
+    "en": "{first} plus {second} is {sum}.",
+}
 PLUS: dict[Language, str] = {"zh": "加", "en": " plus "}
 WORKED = "<reasoning>\n{working}\n</reasoning>\n<answer>\n{answer}\n</answer>"
 
@@ -47,7 +50,11 @@ def _row(name: str, question: str, numbers: tuple[int, ...], language: Language)
         return {"prompt": prompt, "response": worked}
     row = {"prompt": prompt, "answer": answer}
     # `yrun eval` looks for the answer between its tags.
-    return row | {"response": f"<answer>{answer}</answer>", "language": language} if name == "test" else row
+    return (
+        row | {"response": f"<answer>{answer}</answer>", "language": language}
+        if name == "test"
+        else row
+    )
 
 
 def _working(numbers: tuple[int, ...], language: Language) -> str:
