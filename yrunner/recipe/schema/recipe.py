@@ -24,6 +24,7 @@ from yrunner.recipe.schema.preference import (
     OrpoLoss,
     SimpoLoss,
 )
+from yrunner.recipe.schema.rewards import RewardSection
 from yrunner.recipe.schema.section import Section
 from yrunner.recipe.schema.sort import SortSection
 
@@ -229,6 +230,7 @@ class Recipe(Section):
     tuning: Tuning = LoraTuning()
     data: DataSection
     loss: Loss = PlainLoss()
+    rewards: tuple[RewardSection, ...] = ()
     keep: Keep = NoKeep()
     drift: DriftSection = DriftSection()
     train: TrainSection = TrainSection()
