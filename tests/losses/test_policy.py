@@ -176,7 +176,7 @@ def test_the_losses_are_those_of_grpo_in_trl(loss_type, normalize, beta, level):
         "ref_per_token_logps": padded(reference_N),
         "num_items_in_batch": counts_S.sum(),
     }
-    theirs = unwrap(trainer_module.GRPOTrainer._compute_loss)(trainer, inputs)
+    theirs = unwrap(trainer_module.GRPOTrainer._compute_loss)(trainer, None, inputs)
     (their_gradient,) = torch.autograd.grad(theirs, new_N)
 
     ratio = "mean" if level == "sequence" else "token"
@@ -217,7 +217,7 @@ def test_the_loss_is_that_of_rloo_in_trl():
         "advantages": advantage_S,
         "old_logps": old_S,
     }
-    theirs = unwrap(trainer_module.RLOOTrainer._compute_loss)(trainer, inputs)
+    theirs = unwrap(trainer_module.RLOOTrainer._compute_loss)(trainer, None, inputs)
     (their_gradient,) = torch.autograd.grad(theirs, new_N)
 
     log_ratio_N = log_ratios(new_N, old_N, answer_N, counts_S, "answer")

@@ -32,8 +32,8 @@ from yrunner.console import progress
 from yrunner.data.batching.plan import Plan, make_plan
 from yrunner.data.dataset.cache import Cache
 from yrunner.data.dataset.examples import Pairs, RatedExamples, StoredRows
-from yrunner.data.dataset.prompts import Prompts
 from yrunner.data.dataset.prepare import Rules, Source, check_conversations, prepare
+from yrunner.data.dataset.prompts import Prompts
 from yrunner.data.dataset.splits import Prepared
 from yrunner.data.readers.text import State, check_unchanged, states_of
 from yrunner.distributed.topology import topology_of
