@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from collections import deque
 from fractions import Fraction
 from typing import Any
 
@@ -30,11 +31,10 @@ def last_number(value: Any) -> Fraction | None:
         return None
     if isinstance(value, (int, float)):
         return Fraction(str(value))
-    found = None
     # NFKC also makes a full-width comma or point plain.
-    for found in _NUMBER.finditer(unicodedata.normalize("NFKC", str(value)).translate(_MINUS)):
-        pass
-    return None if found is None else _value(found)
+    text = unicodedata.normalize("NFKC", str(value)).translate(_MINUS)
+    last = deque(_NUMBER.finditer(text), maxlen=1)
+    return _value(last[0]) if last else None
 
 
 def _value(match: re.Match[str]) -> Fraction:

@@ -92,7 +92,9 @@ class ExampleWriter:
             start = file.tell()
             encoded = [f"{line}\n".encode() for line in lines]
             file.write(b"".join(encoded))
-        self._append("line_ends", start + np.cumsum([len(line) for line in encoded], dtype=np.int64))
+        self._append(
+            "line_ends", start + np.cumsum([len(line) for line in encoded], dtype=np.int64)
+        )
 
     def finish(self) -> None:
         """Write the columns and close the files."""

@@ -10,9 +10,6 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal
 
-from jsonschema import Draft202012Validator, SchemaError
-from jsonschema.validators import validator_for
-
 from yrunner.data.conversation import Conversation, FaultyRow, Message
 from yrunner.data.dataset.row_report import Refusal
 from yrunner.data.formats.columns import filled, is_absent, quoted, shown, text_of, type_name
@@ -40,6 +37,7 @@ from yrunner.data.numbers import last_number
 from yrunner.data.readers.files import notes_on, read_rows
 from yrunner.data.readers.text import Advance, Damaged, FileRow
 from yrunner.errors import DataError, Origin
+from yrunner.text_files import schema_fault
 
 ANSWER = "answer"
 """The column that a final answer becomes."""
@@ -247,7 +245,7 @@ def _complaint(value: Any, kind: str) -> str | None:
             if isinstance(value, bool) or not _is_text(value) or last_number(value) is None:
                 return f"is {quoted(value)}, which has no number"
         case "schema":
-            return why_no_schema(value)
+            return _schema_complaint(value)
     return None
 
 
@@ -255,15 +253,10 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, (int, float)) or (isinstance(value, str) and bool(value.strip()))
 
 
-def why_no_schema(value: Any) -> str | None:
-    """What is wrong with a JSON Schema, an object or its JSON text; None if it can be used."""
+def _schema_complaint(value: Any) -> str | None:
     try:
         schema = json.loads(value) if isinstance(value, str) else value
-        if not isinstance(schema, dict):
-            return f"is {type_name(schema)}, not a JSON Schema"
-        validator_for(schema, Draft202012Validator).check_schema(schema)
-    except SchemaError as error:
-        return f"is not a JSON Schema: {shown(error.message)}"
     except (ValueError, RecursionError) as error:
         return f"is not JSON: {shown(' '.join(str(error).split()))}"
-    return None
+    fault = schema_fault(schema)
+    return None if fault is None else f"is not a JSON Schema ({shown(fault)})"

@@ -5,6 +5,7 @@ the losses over pairs, rl.py those over rewards, and each other section has a fi
 """
 
 import os
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -13,7 +14,7 @@ from pydantic import Field, model_validator
 from yrunner.recipe.schema.compare import CompareSection
 from yrunner.recipe.schema.data import DataSection
 from yrunner.recipe.schema.distributed import DistributedSection
-from yrunner.recipe.schema.eval import EvalSection
+from yrunner.recipe.schema.eval import EvalSection, check_names
 from yrunner.recipe.schema.keep import DriftSection, HeldToRows, Keep, NoKeep
 from yrunner.recipe.schema.merge import MergeSection
 from yrunner.recipe.schema.model import LoraTuning, ModelSection, QloraTuning, Tuning
@@ -24,7 +25,7 @@ from yrunner.recipe.schema.preference import (
     OrpoLoss,
     SimpoLoss,
 )
-from yrunner.recipe.schema.rewards import RewardSection
+from yrunner.recipe.schema.rewards import RewardSection, XmlReward
 from yrunner.recipe.schema.rl import GrpoLoss, RlooLoss, RolloutSection
 from yrunner.recipe.schema.section import Section
 from yrunner.recipe.schema.sort import SortSection
@@ -336,6 +337,22 @@ class Recipe(Section):
                 f"data.targets: all and train.stage {self.train.stage} cannot be combined; remove "
                 "targets: both sides have the same prompt, so only their answers are learned from"
             )
+        return self
+
+    @model_validator(mode="after")
+    def rewards_can_be_told_apart(self) -> Self:
+        check_names([each.shown_name for each in self.rewards], "rewards")
+        forms = [each for each in self.rewards if isinstance(each, XmlReward)]
+        known = list(dict.fromkeys(tag for each in forms for tag in each.tags))
+        for number, each in enumerate(self.rewards):
+            tag = getattr(each, "tag", None)
+            if known and tag is not None and tag not in known:
+                near = get_close_matches(tag, known, n=1)
+                hint = f', did you mean "{near[0]}"?' if near else ""
+                raise ValueError(
+                    f'rewards.{number}.tag is "{tag}", but the tags of the reward '
+                    f"{forms[0].shown_name} are {', '.join(known)}{hint}"
+                )
         return self
 
     @model_validator(mode="after")

@@ -3,13 +3,16 @@
 Every reward but `reward_model` and `python` gives an answer 0 to 1.
 """
 
-import json
 import re
+from difflib import get_close_matches
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, ValidationInfo, model_validator
 
-from yrunner.recipe.schema.section import RecipeFile, RecipePlace, Section
+from yrunner.errors import YRunnerError
+from yrunner.recipe.schema.section import RecipeFile, RecipePlace, Section, existing_file
+from yrunner.text_files import functions_of, read_json, schema_fault
 
 
 def _tag(text: str) -> str:
@@ -39,17 +42,49 @@ def _pattern(text: str) -> str:
 
 
 def _json_schema(value: dict[str, Any]) -> dict[str, Any]:
-    from jsonschema import Draft202012Validator, SchemaError
-    from jsonschema.validators import validator_for
-
-    try:
-        validator_for(value, Draft202012Validator).check_schema(value)
-    except SchemaError as error:
-        raise ValueError(f"is not a JSON Schema: {error.message}") from error
+    fault = schema_fault(value)
+    if fault is not None:
+        raise ValueError(f"this is not a JSON Schema: {fault}")
     return value
 
 
+def _schema_file(path: Path, info: ValidationInfo) -> Path:
+    if info.context is not None:
+        try:
+            fault = schema_fault(read_json(path))
+        except YRunnerError as error:
+            raise ValueError(str(error)) from error
+        if fault is not None:
+            raise ValueError(f"{path} is not a JSON Schema: {fault}")
+    return path
+
+
+def _python_function(text: str, info: ValidationInfo) -> str:
+    """`file:name` with the absolute path of the file; it is parsed, but not run."""
+    name, colon, function = text.rpartition(":")
+    if not colon or not function.isidentifier():
+        raise ValueError(f'"{text}" names no function; write file.py:name')
+    if info.context is None:
+        return text
+    file = existing_file(Path(name), info)
+    try:
+        defined = functions_of(file)
+    except YRunnerError as error:
+        raise ValueError(str(error)) from error
+    if function not in defined:
+        near = get_close_matches(function, defined, n=1)
+        hint = (
+            f', did you mean "{near[0]}"?' if near else f"; it has {', '.join(defined) or 'none'}"
+        )
+        raise ValueError(f'{file} has no function "{function}"{hint}')
+    return f"{file}:{function}"
+
+
+Difference = Literal["case", "width", "punctuation", "blanks"]
 Tag = Annotated[str, AfterValidator(_tag)]
+PythonFunction = Annotated[str, Field(min_length=1), AfterValidator(_python_function)]
+Tags = Annotated[list[Tag], Field(min_length=1), AfterValidator(_tags)]
+SchemaFile = Annotated[RecipeFile, AfterValidator(_schema_file)]
 JsonSchema = Annotated[dict[str, Any], AfterValidator(_json_schema)]
 
 
@@ -81,12 +116,7 @@ class ExactReward(TextReward):
     kind: Literal["exact"]
     column: str = Field("answer", min_length=1)
     """Column with the right answer, or a list of right answers."""
-    ignore: list[Literal["case", "width", "punctuation", "blanks"]] = [
-        "case",
-        "width",
-        "punctuation",
-        "blanks",
-    ]
+    ignore: list[Difference] = Field(["case", "width", "punctuation", "blanks"])
     """Differences that do not count. `width`: full-width letters and digits of Chinese text."""
 
 
@@ -104,10 +134,7 @@ class XmlReward(NamedReward):
     """The answer consists of tags in this order: <reasoning> ... </reasoning> <answer> ..."""
 
     kind: Literal["xml"]
-    tags: Annotated[list[Tag], Field(min_length=1), AfterValidator(_tags)] = [
-        "reasoning",
-        "answer",
-    ]
+    tags: Tags = Field(["reasoning", "answer"])
     """The tags, in their order."""
     grade: Literal["parts", "whole"] = "parts"
     """`parts`: the share of the form that is right. `whole`: 1 if all of it is, else 0."""
@@ -129,7 +156,7 @@ class JsonSchemaReward(TextReward):
     """The answer is JSON and matches a JSON Schema: 1, else 0."""
 
     kind: Literal["json_schema"]
-    file: RecipeFile | None = None
+    file: SchemaFile | None = None
     """A file with the schema."""
     json_schema: JsonSchema | None = None
     """Instead of file: the schema itself."""
@@ -143,18 +170,12 @@ class JsonSchemaReward(TextReward):
         given = [key for key in ("file", "json_schema", "column") if getattr(self, key) is not None]
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} cannot be combined; keep one of them")
-        if self.file is not None:
-            self._check_file()
         return self
 
-    def _check_file(self) -> None:
-        assert self.file is not None
-        if not self.file.is_absolute():
-            return  # only load.py resolves paths
-        try:
-            _json_schema(json.loads(self.file.read_text("utf-8-sig")))
-        except (OSError, ValueError, AttributeError) as error:
-            raise ValueError(f"file {self.file} {error}") from error
+    @property
+    def schema_column(self) -> str:
+        """The column with the schema of each row, without file and json_schema."""
+        return self.column or "schema"
 
 
 class LengthReward(TextReward):
@@ -218,7 +239,7 @@ class PythonReward(NamedReward):
     """A function of your own; it needs --trust-code."""
 
     kind: Literal["python"]
-    function: str = Field(min_length=1)
+    function: PythonFunction
     """`file.py:name`, relative to the recipe; see docs/guide/rewards.md."""
 
 
