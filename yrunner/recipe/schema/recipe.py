@@ -1,13 +1,13 @@
 """The recipe: every key, its meaning, its limits and its default.
 
 This file holds the losses of `loss` over tokens, `train` and the recipe itself; preference.py holds
-the losses over pairs, and each other section has a file of its name.
+the losses over pairs, rl.py those over rewards, and each other section has a file of its name.
 """
 
 import os
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -26,6 +26,7 @@ from yrunner.recipe.schema.preference import (
     SimpoLoss,
 )
 from yrunner.recipe.schema.rewards import RewardSection, XmlReward
+from yrunner.recipe.schema.rl import GrpoLoss, RlooLoss, RolloutSection
 from yrunner.recipe.schema.section import Section
 from yrunner.recipe.schema.sort import SortSection
 
@@ -124,7 +125,10 @@ class EaftLoss(WeightedLoss):
 
 TokenLoss = PlainLoss | NlirgLoss | NlirgEntropyLoss | DftLoss | EaftLoss
 PreferenceLoss = DpoLoss | SimpoLoss | OrpoLoss | KtoLoss
-Loss = Annotated[TokenLoss | PreferenceLoss | BradleyTerryLoss, Field(discriminator="kind")]
+PolicyLoss = GrpoLoss | RlooLoss
+Loss = Annotated[
+    TokenLoss | PreferenceLoss | BradleyTerryLoss | PolicyLoss, Field(discriminator="kind")
+]
 
 
 class Checkpoint(Section):
@@ -148,16 +152,16 @@ class EarlyStopping(Section):
 class TrainSection(Section):
     """How the model is trained."""
 
-    stage: Literal["pretrain", "cpt", "sft", "preference", "reward"] = "sft"
+    stage: Literal["pretrain", "cpt", "sft", "preference", "reward", "rl"] = "sft"
     """`pretrain`: a new model. `cpt`: a base, on plain text. `sft`: a base, on conversations.
     `preference`: a base, on better and worse answers. `reward`: a model that scores answers, on the
-    same rows."""
+    same rows. `rl`: a base, on answers of its own that `rewards` judge."""
     epochs: int | None = Field(None, ge=1)
     """Passes over the training data. Default 3 if max_steps is not set either."""
     max_steps: int | None = Field(None, ge=1)
     """Number of optimizer updates. If epochs is set too, the run ends at whichever comes first."""
     batch_size: int = Field(4, ge=1)
-    """Examples, or packed rows, per process and micro-batch."""
+    """Examples, packed rows or answers per process and micro-batch."""
     gradient_accumulation_steps: int = Field(1, ge=1)
     """Micro-batches per optimizer update. Splitting an update saves memory and does not change
     results."""
@@ -218,6 +222,15 @@ class TrainSection(Section):
         return 3 if self.epochs is None and self.max_steps is None else self.epochs
 
 
+def _stage_of(loss: Any) -> str | None:
+    """The only stage of a loss; None for one over tokens."""
+    if isinstance(loss, TokenLoss):
+        return None
+    if isinstance(loss, BradleyTerryLoss):
+        return "reward"
+    return "rl" if isinstance(loss, PolicyLoss) else "preference"
+
+
 class Recipe(Section):
     """The complete description of a run."""
 
@@ -232,6 +245,7 @@ class Recipe(Section):
     data: DataSection
     loss: Loss = PlainLoss()
     rewards: tuple[RewardSection, ...] = ()
+    rollout: RolloutSection = RolloutSection()
     keep: Keep = NoKeep()
     drift: DriftSection = DriftSection()
     train: TrainSection = TrainSection()
@@ -267,11 +281,47 @@ class Recipe(Section):
             raise ValueError(
                 f"train.stage reward needs loss.kind bradley_terry, not {loss.kind}; set that"
             )
-        if not self.learns_from_pairs and not isinstance(loss, TokenLoss):
-            needed = "reward" if isinstance(loss, BradleyTerryLoss) else "preference"
+        if stage == "rl" and not isinstance(loss, PolicyLoss):
+            raise ValueError(
+                f"train.stage rl learns from rewards, which loss.kind {loss.kind} does not read; "
+                "set loss.kind to grpo or rloo"
+            )
+        needed = _stage_of(loss)
+        if needed is not None and stage != needed:
             raise ValueError(
                 f"loss.kind {loss.kind} belongs to train.stage {needed}; set that, or loss.kind to "
                 "plain"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def answers_are_rewarded_as_a_whole(self) -> Self:
+        if self.train.stage != "rl":
+            given = [name for name in ("rewards", "rollout") if name in self.model_fields_set]
+            if given:
+                raise ValueError(
+                    f"{' and '.join(given)} belongs to train.stage rl; set that, or remove "
+                    f"{'them' if len(given) > 1 else given[0]}"
+                )
+            return self
+        if not self.rewards:
+            raise ValueError(
+                "train.stage rl needs rewards, a list of what makes an answer good, such as "
+                "rewards: [{kind: exact}]"
+            )
+        if all(reward.weight == 0 for reward in self.rewards):
+            raise ValueError("every reward has weight 0: nothing is learned; raise one of them")
+        others = {
+            "data.packing": self.data.packing,
+            "data.targets": "targets" in self.data.model_fields_set,
+            "train.token_batch": self.train.token_batch > 0,
+            f"keep.kind {self.keep.kind}": isinstance(self.keep, HeldToRows),
+        }
+        found = [name for name, is_set in others.items() if is_set]
+        if found:
+            raise ValueError(
+                f"train.stage rl cannot be combined with {' and '.join(found)}; remove that: the "
+                "model writes the answers, and whole groups of them share an update"
             )
         return self
 
