@@ -15,7 +15,7 @@ FLOORS = [
     {"recipe", "storage", "losses"},
     {"process", "distributed", "data", "models"},
     {"scoring"},
-    {"training", "evaluation", "reports"},
+    {"training", "evaluation", "rewards", "reports"},
     {"assembly"},
     {"commands"},
     {"cli"},

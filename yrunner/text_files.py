@@ -1,7 +1,9 @@
-"""Read the text files that a recipe names beside its data: templates, schemas, JSON, hostfiles."""
+"""Read the text files that a recipe names beside its data: templates, JSON, Python, hostfiles."""
 
+import ast
 import codecs
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -128,3 +130,82 @@ def read_json(path: Path) -> Any:
         raise YRunnerError(
             f"{path} is not valid JSON: {error}", remedy="correct the JSON"
         ) from error
+
+
+def schema_fault(schema: Any) -> str | None:
+    """Why a value is not a JSON Schema that can be used; None if it is one.
+
+    What its references refer to must be in it: nothing is downloaded.
+    """
+    # Imported here: `--help` does not need it.
+    from jsonschema import Draft202012Validator, SchemaError
+    from jsonschema.validators import validator_for
+    from jsonschema_specifications import REGISTRY
+    from referencing import Resource
+    from referencing.exceptions import Unresolvable
+    from referencing.jsonschema import DRAFT202012
+
+    if not isinstance(schema, dict):
+        return "it is not an object"
+    try:
+        validator_for(schema, Draft202012Validator).check_schema(schema)
+    except SchemaError as error:
+        return str(error.message)
+    resource = Resource.from_contents(schema, default_specification=DRAFT202012)
+    resolver = REGISTRY.resolver_with_root(resource)
+    for reference in _references(schema):
+        try:
+            resolver.lookup(reference)
+        except Unresolvable:
+            return f'it refers to "{reference}", which it does not contain'
+    return None
+
+
+def _references(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        if isinstance(value.get("$ref"), str):
+            yield value["$ref"]
+        value = list(value.values())
+    if isinstance(value, list):
+        for item in value:
+            yield from _references(item)
+
+
+def functions_of(file: Path) -> dict[str, ast.arguments | None]:
+    """The functions of a Python file with their parameters, without running it.
+
+    None for a name that is imported or assigned. Raises `YRunnerError` if it is not valid Python.
+    """
+    try:
+        tree = ast.parse(read_text(file))
+    except SyntaxError as error:
+        raise YRunnerError(
+            f"{file}:{error.lineno}:{error.offset}: {error.msg}", remedy="correct the Python"
+        ) from error
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise YRunnerError(f"{file} is not valid Python: {error}") from error
+    found: dict[str, ast.arguments | None] = {}
+    for node in _top_level(tree.body):
+        match node:
+            case ast.FunctionDef():
+                found[node.name] = node.args
+            case ast.ClassDef():
+                found[node.name] = None
+            case ast.Import() | ast.ImportFrom():
+                found |= dict.fromkeys(alias.asname or alias.name for alias in node.names)
+            case ast.Assign():
+                found |= dict.fromkeys(it.id for it in node.targets if isinstance(it, ast.Name))
+            case ast.AnnAssign(target=ast.Name(id=name)):
+                found[name] = None
+    return found
+
+
+def _top_level(body: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
+    """The statements that run with the file, also under `if` and `try`."""
+    for node in body:
+        yield node
+        if isinstance(node, (ast.If, ast.Try, ast.With)):
+            inner = ("body", "orelse", "finalbody")
+            yield from _top_level([it for name in inner for it in getattr(node, name, [])])
+            for handler in getattr(node, "handlers", []):
+                yield from _top_level(handler.body)

@@ -8,11 +8,11 @@ import torch
 
 from tests.conftest import questions, write_jsonl
 from tests.rounding import rounding
+from yrunner.data.text_metrics import pieces_of
 from yrunner.evaluation import evaluated_model
 from yrunner.evaluation.evaluated_model import Deferred, EvaluatedModel
 from yrunner.evaluation.kept_results import KeptResults
 from yrunner.evaluation.tasks import read_task, run_task
-from yrunner.evaluation.text_metrics import pieces_of
 from yrunner.recipe.schema.eval import AnswerTask, ClassifyTask, QualityTask, SampleWriting
 
 

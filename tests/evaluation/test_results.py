@@ -8,6 +8,7 @@ from statistics import fmean
 import numpy as np
 import pytest
 
+from yrunner.data.text_metrics import pieces_of, text_quality
 from yrunner.evaluation.generate import Generated
 from yrunner.evaluation.results import (
     AT_EQUAL_LENGTH,
@@ -24,7 +25,6 @@ from yrunner.evaluation.results import (
     side_score,
 )
 from yrunner.evaluation.scorers import scorer_of
-from yrunner.evaluation.text_metrics import pieces_of, text_quality
 from yrunner.recipe.schema.eval import QualityTask
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from yrunner.evaluation.text_metrics import contains
+from yrunner.data.text_metrics import contains
 
 FOLDER = Path(__file__).parents[2] / "recipes" / "data"
 TESTS = ("test", "general_test")

@@ -33,6 +33,7 @@ from yrunner.data.batching.plan import Plan, make_plan
 from yrunner.data.dataset.cache import Cache
 from yrunner.data.dataset.examples import Pairs, RatedExamples, StoredRows
 from yrunner.data.dataset.prepare import Rules, Source, check_conversations, prepare
+from yrunner.data.dataset.prompts import Prompts
 from yrunner.data.dataset.splits import Prepared
 from yrunner.data.readers.text import State, check_unchanged, states_of
 from yrunner.distributed.topology import topology_of
@@ -355,6 +356,12 @@ class Run:
     def pairs(self) -> Prepared[Pairs] | Prepared[RatedExamples]:
         """All rows of a recipe that learns from better and worse answers; rated ones for KTO."""
         assert self.recipe.learns_from_pairs, "other stages learn from examples"
+        return self.dataset
+
+    @property
+    def prompts(self) -> Prepared[Prompts]:
+        """All rows of a recipe that learns from rewards."""
+        assert self.recipe.train.stage == "rl", "other stages learn from examples"
         return self.dataset
 
     def prepare(

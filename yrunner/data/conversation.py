@@ -73,6 +73,8 @@ class Conversation:
     """Tools in OpenAI's form, for the chat template."""
     is_desirable: bool | None = None
     """Whether its answer is the better one of a pair, or marked as good; None without a mark."""
+    columns: Mapping[str, Any] | None = None
+    """Of a prompt without an answer: every column of its row, for rewards."""
 
     @property
     def is_text(self) -> bool:

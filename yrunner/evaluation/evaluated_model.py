@@ -16,10 +16,11 @@ from torch import Tensor
 from yrunner.data.chat.tokenize import Prompt, prompt_of, tokenize_conversations
 from yrunner.data.conversation import Conversation, FaultyRow, Message, TokenizedExample
 from yrunner.errors import DataError
-from yrunner.evaluation.generate import GREEDY, Advance, Generated, generate_answers, max_positions
+from yrunner.evaluation.generate import GREEDY, Advance, Generated, generate_answers
 from yrunner.evaluation.kept_results import KeptResults, Result
 from yrunner.evaluation.parallel import share_out
 from yrunner.evaluation.questions import CORRECT_THE_ROW, Question
+from yrunner.models.limits import max_positions
 from yrunner.models.load import find_stop_ids
 from yrunner.recipe.schema.eval import DynamicWriting, Generation, SampleWriting
 from yrunner.scoring.base_predictions import (

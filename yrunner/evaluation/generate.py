@@ -6,7 +6,6 @@ size.
 
 # B = prompts of a batch, K = likeliest tokens, T = tokens of the longest prompt, V = vocabulary
 
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from yrunner.data.chat.tokenize import Prompt
 from yrunner.machine import look_around
 from yrunner.models.errors import silence_libraries
-from yrunner.models.limits import evaluating
+from yrunner.models.limits import evaluating, max_positions
 from yrunner.models.load import find_stop_ids
 from yrunner.recipe.schema.eval import (
     BeamWriting,
@@ -131,12 +130,6 @@ def stream_answer(
         return answer
     (answer,) = generator.write([ids], [(seed, 0)], _Streamer(tokenizer, show))
     return answer
-
-
-def max_positions(model: Any) -> int:
-    """The model's longest sequence in tokens; a huge number where its config sets no limit."""
-    config = model.config.get_text_config()
-    return getattr(config, "max_position_embeddings", None) or sys.maxsize
 
 
 def logits_processors(generation: Generation, seeds: Sequence[Seed]) -> LogitsProcessorList:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from yrunner.evaluation.text_metrics import at_equal_length, text_quality
+from yrunner.data.text_metrics import at_equal_length, text_quality
 from yrunner.recipe.schema.eval import Side
 
 NUM_RESAMPLES = 2_000

@@ -13,11 +13,7 @@ from jsonschema import Draft202012Validator, SchemaError
 from jsonschema.protocols import Validator
 from jsonschema.validators import validator_for
 
-from yrunner.errors import DataError
-from yrunner.evaluation.generate import Generated
-from yrunner.evaluation.questions import Question
-from yrunner.evaluation.results import by_figure, mean_figures
-from yrunner.evaluation.text_metrics import (
+from yrunner.data.text_metrics import (
     answer_figure,
     answer_figures,
     contains,
@@ -26,6 +22,10 @@ from yrunner.evaluation.text_metrics import (
     units_of,
     without_thinking,
 )
+from yrunner.errors import DataError
+from yrunner.evaluation.generate import Generated
+from yrunner.evaluation.questions import Question
+from yrunner.evaluation.results import by_figure, mean_figures
 from yrunner.recipe.schema.eval import (
     AnswerTask,
     Form,

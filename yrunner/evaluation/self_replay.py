@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 from yrunner.data.chat.tokenize import prompt_of, prompt_text
 from yrunner.data.conversation import Message
+from yrunner.data.text_metrics import pieces_of, units_of, windowed_repetition
 from yrunner.evaluation.generate import Advance, Seed
 from yrunner.evaluation.refilled import SeededPrompt, answers_as_they_end
-from yrunner.evaluation.text_metrics import pieces_of, units_of, windowed_repetition
 from yrunner.recipe.schema.eval import SampleWriting
 
 Series = Literal["held_out", "rows"]

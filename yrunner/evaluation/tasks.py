@@ -5,11 +5,15 @@
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import lru_cache
+from pathlib import Path
 from typing import assert_never
 
 import torch
 from torch import Tensor
 
+from yrunner.data.conversation import Conversation, Message
+from yrunner.data.text_metrics import pieces_of
 from yrunner.evaluation.evaluated_model import EvaluatedModel
 from yrunner.evaluation.generate import Generated
 from yrunner.evaluation.harness import check_harness, harness_key, run_harness
@@ -22,7 +26,6 @@ from yrunner.evaluation.questions import (
     read_texts,
 )
 from yrunner.evaluation.results import TaskResult, by_figure, mean_figures
-from yrunner.evaluation.reward_scores import check_reward_model, score_answers
 from yrunner.evaluation.scorers import (
     NO_LABEL,
     ScoredTask,
@@ -34,7 +37,6 @@ from yrunner.evaluation.scorers import (
     macro_f1,
     scorer_of,
 )
-from yrunner.evaluation.text_metrics import pieces_of
 from yrunner.models.model_key import model_key
 from yrunner.recipe.schema.eval import (
     AnswerTask,
@@ -49,6 +51,7 @@ from yrunner.recipe.schema.eval import (
     RuleTask,
     Task,
 )
+from yrunner.scoring.reward_model import RewardModel, check_reward_model
 
 LOWEST = -1e30
 """In place of the score of an answer that has none."""
@@ -278,6 +281,12 @@ def _reward(task: RewardTask, questions: Sequence[Question], model: EvaluatedMod
     )
 
 
+@lru_cache(maxsize=1)
+def _reward_model(folder: Path) -> RewardModel:
+    """Kept, because several models are evaluated one after the other."""
+    return RewardModel(folder)
+
+
 def _scored_answers(
     task: RewardTask, questions: Sequence[Question], model: EvaluatedModel
 ) -> tuple[list[Generated], list[float | None]]:
@@ -285,12 +294,12 @@ def _scored_answers(
     texts = [answer.text for answer in answers]
 
     def measure() -> list[float | None]:
-        return score_answers(
-            task.reward_model,
-            questions,
-            texts,
-            system=model.system,
-            batch_size=model.batch_size,
+        conversations = [
+            Conversation((*question.messages, Message("assistant", text)), question.origin)
+            for question, text in zip(questions, texts, strict=True)
+        ]
+        return _reward_model(task.reward_model).score(
+            conversations, system=model.system, batch_size=model.batch_size
         )
 
     # The base's answers are compared with those of every other model.

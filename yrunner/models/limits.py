@@ -8,6 +8,7 @@ list.
 
 # Shapes: T = tokens, V = vocabulary, D = hidden size
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -284,6 +285,12 @@ def check_lengths(lengths: Lengths, origin: Callable[[int], Origin], config: Any
             remedy=f"set data.max_length to {positions}; data.too_long decides what happens "
             "to longer rows",
         )
+
+
+def max_positions(model: Any) -> int:
+    """The model's longest sequence in tokens; a huge number where its config sets no limit."""
+    config = model.config.get_text_config()
+    return getattr(config, "max_position_embeddings", None) or sys.maxsize
 
 
 def count_positions(config: Any) -> int | None:

@@ -418,7 +418,10 @@ def _explain_refusal(error: ErrorDetails, spot: _Spot, root: Node) -> RecipeFaul
         return RecipeFault(_value_location(node), spot.path, message)
     # A validator of a section names the keys that conflict: point at the first one set by an
     # override, else at the first one, else at the section.
-    words = [tuple(word.split(".")) for word in re.findall(r"[\w.]*\w", message)]
+    words = [
+        tuple(int(part) if part.isdecimal() else part for part in word.split("."))
+        for word in re.findall(r"[\w.]*\w", message)
+    ]
     named = [found for found, whole in (find(node, word) for word in words) if whole]
     from_overrides = [key for key in named if _key_location(key).turn]
     culprit = (from_overrides or named or [node])[0]

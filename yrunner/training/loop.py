@@ -6,6 +6,7 @@ objective.py the loss, callbacks.py the timing of logs and saves, checkpointing.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from itertools import islice
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,12 @@ class Trainer:
                     self._validate_and_save()
             while not self.is_over and self.state.global_step < self.plan.num_updates:
                 look_around()
-                self._update([next(batches) for _ in range(self.batches.per_update)])
+                micro_batches = list(islice(batches, self.batches.per_update))
+                if len(micro_batches) < self.batches.per_update:
+                    # A signal came while answers were being written.
+                    self.save()
+                    break
+                self._update(micro_batches)
             self.result_step = self.state.global_step
             if self.cadence.loads_best and self.stop.signal is None:
                 self.result_step = self.checkpointer.load_best(self.run_dir)

@@ -10,10 +10,10 @@ from tests.project import answers_of, write_recipe
 from yrunner.assembly.run import Run
 from yrunner.commands.compare.measure import check_questions, measure_key, measure_model
 from yrunner.commands.compare.points import figures_of
+from yrunner.data.text_metrics import pieces_of, repetition
 from yrunner.errors import YRunnerError
 from yrunner.evaluation.generate import Generated
 from yrunner.evaluation.results import ModelResults
-from yrunner.evaluation.text_metrics import pieces_of, repetition
 from yrunner.recipe.load import load_recipe
 
 

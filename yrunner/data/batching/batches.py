@@ -75,6 +75,17 @@ class Batches:
         rows: list[SlicedRow] = [((index, 0),) for index in range(number)]
         return [rows[start : start + size] for start in range(0, number, size)]
 
+    def largest_validation(self) -> Batch | None:
+        """The batch with the most tokens, to try out what it costs; None if there is none."""
+        if not self.validates:
+            return None
+        examples = [self.validation.__getitems__(rows) for rows in self.validation_rows()]
+
+        def count_tokens(batch: Any) -> int:
+            return sum(len(each.input_ids) for each in self.examples_of(batch))
+
+        return self.collate(max(examples, key=count_tokens))
+
     def collate(self, examples: Sequence[Any]) -> Batch:
         """By the layout of this moment: under ZeRO-3 it is chosen when training has begun."""
         return collate(examples, self.pad_token_id, self.layout)

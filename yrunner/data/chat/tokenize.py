@@ -1,7 +1,7 @@
 """Tokenize conversations and choose their targets; no other file decides which tokens these are."""
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -63,6 +63,8 @@ Result = TokenizedParts | FaultyRow
 TokenizedCut = tuple[IdsOfParts, frozenset[Note]]
 Waiting = tuple[Sequence[Conversation], list[Cut | FaultyRow], Future[list[TokenizedCut]]]
 """A chunk, its cut texts or faults, and the future ids of the parts with notes."""
+
+Tools = Sequence[Mapping[str, Any]]
 
 Prompt = str | Sequence[int]
 """A prompt as text, or as ids if its messages spell control tokens."""
@@ -151,14 +153,19 @@ def _with_ids(
     return TokenizedParts(ids, conversation.origin, notes, cut.altered)
 
 
-def prompt_text(messages: Sequence[Message], tokenizer: Any, system: str | None = None) -> str:
+def prompt_text(
+    messages: Sequence[Message], tokenizer: Any, system: str | None = None, tools: Tools = ()
+) -> str:
     """The prompt of a conversation at inference.
 
     Raises `ModelError` if the chat template rejects the conversation.
     """
     thinks = any(THINK_CLOSE in message.content for message in messages)
     keys = find_thinking_keys(tokenizer) if thinks else None
-    chat = as_chat(with_system(messages, system), thinking_keys=keys)
+    as_text = bool(tools) and read_turn_marks(tokenizer).arguments_as_text
+    chat = as_chat(
+        with_system(messages, system), tools, arguments_as_text=as_text, thinking_keys=keys
+    )
     try:
         return render(chat, tokenizer, for_answer=True)
     except FaultyRow as fault:
@@ -167,23 +174,45 @@ def prompt_text(messages: Sequence[Message], tokenizer: Any, system: str | None 
         ) from fault
 
 
-def prompt_of(messages: Sequence[Message], tokenizer: Any, system: str | None = None) -> Prompt:
+def prompt_of(
+    messages: Sequence[Message], tokenizer: Any, system: str | None = None, tools: Tools = ()
+) -> Prompt:
     """The prompt of a conversation at inference, as `tokenize_conversations` tokenizes it.
 
     Raises `ModelError` as `prompt_text` does.
     """
     messages = with_system(messages, system)
     control = control_tokens_of(tokenizer)
-    escaped = control.escape(messages)
+    escaped = control.escape(messages, tools)
     if escaped is not None:
-        escaped = control.escape(messages, ends=read_turn_marks(tokenizer).ends)
+        escaped = control.escape(messages, tools, read_turn_marks(tokenizer).ends)
     if escaped is None:
-        return prompt_text(messages, tokenizer)
-    text = prompt_text(escaped.messages, tokenizer)
+        return prompt_text(messages, tokenizer, tools=tools)
+    text = prompt_text(escaped.messages, tokenizer, tools=escaped.tools)
     if not escaped.spells:
         return text
     renamed = control.renamed(text, escaped.broken_by)
     return control.own_ids(control.twin.encode(renamed, add_special_tokens=False).ids)[0]
+
+
+def tokenize_prompts(
+    chunks: Iterable[Sequence[Conversation]], tokenizer: Any, *, system: str | None = None
+) -> Iterator[list[Result]]:
+    """The prompt of each conversation, which has no reply yet, as its only part of context."""
+    for chunk in chunks:
+        yield [_tokenized_prompt(talk, tokenizer, system) for talk in chunk]
+
+
+def _tokenized_prompt(talk: Conversation, tokenizer: Any, system: str | None) -> Result:
+    try:
+        prompt = prompt_of(talk.messages, tokenizer, system, talk.tools)
+    except ModelError as error:
+        if not isinstance(error.__cause__, FaultyRow):
+            raise
+        return error.__cause__
+    if isinstance(prompt, str):
+        prompt = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    return TokenizedParts([list(prompt)], talk.origin)
 
 
 def tokens_without_end(

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from yrunner.data.dataset.examples import COLUMNS, TOKENS
+from yrunner.data.dataset.examples import COLUMNS, LINES, TOKENS
 from yrunner.errors import RunError
 from yrunner.storage.ownership import check_writable
 from yrunner.storage.run_dir import hash_files, read_json, write_json
@@ -107,7 +107,10 @@ class Cache:
 
     def _hashes(self, entry: Path) -> list[str]:
         """Hashes of the files of an entry: a damaged token id could be beyond the vocabulary."""
-        return [*hash_files([entry / name for name in self.files]).values()]
+        files = [entry / name for name in self.files]
+        # Only prompts have lines.
+        files += [entry / LINES] * (entry / LINES).exists()
+        return [*hash_files(files).values()]
 
 
 def content_key(file: Path, **depends_on: Any) -> str:

@@ -23,6 +23,8 @@ from yrunner.errors import Origin
 from yrunner.tokens import IGNORE_INDEX
 
 TOKENS, COLUMNS = "tokens.bin", "columns.npz"
+LINES = "lines.jsonl"
+"""What prompts hold besides their tokens, each in a line."""
 
 Column = NDArray[np.integer[Any]]
 Flags = NDArray[np.bool_]
@@ -84,6 +86,16 @@ class ExampleWriter:
         self.num_tokens += len(ids_T)
         return int(num_targets_E.sum())
 
+    def add_lines(self, lines: Sequence[str]) -> None:
+        """Append the line of each prompt."""
+        with (self.folder / LINES).open("ab") as file:
+            start = file.tell()
+            encoded = [f"{line}\n".encode() for line in lines]
+            file.write(b"".join(encoded))
+        self._append(
+            "line_ends", start + np.cumsum([len(line) for line in encoded], dtype=np.int64)
+        )
+
     def finish(self) -> None:
         """Write the columns and close the files."""
         self.close()
@@ -105,6 +117,7 @@ class StoredFile:
 
     def __init__(self, folder: Path, file: Path) -> None:
         self.file = file
+        self.folder = folder
         with np.load(folder / COLUMNS) as columns:
             dtype = np.dtype(str(columns["dtype"]))
             self.columns = {name: columns[name] for name in columns.files if name != "dtype"}
@@ -125,6 +138,14 @@ class StoredFile:
         labels = np.where(is_target, ids, IGNORE_INDEX)
         origin = Origin(self.file, int(self.columns["rows"][index]))
         return TokenizedExample(ids.tolist(), labels.tolist(), origin)
+
+    def line(self, index: int) -> str:
+        """The line of the prompt at an index."""
+        ends_E = self.columns["line_ends"]
+        start = int(ends_E[index - 1]) if index else 0
+        with (self.folder / LINES).open("rb") as file:
+            file.seek(start)
+            return file.read(int(ends_E[index]) - start).decode()
 
 
 Item = TypeVar("Item")
@@ -267,7 +288,7 @@ class Pairs(StoredRows[TokenizedPair]):
     @property
     def split_E(self) -> Column:
         """A number for the prompt of each pair."""
-        return _numbered(self.chosen.column("prompts"))
+        return numbered(self.chosen.column("prompts"))
 
 
 class RatedExamples(StoredRows[RatedExample]):
@@ -292,10 +313,10 @@ class RatedExamples(StoredRows[RatedExample]):
     @property
     def split_E(self) -> Column:
         """A number for the prompt of each answer."""
-        return _numbered(self.examples.column("prompts"))
+        return numbered(self.examples.column("prompts"))
 
 
-def _numbered(keys_E: Column) -> Column:
+def numbered(keys_E: Column) -> Column:
     """For each key its number, in the order in which they first occur."""
     _, first, number_E = np.unique(keys_E, return_index=True, return_inverse=True)
     return first.argsort().argsort()[number_E]

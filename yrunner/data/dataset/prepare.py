@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from yrunner.data.chat.tokenize import TargetChoice, tokenize_chunks
+from yrunner.data.chat.tokenize import TargetChoice, tokenize_chunks, tokenize_prompts
 from yrunner.data.conversation import Conversation, FaultyRow, Note, TokenizedParts
 from yrunner.data.dataset.cache import Cache, content_key, tokenizer_key
 from yrunner.data.dataset.examples import (
@@ -23,11 +23,13 @@ from yrunner.data.dataset.examples import (
     StoredFile,
     StoredRows,
 )
+from yrunner.data.dataset.prompts import Prompts, as_line
 from yrunner.data.dataset.quality import count_scripts, traits_of
 from yrunner.data.dataset.row_report import FileReport, Refusal, num_rows
 from yrunner.data.dataset.splits import Prepared, stop_on
 from yrunner.data.formats.formats import ReadFile, Reading, read_conversations
 from yrunner.data.formats.preference import Answers, has_end_by_hand, read_answers
+from yrunner.data.formats.prompts import Need, read_prompts
 from yrunner.data.readers.text import Advance, states_of, unchanged
 from yrunner.errors import DataError
 
@@ -52,14 +54,15 @@ class Source:
     """Files of other splits beside its files, for the user to know."""
 
 
-RowKind = Literal["examples", "pairs", "ratings"]
-"""What a row teaches: a conversation or text, a better and a worse answer, or answers that are
-marked good or bad."""
+RowKind = Literal["examples", "pairs", "ratings", "prompts"]
+"""What a row teaches: a conversation or text, a better and a worse answer, answers that are marked
+good or bad, or what rewards say of answers to it."""
 
 ROWS: Mapping[RowKind, type[StoredRows[Any]]] = {
     "examples": Examples,
     "pairs": Pairs,
     "ratings": RatedExamples,
+    "prompts": Prompts,
 }
 
 
@@ -75,6 +78,10 @@ class Rules:
     targets: TargetChoice = "assistant"
     texts_allowed: bool = True
     rows: RowKind = "examples"
+    needs: tuple[Need, ...] = ()
+    """Columns of prompts that rewards read."""
+    answer_length: int = 0
+    """Tokens of `max_length` that are for the answer to a prompt."""
 
 
 def prepare(
@@ -183,15 +190,21 @@ def _write_examples(
 
     try:
         with _rare_garbage_collection():
-            for results in tokenize_chunks(
-                conversations(), tokenizer, system=rules.system, targets=rules.targets
-            ):
+            for results in _tokenized(conversations(), tokenizer, rules):
                 _write_chunk(rendered.popleft(), results, rules, writer, report, special_ids)
         writer.finish()
     finally:
         writer.close()
     report.refusals.sort(key=lambda refusal: refusal.origin)
     assert report.rows == report.kept + len(report.refusals), "a row has disappeared"
+
+
+def _tokenized(
+    chunks: Iterator[Sequence[Conversation]], tokenizer: Any, rules: Rules
+) -> Iterator[list[TokenizedParts | FaultyRow]]:
+    if rules.rows == "prompts":
+        return tokenize_prompts(chunks, tokenizer, system=rules.system)
+    return tokenize_chunks(chunks, tokenizer, system=rules.system, targets=rules.targets)
 
 
 def _chunks(rows: Iterator[Answers | Refusal]) -> Iterator[list[Answers | Refusal]]:
@@ -254,6 +267,8 @@ def _write_chunk(
             found = traits_of(talk, part, piece.notes | notes)
             traits.append(replace(found, shared=shared))
     report.targets += writer.add(examples, traits)
+    if rules.rows == "prompts":
+        writer.add_lines([as_line(talk, rules.system) for talk in kept])
     report.tokens = writer.num_tokens
     texts = [message.content for talk in kept for message in talk.messages]
     report.scripts.update(count_scripts(texts))
@@ -343,6 +358,9 @@ def fit(example: TokenizedParts, rules: Rules, *, is_text: bool) -> list[Tokeniz
     if example.altered is not None and rules.altered != "allow":
         raise example.altered
     length = len(example)
+    if rules.rows == "prompts":
+        _check_room(length, rules)
+        return [example]
     if length <= rules.max_length:
         pieces = [example]
     elif rules.too_long == "cut":
@@ -360,6 +378,14 @@ def fit(example: TokenizedParts, rules: Rules, *, is_text: bool) -> list[Tokeniz
             reason += f" in the first {rules.max_length:,} of its {length:,} tokens"
         raise FaultyRow(reason, "no_targets")
     return pieces
+
+
+def _check_room(length: int, rules: Rules) -> None:
+    """Raise `FaultyRow` for a prompt that leaves too little room for an answer."""
+    if length + rules.answer_length > rules.max_length:
+        answer = f" and its answer up to {rules.answer_length:,}" * bool(rules.answer_length)
+        reason = f"has {length:,} tokens{answer}; data.max_length is {rules.max_length:,}"
+        raise FaultyRow(reason, "too_long")
 
 
 def _take(rows: StoredRows[Any], source: Source, seed: str) -> StoredRows[Any]:
@@ -387,6 +413,8 @@ def read_allowed(
 
     Raises `DataError` as `read_conversations` and `read_answers` do.
     """
+    if rules.rows == "prompts":
+        return read_prompts(file, reading, rules.needs, advance)
     if rules.rows != "examples":
         return read_answers(file, reading, rated=rules.rows == "ratings", advance=advance)
     opened = read_conversations(file, reading, advance)

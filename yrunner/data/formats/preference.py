@@ -155,12 +155,12 @@ def read_answers(
 def _leniently(row: Any, columns: Mapping[str, str]) -> RawRow:
     """The row as it is read, to detect the format; empty if it is not an object."""
     try:
-        return _named(_with_turns(row), columns)
+        return under_our_names(with_turns(row), columns)
     except FaultyRow:
-        return _named(row, columns) if isinstance(row, Mapping) else {}
+        return under_our_names(row, columns) if isinstance(row, Mapping) else {}
 
 
-def _named(row: RawRow, columns: Mapping[str, str]) -> RawRow:
+def under_our_names(row: RawRow, columns: Mapping[str, str]) -> RawRow:
     """The row under the names of the formats; OpenAI's `input` holds messages and tools."""
     row = plainly_named(row, KNOWN, columns)
     if columns:
@@ -172,7 +172,7 @@ def _named(row: RawRow, columns: Mapping[str, str]) -> RawRow:
     return row
 
 
-def _with_turns(row: Any) -> RawRow:
+def with_turns(row: Any) -> RawRow:
     """The row; a cell that holds turns as JSON becomes a list of them. Raises `FaultyRow`."""
     if not isinstance(row, Mapping):
         raise FaultyRow(f"is {type_name(row)}, not an object with named fields", "not_an_object")
@@ -271,7 +271,7 @@ def _rows(
             yield Refusal(origin, "unreadable", str(row))
             continue
         try:
-            yield read(_with_turns(row), format_name, columns, origin)
+            yield read(with_turns(row), format_name, columns, origin)
         except FaultyRow as fault:
             yield Refusal(origin, fault.kind, str(fault))
 
@@ -280,7 +280,7 @@ def _read_marked(
     row: RawRow, format_name: str, columns: Mapping[str, str], origin: Origin
 ) -> Answers:
     """A conversation whose last answer is marked good or bad."""
-    named = _named(row, columns)
+    named = under_our_names(row, columns)
     if _has_pair(named):
         reason = "has better and worse answers, but the other rows have marks"
         raise FaultyRow(reason, "wrong_type")
@@ -304,7 +304,7 @@ def _read_pair(
     row: RawRow, format_name: str, columns: Mapping[str, str], origin: Origin
 ) -> Answers:
     """The conversations that end with the better and with the worse answer."""
-    row = _named(row, columns)
+    row = under_our_names(row, columns)
     check_plain_meaning(row)
     better, worse, asked = _find_answers(row, format_name, columns)
     check_context(row, (*known_columns(format_name), *CHOSEN, *REJECTED), columns)

@@ -1,19 +1,20 @@
 """The recipe: every key, its meaning, its limits and its default.
 
 This file holds the losses of `loss` over tokens, `train` and the recipe itself; preference.py holds
-the losses over pairs, and each other section has a file of its name.
+the losses over pairs, rl.py those over rewards, and each other section has a file of its name.
 """
 
 import os
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from yrunner.recipe.schema.compare import CompareSection
 from yrunner.recipe.schema.data import DataSection
 from yrunner.recipe.schema.distributed import DistributedSection
-from yrunner.recipe.schema.eval import EvalSection
+from yrunner.recipe.schema.eval import EvalSection, check_names
 from yrunner.recipe.schema.keep import DriftSection, HeldToRows, Keep, NoKeep
 from yrunner.recipe.schema.merge import MergeSection
 from yrunner.recipe.schema.model import LoraTuning, ModelSection, QloraTuning, Tuning
@@ -24,6 +25,8 @@ from yrunner.recipe.schema.preference import (
     OrpoLoss,
     SimpoLoss,
 )
+from yrunner.recipe.schema.rewards import RewardSection, XmlReward
+from yrunner.recipe.schema.rl import GrpoLoss, RlooLoss, RolloutSection
 from yrunner.recipe.schema.section import Section
 from yrunner.recipe.schema.sort import SortSection
 from yrunner.recipe.schema.teacher import TeacherSection
@@ -123,7 +126,10 @@ class EaftLoss(WeightedLoss):
 
 TokenLoss = PlainLoss | NlirgLoss | NlirgEntropyLoss | DftLoss | EaftLoss
 PreferenceLoss = DpoLoss | SimpoLoss | OrpoLoss | KtoLoss
-Loss = Annotated[TokenLoss | PreferenceLoss | BradleyTerryLoss, Field(discriminator="kind")]
+PolicyLoss = GrpoLoss | RlooLoss
+Loss = Annotated[
+    TokenLoss | PreferenceLoss | BradleyTerryLoss | PolicyLoss, Field(discriminator="kind")
+]
 
 
 class Checkpoint(Section):
@@ -147,16 +153,16 @@ class EarlyStopping(Section):
 class TrainSection(Section):
     """How the model is trained."""
 
-    stage: Literal["pretrain", "cpt", "sft", "preference", "reward"] = "sft"
+    stage: Literal["pretrain", "cpt", "sft", "preference", "reward", "rl"] = "sft"
     """`pretrain`: a new model. `cpt`: a base, on plain text. `sft`: a base, on conversations.
     `preference`: a base, on better and worse answers. `reward`: a model that scores answers, on the
-    same rows."""
+    same rows. `rl`: a base, on answers of its own that `rewards` judge."""
     epochs: int | None = Field(None, ge=1)
     """Passes over the training data. Default 3 if max_steps is not set either."""
     max_steps: int | None = Field(None, ge=1)
     """Number of optimizer updates. If epochs is set too, the run ends at whichever comes first."""
     batch_size: int = Field(4, ge=1)
-    """Examples, or packed rows, per process and micro-batch."""
+    """Examples, packed rows or answers per process and micro-batch."""
     gradient_accumulation_steps: int = Field(1, ge=1)
     """Micro-batches per optimizer update. Splitting an update saves memory and does not change
     results."""
@@ -217,6 +223,15 @@ class TrainSection(Section):
         return 3 if self.epochs is None and self.max_steps is None else self.epochs
 
 
+def _stage_of(loss: Any) -> str | None:
+    """The only stage of a loss; None for one over tokens."""
+    if isinstance(loss, TokenLoss):
+        return None
+    if isinstance(loss, BradleyTerryLoss):
+        return "reward"
+    return "rl" if isinstance(loss, PolicyLoss) else "preference"
+
+
 class Recipe(Section):
     """The complete description of a run."""
 
@@ -231,6 +246,8 @@ class Recipe(Section):
     data: DataSection
     loss: Loss = PlainLoss()
     teacher: TeacherSection | None = None
+    rewards: tuple[RewardSection, ...] = ()
+    rollout: RolloutSection = RolloutSection()
     keep: Keep = NoKeep()
     drift: DriftSection = DriftSection()
     train: TrainSection = TrainSection()
@@ -266,11 +283,47 @@ class Recipe(Section):
             raise ValueError(
                 f"train.stage reward needs loss.kind bradley_terry, not {loss.kind}; set that"
             )
-        if not self.learns_from_pairs and not isinstance(loss, TokenLoss):
-            needed = "reward" if isinstance(loss, BradleyTerryLoss) else "preference"
+        if stage == "rl" and not isinstance(loss, PolicyLoss):
+            raise ValueError(
+                f"train.stage rl learns from rewards, which loss.kind {loss.kind} does not read; "
+                "set loss.kind to grpo or rloo"
+            )
+        needed = _stage_of(loss)
+        if needed is not None and stage != needed:
             raise ValueError(
                 f"loss.kind {loss.kind} belongs to train.stage {needed}; set that, or loss.kind to "
                 "plain"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def answers_are_rewarded_as_a_whole(self) -> Self:
+        if self.train.stage != "rl":
+            given = [name for name in ("rewards", "rollout") if name in self.model_fields_set]
+            if given:
+                raise ValueError(
+                    f"{' and '.join(given)} belongs to train.stage rl; set that, or remove "
+                    f"{'them' if len(given) > 1 else given[0]}"
+                )
+            return self
+        if not self.rewards:
+            raise ValueError(
+                "train.stage rl needs rewards, a list of what makes an answer good, such as "
+                "rewards: [{kind: exact}]"
+            )
+        if all(reward.weight == 0 for reward in self.rewards):
+            raise ValueError("every reward has weight 0: nothing is learned; raise one of them")
+        others = {
+            "data.packing": self.data.packing,
+            "data.targets": "targets" in self.data.model_fields_set,
+            "train.token_batch": self.train.token_batch > 0,
+            f"keep.kind {self.keep.kind}": isinstance(self.keep, HeldToRows),
+        }
+        found = [name for name, is_set in others.items() if is_set]
+        if found:
+            raise ValueError(
+                f"train.stage rl cannot be combined with {' and '.join(found)}; remove that: the "
+                "model writes the answers, and whole groups of them share an update"
             )
         return self
 
@@ -299,6 +352,22 @@ class Recipe(Section):
                 "every token, which only a run with a new adapter has at hand; set tuning.kind to "
                 "lora or qlora without an adapter, or remove weigh"
             )
+        return self
+
+    @model_validator(mode="after")
+    def rewards_can_be_told_apart(self) -> Self:
+        check_names([each.shown_name for each in self.rewards], "rewards")
+        forms = [each for each in self.rewards if isinstance(each, XmlReward)]
+        known = list(dict.fromkeys(tag for each in forms for tag in each.tags))
+        for number, each in enumerate(self.rewards):
+            tag = getattr(each, "tag", None)
+            if known and tag is not None and tag not in known:
+                near = get_close_matches(tag, known, n=1)
+                hint = f', did you mean "{near[0]}"?' if near else ""
+                raise ValueError(
+                    f'rewards.{number}.tag is "{tag}", but the tags of the reward '
+                    f"{forms[0].shown_name} are {', '.join(known)}{hint}"
+                )
         return self
 
     @model_validator(mode="after")

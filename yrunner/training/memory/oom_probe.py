@@ -68,17 +68,9 @@ def _step_without_moving(optimizer: torch.optim.Optimizer) -> None:
 
 
 def _try_a_validation(trainer: Any) -> None:
-    batches = trainer.batches
-    if not batches.validates:
-        return
-    examples = [batches.validation.__getitems__(rows) for rows in batches.validation_rows()]
-
-    def count_tokens(batch: Any) -> int:
-        return sum(len(each.input_ids) for each in batches.examples_of(batch))
-
-    largest = max(examples, key=count_tokens)
-    batch = to_device(batches.collate(largest), trainer.device)
-    trainer.objective.validate(trainer.model, [batch])
+    largest = trainer.batches.largest_validation()
+    if largest is not None:
+        trainer.objective.validate(trainer.model, [to_device(largest, trainer.device)])
 
 
 def _try_a_save(trainer: Any) -> None:

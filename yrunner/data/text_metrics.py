@@ -9,7 +9,7 @@ import re
 import unicodedata
 import zlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import cache
 from typing import Any
 
@@ -41,6 +41,27 @@ def units_of(text: str) -> list[str]:
     plain = unicodedata.normalize("NFKC", text).casefold().replace("\N{MINUS SIGN}", "-")
     units = (unit.replace(",", "") if unit[-1].isdigit() else unit for unit in pieces_of(plain))
     return [unit for unit in units if not _is_punctuation(unit)]
+
+
+def comparable(text: str, ignore: Collection[str]) -> list[str] | str:
+    """A text without the differences to ignore: `case`, `width`, `punctuation`, `blanks`.
+
+    With all four, two texts are equal as their `units_of` are.
+    """
+    if "width" in ignore:
+        text = unicodedata.normalize("NFKC", text).replace("\N{MINUS SIGN}", "-")
+    if "case" in ignore:
+        text = text.casefold()
+    if "punctuation" in ignore:
+        gap = " " if "blanks" in ignore else ""
+        text = _UNIT.sub(lambda unit: _without_punctuation(unit[0], gap), text)
+    return pieces_of(text) if "blanks" in ignore else text.strip()
+
+
+def _without_punctuation(unit: str, gap: str) -> str:
+    if unit[-1].isdigit():
+        unit = unit.replace(",", "")
+    return gap if _is_punctuation(unit) else unit
 
 
 def _is_punctuation(unit: str) -> bool:

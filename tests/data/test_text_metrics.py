@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from yrunner.evaluation.text_metrics import (
+from yrunner.data.text_metrics import (
     ANSWER_FIGURES,
     answer_figures,
     at_equal_length,

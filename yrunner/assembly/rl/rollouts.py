@@ -1,0 +1,127 @@
+"""What an rl run needs besides a model: who writes the answers, who judges them, who notes them."""
+
+import json
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerState
+
+from yrunner.assembly.run import Run
+from yrunner.data.batching.rollouts import Rollout
+from yrunner.data.dataset.prompts import PromptRow
+from yrunner.distributed.collectives import this_rank
+from yrunner.evaluation.refilled import SeededPrompt, answers_as_they_end
+from yrunner.recipe.schema.eval import SampleWriting
+from yrunner.recipe.schema.rl import RolloutSection
+from yrunner.rewards.completion import Completion, Reward, total_rewards
+from yrunner.rewards.make import make_rewards
+from yrunner.storage.run_dir import write_text
+from yrunner.training.rl.collect import AskedPrompt, WrittenAnswer
+
+
+def write_answers(
+    model: Any,
+    tokenizer: Any,
+    rollout: RolloutSection,
+    asked: Sequence[AskedPrompt],
+    *,
+    is_over: Callable[[], bool] = lambda: False,
+) -> list[WrittenAnswer] | None:
+    """An answer to each prompt, in order; None once `is_over`.
+
+    The longest prompts come first, so that prompts of a batch have similar lengths.
+    """
+    prompts = [SeededPrompt(each.ids, each.seed) for each in asked]
+    waiting = sorted(prompts, key=lambda prompt: len(prompt.text))
+    written = {
+        prompt: WrittenAnswer(
+            list(answer.ids), answer.text, answer.num_tokens, is_truncated=not answer.stopped
+        )
+        for prompt, answer in answers_as_they_end(
+            model,
+            tokenizer,
+            lambda: waiting.pop() if waiting else None,
+            max_new_tokens=rollout.max_new_tokens,
+            batch_size=rollout.batch_size,
+            generation=SampleWriting(kind="sample", temperature=rollout.temperature),
+            is_over=is_over,
+        )
+    }
+    return None if is_over() else [written[prompt] for prompt in prompts]
+
+
+def score_answers(
+    rewards: Sequence[Reward], rows: Sequence[PromptRow], answers: Sequence[WrittenAnswer]
+) -> tuple[list[list[float | None]], list[float | None]]:
+    """The scores of each answer by every reward, and their weighted sum."""
+    completions = [
+        Completion(
+            row.messages, answer.text, row.columns, row.origin, answer.num_tokens, answer.is_truncated
+        )
+        for row, answer in zip(rows, answers, strict=True)
+    ]
+    parts = [reward.score(completions) for reward in rewards]
+    totals = total_rewards(parts, [reward.weight for reward in rewards])
+    return [list(scores) for scores in zip(*parts, strict=True)], totals
+
+
+def judge_of(run: Run) -> Any:
+    """Scores answers as the recipe says. Loads the models and functions of its rewards."""
+    return partial(score_answers, make_rewards(run.recipe.rewards, trust_code=run.options.trust_code))
+
+
+class RolloutsFile(TrainerCallback):
+    """Appends every collected answer to rollouts.jsonl."""
+
+    def __init__(self, path: Path, rewards: Sequence[str], *, generations: int, passes: int) -> None:
+        """`rewards`: their names."""
+        self.path = path
+        self.rewards = list(rewards)
+        self.generations, self.passes = generations, passes
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """Forget the cycles after the checkpoint that a resumed run starts from."""
+        if not state.is_world_process_zero:
+            return
+        begun = -(-state.global_step // self.passes)
+        lines = self.path.read_text("utf-8").splitlines() if self.path.exists() else []
+        kept = [line for line in lines if _cycle_of(line) < begun]
+        write_text(self.path, "".join(f"{line}\n" for line in kept))
+
+    def note(self, cycle: int, found: Sequence[tuple[Rollout, PromptRow]]) -> None:
+        """Append the answers of a cycle."""
+        if this_rank() != 0:
+            return
+        lines = [
+            json.dumps(self._entry(cycle, rollout, prompt), ensure_ascii=False)
+            for rollout, prompt in found
+        ]
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write("".join(f"{line}\n" for line in lines))
+
+    def _entry(self, cycle: int, rollout: Rollout, prompt: PromptRow) -> dict[str, Any]:
+        return {
+            "cycle": cycle,
+            "update": cycle * self.passes + 1,
+            "file": prompt.origin.file.name,
+            "row": prompt.origin.row,
+            "generation": rollout.number % self.generations,
+            "prompt": prompt.messages[-1].content,
+            "text": rollout.text,
+            "tokens": rollout.num_tokens,
+            "is_truncated": rollout.is_truncated,
+            "rewards": dict(zip(self.rewards, rollout.scores, strict=True)),
+            "reward": rollout.reward,
+            "advantage": rollout.advantage,
+            "fate": rollout.fate,
+        }
+
+
+def _cycle_of(line: str) -> float:
+    """The cycle of a line; beyond all others for one that a kill has cut off."""
+    try:
+        return float(json.loads(line)["cycle"])
+    except ValueError:
+        return float("inf")

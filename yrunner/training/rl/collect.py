@@ -1,0 +1,281 @@
+"""Let the model write answers, have them judged, and find out what to learn from each.
+
+All ranks take part: each writes and judges its share of the answers, and then holds all of them.
+"""
+
+# Shapes: P = prompts, G = answers to each, S = answers
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from yrunner.data.batching.answers import collate_with_owners
+from yrunner.data.batching.packing import batches_by_length
+from yrunner.data.batching.rollouts import Rollout, as_example
+from yrunner.data.dataset.prompts import PromptRow
+from yrunner.distributed.collectives import gather_over_ranks, num_ranks, this_rank
+from yrunner.losses.fused_head import attach
+from yrunner.losses.log_probs import LogProbRequest, measure_log_probs
+from yrunner.losses.policy import (
+    group_advantages,
+    is_without_variance,
+    leave_one_out_advantages,
+    shares,
+)
+from yrunner.models.limits import evaluating
+from yrunner.recipe.schema.recipe import PolicyLoss
+from yrunner.recipe.schema.rl import PolicySettings, RlooLoss, RolloutSection
+from yrunner.scoring.base_predictions import adapter_off, to_device
+
+TRAINING, VALIDATION = 0, 1
+"""What an answer is written for: each draws other random numbers."""
+
+
+@dataclass(frozen=True)
+class AskedPrompt:
+    """A prompt to write an answer to; the seed alone decides its random draws."""
+
+    ids: tuple[int, ...]
+    seed: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class WrittenAnswer:
+    """What the model wrote."""
+
+    ids: list[int]
+    """All tokens, with the end mark."""
+    text: str
+    num_tokens: int
+    """Without the end mark."""
+    is_truncated: bool
+
+
+class WriteAnswers(Protocol):
+    """Writes an answer to each prompt, in order."""
+
+    def __call__(self, asked: Sequence[AskedPrompt]) -> list[WrittenAnswer] | None:
+        """None where a signal interrupted it."""
+
+
+ScoreAnswers = Callable[
+    [Sequence[PromptRow], Sequence[WrittenAnswer]],
+    tuple[list[list[float | None]], list[float | None]],
+]
+"""The scores of each answer by every reward, and their weighted sum."""
+
+
+def settings_of(loss: PolicyLoss) -> PolicySettings:
+    """How the gradient of a loss is computed; RLOO's ratio is of whole answers."""
+    if isinstance(loss, RlooLoss):
+        return PolicySettings(
+            clip_low=loss.clip_low,
+            clip_high=loss.clip_high,
+            beta=loss.beta,
+            scale="none",
+            normalize="sequence",
+            ratio="sequence",
+        )
+    return loss.settings
+
+
+@dataclass
+class Collector:
+    """Collects the answers of a cycle."""
+
+    model: Any
+    write: WriteAnswers
+    score: ScoreAnswers
+    loss: PolicyLoss
+    rollout: RolloutSection
+    seed: int
+    pad_token_id: int
+    max_tokens: int
+    """Tokens to compute at once."""
+    reference: Any = None
+    """A copy of the model as the run began; None: `model` with its adapter off."""
+    precision: Callable[[], AbstractContextManager[Any]] = nullcontext
+
+    def collect(
+        self, cycle: int, rows: Sequence[tuple[int, PromptRow]]
+    ) -> tuple[list[Rollout], float] | None:
+        """The answers of a cycle, whole groups side by side, and the seconds that they took.
+
+        `rows`: numbers of answers in the plan, and their prompts. None where a signal interrupted
+        it. A collective call.
+        """
+        started = time.perf_counter()
+        seeds = [
+            (self.seed, TRAINING, cycle, *divmod(number, self.rollout.generations))
+            for number, _ in rows
+        ]
+        rollouts = self._written([row for _, row in rows], seeds)
+        if rollouts is None:
+            return None
+        found = [
+            replace(each, number=number) for each, (number, _) in zip(rollouts, rows, strict=True)
+        ]
+        found = self._penalised(found)
+        found = self._measured(found, [row for _, row in rows])
+        return self._judged(found), time.perf_counter() - started
+
+    def validate(self, numbers: Sequence[int], rows: Sequence[PromptRow]) -> list[Rollout] | None:
+        """An answer to each validation prompt: the same random draws each time."""
+        seeds = [(self.seed, VALIDATION, number) for number in numbers]
+        found = self._write_and_score(rows, seeds)
+        return None if found is None else self._penalised(found)
+
+    def _written(self, rows: Sequence[PromptRow], seeds: Sequence[Any]) -> list[Rollout] | None:
+        """An answer to each prompt; every rank writes its share."""
+        mine = range(this_rank(), len(rows), num_ranks())
+        found = self._write_and_score([rows[at] for at in mine], [seeds[at] for at in mine])
+        parts = gather_over_ranks(found)
+        if any(part is None for part in parts):
+            return None
+        return [parts[at % num_ranks()][at // num_ranks()] for at in range(len(rows))]
+
+    def _write_and_score(
+        self, rows: Sequence[PromptRow], seeds: Sequence[Any]
+    ) -> list[Rollout] | None:
+        asked = [
+            AskedPrompt(tuple(row.input_ids), seed) for row, seed in zip(rows, seeds, strict=True)
+        ]
+        with evaluating(self.model), self.precision():
+            answers = self.write(asked)
+        if answers is None:
+            return None
+        scores, totals = self.score(rows, answers)
+        return [
+            Rollout(
+                0,
+                answer.ids,
+                answer.text,
+                answer.num_tokens,
+                answer.is_truncated,
+                parts,
+                total,
+            )
+            for answer, parts, total in zip(answers, scores, totals, strict=True)
+        ]
+
+    def _penalised(self, rollouts: list[Rollout]) -> list[Rollout]:
+        """With the penalty of those that were cut off subtracted from their rewards."""
+        if self.rollout.truncated != "penalise":
+            return rollouts
+        return [
+            replace(each, reward=each.reward - self.rollout.penalty)
+            if each.is_truncated and each.reward is not None
+            else each
+            for each in rollouts
+        ]
+
+    def _measured(self, rollouts: list[Rollout], rows: Sequence[PromptRow]) -> list[Rollout]:
+        """With log-probabilities under the model and its reference, where they are needed."""
+        beta = settings_of(self.loss).beta
+        needs_old = self.rollout.updates_per_rollout > 1 or (
+            isinstance(self.loss, RlooLoss) and beta > 0
+        )
+        if needs_old:
+            with evaluating(self.model):
+                old = self._log_probs(self.model, rollouts, rows)
+            rollouts = [replace(each, old=one) for each, one in zip(rollouts, old, strict=True)]
+        if beta > 0:
+            with self._reference() as reference:
+                known = self._log_probs(reference, rollouts, rows)
+            rollouts = [
+                replace(each, reference=one) for each, one in zip(rollouts, known, strict=True)
+            ]
+        return rollouts
+
+    @contextmanager
+    def _reference(self) -> Iterator[Any]:
+        if self.reference is not None:
+            attach(self.reference)
+            yield self.reference
+        else:
+            with adapter_off(self.model) as base:
+                yield base
+
+    def _log_probs(
+        self, model: Any, rollouts: Sequence[Rollout], rows: Sequence[PromptRow]
+    ) -> list[list[float]]:
+        """Log-probability of each token of every answer; every rank measures its share."""
+        mine = range(this_rank(), len(rollouts), num_ranks())
+        examples = [as_example(rows[at], rollouts[at], is_first_pass=True).example for at in mine]
+        found: list[list[float]] = [[]] * len(examples)
+        request = LogProbRequest(self.rollout.temperature)
+        with torch.no_grad(), self.precision():
+            for places in batches_by_length(
+                [len(each.input_ids) for each in examples], self.max_tokens
+            ):
+                together = collate_with_owners([examples[at] for at in places], self.pad_token_id)
+                batch = to_device(together, self.model.device)
+                inputs = {name: batch[name] for name in ("input_ids", "labels")}
+                log_prob_N = measure_log_probs(model, inputs, request).log_prob_N.cpu()
+                parts = log_prob_N.split(batch["num_targets_S"].tolist())
+                for at, part in zip(places, parts, strict=True):
+                    found[at] = part.tolist()
+        parts_R = gather_over_ranks(found)
+        return [parts_R[at % num_ranks()][at // num_ranks()] for at in range(len(rollouts))]
+
+    def _judged(self, rollouts: list[Rollout]) -> list[Rollout]:
+        """With advantages, fates, and shares in the loss of an update."""
+        settings, generations = settings_of(self.loss), self.rollout.generations
+        reward_PG = torch.tensor(
+            [self._reward(each) for each in rollouts], dtype=torch.float64
+        ).view(-1, generations)
+        if isinstance(self.loss, RlooLoss):
+            advantage_PG = leave_one_out_advantages(reward_PG)
+        else:
+            advantage_PG = group_advantages(reward_PG, scale=settings.scale)
+        is_equal_S = is_without_variance(reward_PG).repeat_interleave(generations)
+        masks = self.rollout.truncated == "mask"
+        counts_S = torch.tensor(
+            [0 if masks and each.is_truncated else len(each.ids) for each in rollouts]
+        )
+        share_S = shares(counts_S, settings.normalize, max_length=self.rollout.max_new_tokens)
+        is_held = settings.beta > 0 and not isinstance(self.loss, RlooLoss)
+        found = []
+        for each, advantage, share, is_equal in zip(
+            rollouts,
+            advantage_PG.flatten().tolist(),
+            share_S.tolist(),
+            is_equal_S.tolist(),
+            strict=True,
+        ):
+            fate = _fate(each, masks=masks, is_equal=is_equal)
+            # Without a KL in the loss, an advantage of zero is a gradient of zero.
+            is_learned = fate != "masked" and (is_held or advantage != 0)
+            more = {"advantage": advantage, "share": share, "fate": fate, "is_learned": is_learned}
+            found.append(replace(each, **more))
+        return found
+
+    def _reward(self, rollout: Rollout) -> float:
+        """What the group compares; NaN without a reward. RLOO's has the KL in it."""
+        if rollout.reward is None:
+            return math.nan
+        if not isinstance(self.loss, RlooLoss) or not self.loss.beta:
+            return rollout.reward
+        assert rollout.old is not None and rollout.reference is not None
+        return rollout.reward - self.loss.beta * (sum(rollout.old) - sum(rollout.reference))
+
+
+def _fate(rollout: Rollout, *, masks: bool, is_equal: bool) -> str:
+    """What becomes of an answer; see `Rollout.fate`."""
+    if masks and rollout.is_truncated:
+        return "masked"
+    if rollout.reward is None:
+        return "unrated"
+    return "equal" if is_equal else "learned"
+
+
+def rewards_tensor(rollouts: Sequence[Rollout]) -> Tensor:
+    """The rewards of some answers, NaN where there is none, shape [S], float64."""
+    rewards = [math.nan if each.reward is None else each.reward for each in rollouts]
+    return torch.tensor(rewards, dtype=torch.float64)
