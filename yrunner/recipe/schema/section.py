@@ -37,7 +37,7 @@ def _from_recipe_folder(path: str | Path, info: ValidationInfo) -> Path:
     return Path(info.context["folder"], os.path.expanduser(path))
 
 
-def _existing_file(path: Path, info: ValidationInfo) -> Path:
+def existing_file(path: Path, info: ValidationInfo) -> Path:
     """Resolve a path relative to the recipe's folder; it must be a file.
 
     Only `load.py` passes the folder, as the validation context; without it paths stay unchanged.
@@ -104,10 +104,10 @@ def _base(text: str, info: ValidationInfo) -> str:
     command = how_to_fetch(full)
     if command and not os.path.exists(full):
         raise ValueError(f"there is no file {full}; run {command}")
-    return str(_existing_file(Path(text), info))
+    return str(existing_file(Path(text), info))
 
 
-RecipeFile = Annotated[Path, AfterValidator(_existing_file)]
+RecipeFile = Annotated[Path, AfterValidator(existing_file)]
 RecipePlace = Annotated[Path, AfterValidator(_existing_place)]
 HubId = Annotated[str, AfterValidator(_hub_id)]
 ModelSource = Annotated[str, Field(min_length=1), AfterValidator(_model_source)]
