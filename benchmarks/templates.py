@@ -27,8 +27,8 @@ from yrunner.data.chat.tokenize import tokenize_chunks
 from yrunner.data.conversation import Conversation, FaultyRow, TokenizedExample
 from yrunner.data.formats.turns import read_tools, read_turns
 from yrunner.errors import ModelError, Origin
-from yrunner.models.load import set_chat_template
 from yrunner.models.scratch import train_tokenizer
+from yrunner.models.templates.choose import set_chat_template
 from yrunner.tokens import IGNORE_INDEX, TEMPLATE_ERRORS
 
 STAND_INS = ROOT / "tests" / "data" / "assets" / "templates"

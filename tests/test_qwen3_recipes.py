@@ -1,5 +1,6 @@
 """The recipes for Qwen3, checked by `yrun check` on a model of that form without any weights."""
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from transformers import AutoConfig
 from yrunner.assembly import memory
 from yrunner.commands.check.command import check
 from yrunner.errors import YRunnerError
+from yrunner.models.templates.choose import choose_template
 
 FOLDER = Path(__file__).parents[1] / "recipes"
 RECIPES = sorted(path.name for path in FOLDER.glob("qwen3_*.yaml"))
@@ -19,7 +21,9 @@ RECIPES = sorted(path.name for path in FOLDER.glob("qwen3_*.yaml"))
 def qwen3(tmp_path_factory: pytest.TempPathFactory, capitals_tokenizer: Any) -> Path:
     """A folder with a config and a tokenizer: Qwen3-0.6B but for its depth, and no weights."""
     folder = tmp_path_factory.mktemp("qwen3")
-    capitals_tokenizer.save_pretrained(folder)
+    tokenizer = copy.deepcopy(capitals_tokenizer)
+    choose_template(tokenizer, "qwen3")
+    tokenizer.save_pretrained(folder)
     config = AutoConfig.for_model(
         "qwen3",
         hidden_size=1024,

@@ -5,6 +5,8 @@ import sys
 import zipfile
 from pathlib import Path
 
+from yrunner.recipe.schema.model import KNOWN_TEMPLATES
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -15,7 +17,7 @@ def test_a_wheel_carries_recipes_data_configurations_and_templates(tmp_path: Pat
     names = set(zipfile.ZipFile(wheel).namelist())
     for needed in (
         "yrunner/py.typed",
-        "yrunner/models/chatml.jinja",
+        *(f"yrunner/models/templates/{name}.jinja" for name in KNOWN_TEMPLATES),
         "yrunner/reports/page.html.jinja",
         "yrunner/reports/report.html.jinja",
         "yrunner/reports/heat_map.html.jinja",

@@ -28,7 +28,6 @@ from yrunner.recipe.schema.eval import AnswerTask, JsonForm, RegexForm, Rule
 @pytest.mark.parametrize(
     ("answer", "right"),
     [
-        ("<think>\n\n</think>\n\nBelo", True),
         ("Belo", True),
         (" Belo\n", True),
         ("belo.", True),
@@ -53,7 +52,6 @@ def test_the_share_of_right_answers():
         (["word " * 11], "rouge_l"),
         (["税率是百分之十三。", "是"], "exact"),
         (["根据港口法典第一条的规定吊销执照"] * 3, "rouge_l"),
-        (["<think>" + "long " * 40 + "</think>yes"], "exact"),
     ],
 )
 def test_the_main_figure_of_answers_follows_from_the_length_of_the_references(references, headline):
@@ -78,7 +76,6 @@ LABELS = ["legal", "not legal", "合同"]
         ("Legal.", "legal"),
         ("This is not legal!", "not legal"),
         ("这是合同纠纷", "合同"),
-        ("<think>legal?</think>合同", "合同"),
         ("legal or 合同", NO_LABEL),
         ("illegal", NO_LABEL),
         ("", NO_LABEL),
@@ -130,7 +127,6 @@ SCHEMA = {"type": "object", "required": ["years"], "properties": {"years": {"typ
     [
         ("Article 12.", True),
         (" Article 3. \n", True),
-        ("<think>Article?</think>Article 3.", True),
         ("It is Article 3.", False),
         ("", False),
     ],
@@ -148,7 +144,6 @@ def test_a_dot_matches_line_ends_too():
     ("answer", "is_json", "follows"),
     [
         ('{"years": 9}', True, True),
-        ('<think>{</think> {"years": 9}', True, True),
         ('{"years": "九"}', True, False),
         ("[1, 2]", True, False),
         ('{"years": 9} 😀', False, False),
@@ -187,5 +182,5 @@ def test_rules_are_kept_one_by_one_and_all_together():
     ]
     kept = rule_figures("根据第5条，保证退款。", rules)
     assert kept == {ALL_RULES: 0.0, "cites": 1.0, "promises nothing": 0.0}
-    assert rule_figures("<think>保证</think>根据第5条。", rules)[ALL_RULES] == 1
+    assert rule_figures("根据第5条。", rules)[ALL_RULES] == 1
     assert next(iter(kept)) == ALL_RULES

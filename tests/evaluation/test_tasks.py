@@ -1,5 +1,6 @@
 """Every kind of task on a model, against the slow and obvious way."""
 
+import copy
 import json
 import math
 from dataclasses import replace
@@ -12,6 +13,7 @@ from tests.conftest import questions, write_jsonl
 from tests.evaluation.test_generate import always
 from yrunner.errors import DataError
 from yrunner.evaluation.evaluated_model import EvaluatedModel
+from yrunner.evaluation.generate import Generated
 from yrunner.evaluation.tasks import read_task, run_task
 from yrunner.recipe.schema.eval import (
     AnswerTask,
@@ -256,3 +258,56 @@ def test_faulty_data_is_found_when_it_is_read(tmp_path):
     ):
         with pytest.raises(DataError, match=reason):
             read_task(task)
+
+
+THINKS = "<think>\n2 + 2? 5?\n</think>\n\n"
+
+
+def saying(texts, capitals_tokenizer, monkeypatch, **options):
+    """A model that writes these texts, one after another."""
+    written = [Generated(text, 9, stopped=True) for text in texts]
+    monkeypatch.setattr(EvaluatedModel, "_answers", lambda self, questions, _: written)
+    return EvaluatedModel(None, capitals_tokenizer, **options)
+
+
+def test_a_model_that_thinks_is_not_called_wrong_for_it(tmp_path, capitals_tokenizer, monkeypatch):
+    rows = [{"question": "2+2?", "answer": answer} for answer in ("4", f"{THINKS}4", "4", "4")]
+    file = write_jsonl(tmp_path / "sums.jsonl", rows)
+    task = AnswerTask(kind="answer", name="t", side="domain", data=file)
+    texts = [f"{THINKS}4", "4", "<think>\n4, I think", f"{THINKS}5"]
+    result = run(task, saying(texts, capitals_tokenizer, monkeypatch))
+    assert result.per_question["exact"] == [1, 1, 0, 0]
+    assert result.per_question["contains"] == [1, 1, 0, 0], "thinking that never ends is no answer"
+    assert (result.unfinished, result.answers) == (1, ["4", "4", "", "5"])
+    rules = [Rule(name="no 5", must_not_match="5")]
+    task = RuleTask(kind="judge_by_rule", name="t", side="domain", data=file, rules=rules)
+    assert run(task, saying(texts, capitals_tokenizer, monkeypatch)).figures["no 5"] == 0.75
+    pattern = RegexForm(kind="regex", pattern="[0-9]")
+    task = FormatTask(kind="format", name="t", side="domain", data=file, form=pattern)
+    assert run(task, saying(texts, capitals_tokenizer, monkeypatch)).figures["valid"] == 0.75
+    task = ClassifyTask(
+        kind="classify", name="t", side="domain", labels=["4", "5"],
+        data=write_jsonl(tmp_path / "l.jsonl", [*rows[:3], {"question": "?", "answer": "5"}]),
+    )  # fmt: skip
+    result = run(task, saying(texts, capitals_tokenizer, monkeypatch))
+    assert (result.per_question["accuracy"], result.unfinished) == ([1, 1, 0, 1], 1)
+
+
+def test_thinking_can_be_counted_as_a_part_of_the_answer(tmp_path, capitals_tokenizer, monkeypatch):
+    rows = [{"question": "2+2?", "answer": answer} for answer in ("4", f"{THINKS}4")]
+    file = write_jsonl(tmp_path / "sums.jsonl", rows)
+    task = AnswerTask(kind="answer", name="t", side="domain", data=file)
+    model = saying([f"{THINKS}4"] * 2, capitals_tokenizer, monkeypatch, thinking_apart=False)
+    result = run_task(task, read_task(task, thinking_apart=False), model)
+    assert (result.per_question["exact"], result.unfinished) == ([0, 1], 0)
+
+
+def test_a_prompt_that_opens_the_thinking_asks_for_its_end(
+    tmp_path, capitals_tokenizer, monkeypatch
+):
+    opening = copy.deepcopy(capitals_tokenizer)
+    opening.chat_template += "{% if add_generation_prompt %}<think>\n{% endif %}"
+    file = write_jsonl(tmp_path / "sums.jsonl", [{"question": "2+2?", "answer": "4"}] * 2)
+    task = AnswerTask(kind="answer", name="t", side="domain", data=file)
+    result = run(task, saying(["4", "so 4\n</think>\n\n4"], opening, monkeypatch))
+    assert (result.per_question["exact"], result.unfinished) == ([0, 1], 1)

@@ -17,12 +17,12 @@ from yrunner.models.load import (
     find_stop_ids,
     load_model,
     load_tokenizer,
-    set_chat_template,
 )
 from yrunner.models.meta import read_config
 from yrunner.models.model_key import model_key
 from yrunner.models.save import save_model
 from yrunner.models.scratch import build_model, train_tokenizer
+from yrunner.models.templates.choose import set_chat_template
 from yrunner.models.tuning import apply_tuning
 from yrunner.recipe.schema.model import LoraTuning
 

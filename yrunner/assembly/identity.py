@@ -78,7 +78,8 @@ def fingerprint(recipe: Recipe) -> dict[str, Any]:
     its files, which is cheap for weights of any size. The folders above a file do not count.
     """
     files = [file for source in find_sources(recipe.data) for file in source.files]
-    extra = [recipe.model.chat_template] if recipe.model.chat_template else []
+    template = recipe.model.template_file
+    extra = [] if template is None else [template]
     extra += [file for source in keep_sources(recipe) for file in source.files]
     found = {
         "recipe": _keys_that_matter(recipe),

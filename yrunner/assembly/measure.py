@@ -13,13 +13,13 @@ import torch
 
 from yrunner.assembly.identity import package_versions
 from yrunner.assembly.run import Run
-from yrunner.console import counted, progress, say
+from yrunner.console import counted, progress, say, warn
 from yrunner.data.batching.plan import Plan
 from yrunner.data.conversation import TokenizedExample
 from yrunner.data.dataset.examples import Examples, Pairs, RatedExamples
 from yrunner.distributed.collectives import max_over_ranks, num_ranks
 from yrunner.evaluation.evaluated_model import Deferred, EvaluatedModel
-from yrunner.evaluation.figure_lines import BASE
+from yrunner.evaluation.figure_lines import BASE, unfinished_in_words
 from yrunner.evaluation.kept_results import KeptResults
 from yrunner.evaluation.memorised_faults import find_memorised
 from yrunner.evaluation.parallel import is_first
@@ -82,6 +82,7 @@ def evaluated_model(run: Run, model: Any, tokenizer: Any) -> EvaluatedModel:
         batch_size=recipe.eval.batch_size,
         generation=recipe.eval.generation,
         seed=recipe.seed,
+        thinking_apart=recipe.eval.thinking == "apart",
     )
 
 
@@ -331,8 +332,13 @@ def answer_tasks(
             progress=partial(progress, f"{task.name}, {who}"),
             name=task.name,
             kept=kept,
+            thinking_apart=recipe.eval.thinking == "apart",
         )
         written = evaluated.answer(questions, task.max_new_tokens)
+        unfinished = sum(answer.unfinished for answer in written)
+        if unfinished and is_first():
+            note = unfinished_in_words(unfinished, len(written), f"the model, {who}")
+            warn(f"{task.name}: {note}")
         answers[task.name] = [
             Answered(question.text, question.reference, answer.text)
             for question, answer in zip(questions, written, strict=True)

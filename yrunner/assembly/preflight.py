@@ -15,6 +15,7 @@ from yrunner.models.load import check_ids, check_same_tokens, find_stop_ids
 from yrunner.models.quantization import require_bitsandbytes
 from yrunner.models.reward import check_classifier
 from yrunner.models.size import DiskNeed, estimate_disk
+from yrunner.models.templates.choose import split_marks
 from yrunner.models.tuning import check_base_is_saved
 from yrunner.recipe.schema.model import AdapterTuning, FreezeTuning, QloraTuning
 from yrunner.recipe.schema.preference import SMALL_BETA, DpoLoss
@@ -112,15 +113,23 @@ def findings_of_base(run: Run, model: Any) -> list[str]:
     for row in rows:
         by_token.setdefault(row.token_id, []).append(str(row))
     names = [str(tokenizer.convert_ids_to_tokens(token_id)) for token_id in by_token]
+    split = split_marks(tokenizer, run.recipe.model.chat_template)
+    findings = []
+    if split:
+        findings.append(
+            f"the base's tokenizer splits {', '.join(split)} of model.chat_template "
+            f"{run.recipe.model.chat_template} into pieces of text"
+        )
     if not names:
-        return []
+        return findings
     what = "; ".join(
         f"{name} (id {token_id}): {' and '.join(reasons)}"
         for name, (token_id, reasons) in zip(names, by_token.items(), strict=True)
     )
     return [
+        *findings,
         f"the base has never learned some marks of these conversations, and tuning.kind "
-        f"{run.recipe.tuning.kind} does not train them: {what}. {_how_to_train(run.recipe, names)}"
+        f"{run.recipe.tuning.kind} does not train them: {what}. {_how_to_train(run.recipe, names)}",
     ]
 
 

@@ -88,6 +88,8 @@ def replay_folder(run: Run, writing: ReplayWriting) -> ReplayDir:
     """The folder of the base's rows; the base must exist."""
     recipe, base = run.recipe, run.recipe.model.base
     how = [run.base_key, recipe.data.system, _turn_length(recipe, writing), writing.temperature]
+    if recipe.model.template_args:
+        how.append(recipe.model.template_args)
     text = json.dumps([*how, writing.openings, *SERIES], ensure_ascii=False)
     name = Path(run.base_source).name if run.base is None else Path(str(base)).stem
     digest = sha256(text.encode()).hexdigest()[:8]
@@ -155,7 +157,12 @@ def _write(run: Run, writing: ReplayWriting, wanted: Wanted, store: ReplayStore)
     store.origin = {"base": source, "key": run.base_key, "writing": writing.model_dump()}
     store.save()
     model = run.load_base()
-    tokenizer = load_tokenizer(source, trust_remote_code=recipe.model.trust_remote_code)
+    tokenizer = load_tokenizer(
+        source,
+        template_args=recipe.model.template_args,
+        strict=False,  # the base writes in its own template
+        trust_remote_code=recipe.model.trust_remote_code,
+    )
     check_vocabulary(model, tokenizer)
     writer = ReplayWriter(
         model,

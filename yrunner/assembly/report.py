@@ -198,6 +198,7 @@ def model_card(run: Run, before: Measured, after: Measured, **origin: Any) -> Mo
         figures=figures,
         dataset_files=[data_name(entry) for entry in recipe.data.train],
         is_reward=recipe.train.stage == "reward",
+        template_args=recipe.model.template_args,
         **origin,
     )
 

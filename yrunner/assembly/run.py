@@ -41,12 +41,13 @@ from yrunner.errors import MissingError, ModelError, RunError
 from yrunner.evaluation.memorised_faults import KnownFault, read_faults
 from yrunner.evaluation.questions import Question, question_of
 from yrunner.evaluation.tasks import read_task
-from yrunner.models.load import choose_dtype, load_model, load_tokenizer, set_chat_template
+from yrunner.models.load import choose_dtype, load_model, load_tokenizer
 from yrunner.models.local import find_gguf
 from yrunner.models.meta import read_config
 from yrunner.models.model_key import model_key
 from yrunner.models.quantization import StoredQuantization
 from yrunner.models.scratch import make_config, train_tokenizer
+from yrunner.models.templates.choose import choose_template
 from yrunner.models.tuning import check_quantized_base
 from yrunner.recipe.load import base_recipe_path, load_recipe, teacher_recipe_path
 from yrunner.recipe.schema.eval import AnswerTask, Task
@@ -278,11 +279,12 @@ class Run:
         """
         model = self.recipe.model
         if model.scratch is not None:
-            return train_tokenizer(self._texts(), model.scratch.vocab_size)
+            tokenizer = train_tokenizer(self._texts(), model.scratch.vocab_size)
+            choose_template(tokenizer, None, model.template_args)
+            return tokenizer
         if self.base is not None and self.stale_base is not None:
             tokenizer = copy.deepcopy(self.base.tokenizer)
-            if model.chat_template is not None:
-                set_chat_template(tokenizer, model.chat_template)
+            choose_template(tokenizer, model.chat_template, model.template_args)
             return tokenizer
         return self.load_tokenizer(self.base_source)
 
@@ -444,12 +446,17 @@ class Run:
         A recipe without tasks gets one from its first rows, so that the report has answers.
         """
         if self.recipe.eval.tasks:
-            return [(task, read_task(task)) for task in self.recipe.eval.tasks]
+            apart = self.recipe.eval.thinking == "apart"
+            return [
+                (task, read_task(task, thinking_apart=apart)) for task in self.recipe.eval.tasks
+            ]
         data = self.recipe.data
         source = self.sources[len(data.train) if data.validation else 0]
         file = source.files[0]
         rows = conversations_of([replace(source, files=(file,))], self.rules)
         questions = [question_of(row) for row in islice(rows, FIRST_ROWS) if not row.is_text]
+        if self.recipe.eval.thinking == "apart":
+            questions = [question.behind_thinking() for question in questions]
         name = f"first rows of {file.name}"
         task = AnswerTask(kind="answer", name=name, side="domain", data=file)
         return [(task, questions)] if questions else []
@@ -458,7 +465,10 @@ class Run:
     def known_faults(self) -> list[KnownFault]:
         """The faulty rows that the recipe lists. Raises `DataError` for an invalid list."""
         listed = self.recipe.eval.faults
-        return [] if listed is None else read_faults(listed.data, listed.list)
+        apart = self.recipe.eval.thinking == "apart"
+        if listed is None:
+            return []
+        return read_faults(listed.data, listed.list, thinking_apart=apart)
 
     def check_questions(self) -> None:
         """Read tasks and listed faults, so that a faulty file is found before a model is loaded."""
@@ -506,10 +516,15 @@ class Run:
         return loaded.to("cuda" if torch.cuda.is_available() else "cpu")
 
     def load_tokenizer(self, source: str) -> Any:
-        """The tokenizer in a folder or on the Hub, with the recipe's chat template."""
+        """The tokenizer in a folder or on the Hub, with the recipe's chat template.
+
+        The template of a model other than the base need not read the recipe's arguments.
+        """
         model = self.recipe.model
         return load_tokenizer(
             source,
             chat_template=model.chat_template,
+            template_args=model.template_args,
+            strict=source == self.base_source,
             trust_remote_code=model.trust_remote_code,
         )

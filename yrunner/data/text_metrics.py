@@ -15,7 +15,6 @@ from typing import Any
 
 from rapidfuzz.distance import LCSseq
 
-from yrunner.data.chat.template import THINK_CLOSE
 from yrunner.data.dataset.quality import SCRIPTS
 
 _ALONE = "".join(
@@ -71,18 +70,13 @@ def _is_punctuation(unit: str) -> bool:
 
 
 def answer_figures(answer: str, reference: str) -> dict[str, float]:
-    """All figures of one answer, from 0 to 1; a thinking block is left out."""
+    """All figures of one answer, from 0 to 1."""
     return {figure: answer_figure(figure, answer, reference) for figure in ANSWER_FIGURES}
 
 
 def answer_figure(figure: str, answer: str, reference: str) -> float:
     """One of `ANSWER_FIGURES`."""
-    return float(ANSWER_FIGURES[figure](without_thinking(answer), without_thinking(reference)))
-
-
-def without_thinking(text: str) -> str:
-    """What comes after a thinking block, without outer blanks."""
-    return text.rpartition(THINK_CLOSE)[2].strip()
+    return float(ANSWER_FIGURES[figure](answer, reference))
 
 
 def is_exact(answer: str, reference: str) -> bool:

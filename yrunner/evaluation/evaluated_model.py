@@ -5,7 +5,7 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, lru_cache
 from hashlib import sha256
 from typing import Any
@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from yrunner.data.chat.reply_text import answer_behind_thinking, opens_thinking
+from yrunner.data.chat.template import read_turn_marks
 from yrunner.data.chat.tokenize import Prompt, prompt_of, tokenize_conversations
 from yrunner.data.conversation import Conversation, FaultyRow, Message, TokenizedExample
 from yrunner.errors import DataError
@@ -75,6 +77,8 @@ class EvaluatedModel:
     """Where the results of a base are kept; None for all other models."""
     base: "EvaluatedModel | None" = None
     """The base that this model is compared with."""
+    thinking_apart: bool = True
+    """Whether an answer is what comes behind the model's thinking."""
 
     @property
     def loaded(self) -> Any:
@@ -88,6 +92,9 @@ class EvaluatedModel:
     def answer(self, questions: Sequence[Question], max_new_tokens: int) -> list[Generated]:
         """The answer to each question, in order."""
         answers = self._answers(questions, max_new_tokens)
+        if self.thinking_apart and questions:
+            opened = opens_thinking(read_turn_marks(self.tokenizer).openings.get("user", ""))
+            answers = [_behind_thinking(answer, opened=opened) for answer in answers]
         self.written.extend(answer for answer in answers if not answer.refused)
         return answers
 
@@ -306,6 +313,12 @@ class EvaluatedModel:
                 raise DataError(conversation.origin, str(result), remedy=CORRECT_THE_ROW)
             examples.append(result)
         return examples
+
+
+def _behind_thinking(written: Generated, *, opened: bool) -> Generated:
+    """What a model wrote, without its thinking; empty if that never ends."""
+    answer = "" if written.refused else answer_behind_thinking(written.text, opened=opened)
+    return replace(written, text=answer or "", unfinished=answer is None)
 
 
 def _as_ids(examples: Sequence[TokenizedExample]) -> list[list[list[int]]]:

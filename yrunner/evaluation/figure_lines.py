@@ -88,6 +88,25 @@ def length_notes(results: Sequence[ModelResults]) -> list[str]:
     return notes
 
 
+def thinking_notes(results: Sequence[ModelResults]) -> list[str]:
+    """A sentence for each task in which a model does not come to an answer."""
+    return [
+        f"{name}: {unfinished_in_words(task.unfinished, len(task.answers), model.description)}"
+        for model in results
+        for name, task in model.tasks.items()
+        if task.unfinished
+    ]
+
+
+def unfinished_in_words(number: int, total: int, model: str) -> str:
+    """What answers without an end of their thinking mean, and what to do."""
+    return (
+        f"{number:,} of {total:,} answers of {model} never end their thinking, and count as wrong. "
+        "Raise max_new_tokens, or switch thinking off with model.template_args, such as "
+        "{enable_thinking: false}"
+    )
+
+
 def _task_lines(name: str, first: TaskResult, tasks: Sequence[TaskResult]) -> Iterator[Line]:
     changes = [differences(first, task) for task in tasks]
     for figure in dict.fromkeys(figure for task in tasks for figure in task.figures):
@@ -101,6 +120,8 @@ def _task_lines(name: str, first: TaskResult, tasks: Sequence[TaskResult]) -> It
         )
     if any(task.refused for task in tasks):
         yield name, "too long, skipped", [(str(task.refused), "", "") for task in tasks]
+    if any(task.unfinished for task in tasks):
+        yield name, "thinking never ends", [(str(task.unfinished), "", "") for task in tasks]
 
 
 def _reached(

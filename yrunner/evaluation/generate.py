@@ -26,6 +26,7 @@ from transformers import (
 )
 from transformers.integrations import is_deepspeed_zero3_enabled
 
+from yrunner.data.chat.reply_text import is_thinking_mark
 from yrunner.data.chat.tokenize import Prompt
 from yrunner.machine import look_around
 from yrunner.models.errors import silence_libraries
@@ -63,6 +64,8 @@ class Generated:
     """Whether a blank came before the text."""
     ids: tuple[int, ...] = ()
     """All tokens as written, with the end mark."""
+    unfinished: bool = False
+    """True where the thinking never ended: there is no answer, and `text` is empty."""
 
 
 GREEDY = GreedyWriting()
@@ -273,7 +276,7 @@ class Generator:
     def read(self, ids: Sequence[int]) -> Generated:
         """The answer of these tokens, which may go on behind its end."""
         end = next((index for index, token in enumerate(ids) if token in self.stop_ids), None)
-        text = self.tokenizer.decode(ids[:end], skip_special_tokens=True)
+        text = self._decode(ids[:end])
         return Generated(
             text.strip(),
             len(ids[:end]),
@@ -281,6 +284,24 @@ class Generator:
             starts_with_blank=text[:1].isspace(),
             ids=tuple(ids if end is None else ids[: end + 1]),
         )
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        """The text without special tokens, but for marks around thinking (Magistral's [THINK])."""
+        if self._hidden_ids is None:
+            return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+        shown = [token for token in ids if token not in self._hidden_ids]
+        return str(self.tokenizer.decode(shown, skip_special_tokens=False))
+
+    @cached_property
+    def _hidden_ids(self) -> set[int] | None:
+        """The special tokens that are no marks around thinking; None if there are no such marks."""
+        special = {
+            number: str(token)
+            for number, token in self.tokenizer.added_tokens_decoder.items()
+            if token.special
+        }
+        hidden = {number for number, text in special.items() if not is_thinking_mark(text)}
+        return None if len(hidden) == len(special) else hidden
 
     @cached_property
     def stop_ids(self) -> list[int]:

@@ -30,8 +30,10 @@ class KnownFault:
     """The correct answer; empty where the list has none."""
 
 
-def read_faults(data: Path, listed: Path) -> list[KnownFault]:
+def read_faults(data: Path, listed: Path, *, thinking_apart: bool = True) -> list[KnownFault]:
     """The rows of `data` that the list gives by `row`, counted from 1, in its order.
+
+    `thinking_apart`: the faulty answer is what comes behind its thinking.
 
     Raises `DataError` where a line gives no row with a question and an answer, an unreadable row,
     or a row with the right answer. Rows that are not listed are not checked.
@@ -41,6 +43,8 @@ def read_faults(data: Path, listed: Path) -> list[KnownFault]:
     for origin, line in read_rows(listed):
         named: Mapping[str, Any] = line if isinstance(line, Mapping) else {}
         question = _question_of(named.get("row"), origin, rows, data)
+        if thinking_apart:
+            question = question.behind_thinking()
         right = str(named.get("right", ""))
         if _is_same(right, question.reference):
             raise DataError(
@@ -87,7 +91,7 @@ def find_memorised(
     for fault, memorised in zip(faults, per_row, strict=True):
         by_kind[fault.kind].append(memorised)
     corrected = [
-        is_exact(without_thinking(answer.text), fault.right)
+        is_exact(answer.text, fault.right)
         for fault, answer in zip(faults, answers, strict=True)
         if fault.right
     ]
@@ -102,4 +106,4 @@ def find_memorised(
 
 def _is_same(one: str, other: str) -> bool:
     """Character by character: a fault may be a single letter or decimal point."""
-    return without_thinking(one) == without_thinking(other)
+    return one.strip() == other.strip()

@@ -1,12 +1,13 @@
 """Read questions with their reference answers or choices from data files."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
+from yrunner.data.chat.reply_text import answer_behind_thinking
 from yrunner.data.conversation import Conversation, FaultyRow, Message
 from yrunner.data.dataset.row_report import Refusal
 from yrunner.data.formats.columns import filled, is_absent, quoted, system_of, text_of, type_name
@@ -39,6 +40,11 @@ class Question:
     def text(self) -> str:
         """The last turn, for tables; of a plain text its beginning."""
         return self.messages[-1].content if self.messages else self.reference[:200]
+
+    def behind_thinking(self) -> "Question":
+        """The same, with what its reference says behind its thinking."""
+        answer = answer_behind_thinking(self.reference)
+        return self if answer is None else replace(self, reference=answer)
 
 
 def question_of(conversation: Conversation) -> Question:

@@ -54,6 +54,8 @@ class TaskResult:
     """The answers, labels or choices of the model; empty for perplexity."""
     refused: int = 0
     """Questions too long for the model: not asked, and counted as wrong."""
+    unfinished: int = 0
+    """Answers whose thinking never ends: counted as wrong."""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,6 @@ from yrunner.data.text_metrics import (
     is_exact,
     text_quality,
     units_of,
-    without_thinking,
 )
 from yrunner.errors import DataError
 from yrunner.evaluation.generate import Generated
@@ -53,7 +52,7 @@ def headline_of(task: ScoredTask, references: Sequence[str]) -> str:
     """The main figure of a task; more is better. It depends on the references, not on a model."""
     match task:
         case AnswerTask():
-            lengths = [len(units_of(without_thinking(reference))) for reference in references]
+            lengths = [len(units_of(reference)) for reference in references]
             return task.headline or ("exact" if median(lengths) <= SHORT else "rouge_l")
         case FormatTask():
             return "valid"
@@ -96,8 +95,7 @@ def _with_headline(quality: dict[str, float]) -> dict[str, float]:
 
 def rule_figures(answer: str, rules: Sequence[Rule]) -> dict[str, float]:
     """1 for each rule that the answer follows and 0 for the others, by name; first, for all."""
-    text = without_thinking(answer)
-    followed = {rule.name: float(_follows(text, rule)) for rule in rules}
+    followed = {rule.name: float(_follows(answer, rule)) for rule in rules}
     return {ALL_RULES: float(all(followed.values())), **followed}
 
 
@@ -109,14 +107,14 @@ def _follows(text: str, rule: Rule) -> bool:
 
 
 def form_check(form: Form) -> Callable[[str], bool]:
-    """Whether an answer, without thinking and outer blanks, has the form.
+    """Whether an answer, without outer blanks, has the form.
 
     Raises `DataError` where its JSON Schema cannot be used.
     """
     match form:
         case RegexForm():
             pattern = re.compile(form.pattern, re.DOTALL)
-            return lambda answer: pattern.fullmatch(without_thinking(answer)) is not None
+            return lambda answer: pattern.fullmatch(answer.strip()) is not None
         case JsonForm():
             return partial(_is_json, validator=_validator(form))
         case _:
@@ -125,7 +123,7 @@ def form_check(form: Form) -> Callable[[str], bool]:
 
 def _is_json(answer: str, validator: Validator | None) -> bool:
     try:
-        value = json.loads(without_thinking(answer), parse_constant=_refuse_constant)
+        value = json.loads(answer, parse_constant=_refuse_constant)
     except (ValueError, RecursionError):
         return False
     return validator is None or bool(validator.is_valid(value))
@@ -188,7 +186,6 @@ def find_label(answer: str, labels: Sequence[str]) -> str:
 
     A label inside a longer one that is named ("legal" in "not legal") does not count.
     """
-    answer = without_thinking(answer)
     exact = [label for label in labels if is_exact(answer, label)]
     if exact:
         return exact[0]
@@ -230,7 +227,7 @@ class Answered:
 
     @property
     def is_right(self) -> bool:
-        """Whether the answer equals the reference, except for thinking, case and punctuation."""
+        """Whether the answer equals the reference, except for case and punctuation."""
         return bool(self.score("exact"))
 
     def score(self, figure: str) -> float:

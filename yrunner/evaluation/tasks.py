@@ -57,16 +57,17 @@ LOWEST = -1e30
 """In place of the score of an answer that has none."""
 
 
-def read_task(task: Task) -> list[Question]:
+def read_task(task: Task, *, thinking_apart: bool = True) -> list[Question]:
     """The questions of a task; none for the harness, which brings its own.
 
-    Raises `DataError` for data that cannot be asked, before a model is loaded.
+    `thinking_apart`: a reference is what comes behind its thinking. Raises `DataError` for data
+    that cannot be asked, before a model is loaded.
     """
     match task:
         case AnswerTask():
-            return read_questions(task.data)
+            return _references(read_questions(task.data), apart=thinking_apart)
         case ClassifyTask():
-            questions = read_questions(task.data)
+            questions = _references(read_questions(task.data), apart=thinking_apart)
             check_labels(task.labels, questions)
             return questions
         case ChoiceTask():
@@ -90,6 +91,10 @@ def read_task(task: Task) -> list[Question]:
             return []
         case _:
             assert_never(task)
+
+
+def _references(questions: Sequence[Question], *, apart: bool) -> list[Question]:
+    return [question.behind_thinking() if apart else question for question in questions]
 
 
 def run_task(task: Task, questions: Sequence[Question], model: EvaluatedModel) -> TaskResult:
@@ -133,6 +138,7 @@ def _score_answers(
         per_question=per_question,
         answers=[answer.text for answer in answers],
         refused=sum(answer.refused for answer in answers),
+        unfinished=sum(answer.unfinished for answer in answers),
     )
 
 
@@ -165,11 +171,12 @@ def _classify(
     if task.by == "likelihood":
         costs = model.reply_costs(questions, [labels] * len(questions))
         taken = [_cheapest(labels, row) for row in costs]
-        refused, beside = costs.count(None), {}
+        refused, unfinished, beside = costs.count(None), 0, {}
     else:
         answers = model.answer(questions, task.max_new_tokens)
         taken = [find_label(answer.text, labels) for answer in answers]
         refused = sum(answer.refused for answer in answers)
+        unfinished = sum(answer.unfinished for answer in answers)
         beside = _beside_base(task, questions, answers, model)
     references = [question.reference.strip() for question in questions]
     per_question = {"accuracy": _hits(references, taken), **beside}
@@ -181,6 +188,7 @@ def _classify(
         per_question=per_question,
         answers=taken,
         refused=refused,
+        unfinished=unfinished,
     )
 
 
@@ -278,6 +286,7 @@ def _reward(task: RewardTask, questions: Sequence[Question], model: EvaluatedMod
         per_question=per_question,
         answers=[answer.text for answer in answers],
         refused=scores.count(None),
+        unfinished=sum(answer.unfinished for answer in answers),
     )
 
 

@@ -5,13 +5,12 @@ a run of hours. Here every gap is a ModelError.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from jinja2 import TemplateSyntaxError
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -38,6 +37,7 @@ from yrunner.models.errors import check_weight_files, explain_failure, silence_l
 from yrunner.models.hub import only_cached
 from yrunner.models.limits import can_be_tried, check_causal, check_purpose
 from yrunner.models.quantization import dequantize, prepare_quantized, stored_quantization
+from yrunner.models.templates.choose import choose_template
 from yrunner.text_files import read_text
 from yrunner.tokens import TEMPLATE_ERRORS
 
@@ -168,11 +168,16 @@ def without_zero3() -> Iterator[None]:
 
 
 def load_tokenizer(
-    source: str, *, chat_template: Path | None = None, trust_remote_code: bool = False
+    source: str,
+    *,
+    chat_template: str | Path | None = None,
+    template_args: Mapping[str, Any] | None = None,
+    strict: bool = True,
+    trust_remote_code: bool = False,
 ) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a model folder, an adapter folder or a Hub id, with a pad token.
 
-    `chat_template`: a .jinja file that replaces the tokenizer's template. For an adapter folder
+    The chat template and its arguments are those of `choose_template`. For an adapter folder
     without a tokenizer, load that of its base.
     """
     _check_source(source)
@@ -194,23 +199,9 @@ def load_tokenizer(
         raise ModelError(f"{source} holds no tokenizer", remedy="add its tokenizer.json")
     if isinstance(tokenizer.chat_template, str) and text is not None:
         tokenizer.chat_template = text  # transformers keeps a byte order mark
-    if chat_template is not None:
-        set_chat_template(tokenizer, chat_template)
+    choose_template(tokenizer, chat_template, template_args, strict=strict)
     _ensure_pad_token(tokenizer, source)
     return tokenizer
-
-
-def set_chat_template(tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
-    """Replace the tokenizer's template. Raises `YRunnerError` if the file is not a valid one."""
-    tokenizer.chat_template = read_text(path)
-    try:
-        tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False)
-    except TemplateSyntaxError as error:
-        raise ModelError(
-            f"{path}:{error.lineno}: {error.message}", remedy="correct the template"
-        ) from error
-    except TEMPLATE_ERRORS:
-        return  # it may reject a lone user turn and still suit the conversations
 
 
 def find_stop_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -222,15 +213,20 @@ def find_stop_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     stop_ids = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     if tokenizer.chat_template is None:
         return stop_ids
-    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "the reply"}]
-    try:
-        text = str(tokenizer.apply_chat_template(turns, tokenize=False))
-    except TEMPLATE_ERRORS:
-        return stop_ids  # a template for other roles: eos only
-    after = tokenizer(text.rpartition("the reply")[2], add_special_tokens=False).input_ids
+    question = {"role": "user", "content": "a"}
+    turns = [question, {"role": "assistant", "content": "the reply"}]
     marks = set(tokenizer.all_special_ids) | set(tokenizer.get_added_vocab().values())
-    if after and after[0] in marks and after[0] not in stop_ids:
-        stop_ids.append(after[0])
+    # GLM ends a reply with the mark of the next turn only.
+    for talk in (turns, [*turns, question]):
+        try:
+            text = str(tokenizer.apply_chat_template(talk, tokenize=False))
+        except TEMPLATE_ERRORS:
+            return stop_ids  # a template for other roles: eos only
+        after = tokenizer(text.rpartition("the reply")[2], add_special_tokens=False).input_ids
+        if after and after[0] in marks and after[0] not in stop_ids:
+            stop_ids.append(after[0])
+        if after:
+            break
     return stop_ids
 
 

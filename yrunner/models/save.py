@@ -40,6 +40,8 @@ class ModelCard:
     """SHA-256 of the training files, by name."""
     is_reward: bool = False
     """Whether it scores answers instead of writing them."""
+    template_args: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of the chat template, which are its defaults in the saved folder."""
 
 
 def save_model(
@@ -131,6 +133,12 @@ def render_card(card: ModelCard, *, is_adapter: bool) -> str:
         "## Load it\n\nFrom this folder; elsewhere, replace the dot with its path.\n\n"
         f"```python\n{lines}```\n\n{_use_of(card, is_adapter=is_adapter)}\n",
     ]
+    if card.template_args:
+        listed = json.dumps(dict(card.template_args), ensure_ascii=False)
+        sections.append(
+            f"Its chat template has the defaults `{listed}`, as in training; a caller may pass "
+            "others.\n"
+        )
     if card.figures:
         rows = "".join(f"| {_cell(label)} | {_cell(value)} |\n" for label, value in card.figures)
         sections.append(f"## Results\n\n| measure | value |\n|---|---|\n{rows}")

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from difflib import get_close_matches
-from importlib.resources import files
 from typing import Any
 
 import torch
@@ -30,6 +29,7 @@ from yrunner.errors import ModelError
 from yrunner.models.errors import silence_libraries
 from yrunner.models.limits import is_causal
 from yrunner.models.load import without_zero3
+from yrunner.models.templates.choose import known_template
 
 PAD_TOKEN = "<|endoftext|>"
 TURN_START_TOKEN = "<|im_start|>"
@@ -98,7 +98,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         eos_token=TURN_END_TOKEN,
         additional_special_tokens=[TURN_START_TOKEN],
         clean_up_tokenization_spaces=False,
-        chat_template=files("yrunner.models").joinpath("chatml.jinja").read_text("utf-8"),
+        chat_template=known_template("chatml"),
     )
 
 

@@ -84,6 +84,18 @@ def test_what_is_cut_for_the_training_is_told_with_each_example(project, capfd):
     assert "✂ 5 tokens cut off" in show(capfd, *options, row=f"train.jsonl:{longest}")
 
 
+def test_what_stands_between_question_and_answer_is_shown_with_and_without_arguments(
+    project, change, capfd
+):
+    change("tuned.yaml", model__chat_template="qwen3")
+    between = '"<|im_end|>\\n<|im_start|>assistant\\n'
+    assert f"between question and answer stands {between}" in show(capfd)
+    shown = show(capfd, "model.template_args={enable_thinking: false}")
+    empty = "<think>\\n\\n</think>\\n\\n"
+    assert f'stands {between}{empty}"; without model.template_args {between}"' in shown
+    assert "⟦<think>" not in shown, "an empty block is a part of the prompt"
+
+
 def test_a_row_that_cannot_be_used_is_shown_as_it_stands_with_the_reason(project, capfd):
     rows = [{"instruction": "Fine?", "output": "Yes."}, {"instruction": "问", "output": 5}]
     path = write_jsonl(project / "train.jsonl", rows)

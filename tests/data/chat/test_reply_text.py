@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.data.conftest import TEMPLATES, decoded_targets, tokenizer_of
+from yrunner.data.chat.reply_text import answer_behind_thinking
 from yrunner.data.chat.tokenize import tokenize_conversations
 from yrunner.data.conversation import Conversation, Message
 from yrunner.data.dataset.cache import Cache
@@ -206,3 +207,31 @@ def test_a_result_without_rules_is_tokenized_as_before():
     tokenizer = tokenizer_showing("m.content.split('</think>')[-1]")
     (example,) = tokenize_conversations([Conversation(messages, Origin(Path("a"), 1))], tokenizer)
     assert decoded_targets(example, tokenizer) == "\n\nIt is 4.<|im_end|>"
+
+
+@pytest.mark.parametrize(
+    ("written", "behind"),
+    [
+        ("It is 4.", "It is 4."),
+        ("<think>\n2 + 2\n</think>\n\nIt is 4.", "It is 4."),
+        ("<think>\n\n</think>\n\nIt is 4.", "It is 4."),
+        ("2 + 2 is 4, so\n</think>\nIt is 4.", "It is 4."),
+        ("[THINK]2 + 2[/THINK]It is 4.", "It is 4."),
+        ("<reasoning>a</reasoning>It is 4.", "It is 4."),
+        ("<|begin_of_thought|>a<|end_of_thought|> It is 4.", "It is 4."),
+        ("<think>a</think>A `<think>` and a `</think>`.", "A `<think>` and a `</think>`."),
+        ("Use the <think> tag for that.", "Use the <think> tag for that."),
+        ("<think>a</think>", ""),
+        ("", ""),
+        ("<think>\nOkay, 4? It is 4. Let me see", None),
+        ("<think>a</think>\n<think>b", None),
+        ("[THINK]It is 4.", None),
+    ],
+)
+def test_the_answer_is_what_comes_behind_the_thinking(written, behind):
+    assert answer_behind_thinking(written) == behind
+
+
+def test_behind_a_prompt_that_opens_the_thinking_nothing_is_an_answer_before_its_end():
+    assert answer_behind_thinking("2 + 2 is 4.", opened=True) is None
+    assert answer_behind_thinking("2 + 2\n</think>\n\nIt is 4.", opened=True) == "It is 4."

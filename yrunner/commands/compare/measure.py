@@ -110,8 +110,8 @@ def measure_key(recipe: Recipe) -> str:
     files = [file for task in recipe.eval.tasks for file in _files_of(task)]
     if recipe.eval.faults is not None:
         files += [recipe.eval.faults.list, recipe.eval.faults.data]
-    if recipe.model.chat_template is not None:
-        files.append(recipe.model.chat_template)
+    if recipe.model.template_file is not None:
+        files.append(recipe.model.template_file)
     what = {
         # The batch size changes no answer.
         "eval": recipe.eval.model_dump(mode="json", exclude={"batch_size"}),

@@ -14,6 +14,7 @@ from yrunner.evaluation.figure_lines import (
     figure_lines,
     length_notes,
     summary_lines,
+    thinking_notes,
 )
 from yrunner.evaluation.memorised_faults import KnownFault
 from yrunner.evaluation.questions import Question
@@ -67,7 +68,7 @@ def print_results(tasks: Tasks, results: Sequence[ModelResults]) -> None:
     print_table("Figures", columns, rows)
     if len(results) > 1 and any(isinstance(task, QualityTask) for task, _ in tasks):
         say(AT_EQUAL_LENGTH)
-    for note in length_notes(results):
+    for note in (*thinking_notes(results), *length_notes(results)):
         say(note)
     for title, labels, taken, counts in confusions(tasks, results):
         table: list[list[Cell | Text]] = [
@@ -153,7 +154,10 @@ def write_page(
             for title, labels, taken, counts in confusions(tasks, results)
         ],
         tasks=answers,
-        notes=[*NOTES, *length_notes(results)] if len(results) > 1 else (),
+        notes=[
+            *thinking_notes(results),
+            *([*NOTES, *length_notes(results)] if len(results) > 1 else ()),
+        ],
     )
     write_eval_page(page, path)
 

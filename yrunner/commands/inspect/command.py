@@ -11,6 +11,7 @@ from rich.text import Text
 from yrunner.assembly.run import Run
 from yrunner.console import is_terminal, printable, show, terminal
 from yrunner.data.batching.plan import Plan
+from yrunner.data.chat.template import read_turn_marks
 from yrunner.data.chat.tokenize import tokenize_chunks
 from yrunner.data.conversation import (
     FaultyRow,
@@ -78,9 +79,28 @@ def inspect(path: Path, overrides: list[str], *, number: int, row: str | None) -
         show(text, end="\n\n")
 
 
+def _prompt_note(run: Run) -> list[Text]:
+    """What stands between question and answer, and what `model.template_args` change there."""
+    model = run.recipe.model
+    if not run.tokenizer.chat_template or run.recipe.train.stage in ("pretrain", "cpt"):
+        return []
+    note = f"between question and answer stands {_opening(run)}"
+    if model.template_args:
+        without = model.model_copy(update={"template_args": {}})
+        plain = Run(run.recipe.model_copy(update={"model": without}))
+        note += f"; without model.template_args {_opening(plain)}"
+    return [Text(note)]
+
+
+def _opening(run: Run) -> str:
+    prompt = read_turn_marks(run.tokenizer).openings.get("user", "")
+    return json.dumps(prompt, ensure_ascii=False)
+
+
 def _show_first(run: Run, number: int, view: TokenView) -> Iterator[Text]:
     data, rows = run.recipe.data, first_rows(run, number)
     yield view.legend(has_worse=run.recipe.learns_from_pairs)
+    yield from _prompt_note(run)
     for place, examples in enumerate(rows, start=1):
         if data.packing:
             yield view.packed_row(place, [it.example for it in examples], data.max_length)
@@ -91,6 +111,7 @@ def _show_one(run: Run, place: str, view: TokenView) -> Iterator[Text]:
     row = one_row(run, place)
     if row.examples:
         yield view.legend(has_worse=run.recipe.learns_from_pairs)
+        yield from _prompt_note(run)
     if row.left_out is not None:
         yield view.left_out(row.left_out.origin, row.left_out.reason)
     if not row.examples:

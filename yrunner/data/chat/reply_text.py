@@ -1,4 +1,4 @@
-"""Compare replies with what the template writes of them: lost text, and unbalanced thinking.
+"""Thinking in replies: what the template loses, what is unbalanced, and the answer behind it.
 
 Only whitespace may be lost, and the marks around thinking may change. Templates drop the thinking
 of earlier replies; that of the last one is what a thinking model learns from.
@@ -81,6 +81,19 @@ def unbalanced_thinking(reply: str, *, opened: bool, is_last: bool) -> FaultyRow
             what = "opens a thinking block and never closes it"
         return FaultyRow(f"{which} {what}", "thinking")
     return None
+
+
+def answer_behind_thinking(reply: str, *, opened: bool = False) -> str | None:
+    """What a reply says behind its thinking; None if its thinking never ends.
+
+    `opened`: the prompt opens a thinking block. A mark that is only mentioned is text.
+    """
+    ends = [mark.end() for mark in _marks(reply) if _closes(mark)]
+    if opened and not ends:
+        return None
+    answer = reply[ends[-1] if ends else 0 :].strip()
+    begins = THINKING_MARK.match(answer)
+    return None if begins and not _closes(begins) else answer
 
 
 def opens_thinking(prompt_end: str) -> bool:

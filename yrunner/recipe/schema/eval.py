@@ -298,6 +298,9 @@ class EvalSection(Section):
     generation: Generation = GreedyWriting()
     """How `yrun eval` and `yrun chat` generate answers. `yrun train` always takes the most likely
     token."""
+    thinking: Literal["apart", "counts"] = "apart"
+    """What a model thinks before it answers. `apart`: only what comes behind it is the answer, and
+    an answer whose thinking never ends is wrong. `counts`: thinking is a part of the answer."""
     budget: float | None = Field(0.05, gt=0, le=1)
     """Share of the training time that `yrun train` may spend on measuring losses and answers before
     and after it; it measures a sample if all rows and questions take longer. null: no limit.

@@ -1,10 +1,28 @@
 """The recipe's `model` and `tuning`: the model, and which of its weights are trained."""
 
-from typing import Annotated, Literal, Self
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
-from yrunner.recipe.schema.section import BaseSource, ModelSource, RecipeFile, Section
+from yrunner.recipe.schema.section import BaseSource, ModelSource, Section, existing_file
+
+KNOWN_TEMPLATES = ("chatml", "llama3", "qwen3", "gemma", "mistral", "deepseek", "glm4", "phi4")
+"""Chat templates that come with yrunner, in `models/templates/`."""
+
+
+def _template(text: str, info: ValidationInfo) -> str:
+    """A known name, or the absolute path of a file relative to the recipe's folder."""
+    if text in KNOWN_TEMPLATES or info.context is None:
+        return text
+    if not text.endswith((".jinja", ".jinja2", ".txt", ".j2")) and "/" not in text:
+        known = ", ".join(KNOWN_TEMPLATES)
+        raise ValueError(f'"{text}" is neither a .jinja file nor one of {known}')
+    return str(existing_file(Path(text), info))
+
+
+TemplateSource = Annotated[str, Field(min_length=1), AfterValidator(_template)]
 
 # Fixed by an existing adapter; a recipe that continues training one may not set them.
 ADAPTER_SHAPE = ("rank", "alpha", "dropout", "targets", "variant", "train_tokens")
@@ -42,8 +60,27 @@ class ModelSection(Section):
     """Attention implementation; `auto`: the default of transformers."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Use it only for sources you trust."""
-    chat_template: RecipeFile | None = None
-    """A .jinja file that replaces the tokenizer's own chat template."""
+    chat_template: TemplateSource | None = None
+    """A .jinja file that replaces the tokenizer's own chat template, or for a base without one the
+    name of a known template: chatml, llama3, qwen3, gemma, mistral, deepseek, glm4 or phi4."""
+    template_args: dict[str, Any] = Field({})
+    """Arguments of the chat template, such as {enable_thinking: false} for Qwen3. Every command
+    uses them, and the saved model has them as defaults. They must be names that the template
+    reads."""
+
+    @property
+    def template_file(self) -> Path | None:
+        """The .jinja file of the recipe, if it names one."""
+        template = self.chat_template
+        return None if template is None or template in KNOWN_TEMPLATES else Path(template)
+
+    @field_validator("template_args")
+    @classmethod
+    def arguments_are_names(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        for name in arguments:
+            if not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII):
+                raise ValueError(f'"{name}" is not the name of an argument; correct it')
+        return arguments
 
     @model_validator(mode="after")
     def exactly_one_origin(self) -> Self:
