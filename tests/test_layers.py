@@ -34,7 +34,7 @@ WITHOUT_TORCH = {
     "process",
 }
 HEAVY = {"torch", "transformers", "datasets", "deepspeed", "peft", "accelerate", "bitsandbytes"}
-MOST_MODULES, MOST_IN_A_FOLDER, DEEPEST_CHAIN, MOST_OF_TRAIN = 235, 15, 17, 15
+MOST_MODULES, MOST_IN_A_FOLDER, DEEPEST_CHAIN, MOST_OF_TRAIN = 275, 15, 17, 15
 
 MODULES = {
     ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts): path
