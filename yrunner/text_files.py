@@ -140,7 +140,8 @@ def schema_fault(schema: Any) -> str | None:
     # Imported here: `--help` does not need it.
     from jsonschema import Draft202012Validator, SchemaError
     from jsonschema.validators import validator_for
-    from referencing import Registry, Resource
+    from jsonschema_specifications import REGISTRY
+    from referencing import Resource
     from referencing.exceptions import Unresolvable
     from referencing.jsonschema import DRAFT202012
 
@@ -151,7 +152,7 @@ def schema_fault(schema: Any) -> str | None:
     except SchemaError as error:
         return str(error.message)
     resource = Resource.from_contents(schema, default_specification=DRAFT202012)
-    resolver = (resource @ Registry()).resolver_with_root(resource)
+    resolver = REGISTRY.resolver_with_root(resource)
     for reference in _references(schema):
         try:
             resolver.lookup(reference)

@@ -62,11 +62,12 @@ class PythonScores:
         self.name, self.weight = name, weight
         file, _, self.function_name = function.rpartition(":")
         self.file = Path(file)
-        self.function = getattr(self._module(), self.function_name, None)
-        if not callable(self.function):
+        found = getattr(self._module(), self.function_name, None)
+        if not callable(found):
             raise YRunnerError(
                 f'{self.file}: "{self.function_name}" is not a function', remedy="define it there"
             )
+        self.function: Callable[..., Any] = found
         arguments = _parameters(function)
         self.parameters = None
         if arguments is not None and arguments.kwarg is None:
@@ -160,8 +161,8 @@ class PythonScores:
         ]
 
     def _one(self, score: Any, completion: Completion) -> float | None:
-        if hasattr(score, "item") and not isinstance(score, (int, float)):
-            score = score.item() if getattr(score, "size", 1) == 1 else score
+        if hasattr(score, "tolist"):
+            score = score.tolist()
         if score is None:
             return None
         if not isinstance(score, (int, float)):
