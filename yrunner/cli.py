@@ -68,6 +68,9 @@ def train(
         bool, typer.Option("--print-launch", help="Only print the launch command.")
     ] = False,
     is_base: Annotated[bool, typer.Option("--is-base", hidden=True)] = False,
+    trust_code: Annotated[
+        bool, typer.Option("--trust-code", help="Run the Python functions among the rewards.")
+    ] = False,
 ) -> None:
     """Train a model. If its base is a recipe without a result, that is trained first."""
     if resume and overwrite:
@@ -83,6 +86,7 @@ def train(
         overwrite=overwrite,
         print_launch=print_launch,
         is_base=is_base,
+        trust_code=trust_code,
     )
 
 

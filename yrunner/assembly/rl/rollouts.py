@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,11 +71,9 @@ def score_answers(
     return [list(scores) for scores in zip(*parts, strict=True)], totals
 
 
-def judge_of(run: Run) -> Any:
-    """Scores answers as the recipe says. Loads the models and functions of its rewards."""
-    return partial(
-        score_answers, make_rewards(run.recipe.rewards, trust_code=run.options.trust_code)
-    )
+def rewards_of(run: Run) -> list[Reward]:
+    """The rewards of the recipe; their models and functions are loaded."""
+    return make_rewards(run.recipe.rewards, trust_code=run.options.trust_code)
 
 
 class RolloutsFile(TrainerCallback):
