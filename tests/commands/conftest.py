@@ -64,6 +64,43 @@ def preferred(trained_base):
     return trained_base
 
 
+REWARDED = {
+    "name": "rewarded",
+    "model": {"base": "base.yaml"},
+    "tuning": {"kind": "lora", "rank": 4, "alpha": 8, "dropout": 0.0},
+    "data": {
+        "max_length": 128,
+        "train": [{"file": "prompts.jsonl"}],
+        "validation": [{"file": "asked.jsonl"}],
+    },
+    "rewards": [{"kind": "pattern", "pattern": "is"}, {"kind": "repetition", "weight": 0.1}],
+    # This base has never learned to end an answer.
+    "rollout": {"generations": 4, "max_new_tokens": 8, "truncated": "keep"},
+    "loss": {"kind": "grpo"},
+    "train": {
+        "stage": "rl",
+        "epochs": 2,
+        "batch_size": 4,
+        "gradient_accumulation_steps": 4,
+        "learning_rate": 1e-2,
+        "lr_scheduler": "constant",
+        "warmup_ratio": 0.0,
+        "log_every": 1,
+    },
+    "drift": {"rows": 0},
+}
+
+
+@pytest.fixture
+def rewarded(trained_base):
+    """A folder with a trained base, prompts, and a recipe that learns from rewards."""
+    rows = [{"prompt": question, "answer": answer} for question, answer in questions(20)]
+    write_jsonl(trained_base / "prompts.jsonl", rows[:16])
+    write_jsonl(trained_base / "asked.jsonl", rows[16:])
+    write_recipe(trained_base / "rewarded.yaml", REWARDED)
+    return trained_base
+
+
 def records(name="preferred"):
     """The records of a run's metrics."""
     lines = Path(f"outputs/{name}/metrics.jsonl").read_text().splitlines()

@@ -20,6 +20,7 @@ from yrunner.data.readers.hub import hub_files
 from yrunner.errors import Origin
 from yrunner.recipe.schema.data import DataFile, DataSection
 from yrunner.recipe.schema.recipe import Recipe
+from yrunner.rewards.make import needs_of
 
 BYTES_WORTH_A_BAR = 20_000_000
 SHOWN_ROWS = 3
@@ -71,11 +72,15 @@ def rules_of(recipe: Recipe) -> Rules:
         targets=data.targets,
         texts_allowed=recipe.train.stage != "sft",
         rows=row_kind_of(recipe),
+        needs=needs_of(recipe.rewards),
+        answer_length=recipe.rollout.max_new_tokens if recipe.train.stage == "rl" else 0,
     )
 
 
 def row_kind_of(recipe: Recipe) -> RowKind:
     """What the rows of the recipe teach."""
+    if recipe.train.stage == "rl":
+        return "prompts"
     if not recipe.learns_from_pairs:
         return "examples"
     return "ratings" if recipe.loss.kind == "kto" else "pairs"
@@ -85,7 +90,12 @@ def unit_of(recipe: Recipe) -> str:
     """What a run learns from, as a word: what its batch size counts."""
     if recipe.data.packing:
         return "packed row"
-    words: dict[RowKind, str] = {"examples": "example", "pairs": "pair", "ratings": "answer"}
+    words: dict[RowKind, str] = {
+        "examples": "example",
+        "pairs": "pair",
+        "ratings": "answer",
+        "prompts": "answer",
+    }
     return words[row_kind_of(recipe)]
 
 

@@ -17,6 +17,7 @@ from yrunner.console import counted, progress, say, warn
 from yrunner.data.batching.plan import Plan
 from yrunner.data.conversation import TokenizedExample
 from yrunner.data.dataset.examples import Examples, Pairs, RatedExamples
+from yrunner.data.dataset.prompts import Prompts
 from yrunner.distributed.collectives import max_over_ranks, num_ranks
 from yrunner.evaluation.evaluated_model import Deferred, EvaluatedModel
 from yrunner.evaluation.figure_lines import BASE, unfinished_in_words
@@ -230,6 +231,9 @@ def _answerable(run: Run) -> list[tuple[AnswerTask, list[Question]]]:
 def _watched_examples(run: Run) -> Examples:
     """The examples whose losses are measured before and after training: better answers only."""
     rows = run.dataset.validation or run.dataset.train
+    if isinstance(rows, Prompts):
+        # A run on rewards has no right answers, whose losses could be measured.
+        return rows.examples.select(np.arange(0))
     if isinstance(rows, RatedExamples):
         return rows.examples.select(np.flatnonzero(rows.examples.column("ratings") > 0))
     return rows.chosen if isinstance(rows, Pairs) else rows.examples
@@ -249,7 +253,7 @@ def _losses_of(scores: Sequence[TokenScores]) -> list[float]:
 def _spread_rows(examples: Examples, max_tokens: float | None) -> list[int]:
     """The first examples; if they have more than `max_tokens`, some of them, evenly spread."""
     number = min(len(examples), EXAMPLES_FOR_LOSSES)
-    if max_tokens is None:
+    if max_tokens is None or not number:
         return list(range(number))
     affordable = int(max_tokens / max(1.0, float(examples.lengths[:number].mean())))
     few = min(number, max(LEAST_ROWS, affordable))

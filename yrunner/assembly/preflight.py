@@ -20,6 +20,7 @@ from yrunner.models.tuning import check_base_is_saved
 from yrunner.recipe.schema.model import AdapterTuning, FreezeTuning, QloraTuning
 from yrunner.recipe.schema.preference import SMALL_BETA, DpoLoss
 from yrunner.recipe.schema.recipe import Recipe
+from yrunner.rewards.make import check_trust
 from yrunner.storage.run_dir import free_bytes
 from yrunner.training.arguments import OF_BITSANDBYTES
 from yrunner.training.callbacks import count_checkpoints
@@ -36,6 +37,7 @@ def check_needs(run: Run) -> None:
     recipe = run.recipe
     check_trackers(recipe.train.trackers)
     _ = run.dtype
+    check_trust(recipe.rewards, trust_code=run.options.trust_code)
     if recipe.model.attention == "flash_attention_2":
         require_flash_attention()
     if recipe.train.torch_compile:
@@ -69,7 +71,8 @@ def check_fit(run: Run) -> None:
     check_ids(run.tokenizer, config.get_text_config().vocab_size)
     for rows in (prepared.train, prepared.validation):
         examples = rows.examples
-        check_lengths(examples.lengths, examples.origin, config)
+        answer = run.rules.answer_length
+        check_lengths(examples.lengths + answer, examples.origin, config)
     if recipe_teacher := run.recipe.teacher:
         _check_teacher(run, recipe_teacher.model)
 

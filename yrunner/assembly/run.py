@@ -5,6 +5,7 @@ are made on first use and cached.
 """
 
 import copy
+import math
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -30,6 +31,7 @@ from yrunner.assembly.dataset import (
 from yrunner.assembly.identity import changes_since
 from yrunner.console import progress
 from yrunner.data.batching.plan import Plan, make_plan
+from yrunner.data.batching.rollouts import make_rollout_plan
 from yrunner.data.dataset.cache import Cache
 from yrunner.data.dataset.examples import Pairs, RatedExamples, StoredRows
 from yrunner.data.dataset.prepare import Rules, Source, check_conversations, prepare
@@ -75,13 +77,20 @@ class RunOptions:
     overwrite: bool = False
     is_base: bool = False
     """Trained only because it is the base of another recipe."""
+    trust_code: bool = False
+    """Whether Python functions among the rewards may run."""
     from_step: int | None = None
     """The update of the checkpoint to resume from."""
 
     @property
     def flags(self) -> list[str]:
         """The options of `yrun train`."""
-        flags = {"--resume": self.resume, "--overwrite": self.overwrite, "--is-base": self.is_base}
+        flags = {
+            "--resume": self.resume,
+            "--overwrite": self.overwrite,
+            "--is-base": self.is_base,
+            "--trust-code": self.trust_code,
+        }
         return [flag for flag, is_set in flags.items() if is_set]
 
     @property
@@ -89,7 +98,8 @@ class RunOptions:
         """What to run after an interruption."""
         if self.is_base:
             return "run the same command again to continue"
-        return f"continue with: yrun train {self.arguments} --resume"
+        trust = " --trust-code" if self.trust_code else ""
+        return f"continue with: yrun train {self.arguments} --resume{trust}"
 
 
 class Run:
@@ -416,20 +426,51 @@ class Run:
         return self.plan_for(self.dataset.train, num_ranks=num_ranks)
 
     def plan_for(self, rows: StoredRows[Any], *, num_ranks: int) -> Plan:
-        """The plan of a run on these examples or pairs."""
+        """The plan of a run on these examples, pairs or prompts.
+
+        Raises `RunError` if an update cannot hold whole groups of answers to a prompt.
+        """
         recipe = self.recipe
+        accumulation = recipe.train.gradient_accumulation_steps * num_ranks
+        if recipe.train.stage == "rl":
+            return self._rollout_plan(rows, accumulation)
         return make_plan(
             rows.num_targets,
             lengths=rows.lengths,
             pack_to=self.row_length if recipe.data.packing else None,
             token_batch=recipe.train.token_batch,
             batch_size=recipe.train.batch_size,
-            accumulation=recipe.train.gradient_accumulation_steps * num_ranks,
+            accumulation=accumulation,
             epochs=recipe.train.num_epochs,
             max_updates=recipe.train.max_steps,
             order=recipe.train.order,
             seed=recipe.seed,
             kept_share=recipe.keep.share if isinstance(recipe.keep, HeldToRows) else 0.0,
+        )
+
+    def _rollout_plan(self, prompts: StoredRows[Any], accumulation: int) -> Plan:
+        train, rollout = self.recipe.train, self.recipe.rollout
+        answers = train.batch_size * accumulation
+        if answers % rollout.generations:
+            whole = math.lcm(train.batch_size, rollout.generations) // train.batch_size
+            raise RunError(
+                f"an update has {answers:,} answers ({accumulation:,} micro-batches of "
+                f"train.batch_size {train.batch_size:,}), which is no multiple of "
+                f"rollout.generations {rollout.generations:,}: groups are compared as a whole",
+                remedy="set train.gradient_accumulation_steps (times the number of processes) to "
+                f"{-(-accumulation // whole) * whole:,}, for example",
+            )
+        return make_rollout_plan(
+            prompts.lengths,
+            generations=rollout.generations,
+            max_new_tokens=rollout.max_new_tokens,
+            passes=rollout.updates_per_rollout,
+            micro_batch_size=train.batch_size,
+            num_micro_batches=accumulation,
+            epochs=train.num_epochs,
+            max_updates=train.max_steps,
+            order=train.order,
+            seed=self.recipe.seed,
         )
 
     @property
@@ -454,7 +495,8 @@ class Run:
         source = self.sources[len(data.train) if data.validation else 0]
         file = source.files[0]
         rows = conversations_of([replace(source, files=(file,))], self.rules)
-        questions = [question_of(row) for row in islice(rows, FIRST_ROWS) if not row.is_text]
+        found = [question_of(row) for row in islice(rows, FIRST_ROWS) if not row.is_text]
+        questions = [question for question in found if question.reference]
         if self.recipe.eval.thinking == "apart":
             questions = [question.behind_thinking() for question in questions]
         name = f"first rows of {file.name}"

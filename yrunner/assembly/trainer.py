@@ -1,12 +1,15 @@
 """The model that a recipe trains, and its trainer."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from transformers import TrainerCallback, TrainingArguments, set_seed
 
+from yrunner.assembly.rl.rollouts import RolloutsFile, rewards_of, score_answers, write_answers
 from yrunner.assembly.run import Run
 from yrunner.console import progress, say
 from yrunner.data.batching.answers import AnswerBatches, ComparedRows
@@ -32,7 +35,7 @@ from yrunner.models.scratch import build_model
 from yrunner.models.tuning import apply_tuning, ids_to_train
 from yrunner.recipe.schema.model import AdapterTuning, QloraTuning
 from yrunner.recipe.schema.preference import BradleyTerryLoss, KtoLoss
-from yrunner.recipe.schema.recipe import PreferenceLoss, Recipe
+from yrunner.recipe.schema.recipe import PolicyLoss, PreferenceLoss, Recipe
 from yrunner.storage.run_dir import RunDir
 from yrunner.training.arguments import make_arguments, token_weight
 from yrunner.training.callbacks import Cadence
@@ -47,6 +50,9 @@ from yrunner.training.preference.objective import PreferenceObjective
 from yrunner.training.preference.reference import Reference, measure_reference
 from yrunner.training.preference.reward import RewardObjective
 from yrunner.training.progress import LiveProgress
+from yrunner.training.rl.batches import RolloutBatches
+from yrunner.training.rl.collect import Collector, settings_of
+from yrunner.training.rl.objective import PolicyObjective
 from yrunner.training.spike_guard import SpikeGuard
 from yrunner.training.trackers import TensorBoard, tracker_callbacks
 
@@ -93,7 +99,13 @@ def has_base_beneath(recipe: Recipe) -> bool:
 
 
 def reference_in_words(recipe: Recipe) -> str | None:
-    """Which model the recipe's preferences are compared with, and what that costs; None if none."""
+    """Which model the trained one is compared with, and what that costs; None if none."""
+    if isinstance(recipe.loss, PolicyLoss):
+        if not settings_of(recipe.loss).beta:
+            return None
+        if has_base_beneath(recipe):
+            return "the base, adapter off: one more forward pass per rollout, no more memory"
+        return "a copy of the model as the run begins: one more forward pass per rollout"
     if not compares_with_reference(recipe.loss):
         return None
     if has_base_beneath(recipe):
@@ -119,6 +131,8 @@ class TrainingTask:
     """What the reference makes of the answers, unless the model itself can tell."""
     teaching: Teaching | None = None
     """What is learned beside the labels; None leaves the recipe's `teacher` out."""
+    reference_model: Any = None
+    """A copy of the model as the run began, for rollouts; None: it is the base beneath."""
 
 
 def training_arguments(
@@ -157,8 +171,19 @@ def run_trainer(
         callbacks=[MetricsFile(run.folder.metrics), *trackers],
         reference=reference,
         teaching=teaching,
+        reference_model=_reference_model(run, model),
     )
     return make_trainer(run, model, arguments, task)
+
+
+def _reference_model(run: Run, model: Any) -> Any:
+    """A copy of a model that is about to be trained on rollouts, if its loss needs one."""
+    loss = run.recipe.loss
+    if not isinstance(loss, PolicyLoss) or not settings_of(loss).beta:
+        return None
+    if has_base_beneath(run.recipe):
+        return None
+    return copy.deepcopy(model).requires_grad_(False).eval()
 
 
 def make_trainer(run: Run, model: Any, arguments: TrainingArguments, task: TrainingTask) -> Trainer:
@@ -177,13 +202,61 @@ def make_trainer(run: Run, model: Any, arguments: TrainingArguments, task: Train
         callbacks=task.callbacks,
     )
 
+    if isinstance(batches, RolloutBatches):
+        _connect_rollouts(run, trainer, batches, task)
     trainer.when_model_runs(lambda: _choose_layout(run, trainer, task.teaching))
     trainer.before_training.append(lambda: rehearse(trainer))
     return trainer
 
 
+def _connect_rollouts(
+    run: Run, trainer: Trainer, batches: RolloutBatches, task: TrainingTask
+) -> None:
+    """Let the trainer's model write the answers that it learns from."""
+    recipe, model = run.recipe, trainer.model
+    names = [reward.shown_name for reward in recipe.rewards]
+    if task.reference_model is not None:
+        task.reference_model.to(trainer.device)
+    batches.collector = Collector(
+        model,
+        partial(
+            write_answers,
+            model,
+            run.tokenizer,
+            recipe.rollout,
+            is_over=lambda: trainer.stop.cuts_off,
+        ),
+        partial(score_answers, rewards_of(run)),
+        batches.loss,
+        recipe.rollout,
+        recipe.seed,
+        run.tokenizer.pad_token_id,
+        run.max_tokens,
+        reference=task.reference_model,
+        precision=lambda: mixed_precision(trainer, run.dtype),
+    )
+    batches.before_collecting.append(trainer.objective.meter.start)
+    file = RolloutsFile(
+        task.folder.rollouts,
+        names,
+        generations=recipe.rollout.generations,
+        passes=recipe.rollout.updates_per_rollout,
+    )
+    trainer.callbacks.append(file)
+    batches.watchers.append(file.note)
+
+
 def _objective(run: Run, task: TrainingTask, batches: Batches) -> Objective:
     recipe = run.recipe
+    if isinstance(batches, RolloutBatches):
+        return PolicyObjective(
+            batches.loss,
+            recipe.train.spikes,
+            batches.buffer,
+            [reward.shown_name for reward in recipe.rewards],
+            generations=recipe.rollout.generations,
+            temperature=recipe.rollout.temperature,
+        )
     if isinstance(recipe.loss, PreferenceLoss):
         return PreferenceObjective(recipe.loss, recipe.train.spikes)
     if isinstance(recipe.loss, BradleyTerryLoss):
@@ -213,6 +286,17 @@ def _objective(run: Run, task: TrainingTask, batches: Batches) -> Objective:
 
 def _batches(run: Run, task: TrainingTask) -> Batches:
     pad, rank = run.tokenizer.pad_token_id, this_rank()
+    if isinstance(run.recipe.loss, PolicyLoss):
+        return RolloutBatches(
+            task.plan,
+            task.train,
+            task.validation,
+            pad,
+            rank,
+            num_ranks(),
+            loss=run.recipe.loss,
+            rollout=run.recipe.rollout,
+        )
     if not run.recipe.learns_from_pairs:
         kind = Batches if task.teaching is None else TaughtBatches
         return kind(task.plan, task.train, task.validation, pad, rank, num_ranks())

@@ -12,7 +12,7 @@ from yrunner.data.dataset.row_report import Refusal
 from yrunner.data.formats.columns import quoted
 from yrunner.data.formats.formats import read_conversations
 from yrunner.data.readers.files import read_rows
-from yrunner.data.text_metrics import is_exact, without_thinking
+from yrunner.data.text_metrics import is_exact
 from yrunner.errors import DataError, Origin
 from yrunner.evaluation.evaluated_model import EvaluatedModel
 from yrunner.evaluation.questions import Question, question_of

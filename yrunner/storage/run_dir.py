@@ -37,6 +37,7 @@ class RunDir:
         self.fingerprint = self.folder / "fingerprint.json"
         self.data_report = self.folder / "data_report.json"
         self.metrics = self.folder / "metrics.jsonl"
+        self.rollouts = self.folder / "rollouts.jsonl"
         self.before = self.folder / "before.json"
         self.after = self.folder / "after.json"
         self.explosion = self.folder / "explosion.json"

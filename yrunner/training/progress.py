@@ -21,6 +21,7 @@ from yrunner.console import format_duration, is_terminal, printable, say, termin
 from yrunner.losses.nlirg import ZONES
 from yrunner.training.drift import drift_points, drift_warning
 from yrunner.training.preference.alarms import preference_alarms
+from yrunner.training.rl.alarms import rollout_alarms
 
 KEPT = ("teacher_divergence", "keep_divergence", "keep_text_loss", "keep_penalty")
 VALIDATED = ("eval_teacher_divergence", "eval_drift")
@@ -31,6 +32,16 @@ REWARDS = (
     "rejected_log_ratio",
     "kl_estimate",
 )
+ROLLOUTS = (
+    "reward",
+    "equal_groups",
+    "answer_tokens",
+    "truncated",
+    "entropy",
+    "clipped",
+    "kl",
+)
+"""Of a run on rewards; the parts of the reward follow the first."""
 SENTENCES = {
     "epoch": "epoch {:.2f}",
     "loss": "loss {:.4f}",
@@ -50,6 +61,14 @@ SENTENCES = {
     "kl_estimate": "KL {:.3f}",
     "eval_reward_accuracy": "reward accuracy {:.0%}",
     "eval_reward_margin": "margin {:.3f}",
+    "reward": "reward {:.3f}",
+    "equal_groups": "equal groups {:.0%}",
+    "answer_tokens": "{:.0f} tokens/answer",
+    "truncated": "cut off {:.0%}",
+    "entropy": "entropy {:.3f}",
+    "clipped": "clipped {:.1%}",
+    "kl": "KL {:.4f}",
+    "eval_reward": "validation reward {:.4f}",
     "learning_rate": "lr {:.1e}",
     "grad_norm": "gradient norm {:.2f}",
     "targets_per_second": "{:,.0f} targets/s",
@@ -60,6 +79,24 @@ SENTENCES = {
 def described(record: Mapping[str, Any], *keys: str) -> list[str]:
     """The values of these keys in words; a key that was not logged is left out."""
     return [SENTENCES[key].format(record[key]) for key in keys if record.get(key) is not None]
+
+
+def described_rollouts(record: Mapping[str, Any]) -> list[str]:
+    """What a run on rewards has logged, in words; nothing for any other."""
+    if "equal_groups" not in record:
+        return []
+    first, *others = described(record, *ROLLOUTS)
+    parts = [
+        f"{name.removeprefix('reward_')} {value:.3f}"
+        for name, value in record.items()
+        if name.startswith("reward_") and name != "reward_deviation"
+    ]
+    return [first + f" ({', '.join(parts)})" * bool(parts), *others]
+
+
+def alarms_of(records: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """A sentence for each alarm of a run on preferences or rewards, by its name."""
+    return preference_alarms(records) | rollout_alarms(records)
 
 
 Record = Mapping[str, Any]
@@ -207,16 +244,18 @@ def log_line(record: Record, history: History) -> str:
     parts = [f"step {history.step}/{history.max_steps}", *described(record, "epoch")]
     if "eval_loss" in record:
         rewards = ("eval_reward_accuracy", "eval_reward_margin")
-        parts += described(record, "eval_loss", *rewards, *VALIDATED) + _best(history)
+        if "eval_reward" in record:
+            parts += described(record, "eval_reward", "eval_drift")
+        else:
+            parts += described(record, "eval_loss", *rewards, *VALIDATED) + _best(history)
         parts += drift_warning(history.drifts)
         return "  ".join(parts)
     parts += described(record, "loss", "weighted_loss", "mean_weight")
     shares = [f"{zone} {record[f'zone_{zone}']:.0%}" for zone in ZONES if f"zone_{zone}" in record]
     parts += [" ".join(shares)] if shares else []
-    parts += described(record, *REWARDS, *KEPT)
+    parts += described_rollouts(record) + described(record, *REWARDS, *KEPT)
     parts += described(record, "learning_rate", "targets_per_second", "memory_gib")
-    known = preference_alarms(history.records[:-1])
-    alarms = preference_alarms(history.records)
+    known, alarms = alarms_of(history.records[:-1]), alarms_of(history.records)
     new = [sentence for name, sentence in alarms.items() if name not in known]
     return "  ".join([*parts, *_time_left(history), *new])
 
@@ -229,8 +268,9 @@ def draw(history: History, terminal_width: int) -> RenderableType:
     if "zone_easy" in record:
         parts += ["", zone_bar(record, width), _zone_legend(record)]
     parts += [Text(line, style="yellow") for line in drift_warning(history.drifts)]
-    parts += [Text(line, style="yellow") for line in preference_alarms(history.records).values()]
-    facts = described(record, *REWARDS, "learning_rate", "mean_weight", "grad_norm", *KEPT)
+    parts += [Text(line, style="yellow") for line in alarms_of(history.records).values()]
+    facts = described_rollouts(record)
+    facts += described(record, *REWARDS, "learning_rate", "mean_weight", "grad_norm", *KEPT)
     if facts := facts + described(record, "targets_per_second", "memory_gib"):
         parts += ["", Text(" · ".join(facts), style="dim")]
     return Panel(

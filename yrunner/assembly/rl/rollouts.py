@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +57,12 @@ def score_answers(
     """The scores of each answer by every reward, and their weighted sum."""
     completions = [
         Completion(
-            row.messages, answer.text, row.columns, row.origin, answer.num_tokens, answer.is_truncated
+            row.messages,
+            answer.text,
+            row.columns,
+            row.origin,
+            answer.num_tokens,
+            answer.is_truncated,
         )
         for row, answer in zip(rows, answers, strict=True)
     ]
@@ -67,15 +71,17 @@ def score_answers(
     return [list(scores) for scores in zip(*parts, strict=True)], totals
 
 
-def judge_of(run: Run) -> Any:
-    """Scores answers as the recipe says. Loads the models and functions of its rewards."""
-    return partial(score_answers, make_rewards(run.recipe.rewards, trust_code=run.options.trust_code))
+def rewards_of(run: Run) -> list[Reward]:
+    """The rewards of the recipe; their models and functions are loaded."""
+    return make_rewards(run.recipe.rewards, trust_code=run.options.trust_code)
 
 
 class RolloutsFile(TrainerCallback):
     """Appends every collected answer to rollouts.jsonl."""
 
-    def __init__(self, path: Path, rewards: Sequence[str], *, generations: int, passes: int) -> None:
+    def __init__(
+        self, path: Path, rewards: Sequence[str], *, generations: int, passes: int
+    ) -> None:
         """`rewards`: their names."""
         self.path = path
         self.rewards = list(rewards)

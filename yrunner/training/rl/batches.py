@@ -4,8 +4,6 @@ The answers of a cycle, with everything that was found out about them, are part 
 resumed run goes on in the midst of a cycle.
 """
 
-# Shapes: S = answers
-
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from itertools import islice
@@ -14,6 +12,7 @@ from typing import Any
 import torch
 
 from yrunner.data.batching.batches import Batch, Batches
+from yrunner.data.batching.plan import Plan
 from yrunner.data.batching.rollouts import (
     Rollout,
     RolloutExample,
@@ -25,7 +24,9 @@ from yrunner.data.batching.rollouts import (
 from yrunner.data.batching.token_batches import Slice, SlicedRow
 from yrunner.data.conversation import TokenizedExample
 from yrunner.data.dataset.prompts import PromptRow
-from yrunner.training.rl.collect import Collector, rewards_tensor
+from yrunner.recipe.schema.recipe import PolicyLoss
+from yrunner.recipe.schema.rl import RolloutSection
+from yrunner.training.rl.collect import Collector, rewards_tensor, settings_of
 
 Watch = Callable[[int, Sequence[tuple[Rollout, PromptRow]]], None]
 """Called with a cycle and its answers, once they are collected."""
@@ -62,12 +63,18 @@ class RolloutRows:
     """The rows of the plan: the answers of this cycle, and for any other the longest possible."""
 
     def __init__(
-        self, prompts: Sequence[PromptRow], buffer: RolloutBuffer, *, generations: int, longest: int
+        self,
+        prompts: Sequence[PromptRow],
+        buffer: RolloutBuffer,
+        *,
+        generations: int,
+        longest: int,
+        has_reference: bool,
     ) -> None:
         self.prompts = prompts
         self.buffer = buffer
         self.generations, self.longest = generations, longest
-        self.has_reference = False
+        self.has_reference = has_reference
         self.is_first_pass = True
 
     def __len__(self) -> int:
@@ -97,20 +104,26 @@ class RolloutBatches(Batches):
 
     def __init__(
         self,
-        plan: RolloutPlan,
+        plan: Plan,
         train: Sequence[PromptRow],
         validation: Sequence[PromptRow],
         pad_token_id: int,
         rank: int = 0,
         num_ranks: int = 1,
         *,
-        max_new_tokens: int,
+        loss: PolicyLoss,
+        rollout: RolloutSection,
     ) -> None:
-        """See `Batches`."""
+        """See `Batches`; `plan` is a `RolloutPlan`."""
         super().__init__(plan, (), (), pad_token_id, rank, num_ranks)
+        self.loss = loss
         self.buffer = RolloutBuffer()
         self.train = RolloutRows(
-            train, self.buffer, generations=plan.generations, longest=max_new_tokens
+            train,
+            self.buffer,
+            generations=rollout.generations,
+            longest=rollout.max_new_tokens,
+            has_reference=settings_of(loss).beta > 0,
         )
         self.validation = validation
         self.watchers: list[Watch] = []

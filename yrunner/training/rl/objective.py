@@ -46,9 +46,7 @@ class PolicyObjective(Objective):
             self.ratio = "answer"
         self.buffer = buffer
         self.request = LogProbRequest(temperature)
-        self.records = RolloutFigures(
-            rewards, generations=generations, has_reference=self.beta > 0
-        )
+        self.records = RolloutFigures(rewards, generations=generations, has_reference=self.beta > 0)
         figures = self.records.figures
         super().__init__(SpikeGuard(spikes, figures), SignalMeter(figures))
 
