@@ -166,6 +166,8 @@ def updates_shared(run: Run, num_ranks: int) -> SharedUpdates:
 def _check_needs_of_stage(recipe: Recipe, config: Path) -> None:
     """Check the ZeRO stage of a config file; that of the recipe is checked by its schema."""
     found = needs_whole_weights(tuning=recipe.tuning.kind, keep=recipe.keep.kind)
+    if recipe.train.stage == "rl":
+        found = "train.stage rl writes answers with the whole model", "use ZeRO stage 1 or 2"
     if found is not None and read_settings(config)["zero_optimization"]["stage"] == 3:
         problem, remedy = found
         raise RunError(f"{config}: {problem}", remedy=remedy)

@@ -131,23 +131,13 @@ def test_accumulation_changes_nothing(make_talker, prompts, make_trainer, loss, 
         assert trainer.plan.num_updates == 2 * passes
         trainer.train()
         ends.append(model)
-    assert relative_difference(ends[0], make_talker_like(ends[0])) > 1e-4
+    start = with_lora(make_talker(), trained=True)
+    assert relative_difference(ends[0], start) > 1e-3
     for other in ends[1:]:
         assert relative_difference(ends[0], other) < 1e-5
 
 
-def make_talker_like(model):
-    """The same model with its adapter as it began."""
-    fresh = copy.deepcopy(model)
-    for name, weight in fresh.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.zeros_(weight)
-    return fresh
-
-
-def test_groups_of_equal_rewards_teach_nothing_and_are_counted(
-    make_talker, prompts, make_trainer
-):
+def test_groups_of_equal_rewards_teach_nothing_and_are_counted(make_talker, prompts, make_trainer):
     def all_alike(rows, answers):
         return [[0.1, None]] * len(answers), [0.1] * len(answers)
 

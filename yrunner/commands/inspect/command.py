@@ -26,6 +26,7 @@ from yrunner.data.dataset.prepare import (
     read_allowed,
     special_ids_of,
 )
+from yrunner.data.dataset.prompts import PromptRow
 from yrunner.data.dataset.row_report import Refusal, num_rows
 from yrunner.data.formats.formats import Reading
 from yrunner.data.formats.preference import Answers
@@ -33,6 +34,7 @@ from yrunner.data.readers.files import read_rows
 from yrunner.data.readers.text import Damaged
 from yrunner.errors import DataError, Origin, YRunnerError
 from yrunner.reports.token_view import TokenView
+from yrunner.tokens import IGNORE_INDEX
 
 SHOWN_FILES = 10
 
@@ -133,7 +135,7 @@ def first_rows(run: Run, number: int) -> list[list[ShownExample]]:
 
 
 def _examples_of(
-    item: TokenizedExample | TokenizedPair | RatedExample, run: Run
+    item: TokenizedExample | TokenizedPair | RatedExample | PromptRow, run: Run
 ) -> list[ShownExample]:
     """The examples of what the plan counts as one, with the tokens cut off behind each."""
     examples: dict[bool | None, TokenizedExample]
@@ -142,6 +144,9 @@ def _examples_of(
             examples = {True: item.chosen, False: item.rejected}
         case RatedExample():
             examples = {item.is_desirable: item.example}
+        case PromptRow():
+            ignored = [IGNORE_INDEX] * len(item.input_ids)
+            return [ShownExample(TokenizedExample(item.input_ids, ignored, item.origin))]
         case _:
             examples = {None: item}
     num_cut = _count_cut(examples, run)
@@ -206,7 +211,7 @@ def _rows_in_order(plan: Plan) -> Iterator[tuple[int, ...]]:
     seen: set[tuple[int, ...]] = set()
     for micro_batch in islice(plan, num_micro_batches):
         for slices in micro_batch:
-            row = tuple(example for example, _ in slices)
+            row = tuple(plan.data_row(example) for example, _ in slices)
             if row not in seen:
                 seen.add(row)
                 yield row
