@@ -145,13 +145,20 @@ def check(
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object instead.")] = False,
     sample: Annotated[
         int | None,
-        typer.Option(min=0, help="Rows to score with the base; 0: none. Default: at most 64."),
+        typer.Option(
+            min=0,
+            help="Rows to score with the base, or prompts to answer; 0: none. Default: at most 64, "
+            "or 8 prompts.",
+        ),
     ] = None,
     html: Annotated[
         bool, typer.Option("--html", help="Write a page with the weight curve.")
     ] = False,
     gpus: Annotated[int | None, typer.Option(min=1, help="Plan for this number of GPUs.")] = None,
     memory: Annotated[str | None, typer.Option(help="Memory per GPU, such as 80GB.")] = None,
+    trust_code: Annotated[
+        bool, typer.Option("--trust-code", help="Run the Python functions among the rewards.")
+    ] = False,
 ) -> None:
     """Read the data and plan the run. Show rows, steps, memory, disk and weights."""
     changes, page = _split_page(overrides or [], html)
@@ -159,7 +166,7 @@ def check(
     with exiting_on_interrupt():
         from yrunner.commands.check.command import check as run_check
 
-    planned = partial(run_check, recipe, changes, gpus=gpus, memory=memory)
+    planned = partial(run_check, recipe, changes, gpus=gpus, memory=memory, trust_code=trust_code)
     planned(as_machine=as_json, sample=sample, as_page=html, page=page)
 
 

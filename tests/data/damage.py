@@ -87,13 +87,31 @@ PAIRS: dict[str, tuple[str, dict[str, Any]]] = {
     "kto_alpaca": ("alpaca", {"instruction": "Who?", "output": "me", "label": "0"}),
 }  # fmt: skip
 """Rows of better and worse answers: their format, and one row."""
-NOT_IN_TABLES = ("alpaca_ranking", "ranked_output", "openai")
+PROMPTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "prompt_text": ("prompt_response", {"prompt": "1 加 1?", "answer": "2"}),
+    "prompt_turns": ("prompt_response", {"prompt": _turns("a", "b", "1 + 1?"), "answer": "2"}),
+    "prompt_and_completion": (
+        "prompt_response", {"prompt": _turns("1 + 1?"), "completion": [_said("assistant", "2")]}
+    ),
+    "prompt_question": ("question_answer", {"question": "1 + 1?", "answer": "1 + 1 = 2 #### 2"}),
+    "prompt_query": ("question_answer", {"query": "1 + 1?", "response": "2", "system": "s"}),
+    "prompt_alpaca": (
+        "alpaca",
+        {"instruction": "add", "input": "1 and 1", "history": [["a", "b"]], "output": "2"},
+    ),
+    "prompt_messages": ("messages", {"messages": _turns("a", "b", "1 + 1?"), "answer": "2"}),
+    "prompt_replied": ("messages", {"messages": _turns("a", "b", "1 + 1?", "2")}),
+    "prompt_sharegpt": ("sharegpt", {"conversations": _shared("1 + 1?", "2")}),
+}  # fmt: skip
+"""Rows of prompts, whose answer is 2: their format, and one row."""
+ROWS_OF = PAIRS | PROMPTS
+NOT_IN_TABLES = ("prompt_alpaca", "alpaca_ranking", "ranked_output", "openai")
 """Cells of csv and tsv files hold turns as JSON, but no other lists and objects."""
 
 
 def sound_rows(format_name: str) -> list[dict[str, Any]]:
-    if format_name in PAIRS:
-        return [PAIRS[format_name][1]]
+    if format_name in ROWS_OF:
+        return [ROWS_OF[format_name][1]]
     lines = (ASSETS / f"{format_name}.jsonl").read_text("utf-8").splitlines()
     return [json.loads(line)["row"] for line in lines]
 
@@ -156,9 +174,9 @@ def as_bytes(rows: list[Any], kind: str, format_name: str) -> bytes:
 
 
 def _types(names: list[str], format_name: str) -> dict[str, pa.DataType]:
-    if format_name not in PAIRS:
+    if format_name not in ROWS_OF:
         return {name: TYPES.get(name, pa.string()) for name in names}
-    return {name: _type_of(value) for name, value in PAIRS[format_name][1].items()}
+    return {name: _type_of(value) for name, value in ROWS_OF[format_name][1].items()}
 
 
 def _type_of(value: Any) -> pa.DataType:

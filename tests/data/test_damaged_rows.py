@@ -1,6 +1,8 @@
 """Whatever a file holds: each row is kept or refused, and nothing unexpected is raised."""
 
+import json
 import random
+from dataclasses import replace
 from typing import get_args
 
 import pytest
@@ -8,6 +10,7 @@ import pytest
 from tests.data.damage import (
     NOT_IN_TABLES,
     PAIRS,
+    PROMPTS,
     as_bytes,
     check_answers,
     check_conversation,
@@ -15,10 +18,12 @@ from tests.data.damage import (
     sound_rows,
 )
 from yrunner.data.chat.tokenize import tokenize_conversations
-from yrunner.data.conversation import Conversation, FaultKind, FaultyRow
+from yrunner.data.conversation import Conversation, FaultKind, FaultyRow, Message
 from yrunner.data.dataset.row_report import Refusal
 from yrunner.data.formats.formats import FORMATS, Reading, known_columns, read_conversations
 from yrunner.data.formats.preference import read_answers
+from yrunner.data.formats.prompts import Need, read_prompts
+from yrunner.data.numbers import last_number
 from yrunner.data.readers.files import READERS
 from yrunner.errors import DataError
 
@@ -119,3 +124,42 @@ def test_of_500_damaged_pairs_each_is_kept_or_refused_with_its_place(kind, shape
             else:
                 check_answers(fate)
         assert 10 < len(kept) < 500
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape"),
+    [
+        (kind, shape)
+        for kind in READERS
+        for shape in PROMPTS
+        if kind != ".txt" and not (kind in (".csv", ".tsv") and shape in NOT_IN_TABLES)
+    ],
+)
+def test_of_500_damaged_prompts_each_is_kept_or_refused_with_its_place(kind, shape, tmp_path):
+    chance = random.Random(f"{kind} {shape}")
+    format_name, row = PROMPTS[shape]
+    path = tmp_path / f"rows{kind}"
+    path.write_bytes(as_bytes([damaged(row, chance) for _ in range(500)], kind, shape))
+    needs = [Need("answer", "exact", "texts"), Need("answer", "number", "number")]
+    for reading in (Reading(format=format_name), Reading()):
+        opened = read_prompts(path, reading, needs)
+        assert opened.format == format_name
+        fates = list(opened.rows)
+        kept = [fate for fate in fates if not isinstance(fate, Refusal)]
+        origins = [fate.origin if isinstance(fate, Refusal) else fate[0].origin for fate in fates]
+        assert [(origin.file, origin.row) for origin in origins] == [
+            (path, number) for number in range(1, 501)
+        ]
+        for fate in fates:
+            if isinstance(fate, Refusal):
+                assert fate.kind in get_args(FaultKind)
+                assert fate.reason.isprintable(), fate.reason
+            else:
+                (prompt,) = fate
+                reply = Message("assistant", "2")
+                check_conversation(replace(prompt, messages=(*prompt.messages, reply)))
+                assert prompt.messages[-1].content.strip()
+                json.dumps(prompt.columns, default=str)
+        assert 10 < len(kept) < 500
+        answers = [last_number(fate[0].columns["answer"]) for fate in kept]
+        assert answers.count(2) * 2 > len(answers) and None not in answers

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -142,3 +143,28 @@ def test_pairs_and_marks_are_read_whole(name: str):
     found = list(read_answers(path, Reading(), rated=name == "kto_train").rows)
     assert len(found) == len(rows(name))
     assert all(isinstance(row, tuple) for row in found)
+
+
+def test_no_sum_is_in_two_files_and_every_answer_is_right():
+    def numbers(row: dict) -> list[int]:
+        return [int(number) for number in re.findall("[0-9]+", row["prompt"])]
+
+    parts = {name: rows(f"sums_{name}") for name in ("start", "train", "validation", "test")}
+    sums = {
+        name: {(is_chinese(row["prompt"]), *numbers(row)) for row in found}
+        for name, found in parts.items()
+    }
+    assert len(set.union(*sums.values())) == sum(map(len, sums.values())) == 2 * 125
+    for row in chain(*(parts[name] for name in ("train", "validation", "test"))):
+        assert row["answer"] == str(sum(numbers(row)))
+
+
+def test_the_worked_sums_show_right_steps_and_the_form():
+    for row in rows("sums_start"):
+        ((working, answer),) = re.findall(
+            r"\A<reasoning>\n(.+)\n</reasoning>\n<answer>\n([0-9]+)\n</answer>\Z", row["response"]
+        )
+        first, second, third = map(int, re.findall("[0-9]+", row["prompt"]))
+        steps = [first, second, first + second, first + second, third, first + second + third]
+        assert [int(number) for number in re.findall("[0-9]+", working)] == steps
+        assert int(answer) == steps[-1]

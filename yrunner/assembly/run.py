@@ -437,7 +437,8 @@ class Run:
         source = self.sources[len(data.train) if data.validation else 0]
         file = source.files[0]
         rows = conversations_of([replace(source, files=(file,))], self.rules)
-        questions = [question_of(row) for row in islice(rows, FIRST_ROWS) if not row.is_text]
+        found = [question_of(row) for row in islice(rows, FIRST_ROWS) if not row.is_text]
+        questions = [question for question in found if question.reference]
         name = f"first rows of {file.name}"
         task = AnswerTask(kind="answer", name=name, side="domain", data=file)
         return [(task, questions)] if questions else []

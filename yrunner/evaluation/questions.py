@@ -44,8 +44,13 @@ class Question:
 def question_of(conversation: Conversation) -> Question:
     """The last assistant turn is the reference, everything before it is the question.
 
-    A plain text is a reference without a question.
+    A plain text is a reference without a question. Of a prompt for rewards, the column `answer` is
+    the reference.
     """
+    if conversation.columns is not None:
+        answer = conversation.columns.get("answer")
+        reference = str(answer) if isinstance(answer, (str, int, float)) else ""
+        return Question(conversation.messages, reference, conversation.origin)
     *messages, reply = conversation.messages
     return Question(tuple(messages), reply.content, conversation.origin)
 

@@ -50,6 +50,7 @@ from yrunner.commands.check.report import (
     print_steps,
     write_signal_page,
 )
+from yrunner.commands.check.rollouts import RolloutFacts, measure_rollouts, print_rollouts
 from yrunner.commands.check.signal import NotScored, Signal, describe_sample, score_sample
 from yrunner.console import say, warn
 from yrunner.data.batching.plan import Plan
@@ -64,6 +65,9 @@ from yrunner.training.trackers import check_trackers
 MOST_GPUS = 512
 GPU_SIZES = (16, 24, 32, 48, 80, 96, 141, 192, 288)
 """Gigabytes of common GPUs."""
+
+Sampled = Signal | RolloutFacts | NotScored | None
+"""What the base says about a few rows."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,7 @@ def check(
     page: Path | None = None,
     gpus: int | None = None,
     memory: str | None = None,
+    trust_code: bool = False,
 ) -> None:
     """Check the recipe at `path` and print the facts of its run.
 
@@ -98,7 +103,7 @@ def check(
     default this one. Finally raises what `yrun train` would raise for the recipe, its files, its
     rows and missing weights.
     """
-    run = Run.load(path, overrides)
+    run = Run.load(path, overrides, trust_code=trust_code)
     recipe = run.recipe
     num_ranks = count_ranks(recipe.distributed, gpus)
     machine = choose_machine(gpus, memory, num_ranks)
@@ -113,25 +118,49 @@ def check(
     lack = _first_error(check_needs, check_ranks, run=run) if is_for_here else None
     fault = _first_error(Run.refuse_faulty_rows, check_fit, check_weights, run=run)
     refusal = lack or fault
-    facts = None
+    facts = plan = None
     if len(prepared.train):
-        facts = _gather(Estimator(run, machine), run.plan(num_ranks=num_ranks))
+        plan = run.plan(num_ranks=num_ranks)
+        facts = _gather(Estimator(run, machine), plan)
     if refusal is None and facts is not None and facts.disk is not None:
         refusal = lack_of_space(run, facts.disk)
     if not as_machine:
         _print(run, facts)
-    signal = _measure_signal(run, sample, page)
+    if recipe.train.stage != "rl":
+        signal: Sampled = _measure_signal(run, sample, page)
+    else:
+        signal, failure = _measure_rollouts(run, None if refusal else plan, sample, num_ranks)
+        refusal = refusal or failure
     if as_machine:
         content = _as_json(run, model, facts, signal, refusal)
         say(json.dumps(content, ensure_ascii=False, indent=2))
     else:
-        print_signal(recipe, signal)
-        if page is not None:
-            say(f"page: {page}" if isinstance(signal, Signal) else "page: nothing to draw")
+        _print_sample(run, signal, page)
     if refusal is not None:
         raise refusal
     if not as_machine:
         _say_verdict(run, model)
+
+
+def _measure_rollouts(
+    run: Run, plan: Plan | None, prompts: int | None, num_ranks: int
+) -> tuple[RolloutFacts | NotScored | None, YRunnerError | None]:
+    """What the rewards say of the base's answers, or the error of a reward."""
+    if plan is None:
+        return None, None
+    try:
+        return measure_rollouts(run, plan, prompts, num_ranks), None
+    except YRunnerError as error:
+        return None, error
+
+
+def _print_sample(run: Run, signal: Sampled, page: Path | None) -> None:
+    if isinstance(signal, (Signal, NotScored)):
+        print_signal(run.recipe, signal)
+    elif signal is not None:
+        print_rollouts(signal)
+    if page is not None:
+        say(f"page: {page}" if isinstance(signal, Signal) else "page: nothing to draw")
 
 
 def _first_error(*checks: Callable[[Run], None], run: Run) -> YRunnerError | None:
@@ -194,7 +223,7 @@ def _as_json(
     run: Run,
     model: ModelFacts,
     facts: Facts | None,
-    signal: Signal | NotScored,
+    signal: Sampled,
     refusal: YRunnerError | None,
 ) -> dict[str, Any]:
     prepared = run.dataset
@@ -205,7 +234,9 @@ def _as_json(
         "base": {"findings": [*findings_of_recipe(run.recipe), *model.findings]},
         "reference": reference_in_words(run.recipe),
         **(asdict(facts) if facts else {}),
-        "signal": asdict(signal),
+        "rollouts" if run.recipe.train.stage == "rl" else "signal": (
+            None if signal is None else asdict(signal)
+        ),
     }
 
 

@@ -35,9 +35,12 @@ def print_data(facts: DataFacts) -> None:
         for end, number in facts.lengths
     ]
     what = "examples" if facts.answers is None else "answers"
+    if not facts.targets:
+        what = "prompts"
     print_table(f"Length of the training {what} in tokens", ("tokens", what, ""), rows)
-    share = facts.targets / facts.tokens
-    say(f"targets: {facts.targets:,} of {facts.tokens:,} tokens ({share:.1%})")
+    if facts.targets:
+        share = facts.targets / facts.tokens
+        say(f"targets: {facts.targets:,} of {facts.tokens:,} tokens ({share:.1%})")
     say(f"longest {what[:-1]}: {counted(facts.longest, 'token')}")
     scripts = ", ".join(f"{name} {part:.1%}" for name, part in facts.scripts.items())
     say(f"letters: {scripts or 'none'}")
@@ -165,7 +168,8 @@ def print_signal(recipe: Recipe, signal: Signal | NotScored) -> None:
     """Print the histogram with weights, the zones, and what they mean, or why there is none."""
     say("")
     if isinstance(signal, NotScored):
-        say(f"losses of the base: {signal.skipped}")
+        what = "answers" if recipe.train.stage == "rl" else "losses"
+        say(f"{what} of the base: {signal.skipped}")
         return
     targets = counted(signal.targets, "target")
     weighted = "" if recipe.learns_from_pairs else f", weighted by {recipe.loss.kind}"

@@ -127,7 +127,7 @@ def score_sample(run: Run, stored: StoredRows[Any], rows: int | None) -> Sample 
             f"too slow on this machine for a base of {num_weights:,} weights; "
             "score some anyway with --sample 8"
         )
-    model = _load(run.recipe, folder)
+    model = load_base(run.recipe, folder)
     if isinstance(stored, Pairs):
         pairs = spread(stored, max(1, rows // 2))
         return _score(run, model, [each for pair in pairs for each in vars(pair).values()], True)
@@ -244,7 +244,7 @@ def _affordable_rows(examples: Examples, num_weights: int) -> int:
     return min(SAMPLE_ROWS, enough, int(MOST_WORK[device] / work_per_row))
 
 
-def _load(recipe: Recipe, folder: Path) -> Any:
+def load_base(recipe: Recipe, folder: Path) -> Any:
     """The model that training starts from, in the dtype of its computation."""
     has_gpu = torch.cuda.is_available()
     # flash_attention_2 needs a GPU, which this machine may lack; sdpa computes the same.

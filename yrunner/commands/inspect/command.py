@@ -5,13 +5,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from rich.text import Text
 
 from yrunner.assembly.run import Run
 from yrunner.console import is_terminal, printable, show, terminal
 from yrunner.data.batching.plan import Plan
-from yrunner.data.chat.tokenize import tokenize_chunks
 from yrunner.data.conversation import (
     FaultyRow,
     RatedExample,
@@ -25,11 +25,13 @@ from yrunner.data.dataset.prepare import (
     fit_row,
     read_allowed,
     special_ids_of,
+    tokenize_rows,
 )
 from yrunner.data.dataset.prompts import PromptRow
 from yrunner.data.dataset.row_report import Refusal, num_rows
 from yrunner.data.formats.formats import Reading
 from yrunner.data.formats.preference import Answers
+from yrunner.data.formats.prompts import EVERY_COLUMN, Need
 from yrunner.data.readers.files import read_rows
 from yrunner.data.readers.text import Damaged
 from yrunner.errors import DataError, Origin, YRunnerError
@@ -48,6 +50,8 @@ class ShownExample:
     """Whether it is the better one of a pair, or marked as good; None without a mark."""
     num_cut: int = 0
     """Tokens cut off behind it."""
+    columns: Mapping[str, Any] | None = None
+    """Of a prompt: the columns of its row."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +124,22 @@ def _show(run: Run, view: TokenView, examples: Sequence[ShownExample]) -> Iterat
             is_worse=it.is_desirable is False,
             num_hidden=num_hidden,
         )
+        if it.columns is not None:
+            yield _columns_for_rewards(it.columns, run.rules.needs)
         before = it.example
+
+
+def _columns_for_rewards(columns: Mapping[str, Any], needs: Sequence[Need]) -> Text:
+    """What the rewards read besides an answer."""
+    names = list(dict.fromkeys(need.column for need in needs))
+    if EVERY_COLUMN in names:
+        names = list(columns)
+    shown = [
+        f"{name}: {json.dumps(columns[name], ensure_ascii=False, default=str)}"
+        for name in names
+        if name in columns
+    ]
+    return Text(printable("\n".join(["for the rewards:", *(shown or ["no column"])])))
 
 
 def first_rows(run: Run, number: int) -> list[list[ShownExample]]:
@@ -138,15 +157,16 @@ def _examples_of(
     item: TokenizedExample | TokenizedPair | RatedExample | PromptRow, run: Run
 ) -> list[ShownExample]:
     """The examples of what the plan counts as one, with the tokens cut off behind each."""
+    if isinstance(item, PromptRow):
+        labels = [IGNORE_INDEX] * len(item.input_ids)
+        example = TokenizedExample(item.input_ids, labels, item.origin)
+        return [ShownExample(example, columns=item.columns)]
     examples: dict[bool | None, TokenizedExample]
     match item:
         case TokenizedPair():
             examples = {True: item.chosen, False: item.rejected}
         case RatedExample():
             examples = {item.is_desirable: item.example}
-        case PromptRow():
-            ignored = [IGNORE_INDEX] * len(item.input_ids)
-            return [ShownExample(TokenizedExample(item.input_ids, ignored, item.origin))]
         case _:
             examples = {None: item}
     num_cut = _count_cut(examples, run)
@@ -198,7 +218,7 @@ def one_row(run: Run, place: str) -> FoundRow:
     if len(pieces) > len(row):
         return FoundRow([ShownExample(piece.example()) for piece in pieces], left_out, "")
     shown = [
-        ShownExample(piece.example(), talk.is_desirable, len(whole) - len(piece))
+        ShownExample(piece.example(), talk.is_desirable, len(whole) - len(piece), talk.columns)
         for piece, talk, whole in zip(pieces, row, results, strict=True)
         if isinstance(whole, TokenizedParts)
     ]
@@ -219,8 +239,7 @@ def _rows_in_order(plan: Plan) -> Iterator[tuple[int, ...]]:
 
 def _tokenize(row: Answers, run: Run) -> list[TokenizedParts | FaultyRow]:
     """The conversations of a row before they are cut to data.max_length."""
-    rules = run.rules
-    (results,) = tokenize_chunks([row], run.tokenizer, system=rules.system, targets=rules.targets)
+    (results,) = tokenize_rows([row], run.tokenizer, run.rules)
     return results
 
 

@@ -30,6 +30,12 @@ def inspect_html(
     """
     run = Run.load(path, overrides)
     recipe = run.recipe
+    if recipe.train.stage == "rl":
+        raise RunError(
+            "train.stage rl learns from answers that the model writes, and prompts have no targets "
+            "to colour",
+            remedy="look at the prompts without --html, and at the answers in rollouts.jsonl",
+        )
     page = page_beside(recipe.run_folder, "tokens", page)
     has_result = _has_result(run)
     if has_result:

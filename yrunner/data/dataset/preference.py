@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from yrunner.data.dataset.examples import Column, Examples, Pairs, StoredRows
+from yrunner.data.dataset.prompts import Prompts
 from yrunner.data.dataset.quality import SHOWN_PLACES, Finding, find_oddities, finding
 
 Key = tuple[int, int]
@@ -51,7 +52,7 @@ class AnswerFacts:
 
 def answer_facts(rows: StoredRows[Any]) -> AnswerFacts | None:
     """The facts of pairs or rated answers; None for other rows, and for none."""
-    if isinstance(rows, Examples) or not len(rows):
+    if isinstance(rows, (Examples, Prompts)) or not len(rows):
         return None
     examples = rows.examples
     ratings_E, num_targets_E = examples.column("ratings"), examples.num_targets

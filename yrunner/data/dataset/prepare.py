@@ -2,7 +2,7 @@
 
 import gc
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain, islice
@@ -190,7 +190,7 @@ def _write_examples(
 
     try:
         with _rare_garbage_collection():
-            for results in _tokenized(conversations(), tokenizer, rules):
+            for results in tokenize_rows(conversations(), tokenizer, rules):
                 _write_chunk(rendered.popleft(), results, rules, writer, report, special_ids)
         writer.finish()
     finally:
@@ -199,9 +199,10 @@ def _write_examples(
     assert report.rows == report.kept + len(report.refusals), "a row has disappeared"
 
 
-def _tokenized(
-    chunks: Iterator[Sequence[Conversation]], tokenizer: Any, rules: Rules
+def tokenize_rows(
+    chunks: Iterable[Sequence[Conversation]], tokenizer: Any, rules: Rules
 ) -> Iterator[list[TokenizedParts | FaultyRow]]:
+    """Each conversation as tokens, before it is cut to `rules.max_length`, or its fault."""
     if rules.rows == "prompts":
         return tokenize_prompts(chunks, tokenizer, system=rules.system)
     return tokenize_chunks(chunks, tokenizer, system=rules.system, targets=rules.targets)

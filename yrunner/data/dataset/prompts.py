@@ -1,13 +1,16 @@
 """Prompts to write answers to, with the columns of their rows that rewards read."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
+
+import numpy as np
 
 from yrunner.data.chat.tokenize import with_system
 from yrunner.data.conversation import Conversation, Message
 from yrunner.data.dataset.examples import Column, Examples, StoredFile, StoredRows, numbered
+from yrunner.data.dataset.quality import Finding, find_oddities, finding
 from yrunner.errors import Origin
 
 
@@ -52,3 +55,20 @@ def as_line(prompt: Conversation, system: str | None) -> str:
     messages = [asdict(message) for message in with_system(prompt.messages, system)]
     # Tables hold dates and decimals, which JSON has not.
     return json.dumps({"messages": messages, "columns": prompt.columns}, default=str)
+
+
+def find_among_prompts(train: Prompts, validation: Prompts) -> list[Finding]:
+    """Every kind of finding that occurs among prompts."""
+    return [found for found in _all_findings(train, validation) if found.count]
+
+
+def _all_findings(train: Prompts, validation: Prompts) -> Iterator[Finding]:
+    contents_E = train.examples.column("contents")
+    _, first = np.unique(contents_E, return_index=True)
+    is_repeated_E = np.ones(len(train), bool)
+    is_repeated_E[first] = False
+    yield finding("repeated prompts in train", train, is_repeated_E)
+    is_known_E = np.isin(validation.examples.column("contents"), contents_E)
+    yield finding("validation prompts that are also in train", validation, is_known_E)
+    for name, rows in (("train", train), ("validation", validation)):
+        yield from find_oddities(name, rows, rows.examples.column("oddities"))

@@ -10,6 +10,7 @@ import numpy as np
 
 from yrunner.data.dataset.examples import Examples, StoredRows
 from yrunner.data.dataset.preference import answer_facts, find_among_answers
+from yrunner.data.dataset.prompts import Prompts, find_among_prompts
 from yrunner.data.dataset.quality import Finding, find
 from yrunner.data.dataset.row_report import (
     FileReport,
@@ -72,6 +73,8 @@ class Prepared(Generic[Rows]):
         """Possible faults among the rows, see quality.py and preference.py."""
         if isinstance(self.train, Examples) and isinstance(self.validation, Examples):
             return find(self.train, self.validation)
+        if isinstance(self.train, Prompts) and isinstance(self.validation, Prompts):
+            return find_among_prompts(self.train, self.validation)
         return find_among_answers(self.train, self.validation)
 
     def as_json(self) -> dict[str, Any]:

@@ -81,7 +81,7 @@ def read_prompts(
     known = (*known_columns(format_name), ANSWER)
     check_columns(file, reading, format_name, known)
     prompts = [
-        (origin, _read_leniently(row, format_name, reading.columns)) for origin, row in first
+        (origin, _read_leniently(row, format_name, reading.columns, needs)) for origin, row in first
     ]
     _check_any_has([(origin, found) for origin, found in prompts if found is not None], needs)
     read = {reading.columns.get(name, name) for name in known} | {need.column for need in needs}
@@ -100,21 +100,23 @@ def _leniently(row: Any, columns: Mapping[str, str]) -> RawRow:
         return {}
 
 
-def _read_leniently(row: Any, format_name: str, columns: Mapping[str, str]) -> RawRow | None:
+def _read_leniently(
+    row: Any, format_name: str, columns: Mapping[str, str], needs: Sequence[Need]
+) -> RawRow | None:
     """The columns of a row, `answer` among them; None for a row without a prompt."""
     try:
-        return _read(row, format_name, columns)[2]
+        return _read(row, format_name, columns, needs)[2]
     except FaultyRow:
         return None
 
 
 def _detect(rows: Sequence[tuple[Origin, RawRow]], file: Path) -> str:
-    """The format whose question most rows have; a column `prompt` is always the prompt."""
-    num_rows = sum(1 for _, row in rows if row)
+    """The format whose question half of the rows have; a column `prompt` is always the prompt."""
+    num_rows = max(1, sum(1 for _, row in rows if row))
     matching = [
         name
         for name, asking in ASKING.items()
-        if sum(any(not is_absent(row.get(it)) for it in asking) for _, row in rows) * 2 > num_rows
+        if sum(any(not is_absent(row.get(it)) for it in asking) for _, row in rows) * 2 >= num_rows
     ]
     if "prompt_response" in matching or len(matching) == 1:
         return "prompt_response" if "prompt_response" in matching else matching[0]
@@ -156,7 +158,7 @@ def _prompts(
             yield Refusal(origin, "unreadable", str(row))
             continue
         try:
-            messages, tools, known = _read(row, format_name, columns)
+            messages, tools, known = _read(row, format_name, columns, needs)
             for need in needs:
                 check_need(known, need)
         except FaultyRow as fault:
@@ -166,7 +168,7 @@ def _prompts(
 
 
 def _read(
-    raw: Any, format_name: str, columns: Mapping[str, str]
+    raw: Any, format_name: str, columns: Mapping[str, str], needs: Sequence[Need] = ()
 ) -> tuple[Messages, tuple[Mapping[str, Any], ...], RawRow]:
     """The prompt of a row, the tools it describes, and its columns. Raises `FaultyRow`."""
     row = under_our_names(with_turns(raw), columns)
@@ -174,7 +176,9 @@ def _read(
     if row.keys().isdisjoint(asking):
         theirs = " or ".join(f'"{columns.get(name, name)}"' for name in asking)
         raise FaultyRow(f"has no {theirs}", "missing_field")
-    check_plain_meaning(row)
+    # A weight that a reward compares with is that of an apple, not of the row.
+    read = {need.column for need in needs}
+    check_plain_meaning({name: value for name, value in row.items() if name not in read})
     check_context(row, known_columns(format_name), columns)
     messages, answer = _prompt_and_answer(row, format_name)
     tools = find_tools(row, TURN_COLUMNS)
@@ -259,4 +263,6 @@ def _schema_complaint(value: Any) -> str | None:
     except (ValueError, RecursionError) as error:
         return f"is not JSON: {shown(' '.join(str(error).split()))}"
     fault = schema_fault(schema)
-    return None if fault is None else f"is not a JSON Schema ({shown(fault)})"
+    # Parts of the schema are quoted in it.
+    parts = [] if fault is None else [shown(word) for word in fault.split()[:20]]
+    return None if fault is None else f"is not a JSON Schema ({' '.join(parts)})"

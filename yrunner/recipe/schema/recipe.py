@@ -297,7 +297,9 @@ class Recipe(Section):
     @model_validator(mode="after")
     def answers_are_rewarded_as_a_whole(self) -> Self:
         if self.train.stage != "rl":
-            given = [name for name in ("rewards", "rollout") if name in self.model_fields_set]
+            # A recipe that was written with every default has both.
+            is_set = {"rewards": self.rewards, "rollout": self.rollout != RolloutSection()}
+            given = [name for name, value in is_set.items() if value]
             if given:
                 raise ValueError(
                     f"{' and '.join(given)} belongs to train.stage rl; set that, or remove "
@@ -313,7 +315,7 @@ class Recipe(Section):
             raise ValueError("every reward has weight 0: nothing is learned; raise one of them")
         others = {
             "data.packing": self.data.packing,
-            "data.targets": "targets" in self.data.model_fields_set,
+            f"data.targets {self.data.targets}": self.data.targets != "assistant",
             "train.token_batch": self.train.token_batch > 0,
             f"keep.kind {self.keep.kind}": isinstance(self.keep, HeldToRows),
             "distributed.deepspeed.stage 3": getattr(self.distributed.deepspeed, "stage", 0) == 3,
