@@ -76,7 +76,7 @@ def test_what_is_rewarded_is_learned(rewarded):
         "loss={kind: rloo}",
         "loss={kind: grpo, preset: gspo}",
         "rollout={generations: 2, max_new_tokens: 5, updates_per_rollout: 2, truncated: penalise}",
-        "rollout={generations: 4, max_new_tokens: 5, temperature: 0.7}",
+        "rollout={generations: 4, max_new_tokens: 5, temperature: 0.7, truncated: keep}",
         "model.dtype=bfloat16",
         "train.gradient_checkpointing=true",
         "train.order=as_written",

@@ -224,12 +224,7 @@ def _connect_rollouts(
         precision=lambda: mixed_precision(trainer, run.dtype),
     )
     batches.before_collecting.append(trainer.objective.meter.start)
-    file = RolloutsFile(
-        task.folder.rollouts,
-        names,
-        generations=recipe.rollout.generations,
-        passes=recipe.rollout.updates_per_rollout,
-    )
+    file = RolloutsFile(task.folder.rollouts, names, batches.buffer, recipe.rollout)
     trainer.callbacks.append(file)
     batches.watchers.append(file.note)
 

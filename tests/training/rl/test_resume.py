@@ -95,7 +95,7 @@ def test_a_killed_run_leaves_no_answers_that_its_checkpoint_does_not_know(starte
     trainer.train()
     before = lines(trainer)
     with trainer.run_dir.rollouts.open("a", encoding="utf-8") as file:
-        file.write('{"cycle": 3, "te')
+        file.write('{"cycle": 2, "text": "from a later cycle"}\n{"cycle": 3, "te')
     _, again = started("run")
     again.train(again.run_dir.checkpoint(5))
     assert lines(again) == before
