@@ -24,6 +24,7 @@ WITHOUT_EFFECT: dict[str, Any] = {
     "merge": True,
     "compare": True,
     "distributed": True,
+    "rollout": {"batch_size"},
     "train": {"checkpoint": {"keep"}, "log_every": True, "spikes": True, "trackers": True},
 }
 """Recipe keys that do not affect the trained model."""

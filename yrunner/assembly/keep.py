@@ -22,7 +22,7 @@ from yrunner.assembly.trainer import (
     compared_rows,
     has_base_beneath,
     reference_in_words,
-    score_answers,
+    score_reference,
     untrained_model,
 )
 from yrunner.console import as_gigabytes, counted, progress, say
@@ -149,7 +149,7 @@ def prepare_reference(run: Run) -> Reference | None:
             with cache.writing() as partial:
                 device = "cuda" if torch.cuda.is_available() else "cpu"
                 model = untrained_model(run).to(device)
-                score_answers(run, model, *compared_rows(run)).save(partial)
+                score_reference(run, model, *compared_rows(run)).save(partial)
                 entry = cache.complete(key, partial, {})
         else:
             say(f"reference: {num_rows(len(run.dataset.train))}, scored before")

@@ -96,6 +96,13 @@ def findings_of_recipe(recipe: Recipe) -> list[str]:
             f"loss.beta {loss.beta:g} is small for loss.length: mean, whose margins are nats per "
             "token: nothing holds the model to its reference. Set loss.beta to about 1 to 10"
         ]
+    dropout, passes = getattr(recipe.tuning, "dropout", 0.0), recipe.rollout.updates_per_rollout
+    if recipe.train.stage == "rl" and dropout and passes > 1:
+        return [
+            f"tuning.dropout {dropout:g} moves the probability ratios of the {passes:,} updates "
+            "that learn from the same answers, and some are clipped for nothing. Set "
+            "tuning.dropout to 0"
+        ]
     return []
 
 

@@ -66,6 +66,11 @@ REWARD_CAPTION = (
     "likely the answers have become than under the reference, in nats per answer. Where the upper "
     "of these curves falls below zero, the better answers are unlearned too."
 )
+ROLLOUT_CAPTION = (
+    "Above: the mean reward of the answers, and that on the validation prompts, which chooses the "
+    "checkpoint. Below: the share of groups whose answers all got the same reward, which teach "
+    "nothing, and of answers that were cut off."
+)
 WEIGHT_CAPTION = (
     "Above: the weight of a target's gradient by its loss. Below: the losses of the same targets "
     "before and after training."
@@ -103,6 +108,8 @@ def record_result(run: Run, step: int, last: int) -> None:
         why = "train.result: last"
     elif not losses:
         why = "the last, as there is no validation"
+    elif step == min(losses, key=lambda each: (losses[each], each)) and run.recipe.rewards:
+        why = f"the highest validation reward, {-losses[step]:.4f}"
     elif step == min(losses, key=lambda each: (losses[each], each)):
         why = f"the lowest validation loss, {losses[step]:.4f}"
     else:
@@ -127,6 +134,9 @@ def warn_of_early_result(run: Run) -> None:
     Then the rest of the training either repeats its rows by heart, or the validation rows are too
     few or too unlike them to judge it.
     """
+    if run.recipe.train.stage == "rl":
+        # The loss of a policy says nothing about what it has learned.
+        return
     records = read_metrics(run.folder.metrics)
     record = read_json(run.folder.result)
     step, last = record["step"], record["last"]
@@ -212,7 +222,7 @@ def write_run_report(run: Run, before: Measured, after: Measured) -> None:
         *_loss_plots(recipe, records),
         *_teacher_plots(records),
         *drift_plots(records),
-        *([] if recipe.learns_from_pairs else _weight_plots(recipe, records, before, after)),
+        *(_weight_plots(recipe, records, before, after) if recipe.learns_from_tokens else []),
         Plot("Learning rate", plots.learning_rate(records)),
         *_answer_blocks(recipe, before, after),
         Code("Recipe", recipe_to_yaml(recipe)),
@@ -221,6 +231,8 @@ def write_run_report(run: Run, before: Measured, after: Measured) -> None:
 
 
 def _loss_plots(recipe: Recipe, records: Sequence[Mapping[str, Any]]) -> list[Plot]:
+    if recipe.train.stage == "rl":
+        return [Plot("Reward", plots.rollout_curves(records), ROLLOUT_CAPTION)]
     if not recipe.learns_from_pairs:
         caption = "The checkpoint is chosen by plain loss."
         return [Plot("Loss", plots.loss_curves(records), caption)]
@@ -353,8 +365,11 @@ def _key_figures(
     losses = validation_losses(records)
     record = read_json(run.folder.result) if run.folder.result.exists() else {}
     if record.get("step") in losses:
-        note = f"{_unit_of_loss(recipe)}, at update {record['step']:,}"
-        figures.append(("validation loss", f"{losses[record['step']]:.4f}", note))
+        note, name = f"{_unit_of_loss(recipe)}, at update {record['step']:,}", "validation loss"
+        value = losses[record["step"]]
+        if recipe.train.stage == "rl":
+            note, name, value = f"at update {record['step']:,}", "validation reward", -value
+        figures.append((name, f"{value:.4f}", note))
     if distances := [row["teacher_divergence"] for row in records if "teacher_divergence" in row]:
         note = "nats per target, on training rows; last record"
         figures.append(("from the teacher", f"{distances[-1]:.4f}", note))

@@ -236,12 +236,7 @@ def _connect_rollouts(
         precision=lambda: mixed_precision(trainer, run.dtype),
     )
     batches.before_collecting.append(trainer.objective.meter.start)
-    file = RolloutsFile(
-        task.folder.rollouts,
-        names,
-        generations=recipe.rollout.generations,
-        passes=recipe.rollout.updates_per_rollout,
-    )
+    file = RolloutsFile(task.folder.rollouts, names, batches.buffer, recipe.rollout)
     trainer.callbacks.append(file)
     batches.watchers.append(file.note)
 
@@ -317,7 +312,7 @@ def compared(run: Run, rows: Sequence[Any]) -> ComparedRows:
     return ComparedRows(rows, rated=isinstance(run.recipe.loss, KtoLoss))
 
 
-def score_answers(run: Run, model: Any, *parts: ComparedRows) -> Reference:
+def score_reference(run: Run, model: Any, *parts: ComparedRows) -> Reference:
     """The log-probabilities of the answers to train and to validate on, under a model."""
     enabled = run.dtype != torch.float32
     autocast = torch.autocast(model.device.type, dtype=run.dtype, enabled=enabled)

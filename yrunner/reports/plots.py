@@ -48,6 +48,29 @@ def loss_curves(records: Sequence[Record], unit: str = "nats per target") -> str
     return svg_of(figure, "loss_curves")
 
 
+def rollout_curves(records: Sequence[Record]) -> str:
+    """The mean reward of answers above the shares that teach nothing or were cut off."""
+    reward, validation = _series(records, "reward"), _series(records, "eval_reward")
+    if not reward and not validation:
+        return empty_plot("rollout_curves")
+    figure = new_figure(height_inches=4.0)
+    above, below = figure.subplots(2, sharex=True)
+    _draw_curve(above, reward, "reward", "loss")
+    if validation:
+        shape = zip(*validation, strict=True)
+        above.plot(*shape, "o-", color=THEME["validation"], label="validation", clip_on=False)
+    for name, colour in (("equal_groups", "learning"), ("truncated", "refused")):
+        points = _series(records, name)
+        if points:
+            _draw_curve(below, points, name.replace("_", " "), colour)
+    below.set_ylim(0, 1)
+    below.yaxis.set_major_formatter(PercentFormatter(xmax=1))
+    label_axes(above, "", "reward")
+    label_steps(below, "share")
+    add_legend(figure)
+    return svg_of(figure, "rollout_curves")
+
+
 def reward_curves(records: Sequence[Record]) -> str:
     """Reward accuracy above the log ratios of better and worse answers, over the steps."""
     accuracy = _series(records, "reward_accuracy")

@@ -46,7 +46,7 @@ class Cadence:
     def saves_after(self, step: int) -> bool:
         """Whether there is a checkpoint after this update, and before it a validation."""
         every = self.checkpoint_every
-        if every is None:
+        if every is None or not step:
             return False
         return step >= self.num_updates or checkpoint_is_due(step, every, self.epoch_ends)
 

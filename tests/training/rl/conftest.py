@@ -150,12 +150,7 @@ def make_trainer(tmp_path: Any, capitals_tokenizer: Any) -> Callable[..., Traine
             max_tokens=64,
             reference=reference,
         )
-        file = RolloutsFile(
-            run_dir.rollouts,
-            ["even", "low"],
-            generations=section.generations,
-            passes=section.updates_per_rollout,
-        )
+        file = RolloutsFile(run_dir.rollouts, ["even", "low"], batches.buffer, section)
         trainer.callbacks.append(file)
         batches.watchers.append(file.note)
         trainer.batches.layout = layout

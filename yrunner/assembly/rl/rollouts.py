@@ -17,6 +17,7 @@ from yrunner.recipe.schema.rl import RolloutSection
 from yrunner.rewards.completion import Completion, Reward, total_rewards
 from yrunner.rewards.make import make_rewards
 from yrunner.storage.run_dir import write_text
+from yrunner.training.rl.batches import RolloutBuffer
 from yrunner.training.rl.collect import AskedPrompt, WrittenAnswer
 
 
@@ -80,20 +81,21 @@ class RolloutsFile(TrainerCallback):
     """Appends every collected answer to rollouts.jsonl."""
 
     def __init__(
-        self, path: Path, rewards: Sequence[str], *, generations: int, passes: int
+        self, path: Path, rewards: Sequence[str], buffer: RolloutBuffer, rollout: RolloutSection
     ) -> None:
-        """`rewards`: their names."""
+        """`rewards`: their names. `buffer`: the answers that are learned from."""
         self.path = path
         self.rewards = list(rewards)
-        self.generations, self.passes = generations, passes
+        self.buffer = buffer
+        self.generations, self.passes = rollout.generations, rollout.updates_per_rollout
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """Forget the cycles after the checkpoint that a resumed run starts from."""
+        """Forget the cycles after that of the checkpoint that a resumed run starts from."""
         if not state.is_world_process_zero:
             return
-        begun = -(-state.global_step // self.passes)
+        last = -1 if self.buffer.cycle is None else self.buffer.cycle
         lines = self.path.read_text("utf-8").splitlines() if self.path.exists() else []
-        kept = [line for line in lines if _cycle_of(line) < begun]
+        kept = [line for line in lines if _cycle_of(line) <= last]
         write_text(self.path, "".join(f"{line}\n" for line in kept))
 
     def note(self, cycle: int, found: Sequence[tuple[Rollout, PromptRow]]) -> None:

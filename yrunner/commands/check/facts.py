@@ -15,7 +15,7 @@ from yrunner.assembly.trainer import tune
 from yrunner.data.batching.collate import SlicedExamples
 from yrunner.data.batching.packing import fill_rate
 from yrunner.data.batching.plan import Plan
-from yrunner.data.batching.rollouts import RolloutPlan, longest_example
+from yrunner.data.batching.rollouts import longest_example
 from yrunner.data.conversation import TokenizedExample
 from yrunner.data.dataset.preference import AnswerFacts, answer_facts
 from yrunner.data.dataset.row_report import FileReport
@@ -133,16 +133,13 @@ def count_steps(run: Run, plan: Plan) -> Steps:
 def largest_micro_batch(run: Run, plan: Plan) -> list[TokenizedExample]:
     """The examples of the micro-batch with the most tokens in the first epoch."""
     rows = run.dataset.train
+    if run.recipe.train.stage == "rl":
+        prompts = [rows[plan.data_row(at)] for row in plan.largest_micro_batch() for at, _ in row]
+        longest = run.recipe.rollout.max_new_tokens
+        return [longest_example(each, longest, reference=False).example for each in prompts]
     if run.recipe.learns_from_pairs:
         places = [place for row in plan.largest_micro_batch() for place, _ in row]
         return list(rows.select(np.array(places)).examples)
-    if isinstance(plan, RolloutPlan):
-        longest = run.recipe.rollout.max_new_tokens
-        return [
-            longest_example(rows[place // plan.generations], longest, reference=False).example
-            for row in plan.largest_micro_batch()
-            for place, _ in row
-        ]
     return SlicedExamples(rows, run.recipe.train.token_batch).__getitems__(
         plan.largest_micro_batch()
     )

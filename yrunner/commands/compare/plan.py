@@ -101,7 +101,8 @@ def _walk(plan: Plan, num_targets: list[int]) -> tuple[int, str]:
     for update in plan.updates():
         for row in update:
             for example, group in row:
-                targets += count_targets(num_targets[example], group, plan.token_batch)
+                row_targets = num_targets[plan.data_row(example)]
+                targets += count_targets(row_targets, group, plan.token_batch)
                 if group == 0:
                     order.update(f"{example} ".encode())
     return targets, order.hexdigest()

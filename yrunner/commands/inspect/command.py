@@ -12,7 +12,6 @@ from rich.text import Text
 from yrunner.assembly.run import Run
 from yrunner.console import is_terminal, printable, show, terminal
 from yrunner.data.batching.plan import Plan
-from yrunner.data.batching.rollouts import RolloutPlan
 from yrunner.data.chat.template import read_turn_marks
 from yrunner.data.conversation import (
     FaultyRow,
@@ -249,12 +248,11 @@ def one_row(run: Run, place: str) -> FoundRow:
 
 def _rows_in_order(plan: Plan) -> Iterator[tuple[int, ...]]:
     """The examples of each token row, once each, in the order of the first epoch."""
-    answers = plan.generations if isinstance(plan, RolloutPlan) else 1
     num_micro_batches = plan.epoch_ends[0] * plan.num_micro_batches
     seen: set[tuple[int, ...]] = set()
     for micro_batch in islice(plan, num_micro_batches):
         for slices in micro_batch:
-            row = tuple(example // answers for example, _ in slices)
+            row = tuple(plan.data_row(example) for example, _ in slices)
             if row not in seen:
                 seen.add(row)
                 yield row

@@ -100,6 +100,11 @@ def _check(run: Run, sources: Sequence[Source], *, overwrite: bool) -> SortDir:
             "a model from scratch knows nothing yet, so it cannot score rows",
             remedy="sort with a recipe that has a model.base",
         )
+    if run.recipe.train.stage == "rl":
+        raise YRunnerError(
+            "train.stage rl learns from prompts, which have no answers to score",
+            remedy="sort rows with answers: set train.stage to sft and loss.kind to plain",
+        )
     files = [file for source in sources for file in source.files]
     check_one_kind(files)
     for source in sources:

@@ -23,7 +23,7 @@ from yrunner.assembly.trainer import (
     make_trainer,
     mixed_precision,
     reference_in_words,
-    score_answers,
+    score_reference,
     untrained_model,
 )
 from yrunner.console import counted, format_duration, say
@@ -215,7 +215,7 @@ def _reference(fold: _Fold, model: Any) -> Reference | None:
         return None
     parts = (compared(fold.run, rows) for rows in (fold.learned, fold.learned[:0]))
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return score_answers(fold.run, model.to(device), *parts)
+    return score_reference(fold.run, model.to(device), *parts)
 
 
 def _in_order(folds: list[_Fold], num_rows: int) -> list[TokenScores]:

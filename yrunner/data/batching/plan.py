@@ -88,6 +88,10 @@ class Plan:
         end = self.epoch_ends[-1]
         return end if self.max_updates is None else min(end, self.max_updates)
 
+    def data_row(self, example: int) -> int:
+        """The row of the training data that an example of this plan belongs to."""
+        return example
+
     def example_order(self, epoch: int) -> list[int]:
         """The examples in the order of this epoch."""
         order = list(range(len(self.num_groups)))

@@ -49,6 +49,10 @@ class RolloutPlan(Plan):
         """Updates per epoch: those of the cycles that its prompts fill."""
         return -(-len(self.num_groups) // self.prompts_of_a_cycle) * self.passes
 
+    def data_row(self, example: int) -> int:
+        """The prompt of an answer."""
+        return example // self.generations
+
     def _updates_of(self, epoch: int) -> Iterator[list[SlicedRow]]:
         order, size = self.example_order(epoch), self.prompts_of_a_cycle
         for start in range(0, len(order), size):

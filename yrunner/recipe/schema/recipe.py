@@ -320,12 +320,14 @@ class Recipe(Section):
             f"data.targets {self.data.targets}": self.data.targets != "assistant",
             "train.token_batch": self.train.token_batch > 0,
             f"keep.kind {self.keep.kind}": isinstance(self.keep, HeldToRows),
+            "distributed.deepspeed.stage 3": getattr(self.distributed.deepspeed, "stage", 0) == 3,
         }
         found = [name for name, is_set in others.items() if is_set]
         if found:
             raise ValueError(
-                f"train.stage rl cannot be combined with {' and '.join(found)}; remove that: the "
-                "model writes the answers, and whole groups of them share an update"
+                f"train.stage rl cannot be combined with {' and '.join(found)}; remove that: every "
+                "process writes answers with the whole model, and whole groups of them share an "
+                "update"
             )
         return self
 
@@ -543,6 +545,11 @@ class Recipe(Section):
     def learns_from_pairs(self) -> bool:
         """Whether it learns from better and worse answers, and not from every token alike."""
         return self.train.stage in ("preference", "reward")
+
+    @property
+    def learns_from_tokens(self) -> bool:
+        """Whether its loss is over the tokens of given texts."""
+        return isinstance(self.loss, TokenLoss)
 
     @property
     def token_loss(self) -> TokenLoss:

@@ -38,12 +38,14 @@ class RolloutBuffer:
     def __init__(self) -> None:
         self.cycle: int | None = None
         self.rollouts: list[Rollout] = []
+        self.by_number: dict[int, Rollout] = {}
         self.seconds = 0.0
         """That it took to collect them."""
 
-    def fill(self, cycle: int, rollouts: list[Rollout], seconds: float) -> None:
+    def fill(self, cycle: int | None, rollouts: list[Rollout], seconds: float) -> None:
         """Replace them by those of another cycle."""
         self.cycle, self.rollouts, self.seconds = cycle, rollouts, seconds
+        self.by_number = {each.number: each for each in rollouts}
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
@@ -86,7 +88,7 @@ class RolloutRows:
 
     def __getitem__(self, one: Slice) -> RolloutExample:
         number, _ = one
-        rollout = next((it for it in self.buffer.rollouts if it.number == number), None)
+        rollout = self.buffer.by_number.get(number)
         if rollout is None:
             return longest_example(self.prompt(number), self.longest, reference=self.has_reference)
         return as_example(self.prompt(number), rollout, is_first_pass=self.is_first_pass)
