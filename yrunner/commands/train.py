@@ -8,11 +8,13 @@ from yrunner.assembly.diagnosis import explaining_stops
 from yrunner.assembly.keep import add_regulariser, prepare_reference, record_rows
 from yrunner.assembly.measure import Measured, measure_after, measure_before
 from yrunner.assembly.preflight import (
+    Sorter,
     check_disk,
     check_fit,
     check_needs,
     findings_of_base,
     findings_of_recipe,
+    sort_rows,
 )
 from yrunner.assembly.record import check_run_folder, find_start, record_start
 from yrunner.assembly.replay import check_keep_file, prepare_keep
@@ -56,25 +58,35 @@ from yrunner.training.callbacks import explaining_how_to_resume
 from yrunner.training.loop import Trainer
 
 
-def train(path: Path, overrides: list[str], *, print_launch: bool = False, **options: bool) -> None:
-    """Train the recipe at `path`, after its base if that is missing or has changed.
+def train(
+    path: Path,
+    overrides: list[str],
+    *,
+    sort: Sorter | None = None,
+    print_launch: bool = False,
+    **options: bool,
+) -> None:
+    """Train the recipe at `path`, after its base and sorted rows if they are missing or changed.
 
-    `options`: `resume`, `overwrite` and `is_base` of `RunOptions`. `print_launch`: only print the
-    command that launches its ranks.
+    `options`: `resume`, `overwrite` and `is_base` of `RunOptions`. `sort`: see `prepare`.
+    `print_launch`: only print the command that launches its ranks.
     """
     run = Run.load(path, overrides, **options)
     if print_launch:
         say_launch(run)
     else:
-        train_run(run)
+        train_run(run, sort)
 
 
-def train_run(run: Run) -> None:
+def train_run(run: Run, sort: Sorter | None = None) -> None:
     """Train one recipe; see `train`."""
     topology = ranks_to_launch(run.recipe)
     is_keeper = keeps_run_folder(topology)
     # Launched ranks run under the lock of the command that launched them.
     with run_lock(run.folder.folder) if is_keeper and not is_launched() else nullcontext():
+        resumes = run.options.resume
+        if resumes and not is_launched():
+            sort_rows(run, sort)  # without its rows it is another run
         if is_keeper:
             check_run_folder(run)
         if run.options.resume and run.folder.is_finished():
@@ -90,14 +102,25 @@ def train_run(run: Run) -> None:
         if topology is not None:
             check_sharing(run, topology)
         if not is_launched():
-            train_base(run)
+            if not resumes:
+                sort_rows(run, sort)
+            train_base(run, sort)
         if topology is None:
             _train_here(run)
         else:
             launch(run, topology)
 
 
-def train_base(run: Run) -> None:
+def prepare(run: Run, sort: Sorter | None = None) -> None:
+    """Make what a run starts from: its sorted rows and its base, if missing or changed.
+
+    Rows are sorted by `sort`; without it, rows that are not sorted are an error.
+    """
+    sort_rows(run, sort)
+    train_base(run, sort)
+
+
+def train_base(run: Run, sort: Sorter | None = None) -> None:
     """Train the base of a run if that is a recipe without a result or has changed."""
     base = run.base
     if base is None or run.stale_base is None:
@@ -107,7 +130,7 @@ def train_base(run: Run) -> None:
     say(run.stale_base)
     resumes = base.can_resume()
     base.options = replace(base.options, resume=resumes, overwrite=not resumes)
-    train_run(base)
+    train_run(base, sort)
     run.forget_base()
 
 

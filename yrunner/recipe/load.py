@@ -49,6 +49,11 @@ def base_recipe_path(recipe: Recipe) -> Path | None:
     return Path(base) if base is not None and is_recipe_path(base) else None
 
 
+def sorted_recipe_paths(recipe: Recipe) -> list[Path]:
+    """The recipes whose sorted rows this one learns from, each once."""
+    return list(dict.fromkeys(entry.sorted for entry in recipe.data.train if entry.sorted))
+
+
 def recipe_to_yaml(recipe: Recipe) -> str:
     """The recipe as YAML with every default filled in; loading it gives an equal recipe."""
     exclude: dict[str, set[str]] = {}
@@ -72,8 +77,8 @@ def warn_of_remote_code(recipe: Recipe) -> None:
             f"model.trust_remote_code: Python code from {recipe.model.base} runs here with "
             "all your permissions"
         )
-    path = base_recipe_path(recipe)
-    if path is not None:
+    base = base_recipe_path(recipe)
+    for path in (*([base] if base else []), *sorted_recipe_paths(recipe)):
         warn_of_remote_code(load_recipe(path))
 
 
@@ -89,8 +94,10 @@ def _load(path: Path, overrides: Sequence[str], chain: tuple[Path, ...]) -> Reci
         recipe, more = _validate(root, path.parent)
         known = {fault.path for fault in faults}
         faults.extend(fault for fault in more if fault.path not in known or not fault.path)
-        more, below = _check_base(root, path, chain)
-        faults.extend(more)
+        for key in _references(root):
+            more, problems = _check_reference(key, root, path, chain)
+            faults.extend(more)
+            below.extend(problems)
     except Unreadable as error:
         faults.append(error.fault)
         recipe = None
@@ -248,11 +255,17 @@ def _validate(root: Node, folder: Path) -> tuple[Recipe | None, list[RecipeFault
     return recipe, []
 
 
-def _check_base(
-    root: Node, path: Path, chain: tuple[Path, ...]
+def _references(root: Node) -> list[KeyPath]:
+    """The places where a recipe may name another one: its base, and rows to sort."""
+    train, whole = find(root, ("data", "train"))
+    entries = train.content if whole and isinstance(train.content, list) else []
+    return [("model", "base"), *(("data", "train", n, "sorted") for n in range(len(entries)))]
+
+
+def _check_reference(
+    key: KeyPath, root: Node, path: Path, chain: tuple[Path, ...]
 ) -> tuple[list[RecipeFault], list[Problem]]:
-    """Faults in the reference to a base recipe, and the problems of that recipe itself."""
-    key = ("model", "base")
+    """Faults in the reference to another recipe, and the problems of that recipe itself."""
     node, whole = find(root, key)
     base = node.content
     if not whole or not isinstance(base, str) or not is_recipe_path(base):
@@ -266,6 +279,8 @@ def _check_base(
         cycle = [*chain[followed.index(base_path.resolve()) :], base_path]
         names = " -> ".join(recipe.name for recipe in cycle)
         message = f"the base recipes form a cycle ({names}); use a model as the base of one"
+        if key[-1] == "sorted":
+            message = f"the sorted recipes form a cycle ({names}); name the file of one instead"
         return [RecipeFault(node.location, key, message)], []
     try:
         _load(base_path, (), chain)

@@ -273,6 +273,15 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def only_single_answers_are_sorted(self) -> Self:
+        if self.learns_from_pairs and any(entry.sorted for entry in self.data.train):
+            raise ValueError(
+                f"sorted and train.stage {self.train.stage} cannot be combined; name the file: "
+                "better and worse answers cannot be sorted"
+            )
+        return self
+
+    @model_validator(mode="after")
     def answers_are_compared_as_a_whole(self) -> Self:
         if self.learns_from_pairs and self.train.token_batch:
             raise ValueError(
