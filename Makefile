@@ -5,12 +5,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-PORT_SORTED := outputs/port-sft/sort/sorted.jsonl
-
 .PHONY: help demo demo-toy test lint types unit test-gguf clean
 
 help:
-	@echo "make demo   teach a real model an invented town: yrun fetch (98 MB), sort, train, eval"
+	@echo "make demo   teach a real model an invented town: yrun fetch (98 MB), train, eval"
 	@echo "make demo-toy   train a tiny base and tune it on an invented law, in Chinese and English"
 	@echo "make test   lint, types and tests"
 	@echo "make test-gguf   let llama.cpp itself read our GGUF files; builds it for 5 to 8 minutes"
@@ -26,9 +24,7 @@ $(READY): pyproject.toml constraints.txt
 # The tests of the recipe are left to yrun eval, which compares the base and the result once.
 demo: $(READY)
 	$(BIN)/yrun fetch models
-	$(BIN)/yrun sort recipes/port_sft.yaml --overwrite
-	$(BIN)/yrun train recipes/port_sft.yaml --overwrite 'eval.tasks=[]' \
-		'data.train=[{file: ../$(PORT_SORTED)}]'
+	$(BIN)/yrun train recipes/port_sft.yaml --overwrite 'eval.tasks=[]'
 	$(BIN)/yrun eval recipes/port_sft.yaml
 	@echo 'talk to it: $(BIN)/yrun chat recipes/port_sft.yaml'
 

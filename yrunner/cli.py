@@ -3,7 +3,7 @@
 import os
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,6 +17,9 @@ from yrunner.process import (
     run_to_exit,
     silence_harmless_warnings,
 )
+
+if TYPE_CHECKING:
+    from yrunner.assembly.run import Run
 
 app = typer.Typer(
     name="yrun",
@@ -82,6 +85,7 @@ def train(
     run_training(
         recipe,
         overrides or [],
+        sort=_sort,
         resume=resume,
         overwrite=overwrite,
         print_launch=print_launch,
@@ -102,9 +106,22 @@ def sort(
     check_recipe(recipe, overrides)
     with exiting_on_interrupt():
         from yrunner.commands.sort.command import sort as run_sort
-        from yrunner.commands.train import train_base
 
-    run_sort(recipe, overrides or [], overwrite=overwrite, train_base=train_base)
+    run_sort(recipe, overrides or [], overwrite=overwrite, train_base=_prepare)
+
+
+def _prepare(run: "Run") -> None:
+    """Sort the rows and train the base that a run starts from."""
+    from yrunner.commands.train import prepare
+
+    prepare(run, _sort)
+
+
+def _sort(run: "Run") -> None:
+    """Sort the rows of a run again, for a training."""
+    from yrunner.commands.sort.command import sort_run
+
+    sort_run(run, overwrite=True, prepare=_prepare)
 
 
 @app.command()
@@ -252,9 +269,8 @@ def replay(recipe: RecipePath, overrides: Overrides = None) -> None:
     check_recipe(recipe, overrides)
     with exiting_on_interrupt():
         from yrunner.commands.replay import replay as run_replay
-        from yrunner.commands.train import train_base
 
-    run_replay(recipe, overrides or [], train_base=train_base)
+    run_replay(recipe, overrides or [], train_base=_prepare)
 
 
 @app.command()
@@ -290,6 +306,30 @@ def board(
 
 
 @app.command()
+def serve(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    engine: Annotated[
+        str, typer.Option(help="The server: transformers, vllm, llama.cpp or ollama.")
+    ] = "transformers",
+    host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen at.")] = 8000,
+    only_print: Annotated[
+        bool, typer.Option("--print", help="Only print the command of the server.")
+    ] = False,
+) -> None:
+    """Serve the result to OpenAI clients, with a server that is installed. Ctrl-C ends it."""
+    engines = ("transformers", "vllm", "llama.cpp", "ollama")
+    if engine not in engines:
+        raise YRunnerError(f'there is no engine "{engine}"', remedy=f"use {', '.join(engines)}")
+    check_recipe(recipe, overrides)
+    with exiting_on_interrupt():
+        from yrunner.commands.serve import serve as run_server
+
+    run_server(recipe, overrides or [], engine=engine, host=host, port=port, only_print=only_print)
+
+
+@app.command()
 def merge(recipe: RecipePath, overrides: Overrides = None) -> None:
     """Merge the adapter into its base. Verify that predictions agree, and export it."""
     check_recipe(recipe, overrides)
@@ -311,12 +351,31 @@ def doctor(
 
 @app.command()
 def init(
-    folder: Annotated[Path, typer.Argument(help="Destination.")] = Path("recipes"),
+    destination: Annotated[
+        Path | None,
+        typer.Argument(help="A folder for the examples (recipes), or the .yaml file to write."),
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option(help="Write a recipe for this model: folder, GGUF file or Hub id.")
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="Its rows: a file or a folder.")] = None,
 ) -> None:
-    """Copy the example recipes and their data into a folder."""
-    from yrunner.commands.init import init as copy_recipes
+    """Write a recipe for a model and your rows, or copy the example recipes into a folder."""
+    if base is None and data is None:
+        from yrunner.commands.init import init as copy_recipes
 
-    copy_recipes(folder)
+        copy_recipes(destination or Path("recipes"))
+        return
+    if base is None or data is None:
+        lacking = "--base" if base is None else "--data"
+        raise YRunnerError(f"{lacking} is missing", remedy="give both, the model and the rows")
+    file = destination or Path(f"{Path(data).name.partition('.')[0] or 'my'}.yaml")
+    if file.suffix not in (".yaml", ".yml"):
+        raise YRunnerError(f"{file} is not a recipe", remedy="name a .yaml file to write")
+    with exiting_on_interrupt():
+        from yrunner.commands.draft import draft
+
+    draft(base, data, file)
 
 
 @app.command()

@@ -18,9 +18,11 @@ from yrunner.data.formats.formats import Reading
 from yrunner.data.readers.files import Found, find_files, split_of
 from yrunner.data.readers.hub import hub_files
 from yrunner.errors import Origin
+from yrunner.recipe.load import load_recipe
 from yrunner.recipe.schema.data import DataFile, DataSection
 from yrunner.recipe.schema.recipe import Recipe
 from yrunner.rewards.make import needs_of
+from yrunner.storage.run_dir import RunDir, SortDir, read_json
 
 BYTES_WORTH_A_BAR = 20_000_000
 SHOWN_ROWS = 3
@@ -33,9 +35,27 @@ def find_sources(data: DataSection) -> list[Source]:
     Raises `DataError` if a folder or a pattern has no data file.
     """
     return [
-        *(_source(entry, "train") for entry in data.train),
+        *(source for entry in data.train for source in _sources(entry)),
         *(_source(entry, "validation") for entry in data.validation),
     ]
+
+
+def _sources(entry: DataFile) -> list[Source]:
+    """The training data of an entry: sorted rows as far as there are any, else those to sort."""
+    if entry.sorted is None:
+        return [_source(entry, "train")]
+    sorting = load_recipe(entry.sorted)
+    unsorted = [source for source in find_sources(sorting.data) if source.purpose == "train"]
+    done = SortDir.finished(RunDir(sorting.run_folder).sort)
+    if done is None:
+        return [replace(source, take=entry.take, share=entry.share) for source in unsorted]
+    first = unsorted[0]
+    report = read_json(done.data_report) if done.data_report.exists() else {"files": []}
+    formats = {file["format"] for file in report["files"] if file["purpose"] == "train"}
+    # Sorted rows may begin with others than their files, so the format is not detected again.
+    known = formats.pop() if len(formats) == 1 else first.reading.format
+    reading = replace(first.reading, format=known)
+    return [Source((done.sorted,), reading=reading, take=entry.take, share=entry.share)]
 
 
 def keep_sources(recipe: Recipe) -> list[Source]:
@@ -100,7 +120,9 @@ def unit_of(recipe: Recipe) -> str:
 
 
 def data_name(entry: DataFile) -> str:
-    """The name of the file, or of the dataset on the Hub."""
+    """The name of the file, of the dataset on the Hub, or of the recipe that sorts."""
+    if entry.sorted is not None:
+        return f"{entry.sorted.name}, sorted"
     return entry.hub or Path(entry.file or "").name
 
 

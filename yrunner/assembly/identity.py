@@ -14,7 +14,7 @@ from yrunner.console import counted
 from yrunner.models.local import GGUF
 from yrunner.recipe.load import base_recipe_path, load_recipe, teacher_recipe_path
 from yrunner.recipe.schema.recipe import Recipe
-from yrunner.storage.run_dir import RunDir, differences, hash_files, read_json
+from yrunner.storage.run_dir import RunDir, SortDir, differences, hash_files, read_json
 
 PACKAGES = ("yrunner", "torch", "transformers", "peft", "accelerate", "tokenizers")
 WITHOUT_EFFECT: dict[str, Any] = {
@@ -91,6 +91,25 @@ def fingerprint(recipe: Recipe) -> dict[str, Any]:
         path = teacher_recipe_path(recipe)
         found["teacher"] = _model_fingerprint(recipe.teacher.model, path)
     return found
+
+
+def sort_fingerprint(recipe: Recipe) -> dict[str, Any]:
+    """What the result of `yrun sort` depends on: as `fingerprint`, with the rules of the sort."""
+    marks = recipe.sort.marks
+    return {
+        **fingerprint(recipe),
+        "sort": without_folders(recipe.sort.model_dump(mode="json")),
+        "marks": None if marks is None else _by_name(hash_files([marks])),
+    }
+
+
+def sort_changes(folder: SortDir, recipe: Recipe) -> list[str]:
+    """The dotted keys that differ between a finished sort and a recipe."""
+    then = _with_new_keys(read_json(folder.fingerprint), recipe)
+    now = sort_fingerprint(recipe)
+    is_set = without_folders(recipe.sort.model_dump(mode="json", exclude_defaults=True))
+    then["sort"] = _filled(then["sort"], now["sort"], is_set)
+    return differences(then, now)
 
 
 def changes_since(run_dir: RunDir, recipe: Recipe) -> list[str]:

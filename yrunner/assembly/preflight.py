@@ -1,13 +1,16 @@
-"""Checks before a run starts: packages, row lengths and disk space."""
+"""What a run needs before it starts: packages, sorted rows, row lengths, disk space."""
 
 import json
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from yrunner.assembly.run import Run
-from yrunner.console import as_gigabytes
+from yrunner.console import as_gigabytes, say
 from yrunner.data.batching.plan import Plan
+from yrunner.data.dataset.row_report import num_rows
 from yrunner.errors import ModelError, RunError
 from yrunner.models.errors import about_the_teacher
 from yrunner.models.limits import check_lengths, require_flash_attention, unlearned_rows
@@ -21,7 +24,8 @@ from yrunner.recipe.schema.model import AdapterTuning, FreezeTuning, QloraTuning
 from yrunner.recipe.schema.preference import SMALL_BETA, DpoLoss
 from yrunner.recipe.schema.recipe import Recipe
 from yrunner.rewards.make import check_trust
-from yrunner.storage.run_dir import free_bytes
+from yrunner.storage.run_dir import SortDir, free_bytes
+from yrunner.storage.run_lock import run_lock
 from yrunner.training.arguments import OF_BITSANDBYTES
 from yrunner.training.callbacks import count_checkpoints
 from yrunner.training.compile import check_compiler
@@ -54,6 +58,45 @@ def check_needs(run: Run) -> None:
         require_bitsandbytes("tuning.kind qlora")
     if recipe.teacher is not None and recipe.teacher.quantize != "none":
         require_bitsandbytes(f"teacher.quantize {recipe.teacher.quantize}")
+
+
+Sorter = Callable[[Run], object]
+"""Sorts the training rows of a run."""
+
+
+def sort_rows(run: Run, sort: Sorter | None) -> None:
+    """Sort the rows that a run learns from, if that is missing or has changed; say the result.
+
+    Without `sort`, rows that are not sorted are an error. A run that is resumed keeps the rows that
+    it began with, unless they are gone.
+    """
+    for sorting in run.sorts:
+        why, done = sorting.stale_sort(), SortDir.finished(sorting.folder.sort)
+        if why is not None and done is not None and run.options.resume:
+            say(f"{why.partition(':')[0]}; the resumed run keeps the rows that it began with")
+        elif why is not None:
+            if sort is None:
+                raise RunError(why, remedy=f"run yrun sort {sorting.options.arguments}")
+            say(why)
+            is_locked = sorting.folder.folder == run.folder.folder
+            with nullcontext() if is_locked else run_lock(sorting.folder.folder):
+                sort(sorting)
+            sorting.forget_rows()
+            run.forget_rows()
+        say_sorted_rows(run, sorting)
+
+
+def say_sorted_rows(run: Run, sorting: Run) -> None:
+    """Print what a finished sort kept and dropped, and in which order its rows are learned."""
+    done = SortDir.finished(sorting.folder.sort)
+    assert done is not None, "the rows were sorted before"
+    kept, dropped = done.count_rows()
+    keeps_order = run.recipe.train.order == "as_written"
+    order = "in this order" if keeps_order else "shuffled; train.order: as_written keeps the order"
+    say(
+        f"{sorting.recipe.name}: {num_rows(kept)} kept, {dropped:,} dropped "
+        f"({done.report}), {order}"
+    )
 
 
 def check_fit(run: Run) -> None:

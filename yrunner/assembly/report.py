@@ -208,6 +208,7 @@ def model_card(run: Run, before: Measured, after: Measured, **origin: Any) -> Mo
         figures=figures,
         dataset_files=[data_name(entry) for entry in recipe.data.train],
         is_reward=recipe.train.stage == "reward",
+        rank=getattr(recipe.tuning, "rank", None),
         template_args=recipe.model.template_args,
         **origin,
     )

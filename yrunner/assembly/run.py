@@ -28,7 +28,7 @@ from yrunner.assembly.dataset import (
     rules_of,
     texts_of,
 )
-from yrunner.assembly.identity import changes_since
+from yrunner.assembly.identity import changes_since, sort_changes
 from yrunner.console import progress
 from yrunner.data.batching.plan import Plan, make_plan
 from yrunner.data.batching.rollouts import make_rollout_plan
@@ -43,6 +43,7 @@ from yrunner.errors import MissingError, ModelError, RunError
 from yrunner.evaluation.memorised_faults import KnownFault, read_faults
 from yrunner.evaluation.questions import Question, question_of
 from yrunner.evaluation.tasks import read_task
+from yrunner.models.hub import modelscope_folder
 from yrunner.models.load import choose_dtype, load_model, load_tokenizer
 from yrunner.models.local import find_gguf
 from yrunner.models.meta import read_config
@@ -51,11 +52,17 @@ from yrunner.models.quantization import StoredQuantization
 from yrunner.models.scratch import make_config, train_tokenizer
 from yrunner.models.templates.choose import choose_template
 from yrunner.models.tuning import check_quantized_base
-from yrunner.recipe.load import base_recipe_path, load_recipe, teacher_recipe_path
+from yrunner.recipe.load import (
+    base_recipe_path,
+    load_recipe,
+    sorted_recipe_paths,
+    teacher_recipe_path,
+)
 from yrunner.recipe.schema.eval import AnswerTask, Task
 from yrunner.recipe.schema.keep import HeldToRows
 from yrunner.recipe.schema.recipe import Recipe
-from yrunner.storage.run_dir import RunDir
+from yrunner.recipe.schema.section import MODELSCOPE
+from yrunner.storage.run_dir import RunDir, SortDir
 
 FIRST_ROWS = 10
 """Questions of a recipe without tasks."""
@@ -63,6 +70,8 @@ BASE_PARTS = ("base", "stale_base", "base_key", "tokenizer", "config")
 """Parts that change when the base is trained."""
 TEACHER_PARTS = ("teacher", "stale_teacher")
 """The same of the teacher."""
+ROW_PARTS = ("sources", "file_states", "dataset", "tasks", "tokenizer")
+"""Parts that change when the rows are sorted: a new model's tokenizer is trained on them."""
 SHARED_PARTS = ("sources", "tasks", "known_faults", *BASE_PARTS)
 """Parts that do not depend on how a recipe trains."""
 
@@ -151,10 +160,12 @@ class Run:
         return self.in_hugging_face_format(str(self.recipe.model.base))
 
     def in_hugging_face_format(self, source: str) -> str:
-        """The folder of a model, a GGUF file unpacked; any other source unchanged.
+        """The folder of a model of ModelScope or of a GGUF file, unpacked; others unchanged.
 
-        Raises `ModelError` for a GGUF file that cannot be read, `MissingError` without its package.
+        Raises `ModelError` if it cannot be downloaded or read, `MissingError` without its package.
         """
+        if source.startswith(MODELSCOPE):
+            return modelscope_folder(source)
         file = find_gguf(source)
         if file is None:
             return source
@@ -181,6 +192,9 @@ class Run:
         changes = changes_since(self.folder, self.recipe)
         if changes:
             return f"{name} has changed ({', '.join(changes)}): training it again"
+        for sorting in self.sorts:
+            if sorting.stale_sort() is not None:
+                return f"{name} learns from other rows ({sorting.recipe.name}): training it again"
         if not self.folder.is_finished():
             return f"{name} was not finished: resuming it"
         return None
@@ -236,6 +250,25 @@ class Run:
         return load_tokenizer(self.teacher_source, trust_remote_code=self.trusts_teacher)
 
     @cached_property
+    def sorts(self) -> "list[Run]":
+        """The runs whose sorted rows this one learns from."""
+        return [Run.load(path) for path in sorted_recipe_paths(self.recipe)]
+
+    def stale_sort(self) -> str | None:
+        """Why the rows of this run must be sorted first; None if they are and nothing changed."""
+        name = f"the rows of {self.recipe.name}"
+        done = SortDir.finished(self.folder.sort)
+        if done is None:
+            return f"{name} have not been sorted yet: sorting them first"
+        if not done.fingerprint.exists():
+            return f"{name} were sorted by an earlier version: sorting them again"
+        changes = sort_changes(done, self.recipe)
+        if changes or any(below.stale_sort() for below in self.sorts):
+            what = ", ".join(changes or [below.recipe.name for below in self.sorts])
+            return f"{name} or how to sort them has changed ({what}): sorting them again"
+        return None
+
+    @cached_property
     def stored_quantization(self) -> StoredQuantization | None:
         """How the files of the base are quantized; None for plain weights and for a recipe's.
 
@@ -244,7 +277,9 @@ class Run:
         recipe = self.recipe
         if recipe.model.base is None or base_recipe_path(recipe) is not None:
             return None
-        stored = check_quantized_base(recipe.model.base, recipe.tuning)
+        from_modelscope = recipe.model.base.startswith(MODELSCOPE)
+        source = self.base_source if from_modelscope else recipe.model.base
+        stored = check_quantized_base(source, recipe.tuning)
         if stored is None:
             return None
         if recipe.merge.as_trained is not None:
@@ -273,6 +308,11 @@ class Run:
     def forget_base(self) -> None:
         """Drop what is cached of base and teacher, one of which has been trained."""
         for part in (*BASE_PARTS, *TEACHER_PARTS):
+            self.__dict__.pop(part, None)
+
+    def forget_rows(self) -> None:
+        """Drop what is cached of the rows, which have been sorted."""
+        for part in ROW_PARTS:
             self.__dict__.pop(part, None)
 
     @cached_property
@@ -492,7 +532,8 @@ class Run:
                 (task, read_task(task, thinking_apart=apart)) for task in self.recipe.eval.tasks
             ]
         data = self.recipe.data
-        source = self.sources[len(data.train) if data.validation else 0]
+        purpose = "validation" if data.validation else "train"
+        source = next(source for source in self.sources if source.purpose == purpose)
         file = source.files[0]
         rows = conversations_of([replace(source, files=(file,))], self.rules)
         found = [question_of(row) for row in islice(rows, FIRST_ROWS) if not row.is_text]

@@ -85,6 +85,13 @@ def check_sharing(run: Run, topology: Topology) -> None:
                 f"the {name} must be trained before several machines start",
                 remedy=f"run yrun train {other.options.arguments} on one of them",
             )
+    for sorting in run.sorts if topology.num_machines > 1 else ():
+        if sorting.stale_sort() is not None:
+            raise RunError(
+                f"the rows of {sorting.recipe.name} must be sorted before several machines learn "
+                "from them",
+                remedy=f"run yrun sort {sorting.options.arguments} on one of them",
+            )
     section = recipe.distributed.deepspeed
     if section is None:
         return

@@ -15,11 +15,13 @@ from yrunner.assembly.keep import (
 )
 from yrunner.assembly.measure import Measured, measure_after, measure_before
 from yrunner.assembly.preflight import (
+    Sorter,
     check_disk,
     check_fit,
     check_needs,
     findings_of_base,
     findings_of_recipe,
+    sort_rows,
 )
 from yrunner.assembly.record import check_run_folder, find_start, record_start
 from yrunner.assembly.replay import check_keep_file, prepare_keep
@@ -63,25 +65,35 @@ from yrunner.training.callbacks import explaining_how_to_resume
 from yrunner.training.loop import Trainer
 
 
-def train(path: Path, overrides: list[str], *, print_launch: bool = False, **options: bool) -> None:
-    """Train the recipe at `path`, after its base if that is missing or has changed.
+def train(
+    path: Path,
+    overrides: list[str],
+    *,
+    sort: Sorter | None = None,
+    print_launch: bool = False,
+    **options: bool,
+) -> None:
+    """Train the recipe at `path`, after its base and sorted rows if they are missing or changed.
 
-    `options`: `resume`, `overwrite` and `is_base` of `RunOptions`. `print_launch`: only print the
-    command that launches its ranks.
+    `options`: `resume`, `overwrite` and `is_base` of `RunOptions`. `sort`: see `prepare`.
+    `print_launch`: only print the command that launches its ranks.
     """
     run = Run.load(path, overrides, **options)
     if print_launch:
         say_launch(run)
     else:
-        train_run(run)
+        train_run(run, sort)
 
 
-def train_run(run: Run) -> None:
+def train_run(run: Run, sort: Sorter | None = None) -> None:
     """Train one recipe; see `train`."""
     topology = ranks_to_launch(run.recipe)
     is_keeper = keeps_run_folder(topology)
     # Launched ranks run under the lock of the command that launched them.
     with run_lock(run.folder.folder) if is_keeper and not is_launched() else nullcontext():
+        resumes = run.options.resume
+        if resumes and not is_launched():
+            sort_rows(run, sort)  # without its rows it is another run
         if is_keeper:
             check_run_folder(run)
         if run.options.resume and run.folder.is_finished():
@@ -97,27 +109,38 @@ def train_run(run: Run) -> None:
         if topology is not None:
             check_sharing(run, topology)
         if not is_launched():
-            train_base(run)
-            train_teacher(run)
+            if not resumes:
+                sort_rows(run, sort)
+            train_base(run, sort)
+            train_teacher(run, sort)
         if topology is None:
             _train_here(run)
         else:
             launch(run, topology)
 
 
-def train_base(run: Run) -> None:
+def prepare(run: Run, sort: Sorter | None = None) -> None:
+    """Make what a run starts from: its sorted rows and its base, if missing or changed.
+
+    Rows are sorted by `sort`; without it, rows that are not sorted are an error.
+    """
+    sort_rows(run, sort)
+    train_base(run, sort)
+
+
+def train_base(run: Run, sort: Sorter | None = None) -> None:
     """Train the base of a run if that is a recipe without a result or has changed."""
-    _train_other(run, run.untrained_base, run.stale_base)
+    _train_other(run, run.untrained_base, run.stale_base, sort)
 
 
-def train_teacher(run: Run) -> None:
+def train_teacher(run: Run, sort: Sorter | None = None) -> None:
     """Train the teacher of a run, as `train_base` does with its base."""
     if run.untrained_teacher is not None:
         check_fit(run)  # a teacher with another tokenizer would be trained in vain
-    _train_other(run, run.untrained_teacher, run.stale_teacher)
+    _train_other(run, run.untrained_teacher, run.stale_teacher, sort)
 
 
-def _train_other(run: Run, other: Run | None, reason: str | None) -> None:
+def _train_other(run: Run, other: Run | None, reason: str | None, sort: Sorter | None) -> None:
     if other is None:
         return
     # Training it takes long: check first what could fail afterwards.
@@ -125,7 +148,7 @@ def _train_other(run: Run, other: Run | None, reason: str | None) -> None:
     say(str(reason))
     resumes = other.can_resume()
     other.options = replace(other.options, resume=resumes, overwrite=not resumes)
-    train_run(other)
+    train_run(other, sort)
     run.forget_base()
 
 

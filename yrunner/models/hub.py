@@ -1,13 +1,20 @@
-"""The Hub: whether it is reachable, and the licence in a model card."""
+"""The Hub and ModelScope: whether they are reachable, downloads, and the licence in a card."""
 
 import socket
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 import yaml
 from huggingface_hub import constants, metadata_load
+
+from yrunner.errors import MissingError, ModelError
+from yrunner.recipe.schema.section import MODELSCOPE
+
+PICKLES = ["*.bin", "*.pt", "*.pth", "*.ckpt", "*.msgpack", "*.h5"]
+"""Files of ModelScope that are not downloaded."""
 
 
 def only_cached(source: str) -> bool:
@@ -27,6 +34,30 @@ def _hub_resolves() -> bool:
     except OSError:
         return False
     return True
+
+
+def modelscope_folder(source: str) -> str:
+    """The folder of `modelscope:organisation/name`, or of a revision behind @; downloaded once.
+
+    Pickled weights are left out, because they can run code. Raises `MissingError` without its
+    package, and `ModelError` if it cannot be downloaded.
+    """
+    if find_spec("modelscope") is None:
+        raise MissingError(
+            f"{source} needs the package modelscope",
+            remedy="run pip install 'yrunner[modelscope]'",
+        )
+    from modelscope import snapshot_download
+    from modelscope.hub.errors import HubError
+
+    name, _, revision = source.removeprefix(MODELSCOPE).partition("@")
+    try:
+        return str(snapshot_download(name, revision=revision or None, ignore_patterns=PICKLES))
+    except (HubError, OSError, ValueError) as error:
+        raise ModelError(
+            f"{source} cannot be downloaded: {error}",
+            remedy="check its name on modelscope.cn and the connection",
+        ) from error
 
 
 def read_license(folder: Path) -> str | None:

@@ -14,6 +14,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from yrunner.errors import ModelError
 from yrunner.models.errors import silence_libraries
+from yrunner.models.export.serving import serving_lines
 from yrunner.models.load import find_stop_ids
 from yrunner.storage.run_dir import whole_folder
 
@@ -40,6 +41,8 @@ class ModelCard:
     """SHA-256 of the training files, by name."""
     is_reward: bool = False
     """Whether it scores answers instead of writing them."""
+    rank: int | None = None
+    """The rank of an adapter."""
     template_args: Mapping[str, Any] = field(default_factory=dict)
     """Arguments of the chat template, which are its defaults in the saved folder."""
 
@@ -133,6 +136,12 @@ def render_card(card: ModelCard, *, is_adapter: bool) -> str:
         "## Load it\n\nFrom this folder; elsewhere, replace the dot with its path.\n\n"
         f"```python\n{lines}```\n\n{_use_of(card, is_adapter=is_adapter)}\n",
     ]
+    if not card.is_reward:
+        sections.append(
+            "## Serve it\n\n```sh\n"
+            + serving_lines(card.name, adapter_on=card.base if is_adapter else None, rank=card.rank)
+            + "```\n"
+        )
     if card.template_args:
         listed = json.dumps(dict(card.template_args), ensure_ascii=False)
         sections.append(

@@ -59,6 +59,11 @@ def teacher_recipe_path(recipe: Recipe) -> Path | None:
     return Path(teacher.model) if teacher is not None and is_recipe_path(teacher.model) else None
 
 
+def sorted_recipe_paths(recipe: Recipe) -> list[Path]:
+    """The recipes whose sorted rows this one learns from, each once."""
+    return list(dict.fromkeys(entry.sorted for entry in recipe.data.train if entry.sorted))
+
+
 def recipe_to_yaml(recipe: Recipe) -> str:
     """The recipe as YAML with every default filled in; loading it gives an equal recipe."""
     exclude: dict[str, set[str]] = {}
@@ -115,9 +120,9 @@ def warn_of_remote_code(recipe: Recipe) -> None:
             f"model.trust_remote_code: Python code from {recipe.model.base} runs here with "
             "all your permissions"
         )
-    for path in (base_recipe_path(recipe), teacher_recipe_path(recipe)):
-        if path is not None:
-            warn_of_remote_code(load_recipe(path))
+    others = (base_recipe_path(recipe), teacher_recipe_path(recipe))
+    for path in (*filter(None, others), *sorted_recipe_paths(recipe)):
+        warn_of_remote_code(load_recipe(path))
 
 
 def _load(path: Path, overrides: Sequence[str], chain: tuple[Path, ...]) -> Recipe:
@@ -132,8 +137,8 @@ def _load(path: Path, overrides: Sequence[str], chain: tuple[Path, ...]) -> Reci
         recipe, more = _validate(root, path.parent)
         known = {fault.path for fault in faults}
         faults.extend(fault for fault in more if fault.path not in known or not fault.path)
-        for key in RECIPE_KEYS:
-            more, problems = _check_other_recipe(root, key, path, chain)
+        for key in _references(root):
+            more, problems = _check_reference(key, root, path, chain)
             faults.extend(more)
             below.extend(problem for problem in problems if problem not in below)
     except Unreadable as error:
@@ -294,8 +299,15 @@ def _validate(root: Node, folder: Path | None) -> tuple[Recipe | None, list[Reci
     return recipe, []
 
 
-def _check_other_recipe(
-    root: Node, key: KeyPath, path: Path, chain: tuple[Path, ...]
+def _references(root: Node) -> list[KeyPath]:
+    """The places where a recipe may name another one: its base, and rows to sort."""
+    train, whole = find(root, ("data", "train"))
+    entries = train.content if whole and isinstance(train.content, list) else []
+    return [*RECIPE_KEYS, *(("data", "train", n, "sorted") for n in range(len(entries)))]
+
+
+def _check_reference(
+    key: KeyPath, root: Node, path: Path, chain: tuple[Path, ...]
 ) -> tuple[list[RecipeFault], list[Problem]]:
     """Faults in the reference to another recipe, and the problems of that recipe itself."""
     node, whole = find(root, key)
@@ -311,8 +323,10 @@ def _check_other_recipe(
         cycle = [*chain[followed.index(base_path.resolve()) :], base_path]
         names = " -> ".join(recipe.name for recipe in cycle)
         message = f"the base recipes form a cycle ({names}); use a model as the base of one"
-        if key != RECIPE_KEYS[0]:
+        if key == RECIPE_KEYS[1]:
             message = f"the recipes form a cycle ({names}); use another teacher"
+        if key[-1] == "sorted":
+            message = f"the sorted recipes form a cycle ({names}); name the file of one instead"
         return [RecipeFault(node.location, key, message)], []
     try:
         _load(base_path, (), chain)

@@ -163,6 +163,7 @@ class SortDir:
         self.folder = folder
         self.recipe = folder / "recipe.resolved.yaml"
         self.environment = folder / "environment.json"
+        self.fingerprint = folder / "fingerprint.json"
         self.data_report = folder / "data_report.json"
         self.measured = folder / "measured"
         """Losses and entropies of all targets; see scoring/score_file.py."""
@@ -173,6 +174,23 @@ class SortDir:
         self.reasons = folder / "dropped_reasons.jsonl"
         self.report = folder / "report.html"
         self.scores = folder / "scores.jsonl"
+
+    @classmethod
+    def finished(cls, folder: Path) -> "SortDir | None":
+        """The finished sort in a folder, if any; the suffix of its data is that of its files."""
+        for ending in (f"{ending}{packed}" for ending in DATA_ENDINGS for packed in ("", ".gz")):
+            found = cls(folder, ending)
+            if found.sorted.exists() and found.scores.exists():
+                return found
+        return None
+
+    def count_rows(self) -> tuple[int, int]:
+        """Rows kept and rows dropped by a finished sort."""
+        total, dropped = (
+            sum(1 for _ in path.open("rb")) if path.exists() else 0
+            for path in (self.scores, self.reasons)
+        )
+        return total - dropped, dropped
 
     def check(self, files: Iterable[Path], *, overwrite: bool) -> None:
         """Raise `RunError` where a finished sort, a data file or a foreign file would be lost."""

@@ -169,7 +169,7 @@ def test_a_wrong_value_gives_one_sentence(addition, expected, valid, problems):
         ("hub: fog/harbour, files: 'data/*.parquet', revision: v1, share: 0.2", ""),
         ("file: rows.jsonl, take: 1000", ""),
         ("hub: a/b/c", '"a/b/c" is not a Hub id; write "organisation/name"'),
-        ("take: 1", "needs file, a path, or hub, the name of a dataset"),
+        ("take: 1", "needs file, a path; hub, the name of a dataset; or sorted, a recipe to sort"),
         (
             "file: rows.jsonl, hub: a/b",
             "file and hub cannot be combined; write two entries",

@@ -25,6 +25,7 @@ from yrunner.assembly.preflight import (
     check_needs,
     findings_of_recipe,
     lack_of_space,
+    say_sorted_rows,
 )
 from yrunner.assembly.replay import check_keep_file, writing_note
 from yrunner.assembly.run import Run
@@ -206,6 +207,12 @@ def _measure_signal(run: Run, rows: int | None, page: Path | None) -> Signal | N
 
 def _print(run: Run, facts: Facts | None) -> None:
     prepared = run.dataset
+    for sorting in run.sorts:
+        why = sorting.stale_sort()
+        if why is None:
+            say_sorted_rows(run, sorting)
+        else:
+            say(f"{why.partition(':')[0]}: yrun train sorts them first, and may drop some of these")
     print_rows(prepared, run.folder.prepared)
     print_left_out(prepared)
     if facts is None:
@@ -236,6 +243,7 @@ def _as_json(
         "recipe": run.recipe.name,
         "refused": None if refusal is None else str(refusal),
         "rows": prepared.as_json(),
+        "to_sort": [why for sorting in run.sorts if (why := sorting.stale_sort()) is not None],
         "base": {"findings": [*findings_of_recipe(run.recipe), *model.findings]},
         "reference": reference_in_words(run.recipe),
         **(asdict(facts) if facts else {}),

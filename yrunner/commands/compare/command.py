@@ -11,7 +11,15 @@ from yrunner.commands.compare.measure import check_questions
 from yrunner.commands.compare.plan import PlanFacts, environment_notes, fairness_notes, plan_facts
 from yrunner.commands.compare.points import Measurement, Point
 from yrunner.commands.compare.report import print_experiment, write_experiment
-from yrunner.commands.compare.runs import ArmRun, base_jobs, base_name, plan_runs, refuse_changed
+from yrunner.commands.compare.runs import (
+    ArmRun,
+    base_jobs,
+    base_name,
+    plan_runs,
+    refuse_changed,
+    sort_jobs,
+    sort_name,
+)
 from yrunner.commands.compare.tables import Experiment, arms_table
 from yrunner.console import counted, print_table, say
 from yrunner.errors import RunError, YRunnerError
@@ -105,13 +113,19 @@ def _say_options(options: _CompareOptions) -> None:
 
 
 def _run_all(options: _CompareOptions, jobs: int) -> dict[str, Failure]:
-    """Run unfinished jobs, bases first; an arm without its base cannot run."""
+    """Run unfinished jobs, sorts and bases first; an arm without its own cannot run."""
     environments = environments_for(jobs)
+    failed_sorts = run_jobs("sorts", sort_jobs(options.runs, options.folder), environments[:1])
     failed_bases = run_jobs("bases", base_jobs(options.runs, options.folder), environments[:1])
     pending = [run for run in options.runs if run in options.changed or run.measurement is None]
     say(f"runs already finished: {len(options.runs) - len(pending):,} of {len(options.runs):,}")
     bases = {run.name: base_name(run.recipe) for run in pending}
     failures = {run: failed_bases[base] for run, base in bases.items() if base in failed_bases}
+    for run in pending if failed_sorts else ():
+        names = [sort_name(sorting.recipe) for sorting in Run(run.recipe).sorts]
+        failed = next((name for name in names if name in failed_sorts), None)
+        if failed is not None:
+            failures[run.name] = failed_sorts[failed]
     work = [
         run.job(options.plans[run.arm].updates, anew=run in options.changed)
         for run in pending

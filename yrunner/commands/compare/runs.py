@@ -1,6 +1,7 @@
 """The runs of an experiment, one per arm and seed: what is finished, and the jobs that remain."""
 
 import json
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -148,6 +149,24 @@ def base_jobs(runs: Sequence[ArmRun], folder: CompareDir) -> list[Job]:
         command: Command = (*YRUN, "train", run.recipe.teacher.model, *_how(teacher))
         jobs[name] = Job(name, (command,), folder.log(name))
     return list(jobs.values())
+
+
+def sort_jobs(runs: Sequence[ArmRun], folder: CompareDir) -> list[Job]:
+    """Jobs before the bases: sort the rows that arms learn from, each corpus once."""
+    jobs: dict[str, Job] = {}
+    for run in runs:
+        for sorting in Run(run.recipe).sorts:
+            path = sorting.options.arguments
+            if path not in jobs and sorting.stale_sort() is not None:
+                command: Command = (*YRUN, "sort", *shlex.split(path), "--overwrite")
+                name = sort_name(sorting.recipe)
+                jobs[path] = Job(name, (command,), folder.log(name))
+    return list(jobs.values())
+
+
+def sort_name(recipe: Recipe) -> str:
+    """The name of the job that sorts the rows of a recipe."""
+    return f"sort-{recipe.name}"
 
 
 def _how(base: Run) -> list[str]:

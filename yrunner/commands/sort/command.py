@@ -14,7 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from yrunner.assembly.dataset import print_left_out, print_rows
-from yrunner.assembly.identity import describe_environment
+from yrunner.assembly.identity import describe_environment, sort_fingerprint
 from yrunner.assembly.run import Run
 from yrunner.commands.sort.corpus import (
     CorpusRow,
@@ -36,7 +36,6 @@ from yrunner.data.dataset.examples import Pairs
 from yrunner.data.dataset.prepare import Source
 from yrunner.data.dataset.row_report import FileReport, num_rows
 from yrunner.data.dataset.splits import Prepared
-from yrunner.data.formats.formats import Reading
 from yrunner.data.readers.files import kind_of
 from yrunner.data.readers.text import states_of, unchanged
 from yrunner.errors import DataError, RunError, YRunnerError
@@ -70,11 +69,20 @@ def sort(
     `train_base` trains its base if that is missing. An interrupted sort resumes when run again.
     """
     run = Run.load(path, overrides)
+    folder = sort_run(run, overwrite=overwrite, prepare=train_base)
+    say_next(run, folder)
+
+
+def sort_run(run: Run, *, overwrite: bool, prepare: Callable[[Run], None]) -> SortDir:
+    """Sort the training rows of a run, whose base and own sorted rows `prepare` makes first."""
     if run.recipe.learns_from_pairs:
         run = run.variant(sorted_by_margin(run.recipe))
+    if run.sorts:
+        prepare(run)  # its rows are known only then
     sources = [source for source in run.sources if source.purpose == "train"]
     folder = _check(run, sources, overwrite=overwrite)
-    train_base(run)
+    if not run.sorts:
+        prepare(run)
     states = states_of(file for source in sources for file in source.files)
     _read_corpus(run)
     reports = _check_formats(sources, run.dataset)
@@ -90,7 +98,7 @@ def sort(
         with unchanged(states, undo=folder.clear):
             write_results(corpus, folder)
     say_sorted(corpus, folder)
-    say_next(run.options.arguments, folder, reports[0].format, sources[0].reading)
+    return folder
 
 
 def _check(run: Run, sources: Sequence[Source], *, overwrite: bool) -> SortDir:
@@ -147,6 +155,7 @@ def _open_folder(run: Run, folder: SortDir) -> None:
     prepared = run.dataset
     folder.clear()
     write_text(folder.recipe, recipe_to_yaml(run.recipe))
+    write_json(folder.fingerprint, sort_fingerprint(run.recipe))
     write_json(folder.environment, describe_environment())
     write_json(folder.data_report, prepared.as_json())
 
@@ -299,12 +308,11 @@ def say_sorted(corpus: Sorted, folder: SortDir) -> None:
             say(f"{f'{what}:':<9}{path}")
 
 
-def say_next(arguments: str, folder: SortDir, format_name: str, reading: Reading) -> None:
-    """Print the command that trains on the sorted rows.
-
-    `arguments`: recipe and overrides of the sort; `format_name`, `reading`: those of its data.
-    """
-    entry: dict[str, Any] = {"file": str(folder.sorted), "format": format_name}
+def say_next(run: Run, folder: SortDir) -> None:
+    """Print the command that trains on the sorted rows."""
+    report = next(report for report in run.dataset.reports if report.purpose == "train")
+    reading = next(source for source in run.sources if source.purpose == "train").reading
+    entry: dict[str, Any] = {"file": str(folder.sorted), "format": report.format}
     if reading.columns:
         entry["columns"] = dict(reading.columns)
     changes = (
@@ -312,7 +320,7 @@ def say_next(arguments: str, folder: SortDir, format_name: str, reading: Reading
         f"data.train={json.dumps([entry], ensure_ascii=False)}",
     )
     say("")
-    say(f"yrun train {arguments} {shlex.join(changes)}    # train in this order")
+    say(f"yrun train {run.options.arguments} {shlex.join(changes)}    # train in this order")
 
 
 def _print_percentiles(corpus: Sorted) -> None:

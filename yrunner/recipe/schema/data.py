@@ -4,7 +4,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from yrunner.recipe.schema.section import HubId, RecipePlace, Section
+from yrunner.recipe.schema.section import HubId, RecipePlace, Section, SortRecipe
 
 
 class DataFile(Section):
@@ -17,6 +17,10 @@ class DataFile(Section):
     recipe."""
     hub: HubId | None = None
     """Instead of file: a dataset on the Hub, `organisation/name`, downloaded once."""
+    sorted: SortRecipe | None = None
+    """Instead of file: a recipe whose training rows `yrun sort` orders and cleans. `yrun train`
+    sorts them first if that is missing or its recipe or data have changed. The rows keep their new
+    order with train.order: as_written. Only for training data. Relative to the recipe."""
     files: str | None = Field(None, min_length=1)
     """Which files of the Hub dataset: a name or a glob, where `*` also matches `/`. Default: its
     only data file, or the files of its train split."""
@@ -45,10 +49,20 @@ class DataFile(Section):
 
     @model_validator(mode="after")
     def exactly_one_origin(self) -> Self:
-        if self.file is not None and self.hub is not None:
-            raise ValueError("file and hub cannot be combined; write two entries")
-        if self.file is None and self.hub is None:
-            raise ValueError("needs file, a path, or hub, the name of a dataset")
+        origins = [name for name in ("file", "hub", "sorted") if getattr(self, name) is not None]
+        if len(origins) > 1:
+            raise ValueError(f"{' and '.join(origins)} cannot be combined; write two entries")
+        if not origins:
+            raise ValueError(
+                "needs file, a path; hub, the name of a dataset; or sorted, a recipe to sort"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def sorted_rows_are_read_as_they_were(self) -> Self:
+        for key in ("format", "columns", "document"):
+            if self.sorted is not None and key in self.model_fields_set:
+                raise ValueError(f"{key} belongs into the recipe that sorted names; move it there")
         return self
 
     @model_validator(mode="after")
@@ -103,6 +117,12 @@ class DataSection(Section):
     """Validation data, never trained on."""
     validation_share: float | None = Field(None, gt=0, lt=1)
     """Instead of validation: the share of training rows to set aside for it."""
+
+    @model_validator(mode="after")
+    def only_training_rows_are_sorted(self) -> Self:
+        if any(entry.sorted is not None for entry in self.validation):
+            raise ValueError("validation cannot be sorted; name its file")
+        return self
 
     @property
     def validates(self) -> bool:

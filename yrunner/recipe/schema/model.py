@@ -49,8 +49,9 @@ class ModelSection(Section):
     """The model to train."""
 
     base: BaseSource | None = None
-    """A folder, a Hub id, a GGUF file (on the Hub: `organisation/name/file.gguf`), or another
-    recipe, whose result is used, and trained first if missing."""
+    """A folder, a Hub id, a GGUF file (on the Hub: `organisation/name/file.gguf`), a model of
+    ModelScope (`modelscope:organisation/name`), or another recipe, whose result is used, and
+    trained first if missing."""
     scratch: ScratchModel | None = None
     """Create a new model instead of loading one."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"

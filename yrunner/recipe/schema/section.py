@@ -14,6 +14,8 @@ _HUB_WORD = r"[A-Za-z0-9_](?:[A-Za-z0-9_]|[.-](?![.-])){0,95}(?<![.-])"
 _HUB_ID = re.compile(rf"{_HUB_WORD}(/{_HUB_WORD})?")
 _HUB_GGUF = re.compile(rf"{_HUB_WORD}/{_HUB_WORD}(/[^/\\\0]+)*/[^/\\\0]+\.gguf")
 
+MODELSCOPE = "modelscope:"
+"""Begins the name of a model of ModelScope."""
 FETCHED_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 """The file that `yrun fetch` gets."""
 
@@ -95,7 +97,12 @@ def _model_source(text: str, info: ValidationInfo) -> str:
 
 
 def _base(text: str, info: ValidationInfo) -> str:
-    """A recipe or GGUF file is an absolute path; one on the Hub stays unchanged."""
+    """A recipe or GGUF file is an absolute path; one on the Hub or ModelScope stays unchanged."""
+    if text.startswith(MODELSCOPE):
+        name, *_ = text.removeprefix(MODELSCOPE).partition("@")
+        if "/" not in name or not _HUB_ID.fullmatch(name) or text.endswith("@"):
+            raise ValueError(f'"{text}" is not a model of ModelScope; write "{MODELSCOPE}org/name"')
+        return text
     if info.context is None or not text.endswith((".yaml", ".yml", ".gguf")):
         return _model_source(text, info)
     full = _from_recipe_folder(text, info)
@@ -107,7 +114,14 @@ def _base(text: str, info: ValidationInfo) -> str:
     return str(existing_file(Path(text), info))
 
 
+def _sort_recipe(path: Path, info: ValidationInfo) -> Path:
+    if not is_recipe_path(str(path)):
+        raise ValueError(f'"{path}" is not a recipe; name a .yaml file with the data to sort')
+    return existing_file(path, info)
+
+
 RecipeFile = Annotated[Path, AfterValidator(existing_file)]
+SortRecipe = Annotated[Path, AfterValidator(_sort_recipe)]
 RecipePlace = Annotated[Path, AfterValidator(_existing_place)]
 HubId = Annotated[str, AfterValidator(_hub_id)]
 ModelSource = Annotated[str, Field(min_length=1), AfterValidator(_model_source)]
