@@ -95,6 +95,22 @@ def test_a_faulty_recipe_ends_with_its_sentence_in_the_log(start_board: StartBoa
     assert "did you mean" in job["log"]
 
 
+@pytest.mark.parametrize(
+    ("command", "overwrite", "last"),
+    [("train", True, "--overwrite"), ("train", False, "seed=1"), ("eval", True, "seed=1")],
+)
+def test_a_result_is_replaced_only_where_that_was_asked(
+    tmp_path: Path, command: str, overwrite: bool, last: str
+):
+    from yrunner.commands.board.jobs import Jobs
+
+    (tmp_path / "r.yaml").write_text("nonsense: 1\n")
+    jobs = Jobs(tmp_path.resolve(), tmp_path.resolve())
+    job = jobs.start(command, "r.yaml", ["seed=1"], overwrite=overwrite)
+    assert job.arguments[-1] == last
+    wait_for(lambda: jobs.listed()[0]["exit_code"] == 2)
+
+
 @pytest.mark.parametrize("command", ["chat", "fetch", "", "train; rm", "--help"])
 def test_only_known_commands_are_started(tmp_path: Path, command: str):
     from yrunner.commands.board.jobs import Jobs
