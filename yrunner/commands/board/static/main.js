@@ -98,5 +98,9 @@ document.getElementById("skip").addEventListener("click", (event) => {
   event.preventDefault();
   document.getElementById("content").focus();
 });
-addEventListener("hashchange", show);
+addEventListener("hashchange", async () => {
+  await show();
+  document.getElementById("content").focus({ preventScroll: true });
+});
+addEventListener("state-changed", show);
 show();
