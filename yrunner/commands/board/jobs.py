@@ -24,6 +24,8 @@ from yrunner.storage.run_files import is_inside, open_inside, read_inside
 
 Command = Literal["train", "sort", "check", "eval"]
 
+WITHOUT_CODE = "model.trust_remote_code=false"
+"""A run folder may come from somebody else: a click must not run the code of its model."""
 OVERWRITING = ("train", "sort")
 
 OVERRIDE = re.compile(r"[a-z_][a-z_0-9]*(\.[a-z_0-9]+)*=.*")
@@ -89,7 +91,7 @@ class Jobs:
         if not is_inside(files.run.recipe, self._root):
             raise RunError(f"{files.folder.name} has no recipe to resume with")
         output = f"output={json.dumps(str(files.folder))}"  # a value is YAML
-        return self._start(["train", str(files.run.recipe), output, "--resume"])
+        return self._start(["train", str(files.run.recipe), output, WITHOUT_CODE, "--resume"])
 
     def stop(self, files: RunFiles) -> None:
         """Ask a run to save a checkpoint and end, as `kill` does."""
