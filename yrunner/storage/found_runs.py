@@ -8,6 +8,7 @@ import json
 import os
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -31,6 +32,8 @@ NEVER_RUNS = {"checkpoints", "model", "merged", "gguf", "trackers", "sort", "rep
 RECIPE_NAME, COMPARE_NAME = RunDir(Path()).recipe.name, CompareDir(Path()).table.name
 SORT_NAME = RunDir(Path()).sort.name
 """By these a folder is known as that of a run."""
+PAUSE = 20
+"""How many times as long as a walk through all folders is the time until the next."""
 SPARK = 24
 """Losses of the small curve in the list."""
 LARGEST_RECORD = 4 * 2**20
@@ -108,15 +111,13 @@ class FoundRuns:
         self._files: dict[str, RunFiles] = {}
         self._known: dict[str, tuple[object, FoundRun]] = {}
         self._lock = threading.Lock()
+        self._walks_from = 0.0
 
     def look(self) -> dict[str, FoundRun]:
         """Every run by its id, the last changed first."""
         with self._lock:
-            ids = [str(path.relative_to(self.root)) for path in self._folders()]
-            self._files = {
-                id_: self._files.get(id_) or RunFiles(self.root.joinpath(id_)) for id_ in ids
-            }
-            self._known = {id_: self._seen(id_) for id_ in ids}
+            self._walk()
+            self._known = {id_: self._seen(id_) for id_ in self._files}
             runs = [run for _, run in self._known.values()]
         return {run.id: run for run in sorted(runs, key=lambda run: -run.changed)}
 
@@ -132,6 +133,18 @@ class FoundRuns:
         files = self.files(id_)
         path = files.pages.get(name) if files is not None else None
         return path if path is not None and is_inside(path, self.root) else None
+
+    def _walk(self) -> None:
+        """Look for folders of runs, in a tree of any size for a small share of the time."""
+        started = time.monotonic()
+        if started < self._walks_from:
+            return
+        ids = [str(path.relative_to(self.root)) for path in self._folders()]
+        self._files = {
+            id_: self._files.get(id_) or RunFiles(self.root.joinpath(id_)) for id_ in ids
+        }
+        ended = time.monotonic()
+        self._walks_from = ended + PAUSE * (ended - started)
 
     def _folders(self) -> Iterator[Path]:
         """Folders of runs; links are not followed."""

@@ -41,11 +41,12 @@ def test_a_run_outlives_the_page_and_another_page_resumes_it(
     board.process.terminate()
     board.process.wait(timeout=60)
     wait_for((root / "base" / "report.html").exists)
-    wait_for(lambda: not (root / "base" / ".lock").exists())
     other = start_board(root, tmp_path)
+    wait_for(lambda: not other.get("/api/jobs")["jobs"][0]["is_running"])
     (job,) = other.get("/api/jobs")["jobs"]
     assert job["command"] == ["yrun", "train", "base.yaml", *overrides]
-    assert not job["is_running"] and "Traceback" not in job["log"]
+    assert "Traceback" not in job["log"]
+    assert not (root / "base" / ".lock").exists()
 
     (root / "base" / "model").rename(tmp_path / "model")
     (run,) = other.get("/api/runs")["runs"]
@@ -93,6 +94,22 @@ def test_a_faulty_recipe_ends_with_its_sentence_in_the_log(start_board: StartBoa
     (job,) = board.get("/api/jobs")["jobs"]
     assert job["exit_code"] == 2
     assert "did you mean" in job["log"]
+
+
+@pytest.mark.parametrize(
+    ("command", "overwrite", "last"),
+    [("train", True, "--overwrite"), ("train", False, "seed=1"), ("eval", True, "seed=1")],
+)
+def test_a_result_is_replaced_only_where_that_was_asked(
+    tmp_path: Path, command: str, overwrite: bool, last: str
+):
+    from yrunner.commands.board.jobs import Jobs
+
+    (tmp_path / "r.yaml").write_text("nonsense: 1\n")
+    jobs = Jobs(tmp_path.resolve(), tmp_path.resolve())
+    job = jobs.start(command, "r.yaml", ["seed=1"], overwrite=overwrite)
+    assert job.arguments[-1] == last
+    wait_for(lambda: jobs.listed()[0]["exit_code"] == 2)
 
 
 @pytest.mark.parametrize("command", ["chat", "fetch", "", "train; rm", "--help"])

@@ -169,3 +169,75 @@ def test_both_languages_have_the_same_words(page: Any):
     english, chinese = page.evaluate(script)
     parts = lambda words: sorted({word.partition("{")[0] for word in words})  # noqa: E731
     assert parts(english) == parts(chinese)
+
+
+FIGURES = {
+    "loss": [0.01, 16.0],
+    "entropy": [0.5, 0.01],
+    "weight": [0.1, 0.0],
+    "zone": [0, 3],
+    "top": ["A", "B"],
+    "patterns": ["normal", "confident error"],
+    "mean_loss": 8.0,
+    "answer": "its own words",
+}
+TOKENS = [("<|user|>Q", True, 0), ("A", False, 1), ("<img src=x onerror=alert(1)>", False, 1)]
+SCORED = {
+    "tokens": [
+        {"text": text, "special": special, "position": place, "length": 1, "targets": targets}
+        for place, (text, special, targets) in enumerate(TOKENS)
+    ],
+    "models": {"base": {**FIGURES, "mean_loss": 9.0}, "tuned": FIGURES},
+}
+WRITTEN = {
+    "answers": [{"text": "first", "stopped": True}, {"text": "second", "stopped": False}],
+    "messages": [{"role": "user", "content": "Q"}],
+}
+"""What the worker answers (its own tests are in test_worker.py): here no model is loaded."""
+
+
+def answer_without_a_model(route: Any) -> None:
+    asked = route.request.post_data_json
+    said = {"score": SCORED, "answers": WRITTEN, "attend": {"weights": [0.1, 0.9]}}[asked["do"]]
+    route.fulfill(json=said if asked["id"] == "two" else {"error": "no"})
+
+
+def test_a_scored_text_is_coloured_and_a_token_shows_what_it_looked_at(page: Any):
+    page.route("**/api/ask", answer_without_a_model)
+    open_at(page, "#/run/two/text", "textarea")
+    for place, text in enumerate(("Q", "A x")):
+        page.locator("textarea").nth(place).fill(text)
+    page.click("button.main")
+    tokens = page.locator(".tokens button")
+    tokens.first.wait_for()
+    assert [node.get_attribute("class") for node in tokens.all()] == [
+        "heat-0",
+        "heat-6 refused confident",
+    ]
+    assert "alert(1)" in tokens.nth(1).inner_text(), "data is shown as text"
+    assert page.get_by_text("its own words").count() == 2
+    tokens.first.focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Enter")
+    page.locator("[role=status] td", has_text="16").wait_for()
+    page.locator(".tokens .seen-4").wait_for()
+    assert page.locator(".tokens .seen-4").inner_text() == "A"
+    page.locator(".card select").first.select_option("base")
+    page.locator(".soft", has_text="9").first.wait_for()
+
+
+def test_an_answer_is_mended_and_saved_as_a_row(page: Any, board: RunningBoard):
+    page.route("**/api/ask", answer_without_a_model)
+    open_at(page, "#/run/two/answers", "textarea")
+    page.locator("textarea").first.fill("Q")
+    page.click("button.main")
+    page.locator(".card textarea").nth(2).fill("mended")
+    page.locator("button[type=button]:not(.quiet):visible").nth(1).click()
+    page.locator("#notice", has_text="two-saved.jsonl").wait_for()
+    saved = board.root / "two-saved.jsonl"
+    row = json.loads(saved.read_text())
+    assert row["messages"] == [
+        {"role": "user", "content": "Q"},
+        {"role": "assistant", "content": "mended"},
+    ]
+    saved.unlink()

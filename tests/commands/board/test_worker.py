@@ -92,6 +92,13 @@ def test_answers_are_as_many_as_asked_and_the_same_for_a_seed(texts: TypedTexts,
     assert first["messages"][-1] == {"role": "user", "content": PROMPT}
 
 
+def test_a_click_never_runs_code_that_comes_with_a_model(texts: TypedTexts):
+    path = texts._run.folder.recipe
+    path.write_text(path.read_text().replace("remote_code: false", "remote_code: true"))
+    again = TypedTexts(path.parent)
+    assert not again._run.recipe.model.trust_remote_code
+
+
 WRONG = [
     ({"do": "nothing"}, "unknown request"),
     ({"do": "score", "prompt": "", "answer": "x"}, "write a prompt first"),

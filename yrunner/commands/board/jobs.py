@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
 import psutil
 
@@ -23,6 +23,10 @@ from yrunner.storage.run_dir import write_json
 from yrunner.storage.run_files import is_inside, open_inside, read_inside
 
 Command = Literal["train", "sort", "check", "eval"]
+
+WITHOUT_CODE = "model.trust_remote_code=false"
+"""A run folder may come from somebody else: a click must not run the code of its model."""
+OVERWRITING = ("train", "sort")
 
 OVERRIDE = re.compile(r"[a-z_][a-z_0-9]*(\.[a-z_0-9]+)*=.*")
 MOST_OVERRIDES, LONGEST_OVERRIDE, MOST_RECIPES = 40, 500, 300
@@ -65,15 +69,20 @@ class Jobs:
                     found[str(path.relative_to(self._here))] = path
         return found
 
-    def start(self, command: str, recipe: str, overrides: Sequence[str]) -> BoardJob:
-        """Start a command on one of `recipes`. Raises `RunError` for anything else."""
+    def start(
+        self, command: str, recipe: str, overrides: Sequence[str], *, overwrite: bool = False
+    ) -> BoardJob:
+        """Start a command on one of `recipes`. Raises `RunError` for anything else.
+
+        `overwrite`: replace an existing result, which is refused otherwise.
+        """
         if command not in get_args(Command):
             raise RunError(f"{command[:40]!r} cannot be started here")
         if recipe not in self.recipes():
             raise RunError(f"there is no recipe {recipe[:80]!r} here")
         self._check(overrides)
-        replaces = ["--overwrite"] if command == "sort" else []
-        return self._start([cast(Command, command), recipe, *overrides, *replaces])
+        replaces = ["--overwrite"] if overwrite and command in OVERWRITING else []
+        return self._start([command, recipe, *overrides, *replaces])
 
     def resume(self, files: RunFiles) -> BoardJob:
         """Continue a run from its last checkpoint, with the recipe that it has recorded."""
@@ -81,7 +90,8 @@ class Jobs:
             raise RunError(f"{files.folder.name} is running")
         if not is_inside(files.run.recipe, self._root):
             raise RunError(f"{files.folder.name} has no recipe to resume with")
-        return self._start(["train", str(files.run.recipe), f"output={files.folder}", "--resume"])
+        output = f"output={json.dumps(str(files.folder))}"  # a value is YAML
+        return self._start(["train", str(files.run.recipe), output, WITHOUT_CODE, "--resume"])
 
     def stop(self, files: RunFiles) -> None:
         """Ask a run to save a checkpoint and end, as `kill` does."""

@@ -234,7 +234,8 @@ class Board:
         if not isinstance(overrides, list) or not all(isinstance(it, str) for it in overrides):
             raise RunError("overrides must be a list of texts")
         command, recipe = str(asked.get("command", "")), str(asked.get("recipe", ""))
-        return {"id": self._jobs.start(command, recipe, overrides).id}
+        overwrite = asked.get("overwrite") is True
+        return {"id": self._jobs.start(command, recipe, overrides, overwrite=overwrite).id}
 
     def _stop(self, asked: dict[str, Any]) -> dict[str, Any]:
         if "job" in asked:

@@ -203,6 +203,8 @@ def _run_of(folder: Path) -> Run:
     files = RunDir(folder)
     # Eager: the other kinds of attention do not give their weights.
     overrides = [f"output={json.dumps(str(files.folder))}", "model.attention=eager"]
+    # The folder may come from somebody else: a click must not run the code of its model.
+    overrides.append("model.trust_remote_code=false")
     if files.base.exists():
         base = str(read_json(files.base)["base"])
         # Its folder as it was then: a base that is a recipe lies relative to where it was trained.

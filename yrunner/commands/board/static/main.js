@@ -44,6 +44,7 @@ async function showCommands(place) {
   const recipe = select(found.recipes.map((name) => [name, name]));
   const command = select(STARTS.map((name) => [name, `yrun ${name}`]));
   const overrides = el("textarea", { spellcheck: false });
+  const overwrite = el("input", { type: "checkbox" });
   const button = el("button", { class: "main", disabled: !found.recipes.length }, word("start"));
   const jobs = el("div");
   const open = new Set();
@@ -58,14 +59,16 @@ async function showCommands(place) {
       event.preventDefault();
       doing(button, async () => {
         const lines = overrides.value.split("\n").map((line) => line.trim()).filter(Boolean);
-        const { id } = await post("/api/start", { command: command.value, recipe: recipe.value, overrides: lines });
+        const { id } = await post("/api/start", { command: command.value, recipe: recipe.value,
+          overrides: lines, overwrite: overwrite.checked });
         open.add(id);
         notice(word("started"));
         await refresh();
       });
     } },
     found.recipes.length ? "" : el("p", { class: "soft" }, word("no_recipes")),
-    el("div", { class: "row" }, el("label", {}, word("command"), command), el("label", {}, word("recipe"), recipe), button),
+    el("div", { class: "row" }, el("label", {}, word("command"), command), el("label", {}, word("recipe"), recipe),
+      el("label", {}, overwrite, word("overwrite")), button),
     el("label", { class: "block" }, el("span", {}, word("overrides")), overrides)), jobs);
   draw(found.jobs);
   const timer = setInterval(() => {
@@ -95,5 +98,9 @@ document.getElementById("skip").addEventListener("click", (event) => {
   event.preventDefault();
   document.getElementById("content").focus();
 });
-addEventListener("hashchange", show);
+addEventListener("hashchange", async () => {
+  await show();
+  document.getElementById("content").focus({ preventScroll: true });
+});
+addEventListener("state-changed", show);
 show();

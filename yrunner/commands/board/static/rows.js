@@ -7,7 +7,7 @@ const CHOICES = ["keep", "edit", "drop"];
 
 export async function showRows(place, { run }) {
   const changes = new Map();
-  const list = el("div");
+  const list = el("div", { class: "rows" });
   const more = el("button", { type: "button" }, word("more"));
   const count = el("span", { class: "soft", role: "status" });
   const write = el("button", { type: "button", class: "main", disabled: true }, word("write_file"));

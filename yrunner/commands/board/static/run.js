@@ -34,7 +34,7 @@ export async function showRun(place, id, tab) {
         ...(name === current ? { ariaCurrent: "page" } : {}) }, word(name)))),
     content);
   const show = { curves: showCurves, recipe: showRecipe, text: showText, answers: showAnswers, rows: showRows };
-  await (show[current] ?? showPage)(content, known, current);
+  if (current) await (show[current] ?? showPage)(content, known, current);
 }
 
 async function askToStop(button, run) {
@@ -91,7 +91,7 @@ function showCurves(place, { run, explosion }) {
     const isOther = now.state !== run.state;
     Object.assign(run, now);
     drawFacts(run.step);
-    if (isOther) dispatchEvent(new Event("hashchange"));
+    if (isOther) dispatchEvent(new Event("state-changed"));
   });
   onLeave(place, () => { events.close(); all.close(); drawn?.close(); });
 }
