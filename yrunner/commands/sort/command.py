@@ -40,6 +40,7 @@ from yrunner.data.readers.files import kind_of
 from yrunner.data.readers.text import states_of, unchanged
 from yrunner.errors import DataError, RunError, YRunnerError
 from yrunner.recipe.load import recipe_to_yaml
+from yrunner.recipe.schema.recipe import Recipe
 from yrunner.reports.terminal_plot import block_bar
 from yrunner.reports.token_text import TokenText
 from yrunner.scoring.folds import group_copies
@@ -75,6 +76,7 @@ def sort(
 
 def sort_run(run: Run, *, overwrite: bool, prepare: Callable[[Run], None]) -> SortDir:
     """Sort the training rows of a run, whose base and own sorted rows `prepare` makes first."""
+    asked_for = run.recipe
     if run.recipe.learns_from_pairs:
         run = run.variant(sorted_by_margin(run.recipe))
     if run.sorts:
@@ -91,7 +93,7 @@ def sort_run(run: Run, *, overwrite: bool, prepare: Callable[[Run], None]) -> So
     names = file_names([report.file for report in reports])
     marks = read_marks(run.recipe.sort.marks, rows, examples, names)
     with _explaining_how_to_resume(folder.folder):
-        _open_folder(run, folder)
+        _open_folder(run, folder, asked_for)
         seen = _look(run, folder)
         corpus = _judge(run, seen, rows, marks)
         _write_report(run, corpus, seen, folder)
@@ -151,11 +153,12 @@ def _read_corpus(run: Run) -> None:
     print_left_out(run.dataset)
 
 
-def _open_folder(run: Run, folder: SortDir) -> None:
+def _open_folder(run: Run, folder: SortDir, asked_for: Recipe) -> None:
+    """Empty the folder; whether it is stale is decided by the recipe that was asked for."""
     prepared = run.dataset
     folder.clear()
     write_text(folder.recipe, recipe_to_yaml(run.recipe))
-    write_json(folder.fingerprint, sort_fingerprint(run.recipe))
+    write_json(folder.fingerprint, sort_fingerprint(asked_for))
     write_json(folder.environment, describe_environment())
     write_json(folder.data_report, prepared.as_json())
 
