@@ -31,7 +31,6 @@ HALF = [
     Case("zero2", "nlirg_by_weights", "packed", "full", "bfloat16"),
     Case("zero3", "plain", "packed", "full", "bfloat16"),
     Case("zero3", "nlirg", "alone", "lora", "bfloat16"),
-    Case("zero3", "bradley_terry", "alone", "full", "bfloat16"),
 ]
 KEPT = [
     Case("ddp", "nlirg", "packed", "full", keep="one_row"),

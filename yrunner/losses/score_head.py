@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
+from transformers.integrations.deepspeed import deepspeed_config, is_deepspeed_zero3_enabled
 
 from yrunner.losses.targets import at_least_float32
 
@@ -20,11 +21,24 @@ SCORE = "score"
 
 
 def add_score_head(model: Any) -> None:
-    """Add a layer of random weights, drawn from torch's global generator, in float32."""
+    """Add a layer of random weights, drawn from torch's global generator.
+
+    In float32; under ZeRO-3 sharded like the other weights, and in their dtype.
+    """
     config = model.config.get_text_config()
-    head = nn.Linear(config.hidden_size, 1, bias=False, dtype=torch.float32)
-    nn.init.normal_(head.weight, std=getattr(config, "initializer_range", 0.02))
-    model.add_module(SCORE, head.to(next(model.parameters()).device))
+    std = getattr(config, "initializer_range", 0.02)
+    if is_deepspeed_zero3_enabled():
+        import deepspeed
+
+        with deepspeed.zero.Init(config_dict_or_path=deepspeed_config()):
+            head = nn.Linear(config.hidden_size, 1, bias=False)
+        with deepspeed.zero.GatheredParameters(head.weight, modifier_rank=0):
+            nn.init.normal_(head.weight, std=std)
+    else:
+        head = nn.Linear(config.hidden_size, 1, bias=False, dtype=torch.float32)
+        nn.init.normal_(head.weight, std=std)
+        head.to(next(model.parameters()).device)
+    model.add_module(SCORE, head)
 
 
 def attach_scores(model: Any) -> None:
