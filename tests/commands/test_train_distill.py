@@ -40,15 +40,26 @@ def taught(trained_base: Path, change: Any) -> Path:
         eval={},
         loss={"kind": "plain"},
         train__log_every=1,
+        train__max_steps=6,
         train__checkpoint={"every": 2, "keep": 9},
     )
     return trained_base
 
 
+@pytest.fixture(scope="module")
+def kept_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the result of teacher.yaml is kept, which is the same for every test."""
+    return tmp_path_factory.mktemp("kept") / "teacher"
+
+
 @pytest.fixture
-def known(taught: Path) -> Path:
+def known(taught: Path, kept_teacher: Path) -> Path:
     """The same with a teacher that has been trained."""
-    train(Path("teacher.yaml"), [], resume=False, overwrite=False)
+    if kept_teacher.exists():
+        shutil.copytree(kept_teacher, "outputs/teacher")
+    else:
+        train(Path("teacher.yaml"), [], resume=False, overwrite=False)
+        shutil.copytree("outputs/teacher", kept_teacher)
     return taught
 
 
@@ -116,7 +127,7 @@ def test_another_run_reads_what_the_teacher_said_before(known, capfd, monkeypatc
     ids=lambda additions: " ".join(additions),
 )
 def test_a_teacher_works_beside_everything_else(known, additions):
-    rows = records(run("train.epochs=1", *additions))
+    rows = records(run("train.max_steps=3", *additions))
     assert all(0 <= row["teacher_divergence"] < 20 for row in rows)
     assert rows[-1]["loss"] > 0
 
@@ -148,6 +159,15 @@ def test_a_run_resumes_with_its_own_teacher_alone(known):
     model.save_pretrained("mine")
     with pytest.raises(RunError, match=r"the teacher .*mine has changed since .*tuned was started"):
         run("teacher.model=mine", resume=True)
+
+
+def test_a_result_with_an_adapter_can_teach(known, capfd):
+    recipe = yaml.safe_load(Path("tuned.yaml").read_text("utf-8"))
+    del recipe["teacher"]
+    write_recipe(Path("coach.yaml"), recipe | {"name": "coach"})
+    for top in ("8", "all"):
+        run("teacher.model=coach.yaml", f"teacher.top={top}", overwrite=top == "all")
+    assert "the teacher coach has not been trained yet" in capfd.readouterr().out
 
 
 def test_check_says_what_the_teacher_costs_and_how_well_it_expects_the_rows(known, capfd):
@@ -281,6 +301,18 @@ def test_a_folder_without_a_model_is_refused_by_the_teachers_name(known):
         run("teacher.model=empty")
 
 
+@pytest.mark.parametrize("command", ["check", "train"])
+def test_a_teacher_without_weights_is_refused_before_anything_is_loaded(known, command):
+    shutil.copytree("outputs/teacher/model", "hollow")
+    Path("hollow/model.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"teacher\.model: .*hollow has no model\.safetensors"):
+        if command == "check":
+            check(Path("tuned.yaml"), ["teacher.model=hollow"], as_machine=False, sample=0)
+        else:
+            run("teacher.model=hollow")
+    assert not Path("outputs/tuned").exists()
+
+
 # The recipe
 
 
@@ -358,7 +390,7 @@ def test_a_sort_does_without_the_teacher(known, monkeypatch):
     monkeypatch.setattr("yrunner.assembly.distillation.teacher.load_model", None)
     sort(
         Path("tuned.yaml"),
-        ["sort.cross_fit=2", "train.epochs=1"],
+        ["sort.cross_fit=2", "train.max_steps=3"],
         overwrite=False,
         train_base=train_base,
     )
