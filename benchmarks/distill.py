@@ -211,7 +211,8 @@ def compare(options: argparse.Namespace) -> None:
                 python = options.trl if trainer == "trl" else sys.executable
                 more = ["--train", trainer, "--folder", str(folder)]
                 found.append(run_alone([str(python), "-m", "benchmarks.distill", *more], folder))
-                print(f"{trainer}: {found[-1][0]:.2f} s", file=sys.stderr, flush=True)
+                seconds, peak = found[-1]
+                print(f"{trainer}: {seconds:.2f} s, {peak / 1e9:.2f} GB", file=sys.stderr)
     for trainer, found in runs.items():
         seconds, peaks = zip(*found, strict=True)
         print(

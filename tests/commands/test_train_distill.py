@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -40,15 +40,26 @@ def taught(trained_base: Path, change: Any) -> Path:
         eval={},
         loss={"kind": "plain"},
         train__log_every=1,
+        train__max_steps=6,
         train__checkpoint={"every": 2, "keep": 9},
     )
     return trained_base
 
 
+@pytest.fixture(scope="module")
+def kept_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the result of teacher.yaml is kept, which is the same for every test."""
+    return tmp_path_factory.mktemp("kept") / "teacher"
+
+
 @pytest.fixture
-def known(taught: Path) -> Path:
+def known(taught: Path, kept_teacher: Path) -> Path:
     """The same with a teacher that has been trained."""
-    train(Path("teacher.yaml"), [], resume=False, overwrite=False)
+    if kept_teacher.exists():
+        shutil.copytree(kept_teacher, "outputs/teacher")
+    else:
+        train(Path("teacher.yaml"), [], resume=False, overwrite=False)
+        shutil.copytree("outputs/teacher", kept_teacher)
     return taught
 
 
@@ -67,18 +78,20 @@ def adapter(run_dir: RunDir) -> torch.Tensor:
 
 
 def test_a_recipe_that_teaches_is_trained_first_and_read_from_disk_after(taught, capfd):
-    run_dir = run()
-    said = capfd.readouterr().out
+    run_dir = run("teacher.weight=1", "train.max_steps=12")
+    written = capfd.readouterr()
+    said = " ".join(written.out.split())
+    assert "predictions of the teacher" in written.err
     assert "the teacher teacher has not been trained yet: training it first" in said
-    assert "teacher, weight 0.5, forward KL, 8 most likely tokens, kept on disk" in said
-    assert "predictions of the teacher" in said
+    assert "teacher, weight 1, forward KL, 8 most likely tokens, kept on disk" in said
     rows = records(run_dir)
     assert rows[-1]["teacher_divergence"] < rows[0]["teacher_divergence"]
     assert "Distance to the teacher" in run_dir.report.read_text("utf-8")
     first = adapter(run_dir)
     shutil.rmtree("outputs/teacher/model/")
     shutil.copytree("outputs/base/model", "outputs/elsewhere")
-    run("teacher.model=outputs/elsewhere", overwrite=True)
+    changes = ["teacher.weight=1", "train.max_steps=12", "teacher.model=outputs/elsewhere"]
+    run(*changes, overwrite=True)
     assert not torch.equal(adapter(run_dir), first), "another teacher teaches other things"
 
 
@@ -116,7 +129,7 @@ def test_another_run_reads_what_the_teacher_said_before(known, capfd, monkeypatc
     ids=lambda additions: " ".join(additions),
 )
 def test_a_teacher_works_beside_everything_else(known, additions):
-    rows = records(run("train.epochs=1", *additions))
+    rows = records(run("train.max_steps=3", *additions))
     assert all(0 <= row["teacher_divergence"] < 20 for row in rows)
     assert rows[-1]["loss"] > 0
 
@@ -143,11 +156,21 @@ def test_a_run_resumes_with_its_own_teacher_alone(known):
     shutil.rmtree(run_dir.model)
     for step in [step for step in run_dir.saved_steps() if step > 4]:
         shutil.rmtree(run_dir.checkpoint(step))
-    model = AutoModelForCausalLM.from_pretrained("mine")
-    model.lm_head.weight.data.mul_(1.5)
-    model.save_pretrained("mine")
+    # Of the same size, as after more training.
+    weights = load_file("mine/model.safetensors")
+    changed = {name: 1.5 * weight for name, weight in weights.items()}
+    save_file(changed, "mine/model.safetensors", metadata={"format": "pt"})
     with pytest.raises(RunError, match=r"the teacher .*mine has changed since .*tuned was started"):
         run("teacher.model=mine", resume=True)
+
+
+def test_a_result_with_an_adapter_can_teach(known, capfd):
+    recipe = yaml.safe_load(Path("tuned.yaml").read_text("utf-8"))
+    del recipe["teacher"]
+    write_recipe(Path("coach.yaml"), recipe | {"name": "coach"})
+    for top in ("8", "all"):
+        run("teacher.model=coach.yaml", f"teacher.top={top}", overwrite=top == "all")
+    assert "the teacher coach has not been trained yet" in capfd.readouterr().out
 
 
 def test_check_says_what_the_teacher_costs_and_how_well_it_expects_the_rows(known, capfd):
@@ -281,6 +304,18 @@ def test_a_folder_without_a_model_is_refused_by_the_teachers_name(known):
         run("teacher.model=empty")
 
 
+@pytest.mark.parametrize("command", ["check", "train"])
+def test_a_teacher_without_weights_is_refused_before_anything_is_loaded(known, command):
+    shutil.copytree("outputs/teacher/model", "hollow")
+    Path("hollow/model.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"teacher\.model: .*hollow has no model\.safetensors"):
+        if command == "check":
+            check(Path("tuned.yaml"), ["teacher.model=hollow"], as_machine=False, sample=0)
+        else:
+            run("teacher.model=hollow")
+    assert not Path("outputs/tuned").exists()
+
+
 # The recipe
 
 
@@ -358,7 +393,7 @@ def test_a_sort_does_without_the_teacher(known, monkeypatch):
     monkeypatch.setattr("yrunner.assembly.distillation.teacher.load_model", None)
     sort(
         Path("tuned.yaml"),
-        ["sort.cross_fit=2", "train.epochs=1"],
+        ["sort.cross_fit=2", "train.max_steps=3"],
         overwrite=False,
         train_base=train_base,
     )

@@ -12,9 +12,10 @@ from yrunner.console import as_gigabytes, say
 from yrunner.data.batching.plan import Plan
 from yrunner.data.dataset.row_report import num_rows
 from yrunner.errors import ModelError, RunError
+from yrunner.models.adapters import find_adapter, read_base
 from yrunner.models.errors import about_the_teacher
 from yrunner.models.limits import check_lengths, require_flash_attention, unlearned_rows
-from yrunner.models.load import check_ids, check_same_tokens, find_stop_ids
+from yrunner.models.load import check_folder, check_ids, check_same_tokens, find_stop_ids
 from yrunner.models.quantization import require_bitsandbytes
 from yrunner.models.reward import check_classifier
 from yrunner.models.size import DiskNeed, estimate_disk
@@ -125,6 +126,9 @@ def _check_teacher(run: Run, name: str) -> None:
     with about_the_teacher():
         config, tokenizer = run.teacher_config, run.teacher_tokenizer
         check_ids(tokenizer, config.get_text_config().vocab_size)
+        if run.untrained_teacher is None:
+            adapter = find_adapter(run.teacher_source)
+            check_folder(Path(run.teacher_source if adapter is None else read_base(adapter)))
     check_same_tokens(run.tokenizer, tokenizer, name)
     with about_the_teacher():
         for rows in (run.dataset.train, run.dataset.validation):

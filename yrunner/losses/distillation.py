@@ -198,8 +198,7 @@ def taught_targets(
             wants_top=False,
             lesson=lesson,
         )
-        total, *figures, divergence_N = call_linear_head(head, hidden_ND, work, rows)
-        return Targets(total, *figures, divergence_N=divergence_N)
+        return _targets_of(call_linear_head(head, hidden_ND, work, rows))
     return _module_targets(hidden_ND, head, labels_N, weight, form, rows, lesson)
 
 
@@ -253,8 +252,13 @@ def _module_targets(
         total, *figures = zip(*parts, strict=True)
         return (torch.stack(total).sum(), *(torch.cat(parts) for parts in figures))
 
-    total, *figures, divergence_N = call_checkpointed_head(head, hidden_ND, run_chunk, join, rows)
-    return Targets(total, *figures, divergence_N=divergence_N)
+    return _targets_of(call_checkpointed_head(head, hidden_ND, run_chunk, join, rows))
+
+
+def _targets_of(found: tuple[Tensor, ...]) -> Targets:
+    """From the total, the figures of all targets, and the divergences."""
+    *figures, divergence_N = found
+    return replace(Targets(*figures), divergence_N=divergence_N)
 
 
 class _TaughtAccumulator(LossAccumulator):

@@ -32,9 +32,9 @@ def bytes_on_disk(num_targets: int, top: int) -> int:
 class StoredPredictions:
     """The files of a folder, read where they are needed."""
 
-    ids_NK: NDArray[np.int32]
-    log_NK: NDArray[np.float32]
-    log_rest_N: NDArray[np.float32]
+    ids_NK: NDArray[Any]
+    log_NK: NDArray[Any]
+    log_rest_N: NDArray[Any]
     starts_E: NDArray[np.int64]
     """Index of the first target of each example."""
 
