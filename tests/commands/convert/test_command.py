@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -543,6 +544,47 @@ def test_what_cannot_be_converted_is_refused_in_one_sentence(
 def written(path: Path, output: Path, *overrides: str, **options: Any) -> None:
     chosen = {"tool": None, "force": False, "allow_missing": False, "as_machine": False} | options
     convert(path, overrides, output=output, **chosen)
+
+
+WEIRD = ([], [1, "a"], {"a": 1}, "word", "", -1, 0.5, 1e9, True, None, [{"path": "x"}], " 3")
+
+
+@pytest.mark.parametrize(
+    ("name", "keys"),
+    [
+        ("axolotl-dpo.yml", ["rl", "rl_beta", "num_epochs", "datasets", "learning_rate"]),
+        ("llama-sft.yaml", ["stage", "dataset", "max_samples", "val_size", "warmup_ratio"]),
+        ("trl-dpo.sh", ["loss_type", "loss_weights", "beta", "lora_r", "num_train_epochs"]),
+        ("swift-sft.sh", ["dataset", "lora_rank", "max_length", "deepspeed", "system"]),
+        ("y-sft.sh", ["epoch", "training_type", "token_batch", "checkpoint_epoch", "batch_size"]),
+    ],
+)
+def test_values_that_no_recipe_can_have_are_left_out_and_named(
+    folder: Path, name: str, keys: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    settings = read_settings(folder / name, None)
+    for key in keys:
+        for value in WEIRD:
+            changed = replace(settings, keys={**settings.keys, key: value})
+            monkeypatch.setattr(
+                "yrunner.commands.convert.command.read_settings", lambda path, tool, it=changed: it
+            )
+            c, _ = convert_settings(folder / name, tool=None, recipe_folder=folder)
+            listed = [it.key for it in c.entries if not it.key.startswith("dataset_info.")]
+            expected = [k for top, it in changed.keys.items() for k, _ in leaves(top, it)]
+            assert sorted(listed) == sorted(expected), (key, value)
+            try:
+                recipe_text(c, folder / name, [], output=folder / "r.yaml", allow_missing=True)
+            except YRunnerError as error:
+                assert error.remedy == "no recipe is written", (key, value)
+
+
+def test_a_value_that_the_schema_refuses_is_left_out_with_its_reason(folder: Path):
+    path = folder / "axolotl-plain.yml"
+    path.write_text(AXOLOTL["plain"].replace("lora_r: 8", "lora_r: 0"), "utf-8")
+    recipe, c = converted(folder, path.name)
+    assert recipe.tuning.model_dump()["rank"] == 16
+    assert "left out, because it must be a whole number of at least 1" in entry(c, "lora_r")[1]
 
 
 def test_a_recipe_is_never_replaced_without_force(folder: Path):
