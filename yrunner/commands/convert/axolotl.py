@@ -82,8 +82,6 @@ def _tuning(c: Conversion) -> None:
         if eight and not four:
             c.carry("load_in_8bit", "tuning.quant_type", "int8")
         c.same("load_in_4bit", "tuning.kind qlora says so") if four else None
-        if is_quantized and not eight:
-            c.fill("tuning.double_quant", True, "default of Axolotl")
         convert_lora(c, rank="lora_r", dropout=0.0)
         _targets(c)
         if c.get("lora_model_dir"):
@@ -225,6 +223,8 @@ def _datasets(c: Conversion) -> None:
         add_source(c, "data.train", c.data(path))
     else:
         _sources(c, key, "data.train")
+    if any(source.get("format") == "text" for source in c.values.get("data.train", ())):
+        c.values.setdefault("train.stage", "cpt")
     share = number(c.get("val_set_size", 0))
     if _sources(c, "test_datasets", "data.validation"):
         c.ignored("val_set_size", "test_datasets counts instead")
@@ -349,7 +349,6 @@ class _Source:
             self.columns["text"] = column
         for key in ("type", "field", "text_column"):
             self.done(key, Outcome.CARRIED)
-        self.c.values.setdefault("train.stage", "cpt")
 
     def read_own_type(self, kind: Mapping[str, Any]) -> None:
         """`type` with fields and formats of its own."""
@@ -370,7 +369,9 @@ class _Source:
             else:
                 note = "the model's chat template instead"
                 self.c.entries.append(Entry(where, value, Outcome.CHANGED, self.place, note))
-        if "field_instruction" in kind or "field_output" in kind:
+        if "field_prompt" in kind:
+            self.entry["format"] = "prompt_response"
+        elif "field_instruction" in kind or "field_output" in kind:
             self.entry["format"] = "alpaca"
         del self.left["type"]
 

@@ -37,12 +37,13 @@ def convert_trl(c: Conversion, command: str) -> None:
     """Convert what is left of TRL's settings; `command` is the trainer, if a command names it."""
     command = {"reward_modeling": "reward"}.get(command, command) or _trainer_of(c)
     rate = RATES.get(command, 2e-5)
+    validates = str(c.get("eval_strategy", "no")) not in ("no", "False")
     convert_common(c, NAMES, Defaults(learning_rate=rate, gradient_checkpointing=True))
     if c.get("model_name_or_path"):
         c.carry("model_name_or_path", "model.base", c.model(c.get("model_name_or_path")))
     _tuning(c)
     _stage(c, command)
-    _datasets(c)
+    _datasets(c, validates=validates)
     _lengths(c)
     template(c, "chat_template_path", c.get("chat_template_path"))
     c.without("env", "set it in front of yrun")
@@ -165,12 +166,11 @@ def _list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else words(value)
 
 
-def _datasets(c: Conversion) -> None:
+def _datasets(c: Conversion, *, validates: bool) -> None:
     if c.get("dataset_name"):
         entry = c.data(str(c.get("dataset_name")))
         c.carry("dataset_name", "data.train", [entry])
         _part(c, entry)
-        validates = str(c.left.get("eval_strategy", "no")) not in ("no", "False")
         tested = c.get("dataset_test_split")
         if tested and "hub" in entry:
             validation = [{"hub": entry["hub"], "files": f"*{tested}*"}]
