@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -190,17 +191,20 @@ max_length: 512
 packing: true
 assistant_only_loss: true
 env: {CUDA_VISIBLE_DEVICES: "0"}
+eval_strategy: epoch
 """,
     "dpo.sh": r"""
 #!/bin/bash
 MODEL=acme/base
+export NCCL_DEBUG=INFO  # it tells more
+ARGS="--max_steps 5"
 # a comment
 accelerate launch --config_file deepspeed_zero2.yaml --num_processes 4 trl/scripts/dpo.py \
     --model_name_or_path $MODEL --dataset_name acme/pairs \
     --loss_type sigmoid sft --loss_weights 1.0 0.2 \
     --learning_rate=5e-7 --num_train_epochs 1 --beta 0.05 \
     --use_peft --lora_r 32 --lora_target_modules q_proj v_proj \
-    --gradient_checkpointing --no_such_key 3
+    --gradient_checkpointing --no_such_key 3 $ARGS
 """,
     "kto.sh": r"""
 trl kto --model_name_or_path acme/base --dataset_name rows.jsonl --output_dir out \
@@ -242,11 +246,12 @@ swift pt --model acme/base --train_type full --dataset rows.jsonl --streaming tr
 }
 Y_TRAINER = {
     "sft.sh": r"""
-python -m start_training \
+python -m training_code.start_training \
     --model_path_to_load acme/base --training_type 'sft' --epoch 3 --checkpoint_epoch '0,1' \
     --use_NLIRG 'true'\  # on
-    --data_path rows.jsonl --output_dir outputdir --use_lora 'true' --batch_size 1 \
-    --token_batch 10 --gradient_accumulation_steps 4 \
+    --data_path rows.jsonl --output_dir outputdir --use_lora 'true' --batch_size 1 \\ # two
+    --token_batch 10  # of targets \
+    --gradient_accumulation_steps 4 \
     --lora_target_modules "q_proj,k_proj"
 """,
     "sft_ds.sh": r"""
@@ -455,6 +460,7 @@ def test_trl_yaml_names_splits_as_files(folder: Path):
     assert recipe.tuning.kind == "full"
     assert recipe.data.train[0].files == "*train_sft*"
     assert recipe.data.validation[0].files == "*test_sft*"
+    assert recipe.train.validate_every == "epoch"
     assert (recipe.data.targets, recipe.data.too_long) == ("assistant", "cut")
     assert entry(c, "env.CUDA_VISIBLE_DEVICES")[0] is Outcome.WITHOUT
     assert recipe.train.trackers == ["wandb"] and entry(c, "report_to")[0] is Outcome.CHANGED
@@ -466,7 +472,8 @@ def test_a_trl_command_brings_its_launcher_its_variables_and_its_typo(folder: Pa
     assert recipe.loss.model_dump() | {"form": "sigmoid", "sft": 0.2, "beta": 0.05} == (
         recipe.loss.model_dump()
     )
-    assert recipe.train.learning_rate == 5e-7
+    assert recipe.train.learning_rate == 5e-7 and recipe.train.max_steps == 5
+    assert entry(c, "NCCL_DEBUG")[0] is Outcome.WITHOUT
     assert recipe.tuning.model_dump()["targets"] == ["q_proj", "v_proj"]
     assert entry(c, "no_such_key")[0] is Outcome.IGNORED
 
@@ -475,6 +482,8 @@ def test_trl_kto_ignores_quantization_without_an_adapter(folder: Path):
     recipe, c = converted(folder, "trl-kto.sh")
     assert (recipe.loss.kind, recipe.tuning.kind) == ("kto", "full")
     assert recipe.train.warmup_ratio == 0.1
+    # nothing is validated: rows.jsonl has no other split
+    assert entry(c, "eval_steps")[0] is Outcome.CHANGED
     assert entry(c, "load_in_4bit")[0] is Outcome.IGNORED
 
 
@@ -543,6 +552,47 @@ def test_what_cannot_be_converted_is_refused_in_one_sentence(
 def written(path: Path, output: Path, *overrides: str, **options: Any) -> None:
     chosen = {"tool": None, "force": False, "allow_missing": False, "as_machine": False} | options
     convert(path, overrides, output=output, **chosen)
+
+
+WEIRD = ([], [1, "a"], {"a": 1}, "word", "", -1, 0.5, 1e9, True, None, [{"path": "x"}], " 3")
+
+
+@pytest.mark.parametrize(
+    ("name", "keys"),
+    [
+        ("axolotl-dpo.yml", ["rl", "rl_beta", "num_epochs", "datasets", "learning_rate"]),
+        ("llama-sft.yaml", ["stage", "dataset", "max_samples", "val_size", "warmup_ratio"]),
+        ("trl-dpo.sh", ["loss_type", "loss_weights", "beta", "lora_r", "num_train_epochs"]),
+        ("swift-sft.sh", ["dataset", "lora_rank", "max_length", "deepspeed", "system"]),
+        ("y-sft.sh", ["epoch", "training_type", "token_batch", "checkpoint_epoch", "batch_size"]),
+    ],
+)
+def test_values_that_no_recipe_can_have_are_left_out_and_named(
+    folder: Path, name: str, keys: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    settings = read_settings(folder / name, None)
+    for key in keys:
+        for value in WEIRD:
+            changed = replace(settings, keys={**settings.keys, key: value})
+            monkeypatch.setattr(
+                "yrunner.commands.convert.command.read_settings", lambda path, tool, it=changed: it
+            )
+            c, _ = convert_settings(folder / name, tool=None, recipe_folder=folder)
+            listed = [it.key for it in c.entries if not it.key.startswith("dataset_info.")]
+            expected = [k for top, it in changed.keys.items() for k, _ in leaves(top, it)]
+            assert sorted(listed) == sorted(expected), (key, value)
+            try:
+                recipe_text(c, folder / name, [], output=folder / "r.yaml", allow_missing=True)
+            except YRunnerError as error:
+                assert error.remedy == "no recipe is written", (key, value)
+
+
+def test_a_value_that_the_schema_refuses_is_left_out_with_its_reason(folder: Path):
+    path = folder / "axolotl-plain.yml"
+    path.write_text(AXOLOTL["plain"].replace("lora_r: 8", "lora_r: 0"), "utf-8")
+    recipe, c = converted(folder, path.name)
+    assert recipe.tuning.model_dump()["rank"] == 16
+    assert "left out, because it must be a whole number of at least 1" in entry(c, "lora_r")[1]
 
 
 def test_a_recipe_is_never_replaced_without_force(folder: Path):

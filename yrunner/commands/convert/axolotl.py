@@ -8,6 +8,7 @@ from yrunner.commands.convert.conversion import (
     Conversion,
     Entry,
     Outcome,
+    decimal,
     known_keys,
     leaves,
     number,
@@ -81,8 +82,6 @@ def _tuning(c: Conversion) -> None:
         if eight and not four:
             c.carry("load_in_8bit", "tuning.quant_type", "int8")
         c.same("load_in_4bit", "tuning.kind qlora says so") if four else None
-        if is_quantized and not eight:
-            c.fill("tuning.double_quant", True, "default of Axolotl")
         convert_lora(c, rank="lora_r", dropout=0.0)
         _targets(c)
         if c.get("lora_model_dir"):
@@ -123,7 +122,7 @@ def _stage(c: Conversion) -> None:
         c.put("loss.kind", "bradley_terry")
         if c.get("center_rewards_coefficient"):
             c.carry("center_rewards_coefficient", "loss.center")
-    elif method in PREFERENCES:
+    elif isinstance(method, str) and method in PREFERENCES:
         _preference(c, method)
     elif method:
         c.obstacles.append(f"rl: {method} has no counterpart here")
@@ -145,7 +144,7 @@ def _preference(c: Conversion, method: str) -> None:
         c.put("loss.length", "mean", "as TRL computes ipo")
     for key in ("rl_beta", "dpo_beta", "orpo_alpha" if method == "orpo" else "rl_beta"):
         if c.get(key) is not None:
-            c.carry(key, "loss.beta", float(number(c.get(key))))
+            c.carry(key, "loss.beta", decimal(c.get(key)))
     if method == "orpo":
         c.fill("loss.beta", 0.1, "default of Axolotl")
     for key, place, methods in (
@@ -156,7 +155,7 @@ def _preference(c: Conversion, method: str) -> None:
         ("kto_undesirable_weight", "loss.undesirable_weight", ("kto",)),
     ):
         if c.get(key) is not None and method in methods:
-            c.carry(key, place, float(number(c.get(key))))
+            c.carry(key, place, decimal(c.get(key)))
     smoothing = number(c.get("dpo_label_smoothing", 0))
     if smoothing and method == "dpo":
         c.carry("dpo_label_smoothing", "loss.label_smoothing", float(smoothing))
@@ -218,37 +217,36 @@ def _rhythm(c: Conversion) -> None:
 
 def _datasets(c: Conversion) -> None:
     key = "datasets" if c.get("datasets") else "pretraining_dataset"
-    given = c.left.pop(key, None)
-    if isinstance(given, str):
-        given = [{"path": given}]
-        c.entries.append(Entry(key, given[0]["path"], Outcome.CARRIED, "data.train"))
-        _source(c, "", given[0], "data.train", is_named=True)
-    elif isinstance(given, Mapping):
-        _source(c, key, given, "data.train")
+    if isinstance(c.get(key), str):
+        path = c.get(key)
+        c.record(key, Outcome.CARRIED, "data.train")
+        add_source(c, "data.train", c.data(path))
     else:
-        for index, dataset in enumerate(given or ()):
-            if isinstance(dataset, Mapping):
-                _source(c, f"{key}[{index}]", dataset, "data.train")
-    other = c.left.pop("test_datasets", None)
-    for index, dataset in enumerate(other if isinstance(other, list) else ()):
-        _source(c, f"test_datasets[{index}]", dataset, "data.validation")
+        _sources(c, key, "data.train")
+    if any(source.get("format") == "text" for source in c.values.get("data.train", ())):
+        c.values.setdefault("train.stage", "cpt")
     share = number(c.get("val_set_size", 0))
-    if other:
+    if _sources(c, "test_datasets", "data.validation"):
         c.ignored("val_set_size", "test_datasets counts instead")
     elif share:
         count_or_share(c, "val_set_size", share)
 
 
-def _source(
-    c: Conversion, where: str, dataset: Mapping[str, Any], place: str, *, is_named: bool = False
-) -> None:
-    """One entry of `datasets`, key by key."""
-    source = _Source(c, where, dict(dataset), place)
-    if not is_named:
-        source.convert()
-        return
-    source.read_path()
-    add_source(c, place, source.entry)
+def _sources(c: Conversion, key: str, place: str) -> bool:
+    """Convert a list of datasets; what is none stays for the end. False without any."""
+    given = c.get(key)
+    listed = [given] if isinstance(given, Mapping) and given else given
+    if not isinstance(listed, list) or not listed or not all(map(_is_dataset, listed)):
+        return False
+    del c.left[key]
+    for index, dataset in enumerate(listed):
+        where = f"{key}[{index}]" if listed is given else key
+        _Source(c, where, dict(dataset), place).convert()
+    return True
+
+
+def _is_dataset(value: Any) -> bool:
+    return isinstance(value, Mapping) and "path" in value
 
 
 class _Source:
@@ -351,7 +349,6 @@ class _Source:
             self.columns["text"] = column
         for key in ("type", "field", "text_column"):
             self.done(key, Outcome.CARRIED)
-        self.c.values.setdefault("train.stage", "cpt")
 
     def read_own_type(self, kind: Mapping[str, Any]) -> None:
         """`type` with fields and formats of its own."""
@@ -372,7 +369,9 @@ class _Source:
             else:
                 note = "the model's chat template instead"
                 self.c.entries.append(Entry(where, value, Outcome.CHANGED, self.place, note))
-        if "field_instruction" in kind or "field_output" in kind:
+        if "field_prompt" in kind:
+            self.entry["format"] = "prompt_response"
+        elif "field_instruction" in kind or "field_output" in kind:
             self.entry["format"] = "alpaca"
         del self.left["type"]
 

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from yrunner.commands.convert.settings import LAUNCHER, TOOLS, Settings, option_
 from yrunner.commands.convert.trl import convert_trl
 from yrunner.commands.convert.y_trainer import convert_y_trainer
 from yrunner.console import say, warn
-from yrunner.errors import YRunnerError
+from yrunner.errors import RecipeError, YRunnerError
 from yrunner.recipe.load import check_text, parse_values, yaml_line
 from yrunner.recipe.schema.distributed import SHARED_OPTIMIZERS
 from yrunner.recipe.schema.model import ADAPTER_SHAPE
@@ -128,32 +128,37 @@ def _settle(c: Conversion) -> None:
     if stage == "reward":
         _settle_reward(c)
     if stage in ("preference", "reward"):
-        for key in ("data.targets", "data.packing", "train.token_batch"):
-            if key in c.values:
-                c.revise(key, None, f"not with train.stage {stage}")
+        without = ("data.targets", "data.packing", "train.token_batch")
+        _drop(c, without, f"not with train.stage {stage}")
     if "tuning.adapter" in c.values:
-        for name in (*ADAPTER_SHAPE, "modules_to_save"):
-            if f"tuning.{name}" in c.values:
-                c.revise(f"tuning.{name}", None, "the adapter has its own")
-    if "train.early_stopping.patience" in c.values and not (
-        c.values.get("data.validation") or "data.validation_share" in c.values
-    ):
-        c.revise("train.early_stopping.patience", None, "there are no validation rows")
+        _drop(c, [f"tuning.{name}" for name in ADAPTER_SHAPE], "the adapter has its own")
+    if not (c.values.get("data.validation") or "data.validation_share" in c.values):
+        need_rows = ("train.early_stopping.patience", "train.validate_every")
+        _drop(c, need_rows, "there are no validation rows")
     if any(key.startswith("tuning.") for key in c.values):
         c.values.setdefault("tuning.kind", "lora")
     _settle_sharding(c)
+
+
+def _drop(c: Conversion, places: Sequence[str], why: str) -> None:
+    for place in places:
+        if place in c.values:
+            c.revise(place, None, why)
 
 
 def _settle_reward(c: Conversion) -> None:
     """A reward model is saved whole, on weights that are not quantized."""
     if c.values.get("tuning.kind") == "qlora":
         c.revise("tuning.kind", "lora", "a reward model is not trained on quantized weights")
-        for key in ("tuning.quant_type", "tuning.double_quant"):
-            if key in c.values:
-                c.revise(key, None, "see tuning.kind")
-    for key in ("tuning.adapter", "distributed.deepspeed.stage", "distributed.deepspeed.offload"):
-        if key in c.values:
-            c.revise(key, None, "not with train.stage reward")
+        _drop(c, ("tuning.quant_type", "tuning.double_quant"), "see tuning.kind")
+    others = (
+        "tuning.adapter",
+        "tuning.modules_to_save",
+        "distributed.deepspeed.stage",
+        "distributed.deepspeed.offload",
+        "distributed.deepspeed.config",
+    )
+    _drop(c, others, "not with train.stage reward")
 
 
 def _settle_sharding(c: Conversion) -> None:
@@ -161,8 +166,8 @@ def _settle_sharding(c: Conversion) -> None:
         return
     if c.values.get("train.optimizer", "adamw_torch") not in SHARED_OPTIMIZERS:
         c.revise("train.optimizer", "adamw_torch", "DeepSpeed shards the optimizer's state")
-    if c.values.get("train.torch_compile"):
-        c.revise("train.torch_compile", None, "not with DeepSpeed")
+    without = ("train.torch_compile", "tuning.modules_to_save", "tuning.lora_plus_ratio")
+    _drop(c, without, "not with DeepSpeed")
     if c.values.get("tuning.kind") == "qlora" and c.values.get("distributed.deepspeed.stage") == 3:
         c.revise("distributed.deepspeed.stage", 2, "ZeRO 3 cannot shard quantized weights")
     c.fill("distributed.processes", "auto", "one per GPU")
@@ -172,7 +177,8 @@ def recipe_text(
     c: Conversion, path: Path, overrides: Sequence[str], *, output: Path, allow_missing: bool
 ) -> str:
     """The recipe as commented YAML, loaded once. Raises `YRunnerError` if there can be none."""
-    for key, value in parse_values(overrides).items():
+    given = parse_values(overrides)
+    for key, value in given.items():
         c.put(key, value, "from the command")
     obstacles = list(c.obstacles)
     if "model.base" not in c.values:
@@ -187,9 +193,28 @@ def recipe_text(
             remedy="run this where the old tool runs, or add --allow-missing",
         )
     c.values.setdefault("name", _run_name(c, path))
-    text = commented_yaml(c, f"# {path.name} of {c.tool}, converted by yrun convert")
-    check_text(text, output, with_files=not c.missing)
-    return text
+    return _accepted_text(c, path, output, given)
+
+
+def _accepted_text(c: Conversion, path: Path, output: Path, given: Container[str]) -> str:
+    """The recipe without the values that the schema refuses; never without those of `given`."""
+    while True:
+        text = commented_yaml(c, f"# {path.name} of {c.tool}, converted by yrun convert")
+        try:
+            check_text(text, output, with_files=not c.missing)
+        except RecipeError as error:
+            refused = {
+                place: problem.message
+                for problem in error.problems
+                for place in c.values
+                if place not in given and f"{problem.path}.".startswith(f"{place}.")
+            }
+            if not refused or {"model.base", "data.train"} & refused.keys():
+                raise
+            for place, message in refused.items():
+                c.revise(place, None, f"left out, because it {message}")
+        else:
+            return text
 
 
 def _run_name(c: Conversion, path: Path) -> str:

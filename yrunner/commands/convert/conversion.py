@@ -254,6 +254,17 @@ def number(value: Any) -> Any:
     return read_plain_scalar(value.strip()) if isinstance(value, str) else value
 
 
+def decimal(value: Any) -> Any:
+    """The value as a float; one that is not a number is left for the schema to refuse."""
+    value = number(value)
+    return float(value) if is_number(value) else value
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a number, which true is not."""
+    return type(value) in (int, float)
+
+
 def words(value: Any) -> list[str]:
     """A list, or a text of words between commas or blanks."""
     if isinstance(value, str):

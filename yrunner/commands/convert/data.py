@@ -3,8 +3,9 @@
 import json
 from typing import Any
 
-from yrunner.commands.convert.conversion import Conversion, choices
+from yrunner.commands.convert.conversion import Conversion
 from yrunner.errors import YRunnerError
+from yrunner.recipe.schema import model as sections
 from yrunner.text_files import read_text
 
 TURN_KEYS = {"role", "from", "content", "value"}
@@ -21,7 +22,7 @@ TEMPLATES = {
     "llama3": "llama3",
     "qwen": "chatml",
     "qwen3": "qwen3",
-    "qwen3_nothink": "qwen3",
+    "qwen3_nothink": "chatml",
     "gemma": "gemma",
     "gemma2": "gemma",
     "mistral": "mistral",
@@ -83,7 +84,7 @@ def _used_rows(c: Conversion, entry: dict[str, Any]) -> int | None:
 
 def take_rows(c: Conversion, key: str, number: Any) -> None:
     """`take` for each source, which is an error here for a file with fewer rows."""
-    if not isinstance(number, int) or number <= 0:
+    if type(number) is not int or number <= 0:
         return
     notes = []
     for entry in c.values.get("data.train", ()):
@@ -107,18 +108,12 @@ def template(c: Conversion, key: str, name: Any) -> None:
         c.carry(key, "model.chat_template", c.written(path))
     elif name in FROM_THE_MODEL:
         c.same(key, "the model's own, as here")
-    elif TEMPLATES.get(name, name) in choices("model", "chat_template"):
-        _named_template(c, key, name)
+    elif TEMPLATES.get(name, name) in getattr(sections, "KNOWN_TEMPLATES", ()):
+        ours = TEMPLATES.get(name, name)
+        c.carry(key, "model.chat_template", ours, "" if ours == name else f"{name} there")
     else:
         c.without(
             key,
             f"the model's own template is used, not {name} of {c.tool}; for a base without one "
             "name a .jinja file in model.chat_template",
         )
-
-
-def _named_template(c: Conversion, key: str, name: str) -> None:
-    ours = TEMPLATES.get(name, name)
-    c.carry(key, "model.chat_template", ours, "" if ours == name else f"{name} there")
-    if name == "qwen3_nothink":
-        c.put("model.template_args", {"enable_thinking": False}, f"as {name}")

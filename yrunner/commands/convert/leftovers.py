@@ -26,7 +26,7 @@ REASONS = {
         "include_num_input_tokens_seen include_tokens_per_second log_level "
         "include_effective_tokens_per_second disable_tqdm print_param_status "
         "logging_nan_inf_filter use_process_bar debug create_checkpoint_symlink add_version "
-        "strict check_model local_rank ddp"
+        "check_model local_rank ddp"
     ),
     "not needed: checkpoints hold all that --resume needs, and weights are safetensors": (
         "save_only_model save_optimizer_state save_safetensors safe_serialization "
@@ -74,6 +74,7 @@ REMEDIES = (
     (r"special_tokens|add_(special_)?tokens|tokens|new_special_tokens.*|init_special_tokens|eos_token"
      r"|pad_token|tokenizer_config|resize_token_embeddings.*|added_tokens_overrides",
      "tokens are not added; tuning.train_tokens trains the rows of tokens that the model has"),
+    (r"strict", "not needed: a recipe is always checked"),
     (r"eot_tokens", "not needed: the chat template says where a turn ends"),
     (r"vllm|vllm_.*|use_vllm|trl|ebft|reward_(?!model$).*|num_generations|max_completion_length|epsilon.*"
      r"|grpo_.*|ppo_.*|rollout_.*|temperature|top_[kp]|steps_per_generation|log_completions|sleep_level"

@@ -4,7 +4,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from yrunner.commands.convert.conversion import Conversion, Entry, Outcome, has_key, number, words
+from yrunner.commands.convert.conversion import (
+    Conversion,
+    Entry,
+    Outcome,
+    has_key,
+    is_number,
+    number,
+    words,
+)
 from yrunner.commands.convert.data import (
     SAME_ROLES,
     TURN_KEYS,
@@ -129,7 +137,7 @@ def _adapter(c: Conversion, kind: str, bits: Any) -> None:
     rank, alpha = number(c.get("lora_rank", 8)), c.get("lora_alpha")
     convert_lora(c, rank="lora_rank", dropout=0.0)
     c.fill("tuning.rank", rank, "default of LLaMA-Factory")
-    if alpha is None:
+    if alpha is None and is_number(rank):
         c.fill("tuning.alpha", 2 * rank, "LLaMA-Factory: twice the rank")
     targets(c, "lora_target")
     _pissa(c)
@@ -166,7 +174,7 @@ def _num_layers(c: Conversion) -> int | None:
 
 def _stage(c: Conversion) -> None:
     stage = c.get("stage", "sft")
-    if stage not in STAGES:
+    if not isinstance(stage, str) or stage not in STAGES:
         c.obstacles.append(f"stage: {stage} has no counterpart here")
         c.without("stage", "use pt, sft, rm, dpo or kto")
         return
@@ -262,7 +270,9 @@ def _template(c: Conversion) -> None:
 
 def _datasets(c: Conversion, key: str, place: str) -> None:
     named = words(c.get(key, []))
-    if not named:
+    given = c.get(key)
+    listed = given if isinstance(given, list) else [given]
+    if not named or any(isinstance(item, dict) for item in listed):
         return
     folder = str(c.get("dataset_dir", "data"))
     info, path = _dataset_info(c, folder)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from yrunner.commands.convert.conversion import Conversion, Outcome, has_key, number, words
+from yrunner.commands.convert.conversion import Conversion, Outcome, decimal, has_key, number, words
 from yrunner.commands.convert.data import add_source, count_or_share, template
 from yrunner.commands.convert.leftovers import convert_leftovers
 from yrunner.commands.convert.training_arguments import (
@@ -151,13 +151,13 @@ def _preference(c: Conversion, method: str) -> None:
         ("undesirable_weight", "undesirable_weight", ("kto",)),
     ):
         if isinstance(number(c.get(key)), int | float) and kind in kinds:
-            c.carry(key, f"loss.{place}", float(number(c.get(key))))
+            c.carry(key, f"loss.{place}", decimal(c.get(key)))
 
 
 def _datasets(c: Conversion) -> None:
     for key, place in (("dataset", "data.train"), ("val_dataset", "data.validation")):
         given = c.get(key, [])
-        named = [given] if isinstance(given, str) else list(given)
+        named = given if isinstance(given, list) else [given] if isinstance(given, str) else []
         entries = [_entry(c, str(name)) for name in named]
         other = any("hub" in entry for entry in entries) and not c.get("use_hf")
         for entry in entries:

@@ -58,10 +58,16 @@ PROGRAMS = (
     ("LLaMA-Factory", re.compile(r"(?:\S*/)?src/(train)(?:_bash)?\.py\b")),
     ("TRL", re.compile(rf"(?:\S*/)?trl ({TRAINERS})\b")),
     ("TRL", re.compile(rf"(?:\S*/)?({TRAINERS}|reward_modeling)(?:_vlm)?\.py\b")),
-    ("Y-Trainer", re.compile(r"(?:\S*/)?(start_training)(?:\.py)?\b")),
+    ("Y-Trainer", re.compile(r"(?:\S*[/.])?(start_training)(?:\.py)?\b")),
     ("Y-Trainer", re.compile(r"\S*sch?e?dule\.(sort)\b|\S*schedule/(sort)\.py\b")),
 )
 """How the command of each tool begins, and its subcommand."""
+
+
+ASSIGNMENT = re.compile(
+    r"\s*(export\s+|set\s+)?([A-Za-z_]\w*)=(\"[^\"]*\"|'[^']*'|[^\s\"']*)\s*;?\s*(?:#.*)?"
+)
+"""A line that sets a variable."""
 
 
 @dataclass
@@ -135,9 +141,8 @@ def option_of(tool: str) -> str:
 
 
 def _read_command(text: str, path: Path, tool: str | None) -> Settings:
-    commands = [
-        found for line in _logical_lines(text) if (found := _find_program(line, path)) is not None
-    ]
+    lines, exported = _logical_lines(text)
+    commands = [found for line in lines if (found := _find_program(line, path)) is not None]
     if tool is not None:
         commands = [found for found in commands if found[0] == tool]
     if not commands:
@@ -150,33 +155,32 @@ def _read_command(text: str, path: Path, tool: str | None) -> Settings:
     if len(commands) > 1:
         others = ", ".join(f"{name} {word}" for name, word, _, _ in commands[1:])
         settings.notes.append(f"only the first command of {path} is converted, not {others}")
-    settings.keys.update(_launcher_keys(before))
+    settings.keys.update(exported | _launcher_keys(before))
     _add_arguments(settings, after, path)
     return settings
 
 
-def _logical_lines(text: str) -> list[str]:
-    """Lines with their continuations joined and their variables replaced."""
-    text = re.sub(
-        r"(?<=\s)[\u2013\u2014](?=[A-Za-z])", "--", text
-    )  # "--" as word processors show it
+def _logical_lines(text: str) -> tuple[list[str], dict[str, Any]]:
+    """Lines with their continuations joined and their variables replaced; exported variables."""
+    # Word processors make a dash of "--".
+    text = re.sub(r"(?<=\s)[\u2013\u2014](?=[A-Za-z])", "--", text)
     text = "\n".join(line for line in text.splitlines() if not re.match(r"\s*(#|::|rem\b)", line))
-    text = re.sub(r"[\\^`][ \t]*(#[^\n]*)?(\n|$)", " ", text)
+    text = re.sub(r"[ \t]#[^\n\"']*\\+[ \t]*\n", " ", text)  # a comment before the line goes on
+    text = re.sub(r"[\\^`]+[ \t]*(#[^\n]*)?(\n|$)", " ", text)
     variables: dict[str, str] = {}
+    exported: dict[str, Any] = {}
     lines = []
     for line in text.split("\n"):
         line = _expand(line, variables)
-        match = re.fullmatch(r"\s*(?:export |set )?\s*([A-Za-z_]\w*)=(.*)", line)
-        if (match and not re.search(r"\s--\w", match.group(2).strip("\"' "))) or (
-            match and re.fullmatch(r"\s*([\"']).*\1\s*", match.group(2), re.DOTALL)
-        ):
-            assert match is not None
-            value = match.group(2).strip()
-            if not re.search(r"^[^\"'\s]+\s+\S", value):
-                variables[match.group(1)] = value.strip("\"'")
-                continue
-        lines.append(line)
-    return lines
+        assignment = ASSIGNMENT.fullmatch(line)
+        if assignment is None:
+            lines.append(line)
+            continue
+        how, name, value = assignment.groups()
+        variables[name] = value.strip("\"'")
+        if how:
+            exported[name] = _value(variables[name])
+    return lines, exported
 
 
 def _expand(line: str, variables: Mapping[str, str]) -> str:
@@ -222,7 +226,8 @@ def _until_end(text: str) -> list[str]:
 
 def _split(text: str) -> list[str]:
     """The words of a command; a comment begins only where a word does, as `rows.jsonl#500`."""
-    return shlex.split(re.sub(r"(^|\s)#[^\n\"']*$", "", text))
+    words = shlex.split(re.sub(r"(^|\s)#[^\n\"']*$", "", text))
+    return [word for word in words if word.strip() or not word]
 
 
 def _launcher_keys(words: Sequence[str]) -> dict[str, Any]:

@@ -6,7 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from yrunner.commands.convert.conversion import Conversion, choices, has_key, number, words
+from yrunner.commands.convert.conversion import (
+    Conversion,
+    choices,
+    decimal,
+    has_key,
+    is_number,
+    number,
+    words,
+)
 from yrunner.errors import YRunnerError
 from yrunner.text_files import read_json
 
@@ -91,13 +99,13 @@ def convert_common(c: Conversion, names: Names, defaults: Defaults) -> None:
 
 def _length_of_training(c: Conversion, names: Names, defaults: Defaults) -> None:
     max_steps = number(c.get("max_steps", -1))
-    if max_steps and max_steps > 0:
+    if is_number(max_steps) and max_steps > 0:
         c.carry("max_steps", "train.max_steps", int(max_steps))
         c.ignored(names.epochs, "max_steps counts instead")
     else:
         c.same("max_steps", "off, as here")
-        epochs = float(number(c.get(names.epochs, defaults.epochs)))
-        whole = max(1, math.ceil(epochs))
+        epochs = decimal(c.get(names.epochs, defaults.epochs))
+        whole = max(1, math.ceil(epochs)) if is_number(epochs) else epochs
         how = "" if whole == epochs else f"{epochs:g} there; whole epochs only, see max_steps"
         if not c.carry(names.epochs, "train.epochs", whole, how):
             c.fill("train.epochs", whole, f"default of {c.tool}")
@@ -116,7 +124,7 @@ def _length_of_training(c: Conversion, names: Names, defaults: Defaults) -> None
 
 def _rate(c: Conversion, names: Names, defaults: Defaults) -> None:
     rate = number(c.get("learning_rate", defaults.learning_rate))
-    if not c.carry("learning_rate", "train.learning_rate", float(rate)):
+    if not c.carry("learning_rate", "train.learning_rate", decimal(rate)):
         c.fill("train.learning_rate", defaults.learning_rate, f"default of {c.tool}")
     schedule = str(c.get(names.scheduler, defaults.scheduler)).lower()
     known = choices("train", "lr_scheduler")
@@ -129,6 +137,8 @@ def _rate(c: Conversion, names: Names, defaults: Defaults) -> None:
 def _warmup(c: Conversion, defaults: Defaults) -> None:
     steps = number(c.get("warmup_steps", 0))
     total = c.values.get("train.max_steps")
+    if not is_number(steps):
+        steps = 0
     if not steps:
         c.same("warmup_steps", "off, as here")
     elif steps < 1:
@@ -141,7 +151,7 @@ def _warmup(c: Conversion, defaults: Defaults) -> None:
         c.carry("warmup_steps", "train.warmup_ratio", 0.03, how)
     if steps:
         c.ignored("warmup_ratio", "warmup_steps counts instead")
-    elif not c.carry("warmup_ratio", "train.warmup_ratio", float(number(c.get("warmup_ratio", 0)))):
+    elif not c.carry("warmup_ratio", "train.warmup_ratio", decimal(c.get("warmup_ratio", 0))):
         c.fill("train.warmup_ratio", defaults.warmup_ratio, f"default of {c.tool}")
 
 
@@ -157,7 +167,7 @@ def _optimizer(c: Conversion, names: Names, defaults: Defaults) -> None:
         ("max_grad_norm", "train.max_grad_norm"),
     ):
         if isinstance(number(c.get(key)), int | float):
-            c.carry(key, place, float(number(c.get(key))))
+            c.carry(key, place, decimal(c.get(key)))
     if defaults.weight_decay:
         c.fill("train.weight_decay", defaults.weight_decay, f"default of {c.tool}")
     for key, value in BETAS.items():
@@ -186,7 +196,7 @@ def _precision(c: Conversion) -> None:
 def _attention(c: Conversion, names: Names) -> None:
     for key in (names.attention, "flash_attention", "sdp_attention", "eager_attention"):
         value = c.get(key)
-        word = {True: key, "flash_attention": "fa2"}.get(value, str(value))
+        word = key if value is True else str(value)
         word = {"flash_attention": "fa2", "sdp_attention": "sdpa", "eager_attention": "eager"}.get(
             word, word
         )

@@ -2,7 +2,15 @@
 
 from typing import Any
 
-from yrunner.commands.convert.conversion import Conversion, Entry, Outcome, number, words
+from yrunner.commands.convert.conversion import (
+    Conversion,
+    Entry,
+    Outcome,
+    decimal,
+    is_number,
+    number,
+    words,
+)
 from yrunner.commands.convert.data import add_source, template
 from yrunner.commands.convert.leftovers import convert_leftovers
 from yrunner.commands.convert.training_arguments import (
@@ -29,18 +37,16 @@ def convert_trl(c: Conversion, command: str) -> None:
     """Convert what is left of TRL's settings; `command` is the trainer, if a command names it."""
     command = {"reward_modeling": "reward"}.get(command, command) or _trainer_of(c)
     rate = RATES.get(command, 2e-5)
+    validates = str(c.get("eval_strategy", "no")) not in ("no", "False")
     convert_common(c, NAMES, Defaults(learning_rate=rate, gradient_checkpointing=True))
     if c.get("model_name_or_path"):
         c.carry("model_name_or_path", "model.base", c.model(c.get("model_name_or_path")))
     _tuning(c)
     _stage(c, command)
-    _datasets(c)
+    _datasets(c, validates=validates)
     _lengths(c)
     template(c, "chat_template_path", c.get("chat_template_path"))
-    environment = c.left.pop("env", None)
-    for key, value in environment.items() if isinstance(environment, dict) else ():
-        note = "set it in front of yrun"
-        c.entries.append(Entry(f"env.{key}", value, Outcome.WITHOUT, note=note))
+    c.without("env", "set it in front of yrun")
     convert_leftovers(c)
 
 
@@ -98,7 +104,7 @@ def _stage(c: Conversion, command: str) -> None:
             c.same("loss_type", "loss.kind says so")
         for key in ("beta", "desirable_weight", "undesirable_weight"):
             if c.get(key) is not None and (key == "beta" or command == "kto"):
-                c.carry(key, f"loss.{key}", float(number(c.get(key))))
+                c.carry(key, f"loss.{key}", decimal(c.get(key)))
     elif command == "cpo":
         _cpo_loss(c)
     else:
@@ -125,15 +131,16 @@ def _cpo_loss(c: Conversion) -> None:
     c.fill("loss.sft", 1.0, "default of TRL")
     for key, place in (("beta", "beta"), ("simpo_gamma", "gamma"), ("cpo_alpha", "sft")):
         if c.get(key) is not None:
-            c.carry(key, f"loss.{place}", float(number(c.get(key))))
+            c.carry(key, f"loss.{place}", decimal(c.get(key)))
 
 
 def _dpo_loss(c: Conversion) -> None:
     c.put("loss.kind", "dpo")
     named = words(c.get("loss_type", ["sigmoid"]))
-    weights = [float(number(value)) for value in _list(c.get("loss_weights", [1.0] * len(named)))]
+    weights = [decimal(value) for value in _list(c.get("loss_weights", [1.0] * len(named)))]
     forms = [word for word in named if word != "sft"]
-    if len(forms) != 1 or forms[0] not in DPO_FORMS or len(weights) != len(named):
+    weighted = len(weights) == len(named) and all(map(is_number, weights))
+    if len(forms) != 1 or forms[0] not in DPO_FORMS or not weighted:
         c.obstacles.append(f"loss_type {', '.join(named)} has no counterpart here")
         c.without("loss_type", "use sigmoid, hinge, ipo or robust, with sft beside it")
         return
@@ -145,11 +152,11 @@ def _dpo_loss(c: Conversion) -> None:
         if not c.carry("loss_weights", "loss.sft", share, "relative to the other loss"):
             c.put("loss.sft", share, "loss_type sft")
     if number(c.get("label_smoothing")):
-        c.carry("label_smoothing", "loss.label_smoothing", float(number(c.get("label_smoothing"))))
+        c.carry("label_smoothing", "loss.label_smoothing", decimal(c.get("label_smoothing")))
         if forms[0] == "sigmoid":
             c.put("loss.form", "conservative", "sigmoid with label_smoothing")
     if c.get("beta") is not None:
-        c.carry("beta", "loss.beta", float(number(c.get("beta"))))
+        c.carry("beta", "loss.beta", decimal(c.get("beta")))
     for key in ("ref_model", "precompute_ref_log_probs", "precompute_ref_batch_size"):
         if c.get(key):
             c.without(key, "the reference is the model as the run began, scored once where needed")
@@ -159,12 +166,11 @@ def _list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else words(value)
 
 
-def _datasets(c: Conversion) -> None:
+def _datasets(c: Conversion, *, validates: bool) -> None:
     if c.get("dataset_name"):
         entry = c.data(str(c.get("dataset_name")))
         c.carry("dataset_name", "data.train", [entry])
         _part(c, entry)
-        validates = str(c.left.get("eval_strategy", "no")) not in ("no", "False")
         tested = c.get("dataset_test_split")
         if tested and "hub" in entry:
             validation = [{"hub": entry["hub"], "files": f"*{tested}*"}]

@@ -97,7 +97,8 @@ def _data(c: Conversion) -> None:
     c.carry("max_seq_len", "data.max_length", number(c.get("max_seq_len")))
     c.fill("data.max_length", 20520, "default of Y-Trainer")
     c.fill("data.too_long", "drop", "Y-Trainer leaves out longer rows")
-    if has_key("model", "template_args"):
+    thinks = "qwen3" in str(c.values.get("model.base")).lower()
+    if thinks and has_key("model", "template_args"):
         c.fill("model.template_args.enable_thinking", False, "Y-Trainer switches thinking off")
 
 
