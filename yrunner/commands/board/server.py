@@ -349,6 +349,7 @@ def serve(board: Board, listener: socket.socket) -> None:
         server_header=False,
         timeout_graceful_shutdown=1,
         lifespan="on",
+        ws="none",
     )
     server = _Server(config, board)
     server.run(sockets=[listener])
