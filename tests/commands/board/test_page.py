@@ -241,3 +241,15 @@ def test_an_answer_is_mended_and_saved_as_a_row(page: Any, board: RunningBoard):
         {"role": "assistant", "content": "mended"},
     ]
     saved.unlink()
+
+
+def test_a_page_that_nobody_sees_holds_no_connection(page: Any):
+    hidden = """(hidden) => {
+      Object.defineProperty(document, "hidden", { value: hidden, configurable: true });
+      document.dispatchEvent(new Event("visibilitychange"));
+    }"""
+    open_at(page, "#/run/two", ".charts canvas")
+    with page.expect_event("requestfailed", lambda asked: "/events" in asked.url):
+        page.evaluate(hidden, True)
+    with page.expect_request("**/events?id=two"):
+        page.evaluate(hidden, False)

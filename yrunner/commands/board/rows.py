@@ -101,9 +101,9 @@ class SortedRows:
         last = len(self.rows) + 1
         kept, log = [], []
         for row in sorted(self.rows.values(), key=lambda row: row.place or last):
-            change = changes.get(row.key)
-            does = change["do"] if change else ("keep" if row.place else "drop")
-            after = None if does == "drop" else change["row"] if does == "edit" else row.row
+            change = changes.get(row.key, {})
+            does = change.get("do", "keep" if row.place else "drop")
+            after = {"keep": row.row, "drop": None, "edit": change.get("row")}[does]
             if after is not None:
                 kept.append(after)
             was_kept = row.place is not None

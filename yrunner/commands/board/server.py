@@ -24,7 +24,7 @@ from yrunner.commands.board.rows import SortedRows, save_row
 from yrunner.commands.board.talk import Worker
 from yrunner.errors import RunError, YRunnerError
 from yrunner.process import DISK_REMEDIES
-from yrunner.storage.found_runs import FoundRuns, RunFiles
+from yrunner.storage.found_runs import FoundRun, FoundRuns, RunFiles
 from yrunner.storage.metric_curves import GrowingMetrics, last_records
 from yrunner.storage.run_dir import differences
 from yrunner.storage.run_files import open_inside, read_inside
@@ -277,7 +277,7 @@ class Board:
             return Response("too many pages are open", 503)
         id_ = request.query_params.get("id")
         try:
-            follow = self._follow_list() if id_ is None else self._follow(self._metrics(id_))
+            follow = self._follow_list() if id_ is None else self._follow(id_, self._metrics(id_))
         except RunError as error:
             return _refused(error)
         return StreamingResponse(self._counted(follow), media_type="text/event-stream")
@@ -290,17 +290,21 @@ class Board:
         finally:
             self._num_streams -= 1
 
-    async def _follow(self, metrics: GrowingMetrics) -> AsyncIterator[str]:
+    async def _follow(self, id_: str, metrics: GrowingMetrics) -> AsyncIterator[str]:
         await run_in_threadpool(metrics.read_more)
         yield _event("curves", metrics.as_json())
+        before: FoundRun | None = None
         async for _ in self._ticks():
             is_new, records = await run_in_threadpool(metrics.read_more)
             if is_new:
                 yield _event("curves", metrics.as_json())
             elif records:
                 yield _event("records", records)
-            else:
-                yield ": \n\n"  # a closed connection is noticed by writing
+            run = (await run_in_threadpool(self._runs.look)).get(id_)
+            if run is not None and run != before:
+                yield _event("run", run.as_json())
+                before = run
+            yield ": \n\n"  # a closed connection is noticed by writing
 
     async def _follow_list(self) -> AsyncIterator[str]:
         before = await run_in_threadpool(self._runs.look)
@@ -345,6 +349,7 @@ def serve(board: Board, listener: socket.socket) -> None:
         server_header=False,
         timeout_graceful_shutdown=1,
         lifespan="on",
+        ws="none",
     )
     server = _Server(config, board)
     server.run(sockets=[listener])

@@ -85,7 +85,7 @@ class TypedTexts:
 
     def _example(self, prompt: str, answer: str) -> TokenizedExample:
         data = self._run.recipe.data
-        turns = (Message("user", prompt), Message("assistant", answer))
+        turns: tuple[Message, ...] = (Message("user", prompt), Message("assistant", answer))
         if self._tokenizer.chat_template is None:
             turns = (Message("text", prompt + answer),)
         talk = Conversation(turns, TYPED)
@@ -266,7 +266,7 @@ def serve(
     """Answer each line, until there are no more or none has come for a while."""
     while select.select([asked], [], [], idle_seconds)[0] and (line := asked.readline()):
         try:
-            said = {"ok": answer(json.loads(line))}
+            said: dict[str, Any] = {"ok": answer(json.loads(line))}
         except YRunnerError as error:
             said = {"error": str(error)}
         out.write(json.dumps(said) + "\n")

@@ -92,6 +92,25 @@ export function leave() {
   while (closing.length) closing.pop()();
 }
 
+// Follow events while the page is seen: a browser has only six connections for all its pages.
+export function follow(place, path, handlers, onReturn = () => {}) {
+  let events = null;
+  const open = () => {
+    events = new EventSource(path);
+    for (const [name, handle] of Object.entries(handlers)) {
+      events.addEventListener(name, (event) => handle(JSON.parse(event.data)));
+    }
+  };
+  const close = () => { events?.close(); events = null; };
+  const look = () => {
+    if (document.hidden) close();
+    else if (!events) { open(); onReturn(); }
+  };
+  document.addEventListener("visibilitychange", look);
+  if (!document.hidden) open();
+  onLeave(place, () => { document.removeEventListener("visibilitychange", look); close(); });
+}
+
 export const stateOf = (run) => el("span", { class: `state ${run.state}` }, word(run.state));
 
 export function facts(pairs) {

@@ -1,6 +1,6 @@
 // One run: its curves while it trains, and everything else that is known of it.
 
-import { ago, bytes, card, doing, duration, el, facts, get, notice, number, onLeave, post, stateOf } from "./page.js";
+import { ago, bytes, card, doing, duration, el, facts, follow, get, notice, number, onLeave, post, stateOf } from "./page.js";
 import { Charts } from "./curves.js";
 import { showAnswers, showText } from "./text.js";
 import { showRows } from "./rows.js";
@@ -65,35 +65,24 @@ function showCurves(place, { run, explosion }) {
   if (explosion) place.append(card(word("exploded"), el("pre", {}, JSON.stringify(explosion, null, 2))));
   place.append(none, charts);
   let drawn;
-  const events = new EventSource(`/events?${new URLSearchParams({ id: run.id })}`);
-  events.addEventListener("curves", (event) => {
-    const curves = JSON.parse(event.data);
-    none.hidden = Object.keys(curves).length > 0;
-    drawn?.close();
-    drawn = new Charts(charts, [{ label: run.id, curves }]);
+  follow(place, `/events?${new URLSearchParams({ id: run.id })}`, {
+    curves: (curves) => {
+      none.hidden = Object.keys(curves).length > 0;
+      drawn?.close();
+      drawn = new Charts(charts, [{ label: run.id, curves }]);
+    },
+    records: (records) => {
+      none.hidden = true;
+      drawn?.add(records);
+    },
+    run: (now) => {
+      const isOther = now.state !== run.state;
+      Object.assign(run, now);
+      drawFacts(run.step);
+      if (isOther) dispatchEvent(new Event("state-changed"));
+    },
   });
-  events.addEventListener("records", (event) => {
-    const records = JSON.parse(event.data);
-    none.hidden = true;
-    drawn?.add(records);
-    const last = records.at(-1);
-    for (const record of records) {
-      run.loss = record.loss ?? run.loss;
-      run.validation_loss = record.eval_loss ?? run.validation_loss;
-    }
-    run.changed = Date.now() / 1000;
-    drawFacts(last.step);
-  });
-  const all = new EventSource("/events");
-  all.addEventListener("runs", (event) => {
-    const now = JSON.parse(event.data).changed.find((other) => other.id === run.id);
-    if (!now) return;
-    const isOther = now.state !== run.state;
-    Object.assign(run, now);
-    drawFacts(run.step);
-    if (isOther) dispatchEvent(new Event("state-changed"));
-  });
-  onLeave(place, () => { events.close(); all.close(); drawn?.close(); });
+  onLeave(place, () => drawn?.close());
 }
 
 function showPage(place, { run }, name) {

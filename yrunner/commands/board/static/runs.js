@@ -1,6 +1,6 @@
 // The list of runs.
 
-import { ago, bytes, duration, el, get, number, onLeave, select, stateOf } from "./page.js";
+import { ago, bytes, duration, el, follow, get, number, select, stateOf } from "./page.js";
 import { word } from "./words.js";
 
 const STATES = ["running", "finished", "interrupted", "failed"];
@@ -49,16 +49,21 @@ export async function showRuns(place) {
   draw();
   drawChoice();
 
-  const events = new EventSource("/events");
-  events.addEventListener("runs", (event) => {
-    const { changed, gone } = JSON.parse(event.data);
-    for (const run of changed) byId.set(run.id, run);
-    for (const id of gone) byId.delete(id);
+  const drawAgain = () => {
     const focused = document.activeElement?.id;
     draw();
     if (focused) document.getElementById(focused)?.focus();
+  };
+  follow(place, "/events", { runs: ({ changed, gone }) => {
+    for (const run of changed) byId.set(run.id, run);
+    for (const id of gone) byId.delete(id);
+    drawAgain();
+  } }, async () => {
+    const now = await get("/api/runs");
+    byId.clear();
+    for (const run of now.runs) byId.set(run.id, run);
+    drawAgain();
   });
-  onLeave(place, () => events.close());
 }
 
 function rowOf(run, chosen, drawChoice) {
