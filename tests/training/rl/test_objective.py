@@ -9,6 +9,7 @@ import torch
 from tests.training.conftest import relative_difference, weights_of
 from tests.training.preference.conftest import with_lora
 from tests.training.rl.conftest import LOSSES, score_by_ids
+from yrunner.data.batching.collate import all_in_one_row, one_per_row
 from yrunner.losses.policy import group_advantages, leave_one_out_advantages
 from yrunner.models.load import find_stop_ids
 from yrunner.training.metrics import read_metrics
@@ -114,7 +115,7 @@ def test_the_gradient_of_an_update_is_that_of_the_slow_way(
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("passes", [1, 2])
 def test_accumulation_changes_nothing(make_talker, prompts, make_trainer, loss, passes):
-    """A group may be split over micro-batches; the last cycle of an epoch is short."""
+    """A group may be split over micro-batches, or share a row; the last cycle is short."""
     ends = []
     for number, (size, steps) in enumerate(SPLITS):
         model = with_lora(make_talker(), trained=True)
@@ -126,6 +127,7 @@ def test_accumulation_changes_nothing(make_talker, prompts, make_trainer, loss, 
             rollout={"updates_per_rollout": passes, "batch_size": 2 + number},
             batch_size=size,
             gradient_accumulation_steps=steps,
+            layout=all_in_one_row if steps == 4 else one_per_row,
             learning_rate=1e-3,
         )
         assert trainer.plan.num_updates == 2 * passes
