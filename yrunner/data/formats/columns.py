@@ -2,9 +2,10 @@
 
 import re
 from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from types import NoneType
-from typing import Any
+from typing import Any, Literal
 
 from yrunner.data.conversation import FaultyRow
 
@@ -125,3 +126,18 @@ def check_characters(where: str, text: str) -> None:
             "surrogate",
             "characters",
         ) from error
+
+
+EVERY_COLUMN = "*"
+
+
+@dataclass(frozen=True)
+class Need:
+    """A column that a reward reads."""
+
+    column: str
+    """`EVERY_COLUMN`: all that there are."""
+    by: str
+    """The name of the reward."""
+    kind: Literal["texts", "number", "schema", "value", "optional"] = "value"
+    """`texts`: text or a number, or a list of these. `value`: anything but null."""
