@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from yrunner.assembly.measure import score_rows
-from yrunner.assembly.rl.rollouts import rewards_of, score_answers, write_answers
+from yrunner.assembly.rl.rollouts import score_answers, write_answers
 from yrunner.assembly.run import Run
 from yrunner.assembly.trainer import reference_in_words
 from yrunner.commands.check.signal import MOST_WORK, NotScored, find_base, load_base, spread
@@ -80,7 +80,7 @@ def measure_rollouts(
     None: as many prompts as take about half a minute. Raises `YRunnerError` if a reward cannot be
     used, or fails.
     """
-    rewards = rewards_of(run)
+    rewards = run.load_rewards()
     if rows == 0:
         return NotScored("switched off (--sample 0)")
     base = find_base(run)

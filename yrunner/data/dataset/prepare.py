@@ -27,9 +27,10 @@ from yrunner.data.dataset.prompts import Prompts, as_line
 from yrunner.data.dataset.quality import count_scripts, traits_of
 from yrunner.data.dataset.row_report import FileReport, Refusal, num_rows
 from yrunner.data.dataset.splits import Prepared, stop_on
+from yrunner.data.formats.columns import Need
 from yrunner.data.formats.formats import ReadFile, Reading, read_conversations
 from yrunner.data.formats.preference import Answers, has_end_by_hand, read_answers
-from yrunner.data.formats.prompts import Need, read_prompts
+from yrunner.data.formats.prompts import read_prompts
 from yrunner.data.readers.text import Advance, states_of, unchanged
 from yrunner.errors import DataError
 
