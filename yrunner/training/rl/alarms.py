@@ -75,7 +75,8 @@ def _truncated(records: Sequence[Record]) -> str:
         return ""
     return (
         f"{share:.0%} of the answers are cut off: raise rollout.max_new_tokens, set "
-        "rollout.truncated to penalise (mask learns nothing from them), or add a reward of kind length"
+        "rollout.truncated to penalise (mask learns nothing from them), or add a reward of kind "
+        "length"
     )
 
 
