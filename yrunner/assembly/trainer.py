@@ -30,7 +30,6 @@ from yrunner.models.tuning import apply_tuning, ids_to_train
 from yrunner.recipe.schema.model import AdapterTuning, QloraTuning
 from yrunner.recipe.schema.preference import BradleyTerryLoss, KtoLoss
 from yrunner.recipe.schema.recipe import PolicyLoss, PreferenceLoss, Recipe
-from yrunner.rewards.make import make_rewards
 from yrunner.storage.run_dir import RunDir
 from yrunner.training.arguments import make_arguments, token_weight
 from yrunner.training.callbacks import Cadence
@@ -204,7 +203,6 @@ def _connect_rollouts(
     """Let the trainer's model write the answers that it learns from."""
     recipe, model = run.recipe, trainer.model
     names = [reward.shown_name for reward in recipe.rewards]
-    rewards = make_rewards(recipe.rewards, trust_code=run.options.trust_code)
     if task.reference_model is not None:
         task.reference_model.to(trainer.device)
     batches.collector = Collector(
@@ -216,7 +214,7 @@ def _connect_rollouts(
             recipe.rollout,
             is_over=lambda: trainer.stop.cuts_off,
         ),
-        partial(score_answers, rewards),
+        partial(score_answers, run.load_rewards()),
         batches.loss,
         recipe.rollout,
         recipe.seed,

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from yrunner.data.conversation import FaultyRow
 
+EVERY_COLUMN = "*"
 SHOWN_CHARACTERS = 40
 
 TYPE_NAMES: dict[type, str] = {
@@ -20,6 +21,18 @@ TYPE_NAMES: dict[type, str] = {
     float: "a number",
     NoneType: "null",
 }
+
+
+@dataclass(frozen=True)
+class Need:
+    """A column that a reward reads."""
+
+    column: str
+    """`EVERY_COLUMN`: all that there are."""
+    by: str
+    """The name of the reward."""
+    kind: Literal["texts", "number", "schema", "value", "optional"] = "value"
+    """`texts`: text or a number, or a list of these. `value`: anything but null."""
 
 
 def type_name(value: Any) -> str:
@@ -126,18 +139,3 @@ def check_characters(where: str, text: str) -> None:
             "surrogate",
             "characters",
         ) from error
-
-
-EVERY_COLUMN = "*"
-
-
-@dataclass(frozen=True)
-class Need:
-    """A column that a reward reads."""
-
-    column: str
-    """`EVERY_COLUMN`: all that there are."""
-    by: str
-    """The name of the reward."""
-    kind: Literal["texts", "number", "schema", "value", "optional"] = "value"
-    """`texts`: text or a number, or a list of these. `value`: anything but null."""
