@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from tests.commands.conftest import records
 from yrunner.commands.check.command import check
 from yrunner.commands.train import train
-from yrunner.errors import DataError, RunError
+from yrunner.errors import DataError, RunError, YRunnerError
 
 YRUN = [sys.executable, "-m", "yrunner.cli", "train"]
 
@@ -57,10 +57,10 @@ def test_a_run_on_rewards_ends_with_a_model_and_its_rollouts(rewarded, capfd, tu
 
 
 def test_what_is_rewarded_is_learned(rewarded):
-    """Letters are: a policy gradient with the sign or the order of groups wrong would lose them."""
+    """Words are: a policy gradient with the sign or the order of groups wrong would lose them."""
     run(
         "tuning={kind: full}",
-        "rewards=[{kind: pattern, pattern: '^[A-Za-z .,]+$'}]",
+        "rewards=[{kind: pattern, pattern: '[A-Za-z]{4}'}]",
         "loss={kind: grpo, preset: dr_grpo}",
         "train.epochs=10",
         "data.validation=[]",
@@ -106,7 +106,7 @@ def test_an_update_holds_whole_groups(rewarded):
 
 
 def test_prompts_that_leave_no_room_for_an_answer_are_refused(rewarded):
-    with pytest.raises(DataError, match="answer"):
+    with pytest.raises(YRunnerError, match="has 25 tokens and its answer up to 120"):
         run("rollout.max_new_tokens=120")
     with pytest.raises(DataError, match="256 positions"):
         run("rollout.max_new_tokens=250", "data.max_length=1000")

@@ -20,9 +20,10 @@ from tests.data.damage import (
 from yrunner.data.chat.tokenize import tokenize_conversations
 from yrunner.data.conversation import Conversation, FaultKind, FaultyRow, Message
 from yrunner.data.dataset.row_report import Refusal
+from yrunner.data.formats.columns import Need
 from yrunner.data.formats.formats import FORMATS, Reading, known_columns, read_conversations
 from yrunner.data.formats.preference import read_answers
-from yrunner.data.formats.prompts import Need, read_prompts
+from yrunner.data.formats.prompts import read_prompts
 from yrunner.data.numbers import last_number
 from yrunner.data.readers.files import READERS
 from yrunner.errors import DataError

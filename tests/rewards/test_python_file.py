@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.rewards.conftest import answer, section
-from yrunner.data.formats.prompts import EVERY_COLUMN, Need
+from yrunner.data.formats.columns import EVERY_COLUMN, Need
 from yrunner.errors import DataError, RunError, YRunnerError
 from yrunner.rewards.make import make_rewards, needs_of
 

@@ -21,7 +21,6 @@ from yrunner.assembly.run import Run
 from yrunner.assembly.trainer import (
     compared_rows,
     has_base_beneath,
-    reference_in_words,
     score_reference,
     untrained_model,
 )
@@ -40,6 +39,7 @@ from yrunner.training.distillation.teacher import LiveTeacher, StoredTeacher, Te
 from yrunner.training.drift import DriftGauge
 from yrunner.training.ewc import EwcPenalty, estimate_fisher, load_fisher, save_fisher
 from yrunner.training.loop import Trainer
+from yrunner.training.preference.answers import compares_with_reference
 from yrunner.training.preference.reference import FILE, Reference
 from yrunner.training.replay_loss import HeldRows, Regulariser
 
@@ -128,7 +128,7 @@ def prepare_reference(run: Run) -> Reference | None:
     Call it before TrainingArguments are made, as `prepare_keep`.
     """
     recipe, tuning = run.recipe, run.recipe.tuning
-    if reference_in_words(recipe) is None or has_base_beneath(recipe):
+    if not compares_with_reference(recipe.loss) or has_base_beneath(recipe):
         return None
     cache, adapter = Cache(run.folder.prepared, [FILE]), getattr(tuning, "adapter", None)
     rows = chain(run.dataset.train.examples, run.dataset.validation.examples)

@@ -62,6 +62,8 @@ from yrunner.recipe.schema.eval import AnswerTask, Task
 from yrunner.recipe.schema.keep import HeldToRows
 from yrunner.recipe.schema.recipe import Recipe
 from yrunner.recipe.schema.section import MODELSCOPE
+from yrunner.rewards.completion import Reward
+from yrunner.rewards.make import make_rewards
 from yrunner.storage.run_dir import RunDir, SortDir
 
 FIRST_ROWS = 10
@@ -556,6 +558,10 @@ class Run:
     def check_questions(self) -> None:
         """Read tasks and listed faults, so that a faulty file is found before a model is loaded."""
         _ = self.tasks, self.known_faults
+
+    def load_rewards(self) -> list[Reward]:
+        """What judges answers; the models and functions of the rewards are loaded."""
+        return make_rewards(self.recipe.rewards, trust_code=self.options.trust_code)
 
     # The result
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainingArguments, set_seed
 
-from yrunner.assembly.rl.rollouts import RolloutsFile, rewards_of, score_answers, write_answers
+from yrunner.assembly.rl.rollouts import RolloutsFile, score_answers, write_answers
 from yrunner.assembly.run import Run
 from yrunner.console import progress, say
 from yrunner.data.batching.answers import AnswerBatches, ComparedRows
@@ -226,7 +226,7 @@ def _connect_rollouts(
             recipe.rollout,
             is_over=lambda: trainer.stop.cuts_off,
         ),
-        partial(score_answers, rewards_of(run)),
+        partial(score_answers, run.load_rewards()),
         batches.loss,
         recipe.rollout,
         recipe.seed,

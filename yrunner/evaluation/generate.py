@@ -42,8 +42,8 @@ from yrunner.recipe.schema.eval import (
 
 Advance = Callable[[int], None]
 """Called with the number of prompts answered since the last call."""
-Seed = tuple[int, int]
-"""The seed of a run, and the number of the question."""
+Seed = tuple[int, ...]
+"""What decides the random draws of an answer: the seed of a run, the number of the question."""
 COLDEST = 1e-4
 """Temperature in place of 0, which would divide by zero."""
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from yrunner.data.formats.prompts import Need
+from yrunner.data.formats.columns import Need
 from yrunner.errors import RunError
 from yrunner.recipe.schema.rewards import (
     ExactReward,

@@ -9,7 +9,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from yrunner.data.formats.prompts import EVERY_COLUMN, Need
+from yrunner.data.formats.columns import EVERY_COLUMN, Need
 from yrunner.errors import DataError, YRunnerError
 from yrunner.rewards.completion import Completion
 from yrunner.text_files import functions_of

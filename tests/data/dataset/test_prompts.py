@@ -9,7 +9,7 @@ from tests.data.conftest import ids_of_prompt
 from yrunner.data.conversation import Message
 from yrunner.data.dataset.cache import Cache
 from yrunner.data.dataset.prepare import Rules, Source, prepare
-from yrunner.data.formats.prompts import Need
+from yrunner.data.formats.columns import Need
 from yrunner.errors import YRunnerError
 
 ROWS = [

@@ -5,8 +5,9 @@ import json
 import pytest
 
 from yrunner.data.dataset.row_report import Refusal
+from yrunner.data.formats.columns import EVERY_COLUMN, Need
 from yrunner.data.formats.formats import Reading
-from yrunner.data.formats.prompts import EVERY_COLUMN, Need, read_prompts
+from yrunner.data.formats.prompts import read_prompts
 from yrunner.errors import DataError
 
 ANSWER = Need("answer", "exact", "texts")

@@ -7,7 +7,6 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerState
 
-from yrunner.assembly.run import Run
 from yrunner.data.batching.rollouts import Rollout
 from yrunner.data.dataset.prompts import PromptRow
 from yrunner.distributed.collectives import this_rank
@@ -15,7 +14,6 @@ from yrunner.evaluation.refilled import SeededPrompt, answers_as_they_end
 from yrunner.recipe.schema.eval import SampleWriting
 from yrunner.recipe.schema.rl import RolloutSection
 from yrunner.rewards.completion import Completion, Reward, total_rewards
-from yrunner.rewards.make import make_rewards
 from yrunner.storage.run_dir import write_text
 from yrunner.training.rl.batches import RolloutBuffer
 from yrunner.training.rl.collect import AskedPrompt, WrittenAnswer
@@ -70,11 +68,6 @@ def score_answers(
     parts = [reward.score(completions) for reward in rewards]
     totals = total_rewards(parts, [reward.weight for reward in rewards])
     return [list(scores) for scores in zip(*parts, strict=True)], totals
-
-
-def rewards_of(run: Run) -> list[Reward]:
-    """The rewards of the recipe; their models and functions are loaded."""
-    return make_rewards(run.recipe.rewards, trust_code=run.options.trust_code)
 
 
 class RolloutsFile(TrainerCallback):

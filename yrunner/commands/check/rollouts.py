@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 from yrunner.assembly.measure import score_rows
-from yrunner.assembly.rl.rollouts import rewards_of, score_answers, write_answers
+from yrunner.assembly.rl.rollouts import score_answers, write_answers
 from yrunner.assembly.run import Run
 from yrunner.assembly.trainer import reference_in_words
 from yrunner.commands.check.signal import MOST_WORK, NotScored, find_base, load_base, spread
-from yrunner.console import counted, format_duration, print_table, say, warn
+from yrunner.console import counted, format_duration, print_table, say, waiting, warn
 from yrunner.data.batching.plan import Plan
 from yrunner.data.conversation import TokenizedExample
 from yrunner.data.dataset.prompts import PromptRow
@@ -80,7 +80,7 @@ def measure_rollouts(
     None: as many prompts as take about half a minute. Raises `YRunnerError` if a reward cannot be
     used, or fails.
     """
-    rewards = rewards_of(run)
+    rewards = run.load_rewards()
     if rows == 0:
         return NotScored("switched off (--sample 0)")
     base = find_base(run)
@@ -101,9 +101,8 @@ def measure_rollouts(
         AskedPrompt(tuple(row.input_ids), (run.recipe.seed, CHECKING, number))
         for number, row in enumerate(chosen)
     ]
-    say(f"the base writes {counted(len(asked), 'answer')} ...")
     started = time.perf_counter()
-    with evaluating(model):
+    with evaluating(model), waiting(f"the base writes {counted(len(asked), 'answer')}"):
         answers = write_answers(model, run.tokenizer, rollout, asked)
     assert answers is not None, "nothing interrupts it"
     parts, totals = score_answers(rewards, chosen, answers)

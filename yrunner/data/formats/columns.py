@@ -2,12 +2,14 @@
 
 import re
 from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from types import NoneType
-from typing import Any
+from typing import Any, Literal
 
 from yrunner.data.conversation import FaultyRow
 
+EVERY_COLUMN = "*"
 SHOWN_CHARACTERS = 40
 
 TYPE_NAMES: dict[type, str] = {
@@ -19,6 +21,18 @@ TYPE_NAMES: dict[type, str] = {
     float: "a number",
     NoneType: "null",
 }
+
+
+@dataclass(frozen=True)
+class Need:
+    """A column that a reward reads."""
+
+    column: str
+    """`EVERY_COLUMN`: all that there are."""
+    by: str
+    """The name of the reward."""
+    kind: Literal["texts", "number", "schema", "value", "optional"] = "value"
+    """`texts`: text or a number, or a list of these. `value`: anything but null."""
 
 
 def type_name(value: Any) -> str:

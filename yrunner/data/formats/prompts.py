@@ -5,15 +5,24 @@ A final answer in the row is no part of its prompt; it becomes the column `answe
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from yrunner.data.conversation import Conversation, FaultyRow, Message
+from yrunner.data.conversation import Answers, Conversation, FaultyRow, Message
 from yrunner.data.dataset.row_report import Refusal
-from yrunner.data.formats.columns import filled, is_absent, quoted, shown, text_of, type_name
+from yrunner.data.formats.columns import (
+    EVERY_COLUMN,
+    Need,
+    filled,
+    is_absent,
+    quoted,
+    shown,
+    text_of,
+    type_name,
+)
 from yrunner.data.formats.formats import (
+    ASKING,
     FORMATS,
     ROWS_TO_DETECT,
     TURN_COLUMNS,
@@ -27,12 +36,12 @@ from yrunner.data.formats.formats import (
     check_any_readable,
     check_columns,
     known_columns,
+    under_our_names,
     with_names,
     with_system,
 )
 from yrunner.data.formats.meaning import check_context, check_plain_meaning
-from yrunner.data.formats.preference import ASKING, Answers, under_our_names, with_turns
-from yrunner.data.formats.turns import check_turns, find_tools, read_history, read_turns
+from yrunner.data.formats.turns import check_turns, find_tools, read_history, read_turns, with_turns
 from yrunner.data.numbers import last_number
 from yrunner.data.readers.files import notes_on, read_rows
 from yrunner.data.readers.text import Advance, Damaged, FileRow
@@ -41,19 +50,6 @@ from yrunner.text_files import schema_fault
 
 ANSWER = "answer"
 """The column that a final answer becomes."""
-EVERY_COLUMN = "*"
-
-
-@dataclass(frozen=True)
-class Need:
-    """A column that a reward reads."""
-
-    column: str
-    """`EVERY_COLUMN`: all that there are."""
-    by: str
-    """The name of the reward."""
-    kind: Literal["texts", "number", "schema", "value", "optional"] = "value"
-    """`texts`: text or a number, or a list of these. `value`: anything but null."""
 
 
 def read_prompts(

@@ -46,6 +46,9 @@ def _mean(records: Sequence[Record], name: str) -> float | None:
 def _no_reward(records: Sequence[Record]) -> str:
     if len(records) < LATEST or any(record["learned"] for record in records):
         return ""
+    if (_mean(records, "equal_groups") or 0.0) < 1:
+        # Their answers are cut off and masked: another alarm.
+        return ""
     return (
         f"nothing was learned in {len(records)} records: no group had two different rewards "
         f"(mean reward {_mean(records, 'reward'):.3g}). Look at rollouts.jsonl, give part marks "
@@ -72,7 +75,8 @@ def _truncated(records: Sequence[Record]) -> str:
         return ""
     return (
         f"{share:.0%} of the answers are cut off: raise rollout.max_new_tokens, set "
-        "rollout.truncated to penalise, or add a reward of kind length"
+        "rollout.truncated to penalise (mask learns nothing from them), or add a reward of kind "
+        "length"
     )
 
 

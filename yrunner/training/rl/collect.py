@@ -218,7 +218,7 @@ class Collector:
                 batch = to_device(together, self.model.device)
                 inputs = {name: batch[name] for name in ("input_ids", "labels")}
                 log_prob_N = measure_log_probs(model, inputs, request).log_prob_N.cpu()
-                parts = log_prob_N.split(batch["num_targets_S"].tolist())
+                parts = torch.split(log_prob_N, batch["num_targets_S"].tolist())
                 for at, part in zip(places, parts, strict=True):
                     found[at] = part.tolist()
         parts_R = gather_over_ranks(found)
