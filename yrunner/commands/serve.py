@@ -112,7 +112,7 @@ def _serve_with_transformers(
     _check_address(host, port)
     with TemporaryDirectory(prefix="yrun-serve-") as place:
         if is_adapter:
-            join_adapter(folder, Path(_whole_base(run)), Path(place), name)
+            join_adapter(folder, Path(_whole_base(run)), Path(place, name))
         else:
             Path(place, name).symlink_to(folder)
         _say_how_to_ask(run, name, host, port)
