@@ -9,7 +9,7 @@ import pytest
 from tests.conftest import questions, write_jsonl
 from tests.project import pairs
 from yrunner.assembly.run import Run
-from yrunner.commands.draft import Found, draft
+from yrunner.commands.draft import DraftFacts, draft
 from yrunner.errors import DataError, YRunnerError
 from yrunner.models.templates.choose import choose_template
 from yrunner.recipe.load import load_recipe
@@ -40,6 +40,7 @@ def test_a_recipe_for_answers_sorts_them_and_switches_thinking_as_they_do(
     monkeypatch.chdir(tmp_path)
     write_jsonl(tmp_path / "my rows.jsonl", rows(120, THOUGHT if thinks else ""))
     draft("base", "my rows.jsonl", Path("recipes/my.yaml"))
+    assert not Path("outputs").exists(), "nothing is written but the recipes"
     said = capsys.readouterr().out
     assert "120 rows of the format question_answer, for train.stage: sft" in said
     assert "next: yrun check recipes/my.yaml" in said
@@ -47,13 +48,12 @@ def test_a_recipe_for_answers_sorts_them_and_switches_thinking_as_they_do(
     assert recipe.model.template_args == {"enable_thinking": thinks}
     assert recipe.data.train[0].sorted == (tmp_path / "recipes/my-sort.yaml").resolve()
     assert (recipe.data.max_length, recipe.data.too_long) == (256, "refuse")
-    assert recipe.data.packing and recipe.loss.kind == "nlirg" and recipe.keep.kind == "self_replay"
+    assert (recipe.loss.kind, recipe.keep.kind) == ("nlirg", "self_replay")
     sorting = load_recipe(Path("recipes/my-sort.yaml"))
     assert sorting.sort.drop_share == 0.05
     run = Run(recipe)
     run.refuse_faulty_rows()
     assert len(run.dataset.train) + len(run.dataset.validation) == 120
-    assert not Path("outputs").exists(), "nothing is written but the recipes"
     with pytest.raises(YRunnerError, match=r"my\.yaml already exists"):
         draft("base", "my rows.jsonl", Path("recipes/my.yaml"))
 
@@ -119,14 +119,14 @@ def test_what_cannot_be_used_is_named(base, tmp_path, monkeypatch, base_name, da
     assert "yrun-init-" not in str(caught.value) or isinstance(caught.value, DataError)
 
 
-def found(lengths: list[int], **keys: Any) -> Found:
+def found(lengths: list[int], **keys: Any) -> DraftFacts:
     import numpy as np
 
     known = {
         "stage": "sft", "format": "alpaca", "rows": len(lengths), "refused": 0, "thinks": False,
         "switch": None, "template": None, "positions": 32768, "validates": False,
     }  # fmt: skip
-    return Found(**(known | {"lengths": np.array(lengths)} | keys))
+    return DraftFacts(**(known | {"lengths": np.array(lengths)} | keys))
 
 
 @pytest.mark.parametrize(

@@ -240,3 +240,11 @@ def test_the_card_has_three_lines_that_serve_the_folder_and_ask_it():
         assert len(lines) == 3
         assert ("--max-lora-rank 16" in lines[1]) == (adapter_on is not None)
         assert json.loads(shlex.split(lines[2])[-1])["model"] == "my-run"
+
+
+def test_an_adapter_on_an_adapter_is_to_be_merged(tuned, monkeypatch):
+    (tuned / "outputs/base/model/config.json").unlink()
+    for engine in ("vllm", "transformers"):
+        monkeypatch.setattr("yrunner.commands.serve.find_spec", lambda _: True)
+        with pytest.raises(RunError, match=r"is itself an adapter.*yrun merge tuned\.yaml first"):
+            serve(TUNED, [], engine=engine, port=free_port())

@@ -10,6 +10,8 @@ from typing import Any
 from yrunner.assembly.run import Run
 from yrunner.console import as_gigabytes, say
 from yrunner.data.batching.plan import Plan
+from yrunner.data.chat.reply_text import closes_thinking
+from yrunner.data.chat.template import read_turn_marks
 from yrunner.data.dataset.row_report import num_rows
 from yrunner.errors import ModelError, RunError
 from yrunner.models.adapters import find_adapter, read_base
@@ -27,6 +29,7 @@ from yrunner.recipe.schema.recipe import Recipe
 from yrunner.rewards.make import check_trust
 from yrunner.storage.run_dir import SortDir, free_bytes
 from yrunner.storage.run_lock import run_lock
+from yrunner.tokens import IGNORE_INDEX
 from yrunner.training.arguments import OF_BITSANDBYTES
 from yrunner.training.callbacks import count_checkpoints
 from yrunner.training.compile import check_compiler
@@ -171,7 +174,7 @@ def findings_of_base(run: Run, model: Any) -> list[str]:
         by_token.setdefault(row.token_id, []).append(str(row))
     names = [str(tokenizer.convert_ids_to_tokens(token_id)) for token_id in by_token]
     split = split_marks(tokenizer, run.recipe.model.chat_template)
-    findings = []
+    findings = _findings_of_thinking(run)
     if split:
         findings.append(
             f"the base's tokenizer splits {', '.join(split)} of model.chat_template "
@@ -187,6 +190,25 @@ def findings_of_base(run: Run, model: Any) -> list[str]:
         *findings,
         f"the base has never learned some marks of these conversations, and tuning.kind "
         f"{run.recipe.tuning.kind} does not train them: {what}. {_how_to_train(run.recipe, names)}",
+    ]
+
+
+def _findings_of_thinking(run: Run) -> list[str]:
+    """A sentence if replies think, but behind a prompt that closes the thinking."""
+    tokenizer = run.tokenizer
+    if not tokenizer.chat_template or run.recipe.train.stage in ("pretrain", "cpt"):
+        return []
+    if not closes_thinking(read_turn_marks(tokenizer).openings.get("user", "")):
+        return []
+    examples = run.dataset.train.examples[:LOOKED_AT]
+    targets = [[token for token in it.labels if token != IGNORE_INDEX] for it in examples]
+    thinking = sum(closes_thinking(tokenizer.decode(ids)) for ids in targets)
+    if not thinking:
+        return []
+    return [
+        f"{thinking:,} of the first {num_rows(len(targets))} have thinking, but a prompt ends with "
+        "an empty thinking block, so the model is never asked for it. Set model.template_args to "
+        "{enable_thinking: true}, or remove the thinking from the rows"
     ]
 
 

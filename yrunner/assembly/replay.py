@@ -87,7 +87,8 @@ class Written:
 def replay_folder(run: Run, writing: ReplayWriting) -> ReplayDir:
     """The folder of the base's rows; the base must exist."""
     recipe, base = run.recipe, run.recipe.model.base
-    how = [run.base_key, recipe.data.system, _turn_length(recipe, writing), writing.temperature]
+    how: list[Any] = [run.base_key, recipe.data.system]
+    how += [_turn_length(recipe, writing), writing.temperature]
     if recipe.model.template_args:
         how.append(recipe.model.template_args)
     text = json.dumps([*how, writing.openings, *SERIES], ensure_ascii=False)

@@ -37,7 +37,7 @@ THINKING_ARGUMENTS = ("enable_thinking", "thinking")
 
 
 @dataclass(frozen=True)
-class Found:
+class DraftFacts:
     """What was measured of the rows and the base."""
 
     stage: str
@@ -128,10 +128,10 @@ def draft(base: str, data: str, path: Path) -> None:
     say(f"next: yrun check {path}")
 
 
-def measure(base: str, data: str) -> Found:
+def measure(base: str, data: str) -> DraftFacts:
     """Read rows and base as a recipe would. Raises `YRunnerError` if they cannot be used."""
     faults: list[YRunnerError] = []
-    best: Found | None = None
+    best: DraftFacts | None = None
     for stage in STAGES:
         with TemporaryDirectory(prefix="yrun-init-") as folder:
             try:
@@ -148,7 +148,7 @@ def measure(base: str, data: str) -> Found:
     return best
 
 
-def _measure(base: str, data: str, stage: str, folder: Path) -> Found | None:
+def _measure(base: str, data: str, stage: str, folder: Path) -> DraftFacts | None:
     """What a recipe of this stage makes of the rows; None if no row is left."""
     run, template = _run(base, data, stage, folder), None
     tokenizer = run.tokenizer
@@ -163,7 +163,7 @@ def _measure(base: str, data: str, stage: str, folder: Path) -> Found | None:
     reads = arguments_read_by(source, tokenizer) if source else set()
     talks = islice(conversations_of(run.sources, run.rules), LOOKED_AT)
     positions = getattr(run.config.get_text_config(), "max_position_embeddings", None)
-    return Found(
+    return DraftFacts(
         stage=stage,
         format=reports[0].format,
         rows=sum(report.kept for report in reports),
@@ -234,7 +234,7 @@ def _thinks(messages: Any) -> bool:
     )
 
 
-def recipe_text(found: Found, base: str, data: str, path: Path, sorting: str) -> str:
+def recipe_text(found: DraftFacts, base: str, data: str, path: Path, sorting: str) -> str:
     """The recipe, with the reasons of its values."""
     source = _data_line(data, path)
     lines = [
@@ -279,7 +279,7 @@ def recipe_text(found: Found, base: str, data: str, path: Path, sorting: str) ->
     return "\n".join([*lines, "", *_training_lines(found)]) + "\n"
 
 
-def _model_lines(found: Found, base: str, path: Path) -> list[str]:
+def _model_lines(found: DraftFacts, base: str, path: Path) -> list[str]:
     lines = ["model:", f"  base: {_place(base, path)}"]
     if found.template is not None and found.stage != "cpt":
         reason = "the base has no template of its own"
@@ -291,7 +291,7 @@ def _model_lines(found: Found, base: str, path: Path) -> list[str]:
     return lines
 
 
-def _training_lines(found: Found) -> list[str]:
+def _training_lines(found: DraftFacts) -> list[str]:
     what = "pairs" if found.stage == "preference" else "packed rows" if found.packs else "rows"
     rows = found.batch_size * found.accumulation
     lines = []
@@ -320,7 +320,7 @@ def _training_lines(found: Found) -> list[str]:
     ]
 
 
-def _sort_text(found: Found, base: str, data: str, path: Path) -> str:
+def _sort_text(found: DraftFacts, base: str, data: str, path: Path) -> str:
     return "\n".join(
         [
             f"# Written by yrun init. The rows are scored by the base: yrun sort {path}",
@@ -352,7 +352,7 @@ def _name(path: Path) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-._") or "my-run"
 
 
-def _length_reason(found: Found) -> str:
+def _length_reason(found: DraftFacts) -> str:
     return (
         f"the longest row has {found.longest:,} tokens, the median {np.median(found.lengths):,.0f}"
     )

@@ -112,9 +112,7 @@ def _serve_with_transformers(
     _check_address(host, port)
     with TemporaryDirectory(prefix="yrun-serve-") as place:
         if is_adapter:
-            base = local_folder(run.base_source)
-            assert base is not None, "an adapter was trained on files that are still here"
-            join_adapter(folder, base, Path(place), name)
+            join_adapter(folder, Path(_whole_base(run)), Path(place, name))
         else:
             Path(place, name).symlink_to(folder)
         _say_how_to_ask(run, name, host, port)
@@ -136,7 +134,7 @@ def _command(run: Run, engine: str, name: str, host: str, port: int) -> list[str
         return vllm_command(
             str(source),
             name,
-            adapter_on=run.base_source if is_adapter else None,
+            adapter_on=_whole_base(run) if is_adapter else None,
             host=host,
             port=port,
             dtype=str(dtype).removeprefix("torch."),
@@ -151,6 +149,17 @@ def _command(run: Run, engine: str, name: str, host: str, port: int) -> list[str
     if engine == "ollama":
         return ollama_command(folder.gguf / "Modelfile", name)
     return llama_cpp_command(files[0], name, folder.merged, host=host, port=port)
+
+
+def _whole_base(run: Run) -> str:
+    """The folder of the base of an adapter. Raises `RunError` if it holds no whole model."""
+    base = local_folder(run.base_source)
+    if base is None or not (base / "config.json").is_file():
+        raise RunError(
+            f"the base {run.base_source} is not here, or is itself an adapter",
+            remedy=f"run yrun merge {run.options.arguments} first",
+        )
+    return str(base)
 
 
 def _check_address(host: str, port: int) -> None:

@@ -6,8 +6,10 @@ import pytest
 from transformers import GenerationConfig
 
 from tests.data.conftest import TEMPLATES, tokenizer_of
+from tests.models.templates.test_choose import tokenizer_for
 from yrunner.models.export.ollama import modelfile, read_turns
 from yrunner.models.gguf.tokenizer import begins_with_bos
+from yrunner.models.templates.choose import set_template_args
 
 CHATS = [
     [("user", "Who keeps it?")],
@@ -64,6 +66,17 @@ def test_ollama_writes_the_same_chat(name):
         messages = [{"role": role, "content": content} for role, content in chat]
         if chat[0][0] not in turns.around:
             continue
+        assert as_ollama_renders(template, messages) == render(tokenizer, messages)
+
+
+@pytest.mark.parametrize("thinks", [True, False])
+def test_ollama_writes_the_prompt_of_a_template_with_arguments(thinks):
+    tokenizer = tokenizer_for("qwen3")
+    set_template_args(tokenizer, {"enable_thinking": thinks})
+    template = read_turns(tokenizer).as_ollama()
+    assert template.endswith("</think>\n\n") != thinks
+    for chat in CHATS:
+        messages = [{"role": role, "content": content} for role, content in chat]
         assert as_ollama_renders(template, messages) == render(tokenizer, messages)
 
 

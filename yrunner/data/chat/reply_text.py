@@ -102,6 +102,12 @@ def opens_thinking(prompt_end: str) -> bool:
     return bool(marks) and not _closes(marks[-1])
 
 
+def closes_thinking(text: str) -> bool:
+    """Whether the last mark around thinking in a text closes a block."""
+    marks = list(THINKING_MARK.finditer(text))
+    return bool(marks) and _closes(marks[-1])
+
+
 def _squashed(text: str) -> str:
     return "".join(text.split())
 

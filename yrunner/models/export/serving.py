@@ -126,26 +126,13 @@ def _rank_for_vllm(rank: int) -> int:
     return fitting[0]
 
 
-def join_adapter(adapter: Path, base: Path, place: Path, name: str) -> None:
-    """Make `place/name`, a folder that transformers loads as one model, out of links.
+def join_adapter(adapter: Path, base: Path, folder: Path) -> None:
+    """Make `folder` of links: a base with an adapter in it, which transformers loads as one model.
 
-    transformers reads the end marks beside the base's weights, so the adapter gets a base with its
-    own generation config.
+    Tokenizer, chat template and end marks are the adapter's.
     """
-    joined_base, joined = place / f".{name}.base", place / name
-    _link(base, joined_base, without={"generation_config.json"})
-    _link(adapter, joined, without={ADAPTER_CONFIG, "config.json"})
-    settings = adapter / "generation_config.json"
-    if settings.exists():
-        (joined_base / settings.name).symlink_to(settings)
-    (joined / "config.json").symlink_to((base / "config.json").resolve())
-    config = json.loads((adapter / ADAPTER_CONFIG).read_text("utf-8"))
-    config["base_model_name_or_path"] = str(joined_base)
-    (joined / ADAPTER_CONFIG).write_text(json.dumps(config), "utf-8")
-
-
-def _link(source: Path, target: Path, without: set[str]) -> None:
-    target.mkdir()
-    for file in source.iterdir():
-        if file.name not in without and not file.name.startswith("."):
-            (target / file.name).symlink_to(file.resolve())
+    folder.mkdir()
+    own = {file.name: file for file in adapter.iterdir()}
+    for name, file in ({file.name: file for file in base.iterdir()} | own).items():
+        if not name.startswith("."):
+            (folder / name).symlink_to(file.resolve())

@@ -144,7 +144,7 @@ def set_template_args(
         return
     templates = template if isinstance(template, dict) else {"default": template}
     read = {name: arguments_read_by(text, tokenizer) for name, text in templates.items()}
-    known = sorted(set().union(*read.values()))
+    known = sorted({name for names in read.values() for name in names})
     if strict:
         for argument in arguments:
             if argument not in known:
