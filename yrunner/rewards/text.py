@@ -7,7 +7,7 @@ from typing import Any, assert_never
 import regex
 
 from yrunner.console import warn
-from yrunner.data.chat.template import THINK_CLOSE, THINK_OPEN
+from yrunner.data.chat.reply_text import answer_behind_thinking
 from yrunner.data.dataset.quality import count_scripts
 from yrunner.data.numbers import last_number
 from yrunner.data.text_metrics import (
@@ -16,7 +16,6 @@ from yrunner.data.text_metrics import (
     repetition,
     units_of,
     windowed_repetition,
-    without_thinking,
 )
 from yrunner.recipe.schema.rewards import (
     ExactReward,
@@ -78,9 +77,7 @@ def read_answer(text: str, tag: str | None) -> str | None:
         before, close, _ = text.rpartition(f"</{tag}>")
         _, mark, inside = before.rpartition(f"<{tag}>")
         return inside.strip() if close and mark else None
-    if text.lstrip().startswith(THINK_OPEN) and THINK_CLOSE not in text:
-        return None
-    return without_thinking(text)
+    return answer_behind_thinking(text)
 
 
 def _exact(section: ExactReward, completion: Completion) -> float:
@@ -89,7 +86,7 @@ def _exact(section: ExactReward, completion: Completion) -> float:
         return 0.0
     right = completion.columns[section.column]
     answers = [_as_text(answer) for answer in (right if isinstance(right, list) else [right])]
-    return float(any(_is_same(text, without_thinking(it), section.ignore) for it in answers))
+    return float(any(_is_same(text, answer_behind_thinking(it), section.ignore) for it in answers))
 
 
 def _as_text(value: Any) -> str:
@@ -145,7 +142,7 @@ def _number(section: NumberReward, completion: Completion) -> float:
 
 
 def _plain(value: Any) -> Any:
-    return without_thinking(value) if isinstance(value, str) else value
+    return answer_behind_thinking(value) if isinstance(value, str) else value
 
 
 def _length(section: LengthReward, completion: Completion) -> float:

@@ -19,7 +19,8 @@ from yrunner.data.batching.taught import (
     prompt_of_last_answer,
     with_answer,
 )
-from yrunner.evaluation.generate import generate_answers, max_positions
+from yrunner.evaluation.generate import generate_answers
+from yrunner.models.limits import max_positions
 from yrunner.recipe.schema.eval import SampleWriting
 
 AT_ONCE = 32
