@@ -163,7 +163,7 @@ def test_what_a_reward_model_cannot_do_is_said_in_one_sentence(rewarding):
             "train.early_stopping={metric: drift}",
             "early_stopping.metric drift: a reward model predicts no tokens. Use eval_loss",
         ),
-        ("distributed.deepspeed={stage: 3}", "saved with its adapter merged, which needs whole"),
+        ("distributed.deepspeed={stage: 3}", "a reward model is saved by one process, but ZeRO"),
     ):
         with pytest.raises(RecipeError, match=sentence):
             run(override)

@@ -11,7 +11,6 @@ from peft import (
     set_peft_model_state_dict,
 )
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
 from yrunner.errors import ModelError
@@ -49,7 +48,8 @@ def as_classifier(
     config.num_labels = 1
     config.pad_token_id = pad_token_id
     with torch.device("meta"):
-        classifier = AutoModelForSequenceClassification.from_config(config)
+        # By its class: under ZeRO-3 `from_config` would wait for the other processes.
+        classifier = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)](config)
     setattr(classifier, classifier.base_model_prefix, model.base_model)
     setattr(classifier, SCORE, getattr(model, SCORE))
     classifier.name_or_path = model.name_or_path

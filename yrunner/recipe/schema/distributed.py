@@ -127,10 +127,7 @@ def needs_whole_weights(*, tuning: str, keep: str, stage: str) -> tuple[str, str
     if keep == "ewc":
         problem = "keep.kind ewc needs whole weights, but ZeRO stage 3 shards them"
         return problem, "use deepspeed.stage 2 or 1, or keep.kind self_replay"
-    if stage == "reward" and tuning == "lora":
-        problem = (
-            "a reward model is saved with its adapter merged, which needs whole weights, but ZeRO "
-            "stage 3 shards them"
-        )
-        return problem, "use deepspeed.stage 2 or 1, or tuning.kind full"
+    if stage == "reward":
+        problem = "a reward model is saved by one process, but ZeRO stage 3 shards its weights"
+        return problem, "use deepspeed.stage 2 or 1"
     return None
