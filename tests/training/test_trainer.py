@@ -5,13 +5,16 @@ from collections import Counter
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from transformers import TrainingArguments
 
 from tests.training.conftest import LOSSES, relative_difference, slow_losses, weights_of
 from yrunner.data.batching.collate import all_in_one_row, fit_rows, one_per_row
 from yrunner.losses.nlirg import nlirg_weight
 from yrunner.losses.targets import TokenWeight
+from yrunner.recipe.schema.recipe import Checkpoint
 from yrunner.tokens import IGNORE_INDEX
-from yrunner.training.metrics import read_metrics
+from yrunner.training.arguments import optimizer_for
+from yrunner.training.metrics import read_metrics, validation_losses
 
 ONE_PLAIN_STEP = dict(optimizer="sgd", learning_rate=1.0, max_grad_norm=0.0)
 """The weights move by the gradient itself."""
@@ -279,11 +282,66 @@ def test_a_model_learns_in_bfloat16_and_its_trained_weights_stay_in_float32(
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
 
-@pytest.mark.parametrize("optimizer", ["adamw_torch", "adamw_torch_fused", "adafactor", "sgd"])
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        "adamw_torch",
+        "adamw_torch_fused",
+        "adafactor",
+        "adagrad",
+        "rmsprop",
+        "sgd",
+        "lion_32bit",
+        "lion_8bit",
+        "paged_lion_8bit",
+        "paged_lion_32bit",
+        "ademamix_8bit",
+    ],
+)
 def test_every_optimizer_of_the_schema_takes_steps(make_model, examples, make_trainer, optimizer):
     model = make_model()
     make_trainer(model, examples[:4], optimizer=optimizer).train()
     assert relative_difference(make_model(), model) > 0
+
+
+def test_lora_plus_multiplies_the_rate_of_the_second_matrices_alone(make_model):
+    model = get_peft_model(make_model(), LoraConfig(r=4, target_modules="all-linear"))
+    arguments = TrainingArguments("unused", learning_rate=1e-3, weight_decay=0.1, use_cpu=True)
+    optimizer = optimizer_for(model, arguments, 16.0)
+    rates = {
+        id(weight): (group["lr"], group["weight_decay"])
+        for group in optimizer.param_groups
+        for weight in group["params"]
+    }
+    trained = [named for named in model.named_parameters() if named[1].requires_grad]
+    assert len(rates) == len(trained)
+    for name, weight in trained:
+        assert rates[id(weight)] == (16e-3 if "lora_B" in name else 1e-3, 0.1), name
+
+
+@pytest.mark.parametrize(
+    ("every", "validated", "saved"),
+    [(None, [4, 8, 10], [4, 8, 10]), (3, [3, 6, 9, 10], None), ("epoch", [5, 10], None)],
+)
+def test_validations_come_at_their_own_updates_and_the_best_is_saved(
+    make_model, examples, make_trainer, every, validated, saved
+):
+    trainer = make_trainer(
+        make_model(),
+        examples[:10],
+        examples[10:14],
+        batch_size=2,
+        epochs=2,
+        learning_rate=1e-3,
+        checkpoint=Checkpoint(every=4, keep=10),
+        validate_every=every,
+    )
+    trainer.train()
+    losses = validation_losses(read_metrics(trainer.run_dir.metrics))
+    assert list(losses) == validated
+    bests = [step for step in losses if losses[step] == min(losses[s] for s in losses if s <= step)]
+    assert trainer.run_dir.saved_steps() == (saved or sorted({4, 8, 10, *bests}))
+    assert trainer.result_step == min(losses, key=losses.__getitem__)
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ LATER_KEYS = (
     "train.epochs",
     "train.max_steps",
     "train.checkpoint.every",
+    "train.validate_every",
     "train.early_stopping",
     "train.result",
     "drift",

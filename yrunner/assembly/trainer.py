@@ -199,6 +199,7 @@ def make_trainer(run: Run, model: Any, arguments: TrainingArguments, task: Train
         task.cadence,
         task.folder,
         torch_compile=recipe.train.torch_compile,
+        lora_plus_ratio=getattr(recipe.tuning, "lora_plus_ratio", 1.0),
         callbacks=task.callbacks,
     )
 

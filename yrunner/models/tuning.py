@@ -176,7 +176,10 @@ def ids_to_train(tuning: Tuning, tokenizer: PreTrainedTokenizerBase) -> list[int
 def _add_lora(model: PreTrainedModel, tuning: AdapterTuning, token_ids: Sequence[int]) -> PeftModel:
     if not isinstance(tuning.targets, str):
         _check_targets(model, tuning.targets)
+    _check_saved_modules(model, tuning.modules_to_save)
     has_score = hasattr(model, SCORE)
+    saved = [*([SCORE] if has_score else ()), *tuning.modules_to_save]
+    linear = {SCORE, *_linear_names(model)}
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=tuning.rank,
@@ -186,7 +189,8 @@ def _add_lora(model: PreTrainedModel, tuning: AdapterTuning, token_ids: Sequence
         use_dora=tuning.variant == "dora",
         use_rslora=tuning.variant == "rslora",
         trainable_token_indices=_rows_to_train(model, tuning, list(token_ids)) or None,
-        **({"modules_to_save": [SCORE], "exclude_modules": [SCORE]} if has_score else {}),
+        modules_to_save=saved or None,
+        exclude_modules=[name for name in saved if name.rpartition(".")[2] in linear] or None,
     )
     width = model.config.get_text_config().hidden_size
     if tuning.rank > width:
@@ -211,6 +215,31 @@ def _add_lora(model: PreTrainedModel, tuning: AdapterTuning, token_ids: Sequence
     if tuning.variant == "dora":
         _check_lengths_of_rows(tuned)
     return tuned
+
+
+def _check_saved_modules(model: PreTrainedModel, names: Sequence[str]) -> None:
+    """Reject a name that no module has, or one whose weights cannot be trained as a whole."""
+    named = dict(model.named_modules())
+    leaf_names = sorted({name.rpartition(".")[2] for name, it in named.items() if _has_weight(it)})
+    for name in names:
+        found = [it for path, it in named.items() if path == name or path.endswith(f".{name}")]
+        if not found:
+            close = get_close_matches(name, leaf_names, n=1)
+            raise ModelError(
+                f'tuning.modules_to_save: no module of this model is called "{name}"; '
+                f"it has {', '.join(leaf_names)}",
+                remedy=f'did you mean "{close[0]}"?' if close else "use one of these",
+            )
+        weights = [weight for module in found for weight in module.parameters()]
+        if any(not weight.is_floating_point() for weight in weights):
+            raise ModelError(
+                f"tuning.modules_to_save: {name} is quantized and cannot be trained as a whole",
+                remedy="remove it, or use tuning.kind lora",
+            )
+
+
+def _has_weight(module: nn.Module) -> bool:
+    return next(module.parameters(recurse=False), None) is not None
 
 
 def _linear_names(model: PreTrainedModel) -> list[str]:

@@ -86,7 +86,7 @@ def _exact(section: ExactReward, completion: Completion) -> float:
         return 0.0
     right = completion.columns[section.column]
     answers = [_as_text(answer) for answer in (right if isinstance(right, list) else [right])]
-    return float(any(_is_same(text, answer_behind_thinking(it), section.ignore) for it in answers))
+    return float(any(_is_same(text, _plain(it), section.ignore) for it in answers))
 
 
 def _as_text(value: Any) -> str:
@@ -142,7 +142,7 @@ def _number(section: NumberReward, completion: Completion) -> float:
 
 
 def _plain(value: Any) -> Any:
-    return answer_behind_thinking(value) if isinstance(value, str) else value
+    return answer_behind_thinking(value) or value if isinstance(value, str) else value
 
 
 def _length(section: LengthReward, completion: Completion) -> float:

@@ -30,7 +30,19 @@ from yrunner.recipe.schema.recipe import (
     TrainSection,
 )
 
-OF_BITSANDBYTES = frozenset({"adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit"})
+IN_BITSANDBYTES = {"adamw": "AdamW", "lion": "Lion", "ademamix": "AdEMAMix"}
+OF_BITSANDBYTES = frozenset(
+    {
+        "adamw_8bit",
+        "paged_adamw_8bit",
+        "paged_adamw_32bit",
+        "lion_32bit",
+        "lion_8bit",
+        "paged_lion_32bit",
+        "paged_lion_8bit",
+        "ademamix_8bit",
+    }
+)
 """Optimizers of bitsandbytes: they need real values, not fake tensors."""
 NOT_DECAYED = [r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)"]
 """Names of weights without weight decay, as everywhere in transformers."""
@@ -89,8 +101,13 @@ def make_accelerator(arguments: TrainingArguments) -> Accelerator:
     )
 
 
-def optimizer_for(model: nn.Module, arguments: TrainingArguments) -> Optimizer:
-    """The optimizer of a model's trained weights; biases and norms are not decayed."""
+def optimizer_for(
+    model: nn.Module, arguments: TrainingArguments, lora_plus_ratio: float = 1.0
+) -> Optimizer:
+    """The optimizer of a model's trained weights; biases and norms are not decayed.
+
+    The learning rate of LoRA's matrices B is `lora_plus_ratio` times that of all others.
+    """
     names = set(get_parameter_names(model, [nn.LayerNorm], NOT_DECAYED))
     trained = [named for named in model.named_parameters() if named[1].requires_grad]
     decayed = [weight for name, weight in trained if name in names]
@@ -99,6 +116,15 @@ def optimizer_for(model: nn.Module, arguments: TrainingArguments) -> Optimizer:
         {"params": decayed, "weight_decay": arguments.weight_decay},
         {"params": others, "weight_decay": 0.0},
     ]
+    if lora_plus_ratio != 1:
+        faster = {id(weight) for name, weight in trained if ".lora_B." in name}
+        rate = arguments.learning_rate * lora_plus_ratio
+        groups = [
+            {**group, "params": [it for it in group["params"] if (id(it) in faster) is is_faster]}
+            | ({"lr": rate} if is_faster else {})
+            for is_faster in (False, True)
+            for group in groups
+        ]
     if str(arguments.optim.value).endswith("8bit"):
         # Embedding rows get rare and uneven gradients, which 8 bits would round to zero.
         manager: Any = import_module("bitsandbytes.optim").GlobalOptimManager.get_instance()
@@ -124,9 +150,14 @@ def make_optimizer(
             return torch.optim.SGD(parameters, lr=rate, **options)
         case "adafactor":
             return Adafactor(parameters, lr=rate, scale_parameter=False, relative_step=False)
-        case "adamw_8bit" | "paged_adamw_8bit" | "paged_adamw_32bit":
+        case "adagrad":
+            return torch.optim.Adagrad(parameters, lr=rate, **options)
+        case "rmsprop":
+            return torch.optim.RMSprop(parameters, lr=rate, **options)
+        case _ if name in OF_BITSANDBYTES:
             bits, is_paged = 8 if name.endswith("8bit") else 32, name.startswith("paged")
-            kind: Any = import_module("bitsandbytes.optim").AdamW
+            algorithm = IN_BITSANDBYTES[name.removeprefix("paged_").partition("_")[0]]
+            kind: Any = getattr(import_module("bitsandbytes.optim"), algorithm)
             made: Optimizer = kind(parameters, lr=rate, optim_bits=bits, is_paged=is_paged)
             return made
     raise AssertionError(f"no such optimizer in the recipe's schema: {name}")

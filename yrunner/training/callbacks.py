@@ -31,6 +31,8 @@ class Cadence:
     """None: never save. Otherwise the last update is saved too."""
     keep: int = 2
     """Checkpoints to keep besides the best one."""
+    validate_every: Literal["epoch"] | int | None = None
+    """None: with the checkpoints."""
     early_stopping: EarlyStopping | None = None
     loads_best: bool = True
     """Whether the weights of the best validation are loaded at the end."""
@@ -41,19 +43,26 @@ class Cadence:
         log_at, saved = range(0, plan.num_updates + 1, train.log_every), train.checkpoint
         plans = (plan.num_updates, plan.epoch_ends, log_at)
         best = train.result == "best"
-        return cls(*plans, saved.every, saved.keep, train.early_stopping, best)
+        stopping = train.early_stopping
+        return cls(*plans, saved.every, saved.keep, train.validate_every, stopping, best)
 
     def saves_after(self, step: int) -> bool:
-        """Whether there is a checkpoint after this update, and before it a validation."""
+        """Whether there is a checkpoint after this update."""
         every = self.checkpoint_every
         if every is None or not step:
             return False
         return step >= self.num_updates or checkpoint_is_due(step, every, self.epoch_ends)
 
+    def validates_after(self, step: int) -> bool:
+        """Whether the validation rows are measured after this update."""
+        if self.validate_every is None or step >= self.num_updates:
+            return self.saves_after(step)
+        return checkpoint_is_due(step, self.validate_every, self.epoch_ends)
+
     def misses_validation(self, state: TrainerState) -> bool:
         """Whether the run was stopped before the validation of its last update."""
         validated = [row["step"] for row in state.log_history if "eval_loss" in row]
-        return self.saves_after(state.global_step) and state.global_step not in validated
+        return self.validates_after(state.global_step) and state.global_step not in validated
 
     def stops_early(self, records: Sequence[Record]) -> bool:
         """Whether as many validations as the patience allows have gained nothing.

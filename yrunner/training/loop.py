@@ -34,6 +34,7 @@ from yrunner.training.callbacks import Cadence, StopRequest
 from yrunner.training.checkpointing import Checkpointer, load_random_states
 from yrunner.training.compile import compiled_layers
 from yrunner.training.deepspeed.state import zero_run
+from yrunner.training.metrics import best_step
 from yrunner.training.objective import Objective
 from yrunner.training.replay_loss import MicroBatch
 from yrunner.training.rng_snapshot import Snapshot
@@ -52,6 +53,7 @@ class Trainer:
         run_dir: RunDir,
         *,
         torch_compile: bool = False,
+        lora_plus_ratio: float = 1.0,
         callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
         set_seed(arguments.seed)
@@ -61,6 +63,7 @@ class Trainer:
         self.cadence = cadence
         self.run_dir = run_dir
         self.torch_compile = torch_compile
+        self.lora_plus_ratio = lora_plus_ratio
         self.callbacks = list(callbacks)
         self.accelerator = make_accelerator(arguments)
         self.device = self.accelerator.device
@@ -120,7 +123,7 @@ class Trainer:
         """Make optimizer and schedule, let accelerate wrap them, and load a checkpoint."""
         if self.arguments.activation_checkpointing:
             self.model.activation_checkpointing_enable({"use_reentrant": False})
-        optimizer = optimizer_for(self.model, self.arguments)
+        optimizer = optimizer_for(self.model, self.arguments, self.lora_plus_ratio)
         self.called, self.optimizer = self.accelerator.prepare(self.model, optimizer)
         kind, warmup = self.arguments.lr_scheduler_type, int(self.arguments.warmup_steps)
         self.schedule = get_scheduler(kind, self.optimizer, warmup, self.plan.num_updates)
@@ -210,22 +213,26 @@ class Trainer:
         step = self.state.global_step
         self.state.epoch = epoch_after(step, self.plan.epoch_ends)
         self._tell("on_step_end")
-        is_asked, is_due = self.stop.is_agreed(), self.cadence.saves_after(step)
+        is_asked, saves = self.stop.is_agreed(), self.cadence.saves_after(step)
+        validates = self.cadence.validates_after(step)
         # Sums of several ranks are not part of a checkpoint: log them first.
-        if is_due or step in self.cadence.log_at or (is_asked and num_ranks() > 1):
+        if saves or validates or step in self.cadence.log_at or (is_asked and num_ranks() > 1):
             self._log(self.objective.drain() | figures)
-        if is_due:
-            self._validate_and_save()
-        elif is_asked:
+        if validates:
+            self._validate_and_save(saves=saves or is_asked)
+        elif saves or is_asked:
             self.save()
 
-    def _validate_and_save(self) -> None:
+    def _validate_and_save(self, *, saves: bool = True) -> None:
+        """Validate, and save: where asked to, the best so far, and before the run ends."""
         before = Snapshot()
         if self.batches.validates and self.validate() is None:
             # The resumed run validates instead.
             before.restore()
+            saves = True
         self.is_over |= self.cadence.stops_early(self.state.log_history)
-        self.save()
+        if saves or self.is_over or best_step(self.state.log_history) == self.state.global_step:
+            self.save()
 
     def validate(self) -> dict[str, float] | None:
         """The figures of all validation rows; None if a signal interrupts it."""

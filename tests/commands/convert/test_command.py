@@ -202,7 +202,7 @@ ARGS="--max_steps 5"
 accelerate launch --config_file deepspeed_zero2.yaml --num_processes 4 trl/scripts/dpo.py \
     --model_name_or_path $MODEL --dataset_name acme/pairs \
     --loss_type sigmoid sft --loss_weights 1.0 0.2 \
-    --learning_rate=5e-7 --num_train_epochs 1 --beta 0.05 \
+    --learning_rate=5e-7 --num_train_epochs 1 --beta 0.05 --save_strategy no --eval_steps 9 \
     --use_peft --lora_r 32 --lora_target_modules q_proj v_proj \
     --gradient_checkpointing --no_such_key 3 $ARGS
 """,
@@ -474,6 +474,8 @@ def test_a_trl_command_brings_its_launcher_its_variables_and_its_typo(folder: Pa
     )
     assert recipe.train.learning_rate == 5e-7 and recipe.train.max_steps == 5
     assert entry(c, "NCCL_DEBUG")[0] is Outcome.WITHOUT
+    assert entry(c, "save_strategy") == (Outcome.CHANGED, "save_strategy no there")
+    assert entry(c, "eval_steps") == (Outcome.IGNORED, "eval_strategy is no")
     assert recipe.tuning.model_dump()["targets"] == ["q_proj", "v_proj"]
     assert entry(c, "no_such_key")[0] is Outcome.IGNORED
 

@@ -140,12 +140,6 @@ def _adapter(c: Conversion, kind: str, bits: Any) -> None:
     if alpha is None and is_number(rank):
         c.fill("tuning.alpha", 2 * rank, "LLaMA-Factory: twice the rank")
     targets(c, "lora_target")
-    _pissa(c)
-
-
-def _pissa(c: Conversion) -> None:
-    if number(c.get("pissa_init")) is True and has_key("tuning", "init"):
-        c.carry("pissa_init", "tuning.init", "pissa")
 
 
 def _freeze(c: Conversion) -> None:

@@ -100,8 +100,6 @@ def _new_adapter(c: Conversion) -> None:
         c.same("lora_bias", "none, as here")
     if c.get("init_weights") in (True, "true"):
         c.same("init_weights", "as here")
-    elif str(c.get("init_weights", "")).startswith("pissa") and has_key("tuning", "init"):
-        c.carry("init_weights", "tuning.init", "pissa")
 
 
 def _stage(c: Conversion, command: str) -> None:

@@ -10,7 +10,6 @@ from yrunner.commands.convert.conversion import (
     Conversion,
     choices,
     decimal,
-    has_key,
     is_number,
     number,
     words,
@@ -227,7 +226,7 @@ def _memory(c: Conversion, defaults: Defaults) -> None:
 
 
 def _checkpoints(c: Conversion) -> None:
-    strategy = str(c.get("save_strategy", "steps"))
+    strategy = _strategy(c.get("save_strategy", "steps"))
     if strategy == "steps":
         c.same("save_strategy", "save_steps says when")
         _every(c, "save_steps", "train.checkpoint.every")
@@ -256,6 +255,11 @@ def _checkpoints(c: Conversion) -> None:
 OFF = (None, False, "False", "false")
 
 
+def _strategy(value: Any) -> str:
+    """A strategy of transformers; YAML reads `no` as false."""
+    return "no" if value is False else str(value)
+
+
 def _every(c: Conversion, key: str, place: str) -> None:
     steps = number(c.get(key))
     if isinstance(steps, float) and 0 < steps < 1:
@@ -265,23 +269,20 @@ def _every(c: Conversion, key: str, place: str) -> None:
 
 
 def _validations(c: Conversion) -> None:
-    """When to validate: with the checkpoints, unless recipes have `validate_every`."""
-    strategy = next(
-        (str(c.left[key]) for key in ("eval_strategy", "evaluation_strategy") if c.get(key)), ""
-    )
-    own = has_key("train", "validate_every")
-    place = "train.validate_every" if own else "train.checkpoint.every"
+    """When to validate, if apart from the checkpoints."""
+    usual = "no" if c.tool in ("LLaMA-Factory", "TRL") else "steps"
+    strategy = _strategy(c.get("eval_strategy", c.get("evaluation_strategy", usual)))
     for key in ("eval_strategy", "evaluation_strategy"):
-        if strategy in ("no", ""):
-            c.same(key, "validates only where there are validation rows, as here")
-        elif strategy == "epoch" and own:
-            c.carry(key, place, "epoch")
+        if strategy == "epoch":
+            c.carry(key, "train.validate_every", "epoch")
+        elif strategy == "steps":
+            c.same(key, "eval_steps says when")
         else:
-            c.same(key, "eval_steps says when" if strategy == "steps" else "with the checkpoints")
-    if own and strategy != "epoch":
-        _every(c, "eval_steps", place)
+            c.same(key, "validates only where there are validation rows, as here")
+    if strategy == "steps":
+        _every(c, "eval_steps", "train.validate_every")
     elif c.get("eval_steps") is not None:
-        c.changed("eval_steps", "validates at every checkpoint, see train.checkpoint.every")
+        c.ignored("eval_steps", f"eval_strategy is {strategy}")
     for key in ("eval_on_start", "eval_delay", "eval_accumulation_steps", "prediction_loss_only"):
         c.without(key, "not needed: validates with the checkpoints")
 
@@ -366,17 +367,13 @@ def _json_or_nothing(path: Path) -> dict[str, Any]:
 
 
 def _tweaks(c: Conversion) -> None:
-    """Keys of peft and transformers that recipes may have."""
-    for key in ("neftune_noise_alpha", "noisy_embedding_alpha"):
-        value = number(c.get(key))
-        if isinstance(value, int | float) and value > 0 and has_key("train", "neftune_alpha"):
-            c.carry(key, "train.neftune_alpha", float(value))
+    """What is trained beside LoRA."""
     for key in ("loraplus_lr_ratio", "lorap_lr_ratio"):
         value = number(c.get(key))
-        if isinstance(value, int | float) and value > 0 and has_key("tuning", "lora_plus_ratio"):
+        if isinstance(value, int | float) and value > 0:
             c.carry(key, "tuning.lora_plus_ratio", float(value))
     for key in ("modules_to_save", "lora_modules_to_save", "additional_target"):
-        if c.get(key) and has_key("tuning", "modules_to_save"):
+        if c.get(key):
             c.carry(key, "tuning.modules_to_save", words(c.get(key)))
 
 

@@ -25,7 +25,15 @@ def _template(text: str, info: ValidationInfo) -> str:
 TemplateSource = Annotated[str, Field(min_length=1), AfterValidator(_template)]
 
 # Fixed by an existing adapter; a recipe that continues training one may not set them.
-ADAPTER_SHAPE = ("rank", "alpha", "dropout", "targets", "variant", "train_tokens")
+ADAPTER_SHAPE = (
+    "rank",
+    "alpha",
+    "dropout",
+    "targets",
+    "variant",
+    "train_tokens",
+    "modules_to_save",
+)
 
 
 class ScratchModel(Section):
@@ -126,8 +134,23 @@ class AdapterTuning(Section):
     train_tokens: list[str] = Field(default_factory=list)
     """Tokens whose rows in embeddings and output head are trained as well, such as marks of a chat
     template that the base has never learned: ["<|im_start|>", "<|im_end|>"]."""
+    modules_to_save: list[str] = Field(default_factory=list)
+    """Modules that are trained as a whole beside the adapter and saved with it, such as
+    [embed_tokens, lm_head]. They need the memory of full tuning."""
+    lora_plus_ratio: float = Field(1.0, gt=0)
+    """LoRA+ (arXiv:2402.12354): learning rate of the second matrices, B, relative to that of all
+    other weights; 4 to 16 is usual. 1: the same."""
     adapter: ModelSource | None = None
     """Folder or Hub id of an adapter to continue training, with its own rank, alpha and targets."""
+
+    @model_validator(mode="after")
+    def embeddings_are_trained_by_rows_or_as_a_whole(self) -> Self:
+        if self.train_tokens and self.modules_to_save:
+            raise ValueError(
+                "train_tokens and modules_to_save cannot be combined; remove train_tokens: modules "
+                "that are trained as a whole train every row"
+            )
+        return self
 
     @model_validator(mode="after")
     def an_adapter_brings_its_own_shape(self) -> Self:

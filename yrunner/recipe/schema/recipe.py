@@ -182,13 +182,21 @@ class TrainSection(Section):
         "adamw_torch",
         "adamw_torch_fused",
         "adafactor",
+        "adagrad",
+        "rmsprop",
         "sgd",
         "adamw_8bit",
         "paged_adamw_8bit",
         "paged_adamw_32bit",
+        "lion_32bit",
+        "lion_8bit",
+        "paged_lion_32bit",
+        "paged_lion_8bit",
+        "ademamix_8bit",
     ] = "adamw_torch"
     """Optimizer, by its name in transformers. `8bit`: state in 8 bits, a quarter of the memory.
-    `paged`: state moves to CPU memory when the GPU is full. Both need bitsandbytes."""
+    `paged`: state moves to CPU memory when the GPU is full. These, `lion` and `ademamix` need
+    bitsandbytes. `lion` wants a tenth to a third of AdamW's learning rate."""
     token_batch: int = Field(0, ge=0)
     """Targets of one response per update, in order; 0: all targets of the update's examples."""
     order: Literal["shuffle", "as_written"] = "shuffle"
@@ -198,6 +206,9 @@ class TrainSection(Section):
     torch_compile: bool = False
     """Compile the layers at the first step. This takes minutes, so use it for long runs."""
     checkpoint: Checkpoint = Checkpoint()
+    validate_every: Literal["epoch"] | Annotated[int, Field(ge=1)] | None = None
+    """`epoch`, or a number of updates between validations, if not with the checkpoints. The best
+    one so far is then saved at once, and so is the last update."""
     result: Literal["best", "last"] = "best"
     """Which update `model/` is: `best` by plain validation loss, or the `last`. Without validation
     rows it is the last."""
@@ -382,6 +393,9 @@ class Recipe(Section):
         problems = {
             "tuning.adapter: that of a language model has no score. Run yrun merge, and name its "
             "result in model.base": getattr(self.tuning, "adapter", None) is not None,
+            "tuning.modules_to_save: a reward model is saved with its adapter merged. Remove it": bool(
+                getattr(self.tuning, "modules_to_save", None)
+            ),
             f"keep.kind {self.keep.kind}: a reward model writes nothing that could be kept. Remove "
             "it": self.keep.kind != "none",
             "early_stopping.metric drift: a reward model predicts no tokens. Use eval_loss": (
@@ -527,6 +541,35 @@ class Recipe(Section):
         if self.train.early_stopping is not None and not self.data.validates:
             raise ValueError(
                 "train.early_stopping needs validation rows; "
+                "set data.validation or data.validation_share"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def modules_are_saved_as_a_whole(self) -> Self:
+        saved = getattr(self.tuning, "modules_to_save", None)
+        if saved and self.distributed.deepspeed is not None:
+            raise ValueError(
+                "tuning.modules_to_save and distributed.deepspeed cannot be combined; remove one: "
+                "DeepSpeed shards the weights that are saved with the adapter"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def lora_plus_has_whole_weights(self) -> Self:
+        ratio = getattr(self.tuning, "lora_plus_ratio", 1.0)
+        if ratio != 1 and self.distributed.deepspeed is not None:
+            raise ValueError(
+                "tuning.lora_plus_ratio and distributed.deepspeed cannot be combined; remove one: "
+                "a configuration of DeepSpeed has one learning rate"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def validations_need_rows(self) -> Self:
+        if self.train.validate_every is not None and not self.data.validates:
+            raise ValueError(
+                "train.validate_every needs validation rows; "
                 "set data.validation or data.validation_share"
             )
         return self
