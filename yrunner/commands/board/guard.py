@@ -8,15 +8,11 @@ something needs the page's own header too, which no other page can send.
 import hmac
 import ipaddress
 import secrets
-from collections.abc import Awaitable, Callable, Iterable
-from typing import Any
+from collections.abc import Iterable
 from urllib.parse import parse_qs
 
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
-
-Scope = dict[str, Any]
-Receive = Callable[[], Awaitable[dict[str, Any]]]
-Send = Callable[[dict[str, Any]], Awaitable[None]]
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 LARGEST_BODY = 2 * 2**20
 """Bytes of a request: a page of edited rows."""
@@ -46,7 +42,7 @@ ALWAYS = {
 class Guard:
     """ASGI middleware around the whole app."""
 
-    def __init__(self, app: Any, host: str) -> None:
+    def __init__(self, app: ASGIApp, host: str) -> None:
         self._app, self._host = app, host
         self.port = 0
         self.token = secrets.token_urlsafe(32)
@@ -173,7 +169,7 @@ def _limited(receive: Receive) -> Receive:
     """Stop reading a body that is larger than it said."""
     size = 0
 
-    async def limited() -> dict[str, Any]:
+    async def limited() -> Message:
         nonlocal size
         message = await receive()
         size += len(message.get("body", b""))
@@ -185,7 +181,7 @@ def _limited(receive: Receive) -> Receive:
 
 
 def _adding_headers(send: Send) -> Send:
-    async def add(message: dict[str, Any]) -> None:
+    async def add(message: Message) -> None:
         if message["type"] == "http.response.start":
             has = {name for name, _ in message["headers"]}
             own = {**ALWAYS, "Content-Security-Policy": SHELL}
