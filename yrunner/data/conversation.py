@@ -82,6 +82,10 @@ class Conversation:
         return self.messages[0].role == "text"
 
 
+Answers = tuple[Conversation, ...]
+"""What a row teaches: the better and the worse answer, or one conversation."""
+
+
 @dataclass(frozen=True)
 class TokenizedExample:
     """A conversation as token ids.

@@ -72,12 +72,13 @@ def test_a_reward_that_never_matches_is_said_before_the_training(checked):
 def test_rows_without_what_a_reward_needs_are_refused_as_in_training(checked, rewarded):
     rows = [{"prompt": f"Who is {n}?", "answer": str(n)} for n in range(16)]
     write_jsonl(rewarded / "prompts.jsonl", [*rows, {"prompt": "And who?"}])
+    without_validation = ["rewards=[{kind: number}]", "data.validation=[]"]
     with pytest.raises(YRunnerError) as caught:
-        checked("rewards=[{kind: number}]", sample=0)
+        checked(*without_validation, sample=0)
     assert 'prompts.jsonl row 17: "answer" is missing, which the reward "number" needs' in str(
         caught.value
     )
-    checked("rewards=[{kind: number}]", "data.invalid=drop", sample=0)
+    checked(*without_validation, "data.invalid=drop", sample=0)
 
 
 def test_a_function_is_run_only_with_trust_and_fails_in_one_sentence(checked, rewarded):

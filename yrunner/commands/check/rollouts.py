@@ -14,7 +14,7 @@ from yrunner.assembly.rl.rollouts import score_answers, write_answers
 from yrunner.assembly.run import Run
 from yrunner.assembly.trainer import reference_in_words
 from yrunner.commands.check.signal import MOST_WORK, NotScored, find_base, load_base, spread
-from yrunner.console import counted, format_duration, print_table, say, warn
+from yrunner.console import counted, format_duration, print_table, say, waiting, warn
 from yrunner.data.batching.plan import Plan
 from yrunner.data.conversation import TokenizedExample
 from yrunner.data.dataset.prompts import PromptRow
@@ -101,9 +101,8 @@ def measure_rollouts(
         AskedPrompt(tuple(row.input_ids), (run.recipe.seed, CHECKING, number))
         for number, row in enumerate(chosen)
     ]
-    say(f"the base writes {counted(len(asked), 'answer')} ...")
     started = time.perf_counter()
-    with evaluating(model):
+    with evaluating(model), waiting(f"the base writes {counted(len(asked), 'answer')}"):
         answers = write_answers(model, run.tokenizer, rollout, asked)
     assert answers is not None, "nothing interrupts it"
     parts, totals = score_answers(rewards, chosen, answers)

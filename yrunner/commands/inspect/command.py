@@ -13,6 +13,7 @@ from yrunner.assembly.run import Run
 from yrunner.console import is_terminal, printable, show, terminal
 from yrunner.data.batching.plan import Plan
 from yrunner.data.conversation import (
+    Answers,
     FaultyRow,
     RatedExample,
     TokenizedExample,
@@ -31,7 +32,6 @@ from yrunner.data.dataset.prompts import PromptRow
 from yrunner.data.dataset.row_report import Refusal, num_rows
 from yrunner.data.formats.columns import EVERY_COLUMN, Need
 from yrunner.data.formats.formats import Reading
-from yrunner.data.formats.preference import Answers
 from yrunner.data.readers.files import read_rows
 from yrunner.data.readers.text import Damaged
 from yrunner.errors import DataError, Origin, YRunnerError

@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from yrunner.data.chat.tokenize import TargetChoice, tokenize_chunks, tokenize_prompts
-from yrunner.data.conversation import Conversation, FaultyRow, Note, TokenizedParts
+from yrunner.data.chat.tokenize import TargetChoice, tokenize_chunks, tokenize_prompts, with_system
+from yrunner.data.conversation import Answers, Conversation, FaultyRow, Note, TokenizedParts
 from yrunner.data.dataset.cache import Cache, content_key, tokenizer_key
 from yrunner.data.dataset.examples import (
     Examples,
@@ -29,7 +29,7 @@ from yrunner.data.dataset.row_report import FileReport, Refusal, num_rows
 from yrunner.data.dataset.splits import Prepared, stop_on
 from yrunner.data.formats.columns import Need
 from yrunner.data.formats.formats import ReadFile, Reading, read_conversations
-from yrunner.data.formats.preference import Answers, has_end_by_hand, read_answers
+from yrunner.data.formats.preference import has_end_by_hand, read_answers
 from yrunner.data.formats.prompts import read_prompts
 from yrunner.data.readers.text import Advance, states_of, unchanged
 from yrunner.errors import DataError
@@ -270,7 +270,8 @@ def _write_chunk(
             traits.append(replace(found, shared=shared))
     report.targets += writer.add(examples, traits)
     if rules.rows == "prompts":
-        writer.add_lines([as_line(talk, rules.system) for talk in kept])
+        prompts = [(with_system(talk.messages, rules.system), talk.columns) for talk in kept]
+        writer.add_lines([as_line(messages, columns) for messages, columns in prompts])
     report.tokens = writer.num_tokens
     texts = [message.content for talk in kept for message in talk.messages]
     report.scripts.update(count_scripts(texts))

@@ -1,14 +1,13 @@
 """Prompts to write answers to, with the columns of their rows that rewards read."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from yrunner.data.chat.tokenize import with_system
-from yrunner.data.conversation import Conversation, Message
+from yrunner.data.conversation import Message
 from yrunner.data.dataset.examples import Column, Examples, StoredFile, StoredRows, numbered
 from yrunner.data.dataset.quality import Finding, find_oddities, finding
 from yrunner.errors import Origin
@@ -50,11 +49,11 @@ class Prompts(StoredRows[PromptRow]):
         return numbered(self.examples.column("contents"))
 
 
-def as_line(prompt: Conversation, system: str | None) -> str:
+def as_line(messages: Sequence[Message], columns: Mapping[str, Any] | None) -> str:
     """What `Prompts.item` reads besides the tokens."""
-    messages = [asdict(message) for message in with_system(prompt.messages, system)]
+    line = {"messages": [asdict(message) for message in messages], "columns": columns}
     # Tables hold dates and decimals, which JSON has not.
-    return json.dumps({"messages": messages, "columns": prompt.columns}, default=str)
+    return json.dumps(line, default=str)
 
 
 def find_among_prompts(train: Prompts, validation: Prompts) -> list[Finding]:

@@ -21,8 +21,10 @@ from yrunner.data.formats.columns import (
     type_name,
 )
 from yrunner.data.formats.meaning import (
+    CHOSEN,
     COLUMNS,
     MARKS,
+    REJECTED,
     WEIGHTS,
     check_context,
     check_marks,
@@ -267,6 +269,30 @@ def check_all_characters(messages: Messages) -> None:
         return
     for number, message in enumerate(messages, start=1):
         check_characters(f"message {number} ({message.role})", message.content)
+
+
+ASKING = {
+    "sharegpt": ("conversations", "conversation"),
+    "messages": ("messages",),
+    "alpaca": ("instruction",),
+    "prompt_response": ("prompt",),
+    "question_answer": ("question", "query"),
+}
+"""What the answers of a row answer, by the format; a pair of texts has it in its answers."""
+
+SYNONYMS = (*ASKING.values(), CHOSEN, REJECTED, MARKS, TOOL_COLUMNS, SYSTEM_COLUMNS)
+
+
+def under_our_names(row: RawRow, columns: Mapping[str, str]) -> RawRow:
+    """The row under the names of the formats; OpenAI's `input` holds messages and tools."""
+    row = plainly_named(row, KNOWN, columns)
+    if columns:
+        row = renamed(row, columns, SYNONYMS)
+    asked = row.get("input")
+    if isinstance(asked, Mapping) and "messages" in asked:
+        own = {name: value for name, value in row.items() if name != "input"}
+        return own | {name: asked[name] for name in ("messages", "tools") if name in asked}
+    return row
 
 
 ROWS_TO_DETECT = 100

@@ -4,7 +4,6 @@ Each side of a pair is the whole conversation that it ends: the common prompt, t
 from which alone it is learned.
 """
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,22 +12,18 @@ from itertools import chain, islice, takewhile
 from pathlib import Path
 from typing import Any
 
-from yrunner.data.conversation import Conversation, FaultyRow, Message
+from yrunner.data.conversation import Answers, Conversation, FaultyRow, Message
 from yrunner.data.dataset.row_report import Refusal
 from yrunner.data.formats.columns import (
-    SYSTEM_COLUMNS,
     filled,
     is_absent,
-    plainly_named,
     quoted,
-    renamed,
     shown,
     text_of,
-    type_name,
 )
 from yrunner.data.formats.formats import (
+    ASKING,
     FORMATS,
-    KNOWN,
     ROWS_TO_DETECT,
     TURN_COLUMNS,
     Messages,
@@ -43,6 +38,7 @@ from yrunner.data.formats.formats import (
     detect,
     known_columns,
     read_row,
+    under_our_names,
     with_names,
     with_system,
 )
@@ -58,33 +54,19 @@ from yrunner.data.formats.meaning import (
     truth,
 )
 from yrunner.data.formats.turns import (
-    ROLES,
-    TOOL_COLUMNS,
     check_turns,
     find_tools,
     read_history,
     read_turns,
+    with_turns,
 )
 from yrunner.data.readers.files import notes_on, read_rows
 from yrunner.data.readers.text import Advance, Damaged, FileRow
 from yrunner.errors import DataError, Origin
 
-Answers = tuple[Conversation, ...]
-"""What a row teaches: the better and the worse answer, or one conversation."""
-
 Answer = tuple[str, Messages]
 """The column of an answer, and its turns: those of the reply, or a whole conversation."""
 
-ASKING = {
-    "sharegpt": ("conversations", "conversation"),
-    "messages": ("messages",),
-    "alpaca": ("instruction",),
-    "prompt_response": ("prompt",),
-    "question_answer": ("question", "query"),
-}
-"""What the answers of a row answer, by the format; a pair of texts has it in its answers."""
-
-SYNONYMS = (*ASKING.values(), CHOSEN, REJECTED, MARKS, TOOL_COLUMNS, SYSTEM_COLUMNS)
 ANSWERING = {
     name: names
     for name, data_format in FORMATS.items()
@@ -102,9 +84,6 @@ MARK_WORDS: dict[Any, bool] = {
 SPOKEN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
 """How Anthropic's texts name who speaks."""
 SPOKEN_TEXT = re.compile(r"\s*Human:.*\n\nAssistant:", re.DOTALL)
-
-TURNS_AS_TEXT = re.compile(r"""\s*(?:\[\s*)?\{\s*["'](?:role|content|from|value)["']\s*:""")
-"""How a cell of a table begins that holds messages, as JSON or as Python writes them."""
 
 END_BY_HAND = re.compile(
     r"(?:<\|[^<>|\s]{1,30}\|>|<｜[^<>｜\s]{1,30}｜>|</s>|<eos>|<end_of_turn>)\s*\Z"
@@ -158,55 +137,6 @@ def _leniently(row: Any, columns: Mapping[str, str]) -> RawRow:
         return under_our_names(with_turns(row), columns)
     except FaultyRow:
         return under_our_names(row, columns) if isinstance(row, Mapping) else {}
-
-
-def under_our_names(row: RawRow, columns: Mapping[str, str]) -> RawRow:
-    """The row under the names of the formats; OpenAI's `input` holds messages and tools."""
-    row = plainly_named(row, KNOWN, columns)
-    if columns:
-        row = renamed(row, columns, SYNONYMS)
-    asked = row.get("input")
-    if isinstance(asked, Mapping) and "messages" in asked:
-        own = {name: value for name, value in row.items() if name != "input"}
-        return own | {name: asked[name] for name in ("messages", "tools") if name in asked}
-    return row
-
-
-def with_turns(row: Any) -> RawRow:
-    """The row; a cell that holds turns as JSON becomes a list of them. Raises `FaultyRow`."""
-    if not isinstance(row, Mapping):
-        raise FaultyRow(f"is {type_name(row)}, not an object with named fields", "not_an_object")
-    texts = [
-        name
-        for name, value in row.items()
-        if isinstance(value, str) and TURNS_AS_TEXT.match(value) is not None
-    ]
-    if not texts:
-        return row
-    return {**row, **{name: _parsed(row[name], name) for name in texts}}
-
-
-def _parsed(text: str, column: str) -> Any:
-    """The turns that a text holds; the text itself if it is another JSON value, as answers may be.
-
-    Raises `FaultyRow` for turns as Python writes them.
-    """
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        if text.lstrip().startswith("[") and all(f"'{key}'" in text for key in ("role", "content")):
-            reason = f'"{shown(column)}" holds messages that are not valid JSON'
-            raise FaultyRow(reason, "wrong_type") from error
-        return text
-    turns = value if isinstance(value, list) else [value]
-    return value if any(map(_is_turn, turns)) else text
-
-
-def _is_turn(value: Any) -> bool:
-    if not isinstance(value, dict) or value.keys().isdisjoint(("content", "value", "tool_calls")):
-        return False
-    speaker = value.get("role", value.get("from"))
-    return isinstance(speaker, str) and speaker.lower() in ROLES
 
 
 def _has_pair(row: RawRow) -> bool:

@@ -9,7 +9,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from yrunner.data.conversation import Conversation, FaultyRow, Message
+from yrunner.data.conversation import Answers, Conversation, FaultyRow, Message
 from yrunner.data.dataset.row_report import Refusal
 from yrunner.data.formats.columns import (
     EVERY_COLUMN,
@@ -22,6 +22,7 @@ from yrunner.data.formats.columns import (
     type_name,
 )
 from yrunner.data.formats.formats import (
+    ASKING,
     FORMATS,
     ROWS_TO_DETECT,
     TURN_COLUMNS,
@@ -35,12 +36,12 @@ from yrunner.data.formats.formats import (
     check_any_readable,
     check_columns,
     known_columns,
+    under_our_names,
     with_names,
     with_system,
 )
 from yrunner.data.formats.meaning import check_context, check_plain_meaning
-from yrunner.data.formats.preference import ASKING, Answers, under_our_names, with_turns
-from yrunner.data.formats.turns import check_turns, find_tools, read_history, read_turns
+from yrunner.data.formats.turns import check_turns, find_tools, read_history, read_turns, with_turns
 from yrunner.data.numbers import last_number
 from yrunner.data.readers.files import notes_on, read_rows
 from yrunner.data.readers.text import Advance, Damaged, FileRow

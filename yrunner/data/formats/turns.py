@@ -1,6 +1,7 @@
 """Read turns (ShareGPT's `from` and `value`, OpenAI's `role` and `content`) and tool calls."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -135,6 +136,9 @@ NEXT_ROLES: dict[Role, tuple[Role, ...]] = {
 
 PLAIN_KEYS = frozenset({"role", "content", "from", "value"})
 
+TURNS_AS_TEXT = re.compile(r"""\s*(?:\[\s*)?\{\s*["'](?:role|content|from|value)["']\s*:""")
+"""How a cell of a table begins that holds messages, as JSON or as Python writes them."""
+
 PAIR_KEYS = ("human", "assistant")
 """Keys of a turn in Firefly, which holds a question and its answer."""
 
@@ -184,6 +188,43 @@ def read_history(history: Any) -> tuple[Message, ...]:
         for question, answer in history
         for message in (Message("user", question), Message("assistant", answer))
     )
+
+
+def with_turns(row: Any) -> Mapping[str, Any]:
+    """The row; a cell that holds turns as JSON becomes a list of them. Raises `FaultyRow`."""
+    if not isinstance(row, Mapping):
+        raise FaultyRow(f"is {type_name(row)}, not an object with named fields", "not_an_object")
+    texts = [
+        name
+        for name, value in row.items()
+        if isinstance(value, str) and TURNS_AS_TEXT.match(value) is not None
+    ]
+    if not texts:
+        return row
+    return {**row, **{name: _parsed(row[name], name) for name in texts}}
+
+
+def _parsed(text: str, column: str) -> Any:
+    """The turns that a text holds; the text itself if it is another JSON value, as answers may be.
+
+    Raises `FaultyRow` for turns as Python writes them.
+    """
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        if text.lstrip().startswith("[") and all(f"'{key}'" in text for key in ("role", "content")):
+            reason = f'"{shown(column)}" holds messages that are not valid JSON'
+            raise FaultyRow(reason, "wrong_type") from error
+        return text
+    turns = value if isinstance(value, list) else [value]
+    return value if any(map(_is_turn, turns)) else text
+
+
+def _is_turn(value: Any) -> bool:
+    if not isinstance(value, dict) or value.keys().isdisjoint(("content", "value", "tool_calls")):
+        return False
+    speaker = value.get("role", value.get("from"))
+    return isinstance(speaker, str) and speaker.lower() in ROLES
 
 
 def check_turns(messages: Sequence[Message]) -> None:
