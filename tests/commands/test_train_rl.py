@@ -62,12 +62,12 @@ def test_what_is_rewarded_is_learned(rewarded):
         "tuning={kind: full}",
         "rewards=[{kind: pattern, pattern: '[A-Za-z]{4}'}]",
         "loss={kind: grpo, preset: dr_grpo}",
-        "train.epochs=10",
+        "train.epochs=3",
         "data.validation=[]",
         "eval.budget=0.01",
     )
     rows = [row["reward"] for row in records("rewarded") if "loss" in row]
-    assert sum(rows[-5:]) / 5 > sum(rows[:5]) / 5 + 0.3
+    assert rows[0] < 0.7 < 0.9 < sum(rows[-3:]) / 3
 
 
 @pytest.mark.parametrize(
