@@ -393,9 +393,8 @@ class Recipe(Section):
         problems = {
             "tuning.adapter: that of a language model has no score. Run yrun merge, and name its "
             "result in model.base": getattr(self.tuning, "adapter", None) is not None,
-            "tuning.modules_to_save: a reward model is saved with its adapter merged. Remove it": bool(
-                getattr(self.tuning, "modules_to_save", None)
-            ),
+            "tuning.modules_to_save: a reward model is saved with its adapter merged. Remove "
+            "it": bool(getattr(self.tuning, "modules_to_save", None)),
             f"keep.kind {self.keep.kind}: a reward model writes nothing that could be kept. Remove "
             "it": self.keep.kind != "none",
             "early_stopping.metric drift: a reward model predicts no tokens. Use eval_loss": (
