@@ -13,9 +13,7 @@ LORA = {
     "use_dora": "tuning.variant",
     "use_rslora": "tuning.variant",
     "lora_modules_to_save": "tuning.modules_to_save",
-    "additional_target": "tuning.modules_to_save",
     "loraplus_lr_ratio": "tuning.lora_plus_ratio",
-    "lorap_lr_ratio": "tuning.lora_plus_ratio",
     "load_in_4bit": "tuning.kind",
     "load_in_8bit": "tuning.kind",
 }
@@ -54,7 +52,8 @@ TRAINER = {
 LLAMA_FACTORY = {
     **TRAINER,
     **{key: LORA[key] for key in ("lora_rank", "lora_alpha", "lora_dropout", "lora_target")},
-    **{key: LORA[key] for key in ("use_dora", "use_rslora")},
+    **{key: LORA[key] for key in ("use_dora", "use_rslora", "loraplus_lr_ratio")},
+    "additional_target": "tuning.modules_to_save",
     "template": "model.chat_template",
     "enable_thinking": "model.template_args",
     "flash_attn": "model.attention",
@@ -168,6 +167,7 @@ TRL = {
 }
 MS_SWIFT = {
     **TRAINER,
+    "lorap_lr_ratio": "tuning.lora_plus_ratio",
     **{key: LORA[key] for key in ("lora_rank", "lora_alpha", "lora_dropout", "target_modules")},
     "attn_impl": "model.attention",
     "model_type": "model.base",
