@@ -24,6 +24,9 @@ GIVEN: dict[str, Callable[[Completion], Any]] = {
 }
 """What a function can ask for besides columns: a list with a value for each answer."""
 
+MOST_CHARACTERS = 300
+"""Of the message of an error."""
+
 
 def needs_of_function(function: str, name: str) -> list[Need]:
     """The columns that a function reads, by its parameters; the file is not run.
@@ -190,8 +193,8 @@ class PythonScores:
 
 
 def _said(error: BaseException) -> str:
-    """The type and the message of an error, on one line."""
-    message = " ".join(str(error).split())
+    """The type and the message of an error, on one short line: it may hold a whole answer."""
+    message = " ".join(str(error)[:MOST_CHARACTERS].split())
     return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 
