@@ -110,6 +110,8 @@ class Jobs:
 
     def listed(self) -> list[dict[str, Any]]:
         """The last commands, newest first, each with what it printed last."""
+        # Before the exit codes: what has ended here has its code below.
+        running = {id_ for id_, job in self._jobs().items() if _process_of(job) is not None}
         self._reap()
         jobs = sorted(self._jobs().values(), key=lambda job: -job.created)[:SHOWN_JOBS]
         return [
@@ -117,7 +119,7 @@ class Jobs:
                 "id": job.id,
                 "command": ["yrun", *job.arguments],
                 "started": job.created,
-                "is_running": _process_of(job) is not None,
+                "is_running": job.id in running and job.exit_code is None,
                 "exit_code": job.exit_code,
                 "log": self._log(job.id),
             }
