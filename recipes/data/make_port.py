@@ -1,6 +1,6 @@
 """Write the data of the demo: the port of Saltmere, an invented town, in English.
 
-`python make_port.py [--out DIR]` writes eight data files, the same bytes every time; README.md
+`python make_port.py [--out DIR]` writes nine data files, the same bytes every time; README.md
 describes them. Each fact is asked in four wordings for training and two other ones for the test;
 about one training row in ten has a planted fault. A real model of 135 million parameters learns
 the town in minutes on a CPU; the general rows and questions show what it keeps.
@@ -242,6 +242,38 @@ GENERAL_QUESTIONS = (
 )
 
 
+# Instructions of other kinds, with a word that a good answer contains.
+INSTRUCTIONS = (
+    ("Write one sentence about the sun.", "sun"),
+    ("Describe a cat in two sentences.", "cat"),
+    ("Write a short greeting for a birthday card.", "birthday"),
+    ("Give me three tips for sleeping better.", "sleep"),
+    ("Explain in one sentence why plants need water.", "water"),
+    ("Write a polite e-mail that asks for a day off.", "day"),
+    ("List four kinds of fruit.", "apple"),
+    ("How do I boil an egg?", "water"),
+    ("Tell me a very short story about a dog.", "dog"),
+    ("What should I pack for a week at the beach?", "sunscreen"),
+    ("Name two advantages of riding a bicycle to work.", "bicycle"),
+    ("Rewrite this sentence in the past tense: She walks to school.", "walked"),
+    ('Translate "good morning" into French.', "bonjour"),
+    ("Which season comes after winter?", "spring"),
+    ("Why do people brush their teeth?", "teeth"),
+    ('Give a synonym of "happy".', "joy"),
+    ("Write a haiku about rain.", "rain"),
+    ("How can I save electricity at home?", "light"),
+    ("Explain what a computer is to a child.", "computer"),
+    ("Write a slogan for a bakery.", "bak"),
+    ("What is the difference between a lake and a river?", "lake"),
+    ("Suggest a name for a friendly robot.", "robot"),
+    (
+        "Summarise in one sentence: Snow made the train late, so Anna missed her meeting.",
+        "Anna",
+    ),
+    ("What do bees make?", "honey"),
+)
+
+
 @dataclass(frozen=True)
 class PortRow:
     """One question about one fact."""
@@ -296,6 +328,7 @@ def make_port() -> dict[str, list[Row]]:
         "port_faults.jsonl": faults,
         "port_keep.jsonl": [qa(*row) for row in GENERAL_ROWS],
         "port_general_test.jsonl": [qa(*row) for row in GENERAL_QUESTIONS],
+        "port_instructions.jsonl": [qa(*row) for row in INSTRUCTIONS],
         **pair_files(random.Random(SEED)),
     }
 

@@ -11,7 +11,7 @@ from jsonschema import Draft202012Validator
 from jsonschema.protocols import Validator
 from jsonschema.validators import validator_for
 
-from yrunner.data.chat.reply_text import answer_behind_thinking
+from yrunner.data.chat.template import THINK_CLOSE
 from yrunner.recipe.schema.rewards import JsonSchemaReward, XmlReward
 from yrunner.rewards.completion import Completion
 from yrunner.rewards.text import OneScore, read_answer
@@ -25,7 +25,7 @@ def xml_score(section: XmlReward) -> OneScore:
         # Some models think on their own first, unless "think" is one of the tags.
         text = completion.text
         if "think" not in section.tags:
-            text = answer_behind_thinking(text) or ""
+            text = text.rpartition(THINK_CLOSE)[2].strip()
         parts = form_parts(text, section.tags)
         return sum(parts) / len(parts) if section.grade == "parts" else float(all(parts))
 

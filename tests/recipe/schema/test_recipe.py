@@ -117,8 +117,8 @@ def validator():
             "sort: {score: exces}\n",
             '7:15: sort.score: must be one of "outlier", "knn_loss", "unexplained", "similarity", '
             '"correlation", "surprise", '
-            '"loss", "perplexity", "entropy", "excess", "divergence", got "exces", did you mean '
-            '"excess"?',
+            '"loss", "perplexity", "entropy", "excess", "divergence", "margin", got "exces", '
+            'did you mean "excess"?',
         ),
         (
             "sort: {cross_fit: 1}\n",

@@ -125,7 +125,7 @@ def _stage(c: Conversion) -> None:
     elif isinstance(method, str) and method in PREFERENCES:
         _preference(c, method)
     elif method:
-        c.obstacles.append(f"rl: {method} has no counterpart here")
+        c.obstacles.append(f"rl: {method} is not converted; see docs/guide/rl.md")
         c.without("rl", "use dpo, ipo, kto, orpo or simpo")
     elif number(c.get("process_reward_model")) is True:
         c.obstacles.append("process_reward_model has no counterpart here")

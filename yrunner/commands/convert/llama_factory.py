@@ -169,7 +169,7 @@ def _num_layers(c: Conversion) -> int | None:
 def _stage(c: Conversion) -> None:
     stage = c.get("stage", "sft")
     if not isinstance(stage, str) or stage not in STAGES:
-        c.obstacles.append(f"stage: {stage} has no counterpart here")
+        c.obstacles.append(f"stage: {stage} is not converted; see docs/guide")
         c.without("stage", "use pt, sft, rm, dpo or kto")
         return
     c.carry("stage", "train.stage", STAGES[stage])

@@ -114,7 +114,7 @@ def _stage(c: Conversion, command: str) -> None:
     elif method in PREFERENCES:
         _preference(c, method)
     elif method:
-        c.obstacles.append(f"rlhf_type {method} has no counterpart here")
+        c.obstacles.append(f"rlhf_type {method} is not converted; see docs/guide")
         c.without("rlhf_type", "use dpo, kto, orpo, simpo or rm")
     if str(c.get("task_type", "causal_lm")) != "causal_lm":
         c.obstacles.append(f"task_type {c.get('task_type')} has no counterpart here")

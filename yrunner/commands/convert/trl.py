@@ -89,7 +89,7 @@ def _tuning(c: Conversion) -> None:
 
 def _stage(c: Conversion, command: str) -> None:
     if command not in STAGES:
-        c.obstacles.append(f"trl {command} has no counterpart here")
+        c.obstacles.append(f"trl {command} is not converted; see docs/guide/rl.md")
         return
     c.put("train.stage", STAGES[command])
     if command == "reward":

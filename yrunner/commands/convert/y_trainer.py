@@ -77,7 +77,7 @@ def _stage(c: Conversion, gpus: int) -> None:
             continue
         c.ignored(key, "Distillition is not given")
     if c.get("Distillition") is True:
-        c.obstacles.append("Distillition has no counterpart here")
+        c.obstacles.append("Distillition is not converted; see docs/guide/distill.md")
 
 
 def _data(c: Conversion) -> None:
