@@ -530,14 +530,14 @@ def test_y_trainer_ignores_adapters_and_lengths_of_the_other_kind(folder: Path):
         ("distributed_type: FSDP\n", "a configuration of accelerate launch"),
         ("model: {base: x}\ndata: {train: [{file: y}]}\n", "a recipe already"),
         ("alpha: 1\nbeta: 2\n", "no known tool"),
-        ("base_model: a/b\nrl: grpo\nsequence_len: 8\n", "rl: grpo has no counterpart"),
+        ("base_model: a/b\nrl: grpo\nsequence_len: 8\n", "rl: grpo is not converted"),
         ("base_model: a/b\nsequence_len: 8\nmicro_batch_size: 1\n", "it names no data"),
         ("micro_batch_size: 1\nsequence_len: 8\ndatasets: [{path: a/b}]\n", "it names no model"),
         ("base_model: a/b\ndatasets: [{path: gone.jsonl}]\n", "not here: gone.jsonl"),
         ("base_model: [a\n", "x.yaml:1:13"),
         ("base_model: a/b\nbase_model: a/c\nsequence_len: 8\n", "given twice, first on line 1"),
         ("", "x.yaml is empty"),
-        ("model_name_or_path: a/b\nstage: ppo\ntemplate: x\ncutoff_len: 9\n", "stage: ppo has no"),
+        ("model_name_or_path: a/b\nstage: ppo\ntemplate: x\ncutoff_len: 9\n", "stage: ppo is not converted"),
     ],
 )
 def test_what_cannot_be_converted_is_refused_in_one_sentence(

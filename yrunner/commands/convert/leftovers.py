@@ -79,8 +79,8 @@ REMEDIES = (
     (r"vllm|vllm_.*|use_vllm|trl|ebft|reward_(?!model$).*|num_generations|max_completion_length|epsilon.*"
      r"|grpo_.*|ppo_.*|rollout_.*|temperature|top_[kp]|steps_per_generation|log_completions|sleep_level"
      r"|teacher_.*|beta|lmbda|seq_kd|gkd_.*|offload_(model|optimizer)|response_length|scale_rewards",
-     "for learning from generated answers or a teacher, which is not converted; see docs/guide/rl.md"
-     " and docs/guide/distill.md"),
+     "for learning from generated answers or a teacher, which is not converted; see rl.md and"
+     " distill.md in docs/guide"),
     (r"image_.*|video_.*|audio_.*|.*_pixels|processor_type|freeze_(vision|language|multi|vit|aligner|llm|mm).*"
      r"|vit_.*|aligner_.*|skip_prepare_dataset|media_dir|use_audio_in_video|size_divisor|agent_template",
      "only text is learned from"),
