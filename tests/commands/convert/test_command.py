@@ -537,7 +537,7 @@ def test_y_trainer_ignores_adapters_and_lengths_of_the_other_kind(folder: Path):
         ("base_model: [a\n", "x.yaml:1:13"),
         ("base_model: a/b\nbase_model: a/c\nsequence_len: 8\n", "given twice, first on line 1"),
         ("", "x.yaml is empty"),
-        ("model_name_or_path: a/b\nstage: ppo\ntemplate: x\ncutoff_len: 9\n", "ppo is not converted"),
+        ("model_name_or_path: a/b\nstage: ppo\ntemplate: x\ncutoff_len: 9\n", "ppo is not conv"),
     ],
 )
 def test_what_cannot_be_converted_is_refused_in_one_sentence(
