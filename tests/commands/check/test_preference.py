@@ -11,7 +11,6 @@ from tests.conftest import write_jsonl
 from tests.project import DPO, pairs
 from yrunner.assembly.run import Run
 from yrunner.commands.check.command import check
-from yrunner.commands.sort.command import sort
 from yrunner.data.conversation import RatedExample, TokenizedPair
 from yrunner.errors import DataError, YRunnerError
 
@@ -83,8 +82,3 @@ def test_the_pairs_of_a_run_are_pairs_or_rated_answers(preference: Path) -> None
     rated = Run.load(DPO, [KTO])
     assert all(isinstance(answer, RatedExample) for answer in rated.pairs.train)
     assert len(rated.pairs.train) == 32
-
-
-def test_pairs_are_not_sorted(preference: Path) -> None:
-    with pytest.raises(YRunnerError, match="better and worse answers, which cannot be sorted"):
-        sort(DPO, [], overwrite=False, train_base=lambda run: None)

@@ -110,10 +110,13 @@ class Jobs:
 
     def listed(self) -> list[dict[str, Any]]:
         """The last commands, newest first, each with what it printed last."""
-        # Before the exit codes: what has ended here has its code below.
-        running = {id_ for id_, job in self._jobs().items() if _process_of(job) is not None}
         self._reap()
-        jobs = sorted(self._jobs().values(), key=lambda job: -job.created)[:SHOWN_JOBS]
+        found = self._jobs()
+        # A process that is about to end has no command line any more, so a child is asked itself.
+        with self._lock:
+            running = set(self._children)
+        running |= {id_ for id_, job in found.items() if _process_of(job) is not None}
+        jobs = sorted(found.values(), key=lambda job: -job.created)[:SHOWN_JOBS]
         return [
             {
                 "id": job.id,

@@ -15,7 +15,7 @@ from yrunner.storage.run_files import LARGEST, is_inside, read_inside
 
 MOST_SHOWN = 100
 CHOICES = ("keep", "edit", "drop")
-SUSPICIOUS_WHEN_LOW = ("similarity", "correlation")
+SUSPICIOUS_WHEN_LOW = ("similarity", "correlation", "margin")
 """As in scoring/rank.py, which needs torch, and a server does without."""
 TOO_LARGE = "set marks on the page of the sort, save them, and sort again with sort.marks"
 
