@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from tests.conftest import write_jsonl
-from tests.project import write_recipe
+from tests.project import pairs, write_recipe
 from yrunner.assembly.preflight import sort_rows
 from yrunner.assembly.run import Run
 from yrunner.cli import _sort
@@ -203,6 +203,17 @@ def test_compare_sorts_each_corpus_once_before_its_arms(sorting, tmp_path):
     assert sort_jobs(arms, CompareDir(tmp_path / "compare")) == []
 
 
+def test_pairs_are_sorted_once_and_the_better_ones_learned(sorting: Path, change: Any):
+    write_jsonl(sorting / "pairs.jsonl", pairs(16))
+    learns = {"train__stage": "preference", "loss": {"kind": "dpo"}}
+    sort_keys = {"drop_share": 0.25}
+    change("clean.yaml", data__train=[{"file": "pairs.jsonl"}], sort=sort_keys, **learns)
+    change("tuned.yaml", data__validation=[{"file": "pairs.jsonl"}], **learns)
+    assert prepared() == ["clean"]
+    assert prepared() == []
+    assert len(Run.load(TUNED).pairs.train) == 12
+
+
 @pytest.mark.parametrize(
     ("recipe", "keys", "said"),
     [
@@ -220,8 +231,6 @@ def test_compare_sorts_each_corpus_once_before_its_arms(sorting, tmp_path):
          "format belongs into the recipe that sorted names"),
         ("tuned.yaml", {"data__validation": [{"sorted": "clean.yaml"}]},
          "validation cannot be sorted; name its file"),
-        ("tuned.yaml", {"train__stage": "preference", "loss": {"kind": "dpo"}},
-         "sorted and train.stage preference cannot be combined"),
         ("clean.yaml", {"sort__order": "random"}, r"clean\.yaml:\d+:\d+: sort\.order: must be one"),
     ],
 )  # fmt: skip
