@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from yrunner.recipe.schema.sort import ScoreName
 from yrunner.scoring.rank import (
     KNN_SCORES,
+    MARGIN,
     SCORES,
     SUSPICIOUS_WHEN_LOW,
     Neighbourhood,
@@ -183,13 +184,13 @@ def test_a_row_that_is_sure_and_wrong_is_more_suspicious_in_every_score_but_entr
 
 
 def test_low_is_suspicious_of_the_scores_that_measure_agreement():
-    assert SUSPICIOUS_WHEN_LOW == {"similarity", "correlation"}
+    assert SUSPICIOUS_WHEN_LOW == {"similarity", "correlation", "margin"}
     assert suspicion("correlation", 0.25) == -0.25
     assert suspicion("excess", 0.25) == 0.25
 
 
 def test_a_recipe_can_name_every_score():
-    assert [*KNN_SCORES, *SCORES] == list(get_args(ScoreName))
+    assert [*KNN_SCORES, *SCORES, MARGIN] == list(get_args(ScoreName))
 
 
 SIX_SCORES = [0.5, 3.0, -1.0, 3.0, 0.5, 2.0]

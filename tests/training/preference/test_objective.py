@@ -179,8 +179,10 @@ def test_the_gradient_of_an_update_is_that_of_its_formula(
     assert record["loss"] == pytest.approx(loss.item(), rel=1e-9)
     size = max(gradient.abs().max() for gradient in expected.values())
     assert size > 1e-4, "there must be something to learn"
+    # The model rounds each of its norms to float32, and another layout sums in another order.
+    atol = 10 * torch.finfo(torch.float32).eps * size.item()
     for weight, gradient in expected.items():
-        torch.testing.assert_close(found[weight], gradient, rtol=1e-6, atol=1e-7 * size.item())
+        torch.testing.assert_close(found[weight], gradient, rtol=1e-6, atol=atol)
 
 
 @pytest.mark.parametrize("name", ["sigmoid_sft", "mean", "kto"])
