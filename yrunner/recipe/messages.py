@@ -364,10 +364,11 @@ def _whole_section_hint(section: KeyPath, location: SourceLocation, root: Node) 
 
 
 def _meant_key(key: str, section: Schema) -> str:
-    elsewhere = {".".join(path) for path in _key_paths(_strict_schema()) if path[-1] == key}
-    if len(elsewhere) == 1:
-        return f' here, did you mean "{elsewhere.pop()}"?'
     known = section.get("properties", {})
+    elsewhere = {".".join(path) for path in _key_paths(_strict_schema()) if path[-1] == key}
+    # A slip of one letter is likelier than the key of another section.
+    if len(elsewhere) == 1 and not get_close_matches(key[:60], known, n=1, cutoff=0.9):
+        return f' here, did you mean "{elsewhere.pop()}"?'
     return did_you_mean(key, known) or f"; valid keys are {', '.join(known)}"
 
 

@@ -154,6 +154,10 @@ def validator():
             "from random weights, the other stages from a base",
         ),
         ("rank: 3\n", '7:1: rank: unknown key here, did you mean "tuning.rank"?'),
+        (
+            "rollout: {generation: 8}\n",
+            '7:11: rollout.generation: unknown key, did you mean "generations"?',
+        ),
         ("train: {中文: 1, seed: 2}\n", '7:16: train.seed: unknown key here, did you mean "seed"?'),
     ],
 )
