@@ -11,16 +11,14 @@ process.
 """
 
 import argparse
-import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from benchmarks.sft.__main__ import run_alone
-from benchmarks.sft.inputs import BATCH_SIZE, EOS_ID, SIZES, read_rows, save_model, write_rows
+from benchmarks.in_turns import parser_of, print_runs, print_seconds, run_in_turns
+from benchmarks.sft.inputs import BATCH_SIZE, EOS_ID, read_rows, save_model, write_rows
 
 LEARNING_RATE = 1e-4
 BETA = 0.5
@@ -191,54 +189,21 @@ TRAINERS: dict[str, Callable[[Path], None]] = {
 }
 
 
-def print_seconds(train: Callable[[], Any], started: float | None = None) -> None:
-    """Train and print the seconds that it took, since `started` if that is given."""
-    started = time.perf_counter() if started is None else started
-    train()
-    print(f"seconds of training: {time.perf_counter() - started:.3f}")
-
-
 def compare(options: argparse.Namespace) -> None:
-    """Run the trainers in turns, and print medians and the ratios round by round."""
-    runs: dict[str, list[tuple[float, int]]] = {name: [] for name in TRAINERS}
+    """Run the trainers in turns, and print medians and ratios."""
     with TemporaryDirectory() as name:
         folder = Path(name)
         save_model(folder / "model", options.vocabulary)
         save_teacher(folder, options.vocabulary)
         write_rows(folder, options.rows, options.vocabulary)
-        for _ in range(options.repeats):
-            for trainer, found in runs.items():
-                python = options.trl if trainer == "trl" else sys.executable
-                more = ["--train", trainer, "--folder", str(folder)]
-                found.append(run_alone([str(python), "-m", "benchmarks.distill", *more], folder))
-                seconds, peak = found[-1]
-                print(f"{trainer}: {seconds:.2f} s, {peak / 1e9:.2f} GB", file=sys.stderr)
-    for trainer, found in runs.items():
-        seconds, peaks = zip(*found, strict=True)
-        print(
-            f"{trainer:>6} {statistics.median(seconds):8.2f} s"
-            f" {statistics.median(peaks) / 1e9:6.2f} GB"
-        )
-    for trainer in ("all", "top"):
-        rounds = list(zip(runs[trainer], runs["trl"], strict=True))
-        ratios = (
-            statistics.median(mine[place] / theirs[place] for mine, theirs in rounds)
-            for place in (0, 1)
-        )
-        print("{} / TRL: {:.2f} of its time, {:.2f} of its memory".format(trainer, *ratios))
+        runs = run_in_turns("benchmarks.distill", TRAINERS, folder, options)
+    print_runs(runs, "trl")
 
 
 def main() -> None:
-    """Parse the command line; train, or compare."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--vocabulary", type=int, choices=list(SIZES), default=151_936)
+    """Train, or compare the trainers."""
+    parser = parser_of(__doc__, TRAINERS, vocabulary=151_936, repeats=3)
     parser.add_argument("--rows", type=int, default=16)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--trl", type=Path, default=Path(sys.executable))
-    parser.add_argument("--train", choices=list(TRAINERS), help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.train:
         TRAINERS[options.train](options.folder)

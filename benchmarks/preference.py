@@ -14,18 +14,14 @@ memory of the process. `--trl` takes the Python of an environment with TRL; defa
 import argparse
 import json
 import random
-import statistics
-import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from math import log
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
-from benchmarks.sft.__main__ import run_alone
-from benchmarks.sft.inputs import EOS_ID, SIZES, SPECIAL_TOKENS, save_model
+from benchmarks.in_turns import parser_of, print_runs, print_seconds, run_in_turns
+from benchmarks.sft.inputs import EOS_ID, SPECIAL_TOKENS, save_model
 
 PAIRS_AT_ONCE = 4
 LEARNING_RATE = 1e-4
@@ -162,53 +158,24 @@ TRAINERS: dict[str, Callable[[Path], None]] = {
 }
 
 
-def print_seconds(train: Callable[[], Any]) -> None:
-    """Train and print the seconds that it took."""
-    started = time.perf_counter()
-    train()
-    print(f"seconds of training: {time.perf_counter() - started:.3f}")
-
-
 def compare(options: argparse.Namespace) -> None:
-    """Run the trainers in turns, and print medians and the ratios round by round."""
-    runs: dict[str, list[tuple[float, int]]] = {"ours": [], options.beside: []}
+    """Run the trainers in turns, and print medians and ratios."""
     with TemporaryDirectory() as name:
         folder = Path(name)
         save_model(folder / "model", options.vocabulary)
         lengths = {"prompt": options.prompt, "answer": options.answer}
         write_pairs(folder, options.rows, options.vocabulary, **lengths)
-        for _ in range(options.repeats):
-            for trainer, found in runs.items():
-                python = options.trl if trainer == "trl" else sys.executable
-                more = ["--train", trainer, "--folder", str(folder)]
-                found.append(run_alone([str(python), "-m", "benchmarks.preference", *more], folder))
-                print(f"{trainer}: {found[-1][0]:.2f} s", file=sys.stderr, flush=True)
-    for trainer, found in runs.items():
-        seconds, peaks = zip(*found, strict=True)
-        print(
-            f"{trainer:>6} {statistics.median(seconds):8.2f} s"
-            f" {statistics.median(peaks) / 1e9:6.2f} GB"
-        )
-    rounds = list(zip(*runs.values(), strict=True))
-    for place, what in enumerate(("time", "memory")):
-        ratio = statistics.median(mine[place] / theirs[place] for mine, theirs in rounds)
-        print(f"ours / {options.beside}, {what}: {ratio:.2f}")
+        runs = run_in_turns("benchmarks.preference", ("ours", options.beside), folder, options)
+    print_runs(runs, options.beside)
 
 
 def main() -> None:
-    """Parse the command line; train, or compare."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--vocabulary", type=int, choices=list(SIZES), default=151_936)
+    """Train, or compare the trainers."""
+    parser = parser_of(__doc__, TRAINERS, vocabulary=151_936, repeats=3)
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--beside", choices=("trl", "apart"), default="trl")
     parser.add_argument("--prompt", type=int, default=30, help="median tokens of a prompt")
     parser.add_argument("--answer", type=int, default=90, help="median tokens of an answer")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--trl", type=Path, default=Path(sys.executable))
-    parser.add_argument("--train", choices=list(TRAINERS), help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.train:
         TRAINERS[options.train](options.folder)

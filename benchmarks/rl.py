@@ -13,17 +13,14 @@ default this one.
 import argparse
 import json
 import random
-import statistics
-import sys
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from benchmarks.sft.__main__ import run_alone
-from benchmarks.sft.inputs import SIZES, SPECIAL_TOKENS, save_model
+from benchmarks.in_turns import parser_of, print_runs, print_seconds, run_in_turns
+from benchmarks.sft.inputs import SPECIAL_TOKENS, save_model
 
 PROMPTS_AT_ONCE, GENERATIONS, ANSWER_TOKENS = 8, 8, 64
 MICRO_BATCH = 16
@@ -176,47 +173,20 @@ def with_trl(folder: Path) -> None:
 TRAINERS: dict[str, Callable[[Path], None]] = {"ours": ours, "trl": with_trl}
 
 
-def print_seconds(train: Callable[[], Any]) -> None:
-    """Train and print the seconds that it took."""
-    started = time.perf_counter()
-    train()
-    print(f"seconds of training: {time.perf_counter() - started:.3f}")
-
-
 def compare(options: argparse.Namespace) -> None:
-    """Run the trainers in turns, and print medians and the ratios round by round."""
-    runs: dict[str, list[tuple[float, int]]] = {name: [] for name in TRAINERS}
+    """Run the trainers in turns, and print medians and ratios."""
     with TemporaryDirectory() as name:
         folder = Path(name)
         save_model(folder / "model", options.vocabulary)
         write_prompts(folder, options.updates * PROMPTS_AT_ONCE, options.vocabulary)
-        for _ in range(options.repeats):
-            for trainer, found in runs.items():
-                python = options.trl if trainer == "trl" else sys.executable
-                more = ["--train", trainer, "--folder", str(folder)]
-                found.append(run_alone([str(python), "-m", "benchmarks.rl", *more], folder))
-                print(f"{trainer}: {found[-1][0]:.2f} s", file=sys.stderr, flush=True)
-    for trainer, found in runs.items():
-        seconds, peaks = zip(*found, strict=True)
-        each = statistics.median(seconds) / options.updates
-        print(f"{trainer:>6} {each:8.2f} s per update {statistics.median(peaks) / 1e9:6.2f} GB")
-    rounds = list(zip(runs["ours"], runs["trl"], strict=True))
-    for place, what in enumerate(("time", "memory")):
-        ratio = statistics.median(mine[place] / theirs[place] for mine, theirs in rounds)
-        print(f"ours / TRL, {what}: {ratio:.2f}")
+        runs = run_in_turns("benchmarks.rl", TRAINERS, folder, options)
+    print_runs(runs, "trl", updates=options.updates)
 
 
 def main() -> None:
-    """Parse the command line; train, or compare."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--vocabulary", type=int, choices=list(SIZES), default=6_400)
+    """Train, or compare the trainers."""
+    parser = parser_of(__doc__, TRAINERS, vocabulary=6_400, repeats=2)
     parser.add_argument("--updates", type=int, default=4)
-    parser.add_argument("--repeats", type=int, default=2)
-    parser.add_argument("--trl", type=Path, default=Path(sys.executable))
-    parser.add_argument("--train", choices=list(TRAINERS), help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.train:
         TRAINERS[options.train](options.folder)

@@ -11,16 +11,13 @@ environment with TRL, `--llamafactory` the `llamafactory-cli` of one with LLaMA-
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
 import sys
-import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from benchmarks.in_turns import Runs, run_alone
 from benchmarks.paths import ROOT
-from benchmarks.peak_memory import peak_bytes
 from benchmarks.sft.inputs import BATCH_SIZE, SIZES, save_model, write_rows
 
 
@@ -32,7 +29,7 @@ def main() -> None:
         save_model(folder / "model", options.vocabulary)
         write_rows(folder, options.rows, options.vocabulary)
         commands = make_commands(options, folder)
-        runs: dict[str, list[tuple[float, int]]] = {trainer: [] for trainer in commands}
+        runs: Runs = {trainer: [] for trainer in commands}
         for _ in range(options.repeats):
             for trainer, command in commands.items():
                 runs[trainer].append(run_alone(command, folder))
@@ -101,32 +98,7 @@ def write_llamafactory_recipe(
     return path
 
 
-def run_alone(command: list[str], folder: Path) -> tuple[float, int]:
-    """Return the seconds of the training loop and the peak bytes of the process."""
-    before = {path: path.stat().st_mtime for path in folder.glob("*/all_results.json")}
-    log = folder / "log.txt"
-    with log.open("w", encoding="utf-8") as output:
-        process = subprocess.Popen(
-            command,
-            cwd=ROOT,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
-        )
-        peak = 0
-        while process.poll() is None:
-            peak = max(peak, peak_bytes(process.pid))
-            time.sleep(0.02)
-    text = log.read_text("utf-8")
-    if process.returncode:
-        raise SystemExit(f"{' '.join(command)} failed:\n{text[-3000:]}")
-    for path in folder.glob("*/all_results.json"):  # LLaMA-Factory writes its time there
-        if path.stat().st_mtime != before.get(path):
-            return float(json.loads(path.read_text("utf-8"))["train_runtime"]), peak
-    return float(text.rsplit("seconds of training: ", 1)[1].split()[0]), peak
-
-
-def print_results(runs: dict[str, list[tuple[float, int]]]) -> None:
+def print_results(runs: Runs) -> None:
     """Print medians, and the median ratio of our plain loss to each trainer, round by round."""
     print(f"{'trainer':>16} {'seconds':>8} {'peak GB':>8} {'time ratio':>11} {'memory ratio':>13}")
     for trainer, figures in runs.items():

@@ -1,7 +1,6 @@
 """Train with yrunner or transformers' Trainer: python -m benchmarks.sft.ours FOLDER TRAINER"""
 
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import torch
 from transformers import Trainer, TrainingArguments
 
+from benchmarks.in_turns import print_seconds
 from benchmarks.sft.inputs import BATCH_SIZE, read_rows
 from yrunner.assembly.trainer import layout_for
 from yrunner.data.batching.batches import Batches
@@ -114,13 +114,6 @@ def plain_trainer(folder: Path) -> None:
         data_collator=pad,
     )
     print_seconds(trainer.train)
-
-
-def print_seconds(train: Callable[[], Any]) -> None:
-    """Train and print the seconds that it took."""
-    started = time.perf_counter()
-    train()
-    print(f"seconds of training: {time.perf_counter() - started:.3f}")
 
 
 TRAINERS: dict[str, Callable[[Path], None]] = {
