@@ -5,11 +5,11 @@ import random
 import pytest
 
 from tests.rewards.conftest import answer, section
+from yrunner.losses.policy import correlation
 from yrunner.rewards.facts import (
     RewardFacts,
     alarms_of,
     contradictions,
-    correlation,
     equal_share,
     is_equal,
     nearest,

@@ -5,6 +5,9 @@ Nothing here divides by the size of a batch: `shares` gives each target's part i
 
 # Shapes: P = prompts, G = answers to each, S = answers, N = their targets
 
+from collections.abc import Sequence
+from statistics import StatisticsError
+from statistics import correlation as pearson
 from typing import Literal
 
 import torch
@@ -16,6 +19,8 @@ Normalize = Literal["sequence", "tokens", "length"]
 
 TINY_DEVIATION = 1e-4
 """Added to the standard deviation of a group, as TRL does."""
+CONTRARY = -0.3
+"""Correlation of two rewards below which they contradict each other."""
 
 
 def group_advantages(reward_PG: Tensor, *, scale: Literal["group", "none"]) -> Tensor:
@@ -121,3 +126,16 @@ def shares(num_targets_S: Tensor, normalize: Normalize, *, max_length: int) -> T
             return torch.full_like(counts_S, 1 / float(counts_S.sum().clamp(min=1)))
         case "length":
             return torch.full_like(counts_S, 1 / (len(counts_S) * max_length))
+
+
+def correlation(one: Sequence[float | None], other: Sequence[float | None]) -> float | None:
+    """Pearson's correlation of two rewards over the answers that both have scored.
+
+    None where that are fewer than two, or one of the rewards is constant.
+    """
+    pairs = zip(one, other, strict=True)
+    both = [(x, y) for x, y in pairs if x is not None and y is not None]
+    try:
+        return pearson([x for x, _ in both], [y for _, y in both])
+    except StatisticsError:
+        return None

@@ -10,14 +10,13 @@ from rapidfuzz import fuzz
 
 from yrunner.console import counted
 from yrunner.data.numbers import last_number
+from yrunner.losses.policy import CONTRARY, correlation
 from yrunner.recipe.schema.rewards import ExactReward, NumberReward, RewardSection
 from yrunner.rewards.completion import Completion
 
 CHOICES_OF_G = (4, 8, 16, 32, 64)
 ENOUGH = 0.5
 """Share of groups without variance that a run can live with."""
-CONTRARY = -0.3
-"""Correlation of two rewards below which they contradict each other."""
 Scores = Sequence[float | None]
 
 
@@ -161,24 +160,6 @@ def contradictions(names: Sequence[str], parts: Sequence[Scores]) -> list[str]:
                     f"(correlation {value:+.2f}): lower the weight of one, or combine them"
                 )
     return found
-
-
-def correlation(one: Scores, other: Scores) -> float | None:
-    """Pearson's correlation over the answers that both rate; None if one of them is constant."""
-    both = [
-        (first, second)
-        for first, second in zip(one, other, strict=True)
-        if first is not None and second is not None
-    ]
-    if len(both) < 2:
-        return None
-    mean_one, mean_other = fmean(first for first, _ in both), fmean(second for _, second in both)
-    deviations = [(first - mean_one, second - mean_other) for first, second in both]
-    norms = [sum(pair[side] ** 2 for pair in deviations) for side in (0, 1)]
-    if min(norms) < 1e-12:
-        return None
-    product = sum(first * second for first, second in deviations)
-    return float(product / (norms[0] * norms[1]) ** 0.5)
 
 
 def short(text: str, limit: int = 160) -> str:

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from statistics import mean
 from typing import Any
 
+from yrunner.losses.policy import CONTRARY
+
 Record = Mapping[str, Any]
 """One line of the metrics."""
 
@@ -17,8 +19,6 @@ LITTLE = 0.05
 """Nats per token: an entropy below it is small in any case."""
 LONGER = 2.0
 """Answers this many times as long as in the first records run away, unless the reward rises."""
-CONTRARY = -0.3
-"""Correlation of two rewards below which they contradict each other."""
 
 
 def rollout_alarms(records: Sequence[Record]) -> dict[str, str]:

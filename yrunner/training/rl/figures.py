@@ -6,7 +6,6 @@ rest of it is zero.
 
 # Shapes: P = prompts, G = answers to each, S = answers
 
-import math
 from collections.abc import Sequence
 from itertools import combinations
 
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from yrunner.data.batching.rollouts import Rollout
-from yrunner.losses.policy import is_without_variance
+from yrunner.losses.policy import correlation, is_without_variance
 from yrunner.training.metrics import Figures
 from yrunner.training.rl.collect import rewards_tensor
 
@@ -78,7 +77,7 @@ class RolloutFigures:
             known = [score for score in column if score is not None]
             sums |= {f"score_{at}": sum(known), f"scored_{at}": len(known)}
         for a, b in self.pairs:
-            agreement = _correlation(columns[a], columns[b])
+            agreement = correlation(columns[a], columns[b])
             if agreement is not None:
                 sums |= {f"agreed_{a}_{b}": agreement, f"compared_{a}_{b}": 1}
         return sums
@@ -126,15 +125,3 @@ def _deviation(group_G: Tensor) -> float:
     """Standard deviation of the known rewards of a group."""
     known = group_G[~group_G.isnan()]
     return float(known.std()) if len(known) > 1 else 0.0
-
-
-def _correlation(a: Sequence[float | None], b: Sequence[float | None]) -> float | None:
-    """Pearson's, of the answers that both rewards have scored; None where one does not vary."""
-    both = [(x, y) for x, y in zip(a, b, strict=True) if x is not None and y is not None]
-    if len(both) < 2:
-        return None
-    pairs_2S = torch.tensor(both, dtype=torch.float64).T
-    if bool((pairs_2S.amax(1) - pairs_2S.amin(1) <= 0).any()):
-        return None
-    value = float(torch.corrcoef(pairs_2S)[0, 1])
-    return value if math.isfinite(value) else None
