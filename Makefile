@@ -11,7 +11,7 @@ help:
 	@echo "make demo   teach a real model an invented town: yrun fetch (98 MB), train, eval"
 	@echo "make demo-toy   train a tiny base and tune it on an invented law, in Chinese and English"
 	@echo "make test   lint, types and tests"
-	@echo "make test-gguf   let llama.cpp itself read our GGUF files; builds it for 5 to 8 minutes"
+	@echo "make test-gguf   let llama.cpp itself read our GGUF files; builds it for 5 to 20 minutes"
 	@echo "make clean  remove what the demo and the tests have made"
 
 # Made again when the dependencies change.
@@ -45,7 +45,7 @@ unit: $(READY)
 
 # Without what sees pictures, which is a third of its files.
 test-gguf: $(READY)
-	CMAKE_ARGS=-DLLAVA_BUILD=OFF $(BIN)/python -m pip install --quiet --disable-pip-version-check 'llama-cpp-python>=0.3.16,<1'
+	CMAKE_ARGS=-DLLAVA_BUILD=OFF $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[llamacpp]'
 	$(BIN)/python -m pytest -n0 tests/models/gguf/llama_cpp.py
 
 clean:

@@ -37,6 +37,8 @@ from yrunner.storage.run_dir import hash_files, read_json, write_json
 from yrunner.training.arguments import token_weight
 
 EXAMPLES_FOR_LOSSES = 200
+TOKENS_OF_AN_EXPORT = 20_000
+"""Most tokens on which the loss of an exported model is measured: it may run without a GPU."""
 LEAST_ROWS, LEAST_QUESTIONS = 8, 4
 LEAST_SECONDS = 2.0
 """For answers before and after a short run together."""
@@ -221,6 +223,38 @@ def measure_after(run: Run, model: Any, before: Measured) -> Measured:
     answers = answer_tasks(run, model, "after training", before.asked)
     scores = _score_watched(run, model, examples, rows, "after")
     return Measured(answers, _losses_of(scores), rows, before.asked)
+
+
+@dataclass(frozen=True)
+class RowLosses:
+    """The loss of a model on some rows of a run."""
+
+    rows: int
+    purpose: str
+    """`validation` or `training`: which rows they are."""
+    targets: int
+    mean: float
+    """Nats per target; NaN without targets."""
+
+    @property
+    def in_words(self) -> str:
+        """Which rows, and how many targets."""
+        rows, targets = counted(self.rows, f"{self.purpose} row"), counted(self.targets, "target")
+        return f"{rows} ({targets})"
+
+
+def losses_of_rows(run: Run, model: Any, description: str) -> RowLosses:
+    """The loss of a model on validation rows, or training rows where there are no others.
+
+    On a sample if they are many. A run on rewards has no right answers, so no targets.
+    """
+    examples = _watched_examples(run)
+    rows = _spread_rows(examples, TOKENS_OF_AN_EXPORT)
+    scores = score_rows(run, model, [examples[row] for row in rows], description)
+    losses = _losses_of(scores)
+    purpose = "validation" if run.dataset.validation else "training"
+    mean = float(np.mean(losses)) if losses else float("nan")
+    return RowLosses(len(rows), purpose, len(losses), mean)
 
 
 def _answerable(run: Run) -> list[tuple[AnswerTask, list[Question]]]:

@@ -11,7 +11,9 @@ import sys
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
+import gguf
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -23,7 +25,7 @@ from yrunner.commands.merge import command
 from yrunner.commands.merge import export as merge_export
 from yrunner.commands.merge.command import merge
 from yrunner.commands.train import train
-from yrunner.errors import ModelError, ProofError, RunError, YRunnerError
+from yrunner.errors import MissingError, ModelError, ProofError, RunError, YRunnerError
 from yrunner.models.load import load_model
 from yrunner.models.merge import proof as folder_logits
 
@@ -306,15 +308,88 @@ def test_gguf_and_modelfile_are_written_and_proven(run, capfd):
     assert "GGUF q8_0 against the merged model" in capfd.readouterr().out
     names = sorted(path.name for path in (run / "gguf").iterdir())
     assert names == ["Modelfile", "tuned-q8_0.gguf"]
-    proof = json.loads((run / "merge.json").read_text())["gguf"]["proof"]
-    assert proof["top1_agreement"] >= 0.95
+    figures = json.loads((run / "merge.json").read_text())["gguf"]
+    assert figures["proof"]["top1_agreement"] >= 0.95
+    assert figures["bytes"] == (run / "gguf" / "tuned-q8_0.gguf").stat().st_size
     modelfile = (run / "gguf" / "Modelfile").read_text("utf-8")
     assert modelfile.startswith("FROM ./tuned-q8_0.gguf\nTEMPLATE ")
     assert 'PARAMETER stop "<|im_end|>"' in modelfile
 
 
+def test_the_loss_of_a_gguf_file_stands_beside_that_of_the_merged_model(run, capfd):
+    merge(TUNED, ["merge.gguf=q4_0"])
+    loss = json.loads((run / "merge.json").read_text())["gguf"]["loss"]
+    assert (loss["rows"], loss["of"]) == (4, "validation")
+    # As the training measured it, on the same rows; the adapter is merged since.
+    after = json.loads((run / "after.json").read_text())["token_losses"]
+    assert loss["targets"] == len(after)
+    assert loss["merged"] == pytest.approx(sum(after) / len(after), abs=1e-3)
+    assert 0 < abs(loss["gguf"] - loss["merged"]) < 0.5
+    words = f"{loss['gguf']:.4f} nats, merged model {loss['merged']:.4f}"
+    said = re.sub(r"\s+", " ", capfd.readouterr().out)
+    assert f"GGUF q4_0, loss on 4 validation rows ({len(after)} targets): {words}" in said
+    assert words in (run / "merged" / "README.md").read_text("utf-8")
+
+
+def test_k_quants_without_their_package_are_refused_before_anything_is_merged(run, monkeypatch):
+    known = merge_export.find_spec
+    monkeypatch.setattr(
+        merge_export, "find_spec", lambda name: None if name == "llama_cpp" else known(name)
+    )
+    with pytest.raises(MissingError, match=r"pip install 'yrunner\[llamacpp\]'") as caught:
+        merge(TUNED, ["merge.gguf=q4_k_m"])
+    assert caught.value.exit_code == 3
+    assert not (run / "merged").exists()
+
+
+def test_a_reward_model_has_no_gguf_form():
+    run = SimpleNamespace(
+        recipe=SimpleNamespace(
+            merge=SimpleNamespace(gguf="f16"), train=SimpleNamespace(stage="reward")
+        )
+    )
+    with pytest.raises(ModelError, match="a reward model scores answers"):
+        merge_export.check_exports(run, None)
+
+
+def test_a_k_quant_is_made_from_weights_that_are_not_rounded(run, monkeypatch, capfd):
+    """With a stand-in for llama.cpp, which copies; tests/models/gguf/llama_cpp.py has it itself."""
+    from yrunner.models.gguf import quantize as quantizing
+
+    seen = []
+
+    def copy(source, target, kind, *, threads, advance):
+        seen.append((source.name, kind, gguf.GGUFReader(source).tensors[0].tensor_type.name))
+        shutil.copy(source, target)
+
+    monkeypatch.setattr(merge_export, "find_spec", lambda name: name)
+    monkeypatch.setattr(quantizing, "quantize", copy)
+    merge(TUNED, ["merge.gguf=q4_k_m"])
+    assert seen == [("tuned-q4_k_m.unrounded", "q4_k_m", "F32")]
+    names = sorted(path.name for path in (run / "gguf").iterdir())
+    assert names == ["Modelfile", "tuned-q4_k_m.gguf"]
+    figures = json.loads((run / "merge.json").read_text())["gguf"]
+    assert figures["types"] == {"F32": 15}
+    assert "GGUF q4_k_m, 0 MB: matrices 15 in F32" in capfd.readouterr().out
+
+
+def test_a_k_quant_that_fails_leaves_the_merged_model_and_no_file(run, monkeypatch):
+    from yrunner.models.gguf import quantize as quantizing
+
+    def fail(source, target, kind, *, threads, advance):
+        target.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(merge_export, "find_spec", lambda name: name)
+    monkeypatch.setattr(quantizing, "quantize", fail)
+    with pytest.raises(KeyboardInterrupt):
+        merge(TUNED, ["merge.gguf=q4_k_m"])
+    assert (run / "merged").exists()
+    assert not list(run.glob("*gguf*")) and not list(run.glob(".*"))
+
+
 def test_a_gguf_file_that_answers_differently_is_removed(run, monkeypatch):
-    from yrunner.models.gguf import write as gguf_file
+    from yrunner.models.gguf import read as gguf_file
 
     read = gguf_file.read_gguf
 

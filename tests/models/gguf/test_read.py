@@ -7,12 +7,18 @@ import torch
 from transformers import AutoConfig
 
 from tests.models.conftest import logits_of, tiny_config
-from tests.models.gguf.test_write import LLAMA3_ROPE, write
+from tests.models.gguf.test_write import ARCHITECTURES, LLAMA3_ROPE, write
 from yrunner.errors import ModelError
-from yrunner.models.gguf.read import open_gguf, read_gguf_config, unpack, unpacked_folder
-from yrunner.models.gguf.write import read_gguf
+from yrunner.models.gguf.read import (
+    open_gguf,
+    read_gguf,
+    read_gguf_config,
+    unpack,
+    unpacked_folder,
+)
 from yrunner.models.load import load_model, load_tokenizer
 from yrunner.models.local import find_gguf, read_origin
+from yrunner.models.merge.safetensors_io import open_checkpoint
 
 LLAMA_32_ROPE = LLAMA3_ROPE | {
     "rope_theta": 500000.0,
@@ -26,11 +32,7 @@ YARN = {
     "factor": 4.0,
     "original_max_position_embeddings": 64,
 }
-FORMS = {
-    "qwen3": tiny_config("qwen3", head_dim=16),
-    "qwen2": tiny_config("qwen2"),
-    "llama": tiny_config("llama"),
-    "mistral": tiny_config("mistral"),
+FORMS = ARCHITECTURES | {
     "untied": tiny_config("qwen3", tie_word_embeddings=False),
     "llama 3": tiny_config("llama", rope_parameters=LLAMA_32_ROPE),
     "linear": tiny_config("llama", rope_parameters=LINEAR),
@@ -49,6 +51,11 @@ def test_every_form_that_is_written_is_unpacked_to_the_same_weights(
     found = logits_of(load_model(str(folder), dtype=torch.float32), ids_BT)
     # The same weights; only the rope's frequencies may round differently.
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    # Experts too have the names of published folders.
+    written, unpacked = (open_checkpoint(str(each)).sizes for each in (tmp_path / "model", folder))
+    assert {name: size.shape for name, size in unpacked.items()} == {
+        name: size.shape for name, size in written.items()
+    }
 
 
 @pytest.mark.parametrize("kind", ["f16", "bf16", "q8_0", "q5_1", "q4_1", "q4_0"])
@@ -142,7 +149,7 @@ def changed(file, **changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"general__architecture": "gemma3"}, "holds a gemma3 model; GGUF bases can be llama, qw"),
+        ({"general__architecture": "falcon"}, "holds a falcon model; GGUF bases can be gemma2, ge"),
         ({"llama__expert_count": 8}, "a llama with experts model"),
         ({"general__type": "adapter"}, "holds a GGUF adapter, not a model"),
         ({"split__count": 3}, "is one of 3 parts"),

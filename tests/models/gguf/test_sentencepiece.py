@@ -8,12 +8,13 @@ from itertools import pairwise
 import gguf
 import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
-from transformers import AutoTokenizer, LlamaTokenizer
+from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
 from transformers.tokenization_utils_base import generate_merges
 
 from tests.models.conftest import TEXTS, tiny_config
 from tests.models.gguf.test_write import write
-from yrunner.commands.merge.export import FIXED_TEXTS, prove_tokens
+from yrunner.commands.merge.export import prove_tokens
+from yrunner.commands.merge.verify import FIXED_TEXTS
 from yrunner.errors import ModelError, ProofError
 from yrunner.models.gguf.read import open_gguf
 from yrunner.models.gguf.tokenizer import (
@@ -36,6 +37,7 @@ ZEPHYR = (
 )
 SCHEMES = {
     "Llama 2's file": {"prepends": True},
+    "Gemma's": {"like_gemma": True},
     "always": {"legacy": True},
     "never": {"add_prefix_space": False},
     "first, with chats": {"legacy": False, "chat_template": LLAMA_2},
@@ -61,7 +63,7 @@ def pieces():
     return vocabulary, generate_merges(vocabulary, scores)
 
 
-def pieces_tokenizer(*, prepends=False, **options):
+def pieces_tokenizer(*, prepends=False, like_gemma=False, **options):
     """A tokenizer as transformers makes it of a SentencePiece model."""
     vocabulary, merges = pieces()
     tokenizer = LlamaTokenizer(vocab=vocabulary, merges=merges, add_bos_token=True, **options)
@@ -71,6 +73,13 @@ def pieces_tokenizer(*, prepends=False, **options):
             [normalizers.Prepend(SPACE), normalizers.Replace(" ", SPACE)]
         )
         backend.pre_tokenizer = None
+    if like_gemma:
+        backend = tokenizer.backend_tokenizer
+        backend.normalizer = normalizers.Replace(" ", SPACE)
+        backend.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+        # Not as a LlamaTokenizer, which would restore Llama's spaces when it is loaded.
+        special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **special)
     return tokenizer
 
 

@@ -10,10 +10,12 @@ from transformers import PreTrainedTokenizerFast
 
 from tests.models.conftest import TEXTS, tiny_config
 from tests.models.gguf.test_write import write
-from yrunner.commands.merge.export import FIXED_TEXTS, prove_tokens
+from yrunner.commands.merge.export import prove_tokens
+from yrunner.commands.merge.verify import FIXED_TEXTS
 from yrunner.errors import ModelError, ProofError
 from yrunner.models.gguf.read import open_gguf
 from yrunner.models.gguf.tokenizer import (
+    GPT_4O,
     LLAMA_3,
     SAME_SPLIT,
     SPLITS,
@@ -37,6 +39,7 @@ NAMED = {
     "qwen2": sequence([split(Regex(WORD_PATTERN), "isolated"), plain_bytes]),
     "llama-bpe": sequence([split(Regex(LLAMA_3), "isolated"), plain_bytes]),
     "tekken": sequence([split(Regex(TEKKEN), "removed", invert=True), plain_bytes]),
+    "gpt-4o": sequence([split(Regex(GPT_4O), "isolated"), plain_bytes]),
 }
 UNKNOWN = {
     "digits in groups": sequence([digits(individual_digits=False), byte_level(use_regex=True)]),
@@ -115,14 +118,28 @@ def test_a_tokenizer_that_is_no_bpe_is_refused():
         check_tokenizer(PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]"))
 
 
-def test_a_word_that_only_one_side_takes_whole_is_refused():
-    tokenizer = trained(NAMED["llama-bpe"])
-    check_tokenizer(tokenizer)  # every token of several bytes is made by a merge
-    content = json.loads(tokenizer.backend_tokenizer.to_str())
+def with_whole_word(name):
+    """A tokenizer with a word that no merge makes."""
+    content = json.loads(trained(NAMED[name]).backend_tokenizer.to_str())
     content["model"]["vocab"]["Ġharbourmaster"] = len(content["model"]["vocab"])
     backend = Tokenizer.from_str(json.dumps(content))
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>")
+
+
+def test_a_word_that_only_one_side_takes_whole_is_refused():
+    check_tokenizer(trained(NAMED["tekken"]))  # every token of several bytes is made by a merge
     with pytest.raises(ModelError, match="merges the words of this tokenizer differently"):
-        check_tokenizer(PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>"))
+        check_tokenizer(with_whole_word("tekken"))
+
+
+def test_words_that_are_always_merged_have_a_name_of_their_own(card, tmp_path):
+    tokenizer = with_whole_word("llama-bpe")
+    file = open_gguf(write(tmp_path / "model", tiny_config("llama"), tokenizer, card))
+    assert file.fields["tokenizer.ggml.pre"] == "dbrx"
+    read = read_tokenizer(file.fields, "model.gguf")
+    ids = tokenizer("the harbourmaster").input_ids
+    assert read("the harbourmaster").input_ids == ids
+    assert tokenizer.convert_tokens_to_ids("Ġharbourmaster") not in ids
 
 
 @pytest.mark.parametrize("mark", ["<｜User｜>", "<｜end▁of▁sentence｜>", "〈终〉", "<|é|>"])

@@ -10,15 +10,8 @@ from yrunner.assembly.measure import Measured
 from yrunner.assembly.record import check_base
 from yrunner.assembly.report import model_card, result_in_words
 from yrunner.assembly.run import Run
-from yrunner.commands.merge.export import (
-    BARS,
-    check_exports,
-    export,
-    figure_of,
-    judge,
-    probes_of,
-    say_likeness,
-)
+from yrunner.commands.merge.export import check_exports, export
+from yrunner.commands.merge.verify import BARS, figure_of, judge, probes_of, say_likeness
 from yrunner.console import progress, say
 from yrunner.errors import ModelError, YRunnerError
 from yrunner.evaluation.figure_lines import BASE, TUNED, figure_lines, summary_lines
@@ -102,16 +95,16 @@ def merge(path: Path, overrides: list[str]) -> None:
     if which and recipe.tuning.kind in WITH_ADAPTER:
         say(f"adapter: {which}")
     run_dir.merge_figures.unlink(missing_ok=True)  # of a model that is about to be replaced
-    figures = _write(run, prepared, source)
+    card = merged_card(run, source.base_key)
+    figures = _write(run, prepared, source, card)
     write_json(run_dir.merge_figures, figures)
     say(f"merged model: {run_dir.merged}")
-    export(run, figures)
+    export(run, figures, card)
 
 
-def _write(run: Run, prepared: Merge, source: MergeSource) -> dict[str, Any]:
+def _write(run: Run, prepared: Merge, source: MergeSource, card: ModelCard) -> dict[str, Any]:
     """Write the merged model, which appears only when verified; return its figures."""
     recipe, run_dir, tokenizer = run.recipe, run.folder, run.result_tokenizer
-    card = merged_card(run, source.base_key)
     dtype = None if recipe.merge.dtype == "auto" else DTYPES[recipe.merge.dtype]
     result_dtype = dtype or source.base.main_dtype()
     with whole_folder(run_dir.merged) as partial:

@@ -1,108 +1,86 @@
-"""Verification of a merged model, and its export to GGUF and to the Hub."""
+"""Export of a merged model: to GGUF, with what its precision costs, and to the Hub."""
 
+import gc
+from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, GenerationConfig
 
-from yrunner.assembly.dataset import first_examples
+from yrunner.assembly.measure import RowLosses, losses_of_rows
 from yrunner.assembly.run import Run
+from yrunner.commands.merge.verify import FIXED_TEXTS, figure_of, judge, probes_of, say_likeness
 from yrunner.console import progress, say, warn
-from yrunner.errors import MissingError, ProofError
+from yrunner.errors import MissingError, ModelError, ProofError
 from yrunner.machine import free_memory
 from yrunner.models.export.upload import check_upload, upload
-from yrunner.models.merge.proof import (
-    LogitAgreement,
-    Probes,
-    Tolerance,
-    compare,
-    folder_logits,
-    logits_at,
-)
+from yrunner.models.load import load_model
+from yrunner.models.merge.proof import LogitAgreement, Tolerance, compare, logits_at
 from yrunner.models.merge.safetensors_io import SafetensorsFolder, open_checkpoint
 from yrunner.models.meta import read_config
+from yrunner.models.save import ModelCard, render_card
 from yrunner.storage.run_dir import whole_folder, write_json, write_text
 
-NUM_ROWS = 16
-MOST_TOKENS = 128
-"""Per text."""
-FIXED_TEXTS = (
-    "The harbour was quiet that morning. Nobody had told the new keeper that the lamp on the "
-    "eastern pier had not been lit for seven years.",
-    "第三条 本规定自公布之日起施行。有下列情形之一的，由主管部门责令改正，并处一万元以上三万元以下"
-    "罚款。",
-    "def mean(values):\n    return sum(values) / len(values)\n\nprint(mean([1, 2, 3.5]))\n",
-    "12 + 30 = 42; 7 * 8 = 56; 1,000,000 / 4 = 250,000. 2026-03-01, 09:45.",
-)
-"""Kinds of text that the recipe's rows may lack."""
-BARS = {
-    torch.float32: Tolerance(top1_agreement=0.999, mean_kl=1e-6, largest_difference=1e-3),
-    torch.float16: Tolerance(top1_agreement=0.99, mean_kl=1e-3),
-    torch.bfloat16: Tolerance(top1_agreement=0.97, mean_kl=1e-2),
-}
-"""Tolerances by the dtype of the merged weights, which round to 24, 11 or 8 bits."""
 GGUF_BARS = {
     "f32": Tolerance(top1_agreement=0.999, mean_kl=1e-6, largest_difference=1e-3),
     "f16": Tolerance(top1_agreement=0.99, mean_kl=1e-3),
     "bf16": Tolerance(top1_agreement=0.97, mean_kl=1e-2),
     "q8_0": Tolerance(top1_agreement=0.95, mean_kl=0.02),
-    "q5_1": Tolerance(top1_agreement=0.85, mean_kl=0.1),
-    "q5_0": Tolerance(top1_agreement=0.85, mean_kl=0.1),
-    "q4_1": Tolerance(top1_agreement=0.75, mean_kl=0.3),
-    "q4_0": Tolerance(top1_agreement=0.75, mean_kl=0.3),
+    "q6_k": Tolerance(top1_agreement=0.9, mean_kl=0.05),
+    **dict.fromkeys(("q5_k_m", "q5_1", "q5_0"), Tolerance(top1_agreement=0.85, mean_kl=0.1)),
+    **dict.fromkeys(("q4_k_m", "q4_1", "q4_0"), Tolerance(top1_agreement=0.75, mean_kl=0.3)),
 }
 """Tolerances of a GGUF file against the merged model: fewer bits, wider tolerance."""
+UNROUNDED = {torch.float16: "f16", torch.bfloat16: "bf16"}
+"""The type of the file to quantize from, by the dtype of the merged weights; others are f32."""
 
 
-def probes_of(run: Run) -> Probes:
-    """The first training rows, and some fixed texts."""
-    tokenizer = run.result_tokenizer
-    examples = first_examples(run.sources[0], tokenizer, NUM_ROWS, run.rules)
-    rows = [example.input_ids for example in examples]
-    fixed = [tokenizer(text).input_ids for text in FIXED_TEXTS]
-    return Probes([ids[:MOST_TOKENS] for ids in [*rows, *fixed] if ids])
+@dataclass(frozen=True)
+class GGUFProof:
+    """A GGUF file, read back, beside the merged model."""
 
+    likeness: LogitAgreement
+    merged: RowLosses
+    read_back: RowLosses
 
-def judge(likeness: LogitAgreement, tolerance: Tolerance, what: str) -> None:
-    """Raise `ProofError`, with the figures, if a result exceeds its tolerance."""
-    faults = tolerance.faults(likeness)
-    if faults:
-        raise ProofError(
-            f"the outputs of {what} differ too much: {'; '.join(faults)}",
-            remedy="it was removed; please report this, or keep it with merge.verify=false",
+    @property
+    def loss_in_words(self) -> str:
+        """The loss of both; empty if the run has no rows with right answers."""
+        if not self.merged.targets:
+            return ""
+        change = self.read_back.mean - self.merged.mean
+        return (
+            f"{self.read_back.mean:.4f} nats, merged model {self.merged.mean:.4f} ({change:+.4f})"
         )
 
-
-def say_likeness(what: str, likeness: LogitAgreement) -> None:
-    """Print the figures in one line."""
-    say(f"{what}, {likeness.tokens:,} tokens: {_in_words(likeness)}")
-
-
-def figure_of(what: str, likeness: LogitAgreement) -> tuple[str, str]:
-    """The figures for a model card."""
-    return f"{what}, {likeness.tokens:,} tokens", _in_words(likeness)
-
-
-def _in_words(likeness: LogitAgreement) -> str:
-    return (
-        f"same top token {likeness.top1_agreement:.2%}, "
-        f"KL divergence {likeness.mean_kl:.2g} nats, "
-        f"logits differ by {likeness.mean_difference:.2g} on average and "
-        f"{likeness.largest_difference:.2g} at most"
-    )
+    def as_json(self) -> dict[str, Any]:
+        """The figures by name."""
+        loss = None
+        if self.merged.targets:
+            loss = {
+                "rows": self.merged.rows,
+                "of": self.merged.purpose,
+                "targets": self.merged.targets,
+                "merged": self.merged.mean,
+                "gguf": self.read_back.mean,
+            }
+        return {"proof": self.likeness.as_json(), "loss": loss}
 
 
 def check_exports(run: Run, base: SafetensorsFolder) -> None:
     """Refuse an impossible export before anything is merged."""
     recipe = run.recipe
     if recipe.merge.gguf is not None:
-        if find_spec("gguf") is None:
-            raise MissingError(
-                "merge.gguf needs the package gguf", remedy="run pip install yrunner[gguf]"
+        if recipe.train.stage == "reward":
+            raise ModelError(
+                "merge.gguf: a reward model scores answers, and GGUF files write them",
+                remedy="remove merge.gguf; transformers loads the merged folder",
             )
+        _check_packages(recipe.merge.gguf)
+        from yrunner.models.gguf.architectures import check_supported
         from yrunner.models.gguf.tokenizer import check_tokenizer
-        from yrunner.models.gguf.write import check_supported
 
         trusts = recipe.model.trust_remote_code
         check_supported(read_config(str(base.folder), trust_remote_code=trusts))
@@ -111,13 +89,30 @@ def check_exports(run: Run, base: SafetensorsFolder) -> None:
         check_upload(recipe.merge.push)
 
 
-def export(run: Run, figures: dict[str, Any]) -> None:
-    """Write the GGUF file and upload, as the recipe says; add GGUF figures to `figures`."""
+def _check_packages(kind: str) -> None:
+    """Raise `MissingError` without the packages that write this type."""
+    from yrunner.models.gguf.quantize import K_QUANTS
+
+    if find_spec("gguf") is None:
+        raise MissingError(
+            "merge.gguf needs the package gguf", remedy="run pip install 'yrunner[gguf]'"
+        )
+    if kind in K_QUANTS and find_spec("llama_cpp") is None:
+        raise MissingError(
+            f"merge.gguf: {kind} is written by llama.cpp itself, through llama-cpp-python",
+            remedy="run pip install 'yrunner[llamacpp]', which compiles it for some minutes, or "
+            "choose q8_0, q5_1 or q4_1",
+        )
+
+
+def export(run: Run, figures: dict[str, Any], card: ModelCard) -> None:
+    """Write the GGUF file and upload, as the recipe says; add figures to `figures` and the card."""
     recipe, run_dir = run.recipe, run.folder
     folders = {"": run_dir.merged}
     if recipe.merge.gguf is not None:
-        figures["gguf"] = write_gguf_folder(run, recipe.merge.gguf)
+        figures["gguf"] = write_gguf_folder(run, recipe.merge.gguf, card)
         write_json(run_dir.merge_figures, figures)
+        write_text(run_dir.merged / "README.md", render_card(card, is_adapter=False))
         say(f"GGUF: {run_dir.gguf}")
         folders["gguf"] = run_dir.gguf
     if recipe.merge.push is not None:
@@ -125,60 +120,116 @@ def export(run: Run, figures: dict[str, Any]) -> None:
         say(f"uploaded: {address}")
 
 
-def write_gguf_folder(run: Run, kind: str) -> dict[str, Any]:
+def write_gguf_folder(run: Run, kind: str, card: ModelCard) -> dict[str, Any]:
     """Write the merged model as GGUF with a Modelfile; return the figures of its verification.
 
-    Raises `ProofError`, and leaves no file, if its outputs differ too much.
+    Adds them to `card`. Raises `ProofError`, and leaves no file, if its outputs differ too much.
     """
     from yrunner.models.export.ollama import modelfile
-    from yrunner.models.gguf.write import write_gguf
+    from yrunner.models.gguf.quantize import K_QUANTS, stored_types
+    from yrunner.models.gguf.read import open_gguf
 
     recipe, run_dir, tokenizer = run.recipe, run.folder, run.result_tokenizer
     checkpoint = open_checkpoint(str(run_dir.merged))
-    config = AutoConfig.from_pretrained(run_dir.merged)
     name = f"{recipe.name}-{kind}.gguf"
-    with whole_folder(run_dir.gguf) as partial:
-        with progress(f"GGUF {kind}, weights", len(checkpoint.sizes)) as advance:
-            write_gguf(
-                checkpoint,
-                config,
-                tokenizer,
-                partial / name,
-                kind=kind,
-                name=recipe.name,
-                advance=advance,
-            )
+    figures: dict[str, Any] = {"file": name, "kind": kind}
+    with whole_folder(run_dir.gguf, _bytes_needed(checkpoint, kind)) as partial:
+        _write_file(run, checkpoint, partial / name, kind)
+        figures["bytes"] = (partial / name).stat().st_size
+        if kind in K_QUANTS:
+            types = stored_types(open_gguf(partial / name).tensors)
+            say(f"GGUF {kind}, {figures['bytes'] / 1e6:,.0f} MB: matrices {types.in_words()}")
+            if types.fallback:
+                warn(types.fallback_in_words())
+            figures |= {"types": types.matrices, "fallback": types.fallback}
+            card.figures.append((f"GGUF {kind}, matrices", types.in_words()))
         text, lack = modelfile(
             name, tokenizer, GenerationConfig.from_pretrained(run_dir.merged), recipe.data.system
         )
         write_text(partial / "Modelfile", text)
         if lack:
             warn(f"the Modelfile cannot express {lack}")
-        proof = None
+        figures |= {"proof": None, "loss": None}
         if recipe.merge.verify:
-            proof = _prove(run, partial / name, config)
-    return {"file": name, "kind": kind, "proof": proof}
+            found = _prove(run, partial / name)
+            if found is not None:
+                figures |= found.as_json()
+                _report(found, kind, card)
+    return figures
 
 
-def _prove(run: Run, file: Any, config: Any) -> dict[str, Any] | None:
-    from yrunner.models.gguf.read import open_gguf
+def _bytes_needed(checkpoint: SafetensorsFolder, kind: str) -> int:
+    """Bytes on the disk while a file of this type is written, with the file to quantize from."""
+    from yrunner.models.gguf.quantize import K_QUANTS
+
+    # The quantized file has a byte per number at most, a little more with its scales.
+    sizes = {"f32": 4.0, "f16": 2.0, "bf16": 2.0}
+    unrounded = sizes[UNROUNDED.get(checkpoint.main_dtype(), "f32")] if kind in K_QUANTS else 0.0
+    numbers = sum(size.numel() for size in checkpoint.sizes.values())
+    return int(numbers * (sizes.get(kind, 1.1) + unrounded))
+
+
+def _write_file(run: Run, checkpoint: SafetensorsFolder, file: Path, kind: str) -> None:
+    """Write the GGUF file. For K-quants llama.cpp makes it from one that is not rounded."""
+    from yrunner.models.gguf.quantize import K_QUANTS, quantize
+    from yrunner.models.gguf.write import write_gguf
+
+    first, first_kind = file, kind
+    if kind in K_QUANTS:
+        first_kind = UNROUNDED.get(checkpoint.main_dtype(), "f32")
+        first = file.with_suffix(".unrounded")
+    with progress(f"GGUF {first_kind}, weights", len(checkpoint.sizes)) as advance:
+        write_gguf(
+            checkpoint,
+            AutoConfig.from_pretrained(run.folder.merged),
+            run.result_tokenizer,
+            first,
+            kind=first_kind,
+            name=run.recipe.name,
+            advance=advance,
+        )
+    if first != file:
+        with progress(f"GGUF {kind}, weights", len(checkpoint.sizes)) as advance:
+            quantize(first, file, kind, threads=torch.get_num_threads(), advance=advance)
+        first.unlink()
+
+
+def _prove(run: Run, file: Path) -> GGUFProof | None:
+    """Read the file back, and compare it with the merged model; None if memory does not suffice."""
+    from yrunner.models.gguf.read import open_gguf, read_gguf
     from yrunner.models.gguf.tokenizer import read_tokenizer
-    from yrunner.models.gguf.write import read_gguf
 
-    run_dir = run.folder
+    merged = run.folder.merged
     prove_tokens(read_tokenizer(open_gguf(file).fields, file.name), run.result_tokenizer)
-    needed = 4 * sum(size.numel() for size in open_checkpoint(str(run_dir.merged)).sizes.values())
+    needed = 4 * sum(size.numel() for size in open_checkpoint(str(merged)).sizes.values())
     if needed > free_memory():
         warn(f"the GGUF file is not verified: reading it back needs {needed:,} bytes of memory")
         return None
     probes = probes_of(run)
-    trusts = run.recipe.model.trust_remote_code
-    expected_NV = folder_logits(run_dir.merged, probes, trust_remote_code=trusts)
-    likeness = compare(expected_NV, logits_at(read_gguf(file, config), probes))
+    model = load_model(
+        str(merged),
+        dtype=torch.float32,
+        trust_remote_code=run.recipe.model.trust_remote_code,
+    )
+    expected_NV = logits_at(model, probes)
+    expected = losses_of_rows(run, model, "loss, merged model")
+    del model
+    gc.collect()
+    read_back = read_gguf(file, AutoConfig.from_pretrained(merged))
+    likeness = compare(expected_NV, logits_at(read_back, probes))
     kind = str(run.recipe.merge.gguf)
     say_likeness(f"GGUF {kind} against the merged model", likeness)
     judge(likeness, GGUF_BARS[kind], "the GGUF file")
-    return likeness.as_json()
+    return GGUFProof(likeness, expected, losses_of_rows(run, read_back, f"loss, GGUF {kind}"))
+
+
+def _report(found: GGUFProof, kind: str, card: ModelCard) -> None:
+    """Print the loss, and add all figures to the card."""
+    card.figures.append(figure_of(f"GGUF {kind} against the merged model", found.likeness))
+    if found.loss_in_words:
+        what = f"GGUF {kind}, loss on {found.merged.in_words}"
+        say(f"{what}: {found.loss_in_words}")
+        card.figures.append((what, found.loss_in_words))
 
 
 def prove_tokens(read_back: Any, tokenizer: Any) -> None:

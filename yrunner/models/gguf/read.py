@@ -3,8 +3,11 @@
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import redirect_stderr
 from dataclasses import dataclass
+from functools import partial
 from hashlib import blake2b, file_digest
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +15,23 @@ import gguf
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, LlamaConfig
 
 from yrunner.console import progress, say
 from yrunner.errors import ModelError
-from yrunner.models.errors import WEIGHTS_FILE, explain_failure
+from yrunner.models.errors import WEIGHTS_FILE, explain_failure, silence_libraries
+from yrunner.models.gguf.architectures import (
+    ARCHITECTURES,
+    FULL_EVERY,
+    GEMMA_27B,
+    MODEL_TYPES,
+    NO_ROPE_EVERY,
+    Place,
+    Places,
+    llama3_factors,
+    unpacked_experts,
+)
 from yrunner.models.gguf.tokenizer import read_tokenizer
-from yrunner.models.gguf.write import ARCHITECTURES, llama3_factors
 from yrunner.models.load import find_stop_ids
 from yrunner.models.local import ORIGIN
 from yrunner.models.merge.safetensors_io import write_weights
@@ -143,6 +156,35 @@ def unpack(
     write_json(folder / ORIGIN, describe(file, dtype))
 
 
+def read_gguf(path: Path, config: Any) -> Any:
+    """Load a GGUF file in float32, completely into memory, to prove it.
+
+    The proof needs another reader than ours: that of transformers, which needs the original
+    `config`, because it does not read Qwen3's head size or Llama 3's rope. A Mistral is a Llama in
+    GGUF. Architectures that transformers does not read from GGUF are read by ours, with the config
+    that the file has.
+    """
+    architecture = ARCHITECTURES[config.model_type]
+    if not architecture.in_transformers:
+        return _load(open_gguf(path))
+    if config.model_type == "mistral":
+        config = LlamaConfig(**{**config.to_dict(), "model_type": "llama"})
+    # transformers shows a progress bar of its own.
+    with silence_libraries(), redirect_stderr(StringIO()):
+        return AutoModelForCausalLM.from_pretrained(
+            str(path.parent), gguf_file=path.name, config=config, dtype=torch.float32
+        )
+
+
+def _load(file: GGUFFile) -> Any:
+    config = read_gguf_config(file)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    weights = model.state_dict()
+    for name, read in _readers(file, config).items():
+        weights[name].copy_(read())
+    return model.eval()
+
+
 def describe(file: GGUFFile, dtype: torch.dtype) -> dict[str, Any]:
     """Where a model came from: file, checksum, and the types of its weights."""
     with file.path.open("rb") as opened:
@@ -161,11 +203,13 @@ def describe(file: GGUFFile, dtype: torch.dtype) -> dict[str, Any]:
 def read_gguf_config(file: GGUFFile) -> Any:
     """The config of the model. Raises `ModelError` for an architecture that cannot be read."""
     _check_whole_model(file)
+    kind = MODEL_TYPES[file.architecture]
     heads = file.of("attention.head_count")
     hidden = file.of("embedding_length")
     head_size = file.of("attention.key_length", hidden // heads)
     rotated = file.of("rope.dimension_count", head_size)
-    if rotated != head_size or file.of("attention.value_length", head_size) != head_size:
+    is_whole = rotated == head_size or ARCHITECTURES[kind].rotates_a_part
+    if not is_whole or file.of("attention.value_length", head_size) != head_size:
         raise ModelError(f"{file.path.name} has heads of unequal parts", remedy=REMEDY)
     options: dict[str, Any] = {
         "vocab_size": len(file.fields["tokenizer.ggml.tokens"]),
@@ -179,16 +223,70 @@ def read_gguf_config(file: GGUFFile) -> Any:
         "rms_norm_eps": file.of("attention.layer_norm_rms_epsilon"),
         "rope_parameters": _rope(file, head_size),
         "tie_word_embeddings": "output.weight" not in file.tensors,
+        # Defaults of some architectures are ids that a smaller vocabulary lacks.
+        "pad_token_id": None,
     }
-    if file.architecture == "llama":
-        options |= {
-            "attention_bias": "blk.0.attn_q.bias" in file.tensors,
-            "mlp_bias": "blk.0.ffn_up.bias" in file.tensors,
-        }
-    config = AutoConfig.for_model(file.architecture, **options)
+    config = AutoConfig.for_model(kind, **(options | _options_of(file, kind, options)))
     _check_rope_factors(file, config)
     config.architectures = [type(_empty_model(config)).__name__]
     return config
+
+
+def _options_of(file: GGUFFile, kind: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """What only some architectures have."""
+    has_bias = "blk.0.attn_q.bias" in file.tensors
+    match kind:
+        case "llama":
+            return {
+                "attention_bias": has_bias,
+                "mlp_bias": "blk.0.ffn_up.bias" in file.tensors,
+            }
+        case "glm4":
+            return {"attention_bias": has_bias}
+        case "smollm3":
+            return {"no_rope_layer_interval": NO_ROPE_EVERY}
+        case "qwen3_moe":
+            return {
+                "num_experts": file.of("expert_count"),
+                "num_experts_per_tok": file.of("expert_used_count"),
+                "moe_intermediate_size": file.of("expert_feed_forward_length"),
+                "norm_topk_prob": True,
+            }
+        case "phi3":
+            original = file.of("rope.scaling.original_context_length", file.of("context_length"))
+            return {
+                "sliding_window": file.of("attention.sliding_window") or None,
+                "original_max_position_embeddings": original,
+            }
+        case "gemma2" | "gemma3_text":
+            return _options_of_gemma(file, kind, options)
+        case _:
+            return {}
+
+
+def _options_of_gemma(file: GGUFFile, kind: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    layers, every = options["num_hidden_layers"], FULL_EVERY[kind]
+    scale = options["head_dim"]
+    if layers == GEMMA_27B[kind]:
+        scale = options["hidden_size"] // options["num_attention_heads"]
+    window = file.of("attention.sliding_window", 4096 if kind == "gemma2" else None)
+    pattern = file.of("attention.sliding_window_pattern", every)
+    if window is None or pattern != every:
+        raise ModelError(f"{file.path.name} has another window than a {kind}", remedy=REMEDY)
+    rope = options["rope_parameters"]
+    if kind == "gemma3_text":
+        local = {"rope_type": "default", "rope_theta": file.of("rope.freq_base_swa", 10000.0)}
+        rope = {"full_attention": rope, "sliding_attention": local}
+    cap = 50.0 if kind == "gemma2" else None
+    return {
+        "query_pre_attn_scalar": scale,
+        "sliding_window": window,
+        "rope_parameters": rope,
+        "attn_logit_softcapping": file.of("attn_logit_softcapping", cap),
+        "final_logit_softcapping": file.of(
+            "final_logit_softcapping", 30.0 if kind == "gemma2" else None
+        ),
+    }
 
 
 def _check_whole_model(file: GGUFFile) -> None:
@@ -201,17 +299,21 @@ def _check_whole_model(file: GGUFFile) -> None:
             f"{name} is one of {file.fields['split.count']} parts",
             remedy="join them first: llama-gguf-split --merge",
         )
-    known = sorted(set(ARCHITECTURES) - {"mistral"})
-    if file.architecture not in known or file.of("expert_count", 0):
-        kind = f"{file.architecture} with experts" if file.of("expert_count") else file.architecture
+    has_experts = file.of("expert_count", 0) and file.architecture != "qwen3moe"
+    if file.architecture not in MODEL_TYPES or has_experts:
+        kind = f"{file.architecture} with experts" if has_experts else file.architecture
         raise ModelError(
-            f"{name} holds a {kind} model; GGUF bases can be {', '.join(known)}", remedy=REMEDY
+            f"{name} holds a {kind} model; GGUF bases can be {', '.join(sorted(MODEL_TYPES))}",
+            remedy=REMEDY,
         )
 
 
 def _rope(file: GGUFFile, head_size: int) -> dict[str, Any]:
     """Rotary position embeddings, as in a config.json."""
     rope: dict[str, Any] = {"rope_theta": file.of("rope.freq_base", 10000.0)}
+    rotated = file.of("rope.dimension_count", head_size)
+    if ARCHITECTURES[MODEL_TYPES[file.architecture]].rotates_a_part:
+        rope["partial_rotary_factor"] = rotated / head_size
     kind = file.of("rope.scaling.type", "none")
     # Older files have a factor only.
     factor = file.of("rope.scaling.factor", file.of("rope.scale_linear", 1.0))
@@ -221,6 +323,16 @@ def _rope(file: GGUFFile, head_size: int) -> dict[str, Any]:
             "factor": float(_number(file, "rope_freqs.weight").max()),
             "original_max_position_embeddings": LLAMA_3_LENGTH,
             **LLAMA_3_ROPE,
+        }
+    if "rope_factors_long.weight" in file.tensors:
+        return rope | {
+            "rope_type": "longrope",
+            "original_max_position_embeddings": file.of("rope.scaling.original_context_length"),
+            "attention_factor": file.of("rope.scaling.attn_factor", 1.0),
+            **{
+                f"{length}_factor": _number(file, f"rope_factors_{length}.weight").tolist()
+                for length in ("long", "short")
+            },
         }
     if kind == "yarn":
         original = file.of("rope.scaling.original_context_length")
@@ -237,7 +349,7 @@ def _rope(file: GGUFFile, head_size: int) -> dict[str, Any]:
 
 
 def _check_rope_factors(file: GGUFFile, config: Any) -> None:
-    """Raise `ModelError` if the file's rope factors are not those of Llama 3."""
+    """Raise `ModelError` if the file's rope factors are not those of transformers' formula."""
     if "rope_freqs.weight" not in file.tensors:
         return
     found = _number(file, "rope_freqs.weight")
@@ -253,10 +365,10 @@ def _empty_model(config: Any) -> Any:
 
 
 def _shapes(config: Any) -> dict[str, torch.Size]:
-    """The shape of every weight, by its name in transformers."""
-    model = _empty_model(config)
+    """The shape of every weight, by its name in transformers; experts are apart."""
     tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
-    return {name: weight.shape for name, weight in model.state_dict().items() if name not in tied}
+    weights = _empty_model(config).state_dict()
+    return unpacked_experts({name: size for name, size in weights.items() if name not in tied})
 
 
 def _readers(file: GGUFFile, config: Any) -> dict[str, Callable[[], Tensor]]:
@@ -264,19 +376,17 @@ def _readers(file: GGUFFile, config: Any) -> dict[str, Callable[[], Tensor]]:
 
     Raises `ModelError` if the file lacks weights, or has others.
     """
-    names = gguf.get_tensor_name_map(ARCHITECTURES[config.model_type], config.num_hidden_layers)
-    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
-    is_llama = file.architecture == "llama"
+    places = Places(config)
     readers: dict[str, Callable[[], Tensor]] = {}
-    used = {"rope_freqs.weight"}
+    used = {"rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"}
     for name, shape in _shapes(config).items():
-        source = names.get_name(name, try_suffixes=(".weight", ".bias"))
-        tensor = file.tensors.get(str(source))
-        if tensor is None or tuple(reversed(tensor.shape.tolist())) != tuple(shape):
-            raise ModelError(f"{file.path.name} lacks the weight {source or name}", remedy=REMEDY)
-        used.add(str(source))
-        mixed = heads.get(name.split(".")[-2]) if is_llama else None
-        readers[name] = _reader(file, str(source), mixed)
+        place = places.find(name)
+        found = None if place is None else _shape_at(file, place)
+        if place is None or found != tuple(shape):
+            lacking = name if place is None else place.target
+            raise ModelError(f"{file.path.name} lacks the weight {lacking}", remedy=REMEDY)
+        used.add(place.target)
+        readers[name] = partial(_read, file, places, name, place)
     others = sorted(file.tensors.keys() - used)
     if others:
         raise ModelError(
@@ -287,21 +397,22 @@ def _readers(file: GGUFFile, config: Any) -> dict[str, Callable[[], Tensor]]:
     return readers
 
 
-def _reader(file: GGUFFile, source: str, num_heads: int | None) -> Callable[[], Tensor]:
-    if num_heads is None:
-        return lambda: _number(file, source)
-    return lambda: _halves(_number(file, source), num_heads)
+def _shape_at(file: GGUFFile, place: Place) -> tuple[int, ...] | None:
+    """The shape of a weight in the file, or of its expert; None if it is missing."""
+    tensor = file.tensors.get(place.target)
+    if tensor is None:
+        return None
+    shape = tuple(reversed(tensor.shape.tolist()))
+    return shape if place.expert is None else shape[1:]
 
 
-def _number(file: GGUFFile, source: str) -> Tensor:
-    """One weight in float32."""
+def _read(file: GGUFFile, places: Places, name: str, place: Place) -> Tensor:
+    return places.from_gguf(name, _number(file, place.target, place.expert))
+
+
+def _number(file: GGUFFile, source: str, expert: int | None = None) -> Tensor:
+    """One weight in float32, or that of one expert."""
     tensor = file.tensors[source]
+    data = tensor.data if expert is None else tensor.data[expert]
     # A copy: weights that are not quantized are views of the file.
-    return torch.from_numpy(np.array(gguf.dequantize(tensor.data, tensor.tensor_type)))
-
-
-def _halves(weight: Tensor, num_heads: int) -> Tensor:
-    """Undo llama.cpp's order of a Llama's queries or keys, whose rope pairs neighbours."""
-    half = weight.shape[0] // num_heads // 2
-    parts = weight.reshape(num_heads, half, 2, *weight.shape[1:])
-    return parts.swapaxes(1, 2).reshape(weight.shape)
+    return torch.from_numpy(np.array(gguf.dequantize(data, tensor.tensor_type)))

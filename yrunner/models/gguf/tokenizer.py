@@ -28,6 +28,14 @@ TEKKEN = (
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
     r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+GPT_4O = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""Also that of Phi-4-mini; Phi-4 has Llama 3's."""
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
 GPT_2 = BYTE_LEVEL | {"use_regex": True}
 DIGITS = {"type": "Digits", "individual_digits": True}
@@ -43,6 +51,7 @@ SPLITS: dict[str, list[dict[str, Any]]] = {
     "qwen2": [_split(WORD_PATTERN), BYTE_LEVEL],
     "llama-bpe": [_split(LLAMA_3), BYTE_LEVEL],
     "tekken": [_split(TEKKEN), BYTE_LEVEL],
+    "gpt-4o": [_split(GPT_4O), BYTE_LEVEL],
 }
 """How texts are split into words, as steps of a tokenizer.json, by llama.cpp's name.
 
@@ -52,13 +61,23 @@ SAME_SPLIT = {
     **dict.fromkeys(("starcoder", "refact", "command-r", "codeshell", "exaone"), "smollm"),
     **dict.fromkeys(("stablelm2", "megrez", "hunyuan"), "qwen2"),
     **dict.fromkeys(("llama3", "llama-v3", "falcon3", "pixtral"), "llama-bpe"),
-    **dict.fromkeys(("dbrx", "smaug-bpe"), "llama-bpe"),
+    **dict.fromkeys(("dbrx", "smaug-bpe", "glm4", "chatglm-bpe"), "llama-bpe"),
+    **dict.fromkeys(("llama4", "kanana2"), "gpt-4o"),
 }
 """Other names of the same splits."""
-WHOLE_WORDS = ("llama-bpe", "tekken", "llama3", "llama-v3", "falcon3", "pixtral")
+WHOLE_WORDS = ("llama-bpe", "tekken", "llama3", "llama-v3", "falcon3", "pixtral", "glm4")
 """Where llama.cpp takes a word that is a token whole, without its merges (`ignore_merges`)."""
+ALWAYS_MERGED = {"llama-bpe": "dbrx"}
+"""The name of the same split where words are always merged, if llama.cpp has one."""
 SPACE = "▁"
 BYTES = [f"<0x{number:02X}>" for number in range(256)]
+GEMMA_SPLIT = {
+    "type": "Split",
+    "pattern": {"String": " "},
+    "behavior": "MergedWithPrevious",
+    "invert": False,
+}
+"""A step of Gemma's tokenizers that never finds its space: the normalizer has replaced it."""
 CHAT = (
     {"role": "user", "content": "灯塔归谁管？ Who keeps it?"},
     {"role": "assistant", "content": "市政厅。 The town hall."},
@@ -72,7 +91,7 @@ def check_tokenizer(tokenizer: Any) -> None:
     content = _content(tokenizer)
     if is_sentencepiece(content):
         _check_steps(content, "normalizer", ("Prepend", "Replace"))
-        _check_steps(content, "pre_tokenizer", ("Metaspace",))
+        _check_steps(content, "pre_tokenizer", ("Metaspace",), idle=GEMMA_SPLIT)
         piece_scores(content, [])
         begins_with_space(tokenizer)
     else:
@@ -274,7 +293,10 @@ def split_name(content: Mapping[str, Any]) -> str:
             f"(steps: {kinds})",
             remedy=REMEDY,
         )
-    if bool(model.get("ignore_merges")) != (found[0] in WHOLE_WORDS) and _unmerged(content):
+    merges_always = not model.get("ignore_merges")
+    if merges_always == (found[0] in WHOLE_WORDS) and _unmerged(content):
+        if merges_always and found[0] in ALWAYS_MERGED:
+            return ALWAYS_MERGED[found[0]]
         raise ModelError(
             "merge.gguf: llama.cpp merges the words of this tokenizer differently", remedy=REMEDY
         )
@@ -292,9 +314,15 @@ def _steps(content: Mapping[str, Any], part: str) -> list[dict[str, Any]]:
     return [each for one in inner for each in _steps({part: one}, part)]
 
 
-def _check_steps(content: Mapping[str, Any], part: str, known: Sequence[str]) -> None:
+def _check_steps(
+    content: Mapping[str, Any],
+    part: str,
+    known: Sequence[str],
+    idle: Mapping[str, Any] | None = None,
+) -> None:
+    """Raise `ModelError` for a step of another type, unless it does nothing."""
     for step in _steps(content, part):
-        if step["type"] not in known:
+        if step["type"] not in known and step != idle:
             raise ModelError(
                 f"merge.gguf: llama.cpp does not support the {part.replace('_', '-')} "
                 f"{step['type']} of this tokenizer",

@@ -47,8 +47,14 @@ class MergeSection(Section):
     as_trained: FourBitBase | None = None
     """Merge into the dequantized 4-bit base instead of the original one: for an adapter that was
     trained on a 4-bit base."""
-    gguf: Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"] | None = None
-    """Also write the model as GGUF in this precision, for llama.cpp and Ollama."""
+    gguf: (
+        Literal[
+            "f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q5_1", "q5_0", "q4_k_m", "q4_1", "q4_0"
+        ]
+        | None
+    ) = None
+    """Also write the model as GGUF in this precision, for llama.cpp and Ollama. llama.cpp itself
+    quantizes to q6_k, q5_k_m and q4_k_m, which needs llama-cpp-python."""
     push: Annotated[HubId, AfterValidator(_has_owner)] | None = None
     """Hub repository to upload the result to, as owner/name."""
     private: bool = True
