@@ -29,7 +29,8 @@ from benchmarks.second_world.write import write_second_world
 from yrunner.commands.sort.command import sort
 from yrunner.commands.train import train_base
 from yrunner.console import print_table
-from yrunner.scoring.rank import KNN_SCORES, OUTLIER, suspicion
+from yrunner.scoring.order import suspicion
+from yrunner.scoring.rank import KNN_SCORES, OUTLIER
 from yrunner.scoring.sound_share import expect_sound
 
 SEED = 0

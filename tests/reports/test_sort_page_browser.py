@@ -14,6 +14,8 @@ from tests.reports.conftest import ATTACK, ask_page, scores_of
 from yrunner.reports.sort_page import (
     SCALES,
     SHARES,
+    PageCluster,
+    PageClusters,
     SideBySide,
     SortedRow,
     SortPage,
@@ -74,6 +76,15 @@ def sort_page(example, capitals_tokenizer):
         rows=rows,
         pairs=[SideBySide("conflict", (2, 5), texts, 0.9)],
         num_pairs={"conflict": 1},
+        clusters=PageClusters(
+            [number % 3 for number in range(120)],
+            [(chance.random(), chance.random()) for _ in range(120)],
+            [
+                PageCluster(1, 40, 8, ["land", f"岛{ATTACK}"], [4, 7]),
+                PageCluster(2, 40, 0, [], [2]),
+                PageCluster(0, 40, 4, [], []),
+            ],
+        ),
     )
 
 
@@ -133,6 +144,30 @@ def test_search_and_fate_narrow_the_list(browser, path, sort_page, tmp_path):
     assert sorted(found["dropped"]) == dropped
     assert found["count"] == str(len(dropped))
     assert found["kept"] == str(len(sort_page.rows) - len(dropped))
+
+
+def test_a_cluster_lists_its_rows_and_opens_a_typical_one(browser, path, sort_page, tmp_path):
+    script = f"""{FIND}
+      const found = {{ lines: all("#clusters tr").map((line) => line.innerText) }};
+      const drawn = () => {{
+        const {{ width, height }} = one("#plane");
+        return one("#plane").getContext("2d").getImageData(0, 0, width, height).data.join();
+      }};
+      found.picture = drawn().replaceAll(/[0,]/g, "").length > 0;
+      const before = drawn();
+      click("input[name=cluster][value='1']"); found.one = places();
+      found.changed = drawn() !== before;
+      click("input[name=cluster][value='0']"); found.none = one("#num-found").textContent;
+      click("#clusters button.row"); found.title = title();
+      click("input[name=cluster][value=all]"); found.all = one("#num-found").textContent;
+      found.owned = page.title;
+      return found;"""
+    found = ask_page(browser, path, script, tmp_path, width=WIDE)
+    assert "20 %" in found["lines"][0] and "land" in found["lines"][0]
+    assert found["picture"] and found["changed"]
+    assert sorted(found["one"]) == [place for place in range(120) if place % 3 == 1]
+    assert (found["none"], found["all"]) == ("40", "120")
+    assert found["title"] == "chat.jsonl:5" and found["owned"].endswith(": sorted")
 
 
 def test_a_click_on_a_point_opens_the_row_that_lies_there(browser, path, sort_page, tmp_path):

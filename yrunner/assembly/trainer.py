@@ -227,7 +227,7 @@ def _connect_rollouts(
             recipe.rollout,
             is_over=lambda: trainer.stop.cuts_off,
         ),
-        partial(score_answers, run.load_rewards()),
+        partial(score_answers, run.tokenizer, run.load_rewards()),
         batches.loss,
         recipe.rollout,
         recipe.seed,

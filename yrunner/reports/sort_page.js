@@ -20,7 +20,7 @@ function drawPoints() {
 // List the rows that were found, in the chosen order.
 function listRows() {
   const score = chosen("score");
-  state.isFound = findRows(search.value, chosen("fate"));
+  state.isFound = findRows(search.value, chosen("fate"), chosenCluster());
   state.found = inOrder(state.column, score, state.isFalling).filter((row) => state.isFound[row]);
   for (const header of document.querySelectorAll("#list th[data-column]")) {
     const isChosen = header.dataset.column === state.column;
@@ -31,6 +31,7 @@ function listRows() {
   list.show(state.found);
   markOpened();
   drawPoints();
+  drawPlane();
 }
 
 function markOpened() {
@@ -135,7 +136,7 @@ document.addEventListener("click", (event) => {
 for (const header of document.querySelectorAll("#list th[data-column]")) {
   header.firstElementChild.addEventListener("click", () => sortBy(header.dataset.column));
 }
-for (const input of document.querySelectorAll("input[name=score], input[name=fate]")) {
+for (const input of document.querySelectorAll("input[name=score], input[name=fate], input[name=cluster]")) {
   input.addEventListener("change", listRows);
 }
 search.addEventListener("input", listRows);

@@ -21,7 +21,8 @@ from yrunner.reports.html import four_digits, render_page
 from yrunner.reports.token_text import TokenText, pieces_of, top_texts
 from yrunner.scoring.knn import NO_SUGGESTION, Lookup
 from yrunner.scoring.measure import TokenScores
-from yrunner.scoring.rank import CROSS_FIT, KNN_SCORES, MARGIN, Mark, is_suspicious_when_low
+from yrunner.scoring.order import MARGIN, Mark, is_suspicious_when_low
+from yrunner.scoring.rank import CROSS_FIT, KNN_SCORES
 from yrunner.scoring.suspicious_spans import (
     CONFIDENT_ERROR,
     HARD,
@@ -45,6 +46,7 @@ SCRIPTS = (
     "sort_marks.js",
     "sort_plots.js",
     "sort_list.js",
+    "sort_clusters.js",
     "sort_page.js",
 )
 """Joined into one script, in this order."""
@@ -110,6 +112,32 @@ class SideBySide:
 
 
 @dataclass(frozen=True)
+class PageCluster:
+    """Rows that are about the same."""
+
+    number: int
+    """0 for the rows in no cluster."""
+    size: int
+    num_suspicious: int
+    """Rows among the most suspicious tenth of the corpus."""
+    words: Sequence[str]
+    """That tell it from the others."""
+    typical: Sequence[int]
+    """Indices in `SortPage.rows`."""
+
+
+@dataclass(frozen=True)
+class PageClusters:
+    """All rows in clusters."""
+
+    numbers: Sequence[int]
+    """The cluster of each row; 0: none."""
+    plane: Sequence[tuple[float, float]]
+    """Each row as a point."""
+    clusters: Sequence[PageCluster]
+
+
+@dataclass(frozen=True)
 class SortPage:
     """What the page shows."""
 
@@ -124,6 +152,7 @@ class SortPage:
     """Other findings: what, how often, and where first."""
     worst_and_sound: tuple[int, int] | None = None
     """A number of most suspicious rows, and how many of them are probably sound."""
+    clusters: PageClusters | None = None
 
 
 def write_sort_page(page: SortPage, path: Path) -> None:
@@ -192,6 +221,23 @@ def _columns(page: SortPage) -> dict[str, Any]:
                 "note": printable(pair.note),
             }
             for pair in page.pairs
+        ],
+    } | (_cluster_columns(page.clusters) if page.clusters else {})
+
+
+def _cluster_columns(found: PageClusters) -> dict[str, Any]:
+    return {
+        "cluster": list(found.numbers),
+        "plane": [[four_digits(value) for value in point] for point in found.plane],
+        "clusters": [
+            {
+                "number": cluster.number,
+                "size": cluster.size,
+                "suspicious": cluster.num_suspicious,
+                "words": [printable(word) for word in cluster.words],
+                "typical": list(cluster.typical),
+            }
+            for cluster in found.clusters
         ],
     }
 

@@ -40,11 +40,12 @@ function inOrder(column, score, isFalling) {
 
 let smallTexts = null;
 
-// For each row, 1 where it contains the words and has the chosen fate.
-function findRows(words, fate) {
+// For each row, 1 where it contains the words, has the chosen fate and is in the chosen cluster.
+function findRows(words, fate, cluster) {
   smallTexts ??= rows.text.map((text, row) => `${placeOf(row)} ${text}`.toLowerCase());
   const wanted = words.toLowerCase().split(/\s+/).filter(Boolean);
   const fits = (row) =>
+    (cluster === "all" || rows.cluster[row] === Number(cluster)) &&
     (fate === "all" ||
       (fate === "marked" ? Boolean(markOf(row)) : (fate === "dropped") === row in rows.dropped)) &&
     wanted.every((word) => smallTexts[row].includes(word));

@@ -14,7 +14,8 @@ class Completion:
 
     prompt: tuple[Message, ...]
     text: str
-    """Without the end mark and other special tokens."""
+    """Without the end mark and other special tokens. If the prompt opens a thinking block, it
+    begins with that mark, so that thinking without an end is seen as such."""
     columns: Mapping[str, Any]
     """Every column of the prompt's row, and `answer` if the row ends with a reply."""
     origin: Origin

@@ -1,17 +1,13 @@
-"""Score rows by how suspicious they are, order them, and choose the ones to drop.
+"""Score rows by how suspicious they are.
 
 Every score is defined for every row: without evidence a row is not suspicious.
 """
 
 # N = target tokens
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from math import exp, isqrt, sqrt
-from random import Random
-from types import MappingProxyType
-from typing import Literal, assert_never
+from math import exp
 
 import torch
 from torch import Tensor
@@ -169,12 +165,6 @@ KNN_SCORES: dict[str, Callable[[Tensor, Neighbourhood], float]] = {
 CROSS_FIT = "cross-fit "
 """Prefix of a score by a model trained on other rows."""
 
-MARGIN = "margin"
-"""How much a model prefers the better answer of a pair to the worse one, in nats."""
-
-SUSPICIOUS_WHEN_LOW = {"similarity", "correlation", MARGIN}
-"""Scores of agreement; all others are suspicious when high."""
-
 
 def score_row(
     loss_N: Tensor, entropy_N: Tensor, kinds: Iterable[str], near: Neighbourhood | None = None
@@ -192,16 +182,6 @@ def score_row(
     return scores
 
 
-def is_suspicious_when_low(name: str) -> bool:
-    """Whether low values of the score are suspicious; `cross-fit loss` counts as `loss`."""
-    return name.split()[-1] in SUSPICIOUS_WHEN_LOW
-
-
-def suspicion(name: str, value: float) -> float:
-    """The score with a sign that makes higher more suspicious."""
-    return -value if is_suspicious_when_low(name) else value
-
-
 def _mean(figure_N: Tensor) -> float:
     """The mean; 0 if empty."""
     return figure_N.mean().item() if len(figure_N) else 0.0
@@ -215,106 +195,3 @@ def _cosine(left_N: Tensor, right_N: Tensor) -> float:
         return 0.0
     cosine = (left_N / lengths[0]) @ (right_N / lengths[1])
     return cosine.clamp(-1, 1).item()
-
-
-GOLDEN_RATIO = (1 + sqrt(5)) / 2
-
-
-def order_rows(
-    scores: Sequence[float],
-    order: Literal["ascending", "descending", "mixed", "blocks"],
-    *,
-    seed: int,
-    blocks: int,
-) -> list[int]:
-    """The indices of the rows in their new order; equal scores keep the order of the file.
-
-    `ascending` and `descending` go by the score itself. `mixed` interleaves low and high evenly:
-    every stretch has the same mix of scores. `blocks` goes from low to high in `blocks` blocks of
-    equal size, mixed within. `seed` chooses among the mixed orders.
-    """
-    rising = sorted(range(len(scores)), key=lambda index: scores[index])
-    match order:
-        case "ascending":
-            return rising
-        case "descending":
-            return sorted(range(len(scores)), key=lambda index: -scores[index])
-        case "mixed":
-            return _mix(rising, Random(seed))
-        case "blocks":
-            random = Random(seed)
-            borders = [len(rising) * block // blocks for block in range(blocks + 1)]
-            parts = [_mix(rising[start:end], random) for start, end in pairwise(borders)]
-            return [index for part in parts for index in part]
-        case _:
-            assert_never(order)
-
-
-def _mix(rising: list[int], random: Random) -> list[int]:
-    """Interleave rows of rising score: every stretch holds low, middle and high ones.
-
-    The row of rank r goes to the fractional part of r times the golden ratio. The ranks in any
-    interval are then spread evenly over all ranks, with at most three different gaps. To make seeds
-    differ, neighbouring ranks are shuffled first, which hardly changes a mean.
-    """
-    size = isqrt(len(rising))
-    near: list[int] = []
-    for start in range(0, len(rising), size or 1):
-        group = rising[start : start + size]
-        near += random.sample(group, len(group))
-    shift = random.random()
-    places = [(shift + rank * GOLDEN_RATIO) % 1 for rank in range(len(near))]
-    return [near[rank] for rank in sorted(range(len(near)), key=lambda rank: places[rank])]
-
-
-Mark = Literal["keep", "drop"]
-"""What a person decided about a row."""
-
-
-@dataclass(frozen=True)
-class Dropped:
-    """A row left out of the sorted corpus."""
-
-    index: int
-    reason: str
-    """With the score and the key of the recipe."""
-
-
-def choose_dropped(
-    kind: str,
-    scores: Sequence[float],
-    *,
-    drop_share: float,
-    drop_above: float | None,
-    drop_below: float | None,
-    keep: int | None,
-    marks: Mapping[int, Mark] = MappingProxyType({}),
-) -> list[Dropped]:
-    """The rows to drop, the most suspicious first.
-
-    The first rule that applies is a row's reason: its mark; a score above or below a bound; the
-    most suspicious share of all rows, counting those beyond a bound; the most suspicious of the
-    rest, until `keep` rows remain. Of equal rows the earlier one is dropped first. A row that is
-    marked keep stays, and no other is dropped in its place.
-    """
-    falling = sorted(range(len(scores)), key=lambda index: -suspicion(kind, scores[index]))
-    reasons: dict[int, str] = {}
-    for index in falling:
-        if marks.get(index) == "drop":
-            reasons[index] = "is marked drop (sort.marks)"
-        elif drop_above is not None and scores[index] > drop_above:
-            reasons[index] = f"is above {drop_above:g} (sort.drop_above)"
-        elif drop_below is not None and scores[index] < drop_below:
-            reasons[index] = f"is below {drop_below:g} (sort.drop_below)"
-    for index in falling[: round(drop_share * len(falling))]:
-        share = f"{100 * drop_share:g} %"
-        reasons.setdefault(index, f"is among the {share} most suspicious (sort.drop_share)")
-    remaining = [index for index in falling if index not in reasons]
-    if keep is not None:
-        for index in remaining[: max(0, len(remaining) - keep)]:
-            reasons[index] = f"is not among the {keep:,} least suspicious (sort.keep)"
-    return [
-        Dropped(index, f"{kind} {scores[index]:.6g} {reasons[index]}")
-        for index in falling
-        if index in reasons and marks.get(index) != "keep"
-    ]

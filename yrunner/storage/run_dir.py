@@ -174,6 +174,8 @@ class SortDir:
         self.reasons = folder / "dropped_reasons.jsonl"
         self.report = folder / "report.html"
         self.scores = folder / "scores.jsonl"
+        self.clusters = folder / "clusters.json"
+        """What the rows of each cluster have in common; missing if there are no clusters."""
 
     @classmethod
     def finished(cls, folder: Path) -> "SortDir | None":
@@ -219,7 +221,7 @@ class SortDir:
         """
         names = [f"{name}{ending}" for name in ("sorted", "dropped") for ending in DATA_ENDINGS]
         rows = (self.folder / f"{name}{packed}" for name in names for packed in ("", ".gz"))
-        for path in (self.scores, self.reasons, self.report, *rows):
+        for path in (self.scores, self.reasons, self.report, self.clusters, *rows):
             if path.exists():
                 yield path
 

@@ -77,11 +77,19 @@ def make_sort(run: RunDir, rows: int = 6) -> SortDir:
             "dropped": None if number in order else "bad",
             "num_targets": 2,
             "scores": {"excess": float(number), "similarity": 0.1},
+            "cluster": 1 if number <= 4 else 0,
+            "plane": [number, -number % 3],
             "worst": None,
         }
         for number in range(1, rows + 1)
     ]
     write_text(sort.scores, "".join(json.dumps(score) + "\n" for score in scores))
+    typical = [{"file": "a.jsonl", "row": number} for number in (3, 1)]
+    clusters = [
+        {"cluster": 1, "rows": 4, "suspicious": 0, "words": ["tea", "茶叶"], "typical": typical},
+        {"cluster": 0, "rows": 2, "suspicious": 1, "words": [], "typical": []},
+    ]
+    write_text(sort.clusters, json.dumps({"deciding": "excess", "clusters": clusters}))
     write_text(sort.report, "<!doctype html><title>sorted</title><p>the sort")
     return sort
 

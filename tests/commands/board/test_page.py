@@ -152,6 +152,30 @@ def test_rows_are_dropped_and_edited_into_a_new_file(page: Any, board: RunningBo
         path.unlink()
 
 
+def test_a_share_of_a_cluster_is_kept_and_written(page: Any, board: RunningBoard):
+    before = {path for path in board.root.rglob("*") if path.is_file()}
+    open_at(page, "#/run/one/rows", "canvas.picture")
+    lines = page.locator("table tbody tr")
+    assert lines.count() == 2
+    assert "茶叶" in lines.first.inner_text() and "Q3? → A3" in lines.first.inner_text()
+    drawn = """canvas => { const data = canvas.getContext("2d")
+      .getImageData(0, 0, canvas.width, canvas.height).data; return data.some(Boolean); }"""
+    assert page.locator("canvas.picture").evaluate(drawn)
+    assert page.locator("button.main").is_disabled()
+    page.locator("thead input[type=number]").fill("50")
+    page.locator("thead input[type=number]").press("Tab")
+    inputs = page.locator("tbody input[type=number]")
+    assert [inputs.nth(number).input_value() for number in (0, 1)] == ["50", "100"]
+    page.locator("button.main").click()
+    page.locator(".card > p.small", has_text=".log.jsonl").wait_for()
+    made = {path for path in board.root.rglob("*") if path.is_file()} - before
+    data = next(path for path in made if not path.name.endswith(".log.jsonl"))
+    asked = [json.loads(line)["instruction"] for line in data.read_text().splitlines()]
+    assert asked == ["Q2?", "Q5?", "Q1?"]
+    for path in made:
+        path.unlink()
+
+
 def test_a_phone_never_scrolls_the_page_sideways(board: RunningBoard, chromium: Any, page: Any):
     page.set_viewport_size({"width": 375, "height": 800})
     for where in ("#/", "#/run/one", "#/run/one/rows", "#/run/one/answers", "#/commands"):

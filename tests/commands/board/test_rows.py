@@ -1,6 +1,8 @@
 """Mended rows are a new file and a log; nothing that was there is changed."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,36 @@ def test_changes_go_to_a_new_file_and_the_log_says_what_they_were(files: RunFile
     assert read(again["file"]) == read(made["file"])
 
 
+def test_of_a_cluster_a_share_is_kept_and_the_log_says_why(files: RunFiles):
+    sorted_rows = SortedRows(files, files.folder.parent)
+    changes = {"a.jsonl:4": {"do": "keep"}}  # a choice of its own comes before the share
+    made = sorted_rows.mend(changes, {"1": 0.5, "0": 1})
+    assert [row["instruction"] for row in read(made["file"])] == ["Q2?", "Q4?", "Q5?", "Q1?"]
+    (line,) = read(made["log"])
+    assert (line["row"], line["do"], line["after"]) == (3, "drop", None)
+    assert line["why"] == "is not among the 50 % least suspicious of cluster 1"
+
+
+@pytest.mark.parametrize("shares", [{"7": 0.5}, {"1": 1.5}, {"1": "half"}, {"1": True}])
+def test_a_share_that_fits_no_cluster_writes_nothing(files: RunFiles, shares: Any):
+    with pytest.raises(RunError):
+        SortedRows(files, files.folder.parent).mend({}, shares)
+    with pytest.raises(RunError, match="no row would be left"):
+        SortedRows(files, files.folder.parent).mend({}, {"1": 0, "0": 0})
+    assert not list(files.folder.parent.glob("*mended*"))
+
+
+def test_clusters_are_shown_with_typical_rows_and_points(files: RunFiles):
+    found = SortedRows(files, files.folder.parent).clusters()
+    assert found["clusters"][0]["typical"] == [
+        {"key": "a.jsonl:3", "text": "Q3? → A3"},
+        {"key": "a.jsonl:1", "text": "Q1? → A1"},
+    ]
+    assert sorted(found["points"])[0] == [1, 2, 1] and len(found["points"]) == 6
+    files.sort.clusters.unlink()  # a sort without scikit-learn
+    assert SortedRows(files, files.folder.parent).clusters()["clusters"] == []
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -78,11 +110,9 @@ def test_rows_are_shown_most_suspicious_first(files: RunFiles):
     assert rows.shown("no such score", 0)["by"] == "excess"
 
 
-def test_low_scores_are_suspicious_where_the_sort_says_so():
-    from yrunner.commands.board.rows import SUSPICIOUS_WHEN_LOW as OF_THE_PAGE
-    from yrunner.scoring.rank import SUSPICIOUS_WHEN_LOW
-
-    assert set(OF_THE_PAGE) == set(SUSPICIOUS_WHEN_LOW)
+def test_the_server_does_without_torch():
+    program = "import sys, yrunner.commands.board.server; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_a_run_without_a_sort_says_so(tmp_path: Path):

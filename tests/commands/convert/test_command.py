@@ -64,6 +64,26 @@ num_epochs: 3
 deepspeed: deepspeed_configs/zero3_bf16_cpuoffload_all.json
 learning_rate: 0.0001
 """,
+    "grpo": """
+base_model: acme/base
+rl: grpo
+trl:
+  beta: 0.001
+  max_completion_length: 96
+  num_generations: 4
+  use_vllm: true
+  reward_funcs: [own.short]
+  reward_weights: [2.0]
+  loss_type: dr_grpo
+datasets:
+  - path: rows.jsonl
+    type: own.transform
+sequence_len: 512
+micro_batch_size: 4
+num_epochs: 1
+sample_packing: true
+lm_eval_tasks: [arc_easy, hellaswag]
+""",
     "dpo": """
 base_model: acme/base
 rl: dpo
@@ -214,6 +234,25 @@ trl kto --model_name_or_path acme/base --dataset_name rows.jsonl --output_dir ou
 python examples/scripts/reward_modeling.py --model_name_or_path acme/base \
   --dataset_name acme/pairs --use_peft --load_in_4bit --center_rewards_coefficient 0.01
 """,
+    "grpo.sh": r"""
+trl grpo --model_name_or_path acme/base --dataset_name rows.jsonl --use_vllm \
+  --reward_funcs accuracy_reward think_format_reward own.short get_soft_overlong_punishment \
+  --reward_weights 1.0 0.5 0.2 0.1 --num_generations 4 --max_completion_length 128 \
+  --temperature 0.7 --top_p 1.0 --top_k 50 --scale_rewards none --epsilon 0.1 --use_peft
+""",
+    "rloo.yaml": """
+model_name_or_path: acme/base
+dataset_name: rows.jsonl
+reward_funcs: [own.short, own.short]
+num_generations: 4
+per_device_train_batch_size: 8
+mask_truncated_completions: true
+""",
+    "gkd.sh": r"""
+python examples/scripts/gkd.py --model_name_or_path acme/base --dataset_name rows.jsonl \
+  --teacher_model_name_or_path acme/large --lmbda 0.3 --beta 0.1 --temperature 0.8 \
+  --max_new_tokens 64 --seq_kd false
+""",
     "simpo.sh": r"""
 trl cpo --loss_type simpo --cpo_alpha 0.0 --model_name_or_path acme/base --dataset_name acme/pairs
 """,
@@ -237,6 +276,16 @@ split_dataset_ratio: 0.01
 rpo_alpha: 0.1
 attn_impl: flash_attn
 lora_rank: 8
+""",
+    "grpo.sh": r"""
+swift rlhf --rlhf_type grpo --model acme/base --dataset rows.jsonl --overlong_filter true \
+  --reward_funcs accuracy format soft_overlong repetition --soft_cache_length 128 \
+  --repetition_n_grams 4 --max_completion_length 512 --epsilon 0.2 --epsilon_high 0.28 \
+  --loss_type dapo --scale_rewards group --num_generations 8 --per_device_train_batch_size 8
+""",
+    "gkd.sh": """
+swift rlhf --rlhf_type gkd --model acme/base --teacher_model acme/large --dataset rows.jsonl \
+  --lmbda 0 --beta 1 --max_completion_length 99
 """,
     "pt.sh": """
 swift pt --model acme/base --train_type full --dataset rows.jsonl --streaming true --max_steps 10
@@ -306,6 +355,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "data" / "dataset_info.json").write_text(json.dumps(DATASET_INFO), "utf-8")
     sources = "mine: {path: data/mine.json, source: local, converter: alpaca, size: 3}\n"
     (tmp_path / "data" / "v1.yaml").write_text(sources, "utf-8")
+    (tmp_path / "own.py").write_text("def short(completions):\n    return [1.0]\n", "utf-8")
     (tmp_path / "tiny").mkdir()
     (tmp_path / "tiny" / "config.json").write_text('{"num_hidden_layers": 8}', "utf-8")
     monkeypatch.chdir(tmp_path)
@@ -504,6 +554,65 @@ def test_ms_swift_takes_numbers_of_rows_from_the_names_of_datasets(folder: Path)
     assert entry(c, "dataset")[0] is Outcome.CHANGED
 
 
+def test_rewards_of_trl_become_ours_with_their_weights(folder: Path):
+    recipe, c = converted(folder, "trl-grpo.sh")
+    assert recipe.train.stage == "rl"
+    rewards = [reward.model_dump(exclude_defaults=True) for reward in recipe.rewards]
+    assert rewards == [
+        {"kind": "number", "column": "solution"},
+        {"kind": "python", "function": f"{folder / 'own.py'}:short", "weight": 0.2},
+        {"kind": "length", "maximum": 1024, "margin": 256, "weight": 0.1},
+    ]
+    outcome, note = entry(c, "reward_funcs")
+    assert outcome is Outcome.CHANGED and "think_format_reward: left out" in note
+    rollout = recipe.rollout
+    assert (rollout.generations, rollout.max_new_tokens, rollout.temperature) == (4, 128, 0.7)
+    assert rollout.truncated == "keep"
+    settings = recipe.loss.settings  # type: ignore[union-attr]
+    assert (settings.beta, settings.scale, settings.normalize) == (0.0, "none", "tokens")
+    assert (settings.clip_low, settings.clip_high) == (0.1, 0.1)
+    assert entry(c, "top_p")[0] is Outcome.CARRIED and entry(c, "top_k")[0] is Outcome.WITHOUT
+    assert recipe.train.learning_rate == 1e-6
+    rloo, _ = converted(folder, "trl-rloo.yaml", "loss.kind=rloo", "loss.normalize=null")
+    assert [reward.name for reward in rloo.rewards] == ["python_1", "python_2"]
+    assert rloo.rollout.truncated == "mask" and rloo.loss.kind == "rloo"
+
+
+def test_rewards_of_axolotl_and_ms_swift_become_ours(folder: Path):
+    recipe, c = converted(folder, "axolotl-grpo.yml")
+    settings = recipe.loss.settings  # type: ignore[union-attr]
+    assert (settings.beta, settings.normalize) == (0.001, "length")
+    assert recipe.rewards[0].weight == 2 and recipe.rollout.max_new_tokens == 96
+    assert entry(c, "trl.use_vllm")[0] is Outcome.WITHOUT
+    assert recipe.eval.tasks[0].model_dump()["tasks"] == ["arc_easy", "hellaswag"]
+    recipe, c = converted(folder, "swift-grpo.sh")
+    rewards = [reward.model_dump(exclude_defaults=True) for reward in recipe.rewards]
+    assert [reward["kind"] for reward in rewards] == ["number", "xml", "length", "repetition"]
+    assert (rewards[2]["maximum"], rewards[2]["margin"]) == (384, 128)
+    settings = recipe.loss.settings  # type: ignore[union-attr]
+    assert (settings.clip_low, settings.clip_high, settings.beta) == (0.2, 0.28, 0.04)
+    assert recipe.rollout.truncated == "mask"
+
+
+def test_learning_from_a_teacher_keeps_its_divergence_and_its_share(folder: Path):
+    recipe, _ = converted(folder, "trl-gkd.sh")
+    assert recipe.teacher is not None
+    assert recipe.teacher.model_dump(exclude_defaults=True) == {
+        "model": "acme/large",
+        "weight": 1.0,
+        "temperature": 0.8,
+        "by": "jsd",
+        "beta": 0.1,
+        "top": "all",
+        "on_policy": 0.3,
+        "max_new_tokens": 64,
+    }
+    recipe, c = converted(folder, "swift-gkd.sh")
+    assert recipe.teacher is not None and recipe.teacher.by == "reverse_kl"
+    assert recipe.teacher.on_policy == 0
+    assert entry(c, "max_completion_length")[0] is Outcome.IGNORED
+
+
 def test_y_trainers_token_batch_is_divided_by_its_gpus(folder: Path):
     one, c = converted(folder, "y-sft.sh")
     assert (one.train.token_batch, one.loss.kind) == (10, "nlirg")
@@ -530,7 +639,8 @@ def test_y_trainer_ignores_adapters_and_lengths_of_the_other_kind(folder: Path):
         ("distributed_type: FSDP\n", "a configuration of accelerate launch"),
         ("model: {base: x}\ndata: {train: [{file: y}]}\n", "a recipe already"),
         ("alpha: 1\nbeta: 2\n", "no known tool"),
-        ("base_model: a/b\nrl: grpo\nsequence_len: 8\n", "rl: grpo is not converted"),
+        ("base_model: a/b\nrl: gdpo\nsequence_len: 8\n", "rl: gdpo is not converted"),
+        ("base_model: a/b\nrl: grpo\nsequence_len: 8\n", "it names no reward"),
         ("base_model: a/b\nsequence_len: 8\nmicro_batch_size: 1\n", "it names no data"),
         ("micro_batch_size: 1\nsequence_len: 8\ndatasets: [{path: a/b}]\n", "it names no model"),
         ("base_model: a/b\ndatasets: [{path: gone.jsonl}]\n", "not here: gone.jsonl"),
@@ -565,6 +675,10 @@ WEIRD = ([], [1, "a"], {"a": 1}, "word", "", -1, 0.5, 1e9, True, None, [{"path":
         ("axolotl-dpo.yml", ["rl", "rl_beta", "num_epochs", "datasets", "learning_rate"]),
         ("llama-sft.yaml", ["stage", "dataset", "max_samples", "val_size", "warmup_ratio"]),
         ("trl-dpo.sh", ["loss_type", "loss_weights", "beta", "lora_r", "num_train_epochs"]),
+        ("trl-grpo.sh", ["reward_funcs", "reward_weights", "num_generations", "temperature"]),
+        ("trl-gkd.sh", ["beta", "lmbda", "temperature", "max_new_tokens"]),
+        ("axolotl-grpo.yml", ["trl", "rl"]),
+        ("swift-grpo.sh", ["loss_type", "scale_rewards", "repetition_n_grams", "epsilon"]),
         ("swift-sft.sh", ["dataset", "lora_rank", "max_length", "deepspeed", "system"]),
         ("y-sft.sh", ["epoch", "training_type", "token_batch", "checkpoint_epoch", "batch_size"]),
     ],

@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 import signal
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from yrunner.commands.sort import score as sort_measure
 from yrunner.commands.sort.command import SortInterrupted, sort
 from yrunner.commands.sort.score import measure_together
 from yrunner.commands.train import train, train_base
-from yrunner.errors import DataError, RunError, YRunnerError
+from yrunner.errors import DataError, MissingError, RunError, YRunnerError
 from yrunner.recipe.load import load_recipe
 from yrunner.scoring.knn import Neighbours
 from yrunner.scoring.measure import score_tokens
@@ -45,6 +46,37 @@ def records_of(name, folder=FOLDER):
 
 def results(folder=FOLDER):
     return {name: (folder / name).read_bytes() for name in FILES if (folder / name).exists()}
+
+
+def test_every_row_has_its_cluster_and_a_share_of_each_is_kept(trained_base, capsys):
+    run("sort.clusters.smallest=3")
+    records = records_of("scores.jsonl")
+    found = json.loads((FOLDER / "clusters.json").read_text("utf-8"))
+    sizes = Counter(record["cluster"] for record in records)
+    assert {each["cluster"]: each["rows"] for each in found["clusters"]} == sizes
+    assert sum(each["suspicious"] for each in found["clusters"]) == round(0.1 * 16)
+    assert all(len(record["plane"]) == 2 for record in records)
+    assert f"Clusters: {len(sizes.keys() - {0})}" in capsys.readouterr().out
+    assert "clusters" in (FOLDER / "report.html").read_text("utf-8")
+    before = results()
+    run("sort.clusters.smallest=3", overwrite=True)
+    assert results() == before, "equal input gives equal clusters"
+    run("sort.clusters={smallest: 3, keep: 0.5}", overwrite=True)
+    gone = [record["cluster"] for record in records_of("scores.jsonl") if record["dropped"]]
+    assert Counter(gone) == {
+        number: size - max(1, round(size / 2)) for number, size in sizes.items() if number
+    }
+    assert all("sort.clusters.keep" in line for line in lines_of("dropped_reasons.jsonl"))
+
+
+def test_without_the_package_a_sort_has_no_clusters_and_says_so(trained_base, capsys, monkeypatch):
+    monkeypatch.setattr("yrunner.commands.sort.clusters.find_spec", lambda _: None)
+    with pytest.raises(MissingError, match=r"scikit-learn.*pip install"):
+        run("sort.clusters.keep=0.5")
+    run()
+    assert "no clusters: they need scikit-learn (pip install" in capsys.readouterr().out
+    assert "cluster" not in records_of("scores.jsonl")[0]
+    assert not (FOLDER / "clusters.json").exists()
 
 
 def test_every_row_is_written_once_and_unchanged(trained_base):

@@ -141,6 +141,11 @@ def validator():
             "7:23: sort: drop_below must be below drop_above, or every row is dropped",
         ),
         (
+            "sort: {score: loss, also: [], clusters: {keep: 0.5}}\n",
+            "7:42: sort: clusters.keep needs hidden states, which are stored for outlier and "
+            "knn_loss; name one of them in score or also, or remove it",
+        ),
+        (
             "sort: {drop_share: 1}\n",
             "7:20: sort.drop_share: must be a number of at least 0 and below 1, got 1",
         ),

@@ -8,6 +8,8 @@ from typing import Any
 from transformers import TrainerCallback, TrainerState
 
 from yrunner.data.batching.rollouts import Rollout
+from yrunner.data.chat.reply_text import opened_thinking
+from yrunner.data.chat.template import read_turn_marks
 from yrunner.data.dataset.prompts import PromptRow
 from yrunner.distributed.collectives import this_rank
 from yrunner.evaluation.refilled import SeededPrompt, answers_as_they_end
@@ -50,14 +52,15 @@ def write_answers(
     return None if is_over() else [written[prompt] for prompt in prompts]
 
 
-def score_answers(
-    rewards: Sequence[Reward], rows: Sequence[PromptRow], answers: Sequence[WrittenAnswer]
-) -> tuple[list[list[float | None]], list[float | None]]:
-    """The scores of each answer by every reward, and their weighted sum."""
-    completions = [
+def completions_of(
+    tokenizer: Any, rows: Sequence[PromptRow], answers: Sequence[WrittenAnswer]
+) -> list[Completion]:
+    """Each answer as rewards see it."""
+    opening = opened_thinking(read_turn_marks(tokenizer).openings.get("user", ""))
+    return [
         Completion(
             row.messages,
-            answer.text,
+            opening + answer.text,
             row.columns,
             row.origin,
             answer.num_tokens,
@@ -65,6 +68,16 @@ def score_answers(
         )
         for row, answer in zip(rows, answers, strict=True)
     ]
+
+
+def score_answers(
+    tokenizer: Any,
+    rewards: Sequence[Reward],
+    rows: Sequence[PromptRow],
+    answers: Sequence[WrittenAnswer],
+) -> tuple[list[list[float | None]], list[float | None]]:
+    """The scores of each answer by every reward, and their weighted sum."""
+    completions = completions_of(tokenizer, rows, answers)
     parts = [reward.score(completions) for reward in rewards]
     totals = total_rewards(parts, [reward.weight for reward in rewards])
     return [list(scores) for scores in zip(*parts, strict=True)], totals

@@ -5,18 +5,21 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from yrunner.data.readers.files import kind_of, read_rows
 from yrunner.errors import RunError
+from yrunner.scoring.order import NO_CLUSTER, beyond_shares, suspicion
 from yrunner.storage.found_runs import RunFiles
 from yrunner.storage.run_dir import DATA_ENDINGS, write_text
 from yrunner.storage.run_files import LARGEST, is_inside, read_inside
 
 MOST_SHOWN = 100
+MOST_POINTS = 5000
+LONGEST_TEXT = 200
+"""Characters of a typical row."""
 CHOICES = ("keep", "edit", "drop")
-SUSPICIOUS_WHEN_LOW = ("similarity", "correlation", "margin")
-"""As in scoring/rank.py, which needs torch, and a server does without."""
 TOO_LARGE = "set marks on the page of the sort, save them, and sort again with sort.marks"
 
 
@@ -32,6 +35,9 @@ class ScoredRow:
     scores: Mapping[str, float]
     row: Any
     """As its file holds it."""
+    cluster: int = NO_CLUSTER
+    point: tuple[float, float] | None = None
+    """Its place in the picture of the clusters."""
 
     @property
     def key(self) -> str:
@@ -46,15 +52,15 @@ class SortedRows:
         """Raises `RunError` if there is no such sort, or one too large for a page."""
         self._files, self._root = files, root
         self.rows = {row.key: row for row in self._read()}
+        self._described = self._clusters()
 
     def shown(self, score: str | None, start: int) -> dict[str, Any]:
         """Some rows, the most suspicious first."""
         rows = list(self.rows.values())
         names = list(rows[0].scores) if rows else []
         by = score if score in names else next(iter(names), None)
-        is_low = (by or "").split(" ")[-1] in SUSPICIOUS_WHEN_LOW
         ordered = sorted(
-            rows, key=lambda row: (row.scores.get(by or "", 0.0) * (1 if is_low else -1), row.key)
+            rows, key=lambda row: (-suspicion(by or "", row.scores.get(by or "", 0.0)), row.key)
         )
         return {
             "number": len(rows),
@@ -72,17 +78,38 @@ class SortedRows:
             ],
         }
 
-    def mend(self, changes: Mapping[str, Any]) -> dict[str, Any]:
+    def clusters(self) -> dict[str, Any]:
+        """The clusters, the largest first, with the text of their typical rows, and some rows as
+        points with the numbers of their clusters."""
+        step = -(-len(self.rows) // MOST_POINTS) or 1
+        points = [row for row in self.rows.values() if row.point is not None][::step]
+        found = []
+        for cluster in self._described.get("clusters", []):
+            keys = [f"{place['file']}:{place['row']}" for place in cluster["typical"]]
+            rows = [self.rows[key] for key in keys if key in self.rows]
+            texts = [{"key": row.key, "text": _text_of(row.row)} for row in rows]
+            found.append({**cluster, "typical": texts})
+        return {
+            "clusters": found,
+            "points": [[*row.point, row.cluster] for row in points if row.point is not None],
+        }
+
+    def mend(
+        self, changes: Mapping[str, Any], shares: Mapping[str, Any] = MappingProxyType({})
+    ) -> dict[str, Any]:
         """Write the corpus with these changes to a new file, and beside it what was changed.
 
-        `changes`: by `ScoredRow.key`, `{"do": "keep" | "edit" | "drop", "row": {...}}`. Raises
-        `RunError` for a change that fits no row.
+        `changes`: by `ScoredRow.key`, `{"do": "keep" | "edit" | "drop", "row": {...}}`. `shares`:
+        by the number of a cluster, the share of its rows to keep, the least suspicious; a change
+        of a row comes first. Raises `RunError` for a change that fits no row or cluster.
         """
-        if not changes:
+        if not changes and not shares:
             raise RunError("nothing was changed")
         for key, change in changes.items():
             self._check(key, change)
-        kept, log = self._decide(changes)
+        kept, log = self._decide(changes, self._beyond(shares))
+        if not kept:
+            raise RunError("no row would be left", remedy="keep more of the clusters")
         path, log_path = self._free_names()
         write_text(path, "".join(map(_line, kept)))
         write_text(log_path, "".join(map(_line, log)))
@@ -96,12 +123,32 @@ class SortedRows:
         if change["do"] == "edit" and not isinstance(change.get("row"), dict):
             raise RunError(f"{key}: an edited row must be a JSON object")
 
-    def _decide(self, changes: Mapping[str, Any]) -> tuple[list[Any], list[dict[str, Any]]]:
+    def _beyond(self, shares: Mapping[str, Any]) -> dict[str, str]:
+        """Why rows are too many for their clusters, by their keys."""
+        numbers = {str(cluster["cluster"]) for cluster in self._described.get("clusters", [])}
+        for number, share in shares.items():
+            if number not in numbers:
+                raise RunError(f"there is no cluster {number[:80]}")
+            if type(share) not in (int, float) or not 0 <= share <= 1:
+                raise RunError(f"cluster {number}: the share to keep must be from 0 to 1")
+        rows = list(self.rows.values())
+        deciding = self._described.get("deciding", "")
+        reasons = beyond_shares(
+            [suspicion(deciding, row.scores.get(deciding, 0.0)) for row in rows],
+            [row.cluster for row in rows],
+            {int(number): share for number, share in shares.items()},
+        )
+        return {rows[index].key: reason for index, reason in reasons.items()}
+
+    def _decide(
+        self, changes: Mapping[str, Any], beyond: Mapping[str, str]
+    ) -> tuple[list[Any], list[dict[str, Any]]]:
         """The rows of the new file in their order, and the log."""
         last = len(self.rows) + 1
         kept, log = [], []
         for row in sorted(self.rows.values(), key=lambda row: row.place or last):
-            change = changes.get(row.key, {})
+            by_share = {"do": "drop"} if row.place and row.key in beyond else {}
+            change = changes.get(row.key, by_share)
             does = change.get("do", "keep" if row.place else "drop")
             after = {"keep": row.row, "drop": None, "edit": change.get("row")}[does]
             if after is not None:
@@ -113,6 +160,7 @@ class SortedRows:
                         "file": row.file,
                         "row": row.number,
                         "do": does,
+                        "why": beyond[row.key] if change is by_share else "by hand",
                         "why_dropped": row.why_dropped,
                         "before": row.row,
                         "after": after,
@@ -150,6 +198,13 @@ class SortedRows:
             record = by_key.get((reason["file"], reason["row"]))
             if record is not None:
                 yield _scored(record, row)
+
+    def _clusters(self) -> dict[str, Any]:
+        try:
+            found = json.loads(read_inside(self._files.sort.clusters, self._root))
+        except FileNotFoundError:
+            return {}  # without scikit-learn, or by an older version
+        return found if isinstance(found, dict) else {}
 
     def _reasons(self) -> list[dict[str, Any]]:
         try:
@@ -190,8 +245,33 @@ def _without_links(path: str, flags: int) -> int:
 
 
 def _scored(record: Mapping[str, Any], row: Any) -> ScoredRow:
-    place, why = record["place"], record["dropped"]
-    return ScoredRow(record["file"], record["row"], place, why, record["scores"] or {}, row)
+    crossed = record.get("cross_fit") or {}
+    scores = {f"cross-fit {name}": value for name, value in crossed.items()}
+    point = record.get("plane")
+    return ScoredRow(
+        record["file"],
+        record["row"],
+        record["place"],
+        record["dropped"],
+        {**(record["scores"] or {}), **scores},
+        row,
+        record.get("cluster", NO_CLUSTER),
+        None if point is None else (point[0], point[1]),
+    )
+
+
+def _text_of(row: Any) -> str:
+    """The start of what a row says: its texts, in the order of its file."""
+    match row:
+        case str():
+            text = row
+        case dict():
+            text = " → ".join(filter(None, map(_text_of, row.values())))
+        case list():
+            text = " → ".join(filter(None, map(_text_of, row)))
+        case _:
+            text = ""
+    return text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]}…"
 
 
 def _line(value: Any) -> str:

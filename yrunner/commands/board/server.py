@@ -36,7 +36,10 @@ STATIC = {
     "uPlot.iife.min.js": "text/javascript; charset=utf-8",
     **{
         f"{name}.js": "text/javascript; charset=utf-8"
-        for name in ("main", "words", "page", "runs", "run", "curves", "compare", "text", "rows")
+        for name in (
+            *("main", "words", "page", "runs", "run", "curves", "compare", "text", "rows"),
+            "clusters",
+        )
     },
 }
 """Files of the package that are served, and nothing else."""
@@ -98,6 +101,7 @@ class Board:
             "/api/compare": _json(self._compare),
             "/api/jobs": _json(self._list_jobs),
             "/api/rows": _json(self._rows),
+            "/api/clusters": _json(self._clusters),
         }
         changes = {
             "/api/start": _json(self._start),
@@ -224,6 +228,9 @@ class Board:
         rows = SortedRows(self._files(asked.get("id", "")), self._root)
         return rows.shown(asked.get("by"), int(start))
 
+    def _clusters(self, request: Request) -> dict[str, Any]:
+        return SortedRows(self._files(request.query_params.get("id", "")), self._root).clusters()
+
     def _list_jobs(self, _: Any) -> dict[str, Any]:
         return {"jobs": self._jobs.listed(), "recipes": list(self._jobs.recipes())}
 
@@ -248,10 +255,10 @@ class Board:
         return {"id": self._jobs.resume(self._files(asked.get("id"))).id}
 
     def _mend(self, asked: dict[str, Any]) -> dict[str, Any]:
-        changes = asked.get("changes")
-        if not isinstance(changes, dict):
-            raise RunError("changes must be an object")
-        return SortedRows(self._files(asked.get("id")), self._root).mend(changes)
+        changes, shares = asked.get("changes"), asked.get("shares", {})
+        if not isinstance(changes, dict) or not isinstance(shares, dict):
+            raise RunError("changes and shares must be objects")
+        return SortedRows(self._files(asked.get("id")), self._root).mend(changes, shares)
 
     def _save(self, asked: dict[str, Any]) -> dict[str, Any]:
         messages = asked.get("messages")

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from yrunner.assembly.measure import score_rows
-from yrunner.assembly.rl.rollouts import score_answers, write_answers
+from yrunner.assembly.rl.rollouts import completions_of, score_answers, write_answers
 from yrunner.assembly.run import Run
 from yrunner.assembly.trainer import reference_in_words
 from yrunner.commands.check.signal import MOST_WORK, NotScored, find_base, load_base, spread
@@ -19,7 +19,6 @@ from yrunner.data.batching.plan import Plan
 from yrunner.data.conversation import TokenizedExample
 from yrunner.data.dataset.prompts import PromptRow
 from yrunner.models.limits import evaluating
-from yrunner.rewards.completion import Completion
 from yrunner.rewards.facts import (
     ENOUGH,
     RewardFacts,
@@ -105,7 +104,7 @@ def measure_rollouts(
     with evaluating(model), waiting(f"the base writes {counted(len(asked), 'answer')}"):
         answers = write_answers(model, run.tokenizer, rollout, asked)
     assert answers is not None, "nothing interrupts it"
-    parts, totals = score_answers(rewards, chosen, answers)
+    parts, totals = score_answers(run.tokenizer, rewards, chosen, answers)
     writing = (time.perf_counter() - started) / len(answers)
     learning = TRAINING_PER_FORWARD * _seconds_of_forward(run, model, chosen, answers)
     facts = describe(run, chosen, answers, parts, totals)
@@ -151,10 +150,7 @@ def describe(
     generations = recipe.rollout.generations
     names = [section.shown_name for section in recipe.rewards]
     columns = [[scores[at] for scores in parts] for at in range(len(names))]
-    completions = [
-        Completion(row.messages, it.text, row.columns, row.origin, it.num_tokens, it.is_truncated)
-        for row, it in zip(rows, answers, strict=True)
-    ]
+    completions = completions_of(run.tokenizer, rows, answers)
     found = [
         reward_facts(section.shown_name, section.weight, column, generations)
         for section, column in zip(recipe.rewards, columns, strict=True)

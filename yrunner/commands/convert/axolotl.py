@@ -20,6 +20,7 @@ from yrunner.commands.convert.data import (
     count_or_share,
     template,
 )
+from yrunner.commands.convert.generated import convert_rewarded
 from yrunner.commands.convert.leftovers import convert_leftovers
 from yrunner.commands.convert.training_arguments import (
     Defaults,
@@ -50,6 +51,8 @@ ASKING = (
     "context_qa",
     "alpaca_w_system",
 )
+REWARDED = {"max_completion_length": 512, "beta": 0.0, "loss_type": "dapo"}
+"""TRL's defaults that differ here."""
 PREFERENCES = {"dpo": "dpo", "ipo": "dpo", "kto": "kto", "orpo": "orpo", "simpo": "simpo"}
 
 
@@ -63,6 +66,7 @@ def convert_axolotl(c: Conversion) -> None:
     _datasets(c)
     _lengths(c)
     _rhythm(c)
+    _evaluation(c)
     template(c, "chat_template", c.get("chat_template"))
     if c.get("default_system_message"):
         c.carry("default_system_message", "data.system")
@@ -124,9 +128,12 @@ def _stage(c: Conversion) -> None:
             c.carry("center_rewards_coefficient", "loss.center")
     elif isinstance(method, str) and method in PREFERENCES:
         _preference(c, method)
+    elif method == "grpo":
+        c.carry("rl", "loss.kind", "grpo")
+        convert_rewarded(c, "grpo", REWARDED, "trl.")
     elif method:
         c.obstacles.append(f"rl: {method} is not converted; see docs/guide/rl.md")
-        c.without("rl", "use dpo, ipo, kto, orpo or simpo")
+        c.without("rl", "use dpo, ipo, kto, orpo, simpo or grpo")
     elif number(c.get("process_reward_model")) is True:
         c.obstacles.append("process_reward_model has no counterpart here")
     elif c.get("pretraining_dataset"):
@@ -173,8 +180,8 @@ def _lengths(c: Conversion) -> None:
         c.fill("data.too_long", ours, "Axolotl drops rows above sequence_len")
     c.fill("data.invalid", "drop", "Axolotl leaves out rows without an answer")
     if number(c.get("sample_packing")) is True:
-        if c.values.get("train.stage") in ("preference", "reward"):
-            c.ignored("sample_packing", "pairs are not packed")
+        if c.values.get("train.stage") in ("preference", "reward", "rl"):
+            c.ignored("sample_packing", "pairs and prompts are not packed")
         else:
             c.carry("sample_packing", "data.packing", True)
     _learned_tokens(c)
@@ -198,6 +205,16 @@ def _learned_tokens(c: Conversion) -> None:
     for key in ("train_on_eos", "train_on_eot"):
         if c.get(key) == "turn":
             c.same(key, "the end of each learned turn, as here")
+
+
+def _evaluation(c: Conversion) -> None:
+    """Tasks of lm-evaluation-harness; `yrun train` measures before and after."""
+    tasks = c.get("lm_eval_tasks")
+    if isinstance(tasks, list) and tasks and all(isinstance(task, str) for task in tasks):
+        task = {"name": "harness", "kind": "harness", "side": "general", "tasks": tasks}
+        c.carry("lm_eval_tasks", "eval.tasks", [task])
+        if number(c.get("lm_eval_post_train")) is True:
+            c.same("lm_eval_post_train", "measured before and after the training")
 
 
 def _rhythm(c: Conversion) -> None:
@@ -335,7 +352,7 @@ class _Source:
             self.done("type", Outcome.CARRIED)
         elif base in ("completion", "pretrain", "pretraining"):
             self.read_text()
-        elif base in ASKING or self.c.values.get("train.stage") in ("preference", "reward"):
+        elif base in ASKING or self.c.values.get("train.stage") in ("preference", "reward", "rl"):
             self.done(
                 "type", Outcome.CHANGED, "the form is found by the columns, see data.train.format"
             )

@@ -21,8 +21,9 @@ from yrunner.recipe.schema.distributed import SHARED_OPTIMIZERS
 from yrunner.recipe.schema.model import ADAPTER_SHAPE
 from yrunner.storage.run_dir import write_text
 
-SECTIONS = ("name", "output", "seed", "model", "tuning", "data", "loss", "keep", "drift", "train",
-            "distributed", "sort", "eval", "merge")  # fmt: skip
+SECTIONS = ("name", "output", "seed", "model", "tuning", "data", "rewards", "rollout",
+            "loss", "teacher", "keep", "drift", "train", "distributed", "sort", "eval",
+            "merge")  # fmt: skip
 """Of a recipe, in their usual order."""
 FIRST_KEYS = ("kind", "stage", "base", "file", "hub")
 LIST_ORDER = (Outcome.CHANGED, Outcome.WITHOUT, Outcome.IGNORED, Outcome.CARRIED)
@@ -127,9 +128,11 @@ def _settle(c: Conversion) -> None:
     stage = c.values.get("train.stage")
     if stage == "reward":
         _settle_reward(c)
-    if stage in ("preference", "reward"):
+    if stage in ("preference", "reward", "rl"):
         without = ("data.targets", "data.packing", "train.token_batch")
         _drop(c, without, f"not with train.stage {stage}")
+    if stage == "rl" or c.values.get("teacher.on_policy"):
+        _settle_writing(c)
     if "tuning.adapter" in c.values:
         _drop(c, [f"tuning.{name}" for name in ADAPTER_SHAPE], "the adapter has its own")
     if not (c.values.get("data.validation") or "data.validation_share" in c.values):
@@ -159,6 +162,16 @@ def _settle_reward(c: Conversion) -> None:
         "distributed.deepspeed.config",
     )
     _drop(c, others, "not with train.stage reward")
+
+
+def _settle_writing(c: Conversion) -> None:
+    """The model writes answers while it trains."""
+    without = ("data.packing", "train.token_batch")
+    _drop(c, without, "how long an answer will be is not known before")
+    if c.values.get("data.targets") == "all":
+        c.revise("data.targets", None, "questions are not learned where answers are written")
+    if c.values.get("distributed.deepspeed.stage") == 3:
+        c.revise("distributed.deepspeed.stage", 2, "3 there; answers need the whole weights here")
 
 
 def _settle_sharding(c: Conversion) -> None:

@@ -76,11 +76,15 @@ REMEDIES = (
      "tokens are not added; tuning.train_tokens trains the rows of tokens that the model has"),
     (r"strict", "not needed: a recipe is always checked"),
     (r"eot_tokens", "not needed: the chat template says where a turn ends"),
-    (r"vllm|vllm_.*|use_vllm|trl|ebft|reward_(?!model$).*|num_generations|max_completion_length|epsilon.*"
-     r"|grpo_.*|ppo_.*|rollout_.*|temperature|top_[kp]|steps_per_generation|log_completions|sleep_level"
-     r"|teacher_.*|beta|lmbda|seq_kd|gkd_.*|offload_(model|optimizer)|response_length|scale_rewards",
-     "for learning from generated answers or a teacher, which is not converted; see rl.md and"
-     " distill.md in docs/guide"),
+    (r"vllm|vllm_.*|use_vllm|sleep_level|offload_(model|optimizer)|move_model_batches|async_generate",
+     "answers are written by transformers here, see rollout.batch_size"),
+    (r"log_completions|num_completions_to_print", "not needed: rollouts.jsonl has every answer"),
+    (r"(steps_per_generation|generation_batch_size)",
+     "answers are written for one update at a time; see rollout.updates_per_rollout"),
+    (r"trl|ebft|reward_(?!model$).*|num_generations.*|max_completion_length|epsilon.*"
+     r"|grpo_.*|ppo_.*|rollout_.*|temperature|top_[kp]"
+     r"|teacher_.*|beta|lmbda|seq_kd|gkd_.*|response_length|scale_rewards",
+     "nothing here does it; see rl.md and distill.md in docs/guide"),
     (r"image_.*|video_.*|audio_.*|.*_pixels|processor_type|freeze_(vision|language|multi|vit|aligner|llm|mm).*"
      r"|vit_.*|aligner_.*|skip_prepare_dataset|media_dir|use_audio_in_video|size_divisor|agent_template",
      "only text is learned from"),

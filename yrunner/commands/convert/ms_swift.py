@@ -4,6 +4,7 @@ from typing import Any
 
 from yrunner.commands.convert.conversion import Conversion, Outcome, decimal, has_key, number, words
 from yrunner.commands.convert.data import add_source, count_or_share, template
+from yrunner.commands.convert.generated import METHODS, convert_rewarded, convert_taught
 from yrunner.commands.convert.leftovers import convert_leftovers
 from yrunner.commands.convert.training_arguments import (
     Defaults,
@@ -27,6 +28,10 @@ SHAPE = (
 KINDS = ("tuner_type", "train_type", "sft_type")
 TOO_LONG = {"delete": "drop", "left": "cut", "right": "cut", "raise": "refuse", "split": "split"}
 OTHER_HUB = "of that name on Hugging Face's Hub; ms-swift takes it from ModelScope"
+REWARDED = {"max_completion_length": 512, "temperature": 0.9, "beta": 0.04, "loss_type": "grpo"}
+TAUGHT = {"beta": 0.5, "lmbda": 0.5, "length": 512, "temperature": 0.9}
+UNMASKED = ("preference", "reward", "rl")
+"""Stages that learn whole answers, one by one."""
 BETAS = {"simpo": 2.0}
 """Of preference losses whose default is not 0.1."""
 
@@ -113,13 +118,29 @@ def _stage(c: Conversion, command: str) -> None:
             c.carry("center_rewards_coefficient", "loss.center")
     elif method in PREFERENCES:
         _preference(c, method)
+    elif method == "grpo":
+        _rewarded(c)
+    elif method == "gkd":
+        convert_taught(c, "teacher_model", TAUGHT)
+        c.same("rlhf_type", "teacher says so")
     elif method:
         c.obstacles.append(f"rlhf_type {method} is not converted; see docs/guide")
-        c.without("rlhf_type", "use dpo, kto, orpo, simpo or rm")
+        c.without("rlhf_type", "use dpo, kto, orpo, simpo, rm, grpo or gkd")
     if str(c.get("task_type", "causal_lm")) != "causal_lm":
         c.obstacles.append(f"task_type {c.get('task_type')} has no counterpart here")
     if number(c.get("enable_dft_loss")) is True:
         c.carry("enable_dft_loss", "loss.kind", "dft")
+
+
+def _rewarded(c: Conversion) -> None:
+    """GRPO, or RLOO as one of its estimators of advantages."""
+    estimator = str(c.get("advantage_estimator", "grpo"))
+    if estimator not in METHODS:
+        c.obstacles.append(f"advantage_estimator {estimator} has no counterpart here")
+    method = estimator if estimator in METHODS else "grpo"
+    convert_rewarded(c, method, REWARDED)
+    c.carry("rlhf_type", "loss.kind", method)
+    c.carry("advantage_estimator", "loss.kind", method)
 
 
 def _preference(c: Conversion, method: str) -> None:
@@ -210,14 +231,11 @@ def _lengths(c: Conversion) -> None:
     how = "cut at the end here" if strategy == "left" else ""
     if not c.carry("truncation_strategy", "data.too_long", TOO_LONG.get(strategy, "drop"), how):
         c.fill("data.too_long", "drop", "ms-swift leaves out longer rows")
-    if number(c.get("packing")) is True and c.values.get("train.stage") not in (
-        "preference",
-        "reward",
-    ):
+    if number(c.get("packing")) is True and c.values.get("train.stage") not in UNMASKED:
         c.carry("packing", "data.packing", True)
     scale = str(c.get("loss_scale", "default"))
     ours = {"default": "assistant", "last_round": "last_assistant", "all": "all"}.get(scale)
-    if c.get("loss_scale") and ours and c.values.get("train.stage") not in ("preference", "reward"):
+    if c.get("loss_scale") and ours and c.values.get("train.stage") not in UNMASKED:
         c.carry("loss_scale", "data.targets", ours)
     if c.get("system"):
         path = c.find(str(c.get("system"))) if str(c.get("system")).endswith(".txt") else None

@@ -48,7 +48,7 @@ OTHER_FILES = {
     "fsdp": "a configuration of FSDP",
 }
 LLAMA_FACTORY_PROGRAM = r"llamafactory-cli|lmf|llamafactory"
-TRAINERS = "sft|dpo|kto|orpo|cpo|reward|grpo|rloo"
+TRAINERS = "sft|dpo|kto|orpo|cpo|reward|grpo|rloo|gkd"
 PROGRAMS = (
     ("ms-swift", re.compile(r"(?:\S*/)?swift (sft|pt|rlhf)\b")),
     ("ms-swift", re.compile(r"(?:\S*/)?swift/cli/(sft|pt|rlhf)\.py\b")),

@@ -1,4 +1,4 @@
-"""TRL's settings: arguments of `trl sft|dpo|kto|orpo|reward`, or its YAML."""
+"""TRL's settings: arguments of `trl sft|dpo|grpo|...`, of its scripts, or its YAML."""
 
 from typing import Any
 
@@ -12,6 +12,7 @@ from yrunner.commands.convert.conversion import (
     words,
 )
 from yrunner.commands.convert.data import add_source, template
+from yrunner.commands.convert.generated import METHODS, convert_rewarded, convert_taught
 from yrunner.commands.convert.leftovers import convert_leftovers
 from yrunner.commands.convert.training_arguments import (
     Defaults,
@@ -23,10 +24,17 @@ from yrunner.commands.convert.training_arguments import (
 )
 
 NAMES = Names(rank="lora_r")
-RATES = {"sft": 2e-5, "dpo": 1e-6, "kto": 1e-6, "reward": 1e-4, "orpo": 1e-6, "cpo": 1e-6}
+RATES = {"sft": 2e-5, "dpo": 1e-6, "kto": 1e-6, "reward": 1e-4, "orpo": 1e-6, "cpo": 1e-6,
+         "grpo": 1e-6, "rloo": 1e-6, "gkd": 2e-5}  # fmt: skip
 """TRL's default learning rate of each trainer."""
 STAGES = {"sft": "sft", "reward": "reward", "dpo": "preference", "kto": "preference",
           "orpo": "preference", "cpo": "preference"}  # fmt: skip
+REWARDED: dict[str, dict[str, Any]] = {
+    "grpo": {"max_completion_length": 512, "beta": 0.0, "loss_type": "dapo"},
+    "rloo": {"max_completion_length": 512, "num_generations": 2},
+}
+"""TRL's defaults that differ here."""
+TAUGHT = {"beta": 0.5, "lmbda": 0.5, "length": 128, "temperature": 0.9}
 DPO_FORMS = {"sigmoid": "sigmoid", "hinge": "hinge", "ipo": "ipo", "robust": "robust",
              "sigmoid_norm": "sigmoid"}  # fmt: skip
 PEFT_TARGETS = ["q_proj", "v_proj"]
@@ -42,7 +50,12 @@ def convert_trl(c: Conversion, command: str) -> None:
     if c.get("model_name_or_path"):
         c.carry("model_name_or_path", "model.base", c.model(c.get("model_name_or_path")))
     _tuning(c)
-    _stage(c, command)
+    if command in METHODS:
+        convert_rewarded(c, command, REWARDED[command])
+    elif command == "gkd":
+        convert_taught(c, "teacher_model_name_or_path", TAUGHT)
+    else:
+        _stage(c, command)
     _datasets(c, validates=validates)
     _lengths(c)
     template(c, "chat_template_path", c.get("chat_template_path"))
@@ -52,6 +65,10 @@ def convert_trl(c: Conversion, command: str) -> None:
 
 def _trainer_of(c: Conversion) -> str:
     """The trainer whose keys a YAML file has; `trl` itself is told by its command."""
+    if c.get("reward_funcs") is not None or c.get("num_generations") is not None:
+        return "grpo"
+    if c.get("teacher_model_name_or_path") is not None:
+        return "gkd"
     if c.get("desirable_weight") is not None or c.get("undesirable_weight") is not None:
         return "kto"
     if c.get("center_rewards_coefficient") is not None:

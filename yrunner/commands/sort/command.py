@@ -5,6 +5,7 @@ import gc
 import json
 import shlex
 import signal
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,12 @@ from torch import Tensor
 from yrunner.assembly.dataset import print_left_out, print_rows
 from yrunner.assembly.identity import describe_environment, sort_fingerprint
 from yrunner.assembly.run import Run
+from yrunner.commands.sort.clusters import (
+    check_clusters,
+    cluster_rows,
+    describe_clusters,
+    print_clusters,
+)
 from yrunner.commands.sort.corpus import (
     CorpusRow,
     Seen,
@@ -41,11 +48,14 @@ from yrunner.data.readers.text import states_of, unchanged
 from yrunner.errors import DataError, RunError, YRunnerError
 from yrunner.recipe.load import recipe_to_yaml
 from yrunner.recipe.schema.recipe import Recipe
+from yrunner.reports.sort_page import PageCluster, PageClusters
 from yrunner.reports.terminal_plot import block_bar
 from yrunner.reports.token_text import TokenText
+from yrunner.scoring.clusters import Clusters
 from yrunner.scoring.folds import group_copies
 from yrunner.scoring.knn import Neighbours
-from yrunner.scoring.rank import Mark, outlier_targets, suspicion, unexplained_losses
+from yrunner.scoring.order import Mark, suspicion
+from yrunner.scoring.rank import outlier_targets, unexplained_losses
 from yrunner.scoring.score_file import row_hashes
 from yrunner.storage.run_dir import SortDir, write_json, write_text
 
@@ -95,7 +105,8 @@ def sort_run(run: Run, *, overwrite: bool, prepare: Callable[[Run], None]) -> So
     with _explaining_how_to_resume(folder.folder):
         _open_folder(run, folder, asked_for)
         seen = _look(run, folder)
-        corpus = _judge(run, seen, rows, marks)
+        clusters = cluster_rows(run.recipe, seen, rows)
+        corpus = _judge(run, seen, rows, marks, clusters)
         _write_report(run, corpus, seen, folder)
         with unchanged(states, undo=folder.clear):
             write_results(corpus, folder)
@@ -115,6 +126,7 @@ def _check(run: Run, sources: Sequence[Source], *, overwrite: bool) -> SortDir:
             "train.stage rl learns from prompts, which have no answers to score",
             remedy="sort rows with answers: set train.stage to sft and loss.kind to plain",
         )
+    check_clusters(run.recipe)
     files = [file for source in sources for file in source.files]
     check_one_kind(files)
     for source in sources:
@@ -233,13 +245,20 @@ def _explaining_how_to_resume(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _judge(run: Run, seen: Seen, rows: list[CorpusRow], marks: Mapping[int, Mark]) -> Sorted:
+def _judge(
+    run: Run,
+    seen: Seen,
+    rows: list[CorpusRow],
+    marks: Mapping[int, Mark],
+    clusters: Clusters | None,
+) -> Sorted:
     recipe, prepared = run.recipe, run.dataset
     examples = prepared.train.examples
     verdicts = [judge(row, seen, recipe.sort) for row in rows]
     text = TokenText(run.tokenizer)
     deciding = deciding_score(recipe.sort)
     reports = [report for report in prepared.reports if report.purpose == "train"]
+    scores = [verdict.named_scores()[deciding] for verdict in verdicts]
     return Sorted(
         files=[report.file for report in reports],
         rows=rows,
@@ -248,12 +267,7 @@ def _judge(run: Run, seen: Seen, rows: list[CorpusRow], marks: Mapping[int, Mark
             None if verdict.worst is None else mark_span(row, verdict.worst, examples, text)
             for row, verdict in zip(rows, verdicts, strict=True)
         ],
-        decision=decide(
-            recipe.sort,
-            [verdict.named_scores()[deciding] for verdict in verdicts],
-            marks,
-            recipe.seed,
-        ),
+        decision=decide(recipe.sort, scores, marks, recipe.seed, clusters),
         left_out=[
             LeftOut((number, refusal.origin.row), refusal)
             for number, report in enumerate(reports)
@@ -261,6 +275,10 @@ def _judge(run: Run, seen: Seen, rows: list[CorpusRow], marks: Mapping[int, Mark
         ],
         deciding=deciding,
         marks=marks,
+        clusters=clusters,
+        cluster_facts=[]
+        if clusters is None
+        else describe_clusters(clusters, deciding, scores, rows, examples, run.tokenizer),
     )
 
 
@@ -289,6 +307,28 @@ def _write_report(run: Run, corpus: Sorted, seen: Seen, folder: SortDir) -> None
             if number in corpus.marks
         },
         worst_and_sound=corpus.worst_and_sound(),
+        clusters=_on_the_page(corpus, row_of),
+    )
+
+
+def _on_the_page(corpus: Sorted, row_of: Sequence[int]) -> PageClusters | None:
+    """The clusters of the rows that the page lists; `row_of`: the row of each."""
+    if corpus.clusters is None:
+        return None
+    first = {row: place for place, row in reversed([*enumerate(row_of)])}
+    return PageClusters(
+        numbers=[corpus.clusters.numbers[row] for row in row_of],
+        plane=[corpus.clusters.plane[row] for row in row_of],
+        clusters=[
+            PageCluster(
+                fact.number,
+                fact.size,
+                fact.num_suspicious,
+                fact.words,
+                [first[row] for row in fact.typical],
+            )
+            for fact in corpus.cluster_facts
+        ],
     )
 
 
@@ -298,6 +338,11 @@ def say_sorted(corpus: Sorted, folder: SortDir) -> None:
     _print_percentiles(corpus)
     _print_distribution(corpus.deciding, decisive)
     _print_suspicious(corpus, decisive)
+    if corpus.clusters is not None:
+        order = corpus.decision.order
+        print_clusters(
+            corpus.cluster_facts, Counter(corpus.clusters.numbers[index] for index in order)
+        )
     _say_sound(corpus, folder)
     _say_counts(corpus)
     for what, path in (

@@ -15,21 +15,25 @@ from yrunner.errors import Origin, YRunnerError
 from yrunner.recipe.schema.sort import SortSection
 from yrunner.reports.token_text import INCOMPLETE, LINE_END, MOST_TOKENS_OF_A_CHARACTER, TokenText
 from yrunner.reports.token_view import CLOSED, OPENED
+from yrunner.scoring.clusters import Clusters
 from yrunner.scoring.knn import Lookup
 from yrunner.scoring.measure import TokenScores
+from yrunner.scoring.order import (
+    MARGIN,
+    NO_CLUSTER,
+    Dropped,
+    Mark,
+    choose_dropped,
+    order_rows,
+    suspicion,
+)
 from yrunner.scoring.rank import (
     CROSS_FIT,
     KNN_LOSS,
-    MARGIN,
     OUTLIER,
     UNEXPLAINED,
-    Dropped,
-    Mark,
     Neighbourhood,
-    choose_dropped,
-    order_rows,
     score_row,
-    suspicion,
     unexplained_losses,
 )
 from yrunner.scoring.suspicious_spans import SuspiciousSpan, worst_span, worst_stretch
@@ -177,7 +181,11 @@ def _worst(
 
 
 def decide(
-    section: SortSection, scores: Sequence[float], marks: Mapping[int, Mark], seed: int
+    section: SortSection,
+    scores: Sequence[float],
+    marks: Mapping[int, Mark],
+    seed: int,
+    clusters: Clusters | None = None,
 ) -> Decision:
     """Drop and order rows by the deciding score. Raises `YRunnerError` if none is left."""
     name = deciding_score(section)
@@ -189,6 +197,8 @@ def decide(
         drop_below=section.drop_below,
         keep=section.keep,
         marks=marks,
+        clusters=clusters.numbers if clusters else [NO_CLUSTER] * len(scores),
+        keep_of_each=section.clusters.keep,
     )
     gone = {row.index for row in dropped}
     kept = [index for index in range(len(scores)) if index not in gone]

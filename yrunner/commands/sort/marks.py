@@ -11,7 +11,7 @@ from yrunner.data.formats.columns import quoted
 from yrunner.data.readers.files import read_rows
 from yrunner.data.readers.text import Damaged
 from yrunner.errors import DataError, Origin
-from yrunner.scoring.rank import Mark
+from yrunner.scoring.order import Mark
 
 SORT_AGAIN = "mark the rows on the page of this sort, and save the marks again"
 

@@ -11,7 +11,7 @@ from yrunner.data.dataset.examples import Column
 from yrunner.recipe.schema.preference import BradleyTerryLoss, DpoLoss
 from yrunner.recipe.schema.recipe import Recipe
 from yrunner.scoring.measure import TokenScores
-from yrunner.scoring.rank import MARGIN
+from yrunner.scoring.order import MARGIN
 from yrunner.scoring.suspicious_spans import bounded_loss
 
 

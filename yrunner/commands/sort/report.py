@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from yrunner.commands.sort.clusters import ClusterFacts
 from yrunner.commands.sort.corpus import CorpusRow, Decision, MarkedSpan, Seen, Verdict
 from yrunner.commands.sort.marks import content_of, file_names
 from yrunner.commands.sort.write import RowPlace, write_rows
@@ -20,6 +21,7 @@ from yrunner.data.dataset.quality import Finding, RowPair, find_pairs
 from yrunner.data.dataset.row_report import Refusal
 from yrunner.reports.sort_page import (
     BETTER_THAN,
+    PageClusters,
     SideBySide,
     SideKind,
     SortedRow,
@@ -30,9 +32,11 @@ from yrunner.reports.sort_page import (
 )
 from yrunner.reports.token_text import TokenText, visible
 from yrunner.reports.token_view import CLOSED, OPENED
-from yrunner.scoring.rank import OUTLIER, Mark, entropy, loss, suspicion
+from yrunner.scoring.clusters import Clusters
+from yrunner.scoring.order import Mark, suspicion
+from yrunner.scoring.rank import OUTLIER, entropy, loss
 from yrunner.scoring.sound_share import expect_sound
-from yrunner.storage.run_dir import SortDir, write_text
+from yrunner.storage.run_dir import SortDir, write_json, write_text
 
 MOST_MAPPED_TOKENS = 200_000
 """Tokens with a heat map on the page, at about 20 bytes each."""
@@ -78,6 +82,8 @@ class Sorted:
     """The name of the deciding score."""
     marks: Mapping[int, Mark]
     """What a person decided, by the index of the row."""
+    clusters: Clusters | None = None
+    cluster_facts: Sequence[ClusterFacts] = ()
 
     def name(self, row: RowPlace) -> str:
         """Display name of a row's file."""
@@ -109,7 +115,25 @@ def write_results(corpus: Sorted, folder: SortDir) -> None:
     if dropped or left_out:
         write_rows(corpus.files, [*dropped, *left_out], folder.dropped)
         _write_lines(folder.reasons, _reasons(corpus))
+    if corpus.clusters is not None:
+        write_json(folder.clusters, _clusters(corpus))
     _write_lines(folder.scores, _records(corpus))
+
+
+def _clusters(corpus: Sorted) -> dict[str, Any]:
+    return {
+        "deciding": corpus.deciding,
+        "clusters": [
+            {
+                "cluster": fact.number,
+                "rows": fact.size,
+                "suspicious": fact.num_suspicious,
+                "words": fact.words,
+                "typical": [_start(corpus, corpus.rows[index].place) for index in fact.typical],
+            }
+            for fact in corpus.cluster_facts
+        ],
+    }
 
 
 def _reasons(corpus: Sorted) -> Iterable[dict[str, Any]]:
@@ -154,6 +178,9 @@ def _record(corpus: Sorted, index: int, place: int | None, reason: str | None) -
     }
     if verdict.cross_fit is not None:
         record["cross_fit"] = _rounded(verdict.cross_fit)
+    if corpus.clusters is not None:
+        record["cluster"] = corpus.clusters.numbers[index]
+        record["plane"] = [_short(value) for value in corpus.clusters.plane[index]]
     worst, text = verdict.worst, corpus.worst[index]
     if worst is None or text is None:
         return record | {"worst": None}
@@ -204,6 +231,7 @@ def write_sort_report(
     *,
     marks: Mapping[int, Mark] = MappingProxyType({}),
     worst_and_sound: tuple[int, int] | None = None,
+    clusters: PageClusters | None = None,
 ) -> None:
     """Write the page. Each of the `groups` is listed as one row: an example, or the answers of a
     pair. `row_scores`, `marks` and the reasons in `dropped` are by group.
@@ -258,6 +286,7 @@ def write_sort_report(
         num_pairs={kind: sum(pair.kind == kind for pair in pairs) for kind in MOST_PAIRS},
         findings=[(finding.what, finding.count, _places(finding)) for finding in findings],
         worst_and_sound=worst_and_sound,
+        clusters=clusters,
     )
     write_sort_page(page, path)
 

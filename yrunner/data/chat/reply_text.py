@@ -98,8 +98,13 @@ def answer_behind_thinking(reply: str, *, opened: bool = False) -> str | None:
 
 def opens_thinking(prompt_end: str) -> bool:
     """Whether a prompt with this end leaves the thinking block open for the model."""
+    return bool(opened_thinking(prompt_end))
+
+
+def opened_thinking(prompt_end: str) -> str:
+    """The mark of the thinking block that a prompt with this end leaves open, or nothing."""
     marks = list(THINKING_MARK.finditer(prompt_end))
-    return bool(marks) and not _closes(marks[-1])
+    return marks[-1][0] if marks and not _closes(marks[-1]) else ""
 
 
 def closes_thinking(text: str) -> bool:

@@ -415,6 +415,11 @@ class Recipe(Section):
                 f"sort.{named} judges single answers, but train.stage {stage} learns from better "
                 "and worse ones, which are sorted by margin; remove it"
             )
+        if self.learns_from_pairs and sort.clusters.keep is not None:
+            raise ValueError(
+                f"sort.clusters.keep and train.stage {stage} cannot be combined: pairs are not "
+                "clustered; remove it"
+            )
         if not self.learns_from_pairs and sort.score == "margin":
             raise ValueError(
                 f"sort.score: margin compares better and worse answers, but train.stage {stage} "

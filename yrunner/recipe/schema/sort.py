@@ -26,6 +26,19 @@ NEEDS_NEIGHBOURS: frozenset[str] = frozenset({"outlier", "knn_loss", "unexplaine
 """Scores that look up similar places in other rows."""
 
 
+class ClusterSection(Section):
+    """Groups of rows that are about the same, found by HDBSCAN in the hidden states that `outlier`
+    and `knn_loss` use. Needs the package scikit-learn (extra `clusters`); without it `yrun sort`
+    finds none and says so."""
+
+    smallest: int | None = Field(None, ge=2)
+    """Rows of the smallest cluster. Default: half the square root of the number of rows, at least
+    5."""
+    keep: float | None = Field(None, gt=0, lt=1)
+    """Share of each cluster to keep, its least suspicious rows. Unlike drop_share it takes the
+    same share of every topic, so none disappears. Rows in no cluster stay."""
+
+
 class SortSection(Section):
     """How `yrun sort` scores and orders the training rows. `yrun train` does not use it."""
 
@@ -57,6 +70,7 @@ class SortSection(Section):
     """Drop rows with a score below this."""
     keep: int | None = Field(None, ge=1)
     """Maximum number of rows to keep, the least suspicious first."""
+    clusters: ClusterSection = ClusterSection()
     marks: RecipeFile | None = None
     """File of rows marked keep or drop, saved from the report page. A mark overrides all other
     rules."""
@@ -104,6 +118,15 @@ class SortSection(Section):
     def unexplained_needs_a_training(self) -> Self:
         if "unexplained" in (self.score, *(self.also or ())) and not self.cross_fit:
             raise ValueError("unexplained needs cross_fit; set that to 3, or name another score")
+        return self
+
+    @model_validator(mode="after")
+    def clusters_need_hidden_states(self) -> Self:
+        if self.clusters.keep is not None and not self.asks_neighbours:
+            raise ValueError(
+                "clusters.keep needs hidden states, which are stored for outlier and knn_loss; "
+                "name one of them in score or also, or remove it"
+            )
         return self
 
     @model_validator(mode="after")

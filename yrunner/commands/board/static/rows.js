@@ -1,12 +1,13 @@
 // Rows of a sort that a person keeps, edits or drops; they are written as a new file.
 
 import { card, doing, el, get, notice, number, post, select } from "./page.js";
+import { showClusters } from "./clusters.js";
 import { word } from "./words.js";
 
 const CHOICES = ["keep", "edit", "drop"];
 
 export async function showRows(place, { run }) {
-  const changes = new Map();
+  const changes = new Map(), shares = new Map();
   const list = el("div", { class: "rows" });
   const more = el("button", { type: "button" }, word("more"));
   const count = el("span", { class: "soft", role: "status" });
@@ -16,8 +17,10 @@ export async function showRows(place, { run }) {
   let start = 0;
 
   const drawCount = () => {
-    count.textContent = changes.size ? word("num_changes", changes.size) : word("nothing_changed");
-    write.disabled = !changes.size;
+    const parts = [changes.size ? word("num_changes", changes.size) : "",
+      shares.size ? word("num_shares", shares.size) : ""].filter(Boolean);
+    count.textContent = parts.join(", ") || word("nothing_changed");
+    write.disabled = !parts.length;
   };
   const change = (row, what) => {
     if (what) changes.set(row.key, what);
@@ -39,16 +42,23 @@ export async function showRows(place, { run }) {
   more.addEventListener("click", () => doing(more, () => load(start)));
   write.addEventListener("click", () => doing(write, async () => {
     for (const [key, what] of changes) if (what.broken) throw new Error(`${key}: ${word("not_json")}`);
-    const made = await post("/api/mend", { id: run.id, changes: Object.fromEntries(changes) });
+    const made = await post("/api/mend", { id: run.id, changes: Object.fromEntries(changes),
+      shares: Object.fromEntries(shares) });
     written.textContent = word("mended", made.rows, made.file, made.log);
   }));
   const total = el("span", { class: "soft" });
+  const clusters = el("div");
   place.append(
     el("div", { class: "card" }, el("div", { class: "row" }, el("label", {}, word("by_score"), order), total,
       el("span", { class: "push row" }, count, write)), written),
-    list, more);
+    clusters, list, more);
   drawCount();
   total.textContent = word("rows_total", number((await load(0)).number, 9));
+  await showClusters(clusters, run, (cluster, share) => {
+    if (share < 1) shares.set(cluster, share);
+    else shares.delete(cluster);
+    drawCount();
+  });
 }
 
 function rowCard(row, known, change) {

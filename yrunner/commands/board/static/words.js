@@ -41,6 +41,11 @@ const WORDS = {
     num_changes: "{0} changed", write_file: "Write a new file", nothing_changed: "Nothing has been changed yet.",
     mended: "{0} rows written to {1}; what was changed is in {2}. Learn from it with: data.train: - file: {1}",
     not_json: "This is not valid JSON.", lost: "The board does not answer; is yrun board still running?",
+    clusters: "Clusters", cluster: "Cluster", rows_of: "Rows", suspicious: "Suspicious", telling: "Words that tell it from the others",
+    typical: "Typical row", keep_share: "Keep (%)", keep_of: "Share of cluster {0} to keep, in percent", keep_all: "Share of every cluster to keep, in percent",
+    no_cluster: "none", num_shares: "{0} clusters cut",
+    clusters_note: "Rows with similar hidden states. Suspicious: share of rows among the most suspicious tenth of the corpus. Of a cluster that is cut, the least suspicious rows stay.",
+    picture: "Every row as a point by its hidden states, coloured by cluster",
     rows_total: "{0} rows", raw: "Row as JSON", sandbox: "{0} of {1}",
   },
   zh: {
@@ -83,6 +88,11 @@ const WORDS = {
     num_changes: "已改 {0} 行", write_file: "写入新文件", nothing_changed: "还没有任何修改。",
     mended: "已将 {0} 行写入 {1}；修改记录在 {2}。用它训练：data.train: - file: {1}",
     not_json: "不是有效的 JSON。", lost: "没有响应；yrun board 还在运行吗？",
+    clusters: "聚类", cluster: "聚类", rows_of: "行数", suspicious: "可疑", telling: "区别于其他聚类的词",
+    typical: "典型的行", keep_share: "保留（%）", keep_of: "聚类 {0} 保留的百分比", keep_all: "每个聚类保留的百分比",
+    no_cluster: "无", num_shares: "缩减 {0} 个聚类",
+    clusters_note: "隐藏状态相似的行。“可疑”是属于全体最可疑十分之一的行所占的比例。缩减聚类时保留其中最不可疑的行。",
+    picture: "各行按隐藏状态画成的点，颜色表示聚类",
     rows_total: "共 {0} 行", raw: "JSON 原文", sandbox: "{1} 的{0}",
   },
 };

@@ -1,0 +1,81 @@
+// The clusters of a sorted corpus: a picture, a line for each, and the share of each to keep.
+
+import { card, el, get, number } from "./page.js";
+import { word } from "./words.js";
+
+const EDGE = 10;
+// Neighbouring numbers have colours that lie far apart; rows in no cluster are grey.
+const colourOf = (cluster) => (cluster ? `hsl(${(cluster * 137.5) % 360} 62% 48%)` : "#8888");
+
+export async function showClusters(place, run, change) {
+  const { clusters, points } = await get("/api/clusters", { id: run.id });
+  if (!clusters.length) return;
+  const picture = el("canvas", { class: "picture", role: "img", ariaLabel: word("picture") });
+  const inputs = new Map();
+  const lines = clusters.map((cluster) => line(cluster, inputs, change));
+  const all = shareInput(word("keep_all"), (share) => {
+    for (const [name, input] of inputs) {
+      if (name === "0") continue; // rows like no others have no double
+      input.value = all.value;
+      change(name, share);
+    }
+  });
+  const head = ["cluster", "rows_of", "suspicious", "telling", "typical", "keep_share"];
+  place.append(card(word("clusters"), picture,
+    el("div", { class: "scroll" }, el("table", {},
+      el("thead", {},
+        el("tr", {}, head.map((name) => el("th", { scope: "col" }, word(name)))),
+        el("tr", {}, el("td", { colSpan: head.length - 1 }), el("td", {}, all))),
+      el("tbody", {}, lines))),
+    el("p", { class: "soft small" }, word("clusters_note"))));
+  draw(picture, points);
+}
+
+function line(cluster, inputs, change) {
+  const name = String(cluster.cluster);
+  const shown = cluster.cluster ? name : word("no_cluster");
+  const input = shareInput(word("keep_of", shown), (share) => change(name, share));
+  inputs.set(name, input);
+  const swatch = el("i", { class: "swatch" });
+  swatch.style.background = colourOf(cluster.cluster);
+  const [typical] = cluster.typical;
+  return el("tr", {},
+    el("th", { scope: "row" }, swatch, shown),
+    el("td", {}, number(cluster.rows, 9)),
+    el("td", {}, `${number((100 * cluster.suspicious) / cluster.rows, 2)} %`),
+    el("td", { dir: "auto" }, cluster.words.join(", ")),
+    el("td", { dir: "auto", title: cluster.typical.map(({ key }) => key).join("\n") },
+      typical ? typical.text : "–"),
+    el("td", {}, input));
+}
+
+function shareInput(label, changed) {
+  const input = el("input", { type: "number", min: 0, max: 100, step: 5, value: 100, ariaLabel: label,
+    onchange: () => {
+      const percent = Math.min(100, Math.max(0, Number(input.value) || 0));
+      input.value = percent;
+      changed(percent / 100);
+    } });
+  return input;
+}
+
+function draw(canvas, points) {
+  if (!points.length) return;
+  const [width, height] = [canvas.clientWidth, canvas.clientHeight];
+  canvas.width = width * devicePixelRatio;
+  canvas.height = height * devicePixelRatio;
+  const pen = canvas.getContext("2d");
+  pen.scale(devicePixelRatio, devicePixelRatio);
+  const [ends, sizes] = [[0, 1].map((axis) => {
+    const values = points.map((point) => point[axis]);
+    const low = Math.min(...values);
+    return [low, Math.max(...values) - low || 1];
+  }), [width - 2 * EDGE, height - 2 * EDGE]];
+  const at = (point, axis) => EDGE + ((point[axis] - ends[axis][0]) / ends[axis][1]) * sizes[axis];
+  for (const point of points) {
+    pen.fillStyle = colourOf(point[2]);
+    pen.beginPath();
+    pen.arc(at(point, 0), height - at(point, 1), points.length > 1000 ? 2 : 3, 0, 2 * Math.PI);
+    pen.fill();
+  }
+}
