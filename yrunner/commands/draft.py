@@ -3,6 +3,8 @@
 import json
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -31,6 +33,12 @@ TOKENS_AT_ONCE = 8192
 FEWEST_ROWS_TO_SORT = 100
 """Of fewer rows the worst are easily read by a person."""
 UPDATES_OF_AN_EPOCH = 50
+FEWEST_ROWS_AT_ONCE = 4
+UPDATES = 100
+"""Of a whole training of few rows; fewer teach little."""
+MOST_EPOCHS = 10
+OUTPUTS = Path("outputs")
+"""Where the runs of a recipe without `output` go, and a GGUF base is unpacked for all of them."""
 GLOB = set("*?[")
 THINKING_ARGUMENTS = ("enable_thinking", "thinking")
 """Arguments by which templates switch thinking (Qwen3, DeepSeek V3.1)."""
@@ -80,18 +88,31 @@ class DraftFacts:
 
     @property
     def batch_size(self) -> int:
-        """Rows at once."""
+        """Rows at once: what memory allows, but few of few rows."""
         per_row = 2 if self.stage == "preference" else 1
-        return max(1, min(16, TOKENS_AT_ONCE // (self.max_length * per_row)))
+        few = max(FEWEST_ROWS_AT_ONCE, self._units // UPDATES_OF_AN_EPOCH)
+        return max(1, min(16, few, TOKENS_AT_ONCE // (self.max_length * per_row)))
 
     @property
     def accumulation(self) -> int:
         """Micro-batches of an update: up to 32 rows, but some 50 updates of an epoch."""
-        num_rows_at_once = len(self.lengths)
-        if self.packs:
-            num_rows_at_once = max(1, int(self.lengths.sum()) // self.max_length)
-        wanted = min(32, max(self.batch_size, num_rows_at_once // UPDATES_OF_AN_EPOCH))
+        wanted = min(32, max(self.batch_size, self._units // UPDATES_OF_AN_EPOCH))
         return max(1, wanted // self.batch_size)
+
+    @property
+    def epochs(self) -> int:
+        """More for fewer rows, up to some 100 updates; of texts and pairs one."""
+        if self.stage != "sft":
+            return 1
+        updates = max(1, self._units // (self.batch_size * self.accumulation))
+        return min(MOST_EPOCHS, max(3, -(-UPDATES // updates)))
+
+    @property
+    def _units(self) -> int:
+        """Rows, or packed rows, of an epoch."""
+        if not self.packs:
+            return len(self.lengths)
+        return max(1, int(self.lengths.sum()) // self.max_length)
 
     @property
     def sorts(self) -> bool:
@@ -133,12 +154,12 @@ def measure(base: str, data: str) -> DraftFacts:
     faults: list[YRunnerError] = []
     best: DraftFacts | None = None
     for stage in STAGES:
-        with TemporaryDirectory(prefix="yrun-init-") as folder:
-            try:
-                found = _measure(base, data, stage, Path(folder))
-            except DataError as error:
-                faults.append(error)
-                continue
+        try:
+            with _draft_folder(base) as folder:
+                found = _measure(base, data, stage, folder)
+        except DataError as error:
+            faults.append(error)
+            continue
         if found is not None and (best is None or found.rows > best.rows):
             best = found
         if best is not None and not best.refused:
@@ -146,6 +167,25 @@ def measure(base: str, data: str) -> DraftFacts:
     if best is None:
         raise faults[0] if faults else DataError(Path(data), "has no usable row", remedy="fix it")
     return best
+
+
+@contextmanager
+def _draft_folder(base: str) -> Iterator[Path]:
+    """The folder of the draft's run, which is gone afterwards.
+
+    Of a GGUF file beside the runs to come: what is unpacked there is not unpacked again.
+    """
+    if not base.lower().endswith(".gguf"):
+        with TemporaryDirectory(prefix="yrun-init-") as folder:
+            yield Path(folder) / "draft"
+        return
+    OUTPUTS.mkdir(exist_ok=True)
+    try:
+        with TemporaryDirectory(prefix=".yrun-init-", dir=OUTPUTS) as folder:
+            yield OUTPUTS.absolute() / Path(folder).name
+    finally:
+        with suppress(OSError):
+            OUTPUTS.rmdir()  # if nothing is in it
 
 
 def _measure(base: str, data: str, stage: str, folder: Path) -> DraftFacts | None:
@@ -185,7 +225,8 @@ def _run(base: str, data: str, stage: str, folder: Path) -> Run:
     """A run on all rows, whatever their length."""
     content: dict[str, Any] = {
         "name": "draft",
-        "output": str(folder / "draft"),
+        # The folders that runs share are beside a run's own.
+        "output": str(folder),
         "model": {"base": os.path.abspath(base) if os.path.exists(base) else base},
         "tuning": {"kind": "lora"},
         "data": {
@@ -198,6 +239,7 @@ def _run(base: str, data: str, stage: str, folder: Path) -> Run:
     }
     if stage == "preference":
         content["loss"] = {"kind": "dpo"}
+    folder.mkdir(exist_ok=True)
     path = folder / "draft.yaml"
     path.write_text(json.dumps(content), "utf-8")  # JSON is YAML
     try:
@@ -309,7 +351,7 @@ def _training_lines(found: DraftFacts) -> list[str]:
     rate = {"sft": "1.0e-4", "cpt": "5.0e-5", "preference": "5.0e-6"}[found.stage]
     return [
         *lines,
-        f"  epochs: {3 if found.stage == 'sft' else 1}",
+        _with_reason(f"  epochs: {found.epochs}", "fewer if the validation loss rises again"),
         f"  batch_size: {found.batch_size}",
         _with_reason(
             f"  gradient_accumulation_steps: {found.accumulation}", f"{rows} {what} per update"

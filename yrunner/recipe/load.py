@@ -32,6 +32,8 @@ from yrunner.recipe.yaml_tree import (
 )
 from yrunner.text_files import NotUnicode, decode
 
+DATA_SUFFIXES = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".txt", ".gz")
+"""Of files that hold rows."""
 MAX_BYTES = 1_000_000
 RECIPE_KEYS: tuple[KeyPath, ...] = (("model", "base"), ("teacher", "model"))
 """Keys that may name another recipe."""
@@ -176,6 +178,12 @@ def _read_text(path: Path) -> str:
         raise Unreadable(
             RecipeFault(whole_file, (), "this is a folder; give the recipe file in it")
         )
+    if path.suffix.lower() in DATA_SUFFIXES and path.is_file():
+        message = (
+            "this is data, not a recipe; for a recipe that learns from it: "
+            f"yrun init --base MODEL --data {path}"
+        )
+        raise Unreadable(RecipeFault(whole_file, (), message))
     try:
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)

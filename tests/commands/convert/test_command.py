@@ -240,13 +240,9 @@ trl grpo --model_name_or_path acme/base --dataset_name rows.jsonl --use_vllm \
   --reward_weights 1.0 0.5 0.2 0.1 --num_generations 4 --max_completion_length 128 \
   --temperature 0.7 --top_p 1.0 --top_k 50 --scale_rewards none --epsilon 0.1 --use_peft
 """,
-    "rloo.yaml": """
-model_name_or_path: acme/base
-dataset_name: rows.jsonl
-reward_funcs: [own.short, own.short]
-num_generations: 4
-per_device_train_batch_size: 8
-mask_truncated_completions: true
+    "rloo.sh": """
+trl rloo --model_name_or_path acme/base --dataset_name rows.jsonl \\
+  --reward_funcs own.short own.short --mask_truncated_completions true --beta 0.02
 """,
     "gkd.sh": r"""
 python examples/scripts/gkd.py --model_name_or_path acme/base --dataset_name rows.jsonl \
@@ -573,9 +569,16 @@ def test_rewards_of_trl_become_ours_with_their_weights(folder: Path):
     assert (settings.clip_low, settings.clip_high) == (0.1, 0.1)
     assert entry(c, "top_p")[0] is Outcome.CARRIED and entry(c, "top_k")[0] is Outcome.WITHOUT
     assert recipe.train.learning_rate == 1e-6
-    rloo, _ = converted(folder, "trl-rloo.yaml", "loss.kind=rloo", "loss.normalize=null")
+    rloo, _ = converted(folder, "trl-rloo.sh")
+    assert rloo.loss.model_dump() == {
+        "kind": "rloo",
+        "clip_low": 0.2,
+        "clip_high": 0.2,
+        "beta": 0.02,
+    }
+    assert (rloo.rollout.generations, rloo.rollout.max_new_tokens) == (2, 512)
     assert [reward.name for reward in rloo.rewards] == ["python_1", "python_2"]
-    assert rloo.rollout.truncated == "mask" and rloo.loss.kind == "rloo"
+    assert rloo.rollout.truncated == "mask"
 
 
 def test_rewards_of_axolotl_and_ms_swift_become_ours(folder: Path):

@@ -161,7 +161,7 @@ def _reward(c: Conversion, name: str) -> tuple[dict[str, Any] | None, str]:
     if name == "repetition":
         size = _figure(c, "repetition_n_grams", 3)
         c.record("repetition_n_grams", Outcome.CARRIED, "rewards")
-        return {"kind": "repetition", "size": int(size)}, "the share of repeated n-grams"
+        return {"kind": "repetition", "size": max(1, int(size))}, "the share of repeated n-grams"
     if name == "get_soft_overlong_punishment":
         return {"kind": "length", "maximum": 1024, "margin": 256}, OVERLONG
     if name == "soft_overlong":
@@ -226,8 +226,9 @@ def convert_taught(c: Conversion, teacher: str, defaults: dict[str, Any]) -> Non
 
 
 def _student_writes(c: Conversion, defaults: dict[str, Any]) -> None:
-    share = _figure(c, "lmbda", defaults["lmbda"])
-    if not c.carry("lmbda", "teacher.on_policy", share):
+    given = _figure(c, "lmbda", defaults["lmbda"])
+    share = min(max(given, 0.0), 1.0)
+    if not c.carry("lmbda", "teacher.on_policy", share, "" if share == given else "at most all"):
         c.fill("teacher.on_policy", share, f"default of {c.tool}")
     for key in ("max_completion_length", "max_new_tokens"):
         if share:
