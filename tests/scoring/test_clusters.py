@@ -48,19 +48,11 @@ def each(scores: list[TokenScores]) -> list[range]:
     return [range(place, place + 1) for place in range(len(scores))]
 
 
-def check_groups(numbers: list[int], groups: list[int]) -> None:
-    """Each planted group is a cluster; a loner may by chance be near one, most are not."""
-    for number, group in zip(numbers, groups, strict=True):
-        assert number == group + 1 or group < 0
-    alone = [number for number, group in zip(numbers, groups, strict=True) if group < 0]
-    assert alone.count(0) > LONERS / 2
-
-
 def test_planted_groups_are_found_the_largest_first_and_loners_stay_alone(corpus):
     scores, groups = corpus
     found = find_clusters(scores, each(scores), smallest=None, seed=0)
-    check_groups(found.numbers, groups)
-    assert list(found.sizes.values()) == sorted(found.sizes.values(), reverse=True)
+    assert found.numbers == [group + 1 for group in groups]
+    assert found.sizes == dict(enumerate(GROUPS, start=1))
     assert len(found.plane) == len(scores)
     again = find_clusters(scores, each(scores), smallest=None, seed=1)
     assert again == found
@@ -82,7 +74,7 @@ def test_parts_of_one_row_are_one_row(corpus):
     scores, groups = corpus
     parts = [scored(half) for one in scores for half in np.array_split(one.context_NC.numpy(), 2)]
     rows = [range(place, place + 2) for place in range(0, len(parts), 2)]
-    check_groups(find_clusters(parts, rows, smallest=None, seed=0).numbers, groups)
+    assert find_clusters(parts, rows, smallest=None, seed=0).numbers == [it + 1 for it in groups]
 
 
 def test_rows_that_are_too_many_join_the_cluster_of_the_nearest(corpus, monkeypatch):

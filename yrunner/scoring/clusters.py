@@ -28,6 +28,8 @@ CLOSE = 5
 """A row is in the midst of others as far as this many, itself included, are near."""
 FEWEST_ROWS = 5
 """Rows of the smallest cluster, in a small corpus."""
+LEAST_COSINE = 0.5
+"""A row belongs to a cluster if it is at most 60 degrees from its mean direction."""
 MOST_CLUSTERED = 20_000
 """Rows that are clustered, as the time grows with the square of their number; each further one
 joins the cluster of the nearest."""
@@ -95,6 +97,7 @@ def find_clusters(
         part = others[start : start + ROWS_AT_ONCE]
         nearest = (direction_RD[part] @ direction_RD[chosen].T).argmax(axis=1)
         labels[part] = labels[chosen[nearest]]
+    _leave_alone(direction_RD, labels)
     numbers = _by_size(labels.tolist())
     return Clusters(
         numbers,
@@ -147,6 +150,17 @@ def _hdbscan(direction_RD: Floats, smallest: int) -> NDArray[np.int64]:
     close = min(CLOSE, smallest)
     found: Any = HDBSCAN(min_cluster_size=smallest, min_samples=close, copy=True)
     return np.asarray(found.fit_predict(direction_RD), dtype=np.int64)
+
+
+def _leave_alone(direction_RD: Floats, labels: NDArray[np.int64]) -> None:
+    """Take rows out of their cluster that point away from its mean.
+
+    HDBSCAN counts a row that is near to no other as a member of the cluster that it meets last.
+    """
+    for label in range(labels.max(initial=-1) + 1):
+        (members,) = np.nonzero(labels == label)
+        mean_D = _normalised(direction_RD[members].mean(axis=0))
+        labels[members[direction_RD[members] @ mean_D < LEAST_COSINE]] = -1
 
 
 def _by_size(labels: Sequence[int]) -> list[int]:

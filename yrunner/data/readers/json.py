@@ -294,7 +294,7 @@ class Document:
         if isinstance(error, JSONDecodeError):
             line = self.lines_before + error.lineno
             column = self.columns_of(self.text[: error.pos]) + 1
-            reason = f"invalid JSON: {error.msg} at line {line} column {column}"
+            reason = f"invalid JSON: {_said(error)} at line {line} column {column}"
         else:
             reason = _fault(error)
         return DataError(
@@ -308,8 +308,13 @@ def _fault(error: ValueError | RecursionError) -> str:
     """What is wrong with a value, and the column if the parser knows it."""
     match error:
         case JSONDecodeError():
-            return f"invalid JSON: {error.msg} at column {error.colno}"
+            return f"invalid JSON: {_said(error)} at column {error.colno}"
         case RecursionError():
             return "lists and objects are nested too deeply"
         case _:
             return "a number has too many digits"
+
+
+def _said(error: JSONDecodeError) -> str:
+    """What is wrong; some of Python's sentences end with "at"."""
+    return error.msg.removesuffix(" at")
