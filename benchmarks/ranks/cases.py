@@ -17,6 +17,7 @@ from yrunner.recipe.schema.distributed import DeepSpeedSection
 from yrunner.recipe.schema.model import FullTuning, LoraTuning, Tuning
 from yrunner.recipe.schema.preference import BradleyTerryLoss, DpoLoss, KtoLoss, OrpoLoss
 from yrunner.recipe.schema.recipe import Checkpoint, NlirgLoss, PlainLoss
+from yrunner.recipe.schema.rl import GrpoLoss, RlooLoss
 from yrunner.scoring.base_predictions import cache_predictions
 from yrunner.scoring.stored_predictions import store_predictions
 from yrunner.tokens import IGNORE_INDEX
@@ -51,6 +52,12 @@ PREFERENCES = {
 """Losses over pairs and rated answers."""
 REWARD = {"bradley_terry": BradleyTerryLoss(kind="bradley_terry", center=0.01)}
 """That of a reward model."""
+POLICIES = {
+    "grpo": GrpoLoss(kind="grpo"),
+    "dapo": GrpoLoss(kind="grpo", preset="dapo"),
+    "rloo": RlooLoss(kind="rloo"),
+}
+"""Losses over rewarded answers; see rewards.py."""
 ROWS = {
     "alone": {},
     "packed": {"pack_to": 40, "layout": all_in_one_row},
@@ -108,7 +115,7 @@ class Result:
     """What a training logged, and its final weights."""
 
     losses: list[float]
-    """Logged training losses, plain and weighted, and validation losses."""
+    """Logged training losses, plain and weighted, and validation losses; rewards of a policy."""
     weights: dict[str, Tensor]
     drifts: list[float]
     """Drift from the base at every validation."""

@@ -14,6 +14,7 @@ from benchmarks.ranks.cases import (
     LOSSES,
     MICRO_BATCHES,
     PAD,
+    POLICIES,
     PREFERENCES,
     REWARD,
     ROWS,
@@ -30,6 +31,8 @@ from benchmarks.ranks.cases import (
     compared_rows,
 )
 from benchmarks.ranks.regularisers import FIGURES, KEPT_SHARE, add_regulariser
+from benchmarks.ranks.rewards import FIGURES as REWARDED
+from benchmarks.ranks.rewards import let_it_write, rollout_plan, what_is_rewarded
 from yrunner.data.batching.answers import AnswerBatches
 from yrunner.data.batching.batches import Batches
 from yrunner.data.batching.collate import one_per_row
@@ -70,24 +73,7 @@ def make_trainer(case: Case, folder: Path, *, max_steps: int | None = None) -> T
     rows = dict(ROWS[case.rows])
     layout, pack_to = rows.pop("layout", one_per_row), rows.pop("pack_to", None)
     train = TrainSection(**(SETTINGS | rows), max_steps=max_steps)
-    answers: list[Sequence[TokenizedExample]] = [[example] for example in TRAIN_ROWS]
-    if case.loss in (*PREFERENCES, *REWARD):
-        compared, _ = compared_rows(case.loss)
-        answers = [compared[number, 0].own for number in range(len(compared))]
-        pack_to = pack_to and len(answers[0]) * pack_to
-    plan = make_plan(
-        [sum(len(each.target_positions) for each in row) for row in answers],
-        token_batch=train.token_batch,
-        batch_size=train.batch_size,
-        accumulation=MICRO_BATCHES,
-        epochs=train.num_epochs,
-        max_updates=train.max_steps,
-        order=train.order,
-        seed=0,
-        lengths=[sum(len(each.input_ids) for each in row) for row in answers],
-        pack_to=pack_to,
-        kept_share=KEPT_SHARE[case.keep],
-    )
+    plan = rollout_plan(case, train) if case.loss in POLICIES else _plan(case, train, pack_to)
     run_dir = RunDir(folder / case.name)
     dtype = getattr(torch, case.dtype)
     section = SHARINGS.get(case.sharing)
@@ -116,6 +102,8 @@ def make_trainer(case: Case, folder: Path, *, max_steps: int | None = None) -> T
         callbacks=[MetricsFile(run_dir.metrics)],
     )
     trainer.batches.layout = layout
+    if case.loss in POLICIES:
+        let_it_write(trainer, case, folder / "base")
     # An adapter can be disabled to get the base; otherwise its predictions are stored.
     tops = None if case.tuning == "lora" else CachedPredictions.load(folder / "base" / TOPS)
     trainer.objective.gauge = DriftGauge(DRIFT_ROWS, tops, PAD, max_tokens=200)
@@ -125,10 +113,34 @@ def make_trainer(case: Case, folder: Path, *, max_steps: int | None = None) -> T
     return trainer
 
 
+def _plan(case: Case, train: TrainSection, pack_to: int | None) -> Plan:
+    """Which rows each update of a case learns from."""
+    answers: list[Sequence[TokenizedExample]] = [[example] for example in TRAIN_ROWS]
+    if case.loss in (*PREFERENCES, *REWARD):
+        compared, _ = compared_rows(case.loss)
+        answers = [compared[number, 0].own for number in range(len(compared))]
+        pack_to = pack_to and len(answers[0]) * pack_to
+    return make_plan(
+        [sum(len(each.target_positions) for each in row) for row in answers],
+        token_batch=train.token_batch,
+        batch_size=train.batch_size,
+        accumulation=MICRO_BATCHES,
+        epochs=train.num_epochs,
+        max_updates=train.max_steps,
+        order=train.order,
+        seed=0,
+        lengths=[sum(len(each.input_ids) for each in row) for row in answers],
+        pack_to=pack_to,
+        kept_share=KEPT_SHARE[case.keep],
+    )
+
+
 def _what_is_learned(
     case: Case, base: Path, train: TrainSection, plan: Plan
 ) -> tuple[Batches, Objective]:
     """The rows and the loss of a case."""
+    if case.loss in POLICIES:
+        return what_is_rewarded(case, train, plan)
     if case.loss in PREFERENCES:
         rows = compared_rows(case.loss)
         if case.tuning != "lora":
@@ -178,6 +190,8 @@ def train_case(case: Case, folder: Path, *, resume_at: int | None = None) -> Res
         weights = trainer.zero.whole_weights()
     records = read_metrics(trainer.run_dir.metrics) if this_rank() == 0 else []
     keys = ("loss", "weighted_loss", "eval_loss")
+    if case.loss in POLICIES:
+        keys = REWARDED
     losses = [record[key] for record in records for key in keys if key in record]
     weights = {name: value for name, value in weights.items() if name != "lm_head.weight"}
     return Result(

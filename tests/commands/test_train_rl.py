@@ -82,6 +82,8 @@ def test_what_is_rewarded_is_learned(rewarded):
         "train.order=as_written",
         "data.validation=[]",
         "tuning={kind: qlora, rank: 4, alpha: 8}",
+        "keep={kind: self_replay, rows: 4, share: 0.25}",
+        "rollout={generations: 2, max_new_tokens: 5, truncated: keep, resample: 2}",
     ],
 )
 def test_what_other_stages_have_works_here_too(rewarded, addition):
@@ -112,11 +114,19 @@ def test_prompts_that_leave_no_room_for_an_answer_are_refused(rewarded):
         run("rollout.max_new_tokens=250", "data.max_length=1000")
 
 
-def test_two_ranks_end_where_one_does(rewarded):
+@pytest.mark.parametrize(
+    "sharing",
+    [["distributed.processes=2"], ["distributed={processes: 2, deepspeed: {stage: 3}}"]],
+    ids=["ddp", "zero3"],
+)
+def test_two_ranks_end_where_one_does(rewarded, sharing):
+    """Under ZeRO 3 in all weights, with the base as reference beside them."""
+    more = ["rollout.updates_per_rollout=2", "data.validation=[]"]
+    if "stage: 3" in sharing[0]:
+        more += ["tuning={kind: full}", "train.learning_rate=1e-3", "train.max_steps=4"]
     two = [*YRUN, "rewarded.yaml", "name=two", "train.gradient_accumulation_steps=2"]
-    two += ["distributed.processes=2", "rollout.updates_per_rollout=2", "data.validation=[]"]
-    run("name=one", "rollout.updates_per_rollout=2", "data.validation=[]")
-    subprocess.run(two, check=True, capture_output=True)
+    run("name=one", *more)
+    subprocess.run([*two, *sharing, *more], check=True, capture_output=True)
     assert rollouts("one") == rollouts("two")
     one, other = trained("one"), trained("two")
     for name, weight in one.items():

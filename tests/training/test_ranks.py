@@ -63,7 +63,16 @@ TAUGHT = [
     Case("zero3", "nlirg", "alone", "full", teacher="stored"),
 ]
 """A teacher is whole in each process, whatever shards the student."""
+REWARDED = [
+    Case("ddp", "rloo", "alone", "lora"),
+    Case("zero1", "dapo", "alone", "lora"),
+    Case("zero2", "grpo", "alone", "full"),
+    Case("zero3", "grpo", "alone", "lora"),
+    Case("zero3", "rloo", "alone", "full"),
+]
+"""Every process writes a share of the answers, with all weights."""
 RESUMED = [CASES[0], CASES[3], CASES[4], CASES[5], PREFERRED[3], PREFERRED[4], TAUGHT[4]]
+RESUMED += [REWARDED[2], REWARDED[3]]
 UPDATE = 3
 """After it there is a checkpoint, and all cases go on."""
 NUM_WATCHED = sum(len(example.target_positions) for example in DRIFT_ROWS)
@@ -89,7 +98,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where all cases were trained by two processes."""
     path = tmp_path_factory.mktemp("ranks")
     write_base(path / "base")
-    start_processes(CASES + HALF + KEPT + PREFERRED + TAUGHT, path)
+    start_processes(CASES + HALF + KEPT + PREFERRED + TAUGHT + REWARDED, path)
     return path
 
 
@@ -104,7 +113,9 @@ def resumed_by_one(folder: Path) -> dict[str, Result]:
     return {case.name: load_result(case, copy) for case in RESUMED}
 
 
-@pytest.mark.parametrize("case", CASES + KEPT + PREFERRED + TAUGHT, ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case", CASES + KEPT + PREFERRED + TAUGHT + REWARDED, ids=lambda case: case.name
+)
 def test_two_processes_come_to_the_losses_and_weights_of_one(case: Case, folder: Path):
     reference = alone(case, folder)
     found = load_result(case, folder)

@@ -24,7 +24,7 @@ WITHOUT_EFFECT: dict[str, Any] = {
     "merge": True,
     "compare": True,
     "distributed": True,
-    "rollout": {"batch_size"},
+    "rollout": {"batch_size", "gpu_share"},
     "train": {"checkpoint": {"keep"}, "log_every": True, "spikes": True, "trackers": True},
 }
 """Recipe keys that do not affect the trained model."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from yrunner.assembly.rl.vllm import require_vllm
 from yrunner.assembly.run import Run
 from yrunner.console import as_gigabytes, say
 from yrunner.data.batching.plan import Plan
@@ -48,6 +49,8 @@ def check_needs(run: Run) -> None:
     check_trust(recipe.rewards, trust_code=run.options.trust_code)
     if recipe.model.attention == "flash_attention_2":
         require_flash_attention()
+    if recipe.rollout.engine == "vllm":
+        require_vllm()
     if recipe.train.torch_compile:
         check_compiler()
     if recipe.train.optimizer in OF_BITSANDBYTES:

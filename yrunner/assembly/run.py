@@ -390,7 +390,7 @@ class Run:
     @property
     def keep_rules(self) -> Rules:
         """The rules for rows of `keep`, which are conversations or texts in every stage."""
-        return replace(self.rules, rows="examples")
+        return replace(self.rules, rows="examples", needs=(), answer_length=0)
 
     @cached_property
     def dataset(self) -> Prepared[Any]:
@@ -487,13 +487,21 @@ class Run:
             max_updates=recipe.train.max_steps,
             order=recipe.train.order,
             seed=recipe.seed,
-            kept_share=recipe.keep.share if isinstance(recipe.keep, HeldToRows) else 0.0,
+            kept_share=_kept_share(recipe),
         )
 
     def _rollout_plan(self, prompts: StoredRows[Any], accumulation: int) -> Plan:
         train, rollout = self.recipe.train, self.recipe.rollout
         answers = train.batch_size * accumulation
-        if answers % rollout.generations:
+        kept_share = _kept_share(self.recipe)
+        if kept_share and answers <= rollout.generations:
+            raise RunError(
+                f"an update has {answers:,} rows, and a group of rollout.generations "
+                f"{rollout.generations:,} answers leaves none of them to "
+                f"keep.kind {self.recipe.keep.kind}",
+                remedy="raise train.gradient_accumulation_steps or train.batch_size",
+            )
+        if answers % rollout.generations and not kept_share:
             whole = math.lcm(train.batch_size, rollout.generations) // train.batch_size
             raise RunError(
                 f"an update has {answers:,} answers ({accumulation:,} micro-batches of "
@@ -507,6 +515,7 @@ class Run:
             generations=rollout.generations,
             max_new_tokens=rollout.max_new_tokens,
             passes=rollout.updates_per_rollout,
+            kept_share=kept_share,
             micro_batch_size=train.batch_size,
             num_micro_batches=accumulation,
             epochs=train.num_epochs,
@@ -617,3 +626,8 @@ class Run:
             strict=source == self.base_source,
             trust_remote_code=model.trust_remote_code,
         )
+
+
+def _kept_share(recipe: Recipe) -> float:
+    """The share of the rows of an update that are replay rows."""
+    return recipe.keep.share if isinstance(recipe.keep, HeldToRows) else 0.0

@@ -179,8 +179,6 @@ def _check_needs_of_stage(recipe: Recipe, config: Path) -> None:
     if found is None and recipe.teacher is not None and recipe.teacher.on_policy:
         problem = "teacher.on_policy needs whole weights, but ZeRO stage 3 shards them"
         found = problem, "use stage 2 or 1, or remove on_policy"
-    if recipe.train.stage == "rl":
-        found = "train.stage rl writes answers with the whole model", "use ZeRO stage 1 or 2"
     if found is not None and read_settings(config)["zero_optimization"]["stage"] == 3:
         problem, remedy = found
         raise RunError(f"{config}: {problem}", remedy=remedy)

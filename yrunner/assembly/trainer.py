@@ -2,14 +2,17 @@
 
 import copy
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from transformers import TrainerCallback, TrainingArguments, set_seed
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from yrunner.assembly.rl.rollouts import RolloutsFile, score_answers, write_answers
+from yrunner.assembly.rl.vllm import VllmWriter
 from yrunner.assembly.run import Run
 from yrunner.console import progress, say
 from yrunner.data.batching.answers import AnswerBatches, ComparedRows
@@ -27,7 +30,7 @@ from yrunner.models.limits import (
     check_isolation,
     isolates_examples,
 )
-from yrunner.models.load import check_vocabulary, load_model
+from yrunner.models.load import check_vocabulary, load_model, without_zero3
 from yrunner.models.quantization import quantization_config
 from yrunner.models.reward import as_classifier
 from yrunner.models.save import ModelCard, save_model
@@ -51,8 +54,9 @@ from yrunner.training.preference.reference import Reference, measure_reference
 from yrunner.training.preference.reward import RewardObjective
 from yrunner.training.progress import LiveProgress
 from yrunner.training.rl.batches import RolloutBatches
-from yrunner.training.rl.collect import Collector, settings_of
+from yrunner.training.rl.collect import Collector, WriteAnswers, settings_of
 from yrunner.training.rl.objective import PolicyObjective
+from yrunner.training.rl.token_samples import TokenSamples
 from yrunner.training.spike_guard import SpikeGuard
 from yrunner.training.trackers import TensorBoard, tracker_callbacks
 
@@ -183,6 +187,10 @@ def _reference_model(run: Run, model: Any) -> Any:
         return None
     if has_base_beneath(run.recipe):
         return None
+    if is_deepspeed_zero3_enabled():
+        # `model` is sharded already, and every process measures with the whole reference.
+        with without_zero3():
+            return untrained_model(run).requires_grad_(False).eval()
     return copy.deepcopy(model).requires_grad_(False).eval()
 
 
@@ -220,13 +228,8 @@ def _connect_rollouts(
         task.reference_model.to(trainer.device)
     batches.collector = Collector(
         model,
-        partial(
-            write_answers,
-            model,
-            run.tokenizer,
-            recipe.rollout,
-            is_over=lambda: trainer.stop.cuts_off,
-        ),
+        task.train,
+        _writer(run, trainer),
         partial(score_answers, run.tokenizer, run.load_rewards()),
         batches.loss,
         recipe.rollout,
@@ -235,11 +238,35 @@ def _connect_rollouts(
         run.max_tokens,
         reference=task.reference_model,
         precision=lambda: mixed_precision(trainer, run.dtype),
+        whole_model=nullcontext if trainer.zero is None else trainer.zero.whole_model,
     )
     batches.before_collecting.append(trainer.objective.meter.start)
     file = RolloutsFile(task.folder.rollouts, names, batches.buffer, recipe.rollout)
     trainer.callbacks.append(file)
     batches.watchers.append(file.note)
+    if isinstance(trainer.objective, PolicyObjective):
+        samples = TokenSamples(task.folder.rollout_tokens, batches.train)
+        trainer.callbacks.append(samples)
+        trainer.objective.samples = samples
+
+
+def _writer(run: Run, trainer: Trainer) -> WriteAnswers:
+    """What lets the trainer's model write answers."""
+
+    def is_over() -> bool:
+        return trainer.stop.cuts_off
+
+    recipe, given = run.recipe, (trainer.model, run.tokenizer, run.recipe.rollout)
+    if recipe.rollout.engine == "transformers":
+        return partial(write_answers, *given, is_over=is_over)
+    options = {
+        "model": run.base_source,
+        "dtype": str(run.dtype).removeprefix("torch."),
+        "trust_remote_code": recipe.model.trust_remote_code,
+        "max_model_len": recipe.data.max_length,
+        "seed": recipe.seed,
+    }
+    return VllmWriter(*given, options, update=lambda: trainer.state.global_step, is_over=is_over)
 
 
 def _objective(run: Run, task: TrainingTask, batches: Batches) -> Objective:
@@ -252,6 +279,7 @@ def _objective(run: Run, task: TrainingTask, batches: Batches) -> Objective:
             [reward.shown_name for reward in recipe.rewards],
             generations=recipe.rollout.generations,
             temperature=recipe.rollout.temperature,
+            resamples=recipe.rollout.resample > 0,
         )
     if isinstance(recipe.loss, PreferenceLoss):
         return PreferenceObjective(recipe.loss, recipe.train.spikes)

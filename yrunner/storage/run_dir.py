@@ -38,6 +38,7 @@ class RunDir:
         self.data_report = self.folder / "data_report.json"
         self.metrics = self.folder / "metrics.jsonl"
         self.rollouts = self.folder / "rollouts.jsonl"
+        self.rollout_tokens = self.folder / "rollout_tokens.jsonl"
         self.before = self.folder / "before.json"
         self.after = self.folder / "after.json"
         self.explosion = self.folder / "explosion.json"

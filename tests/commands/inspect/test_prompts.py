@@ -3,12 +3,8 @@
 import re
 from pathlib import Path
 
-import pytest
-
 from tests.conftest import questions, write_jsonl
 from yrunner.commands.inspect.command import inspect
-from yrunner.commands.inspect.heat_map import inspect_html
-from yrunner.errors import RunError
 
 REWARDED = Path("rewarded.yaml")
 EXACT = "rewards=[{kind: exact}]"
@@ -36,8 +32,3 @@ def test_a_prompt_that_is_left_out_has_its_reason(rewarded, capfd):
     assert '"answer" is missing, which the reward "exact" needs' in shown
     inspect(REWARDED, [EXACT], number=1, row="prompts.jsonl:1")
     assert 'answer: "b"' in capfd.readouterr().out
-
-
-def test_prompts_have_no_losses_to_colour(rewarded):
-    with pytest.raises(RunError, match="prompts have no targets to colour"):
-        inspect_html(REWARDED, [], number=1, row=None, page=None)

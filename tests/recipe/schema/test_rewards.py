@@ -118,3 +118,34 @@ def test_the_schema_for_editors_knows_the_rewards():
     from yrunner.recipe.schema.recipe import Recipe
 
     assert "ExactReward" in json.dumps(Recipe.model_json_schema())
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        ("rollout: {engine: vllm}\ntuning: {kind: full}\n", "tuning.kind full"),
+        ("rollout: {engine: vllm}\ntuning: {kind: qlora}\n", "tuning.kind qlora"),
+        ("rollout: {engine: vllm}\ntuning: {kind: lora, variant: dora}\n", "dora"),
+        ("rollout: {engine: vllm}\ntuning: {kind: lora, rank: 600}\n", "above 512"),
+        ("rollout: {engine: vllm}\ndistributed: {processes: 2}\n", "several processes"),
+        ("rollout: {gpu_share: 0.5}\n", "rollout.gpu_share is for engine vllm"),
+        ("rollout: {engine: sglang}\n", "engine"),
+        ("rollout: {resample: -1}\n", "resample"),
+    ],
+)
+def test_what_vllm_cannot_write_with_is_refused(more, sentence, folder, valid, problems):
+    (line,) = problems(f"{valid}{RL}rewards: [{{kind: exact}}]\n{more}")
+    assert sentence in line
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        "rollout: {engine: vllm, gpu_share: 0.5}\ntuning: {kind: lora, variant: rslora}\n",
+        "keep: {kind: self_replay}\n",
+        "rollout: {resample: 3}\n",
+        "distributed: {deepspeed: {stage: 3}}\n",
+    ],
+)
+def test_what_goes_with_rewards(more, valid, problems):
+    assert problems(f"{valid}{RL}rewards: [{{kind: exact}}]\n{more}") == []

@@ -12,6 +12,7 @@ import torch
 
 from yrunner.assembly.rl.rollouts import RolloutsFile, write_answers
 from yrunner.data.batching.collate import BatchLayout, one_per_row
+from yrunner.data.batching.replay_rows import make_keep_plan
 from yrunner.data.batching.rollouts import make_rollout_plan
 from yrunner.data.conversation import Message
 from yrunner.data.dataset.prompts import PromptRow
@@ -24,9 +25,11 @@ from yrunner.training.callbacks import Cadence
 from yrunner.training.loop import Trainer
 from yrunner.training.memory.oom_probe import rehearse
 from yrunner.training.metrics import MetricsFile
+from yrunner.training.replay_loss import HeldRows
 from yrunner.training.rl.batches import RolloutBatches
 from yrunner.training.rl.collect import Collector, WrittenAnswer
 from yrunner.training.rl.objective import PolicyObjective
+from yrunner.training.rl.token_samples import TokenSamples
 
 LOSSES = {
     "grpo": GrpoLoss(kind="grpo"),
@@ -75,11 +78,12 @@ def make_trainer(tmp_path: Any, capitals_tokenizer: Any) -> Callable[..., Traine
         layout: BatchLayout = one_per_row,
         reference: Any = None,
         dtype: torch.dtype = torch.float32,
+        kept_rows: list[Any] | None = None,
         rank: int = 0,
         num_ranks: int = 1,
         **keys: Any,
     ) -> Trainer:
-        """`keys` are keys of the recipe's `train`."""
+        """`keys` are keys of the recipe's `train`; `kept_rows` take a third of each update."""
         keys = {"lr_scheduler": "constant", "warmup_ratio": 0.0, "log_every": 1} | keys
         settings = TrainSection(**{"epochs": 1, "stage": "rl", **keys})
         section = RolloutSection(
@@ -92,6 +96,7 @@ def make_trainer(tmp_path: Any, capitals_tokenizer: Any) -> Callable[..., Traine
             generations=section.generations,
             max_new_tokens=section.max_new_tokens,
             passes=section.updates_per_rollout,
+            kept_share=1 / 3 if kept_rows else 0.0,
             micro_batch_size=settings.batch_size,
             num_micro_batches=settings.gradient_accumulation_steps * num_ranks,
             epochs=settings.num_epochs,
@@ -128,6 +133,7 @@ def make_trainer(tmp_path: Any, capitals_tokenizer: Any) -> Callable[..., Traine
                 ["even", "low"],
                 generations=section.generations,
                 temperature=section.temperature,
+                resamples=section.resample > 0,
             ),
             replace(Cadence.of(settings, plan), loads_best=False),
             run_dir,
@@ -135,6 +141,7 @@ def make_trainer(tmp_path: Any, capitals_tokenizer: Any) -> Callable[..., Traine
         )
         batches.collector = Collector(
             trainer.model,
+            train,
             partial(
                 write_answers,
                 trainer.model,
@@ -152,8 +159,27 @@ def make_trainer(tmp_path: Any, capitals_tokenizer: Any) -> Callable[..., Traine
         )
         file = RolloutsFile(run_dir.rollouts, ["even", "low"], batches.buffer, section)
         trainer.callbacks.append(file)
+        samples = TokenSamples(run_dir.rollout_tokens, batches.train)
+        trainer.callbacks.append(samples)
+        trainer.objective.samples = samples
         batches.watchers.append(file.note)
         trainer.batches.layout = layout
+        if kept_rows:
+            trainer.objective.regulariser = HeldRows(
+                kept_rows,
+                make_keep_plan(
+                    [len(row.target_positions) for row in kept_rows],
+                    [len(row.input_ids) for row in kept_rows],
+                    per_update=plan.kept,
+                    seed=0,
+                ),
+                lanes=plan.lanes,
+                strength=2.0,
+                by_text=False,
+                tops=None,
+                pad_token_id=pad,
+                layout=layout,
+            )
         trainer.before_training.append(lambda: rehearse(trainer))
         return trainer
 

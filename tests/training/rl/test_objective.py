@@ -16,6 +16,7 @@ from yrunner.training.metrics import read_metrics
 from yrunner.training.rl.collect import settings_of
 
 SPLITS = [(16, 1), (4, 4), (1, 16)]
+SGD = dict(optimizer="sgd", learning_rate=1.0, max_grad_norm=0.0)
 
 
 def slow_log_probs(model, prompt, ids, temperature):
@@ -141,6 +142,62 @@ def test_accumulation_changes_nothing(make_talker, prompts, make_trainer, loss, 
         assert relative_difference(ends[0], other) < 1e-5
 
 
+@pytest.mark.parametrize("loss", ["dapo", "grpo"])
+def test_an_update_learns_whole_groups_and_is_held_at_the_kept_rows(
+    make_talker, prompts, examples, make_trainer, loss
+):
+    """Cut up in any way; its gradient is that of the answers plus that of the kept rows."""
+    gradients, records, kept = [], [], None
+    for number, (kept_rows, size, steps) in enumerate(
+        [(True, 16, 1), (True, 4, 4), (True, 1, 16), (False, 4, 3)]
+    ):
+        trainer = make_trainer(
+            with_lora(make_talker(), trained=True),
+            prompts,
+            loss=loss,
+            folder=f"run{number}",
+            kept_rows=examples[20:26] if kept_rows else None,
+            batch_size=size,
+            gradient_accumulation_steps=steps,
+            max_steps=1,
+            **SGD,
+        )
+        assert trainer.plan.lanes == 12
+        before = weights_of(trainer.model)
+        kept = kept if trainer.objective.regulariser is None else trainer.objective.regulariser
+        trainer.train()
+        gradients.append(before - weights_of(trainer.model))
+        records += [row for row in read_metrics(trainer.run_dir.metrics) if "loss" in row]
+    whole, *others, alone = gradients
+    for other in others:
+        assert (other - whole).norm() < 1e-5 * whole.norm()
+    held = with_lora(make_talker(), trained=True)
+    chosen = [examples[20 + row] for (row,) in kept.plan.rows(0)]
+    divergence = torch.cat([slow_divergences(held, example) for example in chosen]).mean()
+    before = weights_of(held)
+    (kept.strength * divergence).backward()
+    with torch.no_grad():
+        for weight in held.parameters():
+            if weight.grad is not None:
+                weight -= weight.grad
+    of_kept = before - weights_of(held)
+    assert of_kept.norm() > 0.01 * whole.norm()
+    assert (whole - alone - of_kept).norm() < 1e-4 * whole.norm()
+    assert all(row["answers"] == 12 for row in records)
+    for row in records[:3]:
+        assert row["keep_divergence"] == pytest.approx(divergence.item(), rel=1e-4)
+    assert "keep_divergence" not in records[3]
+
+
+def slow_divergences(model, example):
+    """KL(base || model) at each target, from all logits; the base is the model, adapter off."""
+    places = [place - 1 for place in example.target_positions]
+    ids = torch.tensor([example.input_ids])
+    with torch.no_grad(), model.disable_adapter():
+        log_base = model(ids).logits[0, places].log_softmax(-1)
+    return (log_base.exp() * (log_base - model(ids).logits[0, places].log_softmax(-1))).sum(-1)
+
+
 def test_groups_of_equal_rewards_teach_nothing_and_are_counted(make_talker, prompts, make_trainer):
     def all_alike(rows, answers):
         return [[0.1, None]] * len(answers), [0.1] * len(answers)
@@ -254,3 +311,101 @@ def test_answers_of_a_later_pass_are_compared_with_the_model_that_drew_them(
     assert changes[0] == 0 < changes[1] < changes[2]
     assert rows[0]["clipped"] == 0 < rows[2]["clipped"]
     assert len({row["reward"] for row in rows}) == 1, "no new answers"
+
+
+def test_groups_of_equal_rewards_are_replaced_by_the_answers_to_other_prompts(
+    make_talker, prompts, make_trainer
+):
+    """In rounds, until there is variance, no round or no prompt is left; all is counted."""
+    tried = []
+
+    def alike_for_four_prompts(rows, answers):
+        tried.extend(row.origin.row for row in rows[::4])
+        totals = [
+            0.5 if row.origin.row <= 4 else float(at % 2)
+            for at, (row, _) in enumerate(zip(rows, answers, strict=True))
+        ]
+        return [[total, None] for total in totals], list(totals)
+
+    found = {}
+    for rounds in (0, 1, 7):
+        tried.clear()
+        trainer = make_trainer(
+            make_talker(),
+            prompts,
+            loss="dapo",
+            folder=f"run{rounds}",
+            score=alike_for_four_prompts,
+            rollout={"resample": rounds},
+            batch_size=16,
+            max_steps=1,
+            order="as_written",
+        )
+        trainer.train()
+        (row,) = [row for row in read_metrics(trainer.run_dir.metrics) if "loss" in row]
+        found[rounds] = row
+        lines = [json.loads(line) for line in trainer.run_dir.rollouts.read_text().splitlines()]
+        replaced = [line for line in lines if line["fate"] == "replaced"]
+        assert len(lines) == 4 * len(tried) and len(set(tried)) == len(tried), "each once"
+        assert len(replaced) == len(lines) - 16
+        assert all(line["row"] <= 4 for line in replaced)
+        assert len(trainer.batches.buffer.rollouts) == 16, "an update has its whole size"
+        if rounds:
+            assert row["replaced_groups"] == len(replaced) / 4
+    assert "replaced_groups" not in found[0] and found[0]["equal_groups"] == 1
+    assert found[1]["replaced_groups"] == 4 and found[1]["equal_groups"] == 0
+    assert found[7]["replaced_groups"] == 4, "four other prompts sufficed"
+
+
+def test_where_no_other_prompt_is_left_equal_groups_stay(make_talker, prompts, make_trainer):
+    def all_alike(rows, answers):
+        return [[0.1, None]] * len(answers), [0.1] * len(answers)
+
+    trainer = make_trainer(
+        make_talker(),
+        prompts[:6],
+        loss="dapo",
+        score=all_alike,
+        rollout={"resample": 5},
+        batch_size=16,
+        max_steps=1,
+    )
+    trainer.train()
+    (row,) = [row for row in read_metrics(trainer.run_dir.metrics) if "loss" in row]
+    assert row["replaced_groups"] == 2 and row["equal_groups"] == 1 and row["loss"] == 0
+
+
+def test_a_few_answers_of_each_update_are_kept_with_the_ratios_that_it_learned_with(
+    make_talker, prompts, make_trainer
+):
+    trainer = make_trainer(
+        make_talker(),
+        prompts,
+        loss="dapo",
+        rollout={"updates_per_rollout": 2},
+        batch_size=8,
+        gradient_accumulation_steps=4,
+        max_steps=2,
+        learning_rate=1e-2,
+    )
+    trainer.train()
+    buffer, settings = trainer.batches.buffer, settings_of(trainer.batches.loss)
+    first = make_talker()
+    file = trainer.run_dir.rollout_tokens
+    found = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+    assert [line["step"] for line in found] == [1] * 4 + [2] * 4
+    assert any(line["clipped"] for line in found if line["step"] == 2)
+    for line in found:
+        number = (line["row"] - 1) * 4 + line["generation"]
+        rollout = buffer.by_number[number]
+        assert line["cycle"] == 0 and line["ids"] == rollout.ids and rollout.is_learned
+        drawn = slow_log_probs(first, trainer.batches.train.prompt(number), rollout.ids, 1.0)
+        if line["step"] == 1:
+            assert set(line["ratio"]) == {1.0} and not line["clipped"]
+            assert line["log_prob"] == pytest.approx(drawn.tolist(), rel=1e-3, abs=1e-5)
+        for place, ratio in enumerate(line["ratio"]):
+            change = line["log_prob"][place] - drawn[place].item()
+            assert ratio == pytest.approx(math.exp(change), rel=1e-2), "four digits of a logarithm"
+            up, down = ratio > 1 + settings.clip_high, ratio < 1 - settings.clip_low
+            is_clipped = up if rollout.advantage > 0 else down
+            assert (place in line["clipped"]) == is_clipped

@@ -108,6 +108,7 @@ def measure_rollouts(
     writing = (time.perf_counter() - started) / len(answers)
     learning = TRAINING_PER_FORWARD * _seconds_of_forward(run, model, chosen, answers)
     facts = describe(run, chosen, answers, parts, totals)
+    writing *= _written_per_answer(run.recipe.rollout.resample, facts.total.equal_groups)
     seconds = _seconds_per_update(run, plan, writing, learning, num_ranks)
     return replace(facts, seconds_per_update=seconds, seconds=seconds * plan.num_updates)
 
@@ -172,7 +173,11 @@ def describe(
         mean_tokens=sum(it.num_tokens for it in answers) / len(answers),
         seconds_per_update=0.0,
         seconds=0.0,
-        sentences=[it for facts in found for it in sentences_about(facts, generations)],
+        sentences=[
+            *(it for facts in found for it in sentences_about(facts, generations)),
+            *_about_the_engine(recipe.rollout.engine),
+            *_about_resampling(recipe.rollout.resample, total.equal_groups),
+        ],
         alarms=alarms,
         answers=[
             SampledAnswer(
@@ -187,6 +192,28 @@ def describe(
             for each, scores, sum_ in zip(completions, parts, totals, strict=True)
         ],
     )
+
+
+def _written_per_answer(rounds: int, equal_groups: float) -> float:
+    """Answers that are written for one that is learned from, where others replace equal groups."""
+    return sum(equal_groups**number for number in range(rounds + 1))
+
+
+def _about_resampling(rounds: int, equal_groups: float) -> list[str]:
+    if not rounds:
+        return []
+    more = _written_per_answer(rounds, equal_groups) - 1
+    return [
+        f"rollout.resample {rounds}: about {more:.0%} more answers are written, and "
+        f"{equal_groups ** (rounds + 1):.0%} of the groups stay without two different rewards, if "
+        f"they are as often equal as here ({equal_groups:.0%})"
+    ]
+
+
+def _about_the_engine(engine: str) -> list[str]:
+    if engine == "transformers":
+        return []
+    return [f"transformers wrote these answers; how fast {engine} is was not measured"]
 
 
 def _alarms_of_all(total: RewardFacts, truncated: float) -> list[str]:
@@ -213,7 +240,9 @@ def _seconds_per_update(
     # The reference, and the model before a second pass, each look at every answer once.
     looks = (reference_in_words(run.recipe) is not None) + (passes > 1)
     more = looks * learning / TRAINING_PER_FORWARD
-    return plan.rows_of_an_update / num_ranks * ((writing + more) / passes + learning)
+    answers = plan.rows_of_an_update * ((writing + more) / passes + learning)
+    # A replay row is read by the base, too, and is about as long as an answer with its prompt.
+    return (answers + plan.kept * learning) / num_ranks
 
 
 def print_rollouts(found: RolloutFacts) -> None:

@@ -10,6 +10,7 @@ from yrunner.assembly.identity import changes_since
 from yrunner.assembly.measure import score_rows
 from yrunner.assembly.run import Run
 from yrunner.commands.inspect.command import first_rows, one_row
+from yrunner.commands.inspect.rollouts import inspect_rollouts
 from yrunner.console import say
 from yrunner.data.conversation import TokenizedExample
 from yrunner.errors import RunError, YRunnerError
@@ -23,20 +24,16 @@ from yrunner.training.arguments import token_weight
 def inspect_html(
     path: Path, overrides: list[str], *, number: int, row: str | None, page: Path | None
 ) -> None:
-    """Write the rows that `inspect` prints as a token heat map.
+    """Write the rows that `inspect` prints as a token heat map; of rl, the answers of the run.
 
     `page` is the file; None puts it beside the run folder. Raises `YRunnerError` if it is not an
     .html file, or if the base, or the result of a new model, is not trained yet.
     """
     run = Run.load(path, overrides)
     recipe = run.recipe
-    if recipe.train.stage == "rl":
-        raise RunError(
-            "train.stage rl learns from answers that the model writes, and prompts have no targets "
-            "to colour",
-            remedy="look at the prompts without --html, and at the answers in rollouts.jsonl",
-        )
     page = page_beside(recipe.run_folder, "tokens", page)
+    if recipe.train.stage == "rl":
+        return inspect_rollouts(run, number=number, row=row, page=page)
     has_result = _has_result(run)
     if has_result:
         _check_tokenizer(run)

@@ -19,6 +19,12 @@ def count_kept(share: float, lanes: int) -> int:
     return min(max(1, round(share * lanes)), lanes - 1)
 
 
+def count_kept_beside_groups(share: float, lanes: int, generations: int) -> int:
+    """The same where the other rows of an update are whole groups of answers: at least one."""
+    groups = round((1 - share) * lanes / generations)
+    return lanes - generations * min(max(1, groups), (lanes - 1) // generations)
+
+
 @dataclass(frozen=True, eq=False)
 class KeepPlan:
     """The replay rows of each update, each row as a list of examples."""

@@ -19,6 +19,7 @@ from yrunner.data.batching.answers import collate_with_owners
 from yrunner.data.batching.collate import BatchLayout
 from yrunner.data.batching.packing import Integers
 from yrunner.data.batching.plan import Plan
+from yrunner.data.batching.replay_rows import count_kept_beside_groups
 from yrunner.data.batching.token_batches import SlicedRow
 from yrunner.data.conversation import TokenizedExample
 from yrunner.data.dataset.prompts import PromptRow
@@ -74,12 +75,16 @@ def make_rollout_plan(
     generations: int,
     max_new_tokens: int,
     passes: int,
+    kept_share: float = 0.0,
     **plan: Any,
 ) -> RolloutPlan:
     """Plan a run over prompts; `plan` are fields of `Plan`.
 
-    The lengths of the plan are the largest that its answers can have.
+    The lengths of the plan are the largest that its answers can have. `kept_share`: about this
+    share of the rows of each update is left to replay rows, so that the rest are whole groups.
     """
+    rows = plan["micro_batch_size"] * plan["num_micro_batches"]
+    kept = count_kept_beside_groups(kept_share, rows, generations) if kept_share else 0
     lengths_A = np.repeat(np.asarray(prompt_lengths) + max_new_tokens, generations)
     made = RolloutPlan(
         num_groups=(1,) * len(prompt_lengths),
@@ -87,9 +92,10 @@ def make_rollout_plan(
         lengths=lengths_A,
         generations=generations,
         passes=passes,
+        kept=kept,
         **plan,
     )
-    assert made.lanes % generations == 0, "an update learns from whole groups"
+    assert made.lanes > 0 and made.lanes % generations == 0, "an update learns from whole groups"
     return made
 
 
@@ -112,7 +118,8 @@ class Rollout:
     advantage: float = 0.0
     fate: str = ""
     """`learned`; `masked`: it was cut off, and its tokens do not count; `unrated`: no reward has an
-    opinion; `equal`: all rewards of its group are equal."""
+    opinion; `equal`: all rewards of its group are equal; `replaced`: so they were, and the answers
+    to another prompt took its place."""
     is_learned: bool = False
     """Whether it changes the model; `unrated` and `equal` ones may be held to the reference."""
     share: float = 0.0
@@ -127,6 +134,8 @@ class Rollout:
 class RolloutExample:
     """A rollout with its prompt, as a micro-batch holds it."""
 
+    number: int
+    """Its row in the plan."""
     example: TokenizedExample
     advantage: float
     share: float
@@ -140,7 +149,8 @@ def as_example(prompt: PromptRow, rollout: Rollout, *, is_first_pass: bool) -> R
     labels = [IGNORE_INDEX] * len(prompt.input_ids) + rollout.ids
     old = None if is_first_pass else rollout.old
     example = TokenizedExample(ids, labels, prompt.origin)
-    return RolloutExample(example, rollout.advantage, rollout.share, old, rollout.reference)
+    figures = rollout.advantage, rollout.share, old, rollout.reference
+    return RolloutExample(rollout.number, example, *figures)
 
 
 def longest_example(prompt: PromptRow, max_new_tokens: int, *, reference: bool) -> RolloutExample:
@@ -157,10 +167,12 @@ def collate_rollouts(
 ) -> dict[str, torch.Tensor]:
     """What `collate_with_owners` makes of rollouts, and what the policy's loss reads.
 
-    `advantage_S` and `share_S`; `old_N` and `reference_N` where they are known. All float64.
+    `advantage_S` and `share_S`; `old_N` and `reference_N` where they are known, all float64; and
+    `number_S`, the rows of the plan.
     """
     examples = [each.example for each in rollouts]
     batch = collate_with_owners(examples, pad_token_id, layout)
+    batch["number_S"] = torch.tensor([each.number for each in rollouts], dtype=torch.long)
     batch["advantage_S"] = _float64([each.advantage for each in rollouts])
     batch["share_S"] = _float64([each.share for each in rollouts])
     # Targets come row by row, as the layout has placed their answers.

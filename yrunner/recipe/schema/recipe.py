@@ -330,8 +330,6 @@ class Recipe(Section):
             "data.packing": self.data.packing,
             f"data.targets {self.data.targets}": self.data.targets != "assistant",
             "train.token_batch": self.train.token_batch > 0,
-            f"keep.kind {self.keep.kind}": isinstance(self.keep, HeldToRows),
-            "distributed.deepspeed.stage 3": getattr(self.distributed.deepspeed, "stage", 0) == 3,
         }
         found = [name for name, is_set in others.items() if is_set]
         if found:
@@ -446,6 +444,30 @@ class Recipe(Section):
             raise ValueError(
                 "loss.normalize: weights and teacher.on_policy cannot be combined; remove one: "
                 "what the student writes has no label to weigh"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def vllm_writes_with_an_adapter(self) -> Self:
+        if self.rollout.engine != "vllm":
+            if self.rollout.gpu_share != RolloutSection().gpu_share:
+                raise ValueError("rollout.gpu_share is for engine vllm; set that, or remove it")
+            return self
+        tuning = self.tuning
+        problems = {
+            f"tuning.kind {tuning.kind}": tuning.kind != "lora",
+            "tuning.variant dora": getattr(tuning, "variant", "plain") == "dora",
+            "tuning.train_tokens": bool(getattr(tuning, "train_tokens", None)),
+            "tuning.modules_to_save": bool(getattr(tuning, "modules_to_save", None)),
+            "tuning.rank above 512": getattr(tuning, "rank", 0) > 512,
+            "several processes or DeepSpeed": self.distributed.is_launched,
+        }
+        found = [name for name, is_set in problems.items() if is_set]
+        if found:
+            raise ValueError(
+                f"rollout.engine vllm cannot be combined with {' and '.join(found)}: it writes in "
+                "the one process that trains, and is given a plain LoRA after each update; set "
+                "engine: transformers, or tuning.kind lora"
             )
         return self
 

@@ -37,6 +37,14 @@ class RolloutSection(Section):
     `keep`: they are learned from as they are."""
     penalty: float = Field(1.0, gt=0)
     """See truncated."""
+    resample: int = Field(0, ge=0)
+    """Rounds per cycle in which groups without two different rewards are replaced by the answers to
+    other prompts (DAPO's dynamic sampling). 0: such groups stay, and teach nothing."""
+    engine: Literal["transformers", "vllm"] = "transformers"
+    """What writes the answers. `vllm`: faster on an NVIDIA GPU, for a LoRA in one process; it loads
+    a second copy of the base."""
+    gpu_share: float = Field(0.3, gt=0, lt=1)
+    """Share of the GPU's memory that engine vllm takes, with its copy of the base."""
     batch_size: int = Field(64, ge=1)
     """Answers per process that are written at once. It changes speed and memory, no answer."""
 

@@ -23,6 +23,7 @@ from transformers import TrainingArguments
 
 from yrunner.distributed.collectives import num_ranks, this_rank
 from yrunner.errors import RunError
+from yrunner.models.load import without_zero3
 from yrunner.storage.run_dir import read_json, write_json
 
 WEIGHT = "weight"
@@ -193,6 +194,32 @@ class ZeroRun:
                 if this_rank() == 0:
                     weights[name] = _on_cpu(parameter)
         return weights
+
+    @contextmanager
+    def whole_model(self) -> Iterator[None]:
+        """Hold all weights in each process for the `with` block, as without ZeRO.
+
+        Each process may then run the model as often as it needs to: answers end at their own
+        lengths. Gradients must not be computed, nor weights changed. A collective call.
+        """
+        if not self.is_partitioned:
+            yield
+            return
+        from deepspeed.runtime.zero import GatheredParameters
+
+        offload = self.optimizer.parameter_offload
+        weights = list(self.model.parameters())
+        with GatheredParameters(weights), without_zero3():
+            # As TRL does it: the hooks would release each weight after its use.
+            for hook in (*offload.forward_hooks, *offload.backward_hooks):
+                hook.remove()
+            offload.forward_hooks, offload.backward_hooks = [], []
+            for weight in weights:
+                weight.ds_active_sub_modules.clear()
+            try:
+                yield
+            finally:
+                offload._register_deepspeed_module(offload.module)
 
     @property
     def optimizer(self) -> Any:

@@ -4,6 +4,7 @@ The answers of a cycle, with everything that was found out about them, are part 
 resumed run goes on in the midst of a cycle.
 """
 
+import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from itertools import islice
@@ -39,12 +40,17 @@ class RolloutBuffer:
         self.cycle: int | None = None
         self.rollouts: list[Rollout] = []
         self.by_number: dict[int, Rollout] = {}
+        self.num_replaced = 0
+        """Other answers of the cycle, which `rollout.resample` has replaced."""
         self.seconds = 0.0
         """That it took to collect them."""
 
-    def fill(self, cycle: int | None, rollouts: list[Rollout], seconds: float) -> None:
+    def fill(
+        self, cycle: int | None, rollouts: list[Rollout], seconds: float, num_replaced: int
+    ) -> None:
         """Replace them by those of another cycle."""
         self.cycle, self.rollouts, self.seconds = cycle, rollouts, seconds
+        self.num_replaced = num_replaced
         self.by_number = {each.number: each for each in rollouts}
 
     def state_dict(self) -> dict[str, Any]:
@@ -53,12 +59,15 @@ class RolloutBuffer:
             "cycle": self.cycle,
             "rollouts": [asdict(each) for each in self.rollouts],
             "seconds": self.seconds,
+            "num_replaced": self.num_replaced,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
         rollouts = [Rollout(**each) for each in state["rollouts"]]
-        self.fill(state["cycle"], rollouts, state["seconds"])
+        # Those of an older version had none.
+        replaced = state.get("num_replaced", 0)
+        self.fill(state["cycle"], rollouts, state["seconds"], replaced)
 
 
 class RolloutRows:
@@ -146,17 +155,22 @@ class RolloutBatches(Batches):
         """Fill the buffer; whether that was not interrupted."""
         for action in self.before_collecting:
             action()
-        numbers = [number for row in rows for number, _ in row]
-        asked = [(number, self.train.prompt(number)) for number in numbers]
-        found = self.collector.collect(cycle, asked)
+        asked = list(dict.fromkeys(self.plan.data_row(number) for row in rows for number, _ in row))
+        found = self.collector.collect(cycle, asked, self._other_prompts(cycle, asked))
         if found is None:
             return False
-        rollouts, seconds = found
-        self.buffer.fill(cycle, rollouts, seconds)
-        pairs = [(each, self.train.prompt(each.number)) for each in rollouts]
+        self.buffer.fill(cycle, found.rollouts, found.seconds, len(found.replaced))
+        every = [*found.rollouts, *found.replaced]
+        pairs = [(each, self.train.prompt(each.number)) for each in every]
         for watch in self.watchers:
             watch(cycle, pairs)
         return True
+
+    def _other_prompts(self, cycle: int, asked: Sequence[int]) -> Iterator[int]:
+        """The prompts that a cycle does not ask, in an order that only its number decides."""
+        order = sorted(set(range(len(self.train.prompts))) - set(asked))
+        random.Random(f"{self.plan.seed} resampled {cycle}").shuffle(order)
+        yield from order
 
     def _micro_batches(self) -> list[list[SlicedRow]]:
         """This rank's micro-batches, sorted by length; answers that change nothing are left out."""
@@ -176,16 +190,17 @@ class RolloutBatches(Batches):
         """An answer to each validation prompt: rewards, lengths and ends, of this rank's part."""
         numbers = range(self.rank, len(self.validation), self.num_ranks)
         size = self.collector.rollout.batch_size
-        for start in range(0, len(numbers), size):
-            chosen = numbers[start : start + size]
-            found = self.collector.validate(chosen, [self.validation[at] for at in chosen])
-            if found is None:
-                return
-            yield {
-                "reward_S": rewards_tensor(found),
-                "num_tokens_S": torch.tensor([each.num_tokens for each in found]),
-                "is_truncated_S": torch.tensor([each.is_truncated for each in found]),
-            }
+        with self.collector.whole_model():
+            for start in range(0, len(numbers), size):
+                chosen = numbers[start : start + size]
+                found = self.collector.validate(chosen, [self.validation[at] for at in chosen])
+                if found is None:
+                    return
+                yield {
+                    "reward_S": rewards_tensor(found),
+                    "num_tokens_S": torch.tensor([each.num_tokens for each in found]),
+                    "is_truncated_S": torch.tensor([each.is_truncated for each in found]),
+                }
 
     def largest_validation(self) -> Batch | None:
         """None: answers are written when they are needed."""

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any, Protocol
 
 import torch
@@ -85,11 +86,24 @@ def settings_of(loss: PolicyLoss) -> PolicySettings:
     return loss.settings
 
 
+@dataclass(frozen=True)
+class Collected:
+    """What was written for a cycle."""
+
+    rollouts: list[Rollout]
+    """The answers that are learned from, whole groups side by side."""
+    replaced: list[Rollout]
+    """Those of groups without variance, which others have replaced."""
+    seconds: float
+
+
 @dataclass
 class Collector:
     """Collects the answers of a cycle."""
 
     model: Any
+    prompts: Sequence[PromptRow]
+    """To train on."""
     write: WriteAnswers
     score: ScoreAnswers
     loss: PolicyLoss
@@ -101,29 +115,67 @@ class Collector:
     reference: Any = None
     """A copy of the model as the run began; None: `model` with its adapter off."""
     precision: Callable[[], AbstractContextManager[Any]] = nullcontext
+    whole_model: Callable[[], AbstractContextManager[Any]] = nullcontext
+    """Holds all weights in each process, where ZeRO stage 3 shards them."""
 
-    def collect(
-        self, cycle: int, rows: Sequence[tuple[int, PromptRow]]
-    ) -> tuple[list[Rollout], float] | None:
-        """The answers of a cycle, whole groups side by side, and the seconds that they took.
+    def collect(self, cycle: int, asked: Sequence[int], others: Iterator[int]) -> Collected | None:
+        """The answers of a cycle, whole groups side by side.
 
-        `rows`: numbers of answers in the plan, and their prompts. None where a signal interrupted
-        it. A collective call.
+        `asked`: its prompts. `others`: those that groups without variance are replaced by. None
+        where a signal interrupted it. A collective call.
         """
         started = time.perf_counter()
-        seeds = [
-            (self.seed, TRAINING, cycle, *divmod(number, self.rollout.generations))
-            for number, _ in rows
-        ]
-        rollouts = self._written([row for _, row in rows], seeds)
-        if rollouts is None:
+        with self.whole_model():
+            groups = self._groups(cycle, asked)
+            replaced: list[Rollout] = []
+            for _ in range(self.rollout.resample):
+                if groups is None:
+                    break
+                groups = self._resampled(cycle, groups, others, replaced)
+            if groups is None:
+                return None
+            found = self._measured(list(chain.from_iterable(groups)))
+        return Collected(self._judged(found), replaced, time.perf_counter() - started)
+
+    def _groups(self, cycle: int, asked: Sequence[int]) -> list[list[Rollout]] | None:
+        """The answers to some prompts."""
+        size = self.rollout.generations
+        places = [(prompt, number) for prompt in asked for number in range(size)]
+        rows = [self.prompts[prompt] for prompt, _ in places]
+        written = self._written(rows, [(self.seed, TRAINING, cycle, *place) for place in places])
+        if written is None:
             return None
         found = [
-            replace(each, number=number) for each, (number, _) in zip(rollouts, rows, strict=True)
+            replace(each, number=prompt * size + number)
+            for each, (prompt, number) in zip(self._penalised(written), places, strict=True)
         ]
-        found = self._penalised(found)
-        found = self._measured(found, [row for _, row in rows])
-        return self._judged(found), time.perf_counter() - started
+        return [found[start : start + size] for start in range(0, len(found), size)]
+
+    def _resampled(
+        self,
+        cycle: int,
+        groups: list[list[Rollout]],
+        others: Iterator[int],
+        replaced: list[Rollout],
+    ) -> list[list[Rollout]] | None:
+        """The groups, those without variance replaced by the answers to other prompts.
+
+        Appends the answers that are replaced. DAPO, arXiv:2503.14476, equation 11.
+        """
+        rewards_PG = torch.stack([rewards_tensor(group) for group in groups])
+        equal = [at for at, is_equal in enumerate(is_without_variance(rewards_PG)) if is_equal]
+        # There may be fewer prompts left than groups to replace.
+        chosen = dict(zip(equal, others, strict=False))
+        if not chosen:
+            return groups
+        written = self._groups(cycle, list(chosen.values()))
+        if written is None:
+            return None
+        found = list(groups)
+        for at, group in zip(chosen, written, strict=True):
+            replaced += [replace(each, fate="replaced") for each in found[at]]
+            found[at] = group
+        return found
 
     def validate(self, numbers: Sequence[int], rows: Sequence[PromptRow]) -> list[Rollout] | None:
         """An answer to each validation prompt: the same random draws each time."""
@@ -175,8 +227,9 @@ class Collector:
             for each in rollouts
         ]
 
-    def _measured(self, rollouts: list[Rollout], rows: Sequence[PromptRow]) -> list[Rollout]:
+    def _measured(self, rollouts: list[Rollout]) -> list[Rollout]:
         """With log-probabilities under the model and its reference, where they are needed."""
+        rows = [self.prompts[each.number // self.rollout.generations] for each in rollouts]
         beta = settings_of(self.loss).beta
         needs_old = self.rollout.updates_per_rollout > 1 or (
             isinstance(self.loss, RlooLoss) and beta > 0

@@ -25,6 +25,7 @@ OF_ANSWERS = (
     "reward",
     "groups",
     "equal_groups",
+    "replaced",
     "deviation",
     "truncated",
     "tokens",
@@ -36,10 +37,17 @@ OF_ANSWERS = (
 class RolloutFigures:
     """Records, by the names of the rewards."""
 
-    def __init__(self, rewards: Sequence[str], *, generations: int, has_reference: bool) -> None:
+    def __init__(
+        self,
+        rewards: Sequence[str],
+        *,
+        generations: int,
+        has_reference: bool,
+        resamples: bool = False,
+    ) -> None:
         self.rewards = list(rewards)
         self.generations = generations
-        self.has_reference = has_reference
+        self.has_reference, self.resamples = has_reference, resamples
         self.pairs = list(combinations(range(len(self.rewards)), 2))
         parts = [f"{what}_{at}" for at in range(len(self.rewards)) for what in ("score", "scored")]
         agreement = [f"{what}_{a}_{b}" for a, b in self.pairs for what in ("agreed", "compared")]
@@ -53,9 +61,12 @@ class RolloutFigures:
         )
 
     def sums_of_answers(
-        self, rollouts: Sequence[Rollout], seconds: float
+        self, rollouts: Sequence[Rollout], seconds: float, num_replaced: int = 0
     ) -> dict[str, float | Tensor]:
-        """The sums of the answers that an update learns from: whole groups, side by side."""
+        """The sums of the answers that an update learns from: whole groups, side by side.
+
+        `num_replaced`: answers of the groups that they have replaced.
+        """
         reward_S = rewards_tensor(rollouts)
         reward_PG = reward_S.view(-1, self.generations)
         is_equal_P = is_without_variance(reward_PG)
@@ -66,6 +77,7 @@ class RolloutFigures:
             "reward": reward_S.nansum(),
             "groups": len(reward_PG),
             "equal_groups": is_equal_P.sum(),
+            "replaced": num_replaced / self.generations,
             "deviation": sum(_deviation(group) for group in reward_PG),
             "truncated": sum(each.is_truncated for each in rollouts),
             "tokens": sum(each.num_tokens for each in rollouts),
@@ -97,6 +109,7 @@ class RolloutFigures:
         figures |= {
             "reward_deviation": of["deviation"] / max(of["groups"], 1),
             "equal_groups": of["equal_groups"] / max(of["groups"], 1),
+            **({"replaced_groups": of["replaced"] / updates} if self.resamples else {}),
             "truncated": of["truncated"] / answers,
             "answer_tokens": of["tokens"] / answers,
             "learned": of["learned"] / answers,

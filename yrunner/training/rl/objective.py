@@ -21,6 +21,7 @@ from yrunner.training.objective import Objective
 from yrunner.training.rl.batches import RolloutBuffer
 from yrunner.training.rl.collect import settings_of
 from yrunner.training.rl.figures import RolloutFigures
+from yrunner.training.rl.token_samples import TokenSamples
 from yrunner.training.spike_guard import SpikeGuard
 
 
@@ -36,8 +37,12 @@ class PolicyObjective(Objective):
         *,
         generations: int,
         temperature: float,
+        resamples: bool = False,
     ) -> None:
-        """`rewards`: their names. `temperature`: that of the rollouts."""
+        """`rewards`: their names. `temperature`: that of the rollouts.
+
+        `resamples`: whether groups without variance are replaced.
+        """
         self.settings = settings_of(loss)
         # RLOO has the KL in its rewards.
         self.beta = 0.0 if isinstance(loss, RlooLoss) else self.settings.beta
@@ -45,8 +50,15 @@ class PolicyObjective(Objective):
         if isinstance(loss, RlooLoss):
             self.ratio = "answer"
         self.buffer = buffer
+        self.samples: TokenSamples | None = None
+        """Keeps a few answers token by token."""
         self.request = LogProbRequest(temperature)
-        self.records = RolloutFigures(rewards, generations=generations, has_reference=self.beta > 0)
+        self.records = RolloutFigures(
+            rewards,
+            generations=generations,
+            has_reference=self.beta > 0,
+            resamples=resamples,
+        )
         figures = self.records.figures
         super().__init__(SpikeGuard(spikes, figures), SignalMeter(figures))
 
@@ -58,15 +70,19 @@ class PolicyObjective(Objective):
     def begin_update(self, model: Any, batches: Sequence[Batch], device: torch.device) -> None:
         """Start the clock, and count the answers."""
         self.meter.start()
+        if self.samples is not None:
+            self.samples.begin(batches)
         sums: dict[str, float | Tensor] = {}
         # Every rank holds all of them.
         if this_rank() == 0 and self.buffer.rollouts:
-            sums = self.records.sums_of_answers(self.buffer.rollouts, self.buffer.seconds)
+            sums = self.records.sums_of_answers(
+                self.buffer.rollouts, self.buffer.seconds, self.buffer.num_replaced
+            )
         self._add(self.records.record(sums, device))
 
     def loss(self, model: Any, called: Any, batch: Batch) -> Tensor:
         """See `Objective`."""
-        total, record_R = self._measure(called, batch)
+        total, record_R = self._measure(called, batch, self.samples)
         self._add(record_R)
         return total.float()
 
@@ -98,7 +114,9 @@ class PolicyObjective(Objective):
             "eval_truncated": truncated / max(answers, 1),
         }
 
-    def _measure(self, called: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _measure(
+        self, called: Any, batch: Batch, samples: TokenSamples | None = None
+    ) -> tuple[Tensor, Tensor]:
         """The part of a micro-batch in the loss of its update, float64, and its record."""
         found = measure_log_probs(called, model_inputs(batch), self.request)
         log_prob_N, answer_N = found.log_prob_N.double(), batch["answer_N"]
@@ -111,6 +129,8 @@ class PolicyObjective(Objective):
             clip_low=self.settings.clip_low,
             clip_high=self.settings.clip_high,
         )
+        if samples is not None:
+            samples.add(batch, log_prob_N, log_ratio_N, is_clipped_N)
         sums: dict[str, float | Tensor] = {}
         if self.beta and "reference_N" in batch:
             kl_N = k3_divergence(log_prob_N, batch["reference_N"])
