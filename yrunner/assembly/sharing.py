@@ -173,9 +173,7 @@ def updates_shared(run: Run, num_ranks: int) -> SharedUpdates:
 
 def _check_needs_of_stage(recipe: Recipe, config: Path) -> None:
     """Check the ZeRO stage of a config file; that of the recipe is checked by its schema."""
-    found = needs_whole_weights(
-        tuning=recipe.tuning.kind, keep=recipe.keep.kind, stage=recipe.train.stage
-    )
+    found = needs_whole_weights(tuning=recipe.tuning.kind, keep=recipe.keep.kind)
     if found is None and recipe.teacher is not None and recipe.teacher.on_policy:
         problem = "teacher.on_policy needs whole weights, but ZeRO stage 3 shards them"
         found = problem, "use stage 2 or 1, or remove on_policy"

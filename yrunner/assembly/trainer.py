@@ -387,6 +387,10 @@ def save_result(trainer: Trainer, run: Run, card: ModelCard, weights: Any) -> No
     with silence_libraries():
         model = trainer.accelerator.unwrap_model(trainer.model)
     if run.recipe.train.stage == "reward":
+        if trainer.zero is not None and trainer.zero.is_partitioned:
+            # This process alone makes the classifier, so it needs weights that nobody else has.
+            with without_zero3():
+                model = untrained_model(run)
         model, weights = as_classifier(model, run.tokenizer.pad_token_id, run.dtype, weights)
     save_model(model, run.tokenizer, run.folder.model, card, weights=weights)
 

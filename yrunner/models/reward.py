@@ -17,6 +17,7 @@ from yrunner.errors import ModelError
 from yrunner.losses.score_head import SCORE
 from yrunner.models.adapters import merge_adapter
 from yrunner.models.errors import silence_libraries
+from yrunner.models.load import without_zero3
 from yrunner.models.quantization import dequantize, without_quantization
 
 Weights = dict[str, Tensor]
@@ -47,8 +48,8 @@ def as_classifier(
     config = without_quantization(copy.deepcopy(model.config))
     config.num_labels = 1
     config.pad_token_id = pad_token_id
-    with torch.device("meta"):
-        # By its class: under ZeRO-3 `from_config` would wait for the other processes.
+    # With it, this process would wait for the others, which build nothing.
+    with without_zero3(), torch.device("meta"):
         classifier = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)](config)
     setattr(classifier, classifier.base_model_prefix, model.base_model)
     setattr(classifier, SCORE, getattr(model, SCORE))

@@ -99,7 +99,7 @@ class DistributedSection(Section):
         return self.processes != 1 or self.machines is not None or self.deepspeed is not None
 
     def conflict(
-        self, *, tuning: str, optimizer: str, torch_compile: bool, keep: str, stage: str = "sft"
+        self, *, tuning: str, optimizer: str, torch_compile: bool, keep: str
     ) -> str | None:
         """Which other setting of the recipe does not work with this section; None if all do."""
         if self.deepspeed is None:
@@ -109,7 +109,7 @@ class DistributedSection(Section):
                 f"train.optimizer {optimizer} needs whole weights, but DeepSpeed shards them; "
                 f"use {', '.join(SHARED_OPTIMIZERS)}"
             )
-        found = needs_whole_weights(tuning=tuning, keep=keep, stage=stage)
+        found = needs_whole_weights(tuning=tuning, keep=keep)
         if self.deepspeed.stage == 3 and found is not None:
             return "; ".join(found)
         if torch_compile:
@@ -117,17 +117,11 @@ class DistributedSection(Section):
         return None
 
 
-def needs_whole_weights(*, tuning: str, keep: str, stage: str) -> tuple[str, str] | None:
-    """Why a recipe cannot be trained with weights sharded by ZeRO stage 3, and the remedy.
-
-    `stage`: that of `train`.
-    """
+def needs_whole_weights(*, tuning: str, keep: str) -> tuple[str, str] | None:
+    """Why a recipe cannot be trained with weights sharded by ZeRO stage 3, and the remedy."""
     if tuning == "qlora":
         return "quantized weights cannot be sharded", "use deepspeed.stage 2 or 1"
     if keep == "ewc":
         problem = "keep.kind ewc needs whole weights, but ZeRO stage 3 shards them"
         return problem, "use deepspeed.stage 2 or 1, or keep.kind self_replay"
-    if stage == "reward":
-        problem = "a reward model is saved by one process, but ZeRO stage 3 shards its weights"
-        return problem, "use deepspeed.stage 2 or 1"
     return None

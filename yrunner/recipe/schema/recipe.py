@@ -512,7 +512,6 @@ class Recipe(Section):
             optimizer=self.train.optimizer,
             torch_compile=self.train.torch_compile,
             keep=self.keep.kind,
-            stage=self.train.stage,
         )
         if conflict is not None:
             raise ValueError(conflict)
