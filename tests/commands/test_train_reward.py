@@ -140,11 +140,9 @@ def test_accumulation_and_packing_change_no_reward_model(rewarding):
     assert found[3][0] == pytest.approx(sum(found[0]) / 2, rel=0.05), "all rows in one update"
 
 
-@pytest.mark.parametrize("tuning", ["{kind: lora, rank: 4, alpha: 8}", "{kind: full}"])
-def test_of_sharded_weights_the_classifier_is_that_of_one_process(rewarding, tuning):
+def test_of_sharded_weights_the_classifier_is_that_of_one_process(rewarding):
     """One process makes it, from weights that ZeRO stage 3 has sharded."""
     learned = ["train.epochs=1", "train.optimizer=sgd", "train.learning_rate=0.1"]
-    learned.append("tuning=" + tuning)
     run(*learned)
     alone = AutoModelForSequenceClassification.from_pretrained("outputs/reward/model")
     sharded = ["distributed.processes=2", "distributed.deepspeed={stage: 3}"]
