@@ -115,6 +115,42 @@ def test_an_interrupt_during_heavy_imports_ends_with_code_130_and_one_word():
     assert (result.returncode, result.stderr) == (130, "stopped\n")
 
 
+def test_train_says_at_once_what_it_trains(tmp_path: Path):
+    recipe = tmp_path / "x.yaml"
+    rows = "data: {train: [{file: x.jsonl}]}"
+    recipe.write_text(f"name: x\noutput: there\nmodel: {{base: ./base}}\n{rows}\n")
+    (tmp_path / "base").mkdir()
+    (tmp_path / "x.jsonl").touch()
+    program = (
+        "import sys; from yrunner.cli import main\n"
+        "sys.modules['torch'] = None; sys.argv = ['yrun', 'train', 'x.yaml']; main()"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert result.stdout == "x: sft of base, tuning lora, loss plain, to there\n"
+
+
+def test_commands_import_no_library_that_they_may_not_need():
+    program = (
+        "import sys; from yrunner.process import exiting_on_interrupt\n"
+        "with exiting_on_interrupt():\n    import yrunner.commands.train\n"
+        "import accelerate.utils, peft.import_utils, transformers.utils\n"
+        "from peft import LoraConfig, get_peft_model\n"
+        "from transformers import LlamaConfig, LlamaForCausalLM\n"
+        "sizes = dict(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1)\n"
+        "model = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=1))\n"
+        "get_peft_model(model, LoraConfig(target_modules='all-linear'))\n"
+        "print(sorted({'bitsandbytes', 'deepspeed'} & sys.modules.keys()))\n"
+        "print(peft.import_utils.is_bnb_available(), accelerate.utils.is_bnb_available(), "
+        "transformers.utils.is_bitsandbytes_available())"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert result.stdout == "[]\nTrue True True\n"
+
+
 def test_harmless_warnings_are_silent_on_import():
     program = (
         "import sys; from yrunner.cli import main; sys.argv = ['yrun', '--help']\n"

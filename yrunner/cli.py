@@ -15,6 +15,7 @@ from yrunner.process import (
     exiting_on_interrupt,
     print_ending,
     run_to_exit,
+    say_intent,
     silence_harmless_warnings,
 )
 
@@ -78,7 +79,9 @@ def train(
     """Train a model. If its base is a recipe without a result, that is trained first."""
     if resume and overwrite:
         raise YRunnerError("--resume and --overwrite cannot be combined", remedy="choose one")
-    check_recipe(recipe, overrides)
+    checked = check_recipe(recipe, overrides)
+    if not print_launch and not _is_started_by_yrun():
+        say_intent(checked)
     with exiting_on_interrupt():
         from yrunner.commands.train import train as run_training
 
@@ -439,11 +442,16 @@ def _split_page(arguments: list[str], is_wanted: bool) -> tuple[list[str], Path 
     return [text for text in arguments if text is not page], None if page is None else Path(page)
 
 
+def _is_started_by_yrun() -> bool:
+    """Whether another command has started this one, as a rank of its training."""
+    return bool({"RANK", "YRUNNER_COMMAND"} & os.environ.keys())
+
+
 def main() -> None:
     """Run the command line and exit with its code."""
     disable_telemetry()
     silence_harmless_warnings()
-    if not {"RANK", "YRUNNER_COMMAND"} & os.environ.keys():
+    if not _is_started_by_yrun():
         run_to_exit(app)
     from yrunner.distributed.launcher import die_with_command, set_up_rank
 

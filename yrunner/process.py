@@ -11,9 +11,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from yrunner.console import fail, waiting
+from yrunner.console import fail, say, waiting
 from yrunner.errors import REPORT_A_BUG, YRunnerError
+
+if TYPE_CHECKING:
+    from yrunner.recipe.schema.recipe import Recipe
 
 STOPPED = "stopped"
 
@@ -59,11 +63,23 @@ def silence_harmless_warnings() -> None:
     warnings.filterwarnings("ignore", "`torch.distributed.", FutureWarning)
 
 
-def check_recipe(recipe: Path, overrides: list[str] | None) -> None:
+def check_recipe(recipe: Path, overrides: list[str] | None) -> "Recipe":
     """Report faults of the recipe before torch is imported."""
     from yrunner.recipe.load import load_recipe, warn_of_remote_code
 
-    warn_of_remote_code(load_recipe(recipe, overrides or []))
+    loaded = load_recipe(recipe, overrides or [])
+    warn_of_remote_code(loaded)
+    return loaded
+
+
+def say_intent(recipe: "Recipe") -> None:
+    """Say within a second what is going to be trained; imports and data take longer."""
+    base = recipe.model.base
+    model = "a new model" if base is None else Path(base).name if Path(base).exists() else base
+    say(
+        f"{recipe.name}: {recipe.train.stage} of {model}, tuning {recipe.tuning.kind}, "
+        f"loss {recipe.loss.kind}, to {recipe.run_folder}"
+    )
 
 
 @contextmanager
@@ -79,10 +95,28 @@ def exiting_on_interrupt() -> Iterator[None]:
 
     previous = signal.signal(signal.SIGINT, stop)
     try:
-        with waiting("loading torch and transformers"):
+        with waiting("loading torch and transformers"), seemingly_absent("bitsandbytes"):
             yield
     finally:
         signal.signal(signal.SIGINT, previous)
+
+
+@contextmanager
+def seemingly_absent(module: str) -> Iterator[None]:
+    """Let a module that is not imported yet seem not to be installed.
+
+    Libraries import others if they can: peft bitsandbytes, which takes as long as peft itself and
+    which the code for weights in 4 or 8 bits imports again; accelerate DeepSpeed, to look whether a
+    model is one of its engines.
+    """
+    if module in sys.modules:
+        yield
+        return
+    sys.modules[module] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[module]
 
 
 def print_ending(_code: int, message: str) -> None:

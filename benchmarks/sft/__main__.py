@@ -10,7 +10,6 @@ environment with TRL, `--llamafactory` the `llamafactory-cli` of one with LLaMA-
 """
 
 import argparse
-import json
 import statistics
 import sys
 from pathlib import Path
@@ -18,7 +17,8 @@ from tempfile import TemporaryDirectory
 
 from benchmarks.in_turns import Runs, run_alone
 from benchmarks.paths import ROOT
-from benchmarks.sft.inputs import BATCH_SIZE, SIZES, save_model, write_rows
+from benchmarks.peers import write_llamafactory_recipe
+from benchmarks.sft.inputs import SIZES, save_model, write_rows
 
 
 def main() -> None:
@@ -62,40 +62,6 @@ def make_commands(options: argparse.Namespace, folder: Path) -> dict[str, list[s
         recipe = write_llamafactory_recipe(folder, template="empty", **quiet)
         commands["llamafactory"] = [str(options.llamafactory), "train", str(recipe)]
     return commands
-
-
-def write_llamafactory_recipe(
-    folder: Path, model: Path | None = None, *, longest: int = 1024, **more: object
-) -> Path:
-    """Write LLaMA-Factory's recipe for LoRA on `rows.jsonl`; `model`: default `model` beside it.
-
-    `longest`: tokens of a row at most. `more`: further keys of the recipe.
-    """
-    columns = {"prompt": "prompt", "response": "completion"}
-    info = {"rows": {"file_name": "rows.jsonl", "columns": columns}}
-    (folder / "dataset_info.json").write_text(json.dumps(info), "utf-8")
-    recipe = {
-        "model_name_or_path": str(model or folder / "model"),
-        "stage": "sft",
-        "do_train": True,
-        "finetuning_type": "lora",
-        "lora_rank": 16,
-        "lora_alpha": 32,
-        "lora_target": "all",
-        "dataset": "rows",
-        "dataset_dir": str(folder),
-        "cutoff_len": longest,
-        "output_dir": str(folder / "llamafactory"),
-        "overwrite_output_dir": True,
-        "per_device_train_batch_size": BATCH_SIZE,
-        "num_train_epochs": 1,
-        "learning_rate": 1e-4,
-        "report_to": "none",
-        **more,
-    }
-    path = folder / "llamafactory.yaml"
-    path.write_text(json.dumps(recipe), "utf-8")  # JSON is YAML
-    return path
 
 
 def print_results(runs: Runs) -> None:

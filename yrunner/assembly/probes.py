@@ -115,6 +115,9 @@ def look_at_bitsandbytes() -> Iterator[Capability]:
     if find_spec("bitsandbytes") is None:
         return
     import torch
+
+    # bitsandbytes compiles functions, for which torch imports its compiler, for seconds.
+    torch.compile = _left_as_it_is  # type: ignore[assignment]
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -130,6 +133,11 @@ def look_at_bitsandbytes() -> Iterator[Capability]:
         f"wrong by up to {error:.2f} on {device}",
         remedy="pip install --force-reinstall 'yrunner[qlora]'",
     )
+
+
+def _left_as_it_is(function: Any = None, **_options: Any) -> Any:
+    """In place of `torch.compile`, also as a decorator with options."""
+    return _left_as_it_is if function is None else function
 
 
 def look_at_hub() -> Iterator[Capability]:

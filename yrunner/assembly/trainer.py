@@ -26,6 +26,7 @@ from yrunner.losses.score_head import add_score_head, attach_scores
 from yrunner.models.errors import silence_libraries
 from yrunner.models.limits import (
     branches_at_a_mask,
+    can_be_tried,
     check_causal,
     check_isolation,
     isolates_examples,
@@ -36,6 +37,7 @@ from yrunner.models.reward import as_classifier
 from yrunner.models.save import ModelCard, save_model
 from yrunner.models.scratch import build_model
 from yrunner.models.tuning import apply_tuning, ids_to_train
+from yrunner.process import seemingly_absent
 from yrunner.recipe.schema.model import AdapterTuning, QloraTuning
 from yrunner.recipe.schema.preference import BradleyTerryLoss, KtoLoss
 from yrunner.recipe.schema.recipe import PolicyLoss, PreferenceLoss, Recipe
@@ -384,7 +386,7 @@ def train_to_the_end(trainer: Trainer, run: Run) -> None:
 
 def save_result(trainer: Trainer, run: Run, card: ModelCard, weights: Any) -> None:
     """Write `model/`. `weights` are those of the model where it does not hold them (ZeRO-3)."""
-    with silence_libraries():
+    with silence_libraries(), seemingly_absent("deepspeed"):
         model = trainer.accelerator.unwrap_model(trainer.model)
     if run.recipe.train.stage == "reward":
         if trainer.zero is not None and trainer.zero.is_partitioned:
@@ -409,7 +411,8 @@ def _choose_layout(run: Run, trainer: Trainer, teaching: Teaching | None) -> Non
     model: Any = trainer.model
     packs = run.recipe.data.packing
     with mixed_precision(trainer, run.dtype):
-        check_causal(model)
+        if trainer.device.type != "cpu" or not can_be_tried(model):
+            check_causal(model)  # else it was tried where it is, when it was loaded
         if packs:
             check_isolation(model)
         isolates = packs or isolates_examples(model)

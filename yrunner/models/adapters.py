@@ -1,11 +1,13 @@
 """Saved adapters: find one, attach it to its base completely or not at all, merge it."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import snapshot_download
 from peft import PeftModel, get_peft_model_state_dict
+from peft.tuners.lora import model as lora_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError, safe_open
 from torch import nn
@@ -19,6 +21,16 @@ from yrunner.models.hub import only_cached
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
+
+
+def _may_have_quantized_layers() -> bool:
+    """Whether any model in this process can have layers of bitsandbytes."""
+    return "bitsandbytes" in sys.modules
+
+
+# With these, peft asks before it compares a layer with those of bitsandbytes. Its own answer is
+# whether the package is installed, and then it is imported, which takes seconds.
+lora_model.is_bnb_available = lora_model.is_bnb_4bit_available = _may_have_quantized_layers
 
 
 def find_adapter(source: str) -> Path | None:

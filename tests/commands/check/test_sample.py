@@ -48,6 +48,9 @@ def test_as_many_rows_are_scored_as_are_asked_for_or_as_can_be_afforded(
     assert 1 <= rows() < 16
     monkeypatch.setattr(check_sample, "MOST_TARGETS", 1)
     assert rows() == 1
+    monkeypatch.setattr(check_sample, "MOST_TARGETS", 10**6)
+    monkeypatch.setattr(check_sample, "USUAL_WORK", {"cpu": 1.0, "cuda": 1.0})
+    assert rows() == check_sample.LEAST_ROWS
     monkeypatch.setattr(check_sample, "MOST_WORK", {"cpu": 1.0, "cuda": 1.0})
     assert rows() is None
     assert rows(2) == 2

@@ -27,9 +27,13 @@ from yrunner.recipe.schema.recipe import Recipe
 from yrunner.reports.plots import HIGHEST_LOSS
 
 SAMPLE_ROWS = 64
+LEAST_ROWS = 8
+"""Fewer only if they would take more than `MOST_WORK`."""
 MOST_TARGETS = 20_000
+USUAL_WORK = {"cpu": 3e11, "cuda": 3e14}
+"""Floating-point operations by default: a few seconds on two cores or a GPU."""
 MOST_WORK = {"cpu": 2e12, "cuda": 2e15}
-"""Floating-point operations by default: at most half a minute on two cores or a GPU."""
+"""The most for `LEAST_ROWS` by default: about half a minute."""
 BIN_WIDTH = 1.0
 ROOM_BESIDE_WEIGHTS = 1.25
 """Memory for scoring, per byte of weights."""
@@ -115,8 +119,8 @@ class Signal:
 def score_sample(run: Run, stored: StoredRows[Any], rows: int | None) -> Sample | NotScored:
     """Score `rows` of the examples with the base and the recipe's weight; both answers of pairs.
 
-    None: a sufficient number that takes at most about half a minute. Raises `ModelError` if the
-    base cannot be loaded.
+    None: a number that takes a few seconds, or eight rows if they take half a minute. Raises
+    `ModelError` if the base cannot be loaded.
     """
     if rows == 0:
         return NotScored("switched off (--sample 0)")
@@ -257,13 +261,14 @@ def count_wins(losses: Sequence[Tensor]) -> BaseWins:
 
 
 def _affordable_rows(examples: Examples, num_weights: int) -> int:
-    """Rows that take at most about half a minute; 0 if a single one takes longer."""
+    """Rows for a few seconds, or eight for half a minute; 0 if a single one takes longer."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     targets_per_row = max(1.0, float(examples.num_targets.mean()))
     # Each weight costs one multiplication and one addition per token.
     work_per_row = 2 * num_weights * float(examples.lengths.mean())
     enough = max(1, int(MOST_TARGETS / targets_per_row))
-    return min(SAMPLE_ROWS, enough, int(MOST_WORK[device] / work_per_row))
+    usual, most = (int(work[device] / work_per_row) for work in (USUAL_WORK, MOST_WORK))
+    return min(SAMPLE_ROWS, enough, max(usual, min(LEAST_ROWS, most)))
 
 
 def load_base(recipe: Recipe, folder: Path) -> Any:
