@@ -131,9 +131,14 @@ def test_train_says_at_once_what_it_trains(tmp_path: Path):
     assert result.stdout == "x: sft of base, tuning lora, loss plain, to there\n"
 
 
-def test_commands_import_no_library_that_they_may_not_need():
+@pytest.fixture(scope="module")
+def imported() -> subprocess.CompletedProcess[str]:
+    """A process that imports what a command needs, adds an adapter, and imports everything."""
     program = (
-        "import sys; from yrunner.process import exiting_on_interrupt\n"
+        "import sys; from yrunner.cli import main; sys.argv = ['yrun', '--help']\n"
+        "try:\n    main()\n"
+        "except SystemExit:\n    pass\n"
+        "from yrunner.process import exiting_on_interrupt\n"
         "with exiting_on_interrupt():\n    import yrunner.commands.train\n"
         "import accelerate.utils, peft.import_utils, transformers.utils\n"
         "from peft import LoraConfig, get_peft_model\n"
@@ -143,27 +148,21 @@ def test_commands_import_no_library_that_they_may_not_need():
         "get_peft_model(model, LoraConfig(target_modules='all-linear'))\n"
         "print(sorted({'bitsandbytes', 'deepspeed'} & sys.modules.keys()))\n"
         "print(peft.import_utils.is_bnb_available(), accelerate.utils.is_bnb_available(), "
-        "transformers.utils.is_bitsandbytes_available())"
+        "transformers.utils.is_bitsandbytes_available())\n"
+        "import bitsandbytes, deepspeed; print('imported')"
     )
-    result = subprocess.run(
+    return subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
-    assert result.stdout == "[]\nTrue True True\n"
 
 
-def test_harmless_warnings_are_silent_on_import():
-    program = (
-        "import sys; from yrunner.cli import main; sys.argv = ['yrun', '--help']\n"
-        "try:\n    main()\n"
-        "except SystemExit:\n    pass\n"
-        "sys.stdout.flush(); print('imported')\n"
-        "import peft, deepspeed"
-    )
-    result = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
-    )
-    assert "gemm_4bit" not in result.stderr
-    assert result.stdout.endswith("imported\n")
+def test_commands_import_no_library_that_they_may_not_need(imported):
+    assert "\n[]\nTrue True True\n" in imported.stdout
+
+
+def test_harmless_warnings_are_silent_on_import(imported):
+    assert "gemm_4bit" not in imported.stderr
+    assert imported.stdout.endswith("imported\n")
 
 
 def test_the_version_is_that_of_the_installed_package():
