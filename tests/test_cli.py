@@ -146,10 +146,10 @@ def imported() -> subprocess.CompletedProcess[str]:
         "sizes = dict(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1)\n"
         "model = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=1))\n"
         "get_peft_model(model, LoraConfig(target_modules='all-linear'))\n"
-        "print(sorted({'bitsandbytes', 'deepspeed'} & sys.modules.keys()))\n"
+        "print(sorted({'bitsandbytes', 'deepspeed', 'scipy'} & sys.modules.keys()))\n"
         "print(peft.import_utils.is_bnb_available(), accelerate.utils.is_bnb_available(), "
         "transformers.utils.is_bitsandbytes_available())\n"
-        "import bitsandbytes, deepspeed; print('imported')"
+        "import bitsandbytes, deepspeed, sklearn; print('imported')"
     )
     return subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True

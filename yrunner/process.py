@@ -40,6 +40,9 @@ HARMLESS_WARNINGS = {
     "accelerate.accelerator": "Gradient accumulation steps mismatch",
 }
 """Part of each warning, by the name of its logger."""
+UNNEEDED = ("bitsandbytes", "scipy")
+"""What peft and transformers import, each as long as peft itself, for weights in 4 or 8 bits, whose
+code imports it again, and for the losses of image models."""
 TELEMETRY_SWITCHES = {
     "DO_NOT_TRACK": "1",  # honoured by the Hub's client and others
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -95,28 +98,26 @@ def exiting_on_interrupt() -> Iterator[None]:
 
     previous = signal.signal(signal.SIGINT, stop)
     try:
-        with waiting("loading torch and transformers"), seemingly_absent("bitsandbytes"):
+        with waiting("loading torch and transformers"), seemingly_absent(*UNNEEDED):
             yield
     finally:
         signal.signal(signal.SIGINT, previous)
 
 
 @contextmanager
-def seemingly_absent(module: str) -> Iterator[None]:
-    """Let a module that is not imported yet seem not to be installed.
+def seemingly_absent(*modules: str) -> Iterator[None]:
+    """Let modules that are not imported yet seem not to be installed.
 
-    Libraries import others if they can: peft bitsandbytes, which takes as long as peft itself and
-    which the code for weights in 4 or 8 bits imports again; accelerate DeepSpeed, to look whether a
-    model is one of its engines.
+    Libraries import others if they can, whether they are used or not.
     """
-    if module in sys.modules:
-        yield
-        return
-    sys.modules[module] = None  # type: ignore[assignment]
+    hidden = [module for module in modules if module not in sys.modules]
+    for module in hidden:
+        sys.modules[module] = None  # type: ignore[assignment]
     try:
         yield
     finally:
-        del sys.modules[module]
+        for module in hidden:
+            del sys.modules[module]
 
 
 def print_ending(_code: int, message: str) -> None:

@@ -65,6 +65,7 @@ LIKE_OTHERS = {
 they take. Paged ones are counted as if nothing were moved to host memory."""
 MOST = 3
 """Savings that are reported."""
+NOT_COMPARED = "it fits here, so other kinds of tuning were not estimated; --memory 24GB does"
 SMALLEST_SAVING = 0.01
 """Share of the peak below which a saving is not reported."""
 
@@ -259,11 +260,12 @@ class Estimator:
 
 
 def estimate_memory(
-    estimator: Estimator, micro_batch: Sequence[TokenizedExample], plan: Plan
+    estimator: Estimator, micro_batch: Sequence[TokenizedExample], plan: Plan, *, compares: bool
 ) -> tuple[MemoryFacts, DiskFacts | None]:
     """Memory per device for the recipe's tuning and for others, and disk space.
 
-    `micro_batch` is the largest of the plan; a teacher in memory counts among the weights. Disk
+    `micro_batch` is the largest of the plan; a teacher in memory counts among the weights. Without
+    `compares`, others are left out where the recipe's own tuning fits: each takes seconds. Disk
     space is None if the model cannot be traced.
     """
     recipe, machine = estimator.recipe, estimator.machine
@@ -290,6 +292,9 @@ def estimate_memory(
             disk = disk_facts(estimator.run, need, plan)
             notes.insert(0, found.described)
             notes += keep_notes(recipe, count_parameters(found.model)[0])
+            if not compares and any(line.fits and line.is_own for line in lines):
+                notes.append(NOT_COMPARED)
+                break
     return MemoryFacts(str(machine), lines, notes), disk
 
 

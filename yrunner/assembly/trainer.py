@@ -386,6 +386,7 @@ def train_to_the_end(trainer: Trainer, run: Run) -> None:
 
 def save_result(trainer: Trainer, run: Run, card: ModelCard, weights: Any) -> None:
     """Write `model/`. `weights` are those of the model where it does not hold them (ZeRO-3)."""
+    # accelerate would import DeepSpeed to see that the model is none of its engines.
     with silence_libraries(), seemingly_absent("deepspeed"):
         model = trainer.accelerator.unwrap_model(trainer.model)
     if run.recipe.train.stage == "reward":

@@ -103,6 +103,11 @@ def test_without_flags_it_is_this_machine(
     assert choose_machine(None, "80GB") == Machine(2, 80 * 10**9)
     facts = facts_of(capsys, "tuned.yaml")
     assert facts["memory"]["machine"] == "2 GPUs of 24 GB"
+    assert {line["tuning"] for line in facts["memory"]["lines"]} == {"lora"}  # it fits
+    assert memory.NOT_COMPARED in facts["memory"]["notes"]
+    monkeypatch.setattr(memory, "this_machine", lambda: Machine(2, 10**7, host=10**7))
+    facts = facts_of(capsys, "tuned.yaml")
+    assert {"lora", "full"} <= {line["tuning"] for line in facts["memory"]["lines"]}
 
 
 def test_offloading_that_the_machine_has_no_memory_for_does_not_fit(

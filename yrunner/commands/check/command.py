@@ -124,7 +124,7 @@ def check(
     facts = plan = None
     if len(prepared.train):
         plan = run.plan(num_ranks=num_ranks)
-        facts = _gather(Estimator(run, machine), plan)
+        facts = _gather(Estimator(run, machine), plan, compares=not is_for_here)
     if refusal is None and facts is not None and facts.disk is not None:
         refusal = lack_of_space(run, facts.disk)
     if not as_machine:
@@ -176,10 +176,10 @@ def _first_error(*checks: Callable[[Run], None], run: Run) -> YRunnerError | Non
     return None
 
 
-def _gather(estimator: Estimator, plan: Plan) -> Facts:
+def _gather(estimator: Estimator, plan: Plan, *, compares: bool) -> Facts:
     run = estimator.run
     batch = largest_micro_batch(run, plan)
-    memory, disk = estimate_memory(estimator, batch, plan)
+    memory, disk = estimate_memory(estimator, batch, plan, compares=compares)
     return Facts(
         data_facts(run.dataset),
         count_steps(run, plan),
