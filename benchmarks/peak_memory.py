@@ -16,7 +16,7 @@ def peak_above_now() -> Iterator[list[int]]:
 
     matrix = torch.ones(512, 512, requires_grad=True)
     (matrix @ matrix).sum().backward()  # allocates the libraries' own buffers and threads
-    before = _resident_bytes()
+    before = resident_bytes()
     peak: list[int] = []
     yield peak
     peak.append(peak_bytes() - before)
@@ -40,6 +40,7 @@ def reset_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5", "ascii")
 
 
-def _resident_bytes() -> int:
+def resident_bytes() -> int:
+    """What this process holds in memory now."""
     num_pages = int(Path("/proc/self/statm").read_text("ascii").split()[1])
     return num_pages * resource.getpagesize()

@@ -1,4 +1,7 @@
-"""LoRA layers with the same input are computed together, and give what peft gives."""
+"""LoRA layers with the same input are computed together, and give what peft gives.
+
+In half precision they give more: peft rounds away adapters smaller than half a step of the output.
+"""
 
 from copy import deepcopy
 
@@ -89,9 +92,9 @@ def test_gradients_with_dropout_are_those_of_the_drawn_mask(tokenizer, ids_BT, m
     theirs, ours = tuned_pair(tokenizer, dropout=0.5)
     masks = []
 
-    def draw(shape, share):
-        torch.manual_seed(len(shape))  # every layer of a width drops the same places
-        masks.append(torch.rand(tuple(shape)) < share)
+    def draw(x_TD, share):
+        torch.manual_seed(x_TD.ndim)  # every layer of a width drops the same places
+        masks.append(torch.rand(x_TD.shape) < share)
         return masks[-1], 1 - share
 
     class Drop(nn.Module):
@@ -159,6 +162,92 @@ def test_under_autocast_and_in_bfloat16_peft_computes(tokenizer, ids_BT, monkeyp
     ours(ids_BT)
     with pytest.raises(TypeError):
         ours.float()(ids_BT)
+
+
+def halved(model):
+    """The model with frozen weights in bfloat16, as it is loaded for training."""
+    for weight in model.parameters():
+        if not weight.requires_grad:
+            weight.data = weight.data.bfloat16()
+    return model
+
+
+def in_bfloat16(function, *args):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        return function(*args)
+
+
+@pytest.mark.parametrize("name", ["q_proj", "o_proj", "up_proj"])
+def test_in_bfloat16_an_adapter_far_smaller_than_a_rounding_step_is_not_lost(name, tokenizer):
+    theirs, ours = map(halved, tuned_pair(tokenizer, model_type="qwen2"))
+    their, our = (
+        next(it for path, it in model.named_modules() if path.endswith(f".{name}"))
+        for model in (theirs, ours)
+    )
+    x_TD = torch.randn(2000, our.in_features)
+
+    def share_of_adapter(layer):
+        """What the adapter changes in the output, along what it should change; 1 if all of it."""
+        with torch.no_grad():
+            base_TF = layer.base_layer(x_TD.bfloat16()).double()
+            delta_TF = (x_TD @ layer.get_delta_weight("default").T).double()
+            # A step of bfloat16 is 2**-8 of the number or less.
+            layer.lora_B["default"].weight.mul_(2**-13 * base_TF.norm() / delta_TF.norm())
+            delta_TF = (x_TD @ layer.get_delta_weight("default").T).double()
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                change_TF = layer(x_TD).double() - base_TF
+        return float((change_TF * delta_TF).sum() / (delta_TF * delta_TF).sum())
+
+    assert abs(share_of_adapter(our) - 1) < 0.2
+    assert abs(share_of_adapter(their)) < 0.2
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_in_bfloat16_outputs_and_gradients_are_those_of_float32_up_to_rounding(dropout, tokenizer):
+    half = halved(tuned_pair(tokenizer, dropout=dropout)[1])
+    exact = deepcopy(half).float()
+    x_TD, signs_TF = torch.randn(200, 32), torch.randn(200, 64)
+
+    def outputs_and_gradients(model):
+        mlp, x = model.base_model.model.model.layers[0].mlp, x_TD.clone().requires_grad_()
+        torch.manual_seed(4)
+        outputs = [mlp.gate_proj(x), mlp.up_proj(x)]
+        sum((output * signs_TF).sum() for output in outputs).backward()
+        weights = [it.grad for it in mlp.parameters() if it.grad is not None]
+        return [*outputs, x.grad, *weights]
+
+    found = in_bfloat16(outputs_and_gradients, half)
+    for ours, theirs in zip(found, outputs_and_gradients(exact), strict=True):
+        # Three roundings to 8 bits on the longest way.
+        assert float((ours - theirs).norm() / theirs.norm()) < 3 * 2**-8
+
+
+def test_in_bfloat16_an_adapter_of_zeros_changes_no_bit(tokenizer, ids_BT):
+    _, ours = map(halved, tuned_pair(tokenizer))
+    for name, weight in ours.named_parameters():
+        if "lora_B" in name:
+            nn.init.zeros_(weight)
+    ours.eval()
+    with torch.no_grad(), ours.disable_adapter():
+        base = in_bfloat16(ours, ids_BT).logits
+    assert torch.equal(in_bfloat16(ours, ids_BT).logits, base)
+
+
+@pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "k_proj", "v_proj"]])
+def test_attention_is_float32_where_all_of_its_layers_are_computed_here(
+    targets, tokenizer, ids_BT, monkeypatch
+):
+    _, ours = map(halved, tuned_pair(tokenizer, targets=targets))
+    attend, seen = torch.nn.functional.scaled_dot_product_attention, []
+
+    def look(query, *args, **kwargs):
+        seen.append((query.dtype, torch.is_autocast_enabled("cpu")))
+        return attend(query, *args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", look)
+    in_bfloat16(ours, ids_BT)
+    expected = (torch.float32, False) if targets == "all-linear" else (torch.bfloat16, True)
+    assert set(seen) == {expected}
 
 
 def test_dora_is_left_to_peft(tokenizer, ids_BT):

@@ -17,6 +17,7 @@ from yrunner.models.load import (
     find_stop_ids,
     load_model,
     load_tokenizer,
+    time_in_bfloat16,
 )
 from yrunner.models.meta import read_config
 from yrunner.models.model_key import model_key
@@ -75,6 +76,15 @@ def test_auto_is_float32_without_a_gpu_and_bfloat16_where_the_gpu_has_it(monkeyp
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
     assert choose_dtype("auto") == torch.bfloat16
+
+
+def test_bfloat16_is_timed_only_where_the_cpu_has_instructions_for_it(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "amx_bf16": False})
+    assert time_in_bfloat16.__wrapped__(64, 128) is None
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    before = torch.get_rng_state()
+    assert time_in_bfloat16.__wrapped__(64, 128) > 0
+    assert torch.equal(torch.get_rng_state(), before), "a probe moves no random state"
 
 
 def test_the_attention_asked_for_is_used(qwen3_folder):

@@ -13,6 +13,8 @@ from transformers import TrainerCallback
 from tests.training.conftest import checkpoint_every, weights_of
 from yrunner.data.batching.collate import all_in_one_row
 from yrunner.errors import RunError
+from yrunner.models.tuning import apply_tuning
+from yrunner.recipe.schema.model import LoraTuning
 from yrunner.recipe.schema.recipe import EarlyStopping
 from yrunner.training.callbacks import Cadence
 from yrunner.training.metrics import best_step, read_metrics
@@ -20,8 +22,10 @@ from yrunner.training.metrics import best_step, read_metrics
 SETTINGS = dict(batch_size=3, gradient_accumulation_steps=2, epochs=2, learning_rate=1e-2)
 
 
-def with_lora(model):
+def with_lora(model, dtype=torch.float32):
     torch.manual_seed(5)
+    if dtype != torch.float32:
+        return apply_tuning(model.to(dtype), LoraTuning(rank=4, dropout=0.3))
     return get_peft_model(model, LoraConfig(r=4, lora_dropout=0.3, target_modules="all-linear"))
 
 
@@ -33,13 +37,15 @@ def with_lora(model):
         (False, {"token_batch": 8}),
         (True, {"token_batch": 8}),
         (True, {"pack_to": 100, "layout": all_in_one_row, "epochs": 4}),
+        (True, {"dtype": torch.bfloat16}),
     ],
 )
 def test_resume_changes_nothing(make_model, examples, make_trainer, lora, rows):
     """Stopped in the middle of an epoch and resumed in new objects: equal bit for bit."""
 
     def run(folder):
-        model = with_lora(make_model()) if lora else make_model()
+        dtype = rows.get("dtype", torch.float32)
+        model = with_lora(make_model(), dtype) if lora else make_model()
         trainer = make_trainer(
             model,
             examples[8:],

@@ -109,7 +109,7 @@ def _make_ewc(run: Run, strength: float, data: RegulariserData, model: Any) -> E
     assert data.folder is not None, "EWC has rows"
     tuning = recipe.tuning.model_dump(mode="json")
     # The seed decides the random half of a new adapter.
-    path = data.folder.fisher(rows_key(run, data.rows, tuning, recipe.seed, recipe.model.dtype))
+    path = data.folder.fisher(rows_key(run, data.rows, tuning, recipe.seed, str(run.dtype)))
     data.folder.folder.mkdir(parents=True, exist_ok=True)
     with FileLock(data.folder.lock):
         if not path.exists():

@@ -110,7 +110,7 @@ def kept_results(run: Run, *, in_training: bool = False) -> KeptResults | None:
     starts_from_adapter = getattr(recipe.tuning, "adapter", None) is not None
     if recipe.model.base is None or (in_training and starts_from_adapter):
         return None
-    dtype = choose_dtype(recipe.model.dtype)
+    dtype = run.dtype if in_training else choose_dtype(recipe.model.dtype)
     folder = local_folder(run.base_source)
     settings = folder / "generation_config.json" if folder is not None else None
     model: dict[str, Any] = {

@@ -186,9 +186,6 @@ class Estimator:
         self._traced: dict[tuple[str, int, bool], Estimate | Untraceable] = {}
         self.config = run.config
         self.teacher = teacher_facts(run)
-        is_planned = self.recipe.model.dtype == "auto" and not machine.is_cpu
-        # The planned machine may have a GPU even if this one has none.
-        self.dtype = torch.bfloat16 if is_planned else choose_dtype(self.recipe.model.dtype)
 
     @property
     def beside(self) -> int:
@@ -214,15 +211,24 @@ class Estimator:
             return found
         return replace(found, workload=replace(found.workload, stored=stored))
 
+    def dtype_of(self, tuning: Tuning) -> torch.dtype:
+        """The dtype of a training with this tuning, on the machine that is planned for."""
+        name = self.recipe.model.dtype
+        if name != "auto":
+            return choose_dtype(name)
+        if not self.machine.is_cpu:
+            return torch.bfloat16  # the planned machine may have a GPU even if this one has none
+        return self.run.variant(_with(self.recipe, tuning=tuning)).dtype
+
     def _run(
         self, tuning: Tuning, micro_batch: Sequence[TokenizedExample], recomputes: bool
     ) -> Estimate | Untraceable:
-        recipe = self.recipe
+        recipe, dtype = self.recipe, self.dtype_of(tuning)
         # New weights are float32; loaded ones have the dtype of the computation.
         build = partial(
             build_fake_model,
             tuning=tuning,
-            dtype=self.dtype if recipe.model.scratch is None else torch.float32,
+            dtype=dtype if recipe.model.scratch is None else torch.float32,
             token_ids=ids_to_train(tuning, self.run.tokenizer),
             attention=recipe.model.attention,
             trust_remote_code=recipe.model.trust_remote_code,
@@ -240,7 +246,7 @@ class Estimator:
             model,
             build,
             batch,
-            dtype=self.dtype,
+            dtype=dtype,
             optimizer=optimizer,
             accumulation=recipe.train.gradient_accumulation_steps,
             gradient_checkpointing=recomputes,
@@ -252,10 +258,10 @@ class Estimator:
         targets = int((batch["labels"] != IGNORE_INDEX).sum())
         described = (
             f"the largest micro-batch: {rows:,} x {length:,} tokens, {targets:,} targets; "
-            f"computed in {str(self.dtype).removeprefix('torch.')}"
+            f"computed in {str(dtype).removeprefix('torch.')}"
         )
         bucket = self.config.get_text_config().hidden_size ** 2
-        workload = Workload(update, counts, self.dtype.itemsize, bucket, remembered=optimizer_share)
+        workload = Workload(update, counts, dtype.itemsize, bucket, remembered=optimizer_share)
         return Estimate(workload, model, described)
 
 
@@ -397,7 +403,7 @@ def find_savings(run: Run, micro_batch: Sequence[TokenizedExample]) -> list[Savi
     if own is None:
         return []
     savings = []
-    for variant in variants(run.recipe, micro_batch):
+    for variant in variants(run.recipe, micro_batch, run.dtype):
         peak = _peak(run.variant(variant.recipe), variant.micro_batch)
         if peak is not None and own - peak > SMALLEST_SAVING * own:
             savings.append(Saving(variant.change, own - peak))
@@ -415,8 +421,10 @@ def _peak(run: Run, micro_batch: Sequence[TokenizedExample]) -> int | None:
     return memory_per_gpu(found.workload, Sharing()).peak + estimator.beside
 
 
-def variants(recipe: Recipe, micro_batch: Sequence[TokenizedExample]) -> Iterator[Variant]:
-    """Every change of one key that could save memory."""
+def variants(
+    recipe: Recipe, micro_batch: Sequence[TokenizedExample], dtype: torch.dtype
+) -> Iterator[Variant]:
+    """Every change of one key that could save memory; `dtype`: of the training."""
     train, model = recipe.train, recipe.model
 
     def with_train(change: str, **keys: Any) -> Variant:
@@ -441,7 +449,7 @@ def variants(recipe: Recipe, micro_batch: Sequence[TokenizedExample]) -> Iterato
     if teacher is not None and teacher.top == "all" and not teacher.on_policy:
         stored = _with(recipe, teacher=_with(teacher, top=64))
         yield Variant("teacher.top=64", stored, micro_batch)
-    if choose_dtype(model.dtype) == torch.float32:
+    if dtype == torch.float32:
         half = _with(recipe, model=_with(model, dtype="bfloat16"))
         yield Variant("model.dtype=bfloat16", half, micro_batch)
     length = max(len(example.input_ids) for example in micro_batch) // 2

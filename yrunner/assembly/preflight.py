@@ -45,7 +45,7 @@ def check_needs(run: Run) -> None:
     """Raise `MissingError` for a missing package, compiler or GPU."""
     recipe = run.recipe
     check_trackers(recipe.train.trackers)
-    _ = run.dtype
+    run.check_precision()
     check_trust(recipe.rewards, trust_code=run.options.trust_code)
     if recipe.model.attention == "flash_attention_2":
         require_flash_attention()

@@ -56,7 +56,8 @@ def record_start(run: Run, plan: Plan, num_ranks: int) -> None:
     write_json(run_dir.fingerprint, fingerprint(run.recipe))
     if run.recipe.model.base is not None:
         write_json(run_dir.base, base_record(run))
-    write_json(run_dir.environment, {**describe_environment(), "processes": num_ranks})
+    precision = {"dtype": run.precision.name, "dtype_because": run.precision.why}
+    write_json(run_dir.environment, {**describe_environment(), "processes": num_ranks, **precision})
     write_json(run_dir.data_report, prepared.as_json())
 
 

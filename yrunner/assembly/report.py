@@ -89,6 +89,7 @@ def say_plan(run: Run, model: Any, plan: Plan) -> None:
     rows = [
         ("model", f"{recipe.model.base or 'from scratch'}, {own:,} parameters"),
         ("trained", f"{trained:,} {share}, tuning {recipe.tuning.kind}"),
+        ("precision", _precision(run)),
         ("rows", f"{len(prepared.train):,} training, {len(prepared.validation):,} validation"),
         ("updates", f"{plan.num_updates:,} ({_epochs(plan)}, {each} each)"),
         ("keep", _keep(recipe, plan)),
@@ -322,6 +323,12 @@ def drift_figures(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, 
 
 def _measured(records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return [record for record in records if "eval_drift" in record]
+
+
+def _precision(run: Run) -> str:
+    """The dtype, and why, where nobody has named it."""
+    is_named = run.recipe.model.dtype != "auto"
+    return run.precision.name + ("" if is_named else f" ({run.precision.why})")
 
 
 def _epochs(plan: Plan) -> str:

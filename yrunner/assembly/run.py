@@ -44,7 +44,15 @@ from yrunner.evaluation.memorised_faults import KnownFault, read_faults
 from yrunner.evaluation.questions import Question, question_of
 from yrunner.evaluation.tasks import read_task
 from yrunner.models.hub import modelscope_folder
-from yrunner.models.load import choose_dtype, load_model, load_tokenizer
+from yrunner.models.load import (
+    DTYPES,
+    NARROWEST,
+    WORTH_IT,
+    choose_dtype,
+    load_model,
+    load_tokenizer,
+    time_in_bfloat16,
+)
 from yrunner.models.local import find_gguf
 from yrunner.models.meta import read_config
 from yrunner.models.model_key import model_key
@@ -64,7 +72,7 @@ from yrunner.recipe.schema.recipe import Recipe
 from yrunner.recipe.schema.section import MODELSCOPE
 from yrunner.rewards.completion import Reward
 from yrunner.rewards.make import make_rewards
-from yrunner.storage.run_dir import RunDir, SortDir
+from yrunner.storage.run_dir import RunDir, SortDir, read_json
 
 FIRST_ROWS = 10
 """Questions of a recipe without tasks."""
@@ -111,6 +119,19 @@ class RunOptions:
             return "run the same command again to continue"
         trust = " --trust-code" if self.trust_code else ""
         return f"continue with: yrun train {self.arguments} --resume{trust}"
+
+
+@dataclass(frozen=True)
+class Precision:
+    """The dtype of a training, and why it was chosen."""
+
+    dtype: torch.dtype
+    why: str
+
+    @property
+    def name(self) -> str:
+        """As in a recipe."""
+        return str(self.dtype).removeprefix("torch.")
 
 
 class Run:
@@ -350,15 +371,62 @@ class Run:
             return self.base.config
         return read_config(self.base_source, trust_remote_code=model.trust_remote_code)
 
-    @cached_property
+    @property
     def dtype(self) -> torch.dtype:
         """The training precision. Raises `MissingError` if this machine does not support it."""
-        dtype = choose_dtype(self.recipe.model.dtype)
-        if dtype == torch.float16 and not torch.cuda.is_available():
+        return self.precision.dtype
+
+    @cached_property
+    def precision(self) -> "Precision":
+        """The training precision, and why it is that; see `dtype`."""
+        self.check_precision()
+        name = self.recipe.model.dtype
+        dtype = choose_dtype(name)
+        if name != "auto":
+            return Precision(dtype, "model.dtype")
+        if self.options.resume and self.folder.environment.is_file():
+            # From before there was a choice on a CPU: what `choose_dtype` says.
+            begun = read_json(self.folder.environment).get("dtype")
+            return Precision(dtype if begun is None else DTYPES[begun], "as the run began")
+        if torch.cuda.is_available():
+            return Precision(dtype, "what this GPU computes natively")
+        share = self._time_in_bfloat16()
+        if share is None or share > WORTH_IT:
+            return Precision(dtype, "the default on a CPU")
+        why = f"products with frozen weights take {share:.2f} of float32's time on this CPU"
+        return Precision(torch.bfloat16, why)
+
+    def check_precision(self) -> None:
+        """Raise `MissingError` if this machine does not support `model.dtype`."""
+        if self.recipe.model.dtype == "float16" and not torch.cuda.is_available():
             raise MissingError(
                 "model.dtype float16 needs a GPU", remedy="use float32 or bfloat16 on a CPU"
             )
-        return dtype
+
+    def _time_in_bfloat16(self) -> float | None:
+        """Beside float32; None where `model.dtype: auto` does not consider it on a CPU.
+
+        It does where a training was measured to lose nothing: with plain LoRA on tokens, as
+        `models/joined_lora.py` computes it.
+        """
+        recipe, tuning = self.recipe, self.recipe.tuning
+        is_measured = (
+            tuning.kind == "lora"
+            and tuning.variant != "dora"
+            and recipe.train.stage in ("pretrain", "cpt", "sft")
+            and recipe.teacher is None
+            and recipe.model.scratch is None
+            and not recipe.train.torch_compile
+            and self.stored_quantization is None
+        )
+        # Ranks must agree, and each of them would look for itself.
+        if not is_measured or recipe.distributed.processes != 1 or recipe.distributed.deepspeed:
+            return None
+        config = self.config.get_text_config()
+        width, inner = (getattr(config, key, None) for key in ("hidden_size", "intermediate_size"))
+        if not isinstance(width, int) or not isinstance(inner, int) or width < NARROWEST:
+            return None
+        return time_in_bfloat16(width, inner)
 
     @property
     def max_tokens(self) -> int:

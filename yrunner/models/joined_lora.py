@@ -6,13 +6,19 @@ own. Here a group has one dropout mask (as in Microsoft's loralib), one product 
 matrices, and products that are added where they are computed. Without dropout the result is that of
 peft, up to rounding.
 
-For float32 on the CPU. Whatever differs from a plain LoRA layer is left to peft: autocast,
-quantized bases, DoRA, biases of LoRA, several adapters, sharded weights.
+In half precision base and adapter are added before the sum is rounded. peft adds the adapter to an
+output that is rounded already, and what a young adapter adds is less than half a step of 8 bits:
+most of it is lost (`benchmarks/precision.py`).
+
+For float32 on the CPU, and where autocast computes in the dtype of the frozen weights. Whatever
+differs from a plain LoRA layer is left to peft: quantized bases, DoRA, biases of LoRA, several
+adapters, sharded weights.
 """
 
 # T = tokens, D = input features, F = output features, R = ranks of all layers of a group
 
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -26,6 +32,8 @@ GROUPS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Children of a module that read the same input, in the order in which they are called."""
 FRACTIONS = 2**16
 """A dropout probability is rounded to such a part."""
+IN_FLOAT32: ContextVar[bool] = ContextVar("IN_FLOAT32", default=False)
+"""Whether layers that compute in half precision return float32."""
 
 
 def join_lora(model: Any) -> None:
@@ -41,6 +49,10 @@ def join_lora(model: Any) -> None:
         for layer in children.values():
             if _is_plain(layer):
                 _Group([layer])
+        linear = [it for it in children.values() if isinstance(it, Linear | nn.Linear)]
+        is_attention = GROUPS[0][0] in children and not isinstance(parent.forward, _Attention)
+        if is_attention and all(isinstance(it.forward, _Member) for it in linear):
+            parent.forward = _Attention(parent.forward, children[GROUPS[0][0]])
 
 
 def _is_plain(layer: Any) -> bool:
@@ -97,16 +109,66 @@ class _Member:
 
     def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         layer = self.group.layers[self.index]
-        if args or kwargs or layer.disable_adapters or layer.merged or not _is_float32(layer, x):
+        if args or kwargs or layer.merged or not _is_computed_here(layer, x):
             return self.group.originals[self.index](x, *args, **kwargs)
+        if layer.disable_adapters:
+            return _base_output(layer.base_layer, x)
         return self.group.output(self.index, x)
 
 
-def _is_float32(layer: Any, x: Tensor) -> bool:
-    weights = (x, layer.base_layer.weight, *layer.lora_A.parameters(), *layer.lora_B.parameters())
-    return not torch.is_autocast_enabled("cpu") and all(
-        tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in weights
-    )
+class _Attention:
+    """The forward of attention whose layers are all computed here, on the CPU without autocast.
+
+    Short rows take less than half of the time there if queries, keys and values are float32.
+    """
+
+    def __init__(self, original: Callable[..., Any], layer: Any) -> None:
+        self.original, self.layer = original, layer
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        weight = self.layer.base_layer.weight
+        if weight.device.type != "cpu" or not _is_dtype_of_autocast(weight):
+            return self.original(*args, **kwargs)
+        before = IN_FLOAT32.set(True)
+        try:
+            with torch.autocast("cpu", enabled=False):
+                return self.original(*args, **kwargs)
+        finally:
+            IN_FLOAT32.reset(before)
+
+
+def _is_computed_here(layer: Any, x: Tensor) -> bool:
+    """Whether dtypes and device are those that the module's docstring names."""
+    weight = layer.base_layer.weight
+    adapter = (*layer.lora_A.parameters(), *layer.lora_B.parameters())
+    if any(it.dtype != torch.float32 or it.device != x.device for it in adapter):
+        return False
+    if _is_dtype_of_autocast(weight) or IN_FLOAT32.get():
+        return True
+    is_float32 = x.dtype == weight.dtype == torch.float32 and x.device.type == "cpu"
+    return is_float32 and not torch.is_autocast_enabled("cpu")
+
+
+def _is_dtype_of_autocast(weight: Tensor) -> bool:
+    device = weight.device.type
+    return torch.is_autocast_enabled(device) and weight.dtype == torch.get_autocast_dtype(device)
+
+
+def _base_output(base: nn.Linear, x: Tensor) -> Tensor:
+    """The output without an adapter; bit for bit that with an adapter of zeros."""
+    if base.weight.dtype == torch.float32:
+        return nn.functional.linear(x, base.weight, base.bias)
+    x_TD = x.reshape(-1, x.shape[-1]).to(base.weight.dtype)
+    with torch.autocast(x.device.type, enabled=False):
+        zeros_TF = x_TD.new_zeros(len(x_TD), len(base.weight))
+        output_TF = torch.addmm(zeros_TF, x_TD, base.weight.T)
+        if base.bias is not None:
+            output_TF = output_TF + base.bias
+    return _as_asked(output_TF).view(*x.shape[:-1], -1)
+
+
+def _as_asked(output_TF: Tensor) -> Tensor:
+    return output_TF.float() if IN_FLOAT32.get() else output_TF
 
 
 def _compute(layers: Sequence[Any], x: Tensor) -> Sequence[Tensor]:
@@ -117,7 +179,7 @@ def _compute(layers: Sequence[Any], x: Tensor) -> Sequence[Tensor]:
     x_TD = x.reshape(-1, x.shape[-1])
     dropped_TD, kept_share = None, 1.0
     if share:
-        dropped_TD, kept_share = _draw_dropped(x_TD.shape, share)
+        dropped_TD, kept_share = _draw_dropped(x_TD, share)
     weights = [
         weight
         for layer in layers
@@ -133,16 +195,18 @@ def _compute(layers: Sequence[Any], x: Tensor) -> Sequence[Tensor]:
     return [output_TF.view(*x.shape[:-1], -1) for output_TF in outputs]
 
 
-def _draw_dropped(shape: Sequence[int], share: float) -> tuple[Tensor, float]:
+def _draw_dropped(x_TD: Tensor, share: float) -> tuple[Tensor, float]:
     """Where inputs are dropped, and the share that is kept.
 
-    The seed comes from torch's generator, so a restored random state draws the same. torch itself
-    takes five times as long on a CPU.
+    On a CPU the seed comes from torch's generator, so a restored random state draws the same. torch
+    itself takes five times as long there.
     """
+    if x_TD.device.type != "cpu":
+        return torch.rand(x_TD.shape, device=x_TD.device) < share, 1 - share
     limit = round(share * FRACTIONS)
     seed = int(torch.randint(2**63 - 1, ()).item())
     draw = np.random.Generator(np.random.SFC64(seed)).integers(
-        0, FRACTIONS, size=tuple(shape), dtype=np.uint16
+        0, FRACTIONS, size=tuple(x_TD.shape), dtype=np.uint16
     )
     return torch.from_numpy(draw < limit), 1 - limit / FRACTIONS
 
@@ -150,7 +214,7 @@ def _draw_dropped(shape: Sequence[int], share: float) -> tuple[Tensor, float]:
 class _JoinedLora(torch.autograd.Function):
     """Outputs x W' + b + s (x * kept) A' B' of every layer, of shape [T, F]; gradients of x, A, B.
 
-    W and b are frozen. The dropout's factor 1 / kept share is in s.
+    W and b are frozen. The dropout's factor 1 / kept share is in s. Computed in the dtype of W.
     """
 
     @staticmethod
@@ -158,60 +222,82 @@ class _JoinedLora(torch.autograd.Function):
         ctx: Any, x_TD: Tensor, dropped_TD: Tensor | None, scales: list[float], *weights: Any
     ) -> tuple[Tensor, ...]:
         """`weights`: W, b (or None), A and B of each layer."""
-        a_RD = torch.cat(weights[2::4])
-        ranks = [a.shape[0] for a in weights[2::4]]
-        kept_TD = x_TD if dropped_TD is None else x_TD.masked_fill(dropped_TD, 0)
-        low_TR = kept_TD @ a_RD.T
-        outputs = []
-        lows = torch.split(low_TR, ranks, 1)
-        for weight, bias, b_FR, scale, low in zip(
-            weights[0::4], weights[1::4], weights[3::4], scales, lows, strict=True
-        ):
-            output_TF = nn.functional.linear(x_TD, weight, bias)
-            outputs.append(output_TF.addmm_(low, b_FR.T, alpha=scale))
-        ctx.scales, ctx.ranks = scales, ranks
-        saved = (kept_TD, dropped_TD, low_TR, a_RD, *weights[0::4], *weights[3::4])
-        ctx.save_for_backward(*saved)
-        return tuple(outputs)
+        with torch.autocast(x_TD.device.type, enabled=False):
+            return _forward(ctx, x_TD, dropped_TD, scales, *weights)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
         """The gradients of the inputs of `forward`."""
-        kept_TD, dropped_TD, low_TR, a_RD, *weights = ctx.saved_tensors
-        number = len(gradients)
-        low_gradient_TR = torch.empty_like(low_TR)
-        x_gradient_TD = None
-        b_gradients = []
-        parts = zip(
-            gradients,
-            weights[:number],
-            weights[number:],
-            ctx.scales,
-            torch.split(low_TR, ctx.ranks, 1),
-            torch.split(low_gradient_TR, ctx.ranks, 1),
-            strict=True,
+        with torch.autocast(gradients[0].device.type, enabled=False):
+            return _backward(ctx, *gradients)
+
+
+def _forward(
+    ctx: Any, x_TD: Tensor, dropped_TD: Tensor | None, scales: list[float], *weights: Any
+) -> tuple[Tensor, ...]:
+    dtype = weights[0].dtype
+    a_RD = torch.cat(weights[2::4]).to(dtype)
+    b_matrices = [b_FR.to(dtype) for b_FR in weights[3::4]]
+    ctx.x_dtype, ctx.scales = x_TD.dtype, scales
+    ctx.ranks = [len(a) for a in weights[2::4]]
+    x_TD = x_TD.to(dtype)
+    kept_TD = x_TD if dropped_TD is None else x_TD.masked_fill(dropped_TD, 0)
+    low_TR = kept_TD @ a_RD.T
+    lows = torch.split(low_TR, ctx.ranks, 1)
+    outputs = [
+        _as_asked(_output(x_TD, weight, bias, low, b_FR, scale))
+        for weight, bias, b_FR, scale, low in zip(
+            weights[0::4], weights[1::4], b_matrices, scales, lows, strict=True
         )
-        for gradient_TF, weight_FD, b_FR, scale, low, low_gradient in parts:
-            low_gradient.copy_(gradient_TF @ b_FR).mul_(scale)
-            b_gradients.append((gradient_TF.T @ low).mul_(scale))
-            if not ctx.needs_input_grad[0]:
-                continue
-            if x_gradient_TD is None:
-                x_gradient_TD = gradient_TF @ weight_FD
-            else:
-                x_gradient_TD.addmm_(gradient_TF, weight_FD)
-        a_gradients = torch.split(low_gradient_TR.T @ kept_TD, ctx.ranks)
-        if x_gradient_TD is not None and dropped_TD is None:
-            x_gradient_TD.addmm_(low_gradient_TR, a_RD)
-        elif x_gradient_TD is not None:
-            x_gradient_TD.add_((low_gradient_TR @ a_RD).masked_fill_(dropped_TD, 0))
-        of_weights = [
-            gradient
-            for a_gradient, b_gradient in zip(a_gradients, b_gradients, strict=True)
-            for gradient in (None, None, a_gradient, b_gradient)
-        ]
-        return x_gradient_TD, None, None, *of_weights
+    ]
+    saved = (kept_TD, dropped_TD, low_TR, a_RD, *weights[0::4], *b_matrices)
+    ctx.save_for_backward(*saved)
+    return tuple(outputs)
+
+
+def _output(
+    x_TD: Tensor, weight_FD: Tensor, bias_F: Tensor | None, low: Tensor, b_FR: Tensor, scale: float
+) -> Tensor:
+    if weight_FD.dtype == torch.float32:
+        output_TF = nn.functional.linear(x_TD, weight_FD, bias_F)
+        return output_TF.addmm_(low, b_FR.T, alpha=scale)
+    # The small summand first: `addmm_` adds it to the large product before it rounds.
+    output_TF = (low @ b_FR.T).mul_(scale).addmm_(x_TD, weight_FD.T)
+    return output_TF if bias_F is None else output_TF.add_(bias_F)
+
+
+def _backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
+    kept_TD, dropped_TD, low_TR, a_RD, *weights = ctx.saved_tensors
+    gradients = tuple(gradient_TF.to(kept_TD.dtype) for gradient_TF in gradients)
+    number = len(gradients)
+    low_gradient_TR = torch.empty_like(low_TR)
+    b_gradients = []
+    for gradient_TF, b_FR, scale, low, low_gradient in zip(
+        gradients,
+        weights[number:],
+        ctx.scales,
+        torch.split(low_TR, ctx.ranks, 1),
+        torch.split(low_gradient_TR, ctx.ranks, 1),
+        strict=True,
+    ):
+        low_gradient.copy_(gradient_TF @ b_FR).mul_(scale)
+        b_gradients.append((gradient_TF.T @ low).float().mul_(scale))
+    a_gradients = torch.split((low_gradient_TR.T @ kept_TD).float(), ctx.ranks)
+    x_gradient_TD = None
+    if ctx.needs_input_grad[0]:
+        x_gradient_TD = low_gradient_TR @ a_RD
+        if dropped_TD is not None:
+            x_gradient_TD.masked_fill_(dropped_TD, 0)
+        for gradient_TF, weight_FD in zip(gradients, weights[:number], strict=True):
+            x_gradient_TD.addmm_(gradient_TF, weight_FD)
+        x_gradient_TD = x_gradient_TD.to(ctx.x_dtype)
+    of_weights = [
+        gradient
+        for a_gradient, b_gradient in zip(a_gradients, b_gradients, strict=True)
+        for gradient in (None, None, a_gradient, b_gradient)
+    ]
+    return x_gradient_TD, None, None, *of_weights
 
 
 _joined_lora: Any = _JoinedLora.apply

@@ -289,7 +289,7 @@ def _other_kinds(own: str, lines: Sequence[MemoryLine]) -> Iterator[str]:
 
 def _other_keys(estimator: Estimator, micro_batch: Sequence[TokenizedExample]) -> Iterator[str]:
     run = estimator.run
-    for variant in variants(run.recipe, micro_batch):
+    for variant in variants(run.recipe, micro_batch, estimator.dtype_of(run.recipe.tuning)):
         if variant.recipe.tuning.kind != run.recipe.tuning.kind:
             continue
         changed = Estimator(run.variant(variant.recipe), estimator.machine)

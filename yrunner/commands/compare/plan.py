@@ -82,13 +82,14 @@ def fairness_notes(facts: Mapping[str, PlanFacts]) -> list[str]:
 
 
 def environment_notes(run_dirs: Mapping[str, RunDir]) -> list[str]:
-    """How the environments of finished runs differ: versions, commit, device."""
+    """How the environments of finished runs differ: versions, commit, device, precision."""
     known = {name: read_json(run_dir.environment) for name, run_dir in run_dirs.items()}
     notes = []
-    for key in ("versions", "commit", "device"):
+    for key in ("versions", "commit", "device", "dtype"):
         values: dict[str, list[str]] = {}
         for name, environment in known.items():
-            values.setdefault(str(environment[key]), []).append(name)
+            if key in environment:  # not every version has written the dtype
+                values.setdefault(str(environment[key]), []).append(name)
         if len(values) > 1:
             groups = "; ".join(f"{value}: {', '.join(names)}" for value, names in values.items())
             notes.append(f"the runs have different {key}: {groups}")

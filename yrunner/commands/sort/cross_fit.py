@@ -152,7 +152,13 @@ def _training_of_a_fold(recipe: Recipe) -> Recipe:
 
 def _key(training: Run, hashes: list[str], numbers: list[int]) -> str:
     """A hash of everything that the scores depend on; `numbers`: fold and rating of each row."""
-    facts = [fingerprint(training.recipe), training.base_key, hashes, numbers]
+    facts = [
+        fingerprint(training.recipe),
+        training.base_key,
+        training.precision.name,
+        hashes,
+        numbers,
+    ]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
