@@ -37,6 +37,10 @@ LONGROPE = {
     "long_factor": [1.5, 3.0],
     "original_max_position_embeddings": 256,
 }
+STRETCHED = {
+    "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e6},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 5e3},
+}
 GEMMA = {"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 8}
 EXPERTS = {
     "num_experts": 4,
@@ -53,6 +57,9 @@ ARCHITECTURES = {
     "gemma 2": tiny_config("gemma2", **GEMMA),
     # The sixth layer sees beyond the window, and has another rope.
     "gemma 3": tiny_config("gemma3_text", **GEMMA | {"num_hidden_layers": 6}),
+    "gemma 3, stretched": tiny_config(
+        "gemma3_text", **GEMMA | {"num_hidden_layers": 6}, rope_parameters=STRETCHED
+    ),
     "phi 3": tiny_config("phi3"),
     "phi 4": tiny_config("phi3", max_position_embeddings=512, rope_parameters=LONGROPE),
     "glm 4": tiny_config("glm4", head_dim=8),
@@ -200,6 +207,7 @@ def test_embeddings_without_a_token_get_an_unused_one(tokenizer, card, tmp_path)
         (tiny_config("smollm3", no_rope_layers=[0, 1]), "leaves rope out of every layer number 4"),
         (tiny_config("qwen3_moe", norm_topk_prob=False), "weights of the chosen experts"),
         (tiny_config("qwen3_moe", norm_topk_prob=True, mlp_only_layers=[0]), "in every layer"),
+        (tiny_config("qwen2", rope_parameters=LLAMA3_ROPE), "rope type llama3 of a qwen2 model"),
         (tiny_config("llama", hidden_act="gelu"), "has the activation silu, not gelu"),
         (tiny_config("qwen2", use_sliding_window=True), "sliding window"),
         (

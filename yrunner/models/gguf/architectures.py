@@ -99,8 +99,10 @@ def _rope_types(kind: str) -> tuple[str, ...]:
             return ("default", "longrope")
         case "gemma2" | "gemma3_text" | "glm4":
             return ("default", "linear")
-        case _:
+        case "llama" | "mistral":
             return ("default", "linear", "llama3", "yarn")
+        case _:
+            return ("default", "linear", "yarn")
 
 
 def _differences(config: Any) -> Iterator[str]:
