@@ -65,7 +65,7 @@ def test_as_many_questions_are_asked_as_there_is_time_to_answer_twice(
         assert [row.question for row in measured.answers["capitals"]] == [
             questions(100)[number][0] for number in before.asked["capitals"]
         ]
-    assert "64 of 100 questions of capitals" in capfd.readouterr().out.replace("\n", " ")
+    assert '64 of 100 questions of "capitals"' in capfd.readouterr().out.replace("\n", " ")
 
 
 def test_answers_that_take_too_long_are_left_to_eval(trained_base, seconds_of_a_step, capfd):
@@ -73,7 +73,7 @@ def test_answers_that_take_too_long_are_left_to_eval(trained_base, seconds_of_a_
     before, after = train_on(40, "eval.budget=0.05", "train.max_steps=1")
     assert before.answers == after.answers == {}
     said = capfd.readouterr().out.replace("\n", " ")
-    assert "none of 40 questions of capitals; yrun eval asks all" in said
+    assert 'none of 40 questions of "capitals"; yrun eval asks all' in said
     assert "Answers:" not in (RUN / "report.html").read_text("utf-8")
 
 

@@ -335,9 +335,9 @@ def _say_sample(
         for task, questions in _answerable(run):
             number, all_of_it = len(asked[task.name]), counted(len(questions), "question")
             if number < len(questions):
-                parts.append(f"{number or 'none'} of {all_of_it} of {task.name}")
+                parts.append(f'{number or "none"} of {all_of_it} of "{task.name}"')
     if parts:
-        left = "; yrun eval asks all" if run.recipe.eval.tasks else ""
+        left = "; yrun eval asks all, or set eval.budget: null" if run.recipe.eval.tasks else ""
         say(
             f"measured before and after, within {run.recipe.eval.budget:.0%} of the training "
             f"(eval.budget): {', '.join(parts)}{left}"

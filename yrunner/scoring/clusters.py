@@ -9,10 +9,9 @@ like no others. The package scikit-learn does it.
 # R = rows, N = targets of a row, C = size of a context, D = dimensions that are compared
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
-from math import sqrt
+from math import log, sqrt
 from typing import Any
 
 import numpy as np
@@ -39,7 +38,9 @@ MOST_READ = 5000
 """Rows whose words are counted: all, or an even selection."""
 MOST_WORDS = 6
 TELLING = 0.2
-"""A word tells a cluster if the share of its rows with it is higher than elsewhere by this."""
+"""A word tells a cluster if the share of its rows with it is higher than elsewhere by this ..."""
+TIMES = 2.0
+"""... and this many times as high, which words of grammar are not."""
 LONGEST_CHINESE = 4
 """Characters of a Chinese word: pieces of 2 to 4 are tried, as there are no blanks."""
 FIRST_CHINESE = "\u2e80"
@@ -75,16 +76,14 @@ def find_clusters(
     *,
     smallest: int | None,
     seed: int,
-    advance: Callable[[int], None] = lambda _: None,
 ) -> Clusters:
     """Cluster rows, given the scores of all examples, with contexts, and the examples of each row.
 
     `smallest`: rows of the smallest cluster. `seed` chooses the rows of a corpus that is too large
-    to cluster all of them. `advance` is called with numbers of examples. Equal input gives equal
-    clusters.
+    to cluster all of them. Equal input gives equal clusters.
     """
     smallest = smallest or default_smallest(len(rows))
-    row_RC = _row_vectors(scores, rows, advance)
+    row_RC = _row_vectors(scores, rows)
     place_RD = _main_directions(row_RC)
     direction_RD = _normalised(place_RD)
     chosen = np.arange(len(rows))
@@ -106,9 +105,7 @@ def find_clusters(
     )
 
 
-def _row_vectors(
-    scores: Sequence[TokenScores], rows: Sequence[range], advance: Callable[[int], None]
-) -> Floats:
+def _row_vectors(scores: Sequence[TokenScores], rows: Sequence[range]) -> Floats:
     """The mean direction of each row's contexts from the mean of all: raw hidden states mostly
     point one way."""
 
@@ -117,7 +114,6 @@ def _row_vectors(
             parts = [scores[place].context_NC for place in examples]
             assert all(part is not None for part in parts), "scores must have contexts"
             yield np.concatenate([np.asarray(part, dtype=np.float64) for part in parts])
-            advance(len(examples))
 
     total, number = np.zeros(1), 0
     for context_NC in contexts():
@@ -188,7 +184,8 @@ def _normalised(vector_RC: Floats) -> Floats:
 def telling_words(texts: Sequence[str], numbers: Sequence[int]) -> dict[int, list[str]]:
     """The words that tell each cluster from all other rows, the best first.
 
-    A word counts by the share of the cluster's rows that have it, minus that of all other rows.
+    A word counts if more of the cluster's rows have it than of all others: by `TELLING`, and
+    `TIMES` as many. The best are common inside and rare outside.
     """
     inside: dict[int, Counter[str]] = {}
     everywhere: Counter[str] = Counter()
@@ -210,13 +207,14 @@ def _best_words(
     inside: Counter[str], size: int, everywhere: Counter[str], num_rows: int
 ) -> list[str]:
     others = max(1, num_rows - size)
-    excess = {
-        word: count / size - (everywhere[word] - count) / others for word, count in inside.items()
-    }
+    value: dict[str, float] = {}
+    for word, count in inside.items():
+        share, elsewhere = count / size, (everywhere[word] - count) / others
+        if share >= max(elsewhere + TELLING, TIMES * elsewhere):
+            value[word] = share * log((share + 1 / num_rows) / (elsewhere + 1 / num_rows))
     # Of equal words the longer one says more; the rest of the order only has to be the same.
-    ranked = sorted(excess, key=lambda word: (-excess[word], -len(word), word))
     chosen: list[str] = []
-    for word in takewhile(lambda word: excess[word] >= TELLING, ranked):
+    for word in sorted(value, key=lambda word: (-value[word], -len(word), word)):
         # Pieces of one Chinese word are one word.
         is_part = word[0] >= FIRST_CHINESE and any(
             word in other or other in word for other in chosen

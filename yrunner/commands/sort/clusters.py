@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from yrunner.commands.sort.corpus import CorpusRow, Seen
-from yrunner.console import Cell, print_table, progress, say
+from yrunner.console import Cell, print_table, say, waiting
 from yrunner.data.dataset.examples import Examples
 from yrunner.data.dataset.row_report import num_rows
 from yrunner.errors import MissingError
@@ -59,9 +59,9 @@ def cluster_rows(recipe: Recipe, seen: Seen, rows: Sequence[CorpusRow]) -> Clust
             "(sort.clusters.smallest)"
         )
         return None
-    with progress("clusters, rows", 2 * len(seen.base)) as advance:
-        parts = [row.examples for row in rows]
-        return find_clusters(seen.base, parts, smallest=smallest, seed=recipe.seed, advance=advance)
+    parts = [row.examples for row in rows]
+    with waiting("finding clusters"):
+        return find_clusters(seen.base, parts, smallest=smallest, seed=recipe.seed)
 
 
 def describe_clusters(
