@@ -164,6 +164,7 @@ def test_a_cluster_lists_its_rows_and_opens_a_typical_one(browser, path, sort_pa
       return found;"""
     found = ask_page(browser, path, script, tmp_path, width=WIDE)
     assert "20 %" in found["lines"][0] and "land" in found["lines"][0]
+    assert sort_page.rows[4].text in found["lines"][0]
     assert found["picture"] and found["changed"]
     assert sorted(found["one"]) == [place for place in range(120) if place % 3 == 1]
     assert (found["none"], found["all"]) == ("40", "120")

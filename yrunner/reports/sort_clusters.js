@@ -49,13 +49,15 @@ function clusterLine({ number, size, suspicious, words, typical }) {
   swatch.style.background = clusterColour(number);
   const name = number ? [String(number)] : [word("no cluster")];
   const cell = (text) => element("td", { className: "number" }, text);
+  const text = typical.length
+    ? [element("div", { className: "text", dir: "auto" }, rows.text[typical[0]])] : [];
   const rowsOf = typical.flatMap((row) => [rowButton(row, placeOf(row)), " "]);
   return element("tr", {},
     element("td", {}, element("label", {}, input, swatch, ...name)),
     cell(size.toLocaleString("en")),
     cell(`${Math.round((100 * suspicious) / size)} %`),
     element("td", { dir: "auto" }, words.join(", ")),
-    element("td", {}, ...rowsOf));
+    element("td", {}, ...text, ...rowsOf));
 }
 
 if (rows.clusters) {

@@ -16,7 +16,7 @@ from yrunner.scoring.order import NO_CLUSTER, suspicion
 
 PACKAGE = "sklearn"
 INSTALL = "pip install 'yrunner[clusters]'"
-NUM_TYPICAL = 5
+NUM_TYPICAL = 3
 """Rows that are shown of a cluster."""
 SUSPICIOUS = 0.1
 """A row is suspicious here if it is among this share of the whole corpus, the most suspicious."""
