@@ -277,7 +277,8 @@ lora_rank: 8
 swift rlhf --rlhf_type grpo --model acme/base --dataset rows.jsonl --overlong_filter true \
   --reward_funcs accuracy format soft_overlong repetition --soft_cache_length 128 \
   --repetition_n_grams 4 --max_completion_length 512 --epsilon 0.2 --epsilon_high 0.28 \
-  --loss_type dapo --scale_rewards group --num_generations 8 --per_device_train_batch_size 8
+  --loss_type dapo --scale_rewards group --num_generations 8 --per_device_train_batch_size 8 \\
+  --dynamic_sample true --max_resample_times 5
 """,
     "gkd.sh": """
 swift rlhf --rlhf_type gkd --model acme/base --teacher_model acme/large --dataset rows.jsonl \
@@ -563,7 +564,7 @@ def test_rewards_of_trl_become_ours_with_their_weights(folder: Path):
     assert outcome is Outcome.CHANGED and "think_format_reward: left out" in note
     rollout = recipe.rollout
     assert (rollout.generations, rollout.max_new_tokens, rollout.temperature) == (4, 128, 0.7)
-    assert rollout.truncated == "keep"
+    assert (rollout.truncated, rollout.engine) == ("keep", "vllm")
     settings = recipe.loss.settings  # type: ignore[union-attr]
     assert (settings.beta, settings.scale, settings.normalize) == (0.0, "none", "tokens")
     assert (settings.clip_low, settings.clip_high) == (0.1, 0.1)
@@ -586,7 +587,8 @@ def test_rewards_of_axolotl_and_ms_swift_become_ours(folder: Path):
     settings = recipe.loss.settings  # type: ignore[union-attr]
     assert (settings.beta, settings.normalize) == (0.001, "length")
     assert recipe.rewards[0].weight == 2 and recipe.rollout.max_new_tokens == 96
-    assert entry(c, "trl.use_vllm")[0] is Outcome.WITHOUT
+    assert entry(c, "trl.use_vllm")[0] is Outcome.CHANGED
+    assert recipe.rollout.engine == "transformers", "vLLM writes for one process alone"
     assert recipe.eval.tasks[0].model_dump()["tasks"] == ["arc_easy", "hellaswag"]
     recipe, c = converted(folder, "swift-grpo.sh")
     rewards = [reward.model_dump(exclude_defaults=True) for reward in recipe.rewards]
@@ -594,7 +596,7 @@ def test_rewards_of_axolotl_and_ms_swift_become_ours(folder: Path):
     assert (rewards[2]["maximum"], rewards[2]["margin"]) == (384, 128)
     settings = recipe.loss.settings  # type: ignore[union-attr]
     assert (settings.clip_low, settings.clip_high, settings.beta) == (0.2, 0.28, 0.04)
-    assert recipe.rollout.truncated == "mask"
+    assert recipe.rollout.truncated == "mask" and recipe.rollout.resample == 5
 
 
 def test_learning_from_a_teacher_keeps_its_divergence_and_its_share(folder: Path):

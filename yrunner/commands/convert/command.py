@@ -131,8 +131,6 @@ def _settle(c: Conversion) -> None:
     if stage in ("preference", "reward", "rl"):
         without = ("data.targets", "data.packing", "train.token_batch")
         _drop(c, without, f"not with train.stage {stage}")
-    if stage == "rl" or c.values.get("teacher.on_policy"):
-        _settle_writing(c)
     if "tuning.adapter" in c.values:
         _drop(c, [f"tuning.{name}" for name in ADAPTER_SHAPE], "the adapter has its own")
     if not (c.values.get("data.validation") or "data.validation_share" in c.values):
@@ -141,6 +139,8 @@ def _settle(c: Conversion) -> None:
     if any(key.startswith("tuning.") for key in c.values):
         c.values.setdefault("tuning.kind", "lora")
     _settle_sharding(c)
+    if stage == "rl" or c.values.get("teacher.on_policy"):
+        _settle_writing(c)
 
 
 def _drop(c: Conversion, places: Sequence[str], why: str) -> None:
@@ -170,8 +170,18 @@ def _settle_writing(c: Conversion) -> None:
     _drop(c, without, "how long an answer will be is not known before")
     if c.values.get("data.targets") == "all":
         c.revise("data.targets", None, "questions are not learned where answers are written")
-    if c.values.get("distributed.deepspeed.stage") == 3:
+    if c.values.get("teacher.on_policy") and c.values.get("distributed.deepspeed.stage") == 3:
         c.revise("distributed.deepspeed.stage", 2, "3 there; answers need the whole weights here")
+    is_alone = c.values.get("distributed.processes", 1) == 1 and not any(
+        key.startswith("distributed.deepspeed") for key in c.values
+    )
+    is_plain = c.values.get("tuning.kind") == "lora" and not {
+        "tuning.variant",
+        "tuning.modules_to_save",
+    } & set(c.values)
+    if not (is_alone and is_plain):
+        why = "vLLM writes for a plain LoRA in one process; here transformers writes"
+        _drop(c, ("rollout.engine", "rollout.gpu_share"), why)
 
 
 def _settle_sharding(c: Conversion) -> None:

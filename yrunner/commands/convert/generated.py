@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from yrunner.commands.convert.conversion import (
+    OFF,
     Conversion,
     Outcome,
     decimal,
@@ -53,10 +54,14 @@ def convert_rewarded(
         _grpo(c, prefix, defaults)
     _truncated(c, prefix)
     _shapes(c, prefix)
+    _writer(c, prefix)
     _rewards(c, prefix)
     if prefix:
         for key in [key for key in c.left if key.startswith(prefix)]:
-            c.without(key, remedy(key.removeprefix(prefix)))
+            if c.left[key] in OFF:
+                c.same(key, "off, as here")
+            else:
+                c.without(key, remedy(key.removeprefix(prefix)))
 
 
 def _open_section(c: Conversion, prefix: str) -> None:
@@ -109,6 +114,19 @@ def _shapes(c: Conversion, prefix: str) -> None:
             c.same(prefix + key, "off, as here")
         elif value is not None:
             c.without(prefix + key, "only the temperature shapes what is learned from, see rollout")
+
+
+def _writer(c: Conversion, prefix: str) -> None:
+    """Who writes the answers, and whether groups that teach nothing are replaced."""
+    if number(c.get(f"{prefix}use_vllm")) is True:
+        c.carry(f"{prefix}use_vllm", "rollout.engine", "vllm", "in the process that trains")
+        share = number(c.get(f"{prefix}vllm_gpu_memory_utilization"))
+        if is_number(share) and 0 < share < 1:
+            c.carry(f"{prefix}vllm_gpu_memory_utilization", "rollout.gpu_share", share)
+    if number(c.get(f"{prefix}dynamic_sample")) is True:
+        times = int(_figure(c, f"{prefix}max_resample_times", 3))
+        c.carry(f"{prefix}dynamic_sample", "rollout.resample", max(times, 1))
+        c.record(f"{prefix}max_resample_times", Outcome.CARRIED, "rollout.resample")
 
 
 def _rewards(c: Conversion, prefix: str) -> None:

@@ -77,7 +77,7 @@ REMEDIES = (
     (r"strict", "not needed: a recipe is always checked"),
     (r"eot_tokens", "not needed: the chat template says where a turn ends"),
     (r"vllm|vllm_.*|use_vllm|sleep_level|offload_(model|optimizer)|move_model_batches|async_generate",
-     "answers are written by transformers here, see rollout.batch_size"),
+     "see rollout.engine"),
     (r"log_completions|num_completions_to_print", "not needed: rollouts.jsonl has every answer"),
     (r"(steps_per_generation|generation_batch_size)",
      "answers are written for one update at a time; see rollout.updates_per_rollout"),
