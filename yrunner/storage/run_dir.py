@@ -311,7 +311,8 @@ def _full_disk(place: Path, needed: int | None) -> RunError:
     free = as_gigabytes(free_bytes(place))
     return RunError(
         f"the disk is full: {place} could not be written; {need}{free} are free",
-        remedy="free some space, then continue from the last checkpoint with --resume",
+        remedy="free some space, then run it again; a training with a checkpoint goes on with "
+        "--resume",
     )
 
 
