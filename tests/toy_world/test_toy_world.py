@@ -156,26 +156,49 @@ def test_the_noisy_pairs_are_those_of_the_training_with_one_in_ten_of_each_kind_
     assert sorted(flips.values()) == sorted(["article", "polite", "short"] * 10)
 
 
-def test_no_sum_is_in_two_files_and_every_answer_is_right():
-    def numbers(row: dict) -> list[int]:
-        return [int(number) for number in re.findall("[0-9]+", row["prompt"])]
+def numbers_of(row: dict) -> list[int]:
+    return [int(number) for number in re.findall("[0-9]+", row["prompt"])]
 
-    parts = {name: rows(f"sums_{name}") for name in ("start", "train", "validation", "test")}
+
+@pytest.mark.parametrize(("kind", "number"), [("sums", 125), ("working", 9**3 - 5**3)])
+def test_no_sum_is_in_two_files_and_every_answer_is_right(kind, number):
+    parts = {name: rows(f"{kind}_{name}") for name in ("start", "train", "validation", "test")}
     sums = {
-        name: {(is_chinese(row["prompt"]), *numbers(row)) for row in found}
+        name: {
+            (is_chinese(row["prompt"]), *numbers_of(row))
+            for row in found
+            if len(numbers_of(row)) == 3
+        }
         for name, found in parts.items()
     }
-    assert len(set.union(*sums.values())) == sum(map(len, sums.values())) == 2 * 125
+    assert len(set.union(*sums.values())) == sum(map(len, sums.values())) == 2 * number
     for row in chain(*(parts[name] for name in ("train", "validation", "test"))):
-        assert row["answer"] == str(sum(numbers(row)))
+        assert row["answer"] == str(sum(numbers_of(row)))
 
 
-def test_the_worked_sums_show_right_steps_and_the_form():
-    for row in rows("sums_start"):
-        ((working, answer),) = re.findall(
-            r"\A<reasoning>\n(.+)\n</reasoning>\n<answer>\n([0-9]+)\n</answer>\Z", row["response"]
-        )
-        first, second, third = map(int, re.findall("[0-9]+", row["prompt"]))
+FORM = r"\A<reasoning>\n(.+)\n</reasoning>\n<answer>\n([0-9]+)\n</answer>\Z"
+
+
+@pytest.mark.parametrize("kind", ["sums", "working"])
+def test_the_worked_sums_show_right_steps_and_the_form(kind):
+    worked = [row for row in rows(f"{kind}_start") if row["response"].startswith("<reasoning>")]
+    assert len(worked) == {"sums": len(rows("sums_start")), "working": 520}[kind]
+    for row in worked:
+        ((working, answer),) = re.findall(FORM, row["response"])
+        first, second, third = numbers_of(row)
         steps = [first, second, first + second, first + second, third, first + second + third]
         assert [int(number) for number in re.findall("[0-9]+", working)] == steps
         assert int(answer) == steps[-1]
+
+
+def test_most_sums_of_the_second_start_are_answered_at_once_and_rightly():
+    others = [row for row in rows("working_start") if not row["response"].startswith("<reason")]
+    at_once = [row for row in others if len(numbers_of(row)) == 3]
+    assert len(at_once) > 1.4 * 520
+    for row in at_once:
+        assert row["response"] == f"<answer>\n{sum(numbers_of(row))}\n</answer>"
+    for row in others:
+        if row not in at_once:
+            first, second = numbers_of(row)
+            end = (first, second, first + second)
+            assert [int(number) for number in re.findall("[0-9]+", row["response"])] == [*end]

@@ -125,8 +125,12 @@ class VllmWriter:
             return
         # The one before may still be read.
         folder = Path(self._folder.name) / str(update % 2)
+        # Others may be those of a critic or of rewards.
+        name = next(iter(self.model.peft_config))
         with silence_libraries():
-            self.model.save_pretrained(str(folder), save_embedding_layers=False)
+            self.model.save_pretrained(
+                str(folder), selected_adapters=[name], save_embedding_layers=False
+            )
         # Numbers begin with 1; vLLM never looks again at one that it knows.
         self._adapter = LoRARequest(f"update-{update}", update + 1, str(folder))
         self._adapter_of = update
