@@ -29,8 +29,8 @@ GGUF_BARS = {
     "bf16": Tolerance(top1_agreement=0.97, mean_kl=1e-2),
     "q8_0": Tolerance(top1_agreement=0.95, mean_kl=0.02),
     "q6_k": Tolerance(top1_agreement=0.9, mean_kl=0.05),
-    **dict.fromkeys(("q5_k_m", "q5_1", "q5_0"), Tolerance(top1_agreement=0.85, mean_kl=0.1)),
-    **dict.fromkeys(("q4_k_m", "q4_1", "q4_0"), Tolerance(top1_agreement=0.75, mean_kl=0.3)),
+    **dict.fromkeys(("q5_k_m", "q5_1", "q5_0"), Tolerance(top1_agreement=0.7, mean_kl=0.4)),
+    **dict.fromkeys(("q4_k_m", "q4_1", "q4_0"), Tolerance(top1_agreement=0.6, mean_kl=0.8)),
 }
 """Tolerances of a GGUF file against the merged model: fewer bits, wider tolerance."""
 UNROUNDED = {torch.float16: "f16", torch.bfloat16: "bf16"}
