@@ -10,7 +10,13 @@ from typing import Any
 
 import pytest
 
-from yrunner.commands.convert.command import convert, convert_settings, recipe_text, tool_named
+from yrunner.commands.convert.command import (
+    convert,
+    convert_settings,
+    missing_packages,
+    recipe_text,
+    tool_named,
+)
 from yrunner.commands.convert.conversion import Conversion, Outcome, known_keys, leaves
 from yrunner.commands.convert.settings import TOOLS, read_settings
 from yrunner.errors import RecipeError, YRunnerError
@@ -714,6 +720,19 @@ def test_a_value_that_the_schema_refuses_is_left_out_with_its_reason(folder: Pat
     recipe, c = converted(folder, path.name)
     assert recipe.tuning.model_dump()["rank"] == 16
     assert "left out, because it must be a whole number of at least 1" in entry(c, "lora_r")[1]
+
+
+def test_what_this_machine_lacks_for_the_recipe_is_said(monkeypatch: pytest.MonkeyPatch):
+    asks = {"model.attention": "flash_attention_2", "train.optimizer": "paged_adamw_8bit"}
+    monkeypatch.setattr("yrunner.commands.convert.command.find_spec", lambda name: None)
+    attention, optimizer = missing_packages(asks)
+    assert "flash-attn" in attention and "model.attention=auto" in attention
+    assert optimizer == (
+        "train.optimizer: paged_adamw_8bit needs bitsandbytes; run pip install 'yrunner[qlora]'"
+    )
+    assert missing_packages({"model.attention": "sdpa", "train.optimizer": "adamw_torch"}) == []
+    monkeypatch.setattr("yrunner.commands.convert.command.find_spec", lambda name: name)
+    assert missing_packages(asks) == []
 
 
 def test_a_recipe_is_never_replaced_without_force(folder: Path):

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Callable, Container, Mapping, Sequence
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,26 @@ def convert(
         raise problem
     write_text(output, text)
     if not as_machine:
+        for line in missing_packages(c.values):
+            warn(line)
         say(f"the recipe is in {output}; next: yrun check {output}")
+
+
+def missing_packages(values: Mapping[str, Any]) -> list[str]:
+    """What this machine lacks for the recipe, and how to go on."""
+    found = []
+    if values.get("model.attention") == "flash_attention_2" and find_spec("flash_attn") is None:
+        found.append(
+            "this machine has no package flash-attn; install it, or add model.attention=auto to "
+            "the commands"
+        )
+    is_quantized = values.get("tuning.kind") == "qlora"
+    optimizer = str(values.get("train.optimizer", ""))
+    is_small = re.search("8bit|32bit|paged", optimizer) is not None
+    if (is_quantized or is_small) and find_spec("bitsandbytes") is None:
+        needs = "tuning.kind: qlora" if is_quantized else f"train.optimizer: {optimizer}"
+        found.append(f"{needs} needs bitsandbytes; run pip install 'yrunner[qlora]'")
+    return found
 
 
 def convert_settings(

@@ -71,8 +71,10 @@ FSDP = re.compile(
 
 
 REMEDIES = (
-    (r"special_tokens|add_(special_)?tokens|tokens|new_special_tokens.*|init_special_tokens|eos_token"
-     r"|pad_token|tokenizer_config|resize_token_embeddings.*|added_tokens_overrides",
+    (r"eos_token", "not needed: the chat template says where a turn ends"),
+    (r"pad_token", "not needed: padding is never learned from"),
+    (r"special_tokens|add_(special_)?tokens|tokens|new_special_tokens.*|init_special_tokens"
+     r"|tokenizer_config|resize_token_embeddings.*|added_tokens_overrides",
      "tokens are not added; tuning.train_tokens trains the rows of tokens that the model has"),
     (r"strict", "not needed: a recipe is always checked"),
     (r"eot_tokens", "not needed: the chat template says where a turn ends"),
