@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.limit import SQUARE, count_work, measure_rate
+from benchmarks.limit import MULTIPLY_AND_ADD, SQUARE, count_work
 from benchmarks.markdown import print_markdown
 from benchmarks.paths import ROOT
 from benchmarks.peak_memory import RETURN_FREED_MEMORY, peak_bytes, reset_peak, resident_bytes
@@ -201,7 +201,7 @@ def print_cost(ways: Sequence[Way]) -> None:
     needed = sum(work.values()) / len(ways[0].seconds)
     rows = []
     for way in ways:
-        rate = measure_rate(torch.randn(SQUARE, SQUARE).to(way.dtype))
+        rate = rate_of_squares(way.dtype)
         own, base = way.seconds[1:], ways[0].seconds[1:]
         ratio = statistics.median(mine / theirs for mine, theirs in zip(own, base, strict=True))
         reached = needed / statistics.mean(own) / rate
@@ -210,6 +210,16 @@ def print_cost(ways: Sequence[Way]) -> None:
     title = f"{needed / 1e9:.0f} GFLOP per update, threads: {torch.get_num_threads()}"
     columns = ("precision", "s per update", "ratio", "GFLOP/s of squares", "share reached")
     print_markdown(title, columns, rows)
+
+
+def rate_of_squares(dtype: torch.dtype) -> float:
+    """Operations per second of processor time of a product of two large matrices."""
+    matrix, seconds = torch.randn(SQUARE, SQUARE).to(dtype), []
+    for _ in range(5):
+        began = time.process_time()
+        torch.mm(matrix, matrix)
+        seconds.append(time.process_time() - began)
+    return float(MULTIPLY_AND_ADD * SQUARE**3 / statistics.median(seconds))
 
 
 if __name__ == "__main__":
