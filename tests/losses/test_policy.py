@@ -11,12 +11,16 @@ import torch
 
 from yrunner.losses.policy import (
     clipped_surrogate,
+    clipped_value_loss,
+    explained_variance,
+    generalized_advantages,
     group_advantages,
     is_without_variance,
     k3_divergence,
     leave_one_out_advantages,
     log_ratios,
     shares,
+    whiten,
 )
 
 NAN = math.nan
@@ -244,3 +248,61 @@ def test_shares_are_of_the_whole_update_and_a_masked_answer_has_none(normalize):
         [expected[at] for at in (0, 2, 3)]
     )
     assert shares(torch.zeros(3), normalize, max_length=6).isfinite().all()
+
+
+@pytest.mark.parametrize(("gamma", "lam"), [(1.0, 0.95), (0.9, 0.5), (0.99, 0.0), (1.0, 1.0)])
+def test_a_generalized_advantage_is_the_discounted_sum_of_all_later_surprises(gamma, lam):
+    chance = torch.Generator().manual_seed(0)
+    reward_T, value_T = torch.randn(2, 7, generator=chance, dtype=torch.float64)
+    found = generalized_advantages(reward_T, value_T, gamma=gamma, lam=lam)
+    rewards, values = reward_T.tolist(), [*value_T.tolist(), 0.0]
+    surprises = [rewards[at] + gamma * values[at + 1] - values[at] for at in range(7)]
+    for at, advantage in enumerate(found.tolist()):
+        later = [(gamma * lam) ** (step - at) * surprises[step] for step in range(at, 7)]
+        assert advantage == pytest.approx(sum(later), rel=1e-12)
+
+
+def test_without_discount_and_values_an_advantage_is_the_sum_of_the_rewards_to_come():
+    reward_T = torch.tensor([0.5, -0.25, 0.0, 2.0], dtype=torch.float64)
+    found = generalized_advantages(reward_T, torch.zeros_like(reward_T), gamma=1.0, lam=1.0)
+    assert found.tolist() == [2.25, 1.75, 2.0, 2.0]
+
+
+def test_whitened_values_have_mean_0_and_variance_1_and_equal_ones_are_0():
+    chance = torch.Generator().manual_seed(0)
+    value_N = 3 + 5 * torch.randn(50, generator=chance, dtype=torch.float64)
+    found = whiten(value_N).tolist()
+    assert sum(found) == pytest.approx(0, abs=1e-9)
+    assert sum(one * one for one in found) / 50 == pytest.approx(1, abs=1e-8)
+    assert whiten(torch.full((3,), 0.5, dtype=torch.float64)).tolist() == [0, 0, 0]
+
+
+def test_the_loss_of_values_is_the_larger_of_the_plain_and_the_clipped_one():
+    """And its gradient is that of the larger one: 0 where that is clipped."""
+    old, returns, clip = 1.0, [1.5, 0.5, 3.0, -1.0, 1.0], 0.2
+    values = [0.3, 0.9, 1.0, 1.1, 1.5, 2.5]
+    for target in returns:
+        for value in values:
+            value_N = torch.tensor([value], dtype=torch.float64, requires_grad=True)
+            loss_N, is_clipped_N = clipped_value_loss(
+                value_N,
+                torch.tensor([old], dtype=torch.float64),
+                torch.tensor([target], dtype=torch.float64),
+                clip=clip,
+            )
+            bounded = min(max(value, old - clip), old + clip)
+            plain, clipped = (value - target) ** 2 / 2, (bounded - target) ** 2 / 2
+            assert loss_N.item() == pytest.approx(max(plain, clipped), rel=1e-12)
+            loss_N.sum().backward()
+            is_clipped = bounded != value and clipped > plain
+            assert is_clipped_N.item() == is_clipped
+            assert value_N.grad.item() == pytest.approx(0 if is_clipped else value - target)
+
+
+def test_a_critic_explains_nothing_if_constant_and_everything_if_right():
+    return_N = torch.tensor([0.0, 1.0, 4.0], dtype=torch.float64)
+    assert explained_variance(return_N + 7, return_N) == pytest.approx(1)
+    assert explained_variance(torch.full_like(return_N, 2.0), return_N) == pytest.approx(0)
+    assert explained_variance(-return_N, return_N) == pytest.approx(-3)
+    assert explained_variance(return_N, torch.ones_like(return_N)) is None
+    assert explained_variance(return_N[:0], return_N[:0]) is None

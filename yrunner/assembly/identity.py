@@ -12,7 +12,12 @@ import torch
 from yrunner.assembly.dataset import find_sources, keep_sources
 from yrunner.console import counted
 from yrunner.models.local import GGUF
-from yrunner.recipe.load import base_recipe_path, load_recipe, teacher_recipe_path
+from yrunner.recipe.load import (
+    base_recipe_path,
+    judge_recipe_paths,
+    load_recipe,
+    teacher_recipe_path,
+)
 from yrunner.recipe.schema.recipe import Recipe
 from yrunner.storage.run_dir import RunDir, SortDir, differences, hash_files, read_json
 
@@ -75,8 +80,9 @@ def _commit() -> str | None:
 def fingerprint(recipe: Recipe) -> dict[str, Any]:
     """The recipe's keys that affect the result, and a hash of every training file.
 
-    A base or teacher that is a recipe counts by its fingerprint, a folder by the names and sizes of
-    its files, which is cheap for weights of any size. The folders above a file do not count.
+    A base, teacher or reward model that is a recipe counts by its fingerprint, a folder by the
+    names and sizes of its files, which is cheap for weights of any size. The folders above a file
+    do not count.
     """
     files = [file for source in find_sources(recipe.data) for file in source.files]
     template = recipe.model.template_file
@@ -90,6 +96,8 @@ def fingerprint(recipe: Recipe) -> dict[str, Any]:
     if recipe.teacher is not None:
         path = teacher_recipe_path(recipe)
         found["teacher"] = _model_fingerprint(recipe.teacher.model, path)
+    if judges := judge_recipe_paths(recipe):
+        found["judges"] = {path.name: fingerprint(load_recipe(path)) for path in judges}
     return found
 
 
@@ -155,6 +163,12 @@ def _with_new_keys(then: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
     for name, path in paths.items():
         if path is not None and isinstance(then.get(name), dict) and "recipe" in then[name]:
             filled[name] = _with_new_keys(then[name], load_recipe(path))
+    judges = {path.name: load_recipe(path) for path in judge_recipe_paths(recipe)}
+    if "judges" in then:
+        filled["judges"] = {
+            name: _with_new_keys(known, judges[name]) if name in judges else known
+            for name, known in then["judges"].items()
+        }
     return filled
 
 

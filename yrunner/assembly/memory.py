@@ -35,6 +35,7 @@ from yrunner.recipe.schema.model import (
     Tuning,
 )
 from yrunner.recipe.schema.recipe import Recipe
+from yrunner.recipe.schema.rl import PpoLoss
 from yrunner.tokens import IGNORE_INDEX
 from yrunner.training.deepspeed.config import deepspeed_settings
 from yrunner.training.memory.trace import (
@@ -232,6 +233,7 @@ class Estimator:
             token_ids=ids_to_train(tuning, self.run.tokenizer),
             attention=recipe.model.attention,
             trust_remote_code=recipe.model.trust_remote_code,
+            critic=isinstance(recipe.loss, PpoLoss),
         )
         model = build(self.config)
         check_vocabulary(model, self.run.tokenizer)

@@ -12,7 +12,7 @@ from yrunner.assembly.dataset import data_name, unit_of
 from yrunner.assembly.distillation.teacher import teacher_in_words
 from yrunner.assembly.measure import Measured
 from yrunner.assembly.run import Run
-from yrunner.assembly.trainer import reference_in_words
+from yrunner.assembly.trainer import critic_in_words, reference_in_words
 from yrunner.console import counted, print_table, say, warn
 from yrunner.data.batching.plan import Plan, epoch_after
 from yrunner.evaluation.scorers import headline_of
@@ -71,6 +71,10 @@ ROLLOUT_CAPTION = (
     "checkpoint. Below: the share of groups whose answers all got the same reward, which teach "
     "nothing, and of answers that were cut off."
 )
+CRITIC_CAPTION = (
+    "Above: the critic's loss. Below: the share of the variance of the returns that its values, as "
+    "they were before the update, explain: 0 for a constant, below it the values are only noise."
+)
 WEIGHT_CAPTION = (
     "Above: the weight of a target's gradient by its loss. Below: the losses of the same targets "
     "before and after training."
@@ -95,6 +99,7 @@ def say_plan(run: Run, model: Any, plan: Plan) -> None:
         ("keep", _keep(recipe, plan)),
         ("loss", f"{recipe.loss.kind}, {_targets_of_update(train.token_batch)} per update"),
         *([("reference", reference)] if (reference := reference_in_words(recipe)) else []),
+        *([("critic", critic)] if (critic := critic_in_words(recipe)) else []),
         *([("teacher", teacher)] if (teacher := teacher_in_words(run)) else []),
         ("learning rate", f"{train.learning_rate:g}, {train.lr_scheduler}, {train.optimizer}"),
         ("folder", str(recipe.run_folder)),
@@ -234,7 +239,10 @@ def write_run_report(run: Run, before: Measured, after: Measured) -> None:
 
 def _loss_plots(recipe: Recipe, records: Sequence[Mapping[str, Any]]) -> list[Plot]:
     if recipe.train.stage == "rl":
-        return [Plot("Reward", plots.rollout_curves(records), ROLLOUT_CAPTION)]
+        found = [Plot("Reward", plots.rollout_curves(records), ROLLOUT_CAPTION)]
+        if any("value_loss" in record for record in records):
+            found.append(Plot("Critic", plots.critic_curves(records), CRITIC_CAPTION))
+        return found
     if not recipe.learns_from_pairs:
         caption = "The checkpoint is chosen by plain loss."
         return [Plot("Loss", plots.loss_curves(records), caption)]

@@ -7,7 +7,7 @@ are made on first use and cached.
 import copy
 import math
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -62,16 +62,20 @@ from yrunner.models.templates.choose import choose_template
 from yrunner.models.tuning import check_quantized_base
 from yrunner.recipe.load import (
     base_recipe_path,
+    judge_recipe_paths,
     load_recipe,
     sorted_recipe_paths,
     teacher_recipe_path,
 )
 from yrunner.recipe.schema.eval import AnswerTask, Task
 from yrunner.recipe.schema.keep import HeldToRows
+from yrunner.recipe.schema.model import AdapterTuning, QloraTuning
 from yrunner.recipe.schema.recipe import Recipe
 from yrunner.recipe.schema.section import MODELSCOPE
 from yrunner.rewards.completion import Reward
 from yrunner.rewards.make import make_rewards
+from yrunner.rewards.reward_model import check_makes_reward_model
+from yrunner.scoring.reward_model import AdapterScores
 from yrunner.storage.run_dir import RunDir, SortDir, read_json
 
 FIRST_ROWS = 10
@@ -273,6 +277,31 @@ class Run:
         return load_tokenizer(self.teacher_source, trust_remote_code=self.trusts_teacher)
 
     @cached_property
+    def judges(self) -> "list[Run]":
+        """The runs whose results judge the answers of this one, or start its critic.
+
+        Raises `RunError` for a recipe that makes neither.
+        """
+        found = [Run.load(path, is_base=True) for path in judge_recipe_paths(self.recipe)]
+        critic = getattr(self.recipe.loss, "critic", None)
+        for path, judge in zip(judge_recipe_paths(self.recipe), found, strict=True):
+            if path != critic or judge.recipe.loss.kind != "ppo":
+                check_makes_reward_model(judge.recipe, path)
+            if path == critic and not isinstance(judge.recipe.tuning, AdapterTuning):
+                raise RunError(
+                    f"loss.critic: {path} has tuning.kind {judge.recipe.tuning.kind}, whose result "
+                    "is no adapter on a base",
+                    remedy="name a recipe with tuning.kind lora or qlora",
+                )
+        return found
+
+    @property
+    def untrained_judges(self) -> "list[tuple[Run, str]]":
+        """Those that must be trained first, and why."""
+        reasons = [(judge, judge.reason_to_train("reward model")) for judge in self.judges]
+        return [(judge, reason) for judge, reason in reasons if reason is not None]
+
+    @cached_property
     def sorts(self) -> "list[Run]":
         """The runs whose sorted rows this one learns from."""
         return [Run.load(path) for path in sorted_recipe_paths(self.recipe)]
@@ -342,6 +371,16 @@ class Run:
     def base_key(self) -> str:
         """The `model_key` of the base."""
         return model_key(self.base_source)
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """The base and how it is held in memory: an adapter elsewhere would score differently."""
+        tuning, held = self.recipe.tuning, str(self.dtype).removeprefix("torch.")
+        if self.stored_quantization is not None:
+            held += f", {self.stored_quantization}"
+        elif isinstance(tuning, QloraTuning):
+            held += f", {tuning.quant_type}" + ", double_quant" * tuning.double_quant
+        return {"base": self.base_key, "held": held}
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -636,9 +675,13 @@ class Run:
         """Read tasks and listed faults, so that a faulty file is found before a model is loaded."""
         _ = self.tasks, self.known_faults
 
-    def load_rewards(self) -> list[Reward]:
-        """What judges answers; the models and functions of the rewards are loaded."""
-        return make_rewards(self.recipe.rewards, trust_code=self.options.trust_code)
+    def load_rewards(self, beside: Mapping[Path, AdapterScores] | None = None) -> list[Reward]:
+        """What judges answers; the models and functions of the rewards are loaded.
+
+        `beside`: reward models that are adapters on a model in memory, by the recipe's name.
+        """
+        trust = self.options.trust_code
+        return make_rewards(self.recipe.rewards, trust_code=trust, beside=beside)
 
     # The result
 

@@ -79,7 +79,9 @@ def check_sharing(run: Run, topology: Topology) -> None:
     """Raise `YRunnerError` if these ranks cannot share this run, before any time is spent."""
     recipe = run.recipe
     micro_steps = updates_shared(run, topology.num_ranks).micro_steps
-    for name, other in (("base", run.untrained_base), ("teacher", run.untrained_teacher)):
+    judges = [("reward model", judge) for judge, _ in run.untrained_judges]
+    others = [("base", run.untrained_base), ("teacher", run.untrained_teacher), *judges]
+    for name, other in others:
         if topology.num_machines > 1 and other is not None:
             raise RunError(
                 f"the {name} must be trained before several machines start",

@@ -5,12 +5,16 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from peft import PeftModel
 from transformers import TrainerCallback, TrainingArguments, set_seed
 from transformers.integrations import is_deepspeed_zero3_enabled
 
+from yrunner.assembly.rl.judges import add_critic_of, rewards_beside
 from yrunner.assembly.rl.rollouts import RolloutsFile, score_answers, write_answers
 from yrunner.assembly.rl.vllm import VllmWriter
 from yrunner.assembly.run import Run
@@ -22,7 +26,7 @@ from yrunner.data.batching.plan import Plan
 from yrunner.data.batching.taught import TaughtBatches
 from yrunner.distributed.collectives import num_ranks, this_rank
 from yrunner.errors import Interrupted
-from yrunner.losses.score_head import add_score_head, attach_scores
+from yrunner.losses.score_head import CRITIC, add_score_head, attach_scores
 from yrunner.models.errors import silence_libraries
 from yrunner.models.limits import (
     branches_at_a_mask,
@@ -33,7 +37,7 @@ from yrunner.models.limits import (
 )
 from yrunner.models.load import check_vocabulary, load_model, without_zero3
 from yrunner.models.quantization import quantization_config
-from yrunner.models.reward import as_classifier
+from yrunner.models.reward import ADAPTER_FOLDER, as_classifier, save_score_adapter
 from yrunner.models.save import ModelCard, save_model
 from yrunner.models.scratch import build_model
 from yrunner.models.tuning import apply_tuning, ids_to_train
@@ -41,6 +45,9 @@ from yrunner.process import seemingly_absent
 from yrunner.recipe.schema.model import AdapterTuning, QloraTuning
 from yrunner.recipe.schema.preference import BradleyTerryLoss, KtoLoss
 from yrunner.recipe.schema.recipe import PolicyLoss, PreferenceLoss, Recipe
+from yrunner.recipe.schema.rewards import RewardModelReward
+from yrunner.recipe.schema.rl import PpoLoss
+from yrunner.rewards.completion import Reward
 from yrunner.storage.run_dir import RunDir
 from yrunner.training.arguments import make_arguments, token_weight
 from yrunner.training.callbacks import Cadence
@@ -82,7 +89,10 @@ def untrained_model(run: Run) -> Any:
     if recipe.train.stage == "reward":
         add_score_head(model)
         attach_scores(model)
-    return tune(run, model)
+    model = tune(run, model)
+    if isinstance(recipe.loss, PpoLoss):
+        add_critic_of(recipe.loss, model, run.origin if recipe.loss.critic else None)
+    return model
 
 
 def tune(run: Run, model: Any) -> Any:
@@ -120,6 +130,18 @@ def reference_in_words(recipe: Recipe) -> str | None:
     if not isinstance(recipe.tuning, AdapterTuning):
         start = "the base"
     return f"{start}: every answer is scored once before training and kept, no more memory"
+
+
+def critic_in_words(recipe: Recipe) -> str | None:
+    """What says which rewards to expect, and what that costs; None without a critic."""
+    if not isinstance(recipe.loss, PpoLoss):
+        return None
+    if isinstance(recipe.tuning, AdapterTuning):
+        return (
+            "a second adapter on the same base: twice the trained weights, their optimizer state "
+            "and the activations, no second model"
+        )
+    return "one more layer on the model's own hidden states: hardly any memory, no second model"
 
 
 @dataclass(frozen=True)
@@ -201,6 +223,8 @@ def make_trainer(run: Run, model: Any, arguments: TrainingArguments, task: Train
     recipe = run.recipe
     batches = _batches(run, task)
     objective = _objective(run, task, batches)
+    # Before the trainer, which joins LoRA layers.
+    rewards = load_rewards(run, model)
     trainer = Trainer(
         model,
         arguments,
@@ -214,14 +238,26 @@ def make_trainer(run: Run, model: Any, arguments: TrainingArguments, task: Train
     )
 
     if isinstance(batches, RolloutBatches):
-        _connect_rollouts(run, trainer, batches, task)
+        _connect_rollouts(run, trainer, batches, task, rewards)
     trainer.when_model_runs(lambda: _choose_layout(run, trainer, task.teaching))
     trainer.before_training.append(lambda: rehearse(trainer))
     return trainer
 
 
+def load_rewards(run: Run, model: Any) -> list[Reward]:
+    """What judges the answers of a model: reward models are adapters on its base, if they can."""
+    sections = [each for each in run.recipe.rewards if isinstance(each, RewardModelReward)]
+    if not sections or not isinstance(model, PeftModel):
+        return run.load_rewards()
+    return run.load_rewards(rewards_beside(sections, model, run.origin))
+
+
 def _connect_rollouts(
-    run: Run, trainer: Trainer, batches: RolloutBatches, task: TrainingTask
+    run: Run,
+    trainer: Trainer,
+    batches: RolloutBatches,
+    task: TrainingTask,
+    rewards: Sequence[Reward],
 ) -> None:
     """Let the trainer's model write the answers that it learns from."""
     recipe, model = run.recipe, trainer.model
@@ -232,7 +268,7 @@ def _connect_rollouts(
         model,
         task.train,
         _writer(run, trainer),
-        partial(score_answers, run.tokenizer, run.load_rewards()),
+        partial(score_answers, run.tokenizer, rewards),
         batches.loss,
         recipe.rollout,
         recipe.seed,
@@ -389,13 +425,24 @@ def save_result(trainer: Trainer, run: Run, card: ModelCard, weights: Any) -> No
     # accelerate would import DeepSpeed to see that the model is none of its engines.
     with silence_libraries(), seemingly_absent("deepspeed"):
         model = trainer.accelerator.unwrap_model(trainer.model)
-    if run.recipe.train.stage == "reward":
-        if trainer.zero is not None and trainer.zero.is_partitioned:
-            # This process alone makes the classifier, so it needs weights that nobody else has.
-            with without_zero3():
-                model = untrained_model(run)
+    if isinstance(run.recipe.loss, PpoLoss) and isinstance(model, PeftModel):
+        save_score_adapter(model, run.folder.critic, run.origin, name=CRITIC)
+    if run.recipe.train.stage != "reward":
+        save_model(model, run.tokenizer, run.folder.model, card, weights=weights)
+        return
+    if trainer.zero is not None and trainer.zero.is_partitioned:
+        # This process alone makes the classifier, so it needs weights that nobody else has.
+        with without_zero3():
+            model = untrained_model(run)
+    with TemporaryDirectory() as folder:
+        adapter = None
+        # Tokens that it trains cannot be held beside those of another adapter.
+        if isinstance(model, PeftModel) and not getattr(run.recipe.tuning, "train_tokens", None):
+            # Now: merging it into the classifier uses it up.
+            adapter = Path(folder, ADAPTER_FOLDER)
+            save_score_adapter(model, adapter, run.origin, weights=weights)
         model, weights = as_classifier(model, run.tokenizer.pad_token_id, run.dtype, weights)
-    save_model(model, run.tokenizer, run.folder.model, card, weights=weights)
+        save_model(model, run.tokenizer, run.folder.model, card, weights=weights, beside=adapter)
 
 
 def mixed_precision(trainer: Trainer, dtype: torch.dtype) -> torch.autocast:

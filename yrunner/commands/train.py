@@ -113,6 +113,8 @@ def train_run(run: Run, sort: Sorter | None = None) -> None:
                 sort_rows(run, sort)
             train_base(run, sort)
             train_teacher(run, sort)
+            for judge, reason in run.untrained_judges:
+                _train_other(run, judge, reason, sort)
         if topology is None:
             _train_here(run)
         else:

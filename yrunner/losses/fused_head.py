@@ -10,6 +10,7 @@ checks that on the model itself.
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import wraps
 from typing import Any
 
@@ -36,6 +37,7 @@ from yrunner.losses.log_probs import (
     logit_log_probs,
     module_log_probs,
 )
+from yrunner.losses.score_head import target_values
 from yrunner.losses.targets import (
     PLAIN,
     Targets,
@@ -81,7 +83,8 @@ def attach(model: Any, rows: int | None = None) -> None:
         if kl is not None:
             return fused.kl(kl, **kwargs)
         if log_probs is not None:
-            return vars(fused.log_probs(log_probs, **kwargs))
+            found = vars(fused.log_probs(log_probs, **kwargs))
+            return {name: value for name, value in found.items() if value is not None}
         assert token_weight is not None
         return vars(fused.targets(token_weight, wants_top, lesson, **kwargs))
 
@@ -147,13 +150,19 @@ class _FusedHead:
     def log_probs(
         self, request: LogProbRequest, *, labels: Tensor, **kwargs: Any
     ) -> TargetLogProbs:
-        """The log-probabilities of a batch's targets."""
+        """The log-probabilities of a batch's targets, and what a critic expects at each."""
         inputs = self._settle(kwargs)
+        hidden_BTD = None
         if not self.fits:
             logits_NV, labels_N = self._target_logits(inputs, labels)
-            return logit_log_probs(logits_NV / request.temperature, labels_N)
-        hidden_BTD = self.model.base_model(**inputs).last_hidden_state
-        return self._log_probs_from_hidden(hidden_BTD, labels, request)
+            found = logit_log_probs(logits_NV / request.temperature, labels_N)
+        else:
+            hidden_BTD = self.model.base_model(**inputs).last_hidden_state
+            found = self._log_probs_from_hidden(hidden_BTD, labels, request)
+        if request.values:
+            value_N = target_values(self.model, inputs, labels, hidden_BTD)
+            found = replace(found, value_N=value_N)
+        return found
 
     def _settle(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """The inputs of the model's own forward; at the first batch, set `fits`."""

@@ -37,6 +37,8 @@ class LogProbRequest:
 
     temperature: float = 1.0
     """The logits are divided by it."""
+    values: bool = False
+    """Whether the critic is asked as well; see `add_critic`."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,8 @@ class TargetLogProbs:
     """Log-probability in nats, float32 or wider; differentiable."""
     entropy_N: Tensor
     """Entropy of the prediction in nats; detached."""
+    value_N: Tensor | None = None
+    """What the critic expects, if it was asked; differentiable."""
 
 
 def measure_log_probs(

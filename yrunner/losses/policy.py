@@ -1,9 +1,9 @@
-"""Policy gradients over sampled answers: advantages of a group, clipped ratios, KL to a reference.
+"""Policy gradients over sampled answers: advantages of a group or by a critic, clipped ratios, KL.
 
 Nothing here divides by the size of a batch: `shares` gives each target's part in an update.
 """
 
-# Shapes: P = prompts, G = answers to each, S = answers, N = their targets
+# Shapes: P = prompts, G = answers to each, S = answers, N = their targets, T = tokens of an answer
 
 from collections.abc import Sequence
 from statistics import StatisticsError
@@ -19,6 +19,8 @@ Normalize = Literal["sequence", "tokens", "length"]
 
 TINY_DEVIATION = 1e-4
 """Added to the standard deviation of a group, as TRL does."""
+TINY_VARIANCE = 1e-8
+"""Added to the variance of all advantages of an update."""
 CONTRARY = -0.3
 """Correlation of two rewards below which they contradict each other."""
 
@@ -63,6 +65,60 @@ def _zero_without_variance(advantage_PG: Tensor, reward_PG: Tensor) -> Tensor:
     # Exactly zero: what rounding leaves of a mean, over a deviation of zero, would be an advantage.
     is_zero_PG = is_without_variance(reward_PG)[:, None] | reward_PG.isnan()
     return advantage_PG.masked_fill(is_zero_PG, 0.0)
+
+
+def generalized_advantages(
+    reward_T: Tensor, value_T: Tensor, *, gamma: float, lam: float
+) -> Tensor:
+    """How much better each token of an answer was than the critic expected, shape [T].
+
+        A_t = delta_t + gamma lam A_(t+1),   delta_t = r_t + gamma V_(t+1) - V_t
+
+    GAE, arXiv:1506.02438, equation 16. Nothing follows the last token: its successor has the value
+    and the advantage 0. What the critic should have expected is A + V.
+    """
+    advantage_T = torch.empty_like(value_T)
+    following = next_value = value_T.new_zeros(())
+    for at in reversed(range(len(value_T))):
+        surprise = reward_T[at] + gamma * next_value - value_T[at]
+        following = advantage_T[at] = surprise + gamma * lam * following
+        next_value = value_T[at]
+    return advantage_T
+
+
+def whiten(value_N: Tensor) -> Tensor:
+    """Shifted and scaled to mean 0 and variance 1; all 0 where they are all equal."""
+    centred_N = value_N - value_N.mean()
+    return centred_N / (centred_N.square().mean() + TINY_VARIANCE).sqrt()
+
+
+def clipped_value_loss(
+    value_N: Tensor, old_N: Tensor, return_N: Tensor, *, clip: float
+) -> tuple[Tensor, Tensor]:
+    """The critic's loss of each target, and whether it is clipped, so that it has no gradient.
+
+        1/2 max((V - R)^2, (clamp(V, V_old - clip, V_old + clip) - R)^2)
+
+    As in OpenAI's implementation of PPO; see arXiv:2005.12729, section 3.
+    """
+    bounded_N = torch.maximum(torch.minimum(value_N, old_N + clip), old_N - clip)
+    square_N, bounded_square_N = (value_N - return_N).square(), (bounded_N - return_N).square()
+    is_moved_N = (value_N - old_N).abs() > clip
+    is_clipped_N = is_moved_N & (bounded_square_N > square_N)
+    return torch.maximum(square_N, bounded_square_N) / 2, is_clipped_N.detach()
+
+
+def explained_variance(value_N: Tensor, return_N: Tensor) -> float | None:
+    """1 - Var(R - V) / Var(R): 1 for a perfect critic, 0 for a constant one, below 0 for a worse.
+
+    None where the returns are all equal.
+    """
+    if len(return_N) == 0:
+        return None
+    variance = float(return_N.var(correction=0))
+    if not variance > 0:
+        return None
+    return 1 - float((return_N - value_N).var(correction=0)) / variance
 
 
 def log_ratios(

@@ -12,7 +12,7 @@ most of it is lost (`benchmarks/precision.py`).
 
 For float32 on the CPU, and where autocast computes in the dtype of the frozen weights. Whatever
 differs from a plain LoRA layer is left to peft: quantized bases, DoRA, biases of LoRA, several
-adapters, sharded weights.
+active adapters, sharded weights.
 """
 
 # T = tokens, D = input features, F = output features, R = ranks of all layers of a group
@@ -59,13 +59,11 @@ def _is_plain(layer: Any) -> bool:
     """Whether it is LoRA on a linear layer, in the form that is computed here, and not yet so."""
     if type(layer) is not Linear or isinstance(layer.forward, _Member):
         return False
-    names = layer.active_adapters
     return (
         type(layer.base_layer) is nn.Linear
-        and len(names) == 1
-        and names == list(layer.lora_A)
+        and len(layer.active_adapters) == 1
         and not layer.lora_variant
-        and not layer.lora_bias[names[0]]
+        and not any(layer.lora_bias.values())
         and not any(weight.requires_grad for weight in layer.base_layer.parameters())
         and not hasattr(layer.base_layer.weight, "ds_id")
     )
@@ -109,11 +107,19 @@ class _Member:
 
     def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         layer = self.group.layers[self.index]
-        if args or kwargs or layer.merged or not _is_computed_here(layer, x):
+        is_other = layer.merged or len(layer.active_adapters) > 1
+        if args or kwargs or is_other or not _is_computed_here(layer, x):
             return self.group.originals[self.index](x, *args, **kwargs)
-        if layer.disable_adapters:
+        if layer.disable_adapters or not _has_active(layer):
             return _base_output(layer.base_layer, x)
+        if not all(map(_has_active, self.group.layers)):
+            return _compute([layer], x)[0]
         return self.group.output(self.index, x)
+
+
+def _has_active(layer: Any) -> bool:
+    """An adapter that was added later may leave some layers out."""
+    return any(name in layer.lora_A for name in layer.active_adapters)
 
 
 class _Attention:

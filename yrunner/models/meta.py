@@ -10,6 +10,7 @@ from torch._subclasses import FakeTensor, FakeTensorMode
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from yrunner.errors import ModelError
+from yrunner.losses.score_head import add_critic
 from yrunner.models.adapters import find_adapter, read_base
 from yrunner.models.errors import explain_failure, silence_libraries
 from yrunner.models.hub import only_cached
@@ -61,6 +62,7 @@ def build_fake_model(
     token_ids: Sequence[int] = (),
     attention: str = "auto",
     trust_remote_code: bool = False,
+    critic: bool = False,
 ) -> PreTrainedModel | PeftModel:
     """The model of `config`, ready to train as `tuning` says, with fake tensors on the CPU.
 
@@ -76,6 +78,8 @@ def build_fake_model(
         with explain_failure(config.name_or_path or config.model_type):
             model = AutoModelForCausalLM.from_config(config, dtype=dtype, **options)
         tuned = apply_tuning(model, tuning, token_ids)
+        if critic:
+            add_critic(tuned)
     # No fallback: for unsupported operations it would allocate real tensors of the same size.
     with FakeTensorMode(allow_non_fake_inputs=True, allow_fallback_kernels=False):
         _allocate(tuned)

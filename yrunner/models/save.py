@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from yrunner.errors import ModelError
+from yrunner.losses.score_head import critic_apart
 from yrunner.models.errors import silence_libraries
 from yrunner.models.export.serving import serving_lines
 from yrunner.models.load import find_stop_ids
@@ -54,14 +56,16 @@ def save_model(
     card: ModelCard,
     *,
     weights: Mapping[str, Tensor] | None = None,
+    beside: Path | None = None,
 ) -> None:
     """Write weights, tokenizer, chat template, generation config and model card to `folder`.
 
-    `weights`: all weights by name, if the model itself does not hold them (ZeRO-3).
+    `weights`: all weights by name, if the model itself does not hold them (ZeRO-3). `beside`: a
+    folder to copy into it.
 
-    Of a peft model only the adapter is saved, otherwise all weights, as safetensors in their
-    dtypes. `folder` appears, or is replaced, only when it is complete. The generation config gets
-    the tokenizer's stop and pad ids; a reward model has none.
+    Of a peft model only its own adapter is saved, otherwise all weights but those of a critic, as
+    safetensors in their dtypes. `folder` appears, or is replaced, only when it is complete. The
+    generation config gets the tokenizer's stop and pad ids; a reward model has none.
 
     Raises ModelError for an adapter whose base was never saved, or would be overwritten by it.
     """
@@ -69,6 +73,8 @@ def save_model(
     base = _adapter_base(model, folder) if isinstance(model, PeftModel) else None
     whole_model = model.get_base_model() if isinstance(model, PeftModel) else model
     with whole_folder(folder) as partial:
+        if beside is not None:
+            shutil.copytree(beside, partial / beside.name)
         with silence_libraries():
             if not card.is_reward:
                 whole_model.generation_config = _generation_config(
@@ -78,7 +84,8 @@ def save_model(
                 _save_adapter(model, partial, base=str(base), weights=weights)
             else:
                 own_weights = None if weights is None else dict(weights)
-                model.save_pretrained(partial, state_dict=own_weights)
+                with critic_apart(model):
+                    model.save_pretrained(partial, state_dict=own_weights)
         # peft leaves it out.
         generation_config = None if card.is_reward else whole_model.generation_config
         _save_beside(partial, generation_config, tokenizer, card, isinstance(model, PeftModel))
@@ -217,6 +224,7 @@ def _save_adapter(
         config.base_model_name_or_path = base
     # Never the embeddings: they are frozen, and peft would query the Hub about them.
     options: dict[str, Any] = {} if weights is None else {"state_dict": dict(weights)}
+    options["selected_adapters"] = [model.active_adapter]
     model.save_pretrained(str(folder), save_embedding_layers=False, **options)
 
 

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
+from yrunner.losses.score_head import critic_weights
 from yrunner.losses.vocabulary_layers import base_head
 
 SMALL_FILES = 2**15
@@ -93,9 +94,10 @@ def estimate_disk(
 
 
 def saved_weight_bytes(model: PreTrainedModel | PeftModel) -> int:
-    """Bytes of the saved weights: a peft model's adapter, else all; tied ones once."""
+    """Bytes of the saved weights: adapters of a peft model, else all; tied ones once."""
     if isinstance(model, PeftModel):
-        return _bytes_of(get_peft_model_state_dict(model, save_embedding_layers=False).values())
+        own = get_peft_model_state_dict(model, save_embedding_layers=False).values()
+        return _bytes_of([*own, *critic_weights(model).values()])
     return _bytes_of(model.state_dict().values())
 
 

@@ -16,6 +16,7 @@ from yrunner.errors import Problem, RecipeError
 from yrunner.recipe.messages import explain_errors
 from yrunner.recipe.schema.model import ADAPTER_SHAPE, AdapterTuning
 from yrunner.recipe.schema.recipe import Recipe
+from yrunner.recipe.schema.rewards import RewardModelReward
 from yrunner.recipe.schema.section import is_recipe_path
 from yrunner.recipe.yaml_tree import (
     FLOAT,
@@ -35,7 +36,7 @@ from yrunner.text_files import NotUnicode, decode
 DATA_SUFFIXES = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".txt", ".gz")
 """Of files that hold rows."""
 MAX_BYTES = 1_000_000
-RECIPE_KEYS: tuple[KeyPath, ...] = (("model", "base"), ("teacher", "model"))
+RECIPE_KEYS: tuple[KeyPath, ...] = (("model", "base"), ("teacher", "model"), ("loss", "critic"))
 """Keys that may name another recipe."""
 
 
@@ -59,6 +60,14 @@ def teacher_recipe_path(recipe: Recipe) -> Path | None:
     """The recipe whose result teaches this one; None if a model does, or nothing."""
     teacher = recipe.teacher
     return Path(teacher.model) if teacher is not None and is_recipe_path(teacher.model) else None
+
+
+def judge_recipe_paths(recipe: Recipe) -> list[Path]:
+    """The recipes of its reward models and of its critic's start, each once."""
+    named = [each.model for each in recipe.rewards if isinstance(each, RewardModelReward)]
+    critic = getattr(recipe.loss, "critic", None)
+    places = [*named, *([] if critic is None else [critic])]
+    return list(dict.fromkeys(place for place in places if is_recipe_path(str(place))))
 
 
 def sorted_recipe_paths(recipe: Recipe) -> list[Path]:
@@ -123,7 +132,8 @@ def warn_of_remote_code(recipe: Recipe) -> None:
             "all your permissions"
         )
     others = (base_recipe_path(recipe), teacher_recipe_path(recipe))
-    for path in (*filter(None, others), *sorted_recipe_paths(recipe)):
+    judges = judge_recipe_paths(recipe)
+    for path in (*filter(None, others), *sorted_recipe_paths(recipe), *judges):
         warn_of_remote_code(load_recipe(path))
 
 
@@ -308,10 +318,17 @@ def _validate(root: Node, folder: Path | None) -> tuple[Recipe | None, list[Reci
 
 
 def _references(root: Node) -> list[KeyPath]:
-    """The places where a recipe may name another one: its base, and rows to sort."""
-    train, whole = find(root, ("data", "train"))
-    entries = train.content if whole and isinstance(train.content, list) else []
-    return [*RECIPE_KEYS, *(("data", "train", n, "sorted") for n in range(len(entries)))]
+    """The places where a recipe may name another one: models, and rows to sort."""
+    found = list(RECIPE_KEYS)
+    lists: tuple[tuple[KeyPath, str], ...] = (
+        (("data", "train"), "sorted"),
+        (("rewards",), "model"),
+    )
+    for above, key in lists:
+        node, whole = find(root, above)
+        entries = node.content if whole and isinstance(node.content, list) else []
+        found += [(*above, number, key) for number in range(len(entries))]
+    return found
 
 
 def _check_reference(
@@ -333,6 +350,8 @@ def _check_reference(
         message = f"the base recipes form a cycle ({names}); use a model as the base of one"
         if key == RECIPE_KEYS[1]:
             message = f"the recipes form a cycle ({names}); use another teacher"
+        if key[0] in ("rewards", "loss"):
+            message = f"the recipes form a cycle ({names}); name another reward model"
         if key[-1] == "sorted":
             message = f"the sorted recipes form a cycle ({names}); name the file of one instead"
         return [RecipeFault(node.location, key, message)], []

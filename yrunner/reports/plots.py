@@ -71,6 +71,22 @@ def rollout_curves(records: Sequence[Record]) -> str:
     return svg_of(figure, "rollout_curves")
 
 
+def critic_curves(records: Sequence[Record]) -> str:
+    """The critic's loss above the share of the returns' variance that it explains."""
+    losses, explained = _series(records, "value_loss"), _series(records, "explained_variance")
+    figure = new_figure(height_inches=4.0)
+    above, below = figure.subplots(2, sharex=True)
+    _draw_curve(above, losses, "value loss", "loss")
+    if explained:
+        _draw_curve(below, explained, "explained variance", "learning")
+        below.set_ylim(max(-1.0, min(0.0, *(share for _, share in explained))), 1)
+    below.yaxis.set_major_formatter(PercentFormatter(xmax=1))
+    label_axes(above, "", "value loss")
+    label_steps(below, "explained")
+    add_legend(figure)
+    return svg_of(figure, "critic_curves")
+
+
 def reward_curves(records: Sequence[Record]) -> str:
     """Reward accuracy above the log ratios of better and worse answers, over the steps."""
     accuracy = _series(records, "reward_accuracy")

@@ -1,6 +1,7 @@
 """From the recipe's `rewards` to objects that score answers, and the columns that these read."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from yrunner.data.formats.columns import Need
 from yrunner.errors import RunError
@@ -18,19 +19,27 @@ from yrunner.rewards.form import json_schema_score, xml_score
 from yrunner.rewards.python_file import PythonScores, needs_of_function
 from yrunner.rewards.reward_model import ModelScores
 from yrunner.rewards.text import TextScores, text_score
+from yrunner.scoring.reward_model import AdapterScores
 
 
-def make_rewards(sections: Sequence[RewardSection], *, trust_code: bool = False) -> list[Reward]:
+def make_rewards(
+    sections: Sequence[RewardSection],
+    *,
+    trust_code: bool = False,
+    beside: Mapping[Path, AdapterScores] | None = None,
+) -> list[Reward]:
     """A reward for each section, in order.
+
+    `beside`: reward models that are adapters on a model in memory; others are loaded.
 
     Models and Python files are loaded here. Raises `YRunnerError` if one cannot be used, and for a
     Python function without `trust_code`, the option `--trust-code`.
     """
     check_trust(sections, trust_code=trust_code)
-    return [_make(section) for section in sections]
+    return [_make(section, beside or {}) for section in sections]
 
 
-def _make(section: RewardSection) -> Reward:
+def _make(section: RewardSection, beside: Mapping[Path, AdapterScores]) -> Reward:
     name, weight = section.shown_name, section.weight
     match section:
         case XmlReward():
@@ -38,7 +47,8 @@ def _make(section: RewardSection) -> Reward:
         case JsonSchemaReward():
             return TextScores(name, weight, json_schema_score(section))
         case RewardModelReward():
-            return ModelScores(section.model, name, weight, section.batch_size)
+            known = beside.get(section.model)
+            return ModelScores(section.model, name, weight, section.batch_size, known)
         case PythonReward():
             return PythonScores(section.function, name, weight)
         case _:

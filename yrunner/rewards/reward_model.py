@@ -6,9 +6,10 @@ from pathlib import Path
 from yrunner.data.conversation import Conversation, Message
 from yrunner.errors import DataError, RunError
 from yrunner.recipe.load import load_recipe
+from yrunner.recipe.schema.recipe import Recipe
 from yrunner.recipe.schema.section import is_recipe_path
 from yrunner.rewards.completion import Completion
-from yrunner.scoring.reward_model import RewardModel
+from yrunner.scoring.reward_model import AdapterScores, RewardModel
 from yrunner.storage.run_dir import RunDir
 
 
@@ -20,11 +21,7 @@ def reward_model_folder(model: Path) -> Path:
     if not is_recipe_path(str(model)):
         return model
     recipe = load_recipe(model)
-    if recipe.train.stage != "reward":
-        raise RunError(
-            f"rewards: {model} has train.stage {recipe.train.stage}, which makes no reward model",
-            remedy="give a recipe with train.stage: reward",
-        )
+    check_makes_reward_model(recipe, model)
     folder = RunDir(recipe.run_folder)
     if not folder.is_finished():
         raise RunError(
@@ -34,13 +31,29 @@ def reward_model_folder(model: Path) -> Path:
     return folder.model
 
 
+def check_makes_reward_model(recipe: Recipe, path: Path) -> None:
+    """Raise `RunError` if the result of a recipe is no reward model."""
+    if recipe.train.stage != "reward":
+        raise RunError(
+            f"{path} has train.stage {recipe.train.stage}, which makes no reward model",
+            remedy="give a recipe with train.stage: reward",
+        )
+
+
 class ModelScores:
     """The scores of a reward model."""
 
-    def __init__(self, model: Path, name: str, weight: float, batch_size: int) -> None:
-        """Loads the model. Raises `YRunnerError` if there is none."""
+    def __init__(
+        self,
+        model: Path,
+        name: str,
+        weight: float,
+        batch_size: int,
+        beside: AdapterScores | None = None,
+    ) -> None:
+        """Loads the model, unless it is an adapter in memory. Raises `YRunnerError` without one."""
         self.name, self.weight, self.batch_size = name, weight, batch_size
-        self.model = RewardModel(reward_model_folder(model))
+        self.model = RewardModel(reward_model_folder(model), beside)
 
     def score(self, completions: Sequence[Completion]) -> list[float | None]:
         """The score of each answer; None for an empty one, and for one that is too long.

@@ -22,6 +22,7 @@ from yrunner.data.batching.packing import batches_by_length
 from yrunner.data.conversation import TokenizedExample
 from yrunner.losses.fused_head import attach
 from yrunner.losses.kl import BasePrediction, TopBase, measure_divergence, predict_base
+from yrunner.losses.score_head import same_weights_trained
 from yrunner.models.limits import evaluating
 
 
@@ -145,7 +146,7 @@ def measure_divergences(
 @contextmanager
 def adapter_off(model: Any) -> Iterator[Any]:
     """Switch off adapter and dropout, and restore both afterwards."""
-    with evaluating(model), model.disable_adapter():
+    with same_weights_trained(model), evaluating(model), model.disable_adapter():
         yield model
 
 

@@ -16,7 +16,7 @@ WRITTEN = (
     *("vocab.json", "vocab.txt", "merges.txt", "*.model", "*.tiktoken", "tekken.json"),
     *("chat_template.json", "*.jinja", "README.md", "Modelfile", "*.py"),
     *("*.safetensors", "*.gguf", "*.pt", "*.pth", "*.bin", "latest"),
-    *("trainer_state.json", "manifest.json", "step.json", "events.out.tfevents.*"),
+    *("trainer_state.json", "manifest.json", "origin.json", "step.json", "events.out.tfevents.*"),
 )
 """Names of the files that yrunner and its libraries write into the folders of a run: checkpoints,
 trackers and models. JSON only by full names, since people put JSON files there too."""

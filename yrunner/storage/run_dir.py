@@ -45,6 +45,7 @@ class RunDir:
         self.checkpoints = self.folder / "checkpoints"
         self.trackers = self.folder / "trackers"
         self.model = self.folder / "model"
+        self.critic = self.folder / "critic"
         self.result = self.folder / "result.json"
         self.base = self.folder / "base.json"
         self.keep = self.folder / "keep.json"
@@ -120,7 +121,14 @@ class RunDir:
 
     def folders(self) -> list[Path]:
         """The folders of a run, with files that libraries write."""
-        return [self.checkpoints, self.trackers, self.model, self.merged, self.gguf]
+        return [
+            self.checkpoints,
+            self.trackers,
+            self.model,
+            self.critic,
+            self.merged,
+            self.gguf,
+        ]
 
     def _places(self) -> list[Path]:
         return [path for path in vars(self).values() if path != self.folder]

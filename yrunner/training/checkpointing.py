@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.distributed.checkpoint.stateful import Stateful
 from transformers import PreTrainedModel, TrainerState
@@ -24,6 +24,7 @@ from transformers.trainer_pt_utils import safe_globals
 from yrunner.console import warn
 from yrunner.distributed.collectives import num_ranks, this_rank, wait_for_ranks
 from yrunner.errors import RunError
+from yrunner.losses.score_head import critic_apart, critic_weights, same_weights_trained
 from yrunner.models.errors import silence_libraries
 from yrunner.models.size import SMALL_FILES, saved_weight_bytes, state_bytes
 from yrunner.storage.ownership import remove
@@ -145,6 +146,7 @@ def shared_folder(final: Path, needed: int | None = None) -> Iterator[Path]:
 
 STATE, OPTIMIZER, SCHEDULER = "trainer_state.json", "optimizer.pt", "scheduler.pt"
 SCALER = "scaler.pt"
+OF_CRITIC = "critic.safetensors"
 
 
 @dataclass
@@ -188,8 +190,15 @@ class Checkpointer:
         torch.save(random_states(), folder / _generators())
         if this_rank() != 0:
             return
-        with silence_libraries():
-            self.model.save_pretrained(str(folder), state_dict=weights)
+        with silence_libraries(), critic_apart(self.model):
+            if isinstance(self.model, PeftModel):
+                own = [self.model.active_adapter]
+                self.model.save_pretrained(str(folder), selected_adapters=own, state_dict=weights)
+            else:
+                self.model.save_pretrained(str(folder), state_dict=weights)
+        if critic := critic_weights(self.model):
+            whole = {name: weight.detach().contiguous() for name, weight in critic.items()}
+            save_file(whole, folder / OF_CRITIC)
         if self.zero is None:
             torch.save(self.optimizer.state_dict(), folder / OPTIMIZER)
         torch.save(self.scheduler.state_dict(), folder / SCHEDULER)
@@ -256,11 +265,17 @@ class Checkpointer:
 
 
 def load_weights(model: nn.Module, folder: Path) -> None:
-    """Read what `save_pretrained` has written of a model, or of its adapter."""
+    """Read what `Checkpointer.write` has written of a model, or of its adapter, and its critic."""
+    if critic := critic_weights(model):
+        saved = load_file(folder / OF_CRITIC)
+        with torch.no_grad():
+            for name, weight in critic.items():
+                weight.copy_(saved[name])
     if isinstance(model, PeftModel):
-        model.load_adapter(str(folder), model.active_adapter, is_trainable=True)
+        with same_weights_trained(model):
+            model.load_adapter(str(folder), model.active_adapter, is_trainable=True)
         return
-    files = sorted(folder.glob("*.safetensors"))
+    files = sorted(set(folder.glob("*.safetensors")) - {folder / OF_CRITIC})
     assert files, f"{folder} holds no weights"
     for file in files:
         # Tied weights are saved once.

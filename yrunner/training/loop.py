@@ -25,6 +25,7 @@ from yrunner.data.batching.batches import Batch, Batches
 from yrunner.data.batching.plan import epoch_after
 from yrunner.distributed.collectives import num_ranks, sum_over_ranks, this_rank
 from yrunner.losses.fused_head import attach
+from yrunner.losses.score_head import critic_weights, same_adapter_again
 from yrunner.machine import look_around
 from yrunner.models.joined_lora import join_lora
 from yrunner.scoring.base_predictions import to_device
@@ -122,7 +123,10 @@ class Trainer:
     def _prepare(self, checkpoint: Path | None) -> None:
         """Make optimizer and schedule, let accelerate wrap them, and load a checkpoint."""
         if self.arguments.activation_checkpointing:
-            self.model.activation_checkpointing_enable({"use_reentrant": False})
+            again: dict[str, Any] = {"use_reentrant": False}
+            if critic_weights(self.model):
+                again["context_fn"] = same_adapter_again(self.model)
+            self.model.activation_checkpointing_enable(again)
         optimizer = optimizer_for(self.model, self.arguments, self.lora_plus_ratio)
         self.called, self.optimizer = self.accelerator.prepare(self.model, optimizer)
         kind, warmup = self.arguments.lr_scheduler_type, int(self.arguments.warmup_steps)

@@ -40,6 +40,8 @@ ROLLOUTS = (
     "entropy",
     "clipped",
     "kl",
+    "value_loss",
+    "explained_variance",
 )
 """Of a run on rewards; the parts of the reward follow the first."""
 SENTENCES = {
@@ -68,6 +70,8 @@ SENTENCES = {
     "entropy": "entropy {:.3f}",
     "clipped": "clipped {:.1%}",
     "kl": "KL {:.4f}",
+    "value_loss": "value loss {:.4f}",
+    "explained_variance": "critic explains {:.0%}",
     "eval_reward": "validation reward {:.4f}",
     "learning_rate": "lr {:.1e}",
     "grad_norm": "gradient norm {:.2f}",
@@ -83,7 +87,7 @@ def described(record: Mapping[str, Any], *keys: str) -> list[str]:
 
 def described_rollouts(record: Mapping[str, Any]) -> list[str]:
     """What a run on rewards has logged, in words; nothing for any other."""
-    if "equal_groups" not in record:
+    if "learned" not in record:
         return []
     first, *others = described(record, *ROLLOUTS)
     parts = [

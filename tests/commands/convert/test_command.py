@@ -172,6 +172,23 @@ template: default
 per_device_train_batch_size: 1
 packing: true
 """,
+    "ppo": """
+model_name_or_path: acme/base
+stage: ppo
+reward_model: tiny
+reward_model_type: full
+finetuning_type: lora
+dataset: mine
+template: default
+cutoff_len: 512
+ppo_epochs: 2
+ppo_target: 6.0
+ppo_whiten_rewards: false
+ppo_buffer_size: 1
+top_p: 0.9
+max_new_tokens: 64
+packing: true
+""",
     "freeze": """
 model_name_or_path: ./tiny
 stage: sft
@@ -491,6 +508,21 @@ def test_llama_factory_simpo_on_four_bits(folder: Path):
     assert entry(c, "packing")[0] is Outcome.IGNORED
 
 
+def test_ppo_becomes_a_run_on_a_reward_model(folder: Path):
+    recipe, c = converted(folder, "llama-ppo.yaml")
+    assert (recipe.train.stage, recipe.loss.kind) == ("rl", "ppo")
+    assert recipe.loss.model_dump()["beta"] == 0.2
+    assert [each.kind for each in recipe.rewards] == ["reward_model"]
+    rollout = recipe.rollout
+    assert (rollout.generations, rollout.updates_per_rollout, rollout.max_new_tokens) == (1, 2, 64)
+    assert (rollout.temperature, rollout.truncated) == (0.95, "keep")
+    assert entry(c, "ppo_whiten_rewards")[0] is Outcome.CARRIED
+    assert entry(c, "reward_model")[0] is Outcome.CHANGED
+    for key in ("ppo_target", "ppo_buffer_size", "top_p"):
+        assert entry(c, key)[0] is Outcome.WITHOUT
+    assert entry(c, "packing")[0] is Outcome.IGNORED
+
+
 def test_frozen_layers_become_a_share_of_the_models_own(folder: Path):
     recipe, c = converted(folder, "llama-freeze.yaml")
     assert recipe.tuning.model_dump() | {"kind": "freeze", "train_top": 0.25} == (
@@ -658,7 +690,7 @@ def test_y_trainer_ignores_adapters_and_lengths_of_the_other_kind(folder: Path):
         ("base_model: [a\n", "x.yaml:1:13"),
         ("base_model: a/b\nbase_model: a/c\nsequence_len: 8\n", "given twice, first on line 1"),
         ("", "x.yaml is empty"),
-        ("model_name_or_path: a/b\nstage: ppo\ntemplate: x\ncutoff_len: 9\n", "ppo is not conv"),
+        ("model_name_or_path: a/b\nstage: ppo\ntemplate: x\ncutoff_len: 9\n", "needs a reward_mo"),
     ],
 )
 def test_what_cannot_be_converted_is_refused_in_one_sentence(

@@ -17,8 +17,9 @@ from yrunner.data.batching.rollouts import make_rollout_plan
 from yrunner.data.conversation import Message
 from yrunner.data.dataset.prompts import PromptRow
 from yrunner.errors import Origin
+from yrunner.losses.score_head import add_critic
 from yrunner.recipe.schema.recipe import TrainSection
-from yrunner.recipe.schema.rl import GrpoLoss, RlooLoss, RolloutSection
+from yrunner.recipe.schema.rl import GrpoLoss, PpoLoss, RlooLoss, RolloutSection
 from yrunner.storage.run_dir import RunDir
 from yrunner.training.arguments import make_arguments
 from yrunner.training.callbacks import Cadence
@@ -37,6 +38,7 @@ LOSSES = {
     "dapo": GrpoLoss(kind="grpo", preset="dapo"),
     "gspo": GrpoLoss(kind="grpo", preset="gspo", beta=0.1),
     "rloo": RlooLoss(kind="rloo"),
+    "ppo": PpoLoss(kind="ppo"),
 }
 
 
@@ -104,6 +106,9 @@ def make_trainer(tmp_path: Any, capitals_tokenizer: Any) -> Callable[..., Traine
             order=settings.order,
             seed=seed,
         )
+        if LOSSES[loss].kind == "ppo":
+            torch.manual_seed(6)
+            add_critic(model)
         pad = capitals_tokenizer.pad_token_id
         batches = RolloutBatches(
             plan,

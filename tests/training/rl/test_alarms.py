@@ -34,6 +34,7 @@ def test_a_sound_run_has_no_alarm():
         ({"equal_groups": 0.8, "reward": 0.0}, "equal groups", ["easier prompts, give part"]),
         ({"equal_groups": 1.0, "learned": 0.0}, "no reward", ["nothing was learned", "easier"]),
         ({"truncated": 1.0, "learned": 0.0}, "truncated", ["100% of the answers", "mask learns"]),
+        ({"explained_variance": -0.4}, "critic", ["worse than a constant", "-0.40", "loss.lam"]),
         ({"truncated": 0.7}, "truncated", ["70% of the answers", "rollout.max_new_tokens"]),
         ({"entropy": 0.01}, "entropy", ["0.9 to 0.01", "train.learning_rate", "loss.beta"]),
         ({"answer_tokens": 120.0}, "length", ["40 to 120 tokens", "not better", "length"]),

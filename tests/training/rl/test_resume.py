@@ -62,7 +62,13 @@ RESAMPLED = {"rollout": {"updates_per_rollout": 3, "resample": 2}, "score": ofte
 
 @pytest.mark.parametrize(
     ("loss", "step", "how"),
-    [("grpo", 1, ""), ("grpo", 6, "keeps"), ("rloo", 4, ""), ("dapo", 4, "resamples")],
+    [
+        ("grpo", 1, ""),
+        ("grpo", 6, "keeps"),
+        ("rloo", 4, ""),
+        ("dapo", 4, "resamples"),
+        ("ppo", 4, ""),
+    ],
 )
 def test_resume_in_the_midst_of_a_cycle_changes_nothing(started, examples, loss, step, how):
     # A third of 24 rows are kept ones.
@@ -80,6 +86,7 @@ def test_resume_in_the_midst_of_a_cycle_changes_nothing(started, examples, loss,
     # The update that is cut off may be the first of its cycle.
     assert cycle["cycle"] == step // 3 and len(cycle["rollouts"]) == 16
     assert all(each["old"] for each in cycle["rollouts"])
+    assert all(each["values"] and each["returns"] for each in cycle["rollouts"]) == (loss == "ppo")
     resumed, again = started("stopped", loss, **more)
     again.train(again.run_dir.checkpoint(step))
     assert torch.equal(weights_of(undisturbed), weights_of(resumed))

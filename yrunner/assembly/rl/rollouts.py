@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from transformers import TrainerCallback, TrainerState
@@ -128,6 +129,7 @@ class RolloutsFile(TrainerCallback):
             "is_truncated": rollout.is_truncated,
             "rewards": dict(zip(self.rewards, rollout.scores, strict=True)),
             "reward": rollout.reward,
+            **({} if rollout.values is None else {"value": fmean(rollout.values)}),
             "advantage": rollout.advantage,
             "fate": rollout.fate,
         }

@@ -30,7 +30,7 @@ from yrunner.assembly.preflight import (
 from yrunner.assembly.replay import check_keep_file, writing_note
 from yrunner.assembly.run import Run
 from yrunner.assembly.sharing import check_ranks
-from yrunner.assembly.trainer import reference_in_words
+from yrunner.assembly.trainer import critic_in_words, reference_in_words
 from yrunner.commands.check.facts import (
     DataFacts,
     ModelFacts,
@@ -223,6 +223,8 @@ def _print(run: Run, facts: Facts | None) -> None:
         say(note)
     if (reference := reference_in_words(run.recipe)) is not None:
         say(f"reference: {reference}")
+    if (critic := critic_in_words(run.recipe)) is not None:
+        say(f"critic: {critic}")
     if facts.teacher is not None:
         say(facts.teacher.sentence)
     print_schedule(facts.schedule)
@@ -246,6 +248,7 @@ def _as_json(
         "to_sort": [why for sorting in run.sorts if (why := sorting.stale_sort()) is not None],
         "base": {"findings": [*findings_of_recipe(run.recipe), *model.findings]},
         "reference": reference_in_words(run.recipe),
+        "critic": critic_in_words(run.recipe),
         **(asdict(facts) if facts else {}),
         "rollouts" if run.recipe.train.stage == "rl" else "signal": (
             None if signal is None else asdict(signal)

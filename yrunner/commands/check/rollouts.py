@@ -19,6 +19,8 @@ from yrunner.data.batching.plan import Plan
 from yrunner.data.conversation import TokenizedExample
 from yrunner.data.dataset.prompts import PromptRow
 from yrunner.models.limits import evaluating
+from yrunner.recipe.schema.model import AdapterTuning
+from yrunner.recipe.schema.rl import PpoLoss
 from yrunner.rewards.facts import (
     ENOUGH,
     RewardFacts,
@@ -79,6 +81,12 @@ def measure_rollouts(
     None: as many prompts as take about half a minute. Raises `YRunnerError` if a reward cannot be
     used, or fails.
     """
+    if run.untrained_judges:
+        judge, _ = run.untrained_judges[0]
+        return NotScored(
+            f"the reward model {judge.recipe.name} is not trained or has changed; "
+            f"yrun train trains it first"
+        )
     rewards = run.load_rewards()
     if rows == 0:
         return NotScored("switched off (--sample 0)")
@@ -237,8 +245,11 @@ def _seconds_per_update(
 ) -> float:
     """An estimate; `writing` and `learning` are seconds per answer."""
     passes = run.recipe.rollout.updates_per_rollout
-    # The reference, and the model before a second pass, each look at every answer once.
-    looks = (reference_in_words(run.recipe) is not None) + (passes > 1)
+    has_critic = isinstance(run.recipe.loss, PpoLoss)
+    if has_critic and isinstance(run.recipe.tuning, AdapterTuning):
+        learning *= 2  # one pass with the policy's adapter, one with the critic's
+    # The reference, and the model before a second pass or with its critic, look at each answer.
+    looks = (reference_in_words(run.recipe) is not None) + (passes > 1 or has_critic)
     more = looks * learning / TRAINING_PER_FORWARD
     answers = plan.rows_of_an_update * ((writing + more) / passes + learning)
     # A replay row is read by the base, too, and is about as long as an answer with its prompt.

@@ -3,7 +3,7 @@
 import json
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -127,7 +127,7 @@ def base_name(recipe: Recipe) -> str:
 
 
 def base_jobs(runs: Sequence[ArmRun], folder: CompareDir) -> list[Job]:
-    """Jobs before the arms: train each missing base, measure it once, and train the teachers."""
+    """Jobs before the arms: train and measure each base, train teachers and reward models."""
     jobs: dict[str, Job] = {}
     trained: set[str | None] = set()
     for run in runs:
@@ -148,7 +148,16 @@ def base_jobs(runs: Sequence[ArmRun], folder: CompareDir) -> list[Job]:
         name = f"teacher-{teacher.recipe.name}"
         command: Command = (*YRUN, "train", run.recipe.teacher.model, *_how(teacher))
         jobs[name] = Job(name, (command,), folder.log(name))
+    for judge, name in _untrained_judges(runs):
+        command = (*YRUN, "train", judge.options.arguments, *_how(judge))
+        jobs[name] = Job(name, (command,), folder.log(name))
     return list(jobs.values())
+
+
+def _untrained_judges(runs: Sequence[ArmRun]) -> Iterator[tuple[Run, str]]:
+    for run in runs:
+        for judge, _ in Run(run.recipe).untrained_judges:
+            yield judge, f"reward-model-{judge.recipe.name}"
 
 
 def sort_jobs(runs: Sequence[ArmRun], folder: CompareDir) -> list[Job]:

@@ -163,6 +163,9 @@ def _settle(c: Conversion) -> None:
         _settle_writing(c)
 
 
+OF_DEEPSPEED = tuple(f"distributed.deepspeed.{key}" for key in ("stage", "offload", "config"))
+
+
 def _drop(c: Conversion, places: Sequence[str], why: str) -> None:
     for place in places:
         if place in c.values:
@@ -174,13 +177,7 @@ def _settle_reward(c: Conversion) -> None:
     if c.values.get("tuning.kind") == "qlora":
         c.revise("tuning.kind", "lora", "a reward model is not trained on quantized weights")
         _drop(c, ("tuning.quant_type", "tuning.double_quant"), "see tuning.kind")
-    others = (
-        "tuning.adapter",
-        "tuning.modules_to_save",
-        "distributed.deepspeed.stage",
-        "distributed.deepspeed.offload",
-        "distributed.deepspeed.config",
-    )
+    others = ("tuning.adapter", "tuning.modules_to_save", *OF_DEEPSPEED)
     _drop(c, others, "not with train.stage reward")
 
 
@@ -188,6 +185,8 @@ def _settle_writing(c: Conversion) -> None:
     """The model writes answers while it trains."""
     without = ("data.packing", "train.token_batch")
     _drop(c, without, "how long an answer will be is not known before")
+    if c.values.get("loss.kind") == "ppo":
+        _drop(c, OF_DEEPSPEED, "not with loss.kind ppo")
     if c.values.get("data.targets") == "all":
         c.revise("data.targets", None, "questions are not learned where answers are written")
     if c.values.get("teacher.on_policy") and c.values.get("distributed.deepspeed.stage") == 3:

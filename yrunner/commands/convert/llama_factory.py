@@ -35,7 +35,8 @@ from yrunner.text_files import read_json
 
 NAMES = Names(attention="flash_attn")
 DEFAULTS = Defaults(gradient_checkpointing=True)
-STAGES = {"pt": "cpt", "sft": "sft", "rm": "reward", "dpo": "preference", "kto": "preference"}
+STAGES = {"pt": "cpt", "sft": "sft", "rm": "reward", "dpo": "preference", "kto": "preference",
+          "ppo": "rl"}  # fmt: skip
 FORMATS = {"alpaca": "alpaca", "sharegpt": "sharegpt", "openai": "messages"}
 ALPACA = {"prompt": "instruction", "query": "input", "response": "output"}
 OTHER_COLUMNS = ("history", "system", "tools", "chosen", "rejected")
@@ -170,7 +171,7 @@ def _stage(c: Conversion) -> None:
     stage = c.get("stage", "sft")
     if not isinstance(stage, str) or stage not in STAGES:
         c.obstacles.append(f"stage: {stage} is not converted; see docs/guide")
-        c.without("stage", "use pt, sft, rm, dpo or kto")
+        c.without("stage", "use pt, sft, rm, dpo, kto or ppo")
         return
     c.carry("stage", "train.stage", STAGES[stage])
     if stage == "rm":
@@ -182,11 +183,47 @@ def _stage(c: Conversion) -> None:
         _number(c, "kto_rejected_weight", "loss.undesirable_weight")
     elif stage == "dpo":
         _preference(c)
+    elif stage == "ppo":
+        _ppo(c)
     for key, kind in (("use_dft_loss", "dft"), ("use_eaft_loss", "eaft")):
         if number(c.get(key)) is True:
             c.carry(key, "loss.kind", kind)
     if c.values.get("loss.kind") == "eaft":
         _number(c, "eaft_alpha", "loss.alpha")
+
+
+def _ppo(c: Conversion) -> None:
+    """PPO as LLaMA-Factory runs it through TRL, with the defaults of both."""
+    c.put("loss.kind", "ppo")
+    c.put("loss.beta", 0.2, "where LLaMA-Factory starts; it adapts this to ppo_target")
+    c.without("ppo_target", "the weight of the KL stays loss.beta")
+    for key in ("ppo_score_norm", "ppo_whiten_rewards"):
+        if number(c.get(key)) is False:
+            c.same(key, "as here")
+        else:
+            c.without(key, "rewards count as they are; advantages are whitened by loss.whiten")
+    c.without("ppo_buffer_size", "raise train.gradient_accumulation_steps instead")
+    c.put("rollout.generations", 1, "an answer to each prompt")
+    c.put("rollout.truncated", "keep", "LLaMA-Factory learns from answers that are cut off")
+    for key, place, value in (
+        ("ppo_epochs", "rollout.updates_per_rollout", 4),
+        ("max_new_tokens", "rollout.max_new_tokens", 1024),
+        ("temperature", "rollout.temperature", 0.95),
+    ):
+        c.carry(key, place, number(c.get(key)))
+        c.fill(place, value, "default of LLaMA-Factory")
+    for key in ("top_p", "top_k", "repetition_penalty"):
+        c.without(key, "only the temperature may shape answers that are learned from")
+    named = c.get("reward_model")
+    if not isinstance(named, str) or c.get("reward_model_type", "lora") == "api":
+        c.obstacles.append("stage: ppo needs a reward_model in a folder here")
+        return
+    reward = {"kind": "reward_model", "model": c.model(named)}
+    how = "LLaMA-Factory's own form of it is not read: train one here with train.stage: reward"
+    c.carry("reward_model", "rewards", [reward], how)
+    c.same("reward_model_type", "found by its files")
+    if c.find(named) is None and named not in c.missing:
+        c.missing.append(named)
 
 
 def _preference(c: Conversion) -> None:
@@ -225,10 +262,10 @@ def _lengths(c: Conversion) -> None:
            f"LLaMA-Factory {'divides' if is_text else 'cuts'} longer texts")  # fmt: skip
     c.fill("data.invalid", "drop", "LLaMA-Factory leaves out unusable rows with a warning")
     packing = number(c.get("packing")) is True or number(c.get("neat_packing")) is True
-    is_pair = c.values.get("train.stage") in ("preference", "reward")
+    is_pair = c.values.get("train.stage") in ("preference", "reward", "rl")
     if is_pair:
         for key in ("packing", "neat_packing"):
-            c.ignored(key, "pairs are not packed") if number(c.get(key)) is True else None
+            c.ignored(key, "answers are not packed") if number(c.get(key)) is True else None
     elif packing:
         key = "neat_packing" if number(c.get("neat_packing")) is True else "packing"
         how = "" if key == "neat_packing" else "examples of a pack never see each other here"

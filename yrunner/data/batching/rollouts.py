@@ -25,6 +25,9 @@ from yrunner.data.conversation import TokenizedExample
 from yrunner.data.dataset.prompts import PromptRow
 from yrunner.tokens import IGNORE_INDEX
 
+BY_TOKEN = ("old", "reference", "values", "advantages", "returns")
+"""What may be known of each token of an answer."""
+
 
 @dataclass(frozen=True, eq=False)
 class RolloutPlan(Plan):
@@ -128,6 +131,12 @@ class Rollout:
     """Log-probability of each token as it was drawn; None if no later update needs it."""
     reference: list[float] | None = None
     """Log-probability of each token under the reference."""
+    values: list[float] | None = None
+    """What the critic expected before each token; None without one, as the following two."""
+    advantages: list[float] | None = None
+    """Of each token; `advantage` is then their mean."""
+    returns: list[float] | None = None
+    """What the critic should have expected before each token."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +150,9 @@ class RolloutExample:
     share: float
     old: Sequence[float] | None
     reference: Sequence[float] | None
+    values: Sequence[float] | None
+    advantages: Sequence[float] | None
+    returns: Sequence[float] | None
 
 
 def as_example(prompt: PromptRow, rollout: Rollout, *, is_first_pass: bool) -> RolloutExample:
@@ -149,16 +161,23 @@ def as_example(prompt: PromptRow, rollout: Rollout, *, is_first_pass: bool) -> R
     labels = [IGNORE_INDEX] * len(prompt.input_ids) + rollout.ids
     old = None if is_first_pass else rollout.old
     example = TokenizedExample(ids, labels, prompt.origin)
-    figures = rollout.advantage, rollout.share, old, rollout.reference
-    return RolloutExample(rollout.number, example, *figures)
+    by_token = {name: getattr(rollout, name) for name in BY_TOKEN if name != "old"}
+    figures = rollout.advantage, rollout.share, old
+    return RolloutExample(rollout.number, example, *figures, **by_token)
 
 
-def longest_example(prompt: PromptRow, max_new_tokens: int, *, reference: bool) -> RolloutExample:
+def longest_example(
+    prompt: PromptRow, max_new_tokens: int, *, reference: bool, critic: bool = False
+) -> RolloutExample:
     """The longest answer that a prompt can get, to try out what it costs."""
     token = prompt.input_ids[-1]
     rollout = Rollout(0, [token] * max_new_tokens, "", max_new_tokens, True, [])
-    known = [0.0] * max_new_tokens if reference else None
-    rollout = replace(rollout, advantage=1.0, share=1.0 / max_new_tokens, reference=known)
+    known = [0.0] * max_new_tokens
+    rollout = replace(rollout, advantage=1.0, share=1.0 / max_new_tokens)
+    if reference:
+        rollout = replace(rollout, reference=known)
+    if critic:
+        rollout = replace(rollout, values=known, advantages=known, returns=known)
     return as_example(prompt, rollout, is_first_pass=True)
 
 
@@ -167,7 +186,7 @@ def collate_rollouts(
 ) -> dict[str, torch.Tensor]:
     """What `collate_with_owners` makes of rollouts, and what the policy's loss reads.
 
-    `advantage_S` and `share_S`; `old_N` and `reference_N` where they are known, all float64; and
+    `advantage_S` and `share_S`; of BY_TOKEN, such as `old_N`, what is known, all float64; and
     `number_S`, the rows of the plan.
     """
     examples = [each.example for each in rollouts]
@@ -177,7 +196,7 @@ def collate_rollouts(
     batch["share_S"] = _float64([each.share for each in rollouts])
     # Targets come row by row, as the layout has placed their answers.
     answers = list(dict.fromkeys(batch["answer_N"].tolist()))
-    for name in ("old", "reference"):
+    for name in BY_TOKEN:
         known = [getattr(rollouts[answer], name) for answer in answers]
         if known and known[0] is not None:
             batch[f"{name}_N"] = _float64([*chain.from_iterable(known)])

@@ -26,7 +26,7 @@ from yrunner.recipe.schema.preference import (
     SimpoLoss,
 )
 from yrunner.recipe.schema.rewards import RewardSection, XmlReward
-from yrunner.recipe.schema.rl import GrpoLoss, RlooLoss, RolloutSection
+from yrunner.recipe.schema.rl import GrpoLoss, PpoLoss, RlooLoss, RolloutSection
 from yrunner.recipe.schema.section import Section
 from yrunner.recipe.schema.sort import SortSection
 from yrunner.recipe.schema.teacher import TeacherSection
@@ -126,7 +126,7 @@ class EaftLoss(WeightedLoss):
 
 TokenLoss = PlainLoss | NlirgLoss | NlirgEntropyLoss | DftLoss | EaftLoss
 PreferenceLoss = DpoLoss | SimpoLoss | OrpoLoss | KtoLoss
-PolicyLoss = GrpoLoss | RlooLoss
+PolicyLoss = GrpoLoss | RlooLoss | PpoLoss
 Loss = Annotated[
     TokenLoss | PreferenceLoss | BradleyTerryLoss | PolicyLoss, Field(discriminator="kind")
 ]
@@ -297,7 +297,7 @@ class Recipe(Section):
         if stage == "rl" and not isinstance(loss, PolicyLoss):
             raise ValueError(
                 f"train.stage rl learns from rewards, which loss.kind {loss.kind} does not read; "
-                "set loss.kind to grpo or rloo"
+                "set loss.kind to grpo, rloo or ppo"
             )
         needed = _stage_of(loss)
         if needed is not None and stage != needed:
@@ -324,6 +324,11 @@ class Recipe(Section):
                 "train.stage rl needs rewards, a list of what makes an answer good, such as "
                 "rewards: [{kind: exact}]"
             )
+        if self.rollout.generations == 1 and not isinstance(self.loss, PpoLoss):
+            raise ValueError(
+                f"rollout.generations 1 leaves nothing to compare an answer with; loss.kind "
+                f"{self.loss.kind} needs at least 2, or set loss.kind to ppo"
+            )
         if all(reward.weight == 0 for reward in self.rewards):
             raise ValueError("every reward has weight 0: nothing is learned; raise one of them")
         others = {
@@ -338,6 +343,40 @@ class Recipe(Section):
                 "process writes answers with the whole model, and whole groups of them share an "
                 "update"
             )
+        return self
+
+    @model_validator(mode="after")
+    def a_critic_has_whole_weights(self) -> Self:
+        others = {
+            "distributed.deepspeed": self.distributed.deepspeed is not None,
+            "train.torch_compile": self.train.torch_compile,
+            f"keep.kind {self.keep.kind}": self.keep.kind != "none",
+        }
+        found = [name for name, is_set in others.items() if is_set]
+        if isinstance(self.loss, PpoLoss) and found:
+            raise ValueError(
+                f"loss.kind ppo cannot be combined with {' and '.join(found)}; remove that: its "
+                "critic is trained beside the model, in the same weights of every process"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def a_critic_compares_no_groups(self) -> Self:
+        if isinstance(self.loss, PpoLoss) and self.rollout.resample:
+            raise ValueError(
+                "loss.kind ppo and rollout.resample cannot be combined; remove resample: a critic "
+                "learns from groups of equal rewards too"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def a_critic_starts_from_an_adapter(self) -> Self:
+        if isinstance(self.loss, PpoLoss) and self.loss.critic is not None:
+            if self.tuning.kind in ("full", "freeze"):
+                raise ValueError(
+                    f"loss.critic and tuning.kind {self.tuning.kind} cannot be combined; remove "
+                    "critic, or set tuning.kind to lora: it names an adapter on a frozen base"
+                )
         return self
 
     @model_validator(mode="after")

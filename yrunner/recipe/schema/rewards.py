@@ -230,7 +230,7 @@ class RewardModelReward(NamedReward):
     kind: Literal["reward_model"]
     model: RecipePlace
     """The folder of a reward model, such as `model` in the run folder of `train.stage: reward`; or
-    the recipe of such a run, which must have been trained."""
+    the recipe of such a run, which is trained first if missing."""
     batch_size: int = Field(16, ge=1)
     """Answers scored at once."""
 

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from yrunner.recipe.schema.section import Section
+from yrunner.recipe.schema.section import RecipePlace, Section
 
 SHAPES_OF_SAMPLES = (
     "top_p",
@@ -22,8 +22,9 @@ SHAPES_OF_SAMPLES = (
 class RolloutSection(Section):
     """The answers that `train.stage: rl` lets the model write, and learns from."""
 
-    generations: int = Field(8, ge=2)
-    """Answers to each prompt: a group. Each is compared with the others of its group."""
+    generations: int = Field(8, ge=1)
+    """Answers to each prompt: a group. Each is compared with the others of its group, but under
+    `ppo`, where a critic says what to expect and 1 is enough."""
     max_new_tokens: int = Field(256, ge=1)
     """Longest answer in tokens. Longer ones are cut off: see truncated."""
     temperature: float = Field(1.0, gt=0)
@@ -133,3 +134,35 @@ class RlooLoss(Section):
     beta: float = Field(0.05, ge=0)
     """Weight of the log-probability ratio to the reference, the model as the run began, which is
     subtracted from the reward. 0 needs no reference."""
+
+
+class PpoLoss(Section):
+    """Proximal Policy Optimization (Schulman et al., 2017, arXiv:1707.06347), with a critic.
+
+    The critic says at each token what reward to expect. With an adapter it is a second one on the
+    same frozen base; otherwise one more layer on the model's own hidden states.
+    """
+
+    kind: Literal["ppo"]
+    clip_low: float = Field(0.2, gt=0, lt=1)
+    """How far below 1 the probability ratio of a token counts."""
+    clip_high: float = Field(0.2, gt=0)
+    """How far above 1 the probability ratio of a token counts."""
+    beta: float = Field(0.05, ge=0)
+    """Weight of the log-probability ratio to the reference, the model as the run began, which is
+    subtracted from the reward at each token. 0 needs no reference."""
+    gamma: float = Field(1.0, gt=0, le=1)
+    """Discount of a reward per token that it lies ahead."""
+    lam: float = Field(0.95, ge=0, le=1)
+    """Lambda of generalized advantage estimation. 1 trusts the rewards alone, 0 the critic one
+    token ahead."""
+    clip_value: float = Field(0.2, gt=0)
+    """How far the critic's values move within a cycle, in units of reward."""
+    value_coef: float = Field(0.1, gt=0)
+    """Weight of the critic's loss beside the policy's."""
+    whiten: bool = True
+    """Shift and scale the advantages of an update to mean 0 and variance 1."""
+    critic: RecipePlace | None = None
+    """What the critic starts from: a reward model, or the critic of another run, that is an adapter
+    on the same base. The recipe of that run, trained first if missing, or the folder `model` or
+    `critic` in its run folder. Default: values of 0."""

@@ -29,6 +29,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from yrunner.errors import ModelError
 from yrunner.losses.fused_head import attach, measure_targets
+from yrunner.losses.log_probs import LogProbRequest, measure_log_probs
+from yrunner.losses.score_head import critic_weights
 from yrunner.models.errors import silence_libraries
 from yrunner.models.joined_lora import join_lora
 from yrunner.models.meta import fake_mode_of
@@ -255,8 +257,7 @@ def trace_step(
             # Token weights are left out: one number per target, tiny beside its logits.
             attach(model)
             join_lora(model)
-            loss = measure_targets(mixed_precision(model, dtype), micro_batch).weighted
-            loss.backward()  # type: ignore[no-untyped-call]
+            _loss_of(model, mixed_precision(model, dtype), micro_batch).backward()
             without_copies = live.peaks_without_copies()
             while_computing = live.take_peaks()
             updater.step()
@@ -270,6 +271,14 @@ def trace_step(
         while_updating=tuple(while_updating),
         without_copies=tuple(without_copies),
     )
+
+
+def _loss_of(model: Any, called: Any, micro_batch: Mapping[str, Tensor]) -> Any:
+    if not critic_weights(model):
+        return measure_targets(called, micro_batch).weighted
+    found = measure_log_probs(called, micro_batch, LogProbRequest(values=True))
+    assert found.value_N is not None
+    return found.value_N.sum() - found.log_prob_N.sum()
 
 
 def weightless_optimizer(

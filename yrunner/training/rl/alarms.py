@@ -15,6 +15,8 @@ TOO_MANY = 0.5
 """Share of groups without variance, or of answers that are cut off."""
 COLLAPSED = 0.1
 """Entropy as a share of that of the first records, below which it has collapsed."""
+WORSE = -0.1
+"""Explained variance of a critic; around 0 it says nothing yet, and does no harm."""
 LITTLE = 0.05
 """Nats per token: an entropy below it is small in any case."""
 LONGER = 2.0
@@ -23,7 +25,7 @@ LONGER = 2.0
 
 def rollout_alarms(records: Sequence[Record]) -> dict[str, str]:
     """A sentence for each alarm that the training records so far give, by its name."""
-    judged = [record for record in records if "equal_groups" in record]
+    judged = [record for record in records if "learned" in record]
     if not judged:
         return {}
     first, last = judged[:LATEST], judged[-LATEST:]
@@ -33,6 +35,7 @@ def rollout_alarms(records: Sequence[Record]) -> dict[str, str]:
         "truncated": _truncated(last),
         "entropy": _entropy(first, last),
         "length": _length(first, last),
+        "critic": _critic(last),
     }
     found |= {f"contradiction {name}": text for name, text in _contradictions(last).items()}
     return {name: sentence for name, sentence in found.items() if sentence}
@@ -103,6 +106,17 @@ def _length(first: Sequence[Record], last: Sequence[Record]) -> str:
     return (
         f"the answers grow longer ({before:.0f} to {now:.0f} tokens) and not better: add a reward "
         "of kind length or repetition, or set loss.normalize to length"
+    )
+
+
+def _critic(records: Sequence[Record]) -> str:
+    explained = _mean(records, "explained_variance")
+    if explained is None or len(records) < LATEST or explained >= WORSE:
+        return ""
+    return (
+        f"the critic's values are worse than a constant (explained variance {explained:.2f}), so "
+        "the advantages are mostly noise: raise loss.lam to 1 or rollout.generations, or learn "
+        "more slowly"
     )
 
 

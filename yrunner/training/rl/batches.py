@@ -26,7 +26,7 @@ from yrunner.data.batching.token_batches import Slice, SlicedRow
 from yrunner.data.conversation import TokenizedExample
 from yrunner.data.dataset.prompts import PromptRow
 from yrunner.recipe.schema.recipe import PolicyLoss
-from yrunner.recipe.schema.rl import RolloutSection
+from yrunner.recipe.schema.rl import PpoLoss, RolloutSection
 from yrunner.training.rl.collect import Collector, rewards_tensor, settings_of
 
 Watch = Callable[[int, Sequence[tuple[Rollout, PromptRow]]], None]
@@ -81,11 +81,12 @@ class RolloutRows:
         generations: int,
         longest: int,
         has_reference: bool,
+        has_critic: bool = False,
     ) -> None:
         self.prompts = prompts
         self.buffer = buffer
         self.generations, self.longest = generations, longest
-        self.has_reference = has_reference
+        self.has_reference, self.has_critic = has_reference, has_critic
         self.is_first_pass = True
 
     def __len__(self) -> int:
@@ -99,7 +100,8 @@ class RolloutRows:
         number, _ = one
         rollout = self.buffer.by_number.get(number)
         if rollout is None:
-            return longest_example(self.prompt(number), self.longest, reference=self.has_reference)
+            known = {"reference": self.has_reference, "critic": self.has_critic}
+            return longest_example(self.prompt(number), self.longest, **known)
         return as_example(self.prompt(number), rollout, is_first_pass=self.is_first_pass)
 
     def __getitems__(self, rows: Sequence[SlicedRow]) -> list[RolloutExample]:
@@ -135,6 +137,7 @@ class RolloutBatches(Batches):
             generations=rollout.generations,
             longest=rollout.max_new_tokens,
             has_reference=settings_of(loss).beta > 0,
+            has_critic=isinstance(loss, PpoLoss),
         )
         self.validation = validation
         self.watchers: list[Watch] = []

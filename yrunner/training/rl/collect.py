@@ -31,8 +31,15 @@ from yrunner.losses.policy import (
 )
 from yrunner.models.limits import evaluating
 from yrunner.recipe.schema.recipe import PolicyLoss
-from yrunner.recipe.schema.rl import PolicySettings, RlooLoss, RolloutSection
+from yrunner.recipe.schema.rl import (
+    GrpoLoss,
+    PolicySettings,
+    PpoLoss,
+    RlooLoss,
+    RolloutSection,
+)
 from yrunner.scoring.base_predictions import adapter_off, to_device
+from yrunner.training.rl.critic import judged_by_critic
 
 TRAINING, VALIDATION = 0, 1
 """What an answer is written for: each draws other random numbers."""
@@ -73,17 +80,18 @@ ScoreAnswers = Callable[
 
 
 def settings_of(loss: PolicyLoss) -> PolicySettings:
-    """How the gradient of a loss is computed; RLOO's ratio is of whole answers."""
-    if isinstance(loss, RlooLoss):
-        return PolicySettings(
-            clip_low=loss.clip_low,
-            clip_high=loss.clip_high,
-            beta=loss.beta,
-            scale="none",
-            normalize="sequence",
-            ratio="sequence",
-        )
-    return loss.settings
+    """How the gradient of a loss is computed; RLOO's ratio is of whole answers, PPO's of tokens."""
+    if isinstance(loss, GrpoLoss):
+        return loss.settings
+    is_ppo = isinstance(loss, PpoLoss)
+    return PolicySettings(
+        clip_low=loss.clip_low,
+        clip_high=loss.clip_high,
+        beta=loss.beta,
+        scale="none",
+        normalize="tokens" if is_ppo else "sequence",
+        ratio="token" if is_ppo else "sequence",
+    )
 
 
 @dataclass(frozen=True)
@@ -228,19 +236,23 @@ class Collector:
         ]
 
     def _measured(self, rollouts: list[Rollout]) -> list[Rollout]:
-        """With log-probabilities under the model and its reference, where they are needed."""
+        """With log-probabilities under model and reference, and values, where they are needed."""
         rows = [self.prompts[each.number // self.rollout.generations] for each in rollouts]
-        beta = settings_of(self.loss).beta
+        beta, has_critic = settings_of(self.loss).beta, isinstance(self.loss, PpoLoss)
         needs_old = self.rollout.updates_per_rollout > 1 or (
             isinstance(self.loss, RlooLoss) and beta > 0
         )
-        if needs_old:
+        if needs_old or has_critic:
             with evaluating(self.model):
-                old = self._log_probs(self.model, rollouts, rows)
+                old, values = self._look_at(self.model, rollouts, rows, values=has_critic)
             rollouts = [replace(each, old=one) for each, one in zip(rollouts, old, strict=True)]
+            if has_critic:
+                rollouts = [
+                    replace(each, values=one) for each, one in zip(rollouts, values, strict=True)
+                ]
         if beta > 0:
             with self._reference() as reference:
-                known = self._log_probs(reference, rollouts, rows)
+                known, _ = self._look_at(reference, rollouts, rows)
             rollouts = [
                 replace(each, reference=one) for each, one in zip(rollouts, known, strict=True)
             ]
@@ -255,14 +267,22 @@ class Collector:
             with adapter_off(self.model) as base:
                 yield base
 
-    def _log_probs(
-        self, model: Any, rollouts: Sequence[Rollout], rows: Sequence[PromptRow]
-    ) -> list[list[float]]:
-        """Log-probability of each token of every answer; every rank measures its share."""
+    def _look_at(
+        self,
+        model: Any,
+        rollouts: Sequence[Rollout],
+        rows: Sequence[PromptRow],
+        *,
+        values: bool = False,
+    ) -> tuple[list[list[float]], list[list[float]]]:
+        """Log-probability of each token of every answer, and with `values` what the critic expects.
+
+        Every rank measures its share.
+        """
         mine = range(this_rank(), len(rollouts), num_ranks())
         examples = [as_example(rows[at], rollouts[at], is_first_pass=True).example for at in mine]
-        found: list[list[float]] = [[]] * len(examples)
-        request = LogProbRequest(self.rollout.temperature)
+        found: list[tuple[list[float], list[float]]] = [([], [])] * len(examples)
+        request = LogProbRequest(self.rollout.temperature, values)
         with torch.no_grad(), self.precision():
             for places in batches_by_length(
                 [len(each.input_ids) for each in examples], self.max_tokens
@@ -270,15 +290,23 @@ class Collector:
                 together = collate_with_owners([examples[at] for at in places], self.pad_token_id)
                 batch = to_device(together, self.model.device)
                 inputs = {name: batch[name] for name in ("input_ids", "labels")}
-                log_prob_N = measure_log_probs(model, inputs, request).log_prob_N.cpu()
-                parts = torch.split(log_prob_N, batch["num_targets_S"].tolist())
-                for at, part in zip(places, parts, strict=True):
-                    found[at] = part.tolist()
+                measured = measure_log_probs(model, inputs, request)
+                log_prob_N, value_N = measured.log_prob_N, measured.value_N
+                sizes = batch["num_targets_S"].tolist()
+                parts = torch.split(log_prob_N.cpu(), sizes)
+                of_critic = torch.split((log_prob_N if value_N is None else value_N).cpu(), sizes)
+                for at, part, expected in zip(places, parts, of_critic, strict=True):
+                    found[at] = part.tolist(), expected.tolist()
         parts_R = gather_over_ranks(found)
-        return [parts_R[at % num_ranks()][at // num_ranks()] for at in range(len(rollouts))]
+        every = [parts_R[at % num_ranks()][at // num_ranks()] for at in range(len(rollouts))]
+        return [one for one, _ in every], [other for _, other in every]
 
     def _judged(self, rollouts: list[Rollout]) -> list[Rollout]:
         """With advantages, fates, and shares in the loss of an update."""
+        masks = self.rollout.truncated == "mask"
+        if isinstance(self.loss, PpoLoss):
+            fates = [fate_of(each, masks=masks) for each in rollouts]
+            return judged_by_critic(rollouts, fates, self.loss)
         settings, generations = settings_of(self.loss), self.rollout.generations
         reward_PG = torch.tensor(
             [self._reward(each) for each in rollouts], dtype=torch.float64
@@ -288,7 +316,6 @@ class Collector:
         else:
             advantage_PG = group_advantages(reward_PG, scale=settings.scale)
         is_equal_S = is_without_variance(reward_PG).repeat_interleave(generations)
-        masks = self.rollout.truncated == "mask"
         counts_S = torch.tensor(
             [0 if masks and each.is_truncated else len(each.ids) for each in rollouts]
         )
@@ -302,7 +329,7 @@ class Collector:
             is_equal_S.tolist(),
             strict=True,
         ):
-            fate = _fate(each, masks=masks, is_equal=is_equal)
+            fate = fate_of(each, masks=masks, is_equal=is_equal)
             # Without a KL in the loss, an advantage of zero is a gradient of zero.
             is_learned = fate != "masked" and (is_held or advantage != 0)
             more = {"advantage": advantage, "share": share, "fate": fate, "is_learned": is_learned}
@@ -319,7 +346,7 @@ class Collector:
         return rollout.reward - self.loss.beta * (sum(rollout.old) - sum(rollout.reference))
 
 
-def _fate(rollout: Rollout, *, masks: bool, is_equal: bool) -> str:
+def fate_of(rollout: Rollout, *, masks: bool, is_equal: bool = False) -> str:
     """What becomes of an answer; see `Rollout.fate`."""
     if masks and rollout.is_truncated:
         return "masked"

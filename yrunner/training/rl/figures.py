@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from yrunner.data.batching.rollouts import Rollout
-from yrunner.losses.policy import correlation, is_without_variance
+from yrunner.losses.policy import correlation, explained_variance, is_without_variance
 from yrunner.training.metrics import Figures
 from yrunner.training.rl.collect import rewards_tensor
 
@@ -32,6 +32,17 @@ OF_ANSWERS = (
     "learned",
     "seconds",
 )
+OF_CRITICS = (
+    "policy_loss",
+    "value_loss",
+    "value_clipped",
+    "value",
+    "return",
+    "valued",
+    "explained",
+    "explainable",
+)
+"""`explained` adds up shares of the variance, `explainable` the updates that have one."""
 
 
 class RolloutFigures:
@@ -44,14 +55,17 @@ class RolloutFigures:
         generations: int,
         has_reference: bool,
         resamples: bool = False,
+        has_critic: bool = False,
     ) -> None:
         self.rewards = list(rewards)
         self.generations = generations
         self.has_reference, self.resamples = has_reference, resamples
+        self.has_critic = has_critic
         self.pairs = list(combinations(range(len(self.rewards)), 2))
         parts = [f"{what}_{at}" for at in range(len(self.rewards)) for what in ("score", "scored")]
         agreement = [f"{what}_{a}_{b}" for a, b in self.pairs for what in ("agreed", "compared")]
-        self.names = (*OF_MICRO_BATCHES, *OF_ANSWERS, *parts, *agreement)
+        of_critic = OF_CRITICS if has_critic else ()
+        self.names = (*OF_MICRO_BATCHES, *OF_ANSWERS, *of_critic, *parts, *agreement)
 
     def record(self, sums: dict[str, float | Tensor], device: torch.device) -> Tensor:
         """A record with these sums, float64."""
@@ -84,6 +98,8 @@ class RolloutFigures:
             "learned": sum(each.fate == "learned" for each in rollouts),
             "seconds": seconds,
         }
+        if self.has_critic:
+            sums |= _sums_of_values(rollouts)
         columns = [[each.scores[at] for each in rollouts] for at in range(len(self.rewards))]
         for at, column in enumerate(columns):
             known = [score for score in column if score is not None]
@@ -98,7 +114,9 @@ class RolloutFigures:
         """The figures of summed records, under their names in metrics.jsonl.
 
         `loss` is that of an update; it starts near 0, whatever the rewards. `reward` and its parts
-        are means over answers, before `weight`. `entropy`, `clipped` and `kl` are per token.
+        are means over answers, before `weight`. `entropy`, `clipped` and `kl` are per token. So are
+        the figures of a critic; `explained_variance` is that of the returns, by the values that the
+        critic gave before the update.
         """
         of = dict(zip(self.names, sums, strict=True))
         updates, answers, targets = (max(of[name], 1) for name in ("updates", "answers", "targets"))
@@ -106,9 +124,11 @@ class RolloutFigures:
         for at, name in enumerate(self.rewards):
             if of[f"scored_{at}"] and len(self.rewards) > 1:
                 figures[f"reward_{name}"] = of[f"score_{at}"] / of[f"scored_{at}"]
+        if not self.has_critic:
+            # A critic compares no groups.
+            figures["reward_deviation"] = of["deviation"] / max(of["groups"], 1)
+            figures["equal_groups"] = of["equal_groups"] / max(of["groups"], 1)
         figures |= {
-            "reward_deviation": of["deviation"] / max(of["groups"], 1),
-            "equal_groups": of["equal_groups"] / max(of["groups"], 1),
             **({"replaced_groups": of["replaced"] / updates} if self.resamples else {}),
             "truncated": of["truncated"] / answers,
             "answer_tokens": of["tokens"] / answers,
@@ -122,6 +142,8 @@ class RolloutFigures:
             }
             if self.has_reference:
                 figures["kl"] = of["kl"] / targets
+        if self.has_critic:
+            figures |= _figures_of_values(of, updates, targets)
         for a, b in self.pairs:
             if number := of[f"compared_{a}_{b}"]:
                 name = f"agreement_{self.rewards[a]}/{self.rewards[b]}"
@@ -138,3 +160,29 @@ def _deviation(group_G: Tensor) -> float:
     """Standard deviation of the known rewards of a group."""
     known = group_G[~group_G.isnan()]
     return float(known.std()) if len(known) > 1 else 0.0
+
+
+def _sums_of_values(rollouts: Sequence[Rollout]) -> dict[str, float | Tensor]:
+    """What the critic expected of the answers that are learned from, and what it should have."""
+    learned = [each for each in rollouts if each.is_learned]
+    value_N, return_N = (
+        torch.tensor([one for each in learned for one in getattr(each, name)], dtype=torch.float64)
+        for name in ("values", "returns")
+    )
+    share = explained_variance(value_N, return_N)
+    sums: dict[str, float | Tensor] = {
+        "value": value_N.sum(),
+        "return": return_N.sum(),
+        "valued": len(value_N),
+    }
+    return sums if share is None else sums | {"explained": share, "explainable": 1}
+
+
+def _figures_of_values(of: dict[str, float], updates: float, targets: float) -> Figures:
+    figures = {name: of[name] / updates for name in ("policy_loss", "value_loss")}
+    figures["value_clipped"] = of["value_clipped"] / targets
+    valued = max(of["valued"], 1)
+    figures |= {"value": of["value"] / valued, "return": of["return"] / valued}
+    if of["explainable"]:
+        figures["explained_variance"] = of["explained"] / of["explainable"]
+    return figures

@@ -1,4 +1,4 @@
-"""Learning from rewards: GRPO, its variants and RLOO, over the answers of a cycle."""
+"""Learning from rewards: GRPO, its variants, RLOO and PPO, over the answers of a cycle."""
 
 # Shapes: S = answers of a micro-batch, N = their targets
 
@@ -13,9 +13,15 @@ from yrunner.data.batching.answers import model_inputs
 from yrunner.data.batching.batches import Batch
 from yrunner.distributed.collectives import sum_over_ranks, this_rank
 from yrunner.losses.log_probs import LogProbRequest, measure_log_probs
-from yrunner.losses.policy import Ratio, clipped_surrogate, k3_divergence, log_ratios
+from yrunner.losses.policy import (
+    Ratio,
+    clipped_surrogate,
+    clipped_value_loss,
+    k3_divergence,
+    log_ratios,
+)
 from yrunner.recipe.schema.recipe import PolicyLoss, Spikes
-from yrunner.recipe.schema.rl import RlooLoss
+from yrunner.recipe.schema.rl import PpoLoss, RlooLoss
 from yrunner.training.metrics import SignalMeter
 from yrunner.training.objective import Objective
 from yrunner.training.rl.batches import RolloutBuffer
@@ -44,20 +50,22 @@ class PolicyObjective(Objective):
         `resamples`: whether groups without variance are replaced.
         """
         self.settings = settings_of(loss)
-        # RLOO has the KL in its rewards.
-        self.beta = 0.0 if isinstance(loss, RlooLoss) else self.settings.beta
+        self.critic = loss if isinstance(loss, PpoLoss) else None
+        # RLOO and PPO have the KL in their rewards.
+        self.beta = 0.0 if isinstance(loss, RlooLoss | PpoLoss) else self.settings.beta
         self.ratio: Ratio = "token" if self.settings.ratio == "token" else "mean"
         if isinstance(loss, RlooLoss):
             self.ratio = "answer"
         self.buffer = buffer
         self.samples: TokenSamples | None = None
         """Keeps a few answers token by token."""
-        self.request = LogProbRequest(temperature)
+        self.request = LogProbRequest(temperature, values=self.critic is not None)
         self.records = RolloutFigures(
             rewards,
             generations=generations,
-            has_reference=self.beta > 0,
+            has_reference=self.settings.beta > 0 and not isinstance(loss, RlooLoss),
             resamples=resamples,
+            has_critic=self.critic is not None,
         )
         figures = self.records.figures
         super().__init__(SpikeGuard(spikes, figures), SignalMeter(figures))
@@ -125,18 +133,24 @@ class PolicyObjective(Objective):
         log_ratio_N = log_ratios(log_prob_N, old_N, answer_N, batch["num_targets_S"], self.ratio)
         loss_N, is_clipped_N = clipped_surrogate(
             log_ratio_N,
-            batch["advantage_S"][answer_N],
+            batch.get("advantages_N", batch["advantage_S"][answer_N]),
             clip_low=self.settings.clip_low,
             clip_high=self.settings.clip_high,
         )
         if samples is not None:
             samples.add(batch, log_prob_N, log_ratio_N, is_clipped_N)
         sums: dict[str, float | Tensor] = {}
-        if self.beta and "reference_N" in batch:
+        if self.records.has_reference and "reference_N" in batch:
             kl_N = k3_divergence(log_prob_N, batch["reference_N"])
             loss_N = loss_N + self.beta * kl_N
             sums["kl"] = kl_N.detach().sum()
-        total = (batch["share_S"][answer_N] * loss_N).sum()
+        share_N = batch["share_S"][answer_N]
+        total = (share_N * loss_N).sum()
+        if self.critic is not None:
+            assert found.value_N is not None
+            sums["policy_loss"] = total.detach()
+            total, more = self._with_values(total, found.value_N.double(), share_N, batch)
+            sums |= more
         sums |= {
             "loss": total.detach(),
             "targets": len(loss_N),
@@ -145,6 +159,18 @@ class PolicyObjective(Objective):
             "change": k3_divergence(old_N, log_prob_N.detach()).sum(),
         }
         return total, self.records.record(sums, total.device)
+
+    def _with_values(
+        self, total: Tensor, value_N: Tensor, share_N: Tensor, batch: Batch
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The policy's loss and the critic's, and the figures of this."""
+        assert self.critic is not None
+        # A micro-batch without answers has none.
+        known = (batch.get(name, value_N.detach()) for name in ("values_N", "returns_N"))
+        loss_N, is_clipped_N = clipped_value_loss(value_N, *known, clip=self.critic.clip_value)
+        value_loss = (share_N * loss_N).sum()
+        figures = {"value_loss": value_loss.detach(), "value_clipped": is_clipped_N.sum()}
+        return total + self.critic.value_coef * value_loss, figures
 
     def _add(self, record_R: Tensor) -> None:
         self.meter.add(record_R)
