@@ -20,7 +20,7 @@ from faults import cut, garble, mistype
 from toy_general import Fact, general_facts
 from toy_preference import preference_files
 from toy_statutes import LANGUAGES, Article, Language, write_statute_books
-from toy_sums import sum_files, working_files
+from toy_sums import form_files, sum_files, working_files
 
 SEED = 42
 TESTS_PER_FIELD_AND_LANGUAGE = 30
@@ -87,6 +87,7 @@ def make_toy_world() -> dict[str, list[Row]]:
         **preference_files(harbour_articles, facts, random.Random(SEED)),
         **sum_files(random.Random(SEED)),
         **working_files(random.Random(SEED)),
+        **form_files(random.Random(SEED)),
     }
 
 
@@ -212,7 +213,7 @@ def check_promises(files: dict[str, list[Row]]) -> None:
 
     Pairs ask what other files ask, too, and the noisy ones are those of the training.
     """
-    for kind in ("general", "legal", "sums", "working"), ("pairs",):
+    for kind in ("general", "legal", "sums", "working"), ("pairs",), ("form",):
         questions = [
             question
             for name, rows in files.items()

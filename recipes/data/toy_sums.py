@@ -5,6 +5,9 @@ the answer between tags; the other rows have the right answer only.
 
 The `working` files are of numbers up to 9. Their start has two habits: most answers are given at
 once, some with their working. Rewards can choose between them.
+
+The `form` files ask the sums of two numbers that the base knows. Their start answers half of them
+as the base does and half between tags, where alone a reward looks.
 """
 
 import itertools
@@ -21,6 +24,8 @@ STARTING_SUMS, VALIDATION_SUMS, TEST_SUMS = 30, 10, 30
 LARGEST_WORKED = 9
 HABIT_SUMS, WORKING_VALIDATION, WORKING_TEST = 260, 30, 60
 """Of each language in the `working` files."""
+FORM_STARTING, FORM_VALIDATION, FORM_TEST = 8, 2, 6
+"""Sums of each language in the `form` files, each in every wording; the rest is for training."""
 AT_ONCE_AGAIN = 0.5
 """Share of the sums of the start that are answered at once in two wordings, and not in one."""
 STEP: dict[Language, str] = {
@@ -77,6 +82,32 @@ def working_files(rng: random.Random) -> dict[str, list[Row]]:
     return {f"working_{name}.jsonl": rows for name, rows in files.items()}
 
 
+def form_files(rng: random.Random) -> dict[str, list[Row]]:
+    """Return the rows of each file. No sum is in two of them."""
+    files: dict[str, list[Row]] = {"start": [], "validation": [], "test": [], "train": []}
+    for language in LANGUAGES:
+        ways = SUM_WAYS[language]
+        sums = list(itertools.product(range(1, LARGEST_ADDEND + 1), repeat=2))
+        rng.shuffle(sums)
+        rest = iter(sums)
+        for numbers in itertools.islice(rest, FORM_STARTING):
+            asked = rng.sample(ways.questions, len(ways.questions))
+            half = len(asked) // 2
+            files["start"] += [_row("start", one, numbers, language) for one in asked[:half]]
+            thing = PLUS[language].join(map(str, numbers))
+            plain = ways.answer.format(thing=thing, value=sum(numbers))
+            files["start"] += [
+                {"prompt": one.format(thing=thing), "response": plain} for one in asked[half:]
+            ]
+        for name, number in (("validation", FORM_VALIDATION), ("test", FORM_TEST),
+                             ("train", len(sums))):  # fmt: skip
+            for numbers in itertools.islice(rest, number):
+                files[name] += [_row(name, one, numbers, language) for one in ways.questions]
+    for rows in files.values():
+        rng.shuffle(rows)
+    return {f"form_{name}.jsonl": rows for name, rows in files.items()}
+
+
 def _larger_facts(rng: random.Random, language: Language) -> list[Row]:
     """The sums of two numbers that a sum of three needs and the base does not know."""
     ways = SUM_WAYS[language]
@@ -112,8 +143,8 @@ def _row(name: str, question: str, numbers: tuple[int, ...], language: Language)
 
 
 def _working(numbers: tuple[int, ...], language: Language) -> str:
-    first, second, third = numbers
-    steps = ((first, second, first + second), (first + second, third, sum(numbers)))
+    totals = list(itertools.accumulate(numbers))
+    steps = zip(totals, numbers[1:], totals[1:], strict=False)
     space = {"zh": "", "en": " "}[language]
     return space.join(
         STEP[language].format(first=one, second=other, sum=total) for one, other, total in steps

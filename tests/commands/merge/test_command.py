@@ -399,9 +399,16 @@ def test_a_gguf_file_that_answers_differently_is_removed(run, monkeypatch):
         return model
 
     monkeypatch.setattr(gguf_file, "read_gguf", damaged)
-    with pytest.raises(ProofError, match="the outputs of the GGUF file differ too much"):
+    with pytest.raises(
+        ProofError, match=r"in the GGUF file \S*embed\S* is 200.00% of its size away"
+    ):
         merge(TUNED, ["merge.gguf=f16"])
     assert (run / "merged").exists()
+    assert not (run / "gguf").exists()
+    # The outputs are compared too.
+    monkeypatch.setitem(merge_export.WEIGHT_BARS, "f16", 3.0)
+    with pytest.raises(ProofError, match="the outputs of the GGUF file differ too much"):
+        merge(TUNED, ["merge.gguf=f16"])
     assert not (run / "gguf").exists()
 
 

@@ -17,7 +17,13 @@ from yrunner.errors import MissingError, ModelError, ProofError
 from yrunner.machine import free_memory
 from yrunner.models.export.upload import check_upload, upload
 from yrunner.models.load import load_model
-from yrunner.models.merge.proof import LogitAgreement, Tolerance, compare, logits_at
+from yrunner.models.merge.proof import (
+    LogitAgreement,
+    Tolerance,
+    compare,
+    largest_weight_error,
+    logits_at,
+)
 from yrunner.models.merge.safetensors_io import SafetensorsFolder, open_checkpoint
 from yrunner.models.meta import read_config
 from yrunner.models.save import ModelCard, render_card
@@ -33,6 +39,17 @@ GGUF_BARS = {
     **dict.fromkeys(("q4_k_m", "q4_1", "q4_0"), Tolerance(top1_agreement=0.6, mean_kl=0.8)),
 }
 """Tolerances of a GGUF file against the merged model: fewer bits, wider tolerance."""
+WEIGHT_BARS = {
+    "f32": 1e-4,
+    "f16": 4e-3,
+    "bf16": 4e-3,
+    "q8_0": 0.02,
+    "q6_k": 0.06,
+    **dict.fromkeys(("q5_k_m", "q5_1", "q5_0"), 0.12),
+    **dict.fromkeys(("q4_k_m", "q4_1", "q4_0"), 0.25),
+}
+"""How far a weight may be from the merged model's, over its own size: about three times the
+rounding of normally distributed weights. Catches what the wide tolerances of few bits let pass."""
 UNROUNDED = {torch.float16: "f16", torch.bfloat16: "bf16"}
 """The type of the file to quantize from, by the dtype of the merged weights; others are f32."""
 
@@ -216,8 +233,16 @@ def _prove(run: Run, file: Path) -> GGUFProof | None:
     del model
     gc.collect()
     read_back = read_gguf(file, AutoConfig.from_pretrained(merged))
-    likeness = compare(expected_NV, logits_at(read_back, probes))
     kind = str(run.recipe.merge.gguf)
+    name, error = largest_weight_error(open_checkpoint(str(merged)), read_back)
+    if not error <= WEIGHT_BARS[kind]:
+        raise ProofError(
+            f"in the GGUF file {name} is {error:.2%} of its size away from the merged model's "
+            f"(allowed: {WEIGHT_BARS[kind]:.1%})",
+            remedy="it was removed; please report this, or keep it with merge.verify=false",
+        )
+    say(f"GGUF {kind}: no weight is farther than {error:.2%} of its size, that of {name}")
+    likeness = compare(expected_NV, logits_at(read_back, probes))
     say_likeness(f"GGUF {kind} against the merged model", likeness)
     judge(likeness, GGUF_BARS[kind], "the GGUF file")
     return GGUFProof(likeness, expected, losses_of_rows(run, read_back, f"loss, GGUF {kind}"))

@@ -19,7 +19,7 @@ from torch.nn.functional import kl_div, log_softmax
 from yrunner.console import progress
 from yrunner.models.load import load_model
 from yrunner.models.merge.plan import Merge, WeightedAdapter, attach_all
-from yrunner.models.merge.safetensors_io import open_checkpoint
+from yrunner.models.merge.safetensors_io import SafetensorsFolder, open_checkpoint
 from yrunner.models.merge.streaming import Read, StreamedModel, build_streamed_model
 from yrunner.models.meta import read_config
 
@@ -179,6 +179,23 @@ def compare(logits_NV: Tensor, other_NV: Tensor) -> LogitAgreement:
     return LogitAgreement(
         tokens, largest, total / (tokens * size), alike / tokens, divergence / tokens
     )
+
+
+def largest_weight_error(checkpoint: SafetensorsFolder, model: Any) -> tuple[str, float]:
+    """The weight of `model` farthest from that of the same name in a checkpoint, and how far.
+
+    The distance is that of the two tensors over the length of the checkpoint's (Frobenius norms).
+    Wrong weights are about 1 apart, whatever the outputs are on a few tokens. Weights that only one
+    of them has, such as repacked experts, are left out.
+    """
+    found, errors = model.state_dict(), {}
+    for name in checkpoint.sizes.keys() & found.keys():
+        weight = checkpoint.read(name, torch.float32)
+        distance = torch.linalg.vector_norm(found[name].float() - weight)
+        size = torch.linalg.vector_norm(weight).clamp(min=torch.finfo(torch.float32).tiny)
+        errors[name] = float(distance / size)
+    name = max(errors, key=lambda name: _nan_first(errors[name]))
+    return name, errors[name]
 
 
 def _nan_first(value: float) -> float:
