@@ -214,7 +214,7 @@ def test_a_broken_json_file_names_line_and_column(write):
             "invalid JSON: Expecting property name enclosed in double quotes at column 2",
         ),
         ('{"text": "a"} {}', "invalid JSON: Extra data at column 15"),
-        ('{"text": "a\tb"}', "invalid JSON: Invalid control character at at column 12"),
+        ('{"text": "a\tb"}', "invalid JSON: Invalid control character at column 12"),
         ("[" * 100_000, "lists and objects are nested too deeply"),
         ('{"text":' * 100_000, "lists and objects are nested too deeply"),
         ("[" + "9" * 5000 + "]", "a number has too many digits"),

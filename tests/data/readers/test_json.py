@@ -42,7 +42,8 @@ def at_once(text: str) -> object:
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
-        return f"invalid JSON: {error.msg} at line {error.lineno} column {error.colno}"
+        said = error.msg.removesuffix(" at")  # some of Python's sentences end with it
+        return f"invalid JSON: {said} at line {error.lineno} column {error.colno}"
     return value if isinstance(value, list) else [value]
 
 

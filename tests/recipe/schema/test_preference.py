@@ -39,7 +39,7 @@ def test_each_stage_takes_its_losses(stage, loss, valid, problems):
         ("preference", "{kind: dpo, form: robust}", "form robust needs label_smoothing"),
         ("preference", "{kind: dpo, form: sigmod}", 'did you mean "sigmoid"?'),
         ("preference", "{kind: dpo, beta: 0}", "must be a number above 0, got 0"),
-        ("preference", "{kind: dpo, gamma: 1}", "only kind simpo has this key, not dpo; remove it"),
+        ("preference", "{kind: dpo, gamma: 1}", "only kinds ppo and simpo have this key, not dpo"),
         (
             "preference",
             "{kind: dpo, form: robust, label_smoothing: 0.5}",
