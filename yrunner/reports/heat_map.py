@@ -44,6 +44,9 @@ class ScoredExample:
     """By `BEFORE` and `AFTER`, as in `HeatMap.models`."""
     left_out: str = ""
     """Why it is not trained on; empty if it is."""
+    mark: str = ""
+    """Which answer of a pair it is, or how it is rated. Then the change of a token's loss is the
+    negative of its log-probability's ratio to the base."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +137,7 @@ def _shown(part: ScoredExample, text: TokenText, loss_deadline: float) -> dict[s
         "origin": part.example.origin,
         "num_tokens": len(part.example.input_ids),
         "left_out": part.left_out,
+        "mark": part.mark,
         "pieces": pieces_of(part.example, text),
         "summaries": {
             when: summarize([(part.example, scores)], loss_deadline)

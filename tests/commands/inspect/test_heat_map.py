@@ -150,3 +150,13 @@ def test_the_command_takes_a_path_wherever_it_stands(trained_base, capfd, monkey
         assert ended.value.code == 0
         assert capfd.readouterr().out.splitlines()[-1] == "tokens: mine.html"
         Path("mine.html").unlink()
+
+
+def test_both_answers_of_a_pair_are_named_and_the_change_is_a_log_ratio(preferred):
+    recipe = Path("preferred.yaml")
+    text, examples = show(recipe, number=2)
+    assert re.findall(r"<b>(\w+)</b>", text) == ["chosen", "rejected"] * 2
+    assert "log ratio" not in text, "there is one model yet"
+    train(recipe, ["train.epochs=1"], resume=False, overwrite=False)
+    text, examples = show(recipe, number=2)
+    assert text.count("the negative of the log ratio") == len(examples) == 4

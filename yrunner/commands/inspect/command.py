@@ -125,11 +125,16 @@ def _show_one(run: Run, place: str, view: TokenView) -> Iterator[Text]:
     yield from _show(run, view, row.examples)
 
 
+def mark_of(run: Run, shown: ShownExample) -> str:
+    """Which answer of a pair it is, or how it is rated; empty without a mark."""
+    if shown.is_desirable is None:
+        return ""
+    better, worse = ("good", "bad") if run.rules.rows == "ratings" else ("chosen", "rejected")
+    return better if shown.is_desirable else worse
+
+
 def _show(run: Run, view: TokenView, examples: Sequence[ShownExample]) -> Iterator[Text]:
     """The examples; the prompt of a pair is shown once."""
-    names = {True: "chosen", False: "rejected"}
-    if run.rules.rows == "ratings":
-        names = {True: "good", False: "bad"}
     before: TokenizedExample | None = None
     for it in examples:
         is_second = run.rules.rows == "pairs" and it.is_desirable is False and before is not None
@@ -137,11 +142,10 @@ def _show(run: Run, view: TokenView, examples: Sequence[ShownExample]) -> Iterat
         if is_second and before is not None:
             prompt = before.input_ids[: before.target_positions[0]]
             num_hidden = len(prompt) if it.example.input_ids[: len(prompt)] == prompt else 0
-        name = "" if it.is_desirable is None else names[it.is_desirable]
         yield view.example(
             it.example,
             it.num_cut,
-            mark=name,
+            mark=mark_of(run, it),
             is_worse=it.is_desirable is False,
             num_hidden=num_hidden,
         )

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from yrunner.assembly.identity import changes_since
 from yrunner.assembly.measure import score_rows
 from yrunner.assembly.run import Run
-from yrunner.commands.inspect.command import first_rows, one_row
+from yrunner.commands.inspect.command import ShownExample, first_rows, mark_of, one_row
 from yrunner.commands.inspect.rollouts import inspect_rollouts
 from yrunner.console import say
 from yrunner.data.conversation import TokenizedExample
@@ -37,7 +37,8 @@ def inspect_html(
     has_result = _has_result(run)
     if has_result:
         _check_tokenizer(run)
-    examples, left_out = _examples(run, number, row)
+    shown, left_out = _examples(run, number, row)
+    examples = [it.example for it in shown]
     models = _models(run)
     scores = {when: _score(run, load, examples, when) for when, (_, load) in models.items()}
     heat_map = HeatMap(
@@ -46,8 +47,13 @@ def inspect_html(
         weighting=recipe.loss.kind,
         loss_deadline=token_weight(recipe.token_loss)[1],
         examples=[
-            ScoredExample(example, {when: of[place] for when, of in scores.items()}, left_out)
-            for place, example in enumerate(examples)
+            ScoredExample(
+                it.example,
+                {when: of[place] for when, of in scores.items()},
+                left_out,
+                mark_of(run, it),
+            )
+            for place, it in enumerate(shown)
         ],
         other_settings=_other_settings(run) if has_result else [],
     )
@@ -78,14 +84,14 @@ def _check_tokenizer(run: Run) -> None:
         )
 
 
-def _examples(run: Run, number: int, row: str | None) -> tuple[list[TokenizedExample], str]:
+def _examples(run: Run, number: int, row: str | None) -> tuple[list[ShownExample], str]:
     """The examples to show, and why they are left out, if they are."""
     if row is None:
         rows = first_rows(run, number)
-        return [it.example for examples in rows for it in examples], ""
+        return [it for examples in rows for it in examples], ""
     found = one_row(run, row)
     left_out = found.left_out.reason if found.left_out else ""
-    examples = [it.example for it in found.examples if it.example.target_positions]
+    examples = [it for it in found.examples if it.example.target_positions]
     if not examples:
         raise YRunnerError(
             f"{row} has no targets to colour ({left_out})",
