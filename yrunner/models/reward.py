@@ -27,7 +27,7 @@ from yrunner.models.adapters import CONFIG_FILE, WEIGHTS_FILE, merge_adapter
 from yrunner.models.errors import silence_libraries
 from yrunner.models.load import without_zero3
 from yrunner.models.quantization import dequantize, without_quantization
-from yrunner.storage.run_dir import read_json, write_json
+from yrunner.storage.run_dir import read_json, whole_folder, write_json
 
 Weights = dict[str, Tensor]
 HEAD = f"base_model.model.{SCORE}.weight"
@@ -99,9 +99,9 @@ def save_score_adapter(
 ) -> None:
     """Write an adapter with its score: a reward model's, or a critic's by the name CRITIC.
 
-    `weights`: the trained ones by name, if the model does not hold them.
+    `weights`: the trained ones by name, if the model does not hold them. `folder` appears, or is
+    replaced, only when it is complete.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     state = {
         key: weights[full] if weights is not None and full in weights else weight
         for key, (full, weight) in _weights_of(model, name).items()
@@ -110,10 +110,11 @@ def save_score_adapter(
         state[HEAD] = getattr(model.get_base_model(), CRITIC).weight
     config = _plain_config(model.peft_config[name])
     config.base_model_name_or_path = model.get_base_model().name_or_path
-    config.save_pretrained(str(folder))
     whole = {key: weight.detach().cpu().contiguous() for key, weight in state.items()}
-    save_file(whole, folder / WEIGHTS_FILE)
-    write_json(folder / ORIGIN, dict(origin))
+    with whole_folder(folder) as partial:
+        config.save_pretrained(str(partial))
+        save_file(whole, partial / WEIGHTS_FILE)
+        write_json(partial / ORIGIN, dict(origin))
 
 
 def find_score_adapter(folder: Path) -> Path | None:
