@@ -42,17 +42,6 @@ class AdapterScores:
     """Of the adapter."""
     head_1D: Tensor
 
-    @property
-    def device(self) -> torch.device:
-        """Where the model is."""
-        device: torch.device = self.model.device
-        return device
-
-    @property
-    def config(self) -> Any:
-        """The config of the base."""
-        return self.model.config
-
     def __call__(self, ids_ST: Tensor, mask_ST: Tensor) -> Tensor:
         """The score at the last token of each row, shape [S]; rows are padded on the right."""
         causal = self.model.get_base_model()
@@ -69,15 +58,6 @@ class _Classifier:
     """A model of transformers with one label, in memory beside any other."""
 
     model: Any
-
-    @property
-    def device(self) -> torch.device:
-        device: torch.device = self.model.device
-        return device
-
-    @property
-    def config(self) -> Any:
-        return self.model.config
 
     def __call__(self, ids_ST: Tensor, mask_ST: Tensor) -> Tensor:
         logits_S1: Tensor = self.model(ids_ST, attention_mask=mask_ST).logits
@@ -115,7 +95,7 @@ class RewardModel:
             number: example.input_ids
             for number, example in enumerate(examples)
             if isinstance(example, TokenizedExample)
-            and len(example.input_ids) <= max_positions(self.classifier)
+            and len(example.input_ids) <= max_positions(self.classifier.model)
         }
         found: list[float | None] = [None] * len(conversations)
         # Answers of similar length share a batch.
@@ -131,7 +111,7 @@ class RewardModel:
         longest, pad = max(map(len, rows)), self.pad_token_id
         ids_ST = torch.tensor([row + [pad] * (longest - len(row)) for row in rows])
         mask_ST = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
-        device = self.classifier.device
+        device = self.classifier.model.device
         with torch.inference_mode():
             scores: list[float] = self.classifier(ids_ST.to(device), mask_ST.to(device)).tolist()
         return scores

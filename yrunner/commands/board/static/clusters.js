@@ -68,8 +68,10 @@ function draw(canvas, points) {
   pen.scale(devicePixelRatio, devicePixelRatio);
   const [ends, sizes] = [[0, 1].map((axis) => {
     const values = points.map((point) => point[axis]);
-    const low = Math.min(...values);
-    return [low, Math.max(...values) - low || 1];
+    // Not Math.min(...values): a large corpus has more points than a call takes arguments.
+    const low = values.reduce((least, value) => Math.min(least, value), Infinity);
+    const high = values.reduce((most, value) => Math.max(most, value), -Infinity);
+    return [low, high - low || 1];
   }), [width - 2 * EDGE, height - 2 * EDGE]];
   const at = (point, axis) => EDGE + ((point[axis] - ends[axis][0]) / ends[axis][1]) * sizes[axis];
   for (const point of points) {
