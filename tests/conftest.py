@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-pytest_plugins = ["tests.project"]
+pytest_plugins = ["tests.project", "tests.yrun_process"]
 
 # Nothing may reach for the network; it would only wait for a time-out here.
 os.environ["HF_HUB_OFFLINE"] = "1"

@@ -188,7 +188,7 @@ def test_a_critic_that_is_no_adapter_is_refused_in_one_sentence(acting):
         run("loss.critic=outputs/base/model")
 
 
-def test_two_ranks_end_where_one_does(acting):
+def test_two_ranks_end_where_one_does(acting, forks):
     more = ["rollout.updates_per_rollout=2", "data.validation=[]", "train.max_steps=4"]
     two = [sys.executable, "-m", "yrunner.cli", "train", "ppo.yaml", "name=two", *more]
     two += ["train.gradient_accumulation_steps=2", "distributed.processes=2"]
@@ -202,7 +202,7 @@ def test_two_ranks_end_where_one_does(acting):
             torch.testing.assert_close(weight, found[name], rtol=1e-4, atol=1e-5)
 
 
-def test_a_killed_run_goes_on_in_the_midst_of_a_cycle_as_if_nothing_had_been(acting):
+def test_a_killed_run_goes_on_in_the_midst_of_a_cycle_as_if_nothing_had_been(acting, forks):
     settings = ["rollout.updates_per_rollout=3", "train.checkpoint={every: 1, keep: 9}"]
     settings += ["train.max_steps=5", "data.validation=[]"]
     run("name=undisturbed", *settings)

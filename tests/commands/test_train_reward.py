@@ -140,7 +140,7 @@ def test_accumulation_and_packing_change_no_reward_model(rewarding):
     assert found[3][0] == pytest.approx(sum(found[0]) / 2, rel=0.05), "all rows in one update"
 
 
-def test_of_sharded_weights_the_classifier_is_that_of_one_process(rewarding):
+def test_of_sharded_weights_the_classifier_is_that_of_one_process(rewarding, forks):
     """One process makes it, from weights that ZeRO stage 3 has sharded."""
     learned = ["train.epochs=1", "train.optimizer=sgd", "train.learning_rate=0.1"]
     run(*learned)

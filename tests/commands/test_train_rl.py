@@ -119,7 +119,7 @@ def test_prompts_that_leave_no_room_for_an_answer_are_refused(rewarded):
     [["distributed.processes=2"], ["distributed={processes: 2, deepspeed: {stage: 3}}"]],
     ids=["ddp", "zero3"],
 )
-def test_two_ranks_end_where_one_does(rewarded, sharing):
+def test_two_ranks_end_where_one_does(rewarded, sharing, forks):
     """Under ZeRO 3 in all weights, with the base as reference beside them."""
     more = ["rollout.updates_per_rollout=2", "data.validation=[]"]
     if "stage: 3" in sharing[0]:

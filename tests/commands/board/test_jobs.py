@@ -28,7 +28,7 @@ def wait_for(seen: Callable[[], bool]) -> None:
 
 
 def test_a_run_outlives_the_page_and_another_page_resumes_it(
-    start_board: StartBoard, tmp_path: Path
+    start_board: StartBoard, tmp_path: Path, forks: None
 ):
     write_project(tmp_path)
     root = tmp_path / "outputs"

@@ -256,7 +256,7 @@ def test_a_new_model_has_nothing_to_forget(project, commands):
         compare(Path("base.yaml"), [], vary=["train.epochs=1,2"])
 
 
-def test_the_command_runs_processes_of_its_own_whose_logs_can_be_repeated(trial, capfd):
+def test_the_command_runs_processes_of_its_own_whose_logs_can_be_repeated(trial, capfd, forks):
     app(["compare", "trial.yaml", "--arms", "plain", "--seeds", "1"], standalone_mode=False)
     assert "updates of 1 run: 8/8 (100 %)" in capfd.readouterr().err
     assert list(table()["arms"]["plain"]["seeds"]) == ["1"]

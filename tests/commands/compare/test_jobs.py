@@ -146,7 +146,7 @@ main()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_lets_each_run_save_and_ends_with_its_code(tmp_path, number):
+def test_a_signal_lets_each_run_save_and_ends_with_its_code(tmp_path, forks, number):
     process = start(tmp_path, seconds=0.2)
     process.send_signal(number)
     said, _ = process.communicate(timeout=HANGS_AFTER)
@@ -164,7 +164,9 @@ def test_a_signal_lets_each_run_save_and_ends_with_its_code(tmp_path, number):
         (signal.SIGUSR1, signal.SIGTERM, True),
     ],
 )
-def test_only_a_person_who_asks_twice_ends_what_is_being_saved(tmp_path, first, second, saved):
+def test_only_a_person_who_asks_twice_ends_what_is_being_saved(
+    tmp_path, forks, first, second, saved
+):
     process = start(tmp_path, seconds=2 if saved else 3600)
     process.send_signal(first)
     # The run has been told, and has not saved yet.
@@ -175,7 +177,7 @@ def test_only_a_person_who_asks_twice_ends_what_is_being_saved(tmp_path, first, 
     assert process.returncode == 128 + MEANINGS[first]
 
 
-def test_no_run_goes_on_when_the_command_is_killed(tmp_path):
+def test_no_run_goes_on_when_the_command_is_killed(tmp_path, forks):
     process = start(tmp_path, seconds=0)
     (run,) = psutil.Process(process.pid).children()
     process.kill()

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.multiprocessing import get_context
 
+from benchmarks.processes import START_METHOD
 from tests.conftest import write_jsonl
 from yrunner.assembly.run import Run
 from yrunner.cli import main
@@ -434,7 +436,13 @@ def test_two_processes_measure_what_one_does(trained_base):
         assert record["scores"] == pytest.approx(other["scores"], rel=1e-3, abs=1e-4)
 
 
-def test_what_is_wrong_in_one_of_several_processes_is_said_in_a_sentence(trained_base):
+@pytest.fixture
+def as_forks(monkeypatch):
+    """The processes of a sort are forks, which need not import everything again."""
+    monkeypatch.setattr(sort_measure, "get_context", lambda _: get_context(START_METHOD))
+
+
+def test_what_is_wrong_in_one_of_several_processes_is_said_in_a_sentence(trained_base, as_forks):
     recipe = load_recipe(TUNED, ["model.base=nowhere"])
     with pytest.raises(RunError, match="nowhere"):
         measure_together(recipe, Path("scores"), 2, sort_measure.measure_share, print)
@@ -448,12 +456,12 @@ def die(*_):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_a_bug_in_one_of_several_processes_is_told_with_its_traceback(trained_base):
+def test_a_bug_in_one_of_several_processes_is_told_with_its_traceback(trained_base, as_forks):
     with pytest.raises(RuntimeError, match=r"in fail(.|\n)*a bug of ours"):
         measure_together(load_recipe(TUNED), Path("scores"), 1, fail, print)
 
 
-def test_a_process_that_is_killed_ends_the_sort(trained_base):
+def test_a_process_that_is_killed_ends_the_sort(trained_base, as_forks):
     with pytest.raises(RunError, match=r"process 0 of the sort ended with exit code -9\. Free"):
         measure_together(load_recipe(TUNED), Path("scores"), 1, die, print)
 
