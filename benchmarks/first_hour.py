@@ -52,7 +52,7 @@ TOOLS = {
         ("torchvision",),
         ("torchaudio/lib/*.so",),
     ),
-    "Axolotl": Tool(("axolotl",), "axolotl", ("axolotl.yaml",)),
+    "Axolotl": Tool(("axolotl==0.19.0",), "axolotl", ("axolotl.yaml",)),
     "TRL": Tool(("trl[peft]==1.16.0",), "trl", ()),
 }
 

@@ -14,7 +14,7 @@ COPY deepspeed_configs deepspeed_configs
 # torch from its own index, without CUDA's libraries.
 RUN pip install --no-cache-dir --constraint constraints.txt torch \
         --index-url https://download.pytorch.org/whl/cpu \
-    && pip install --no-cache-dir --constraint constraints.txt '.[gguf,harness,serve]'
+    && pip install --no-cache-dir --constraint constraints.txt '.[board,clusters,gguf,harness,serve]'
 
 # Recipes, rows and outputs are mounted here.
 WORKDIR /work

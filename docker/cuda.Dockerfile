@@ -16,7 +16,7 @@ COPY yrunner yrunner
 COPY recipes recipes
 COPY deepspeed_configs deepspeed_configs
 RUN pip install --no-cache-dir --constraint constraints.txt \
-        '.[deepspeed,gguf,harness,qlora,serve]'
+        '.[board,clusters,deepspeed,gguf,harness,qlora,serve]'
 
 WORKDIR /work
 EXPOSE 8000

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from yrunner.cli import main
+from yrunner.cli import app, main
 
 YRUN = [sys.executable, "-m", "yrunner.cli"]
 
@@ -34,6 +34,27 @@ def test_a_recipe_that_does_not_exist_ends_with_code_2():
 def test_an_unknown_command_or_option_ends_with_code_2():
     assert yrun("trian").returncode == 2
     assert yrun("train", "x.yaml", "--resmue").returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("yrun tr", ["train"]),
+        ("yrun train --re", ["--resume"]),
+        ("yrun serve x.yaml --engine ", ["transformers", "vllm", "llama.cpp", "ollama"]),
+        ("yrun convert x.yml --from tr", ["trl"]),
+        ("yrun train reci", []),  # the shell completes file names itself
+    ],
+)
+def test_a_shell_completes_commands_options_and_choices(words, expected, monkeypatch, capsys):
+    number = len(words.split()) - (not words.endswith(" "))
+    for name, value in {"COMP_WORDS": words, "COMP_CWORD": str(number)}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("_YRUN_COMPLETE", "complete_bash")
+    with pytest.raises(SystemExit) as ended:
+        app(prog_name="yrun")
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.split() == expected
 
 
 def test_resume_and_overwrite_exclude_each_other(tmp_path: Path):

@@ -18,13 +18,19 @@ FOLDERS = ("docs", "recipes", "deepspeed_configs", "benchmarks")
 PAGES = sorted(
     {*ROOT.glob("*.md"), *(page for name in FOLDERS for page in (ROOT / name).rglob("*.md"))}
 )
-INDEXES = [ROOT / "docs/guide/README.md", ROOT / "docs/results/README.md"]
+INDEXES = [
+    ROOT / "docs/guide/README.md",
+    ROOT / "docs/guide/zh/README.md",
+    ROOT / "docs/results/README.md",
+]
+CHINESE = sorted((ROOT / "docs/guide/zh").glob("*.md"))
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 INLINE_CODE = re.compile(r"`[^`]+`")
 FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+SHELL = re.compile(r"^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 YAML = re.compile(r"^```yaml\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"\byrun ([a-z]+)\b([^\n`#]*)")
 OPTION = re.compile(r"(?<!\S)(--?[a-z][a-z-]*)")
@@ -103,7 +109,20 @@ def test_every_page_of_the_docs_is_in_a_folder_with_an_index():
 
 @pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "README_zh.md"], ids=lambda p: p.name)
 def test_the_readmes_link_to_both_indexes(page: Path):
-    assert set(INDEXES) <= {file for file, _ in links(page)}
+    assert {index for index in INDEXES if index not in CHINESE} <= {file for file, _ in links(page)}
+
+
+@pytest.mark.parametrize("page", CHINESE, ids=lambda path: path.name)
+def test_a_chinese_page_has_the_commands_of_the_english_one_and_each_links_to_the_other(page: Path):
+    english = ROOT / "docs/guide" / page.name
+    assert page in {file for file, _ in links(english)}
+    assert english in {file for file, _ in links(page)}
+    here, there = (
+        [line.partition("#")[0].strip() for block in SHELL.findall(each.read_text("utf-8"))
+         for line in block.splitlines()]
+        for each in (page, english)
+    )  # fmt: skip
+    assert here == there
 
 
 @each_page

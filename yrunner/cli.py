@@ -26,7 +26,6 @@ app = typer.Typer(
     name="yrun",
     help="Fine-tune a language model for one field, driven by one recipe.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
@@ -36,6 +35,10 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, such as train.learning_rate=1e-5."),
 ]
+
+
+ENGINES = ("transformers", "vllm", "llama.cpp", "ollama")
+TOOLS = ("axolotl", "llama-factory", "trl", "ms-swift", "y-trainer")
 
 
 def _print_version(is_wanted: bool) -> None:
@@ -182,7 +185,9 @@ def check(
 ) -> None:
     """Read the data and plan the run. Show rows, steps, memory, disk and weights."""
     changes, page = _split_page(overrides or [], html)
-    check_recipe(recipe, changes)
+    checked = check_recipe(recipe, changes)
+    if not as_json:
+        say_intent(checked)
     with exiting_on_interrupt():
         from yrunner.commands.check.command import check as run_check
 
@@ -313,7 +318,11 @@ def serve(
     recipe: RecipePath,
     overrides: Overrides = None,
     engine: Annotated[
-        str, typer.Option(help="The server: transformers, vllm, llama.cpp or ollama.")
+        str,
+        typer.Option(
+            help="The server: transformers, vllm, llama.cpp or ollama.",
+            autocompletion=lambda: list(ENGINES),
+        ),
     ] = "transformers",
     host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen at.")] = 8000,
@@ -322,9 +331,8 @@ def serve(
     ] = False,
 ) -> None:
     """Serve the result to OpenAI clients. Starts an installed server; Ctrl-C ends it."""
-    engines = ("transformers", "vllm", "llama.cpp", "ollama")
-    if engine not in engines:
-        raise YRunnerError(f'there is no engine "{engine}"', remedy=f"use {', '.join(engines)}")
+    if engine not in ENGINES:
+        raise YRunnerError(f'there is no engine "{engine}"', remedy=f"use {', '.join(ENGINES)}")
     check_recipe(recipe, overrides)
     with exiting_on_interrupt():
         from yrunner.commands.serve import serve as run_server
@@ -393,7 +401,9 @@ def convert(
     tool: Annotated[
         str | None,
         typer.Option(
-            "--from", help="axolotl, llama-factory, trl, ms-swift, y-trainer. Default: detected."
+            "--from",
+            help=f"{', '.join(TOOLS)}. Default: detected.",
+            autocompletion=lambda: list(TOOLS),
         ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing recipe.")] = False,

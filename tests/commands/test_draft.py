@@ -49,6 +49,7 @@ def test_a_recipe_for_answers_sorts_them_and_switches_thinking_as_they_do(
     assert recipe.data.train[0].sorted == (tmp_path / "recipes/my-sort.yaml").resolve()
     assert (recipe.data.max_length, recipe.data.too_long) == (256, "refuse")
     assert (recipe.loss.kind, recipe.keep.kind) == ("nlirg", "self_replay")
+    assert recipe.keep.rows == 64
     sorting = load_recipe(Path("recipes/my-sort.yaml"))
     assert sorting.sort.drop_share == 0.05
     run = Run(recipe)
@@ -69,6 +70,7 @@ def test_few_rows_are_not_sorted_and_unusable_ones_are_dropped_with_a_word(
     assert recipe.data.train[0].file == (tmp_path / "few.jsonl").resolve()
     assert (recipe.data.invalid, recipe.data.validation_share) == ("drop", 0.1)
     assert not Path("few-sort.yaml").exists()
+    assert (recipe.keep.kind, recipe.keep.rows) == ("self_replay", 16)
 
 
 def test_pairs_and_texts_get_the_stage_that_learns_from_them(base, tmp_path, monkeypatch):
@@ -125,6 +127,7 @@ def found(lengths: list[int], **keys: Any) -> DraftFacts:
     known = {
         "stage": "sft", "format": "alpaca", "rows": len(lengths), "refused": 0, "thinks": False,
         "switch": None, "template": None, "positions": 32768, "validates": False,
+        "on_gpu": False,
     }  # fmt: skip
     return DraftFacts(**(known | {"lengths": np.array(lengths)} | keys))
 
@@ -153,3 +156,10 @@ def test_an_update_is_smaller_for_fewer_rows():
     assert (few.epochs, many.epochs) == (7, 3)
     assert found([200] * 20).epochs == 10 and found([200] * 20, stage="cpt").epochs == 1
     assert many.batch_size * many.accumulation == 32
+
+
+@pytest.mark.parametrize(
+    ("number", "on_gpu", "few"), [(40, False, True), (40, True, False), (100, False, False)]
+)
+def test_the_base_writes_few_rows_where_that_would_take_longest(number, on_gpu, few):
+    assert found([80] * number, on_gpu=on_gpu).writes_few is few

@@ -174,6 +174,22 @@ def test_the_command_of_each_engine_is_printed(tuned, capsys):
     assert f"ollama create tuned -f {tuned / 'outputs/tuned/gguf/Modelfile'}" in _joined(capsys)
 
 
+def test_without_llama_server_the_one_of_llama_cpp_python_is_taken(tuned, monkeypatch, capsys):
+    merge(TUNED, ["merge.gguf=q8_0"])
+    monkeypatch.setattr("shutil.which", lambda _: None)
+    said = []
+    for is_there in (True, False):
+        monkeypatch.setattr("yrunner.commands.serve.find_spec", lambda _, found=is_there: found)
+        capsys.readouterr()
+        serve(TUNED, [], engine="llama.cpp", only_print=True)
+        said.append(shlex.split(capsys.readouterr().out))
+    assert said[0][:3] == [sys.executable, "-m", "llama_cpp.server"]
+    options = dict(pairwise(said[0]))
+    assert options["--model"] == str(tuned / "outputs/tuned/gguf/tuned-q8_0.gguf")
+    assert (options["--model_alias"], options["--n_ctx"]) == ("tuned", "0")
+    assert said[1][0] == "llama-server"
+
+
 def _joined(capsys: Any) -> str:
     return " ".join(capsys.readouterr().out.split())
 

@@ -337,10 +337,10 @@ def _say_sample(
             if number < len(questions):
                 parts.append(f'{number or "none"} of {all_of_it} of "{task.name}"')
     if parts:
-        left = "; yrun eval asks all, or set eval.budget: null" if run.recipe.eval.tasks else ""
+        left = "yrun eval asks all, or " if run.recipe.eval.tasks else "to measure all, "
         say(
             f"measured before and after, within {run.recipe.eval.budget:.0%} of the training "
-            f"(eval.budget): {', '.join(parts)}{left}"
+            f"(eval.budget): {', '.join(parts)}; {left}set eval.budget: null"
         )
 
 

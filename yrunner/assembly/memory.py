@@ -13,6 +13,7 @@ from yrunner.assembly.distillation.teacher import teacher_facts
 from yrunner.assembly.preflight import DiskFacts, disk_facts
 from yrunner.assembly.run import Run
 from yrunner.assembly.trainer import has_base_beneath, layout_for
+from yrunner.console import counted
 from yrunner.data.batching.collate import collate
 from yrunner.data.batching.plan import Plan
 from yrunner.data.conversation import TokenizedExample
@@ -259,7 +260,8 @@ class Estimator:
         rows, length = batch["input_ids"].shape
         targets = int((batch["labels"] != IGNORE_INDEX).sum())
         described = (
-            f"the largest micro-batch: {rows:,} x {length:,} tokens, {targets:,} targets; "
+            f"the largest micro-batch: {counted(len(micro_batch), 'example')} laid out as "
+            f"{rows:,} x {length:,} tokens, {targets:,} targets; "
             f"computed in {str(dtype).removeprefix('torch.')}"
         )
         bucket = self.config.get_text_config().hidden_size ** 2

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from transformers import AutoModelForCausalLM
+
 from yrunner.assembly.rl.vllm import require_vllm
 from yrunner.assembly.run import Run
 from yrunner.console import as_gigabytes, say
@@ -14,9 +17,10 @@ from yrunner.data.batching.plan import Plan
 from yrunner.data.chat.reply_text import closes_thinking
 from yrunner.data.chat.template import read_turn_marks
 from yrunner.data.dataset.row_report import num_rows
-from yrunner.errors import ModelError, RunError
+from yrunner.errors import ModelError, RunError, YRunnerError
 from yrunner.models.adapters import find_adapter, read_base
 from yrunner.models.errors import about_the_teacher
+from yrunner.models.gguf.needs import check_gguf, fallback_in_words
 from yrunner.models.limits import check_lengths, require_flash_attention, unlearned_rows
 from yrunner.models.load import check_folder, check_ids, check_same_tokens, find_stop_ids
 from yrunner.models.quantization import require_bitsandbytes
@@ -157,6 +161,22 @@ def findings_of_recipe(recipe: Recipe) -> list[str]:
             "tuning.dropout to 0"
         ]
     return []
+
+
+def findings_of_export(run: Run) -> list[str]:
+    """What `yrun merge` would say of `merge.gguf` only after the training."""
+    kind = run.recipe.merge.gguf
+    if kind is None:
+        return []
+    try:
+        check_gguf(kind, run.recipe.train.stage, run.config, run.tokenizer)
+    except YRunnerError as error:
+        return [f"yrun merge will refuse this recipe: {error}"]
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(run.config)
+    weights = dict(model.named_parameters())  # tied ones once
+    fallback = fallback_in_words(kind, weights)
+    return [fallback] if fallback else []
 
 
 def findings_of_base(run: Run, model: Any) -> list[str]:

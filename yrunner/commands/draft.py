@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import torch
 
 from yrunner.assembly.dataset import conversations_of
 from yrunner.assembly.run import Run
@@ -37,6 +38,8 @@ FEWEST_ROWS_AT_ONCE = 4
 UPDATES = 100
 """Of a whole training of few rows; fewer teach little."""
 MOST_EPOCHS = 10
+FEW_REPLAY_ROWS = 16
+"""As many as measure forgetting: on a CPU the base writes both in one batch."""
 OUTPUTS = Path("outputs")
 """Where the runs of a recipe without `output` go, and a GGUF base is unpacked for all of them."""
 GLOB = set("*?[")
@@ -63,6 +66,7 @@ class DraftFacts:
     positions: int
     validates: bool
     """Whether the folder has a validation split."""
+    on_gpu: bool
 
     @property
     def longest(self) -> int:
@@ -106,6 +110,11 @@ class DraftFacts:
             return 1
         updates = max(1, self._units // (self.batch_size * self.accumulation))
         return min(MOST_EPOCHS, max(3, -(-UPDATES // updates)))
+
+    @property
+    def writes_few(self) -> bool:
+        """Whether writing the default number of replay rows would take longer than the training."""
+        return not self.on_gpu and self.rows < FEWEST_ROWS_TO_SORT
 
     @property
     def _units(self) -> int:
@@ -218,6 +227,7 @@ def _measure(base: str, data: str, stage: str, folder: Path) -> DraftFacts | Non
             for source in run.sources
             for file in source.unused
         ),
+        on_gpu=torch.cuda.is_available(),
     )
 
 
@@ -342,7 +352,11 @@ def _training_lines(found: DraftFacts) -> list[str]:
             lines += ["loss:", _with_reason("  kind: nlirg", "plain: ordinary cross-entropy"), ""]
             lines += ["keep:"]
             reason = "hold it to rows that the base writes first; none: do not"
-            lines += [_with_reason("  kind: self_replay", reason), ""]
+            lines += [_with_reason("  kind: self_replay", reason)]
+            if found.writes_few:
+                reason = "few rows on a CPU; the default of 64 holds better, and is written longer"
+                lines += [_with_reason(f"  rows: {FEW_REPLAY_ROWS}", reason)]
+            lines += [""]
         case "preference":
             lines += ["loss:", _with_reason("  kind: dpo", "or simpo, orpo"), ""]
     lines += ["train:"]

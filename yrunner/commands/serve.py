@@ -23,6 +23,7 @@ from yrunner.models.export.serving import (
     PORT,
     join_adapter,
     llama_cpp_command,
+    llama_cpp_python_command,
     ollama_command,
     served_name,
     transformers_options,
@@ -34,9 +35,13 @@ from yrunner.models.local import local_folder
 NEEDED = ("fastapi", "uvicorn", "openai")
 HOW_TO_GET = {
     "vllm": "pip install vllm",
-    "llama-server": "install llama.cpp, such as with brew install llama.cpp",
+    "llama-server": "install llama.cpp, such as with brew install llama.cpp, or run pip install "
+    "'llama-cpp-python[server]', which has a server too",
     "ollama": "install Ollama from ollama.com",
 }
+OF_LLAMA_CPP_PYTHON = ("llama_cpp", "fastapi", "sse_starlette", "starlette_context",
+                       "pydantic_settings")  # fmt: skip
+"""What llama-cpp-python[server] brings."""
 SECONDS_TO_END = 20
 # `transformers serve`, which also ends when this process is killed.
 TRANSFORMERS = (
@@ -148,6 +153,8 @@ def _command(run: Run, engine: str, name: str, host: str, port: int) -> list[str
         )
     if engine == "ollama":
         return ollama_command(folder.gguf / "Modelfile", name)
+    if shutil.which("llama-server") is None and all(map(find_spec, OF_LLAMA_CPP_PYTHON)):
+        return llama_cpp_python_command(files[0], name, host=host, port=port)
     return llama_cpp_command(files[0], name, folder.merged, host=host, port=port)
 
 

@@ -20,6 +20,7 @@ from yrunner.assembly.preflight import (
     check_fit,
     check_needs,
     findings_of_base,
+    findings_of_export,
     findings_of_recipe,
     sort_rows,
 )
@@ -171,7 +172,8 @@ def _train_here(run: Run) -> None:
     teaching = teaching or load_teacher(run)
     model = untrained_model(run)
     if process.rank == 0:
-        for finding in (*findings_of_recipe(run.recipe), *findings_of_base(run, model)):
+        findings = [*findings_of_recipe(run.recipe), *findings_of_base(run, model)]
+        for finding in (*findings, *findings_of_export(run)):
             warn(finding)
         check_disk(run, model, plan)
         record_start(run, plan, process.num_ranks)

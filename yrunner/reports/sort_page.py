@@ -46,6 +46,7 @@ SCRIPTS = (
     "sort_marks.js",
     "sort_plots.js",
     "sort_list.js",
+    "cluster_picture.js",
     "sort_clusters.js",
     "sort_page.js",
 )

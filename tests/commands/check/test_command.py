@@ -16,6 +16,8 @@ from yrunner.cli import app
 from yrunner.commands.check.command import check
 from yrunner.commands.train import train
 from yrunner.errors import DataError, ModelError, YRunnerError
+from yrunner.models.gguf import needs
+from yrunner.models.gguf.architectures import ARCHITECTURES
 
 
 def facts_of(capsys: pytest.CaptureFixture[str], recipe: str, *overrides: str) -> dict[str, Any]:
@@ -259,6 +261,32 @@ def test_a_faulty_list_of_faults_is_refused_as_training_would(
     ):
         with pytest.raises(DataError, match=r"faults\.jsonl"):
             command()
+
+
+@pytest.mark.parametrize(
+    ("kind", "packages", "said"),
+    [
+        ("q8_0", ("gguf",), []),
+        ("q8_0", (), ["will refuse this recipe: merge.gguf needs the package gguf. Run pip"]),
+        ("q4_k_m", ("gguf",), ["q4_k_m is written by llama.cpp itself", "yrunner[llamacpp]"]),
+        ("q4_k_m", ("gguf", "llama_cpp"), ["15 of 15 matrices of this model have rows of 32 or"]),
+    ],
+)
+def test_check_says_what_merge_would_say_of_gguf(
+    project, capsys, monkeypatch, kind, packages, said
+):
+    monkeypatch.setattr(needs, "find_spec", lambda name: name if name in packages else None)
+    facts = facts_of(capsys, "base.yaml", f"merge.gguf={kind}")
+    assert facts["refused"] is None, "it can be trained"
+    findings = [text for text in facts["base"]["findings"] if "GGUF" in text or "gguf" in text]
+    assert len(findings) == bool(said)
+    assert all(words in findings[0] for words in said)
+
+
+def test_check_names_an_architecture_that_has_no_gguf_form(project, capsys, monkeypatch):
+    monkeypatch.delitem(ARCHITECTURES, "qwen3")
+    (finding,) = facts_of(capsys, "base.yaml", "merge.gguf=q8_0")["base"]["findings"]
+    assert "a qwen3 model cannot be written as GGUF. It can for llama" in finding
 
 
 @pytest.mark.parametrize(

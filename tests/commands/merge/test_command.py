@@ -11,7 +11,6 @@ import sys
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
-from types import SimpleNamespace
 
 import gguf
 import pytest
@@ -26,6 +25,7 @@ from yrunner.commands.merge import export as merge_export
 from yrunner.commands.merge.command import merge
 from yrunner.commands.train import train
 from yrunner.errors import MissingError, ModelError, ProofError, RunError, YRunnerError
+from yrunner.models.gguf import needs
 from yrunner.models.load import load_model
 from yrunner.models.merge import proof as folder_logits
 
@@ -332,9 +332,9 @@ def test_the_loss_of_a_gguf_file_stands_beside_that_of_the_merged_model(run, cap
 
 
 def test_k_quants_without_their_package_are_refused_before_anything_is_merged(run, monkeypatch):
-    known = merge_export.find_spec
+    known = needs.find_spec
     monkeypatch.setattr(
-        merge_export, "find_spec", lambda name: None if name == "llama_cpp" else known(name)
+        needs, "find_spec", lambda name: None if name == "llama_cpp" else known(name)
     )
     with pytest.raises(MissingError, match=r"pip install 'yrunner\[llamacpp\]'") as caught:
         merge(TUNED, ["merge.gguf=q4_k_m"])
@@ -343,13 +343,8 @@ def test_k_quants_without_their_package_are_refused_before_anything_is_merged(ru
 
 
 def test_a_reward_model_has_no_gguf_form():
-    run = SimpleNamespace(
-        recipe=SimpleNamespace(
-            merge=SimpleNamespace(gguf="f16"), train=SimpleNamespace(stage="reward")
-        )
-    )
     with pytest.raises(ModelError, match="a reward model scores answers"):
-        merge_export.check_exports(run, None)
+        needs.check_gguf("f16", "reward", None, None)
 
 
 def test_a_k_quant_is_made_from_weights_that_are_not_rounded(run, monkeypatch, capfd):
@@ -362,7 +357,7 @@ def test_a_k_quant_is_made_from_weights_that_are_not_rounded(run, monkeypatch, c
         seen.append((source.name, kind, gguf.GGUFReader(source).tensors[0].tensor_type.name))
         shutil.copy(source, target)
 
-    monkeypatch.setattr(merge_export, "find_spec", lambda name: name)
+    monkeypatch.setattr(needs, "find_spec", lambda name: name)
     monkeypatch.setattr(quantizing, "quantize", copy)
     merge(TUNED, ["merge.gguf=q4_k_m"])
     assert seen == [("tuned-q4_k_m.unrounded", "q4_k_m", "F32")]
@@ -380,7 +375,7 @@ def test_a_k_quant_that_fails_leaves_the_merged_model_and_no_file(run, monkeypat
         target.write_bytes(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(merge_export, "find_spec", lambda name: name)
+    monkeypatch.setattr(needs, "find_spec", lambda name: name)
     monkeypatch.setattr(quantizing, "quantize", fail)
     with pytest.raises(KeyboardInterrupt):
         merge(TUNED, ["merge.gguf=q4_k_m"])

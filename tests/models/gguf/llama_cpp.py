@@ -15,6 +15,7 @@ from llama_cpp import Llama, llama_cpp
 from transformers import AutoTokenizer
 
 from tests.models.conftest import logits_of, tiny_config
+from tests.models.gguf.test_read import SCALED
 from tests.models.gguf.test_sentencepiece import SCHEMES, pieces_tokenizer, texts_of
 from tests.models.gguf.test_write import ARCHITECTURES, LLAMA3_ROPE, write
 from tests.project import write_project
@@ -31,10 +32,14 @@ from yrunner.models.merge.proof import Probes, compare, folder_logits
 from yrunner.models.save import save_model
 from yrunner.models.scratch import build_model
 
-FORMS = ARCHITECTURES | {
-    "llama 3": tiny_config("llama", rope_parameters=LLAMA3_ROPE),
-    "untied": tiny_config("qwen3", tie_word_embeddings=False),
-}
+FORMS = (
+    ARCHITECTURES
+    | SCALED
+    | {
+        "llama 3": tiny_config("llama", rope_parameters=LLAMA3_ROPE),
+        "untied": tiny_config("qwen3", tie_word_embeddings=False),
+    }
+)
 GGML_F32 = 0
 """The type of the cache: by default it rounds keys and values to 16 bits."""
 WIDE = tiny_config("llama", hidden_size=256, intermediate_size=512, tie_word_embeddings=False)

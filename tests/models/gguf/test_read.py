@@ -7,7 +7,7 @@ import torch
 from transformers import AutoConfig
 
 from tests.models.conftest import logits_of, tiny_config
-from tests.models.gguf.test_write import ARCHITECTURES, LLAMA3_ROPE, write
+from tests.models.gguf.test_write import ARCHITECTURES, LLAMA3_ROPE, YARN, write
 from yrunner.errors import ModelError
 from yrunner.models.gguf.read import (
     open_gguf,
@@ -16,6 +16,7 @@ from yrunner.models.gguf.read import (
     unpack,
     unpacked_folder,
 )
+from yrunner.models.gguf.write import write_gguf
 from yrunner.models.load import load_model, load_tokenizer
 from yrunner.models.local import find_gguf, read_origin
 from yrunner.models.merge.safetensors_io import open_checkpoint
@@ -26,19 +27,27 @@ LLAMA_32_ROPE = LLAMA3_ROPE | {
     "original_max_position_embeddings": 8192,
 }
 LINEAR = {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}
-YARN = {
-    "rope_type": "yarn",
-    "rope_theta": 1e4,
-    "factor": 4.0,
-    "original_max_position_embeddings": 64,
-}
-FORMS = ARCHITECTURES | {
-    "untied": tiny_config("qwen3", tie_word_embeddings=False),
-    "llama 3": tiny_config("llama", rope_parameters=LLAMA_32_ROPE),
+SCALED = {
     "linear": tiny_config("llama", rope_parameters=LINEAR),
     "yarn": tiny_config("qwen2", rope_parameters=YARN),
-    "with biases": tiny_config("llama", attention_bias=True, mlp_bias=True),
+    "yarn with its own scale": tiny_config(
+        "qwen3", rope_parameters=YARN | {"attention_factor": 1.5}
+    ),
+    "yarn with two slopes": tiny_config(
+        "llama", rope_parameters=YARN | {"mscale": 0.7, "mscale_all_dim": 0.3}
+    ),
 }
+"""Configs by what scales rope."""
+SCALED_OTHERWISE = tiny_config("qwen3", rope_parameters=YARN)
+FORMS = (
+    ARCHITECTURES
+    | SCALED
+    | {
+        "untied": tiny_config("qwen3", tie_word_embeddings=False),
+        "llama 3": tiny_config("llama", rope_parameters=LLAMA_32_ROPE),
+        "with biases": tiny_config("llama", attention_bias=True, mlp_bias=True),
+    }
+)
 
 
 @pytest.mark.parametrize("config", FORMS.values(), ids=FORMS.keys())
@@ -154,6 +163,7 @@ def changed(file, **changes):
         ({"general__type": "adapter"}, "holds a GGUF adapter, not a model"),
         ({"split__count": 3}, "is one of 3 parts"),
         ({"llama__rope__scaling__type": "longrope"}, "rope scaling of the type longrope"),
+        ({"llama__rope__scaling__attn_factor": 1.2}, "attn_factor without YaRN"),
         ({"llama__rope__dimension_count": 4}, "has heads of unequal parts"),
     ],
 )
@@ -162,6 +172,32 @@ def test_what_would_be_computed_otherwise_is_refused(changes, message, tokenizer
     read_gguf_config(file)
     with pytest.raises(ModelError, match=message):
         read_gguf_config(changed(file, **changes))
+
+
+def test_yarn_of_other_converters_is_read_with_all_its_settings(tokenizer, card, tmp_path):
+    file = open_gguf(write(tmp_path / "model", SCALED["yarn"], tokenizer, card))
+    own = {"qwen2.rope.scaling.yarn_beta_fast": 16.0, "qwen2.rope.scaling.yarn_attn_factor": 1.25}
+    rope = read_gguf_config(changed(file, **own)).rope_parameters
+    assert (rope["beta_fast"], rope["attention_factor"]) == (16.0, 1.25)
+    assert rope["original_max_position_embeddings"] == 64
+    for key in ("yarn_ext_factor", "yarn_log_multiplier"):
+        with pytest.raises(ModelError, match=rf"has rope\.scaling\.{key} 0\.5"):
+            read_gguf_config(changed(file, **{f"qwen2.rope.scaling.{key}": 0.5}))
+
+
+def test_the_proof_sees_a_scale_of_rope_that_is_missing(tokenizer, card, tmp_path, ids_BT):
+    scaled = SCALED["yarn with its own scale"]
+    file = write(tmp_path / "model", scaled, tokenizer, card)
+    expected = load_model(str(tmp_path / "model"), dtype=torch.float32)
+    config = AutoConfig.from_pretrained(tmp_path / "model")
+    found = logits_of(read_gguf(file, config), ids_BT)
+    torch.testing.assert_close(found, logits_of(expected, ids_BT), rtol=0, atol=1e-5)
+    write_gguf(
+        open_checkpoint(str(tmp_path / "model")), AutoConfig.for_model(**SCALED_OTHERWISE),
+        tokenizer, file, kind="f32", name="other", advance=lambda _: None,
+    )  # fmt: skip
+    found = logits_of(read_gguf(file, config), ids_BT)
+    assert (found - logits_of(expected, ids_BT)).abs().max() > 1e-3
 
 
 def test_other_rope_factors_than_llama_3s_are_refused(tokenizer, card, tmp_path):

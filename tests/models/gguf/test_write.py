@@ -29,6 +29,12 @@ LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 1e4,
+    "factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
 LONGROPE = {
     "rope_type": "longrope",
     "rope_theta": 10000.0,
@@ -215,6 +221,8 @@ def test_embeddings_without_a_token_get_an_unused_one(tokenizer, card, tmp_path)
                                                   "factor": 2.0}),
             "rope type dynamic",
         ),
+        (tiny_config("qwen2", rope_parameters=YARN | {"beta_fast": 16}), "YaRN with beta_fast 32 "),
+        (tiny_config("llama", rope_parameters=YARN | {"truncate": False}), "with truncate True"),
     ],
 )  # fmt: skip
 def test_what_llama_cpp_would_compute_otherwise_is_refused(config, expected):

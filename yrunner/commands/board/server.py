@@ -38,11 +38,13 @@ STATIC = {
         f"{name}.js": "text/javascript; charset=utf-8"
         for name in (
             *("main", "words", "page", "runs", "run", "curves", "compare", "text", "rows"),
-            "clusters",
+            *("clusters", "cluster_picture"),
         )
     },
 }
 """Files of the package that are served, and nothing else."""
+OF_REPORTS = ("cluster_picture.js",)
+"""Those that pages of other commands have too."""
 SECONDS_BETWEEN_LOOKS = 1.0
 MOST_STREAMS = 64
 TEXT_FILES = 2 * 2**20
@@ -431,6 +433,8 @@ def _event(name: str, content: Any) -> str:
 
 
 def _packaged(name: str) -> str:
+    if name in OF_REPORTS:
+        return files("yrunner.reports").joinpath(name).read_text("utf-8")
     return files("yrunner.commands.board").joinpath("static", name).read_text("utf-8")
 
 

@@ -23,6 +23,7 @@ from yrunner.assembly.preflight import (
     DiskFacts,
     check_fit,
     check_needs,
+    findings_of_export,
     findings_of_recipe,
     lack_of_space,
     say_sorted_rows,
@@ -54,7 +55,7 @@ from yrunner.commands.check.report import (
 )
 from yrunner.commands.check.rollouts import RolloutFacts, measure_rollouts, print_rollouts
 from yrunner.commands.check.signal import NotScored, Signal, describe_sample, score_sample
-from yrunner.console import say, warn
+from yrunner.console import say, waiting, warn
 from yrunner.data.batching.plan import Plan
 from yrunner.data.conversation import TokenizedExample
 from yrunner.errors import DataError, YRunnerError
@@ -114,8 +115,9 @@ def check(
     run.folder.check(run.folder.checkpoints)
     check_trackers(recipe.train.trackers)
     run.check_questions()
-    model = check_model(run)
     prepared = run.dataset
+    with waiting("trying the model"):
+        model = check_model(run)
     check_keep_file(run)
     is_for_here = gpus is None and memory is None
     lack = _first_error(check_needs, check_ranks, run=run) if is_for_here else None
@@ -124,7 +126,8 @@ def check(
     facts = plan = None
     if len(prepared.train):
         plan = run.plan(num_ranks=num_ranks)
-        facts = _gather(Estimator(run, machine), plan, compares=not is_for_here)
+        with waiting("estimating memory"):
+            facts = _gather(Estimator(run, machine), plan, compares=not is_for_here)
     if refusal is None and facts is not None and facts.disk is not None:
         refusal = lack_of_space(run, facts.disk)
     if not as_machine:
@@ -246,7 +249,7 @@ def _as_json(
         "refused": None if refusal is None else str(refusal),
         "rows": prepared.as_json(),
         "to_sort": [why for sorting in run.sorts if (why := sorting.stale_sort()) is not None],
-        "base": {"findings": [*findings_of_recipe(run.recipe), *model.findings]},
+        "base": {"findings": _findings(run, model)},
         "reference": reference_in_words(run.recipe),
         "critic": critic_in_words(run.recipe),
         **(asdict(facts) if facts else {}),
@@ -256,9 +259,13 @@ def _as_json(
     }
 
 
+def _findings(run: Run, model: ModelFacts) -> list[str]:
+    return [*findings_of_recipe(run.recipe), *model.findings, *findings_of_export(run)]
+
+
 def _say_verdict(run: Run, model: ModelFacts) -> None:
     say("")
-    for finding in (*findings_of_recipe(run.recipe), *model.findings):
+    for finding in _findings(run, model):
         warn(finding)
     if model.unchecked is not None:
         say(model.unchecked)

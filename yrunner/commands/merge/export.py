@@ -2,7 +2,6 @@
 
 import gc
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,10 @@ from yrunner.assembly.measure import RowLosses, losses_of_rows
 from yrunner.assembly.run import Run
 from yrunner.commands.merge.verify import FIXED_TEXTS, figure_of, judge, probes_of, say_likeness
 from yrunner.console import progress, say, warn
-from yrunner.errors import MissingError, ModelError, ProofError
+from yrunner.errors import ProofError
 from yrunner.machine import free_memory
 from yrunner.models.export.upload import check_upload, upload
+from yrunner.models.gguf.needs import check_gguf
 from yrunner.models.load import load_model
 from yrunner.models.merge.proof import (
     LogitAgreement,
@@ -90,36 +90,11 @@ def check_exports(run: Run, base: SafetensorsFolder) -> None:
     """Refuse an impossible export before anything is merged."""
     recipe = run.recipe
     if recipe.merge.gguf is not None:
-        if recipe.train.stage == "reward":
-            raise ModelError(
-                "merge.gguf: a reward model scores answers, and GGUF files write them",
-                remedy="remove merge.gguf; transformers loads the merged folder",
-            )
-        _check_packages(recipe.merge.gguf)
-        from yrunner.models.gguf.architectures import check_supported
-        from yrunner.models.gguf.tokenizer import check_tokenizer
-
         trusts = recipe.model.trust_remote_code
-        check_supported(read_config(str(base.folder), trust_remote_code=trusts))
-        check_tokenizer(run.result_tokenizer)
+        config = read_config(str(base.folder), trust_remote_code=trusts)
+        check_gguf(recipe.merge.gguf, recipe.train.stage, config, run.result_tokenizer)
     if recipe.merge.push is not None:
         check_upload(recipe.merge.push)
-
-
-def _check_packages(kind: str) -> None:
-    """Raise `MissingError` without the packages that write this type."""
-    from yrunner.models.gguf.quantize import K_QUANTS
-
-    if find_spec("gguf") is None:
-        raise MissingError(
-            "merge.gguf needs the package gguf", remedy="run pip install 'yrunner[gguf]'"
-        )
-    if kind in K_QUANTS and find_spec("llama_cpp") is None:
-        raise MissingError(
-            f"merge.gguf: {kind} is written by llama.cpp itself, through llama-cpp-python",
-            remedy="run pip install 'yrunner[llamacpp]', which compiles it for some minutes, or "
-            "choose q8_0, q5_1 or q4_1",
-        )
 
 
 def export(run: Run, figures: dict[str, Any], card: ModelCard) -> None:

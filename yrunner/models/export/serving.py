@@ -7,6 +7,7 @@ and end marks it has.
 import json
 import re
 import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,17 @@ def llama_cpp_command(
     return [
         *("llama-server", "--model", str(file), "--alias", name, "--jinja"),
         *(["--chat-template-file", str(template)] if template.exists() else []),
+        *("--host", host, "--port", str(port)),
+    ]
+
+
+def llama_cpp_python_command(
+    file: Path, name: str, *, host: str = LOCALHOST, port: int = PORT
+) -> list[str]:
+    """The same with the server of llama-cpp-python, which takes the template from the file."""
+    return [
+        *(sys.executable, "-m", "llama_cpp.server", "--model", str(file), "--model_alias", name),
+        *("--n_ctx", "0"),  # as many tokens as the model reads, not 2,048
         *("--host", host, "--port", str(port)),
     ]
 

@@ -63,6 +63,8 @@ GEMMA_27B = {"gemma2": 46, "gemma3_text": 62}
 """Layers by which llama.cpp recognises a Gemma of 27B, whose attention is scaled differently."""
 FULL_EVERY = {"gemma2": 2, "gemma3_text": 6}
 """Every how many layers a Gemma attends beyond its window."""
+YARN_ONLY = {"beta_fast": 32, "beta_slow": 1, "truncate": True}
+"""The settings of YaRN that llama.cpp has for these architectures, whatever a file says."""
 NO_ROPE_EVERY = 4
 """Every how many layers a SmolLM3 has no rope in llama.cpp."""
 EXPERT = re.compile(r"(.+\.mlp\.experts)\.(\d+)\.(gate|up|down)_proj\.weight")
@@ -112,6 +114,7 @@ def _differences(config: Any) -> Iterator[str]:
     activation = getattr(config, "hidden_act", None) or getattr(config, "hidden_activation", None)
     if activation != expected:
         yield f"has the activation {expected}, not {activation}"
+    yield from _differences_of_yarn(rope_of(config))
     if kind in FULL_EVERY:
         yield from _differences_of_gemma(config)
     if kind == "smollm3":
@@ -127,6 +130,16 @@ def _differences(config: Any) -> Iterator[str]:
             yield "has experts in every layer"
         if config.attention_bias:
             yield "has no biases"
+
+
+def _differences_of_yarn(rope: Mapping[str, Any]) -> Iterator[str]:
+    """Settings of YaRN that llama.cpp reads from the files of other architectures only."""
+    if rope.get("rope_type") != "yarn":
+        return
+    for key, value in YARN_ONLY.items():
+        found = rope.get(key)
+        if found is not None and found != value:
+            yield f"has YaRN with {key} {value} only, not {found}"
 
 
 def _differences_of_gemma(config: Any) -> Iterator[str]:
@@ -267,6 +280,26 @@ def unpacked_experts(sizes: Mapping[str, Tensor]) -> dict[str, torch.Size]:
                 shape = torch.Size((rows // len(parts), width))
                 found[f"{match[1]}.{number}.{part}_proj.weight"] = shape
     return found
+
+
+def yarn_stretch(rope: Mapping[str, Any], longest: int) -> float:
+    """How many times longer texts YaRN allows than those that the model saw first."""
+    return float(rope.get("factor") or longest / rope["original_max_position_embeddings"])
+
+
+def yarn_scale(stretch: float, slope: float = 1.0) -> float:
+    """What YaRN multiplies its cosines and sines by if the model does not say otherwise."""
+    return 1 + 0.1 * slope * math.log(stretch) if stretch > 1 else 1.0
+
+
+def yarn_scale_of(rope: Mapping[str, Any], stretch: float) -> float:
+    """What this model multiplies its cosines and sines by; transformers' modeling_rope_utils."""
+    if rope.get("attention_factor") is not None:
+        return float(rope["attention_factor"])
+    slope, slope_below = rope.get("mscale"), rope.get("mscale_all_dim")
+    if slope and slope_below:
+        return yarn_scale(stretch, slope) / yarn_scale(stretch, slope_below)
+    return yarn_scale(stretch)
 
 
 def rope_factors(config: Any) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stderr
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b, file_digest
@@ -30,6 +31,7 @@ from yrunner.models.gguf.architectures import (
     Places,
     llama3_factors,
     unpacked_experts,
+    yarn_scale,
 )
 from yrunner.models.gguf.tokenizer import read_tokenizer
 from yrunner.models.load import find_stop_ids
@@ -160,15 +162,19 @@ def read_gguf(path: Path, config: Any) -> Any:
     """Load a GGUF file in float32, completely into memory, to prove it.
 
     The proof needs another reader than ours: that of transformers, which needs the original
-    `config`, because it does not read Qwen3's head size or Llama 3's rope. A Mistral is a Llama in
-    GGUF. Architectures that transformers does not read from GGUF are read by ours, with the config
-    that the file has.
+    `config`, because it does not read Qwen3's head size or any scaling of rope. The scaling is what
+    our reader finds in the file. A Mistral is a Llama in GGUF. Architectures that transformers does
+    not read from GGUF are read by ours, with the config that the file has.
     """
     architecture = ARCHITECTURES[config.model_type]
+    file = open_gguf(path)
     if not architecture.in_transformers:
-        return _load(open_gguf(path))
+        return _load(file)
     if config.model_type == "mistral":
         config = LlamaConfig(**{**config.to_dict(), "model_type": "llama"})
+    if "rope_freqs.weight" not in file.tensors:  # the tensor of Llama 3 does not say its settings
+        config = deepcopy(config)
+        config.rope_parameters = read_gguf_config(file).rope_parameters
     # transformers shows a progress bar of its own.
     with silence_libraries(), redirect_stderr(StringIO()):
         return AutoModelForCausalLM.from_pretrained(
@@ -335,17 +341,42 @@ def _rope(file: GGUFFile, head_size: int) -> dict[str, Any]:
             },
         }
     if kind == "yarn":
-        original = file.of("rope.scaling.original_context_length")
-        return rope | {
-            "rope_type": "yarn",
-            "factor": factor,
-            "original_max_position_embeddings": original,
-        }
+        return rope | _yarn(file, factor)
     if kind not in ("none", "linear"):
         raise ModelError(f"{file.path.name} has rope scaling of the type {kind}", remedy=REMEDY)
+    if file.of("rope.scaling.attn_factor", 1.0) != 1:
+        raise ModelError(
+            f"{file.path.name} has rope.scaling.attn_factor without YaRN", remedy=REMEDY
+        )
     if kind == "linear" and factor != 1:
         return rope | {"rope_type": "linear", "factor": factor}
     return rope | {"rope_type": "default"}
+
+
+def _yarn(file: GGUFFile, factor: float) -> dict[str, Any]:
+    """The settings of YaRN.
+
+    llama.cpp's converter copies keys named yarn_* from a config.json. llama.cpp itself reads them
+    from the files of other architectures only.
+    """
+    for key, usual in (("yarn_ext_factor", 1.0), ("yarn_log_multiplier", 0.0)):
+        found = file.of(f"rope.scaling.{key}", usual)
+        if found != usual:
+            raise ModelError(f"{file.path.name} has rope.scaling.{key} {found}", remedy=REMEDY)
+    original = file.of("rope.scaling.original_context_length", file.of("context_length"))
+    scale = file.of("rope.scaling.yarn_attn_factor")
+    if scale is None:
+        scale = yarn_scale(factor) * file.of("rope.scaling.attn_factor", 1.0)
+    rope: dict[str, Any] = {
+        "rope_type": "yarn",
+        "factor": factor,
+        "original_max_position_embeddings": original,
+        "attention_factor": scale,
+    }
+    for key in ("beta_fast", "beta_slow"):
+        if (found := file.of(f"rope.scaling.yarn_{key}")) is not None:
+            rope[key] = found
+    return rope
 
 
 def _check_rope_factors(file: GGUFFile, config: Any) -> None:

@@ -22,6 +22,9 @@ from yrunner.models.gguf.architectures import (
     rope_factors,
     rope_of,
     rotated_of,
+    yarn_scale,
+    yarn_scale_of,
+    yarn_stretch,
 )
 from yrunner.models.gguf.tokenizer import REMEDY, add_tokens
 from yrunner.models.merge.safetensors_io import SafetensorsFolder
@@ -108,9 +111,14 @@ def _add_rope(writer: gguf.GGUFWriter, config: Any) -> None:
             writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
             writer.add_rope_scaling_factor(rope["factor"])
         case "yarn":
+            stretch = yarn_stretch(rope, config.max_position_embeddings)
             writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
-            writer.add_rope_scaling_factor(rope["factor"])
+            writer.add_rope_scaling_factor(stretch)
             writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+            # Beside what llama.cpp takes from the factor alone.
+            own = yarn_scale_of(rope, stretch) / yarn_scale(stretch)
+            if own != 1:
+                writer.add_rope_scaling_attn_factors(own)
         case "longrope":
             writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
             factor = longrope_factor(rope, config.max_position_embeddings)

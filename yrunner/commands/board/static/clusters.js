@@ -3,9 +3,8 @@
 import { card, el, get, number } from "./page.js";
 import { word } from "./words.js";
 
-const EDGE = 10;
-// Neighbouring numbers have colours that lie far apart; rows in no cluster are grey.
-const colourOf = (cluster) => (cluster ? `hsl(${(cluster * 137.5) % 360} 62% 48%)` : "#8888");
+// Of cluster_picture.js, a script that the page of `yrun sort` has too.
+/* global clusterColour, drawClusters */
 
 export async function showClusters(place, run, change) {
   const { clusters, points } = await get("/api/clusters", { id: run.id });
@@ -28,7 +27,7 @@ export async function showClusters(place, run, change) {
         el("tr", {}, el("td", { colSpan: head.length - 1 }), el("td", {}, all))),
       el("tbody", {}, lines))),
     el("p", { class: "soft small" }, word("clusters_note"))));
-  draw(picture, points);
+  drawClusters(picture, points, (row) => points[row][2]);
 }
 
 function line(cluster, inputs, change) {
@@ -37,7 +36,7 @@ function line(cluster, inputs, change) {
   const input = shareInput(word("keep_of", shown), (share) => change(name, share));
   inputs.set(name, input);
   const swatch = el("i", { class: "swatch" });
-  swatch.style.background = colourOf(cluster.cluster);
+  swatch.style.background = clusterColour(cluster.cluster);
   const [typical] = cluster.typical;
   return el("tr", {},
     el("th", { scope: "row" }, swatch, shown),
@@ -57,27 +56,4 @@ function shareInput(label, changed) {
       changed(percent / 100);
     } });
   return input;
-}
-
-function draw(canvas, points) {
-  if (!points.length) return;
-  const [width, height] = [canvas.clientWidth, canvas.clientHeight];
-  canvas.width = width * devicePixelRatio;
-  canvas.height = height * devicePixelRatio;
-  const pen = canvas.getContext("2d");
-  pen.scale(devicePixelRatio, devicePixelRatio);
-  const [ends, sizes] = [[0, 1].map((axis) => {
-    const values = points.map((point) => point[axis]);
-    // Not Math.min(...values): a large corpus has more points than a call takes arguments.
-    const low = values.reduce((least, value) => Math.min(least, value), Infinity);
-    const high = values.reduce((most, value) => Math.max(most, value), -Infinity);
-    return [low, high - low || 1];
-  }), [width - 2 * EDGE, height - 2 * EDGE]];
-  const at = (point, axis) => EDGE + ((point[axis] - ends[axis][0]) / ends[axis][1]) * sizes[axis];
-  for (const point of points) {
-    pen.fillStyle = colourOf(point[2]);
-    pen.beginPath();
-    pen.arc(at(point, 0), height - at(point, 1), points.length > 1000 ? 2 : 3, 0, 2 * Math.PI);
-    pen.fill();
-  }
 }
