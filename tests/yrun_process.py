@@ -8,15 +8,16 @@ import gc
 import logging
 import multiprocessing
 import os
+import runpy
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
-from importlib import import_module
 from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -24,18 +25,16 @@ from typing import Any
 
 import pytest
 
-from benchmarks.processes import START_METHOD, reset_distributed_state
-
 SAID, ERRORS = Path("said"), Path("errors")
 """Files of the current folder with what the process has printed."""
 HANGS_AFTER = 600
 """Seconds after which a process hangs: it may be slow on a machine that has much else to do."""
-FORKED = ("yrunner.cli", "torch.distributed.run")
-"""Modules whose `python -m` becomes a fork."""
 
 
 def start_yrun(*arguments: str) -> BaseProcess:
     """Run `yrun` in the current folder."""
+    from benchmarks.processes import START_METHOD
+
     process = multiprocessing.get_context(START_METHOD).Process(target=_be_yrun, args=(arguments,))
     process.start()
     return process
@@ -61,14 +60,18 @@ def forks(monkeypatch: pytest.MonkeyPatch) -> None:
 
     So do the programs that these start. Streams, folder, environment, session, signals and exit
     code are those of `subprocess`, which forks anyway; only what follows is left out, an empty
-    Python. Not with CUDA, which does not work in a fork.
+    Python. (/proc shows the environment of this process.) Not with CUDA, which does not work in a
+    fork.
     """
+    from benchmarks.processes import START_METHOD
+
     start = subprocess.Popen.__init__
 
     def start_fork(self: Any, args: Any, *more: Any, **options: Any) -> None:
         run = _program(args)
         if run is not None and not more:
-            options["preexec_fn"] = partial(_be, run, options.get("env"))
+            before = options.get("preexec_fn")
+            options["preexec_fn"] = partial(_be, run, options.get("env"), before)
         start(self, args, *more, **options)
 
     if START_METHOD == "fork":
@@ -81,7 +84,7 @@ def _program(command: Any) -> Callable[[], object] | None:
         return None
     python, *words = [word for word in command if word not in ("-u", "-P")]
     match words if python == sys.executable else ():
-        case ["-m", module, *arguments] if module in FORKED:
+        case ["-m", module, *arguments]:
             return partial(_run_module, module, arguments)
         case ["-c", text, *arguments]:
             return partial(_run_text, text, arguments)
@@ -90,7 +93,8 @@ def _program(command: Any) -> Callable[[], object] | None:
 
 def _run_module(module: str, arguments: list[str]) -> None:
     sys.argv = [module, *arguments]
-    import_module(module).main()
+    warnings.filterwarnings("ignore", ".*found in sys.modules", RuntimeWarning)
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 def _run_text(text: str, arguments: list[str]) -> None:
@@ -98,11 +102,19 @@ def _run_text(text: str, arguments: list[str]) -> None:
     exec(compile(text, "<string>", "exec"), {"__name__": "__main__"})
 
 
-def _be(run: Callable[[], object], environment: Mapping[str, str] | None) -> None:
+def _be(
+    run: Callable[[], object],
+    environment: Mapping[str, str] | None,
+    before: Callable[[], object] | None,
+) -> None:
     """Be a new Python that runs a program; never returns."""
+    from benchmarks.processes import reset_distributed_state
+
     code = 1
     gc.freeze()  # no file of the parent may be closed later, when its number is that of another
     try:
+        if before is not None:
+            before()
         os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # `subprocess` does this too, a moment later
         resource_tracker._resource_tracker._fd = None
         if environment is not None:

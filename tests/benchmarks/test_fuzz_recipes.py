@@ -13,7 +13,7 @@ from benchmarks.fuzz_recipes import QUICK, fault_of, write_case
 ROOT = Path(__file__).parents[2]
 
 
-def test_no_recipe_of_a_slice_ends_a_command_in_a_traceback():
+def test_no_recipe_of_a_slice_ends_a_command_in_a_traceback(forks):
     only = [part for name in QUICK for part in ("--only", name)]
     result = subprocess.run(
         [

@@ -1,5 +1,6 @@
 """`yrun train` in several processes: started, stopped, killed, gone on with; two machines."""
 
+import ctypes
 import fcntl
 import json
 import os
@@ -10,8 +11,9 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from threading import Thread
 
@@ -36,12 +38,17 @@ LONG = {"train__epochs": 30, "train__batch_size": 4, "train__log_every": 1}
 """60 updates of two micro-batches, of one in each of two processes."""
 TOGETHER = ["distributed.processes=2"]
 CTRL_C = "\x03"
+CLONE_NEWNET = 0x40000000
+"""What a namespace is of, in Linux."""
 HIDE_CURSOR, SHOW_CURSOR = "\x1b[?25l", "\x1b[?25h"
 
 
-def started(*arguments: str, before: tuple[str, ...] = (), **environment: str) -> subprocess.Popen:
+def started(
+    *arguments: str, before: Callable[[], object] | None = None, **environment: str
+) -> subprocess.Popen:
     return subprocess.Popen(
-        [*before, *YRUN, "train", "base.yaml", *arguments],
+        [*YRUN, "train", "base.yaml", *arguments],
+        preexec_fn=before,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -276,8 +283,8 @@ def test_a_disk_that_cannot_be_written_is_named_before_anything_starts(project, 
 
 
 @contextmanager
-def two_machines() -> Iterator[list[tuple[str, ...]]]:
-    """Two network namespaces joined by a cable: how to start something in each."""
+def two_machines() -> Iterator[list[Callable[[], object]]]:
+    """Two network namespaces joined by a cable: what takes a process into each."""
     names = [f"yrun-{os.getpid()}-{number}" for number in (0, 1)]
     script = [
         *(f"ip netns add {name}" for name in names),
@@ -294,13 +301,18 @@ def two_machines() -> Iterator[list[tuple[str, ...]]]:
                 pytest.skip("there is no ip command, which makes network namespaces")
             if done.returncode:
                 pytest.skip(f"this machine allows no network namespaces: {done.stderr.strip()}")
-        yield [("ip", "netns", "exec", name) for name in names]
+        yield [partial(enter, name) for name in names]
     finally:
         for name in names:
             subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
 
 
-def test_two_machines_learn_what_one_does(project, change):
+def enter(namespace: str) -> None:
+    with open(f"/run/netns/{namespace}") as file:
+        assert ctypes.CDLL(None).setns(file.fileno(), CLONE_NEWNET) == 0
+
+
+def test_two_machines_learn_what_one_does(project, change, forks):
     """They share a disk and a cable, and nothing else of the network."""
     change("base.yaml", train__epochs=2, train__batch_size=4, train__log_every=1)
     with two_machines() as machines:

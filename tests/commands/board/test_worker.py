@@ -170,7 +170,7 @@ def test_it_ends_when_nobody_asks():
     os.close(writing)
 
 
-def test_what_libraries_print_is_no_answer(tmp_path: Path):
+def test_what_libraries_print_is_no_answer(tmp_path: Path, forks: None):
     request = json.dumps({"do": "score", "prompt": "x", "answer": "y"}) + "\n"
     command = [sys.executable, "-m", "yrunner.commands.board.worker", str(tmp_path)]
     ended = subprocess.run(command, input=request, capture_output=True, text=True, check=True)
