@@ -6,6 +6,7 @@ The C library returns freed blocks at once, because the estimate does not count 
 """
 
 import argparse
+import gc
 import json
 import os
 import subprocess
@@ -117,23 +118,25 @@ def estimated_bytes(case: Case) -> int:
     return trace.peak
 
 
-def measured_bytes(case: Case) -> int:
-    """Measure the peak of two updates in a separate process."""
+def measured_bytes(*cases: Case) -> list[int]:
+    """Measure the peak of two updates of each case, one after the other in a separate process."""
+    described = [json.dumps(asdict(case)) for case in cases]
     result = subprocess.run(
-        [sys.executable, "-m", "benchmarks.memory", "--train", json.dumps(asdict(case))],
+        [sys.executable, "-m", "benchmarks.memory", "--train", *described],
         env=os.environ | RETURN_FREED_MEMORY,
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=True,
     )
-    return int(result.stdout.split()[-1])
+    return [int(line) for line in result.stdout.splitlines()[-len(cases) :]]
 
 
 def train(case: Case) -> int:
     """Run two updates and return by how many bytes the resident memory rose at its peak."""
     torch.set_num_threads(1)  # threads would add stacks, and slow each other down on a busy machine
     dtype = DTYPES[case.dtype]
+    gc.collect()  # what an earlier training has left
     with peak_above_now() as peak:
         model = AutoModelForCausalLM.from_config(case.config(), dtype=dtype)
         model = apply_tuning(model, TUNINGS[case.tuning]).train()
@@ -159,7 +162,7 @@ def compare_all() -> None:
     """Print estimated and measured megabytes and their ratio for every case."""
     print(f"{'estimated':>9} {'measured':>9} {'ratio':>6}  case")
     for case in CASES:
-        estimated, measured = estimated_bytes(case), measured_bytes(case)
+        estimated, [measured] = estimated_bytes(case), measured_bytes(case)
         changed = {
             name: value
             for name, value in asdict(case).items()
@@ -173,14 +176,15 @@ def compare_all() -> None:
 
 
 def main() -> None:
-    """Compare all cases; with --train, run one in this process and print its peak."""
+    """Compare all cases; with --train, run some in this process and print their peaks."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--train", help=argparse.SUPPRESS)
+    parser.add_argument("--train", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.train:
-        print(train(Case(**json.loads(options.train))))
+        for case in options.train:
+            print(train(Case(**json.loads(case))))
     else:
         compare_all()
 

@@ -3,7 +3,7 @@
 import gc
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,18 @@ def pytest_collection_finish() -> None:
 def pytest_unconfigure() -> None:
     """What is never freed is a leak to the libraries that count, when Python ends."""
     gc.unfreeze()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def plots_keep_their_margins(request: pytest.FixtureRequest) -> Iterator[None]:
+    """To fit the margins of its plots takes a fifth of a small training; tests/reports does it."""
+    from yrunner.reports import svg
+
+    figure = svg.Figure
+    with pytest.MonkeyPatch.context() as patch:
+        if "reports" not in request.path.parts:
+            patch.setattr(svg, "Figure", lambda figsize, layout: figure(figsize=figsize))
+        yield
 
 
 CAPITALS = {"Aru": "Belo", "Coria": "Dane", "Elmo": "Fane", "Goria": "Hulm", "Isk": "Jorn"}

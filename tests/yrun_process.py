@@ -120,7 +120,7 @@ def _be(
         if environment is not None:
             os.environ.clear()
             os.environ.update(environment)
-            tempfile.tempdir = None  # it is looked up there
+        tempfile.tempdir = None  # it is looked up there
         sys.stdin, sys.stdout, sys.stderr = (
             open(stream, mode, buffering=1, closefd=False) for stream, mode in enumerate("rww")
         )

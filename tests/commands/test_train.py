@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -28,11 +29,22 @@ def records(name="tuned"):
     ]
 
 
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """Where the results of both recipes are kept, which are the same for every test."""
+    return tmp_path_factory.mktemp("kept")
+
+
 @pytest.fixture
-def trained(project, capfd):
+def trained(project, kept, capfd):
     """Both recipes trained, and what was printed."""
-    run()
-    return capfd.readouterr().out
+    if not (kept / "printed").exists():
+        run()
+        shutil.copytree(project / "outputs", kept / "outputs")
+        (kept / "printed").write_text(capfd.readouterr().out, "utf-8")
+    else:
+        shutil.copytree(kept / "outputs", project / "outputs")
+    return (kept / "printed").read_text("utf-8")
 
 
 def test_a_missing_base_is_trained_first_and_the_run_leaves_everything(trained, project):
@@ -159,8 +171,8 @@ def test_what_would_fail_after_the_base_is_found_before_it(project, change):
     assert not RunDir(project / "outputs" / "base").is_used()
 
 
-def test_texts_are_learned_by_cpt_and_refused_by_sft(project, change):
-    (project / "texts.txt").write_text("A first document.\nA second one.\n" * 4)
+def test_texts_are_learned_by_cpt_and_refused_by_sft(trained_base, change):
+    (trained_base / "texts.txt").write_text("A first document.\nA second one.\n" * 4)
     change("tuned.yaml", data__train=[{"file": "texts.txt"}], eval__tasks=[])
     with pytest.raises(DataError, match=r"plain texts.*Set train\.stage to cpt"):
         run()
@@ -171,14 +183,14 @@ def test_texts_are_learned_by_cpt_and_refused_by_sft(project, change):
 
 
 @pytest.mark.parametrize("tuning", [{"kind": "full"}, {"kind": "freeze", "train_top": 0.5}])
-def test_every_tuning_learns(project, change, tuning):
+def test_every_tuning_learns(trained_base, change, tuning):
     change("tuned.yaml", tuning=tuning, train__epochs=4, loss={"kind": "plain"})
     run()
     losses = [row["loss"] for row in records() if "loss" in row]
     assert losses[-1] < losses[0]
 
 
-def test_token_batches_learn_every_target_of_the_data_once_per_epoch(project):
+def test_token_batches_learn_every_target_of_the_data_once_per_epoch(trained_base):
     run("tuned.yaml", "train.token_batch=5")
     report = json.loads(Path("outputs/tuned/data_report.json").read_text())
     assert sum(row.get("targets", 0) for row in records()) == 2 * report["files"][0]["targets"]
@@ -234,7 +246,7 @@ def test_a_project_that_was_moved_is_not_trained_anew(trained, project, monkeypa
     [{"kind": "full"}, {"kind": "freeze", "train_top": 0.5}, {"kind": "lora", "rank": 4}],
     ids=lambda tuning: tuning["kind"],
 )
-def test_every_tuning_runs_in_bfloat16(project, change, tuning):
+def test_every_tuning_runs_in_bfloat16(trained_base, change, tuning):
     change("tuned.yaml", tuning=tuning, model__dtype="bfloat16")
     run()
     assert Path("outputs/tuned/report.html").exists()

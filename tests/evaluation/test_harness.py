@@ -1,6 +1,7 @@
 """lm-evaluation-harness on a task of our own, and what happens where it is missing."""
 
 import json
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,19 @@ CHOICES = ["Belo", "Dane", "Fane is the capital"]
 ROWS = [{"question": f"Capital {number}?", "answer": number % 3} for number in range(6)]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def few_of_its_own_tasks():
+    """It reads the files of all of its tasks, some 14,000, to list their names; here only a few."""
+    index = pytest.importorskip("lm_eval.tasks._index").TaskIndex
+    files = index._iter_yaml_files
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(index, "_iter_yaml_files", lambda root: islice(files(root), 20))
+        yield
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two tasks of the harness: one to choose, one to write. To list all of its own takes long."""
+    """Two tasks of the harness: one to choose, one to write."""
     folder = tmp_path_factory.mktemp("tasks")
     data = folder / "rows.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
