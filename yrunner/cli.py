@@ -332,7 +332,9 @@ def serve(
 ) -> None:
     """Serve the result to OpenAI clients. Starts an installed server; Ctrl-C ends it."""
     if engine not in ENGINES:
-        raise YRunnerError(f'there is no engine "{engine}"', remedy=f"use {', '.join(ENGINES)}")
+        raise YRunnerError(
+            f'there is no engine "{engine}"', remedy=f"use one of {', '.join(ENGINES)}"
+        )
     check_recipe(recipe, overrides)
     with exiting_on_interrupt():
         from yrunner.commands.serve import serve as run_server

@@ -100,7 +100,7 @@ def read_text(path: Path) -> str:
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
     except FileNotFoundError as error:
-        raise YRunnerError(f"there is no file {path}", remedy="check the recipe") from error
+        raise YRunnerError(f"there is no file {path}", remedy="check the path") from error
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise YRunnerError(

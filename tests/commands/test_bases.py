@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertLMHeadModel
 
+from tests.conftest import write_jsonl
 from tests.models.conftest import logits_of
 from yrunner.assembly.run import Run
 from yrunner.assembly.trainer import untrained_model
@@ -270,3 +271,29 @@ def test_rows_of_tokens_are_not_trained_under_zero_3(project, change):
     change("tuned.yaml", distributed={"deepspeed": {"stage": 3}})
     with pytest.raises(RecipeError, match="train_tokens needs whole embeddings"):
         Run.load(RECIPE)
+
+
+def test_a_base_with_new_tokens_and_a_longer_rope_is_trained_merged_and_evaluated(
+    save_base, project, change, capitals_tokenizer
+):
+    save_base(build_model(WIDE, capitals_tokenizer, seed=1))
+    change(
+        "tuned.yaml",
+        model__new_tokens=["<town>"],
+        model__rope={"kind": "yarn", "factor": 4.0},
+        tuning__train_tokens=["<town>"],
+    )
+    rows = [json.loads(line) for line in (project / "train.jsonl").read_text("utf-8").splitlines()]
+    marked = [{**row, "output": f"<town>{row['output']}"} for row in rows]
+    write_jsonl(project / "train.jsonl", marked)
+    train(RECIPE, [], resume=False, overwrite=True)
+    run = Run.load(RECIPE)
+    (token,) = run.tokenizer.convert_tokens_to_ids(["<town>"])
+    (base,) = (project / "outputs" / ".bases").glob("base-*")
+    before = load_model(str(base), dtype=torch.float32).get_input_embeddings().weight[token]
+    merge(RECIPE, [])
+    merged = load_model("outputs/tuned/merged", dtype=torch.float32)
+    assert not torch.equal(merged.get_input_embeddings().weight[token], before), "it was trained"
+    assert merged.config.rope_parameters["rope_type"] == "yarn"
+    assert merged.config.max_position_embeddings == 1024
+    eval_recipe(RECIPE, [], [])

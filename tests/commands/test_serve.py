@@ -111,7 +111,9 @@ def test_a_client_gets_the_answers_of_chat_streamed_and_not(is_merged, tuned, mo
     temporary = tuned / "temporary"
     temporary.mkdir()
     monkeypatch.setenv("TMPDIR", str(temporary))
+    monkeypatch.setenv("HF_HOME", str(tuned / "no cache yet"))
     with serving("tuned.yaml") as (client, server):
+        assert list(client.models.list()) is not None, "programs ask which models there are"
         whole = ask(client)
         assert whole.choices[0].message.content.strip() == expected
         pieces = [piece.choices[0].delta.content for piece in ask(client, stream=True)]
@@ -187,6 +189,7 @@ def test_without_llama_server_the_one_of_llama_cpp_python_is_taken(tuned, monkey
     options = dict(pairwise(said[0]))
     assert options["--model"] == str(tuned / "outputs/tuned/gguf/tuned-q8_0.gguf")
     assert (options["--model_alias"], options["--n_ctx"]) == ("tuned", "0")
+    assert options["--verbose"] == "false"
     assert said[1][0] == "llama-server"
 
 

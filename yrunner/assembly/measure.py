@@ -64,7 +64,7 @@ def evaluate(
     evaluated = replace(evaluated_model(run, model, tokenizer), kept=kept, base=base)
     results = {
         task.name: run_task(task, questions, _watched(evaluated, task.name, description))
-        for task, questions in (run.tasks if recipe.eval.tasks else [])
+        for task, questions in run.eval_tasks
     }
     faults = None
     if recipe.eval.faults is not None:
@@ -248,6 +248,7 @@ def losses_of_rows(run: Run, model: Any, description: str) -> RowLosses:
 
     On a sample if they are many. A run on rewards has no right answers, so no targets.
     """
+    run.split_off_validation()
     examples = _watched_examples(run)
     rows = _spread_rows(examples, TOKENS_OF_AN_EXPORT)
     scores = score_rows(run, model, [examples[row] for row in rows], description)

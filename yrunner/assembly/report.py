@@ -181,8 +181,8 @@ def say_next(run: Run) -> None:
         say(f'AutoModelForSequenceClassification.from_pretrained("{run.folder.model}")  # loads it')
         return
     say(f"yrun chat {arguments}    # chat with it")
-    if recipe.eval.tasks:
-        say(f"yrun eval {arguments}    # run its tasks on base and result")
+    if run.eval_tasks or recipe.eval.faults is not None:
+        say(f"yrun eval {arguments}    # compare base and result")
     if recipe.tuning.kind in ("lora", "qlora"):
         say(f"yrun merge {arguments}   # merge base and adapter")
 

@@ -54,6 +54,7 @@ from yrunner.models.load import (
     time_in_bfloat16,
 )
 from yrunner.models.local import find_gguf
+from yrunner.models.merge.extend import extended_folder
 from yrunner.models.meta import read_config
 from yrunner.models.model_key import model_key
 from yrunner.models.quantization import StoredQuantization
@@ -184,7 +185,11 @@ class Run:
 
     @cached_property
     def _base_model(self) -> str:
-        return self.in_hugging_face_format(str(self.recipe.model.base))
+        model = self.recipe.model
+        source = self.in_hugging_face_format(str(model.base))
+        if model.rope is None and not model.new_tokens:
+            return source
+        return str(extended_folder(source, self.folder.bases, model.rope, model.new_tokens))
 
     def in_hugging_face_format(self, source: str) -> str:
         """The folder of a model of ModelScope or of a GGUF file, unpacked; others unchanged.
@@ -538,8 +543,13 @@ class Run:
         """Refuse faulty rows as the recipe says, and split off the validation rows."""
         data = self.recipe.data
         self.dataset.check(too_long=data.too_long, invalid=data.invalid, altered=data.altered)
-        if data.validation_share is not None:
-            self.dataset.set_validation_aside(data.validation_share, self.recipe.seed)
+        self.split_off_validation()
+
+    def split_off_validation(self) -> None:
+        """Set the rows of `data.validation_share` aside, if the recipe has it."""
+        share = self.recipe.data.validation_share
+        if share is not None:
+            self.dataset.set_validation_aside(share, self.recipe.seed)
 
     def accept_rows(self) -> None:
         """Print row counts, and refuse faulty rows as the recipe says."""
@@ -649,18 +659,36 @@ class Run:
             return [
                 (task, read_task(task, thinking_apart=apart)) for task in self.recipe.eval.tasks
             ]
+        questions, name, file = self._own_questions()
+        if self.recipe.eval.thinking == "apart":
+            questions = [question.behind_thinking() for question in questions]
+        task = AnswerTask(kind="answer", name=name, side="domain", data=file)
+        return [(task, questions)] if questions else []
+
+    @property
+    def eval_tasks(self) -> list[tuple[Task, list[Question]]]:
+        """What `yrun eval` measures: none of its own if the recipe only lists faults."""
+        has_own = self.recipe.eval.tasks or self.recipe.eval.faults is None
+        return self.tasks if has_own else []
+
+    def _own_questions(self) -> tuple[list[Question], str, Path]:
+        """A few questions of the run's own rows, what they are, and their file.
+
+        Of rows that are not learned, if there are any.
+        """
         data = self.recipe.data
         purpose = "validation" if data.validation else "train"
         source = next(source for source in self.sources if source.purpose == purpose)
         file = source.files[0]
         rows = conversations_of([replace(source, files=(file,))], self.rules)
-        found = [question_of(row) for row in islice(rows, FIRST_ROWS) if not row.is_text]
-        questions = [question for question in found if question.reference]
-        if self.recipe.eval.thinking == "apart":
-            questions = [question.behind_thinking() for question in questions]
         name = f"first rows of {file.name}"
-        task = AnswerTask(kind="answer", name=name, side="domain", data=file)
-        return [(task, questions)] if questions else []
+        if purpose == "train" and data.validation_share and self.recipe.train.stage == "sft":
+            examples = self.dataset.rows_aside(data.validation_share, self.recipe.seed).examples
+            aside = {examples.origin(number) for number in range(len(examples))}
+            rows = (row for row in conversations_of([source], self.rules) if row.origin in aside)
+            name = "rows set aside"
+        found = [question_of(row) for row in islice(rows, FIRST_ROWS) if not row.is_text]
+        return [question for question in found if question.reference], name, file
 
     @cached_property
     def known_faults(self) -> list[KnownFault]:
@@ -695,7 +723,7 @@ class Run:
         if not self.folder.is_finished():
             raise RunError(
                 f"{self.recipe.name} has no result in {self.folder.folder}",
-                remedy="train it first: yrun train",
+                remedy=f"train it first: yrun train {self.options.arguments}",
             )
 
     @cached_property

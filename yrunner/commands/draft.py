@@ -137,7 +137,10 @@ def draft(base: str, data: str, path: Path) -> None:
     sorting = path.with_name(f"{path.stem}-sort{path.suffix}")
     for file in (path, sorting):
         if file.exists():
-            raise YRunnerError(f"{file} already exists", remedy="name a new file")
+            raise YRunnerError(
+                f"{file} already exists",
+                remedy=f"name another: yrun init {path.stem}-2.yaml --base ... --data ...",
+            )
     if not os.path.exists(data) and not GLOB & set(data):
         raise YRunnerError(f"--data: there is no file {data}", remedy="check the path")
     found = measure(base, data)

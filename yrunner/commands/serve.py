@@ -13,6 +13,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from huggingface_hub.constants import HF_HUB_CACHE
+
 from yrunner.assembly.run import Run
 from yrunner.console import say, warn
 from yrunner.distributed.launcher import COMMAND
@@ -115,6 +117,8 @@ def _serve_with_transformers(
             remedy="run pip install 'yrunner[serve]'",
         )
     _check_address(host, port)
+    # The server lists the models of the Hub's cache, and fails if there is none.
+    Path(HF_HUB_CACHE).mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix="yrun-serve-") as place:
         if is_adapter:
             join_adapter(folder, Path(_whole_base(run)), Path(place, name))

@@ -220,8 +220,8 @@ MISSING = {
     "enable_liger_kernel": "the fused head does the same and is always on; remove it",
     "cut_cross_entropy": "the fused head does the same and is always on; remove it",
     "neftune_noise_alpha": "remove it",
-    "rope_scaling": "remove it",
-    "special_tokens": "remove it",
+    "rope_scaling": "use model.rope",
+    "special_tokens": "use model.new_tokens for tokens that the model lacks",
     "streaming": "remove it",
     "plugins": "remove it",
 }

@@ -10,7 +10,7 @@ import pytest
 from benchmarks.processes import start_ranks
 from tests.conftest import questions, write_jsonl
 from tests.rounding import rounding
-from yrunner.assembly.measure import evaluate, kept_results
+from yrunner.assembly.measure import evaluate, kept_results, losses_of_rows
 from yrunner.assembly.run import Run
 from yrunner.cli import app
 from yrunner.commands.eval.command import eval_recipe
@@ -291,8 +291,10 @@ def test_without_a_result_eval_of_another_model_says_that_it_is_left_out(trained
 
 
 def test_eval_without_tasks_or_without_a_result_says_what_to_do(project):
-    with pytest.raises(YRunnerError, match=r"has no eval\.tasks\. Add one"):
-        eval_recipe(TUNED, ["eval.tasks=[]"], [])
+    write_jsonl(project / "texts.jsonl", [{"text": "Belo is a town."}] * 4)
+    texts = ["data={train: [{file: texts.jsonl}], targets: all}", "train.stage=cpt"]
+    with pytest.raises(YRunnerError, match=r"eval\.tasks, and its rows ask no questions\. Add a"):
+        eval_recipe(TUNED, ["eval={}", "loss={kind: plain}", *texts], [])
     with pytest.raises(RunError, match=r"has no result in .*\. Train it first: yrun train"):
         eval_recipe(TUNED, [], [])
     with pytest.raises(RunError, match="base has no result in"):
@@ -364,3 +366,29 @@ def test_faulty_settings_are_found_with_their_line(project, change, task, reason
     )
     with pytest.raises(RecipeError, match=reason):
         eval_recipe(TUNED, [], [])
+
+
+def test_a_recipe_without_tasks_asks_the_rows_that_were_not_learned(trained_base, change, capsys):
+    rows = {"train": [{"file": "train.jsonl"}], "validation_share": 0.25}
+    change("tuned.yaml", eval={"budget": None}, data=rows)
+    train(TUNED, [], resume=False, overwrite=False)
+    run = Run.load(TUNED)
+    ((task, asked),) = run.tasks
+    run.refuse_faulty_rows()  # sets them aside as the training did
+    learned = {example.origin for example in run.dataset.train.examples}
+    assert task.name == "rows set aside" and len(asked) == 4
+    texts = (Path("train.jsonl").read_text("utf-8")).splitlines()
+    aside = [json.loads(text) for number, text in enumerate(texts, 1)
+             if (Path("train.jsonl").resolve(), number) not in
+             {(origin.file, origin.row) for origin in learned}]  # fmt: skip
+    assert [question.reference for question in asked] == [row["output"] for row in aside]
+    capsys.readouterr()
+    eval_recipe(TUNED, [], [])
+    said = capsys.readouterr().out
+    assert "tuned.yaml has no eval.tasks: base and result answer rows set aside. Add" in said
+    shown = json.loads(Path("outputs/tuned/eval.json").read_text("utf-8"))
+    assert list(shown["questions"]) == ["rows set aside"] and len(shown["models"]) == 2
+    # Other commands measure losses on the same rows.
+    fresh = Run.load(TUNED)
+    measured = losses_of_rows(fresh, fresh.load_base(), "loss")
+    assert (measured.rows, measured.purpose) == (4, "validation")

@@ -248,6 +248,39 @@ def test_a_date_is_text(valid, problems):
     assert problems(valid.replace("legal", "2026-01-01")) == []
 
 
+ADDED = "  new_tokens: [<call>]\n"
+LORA = "tuning: {kind: lora}\n"
+
+
+@pytest.mark.parametrize(
+    ("model", "rest", "expected"),
+    [
+        (ADDED, LORA, "model.new_tokens mean nothing to the model before they are trained"),
+        (ADDED, "tuning: {kind: lora, train_tokens: [<end>]}\n", "mean nothing to the model"),
+        (ADDED, "tuning: {kind: freeze}\n", "mean nothing to the model"),
+        (ADDED, "tuning: {kind: freeze, embeddings: true}\n", None),
+        (ADDED, "tuning: {kind: full}\n", None),
+        (ADDED, "tuning: {kind: lora, train_tokens: [<call>, <end>]}\n", None),
+        (ADDED, "tuning: {kind: lora, modules_to_save: [embed_tokens]}\n", None),
+        ("  new_tokens: [<a>, <a>]\n", "tuning: {kind: full}\n", "new_tokens has a token twice"),
+        ("  rope: {kind: yarn, factor: 4}\n", LORA, None),
+        ("  rope: {kind: yarn, factor: 1}\n", LORA, "must be a number above 1"),
+        ("  rope: {factor: 4}\n", LORA, "kind"),
+    ],
+)
+def test_what_a_base_gets_is_trained(model, rest, expected, valid, problems):
+    found = problems(valid.replace("  base: ./base\n", f"  base: ./base\n{model}") + rest)
+    assert len(found) == (expected is not None)
+    assert all(expected in problem for problem in found)
+
+
+def test_the_result_of_a_recipe_is_not_extended(valid, problems, folder):
+    (folder / "other.yaml").write_text(valid.replace("name: legal", "name: other"), "utf-8")
+    text = valid.replace("./base", "other.yaml\n  rope: {kind: linear, factor: 2}")
+    (found,) = problems(text)
+    assert "rope needs a model as base; set it in the recipe of the base" in found
+
+
 EVERY_SECTION = """\
 name: legal
 seed: 1

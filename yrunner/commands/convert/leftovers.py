@@ -75,7 +75,9 @@ REMEDIES = (
     (r"pad_token", "not needed: padding is never learned from"),
     (r"special_tokens|add_(special_)?tokens|tokens|new_special_tokens.*|init_special_tokens"
      r"|tokenizer_config|resize_token_embeddings.*|added_tokens_overrides",
-     "tokens are not added; tuning.train_tokens trains the rows of tokens that the model has"),
+     "write new ones as model.new_tokens and tuning.train_tokens, which trains others too"),
+    (r"rope_scaling|rope_parameters|overrides_of_model_config",
+     "for longer texts, write model.rope with kind and factor"),
     (r"strict", "not needed: a recipe is always checked"),
     (r"eot_tokens", "not needed: the chat template says where a turn ends"),
     (r"vllm|vllm_.*|use_vllm|sleep_level|offload_(model|optimizer)|move_model_batches|async_generate",

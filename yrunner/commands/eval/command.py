@@ -32,10 +32,17 @@ def eval_recipe(path: Path, overrides: list[str], models: Sequence[str]) -> None
     run = Run.load(path, overrides)
     recipe, run_dir = run.recipe, run.folder
     run_dir.check()
-    if not recipe.eval.tasks and recipe.eval.faults is None:
-        raise YRunnerError(f"{path} has no eval.tasks", remedy="add one, with name, side and data")
-    tasks = run.tasks if recipe.eval.tasks else []
-    faults = run.known_faults
+    tasks, faults = run.eval_tasks, run.known_faults
+    if not tasks and recipe.eval.faults is None:
+        raise YRunnerError(
+            f"{path} has no eval.tasks, and its rows ask no questions",
+            remedy="add a task, with name, side and data",
+        )
+    if not recipe.eval.tasks and tasks:
+        say(
+            f"{path} has no eval.tasks: base and result answer {tasks[0][0].name}. Add tasks with "
+            "side: general to see what was forgotten"
+        )
     which = result_in_words(run_dir) if run_dir.is_finished() else ""
     if which:
         say(f"result: {which}")

@@ -37,17 +37,38 @@ class Prepared(Generic[Rows]):
         self.reports: list[FileReport] = []
         self.unused: list[Path] = []
         """Files in the folders of the recipe that are of other splits."""
+        self.is_set_aside = False
+        """Whether rows were moved from training to validation."""
 
     def add(self, purpose: Literal["train", "validation"], rows: Rows) -> None:
         """Append rows."""
         setattr(self, purpose, type(rows).joined([getattr(self, purpose), rows]))
 
     def set_validation_aside(self, share: float, seed: int) -> None:
-        """Move a random share of the training rows to validation: at least one, never all.
+        """Move a random share of the training rows to validation, once; see `rows_aside`."""
+        if self.is_set_aside:
+            return
+        is_aside_E = self._chosen_aside(share, seed)
+        aside = self.train.select(np.flatnonzero(is_aside_E))
+        self.train = self.train.select(np.flatnonzero(~is_aside_E))
+        self.validation = type(aside).joined([self.validation, aside])
+        self.is_set_aside = True
+        # The files of the training rows are those of the training reports, in order.
+        reports = [report for report in self.reports if report.purpose == "train"]
+        for index, report in enumerate(reports):
+            report.set_aside = int((aside.file_E == index).sum())
+
+    def rows_aside(self, share: float, seed: int) -> Rows:
+        """The rows that `set_validation_aside` moves, or has moved: at least one, never all.
 
         Pairs with equal prompts stay together. Raises `YRunnerError` if there are fewer than two
         rows, or prompts.
         """
+        if self.is_set_aside:
+            return self.validation
+        return self.train.select(np.flatnonzero(self._chosen_aside(share, seed)))
+
+    def _chosen_aside(self, share: float, seed: int) -> Any:
         group_E = self.train.split_E
         sizes = np.bincount(group_E)
         if len(sizes) < 2:
@@ -59,14 +80,7 @@ class Prepared(Generic[Rows]):
             )
         number = min(max(1, round(len(self.train) * share)), len(self.train) - 1)
         order = np.random.default_rng(seed).permutation(len(sizes))
-        is_aside_E = np.isin(group_E, _first_that_fit(order, sizes, number))
-        aside = self.train.select(np.flatnonzero(is_aside_E))
-        self.train = self.train.select(np.flatnonzero(~is_aside_E))
-        self.validation = type(aside).joined([self.validation, aside])
-        # The files of the training rows are those of the training reports, in order.
-        reports = [report for report in self.reports if report.purpose == "train"]
-        for index, report in enumerate(reports):
-            report.set_aside = int((aside.file_E == index).sum())
+        return np.isin(group_E, _first_that_fit(order, sizes, number))
 
     @cached_property
     def findings(self) -> list[Finding]:

@@ -80,6 +80,7 @@ def llama_cpp_python_command(
     return [
         *(sys.executable, "-m", "llama_cpp.server", "--model", str(file), "--model_alias", name),
         *("--n_ctx", "0"),  # as many tokens as the model reads, not 2,048
+        *("--verbose", "false"),  # else it prints thousands of lines about its computation
         *("--host", host, "--port", str(port)),
     ]
 

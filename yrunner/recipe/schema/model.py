@@ -6,7 +6,13 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
-from yrunner.recipe.schema.section import BaseSource, ModelSource, Section, existing_file
+from yrunner.recipe.schema.section import (
+    BaseSource,
+    ModelSource,
+    Section,
+    existing_file,
+    is_recipe_path,
+)
 
 KNOWN_TEMPLATES = ("chatml", "llama3", "qwen3", "gemma", "mistral", "deepseek", "glm4", "phi4")
 """Chat templates that come with yrunner, in `models/templates/`."""
@@ -53,6 +59,15 @@ class ScratchModel(Section):
         return self
 
 
+class RopeScaling(Section):
+    """Let the model read longer texts than those that it was trained on."""
+
+    kind: Literal["yarn", "linear"]
+    """`yarn`: stretches long waves only. `linear`: all positions."""
+    factor: float = Field(gt=1, le=1000)
+    """How many times longer texts than now."""
+
+
 class ModelSection(Section):
     """The model to train."""
 
@@ -77,6 +92,13 @@ class ModelSection(Section):
     uses them, and the saved model has them as defaults. They must be names that the template
     reads."""
 
+    rope: RopeScaling | None = None
+    """Scale the rotary positions of the base, for longer texts; learn on such texts. The result
+    keeps them."""
+    new_tokens: list[Annotated[str, Field(min_length=1)]] = Field([])
+    """Tokens to add to the base, such as marks of tools: ["<call>", "</call>"]. Each begins as the
+    mean of all others, so it must be trained: name it in tuning.train_tokens too."""
+
     @property
     def template_file(self) -> Path | None:
         """The .jinja file of the recipe, if it names one."""
@@ -99,6 +121,15 @@ class ModelSection(Section):
             raise ValueError(
                 "chat_template needs a base: a new tokenizer has ChatML; remove chat_template"
             )
+        if self.rope is None and not self.new_tokens:
+            return self
+        key = "rope" if self.rope is not None else "new_tokens"
+        if self.base is None or is_recipe_path(self.base):
+            raise ValueError(
+                f"{key} needs a model as base; set it in the recipe of the base, or remove it"
+            )
+        if len(set(self.new_tokens)) < len(self.new_tokens):
+            raise ValueError("new_tokens has a token twice; remove one")
         return self
 
 

@@ -536,6 +536,18 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def new_tokens_are_trained(self) -> Self:
+        tuning, new = self.tuning, self.model.new_tokens
+        trains_all = tuning.kind == "full" or getattr(tuning, "embeddings", False)
+        trained = getattr(tuning, "train_tokens", [])
+        if trains_all or getattr(tuning, "modules_to_save", None) or set(new) <= set(trained):
+            return self
+        raise ValueError(
+            "model.new_tokens mean nothing to the model before they are trained; name them in "
+            "tuning.train_tokens too, or train the embeddings"
+        )
+
+    @model_validator(mode="after")
     def packing_or_token_batches(self) -> Self:
         if self.data.packing and self.train.token_batch:
             raise ValueError(
