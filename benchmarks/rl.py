@@ -1,18 +1,22 @@
 """How fast is GRPO with LoRA, compared with TRL, and how much memory does it take?
 
     python -m benchmarks.rl [--vocabulary 6400] [--updates 4] [--trl PYTHON]
+    python -m benchmarks.rl --writing
 
 Trains LoRA of rank 16 on all linear layers in float32, from a Qwen3 model of random weights: eight
 prompts of 4 to 60 tokens per update, eight answers of up to 64 tokens to each, written by
 transformers; no KL. The reward is the share of even words. Each trainer runs in a separate process,
 in turns, on the same model and the same prompts. Reports the time per update, writing and learning
 together, and the peak memory of the process. `--trl` takes the Python of an environment with TRL;
-default this one.
+default this one. `--writing` compares the writing of 64 answers at once with one by one, in seconds
+of processor time, and checks that the answers are the same.
 """
 
 import argparse
 import json
 import random
+import statistics
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -173,6 +177,43 @@ def with_trl(folder: Path) -> None:
 TRAINERS: dict[str, Callable[[Path], None]] = {"ours": ours, "trl": with_trl}
 
 
+def compare_writing(options: argparse.Namespace) -> None:
+    """Write the answers of an update at once and one by one, in turns."""
+    from benchmarks.sft.ours import load_lora
+    from yrunner.assembly.rl.rollouts import write_answers
+    from yrunner.models.limits import evaluating
+    from yrunner.models.load import load_tokenizer
+    from yrunner.recipe.schema.rl import RolloutSection
+    from yrunner.training.rl.collect import AskedPrompt
+
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        save_model(folder / "model", options.vocabulary)
+        write_prompts(folder, PROMPTS_AT_ONCE, options.vocabulary)
+        model, tokenizer = load_lora(folder), load_tokenizer(str(folder / "model"))
+        lines = (folder / "prompts.jsonl").read_text("utf-8").splitlines()
+    prompts = [tuple(map(int, json.loads(line)["prompt"].split())) for line in lines]
+    asked = [
+        AskedPrompt(ids, (0, place, number))
+        for place, ids in enumerate(prompts)
+        for number in range(GENERATIONS)
+    ]
+    found: dict[int, list[float]] = {len(asked): [], 1: []}
+    texts = set()
+    for _ in range(options.repeats):
+        for size, seconds in found.items():
+            rollout = RolloutSection(max_new_tokens=ANSWER_TOKENS, batch_size=size)
+            started = time.process_time()
+            with evaluating(model):
+                answers = write_answers(model, tokenizer, rollout, asked)
+            seconds.append(time.process_time() - started)
+            texts.add(tuple(answer.text for answer in answers or ()))
+    assert len(texts) == 1, "the batch changes the answers"
+    at_once, one_by_one = (statistics.median(seconds) for seconds in found.values())
+    print(f"{len(asked)} answers at once: {at_once:.2f} s, one by one: {one_by_one:.2f} s")
+    print(f"one by one / at once: {one_by_one / at_once:.1f}")
+
+
 def compare(options: argparse.Namespace) -> None:
     """Run the trainers in turns, and print medians and ratios."""
     with TemporaryDirectory() as name:
@@ -187,8 +228,11 @@ def main() -> None:
     """Train, or compare the trainers."""
     parser = parser_of(__doc__, TRAINERS, vocabulary=6_400, repeats=2)
     parser.add_argument("--updates", type=int, default=4)
+    parser.add_argument("--writing", action="store_true")
     options = parser.parse_args()
-    if options.train:
+    if options.writing:
+        compare_writing(options)
+    elif options.train:
         TRAINERS[options.train](options.folder)
     else:
         compare(options)

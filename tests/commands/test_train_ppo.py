@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -101,6 +102,8 @@ def test_a_run_saves_its_policy_and_the_critic_beside_it(acting, capfd):
         "train.gradient_checkpointing=true",
         "rollout={generations: 1, max_new_tokens: 5, updates_per_rollout: 2, truncated: penalise}",
         "loss={kind: ppo, beta: 0.0, whiten: false, lam: 1.0, gamma: 0.9}",
+        "keep={kind: self_replay, rows: 4, share: 0.25}",
+        "keep={kind: ewc, rows: 4}",
     ],
 )
 def test_what_other_losses_have_works_here_too(acting, addition):
@@ -109,6 +112,17 @@ def test_what_other_losses_have_works_here_too(acting, addition):
     assert len(rows) == 2 and rows[0]["policy_change"] == 0
     assert rows[1]["value_loss"] > 0
     assert not any("critic" in name for name in trained())
+
+
+def test_the_critic_learns_at_its_own_rate(acting):
+    settings = ["train.max_steps=2", "data.validation=[]", "eval.budget=0.01"]
+    own = "loss={kind: ppo, critic_learning_rate: 3.0e-9}"
+    run(own, *settings)
+    moved, (first, last) = trained(part="critic"), [row for row in records("ppo") if "loss" in row]
+    assert all(weight.abs().max() < 1e-7 for name, weight in moved.items() if "lora_B" in name)
+    assert abs(last["value"]) < 1e-6
+    assert first["learning_rate"] == last["learning_rate"] == 3.0e-3
+    assert any(weight.abs().max() > 1e-3 for name, weight in trained().items() if "lora_B" in name)
 
 
 def test_a_reward_model_is_trained_first_and_is_an_adapter_on_the_same_base(acting, capfd):
@@ -162,9 +176,6 @@ def test_check_says_what_is_held_in_memory_and_waits_for_the_reward_model(acting
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["distributed.deepspeed={stage: 1}"], "loss.kind ppo cannot be combined with distributed"),
-        (["train.torch_compile=true"], "cannot be combined with train.torch_compile"),
-        (["keep={kind: ewc}"], "cannot be combined with keep.kind ewc"),
         (["tuning={kind: full}", "loss.critic=reward.yaml"], "loss.critic and tuning.kind full"),
         (["loss={kind: grpo}", "rollout.generations=1"], "leaves nothing to compare"),
         (["rollout.resample=2"], "loss.kind ppo and rollout.resample cannot be combined"),
@@ -188,18 +199,51 @@ def test_a_critic_that_is_no_adapter_is_refused_in_one_sentence(acting):
         run("loss.critic=outputs/base/model")
 
 
-def test_two_ranks_end_where_one_does(acting, forks):
-    more = ["rollout.updates_per_rollout=2", "data.validation=[]", "train.max_steps=4"]
-    two = [sys.executable, "-m", "yrunner.cli", "train", "ppo.yaml", "name=two", *more]
-    two += ["train.gradient_accumulation_steps=2", "distributed.processes=2"]
-    run("name=one", *more)
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["distributed.processes=2"],
+        ["distributed={processes: 2, deepspeed: {stage: 2}}", "keep={kind: ewc, rows: 4}"],
+        ["distributed={processes: 2, deepspeed: {stage: 3}}", *JUDGED],
+        ["distributed={processes: 2, deepspeed: {stage: 3}}", "tuning={kind: full}"],
+    ],
+    ids=["ddp", "zero2", "zero3-adapters", "zero3-full"],
+)
+def test_two_ranks_end_where_one_does(acting, forks, more):
+    """Under ZeRO 3 also with a critic and a reward that are adapters on the sharded base."""
+    sharing, *others = more
+    rate = "train.learning_rate=1.0e-3"
+    others += ["rollout.updates_per_rollout=2", "data.validation=[]", "train.max_steps=4", rate]
+    two = [sys.executable, "-m", "yrunner.cli", "train", "ppo.yaml", "name=two", *others]
+    run("name=one", *others)
+    two += ["train.gradient_accumulation_steps=2", sharing]
     subprocess.run(two, check=True, capture_output=True)
     one, other = lines("one"), lines("two")
     assert [line["text"] for line in one] == [line["text"] for line in other]
-    for part in ("model", "critic"):
+    parts = ["model"] if "tuning={kind: full}" in more else ["model", "critic"]
+    for part in parts:
         known, found = trained("one", part), trained("two", part)
+        assert known.keys() == found.keys()
         for name, weight in known.items():
             torch.testing.assert_close(weight, found[name], rtol=1e-4, atol=1e-5)
+
+
+def test_a_run_under_deepspeed_goes_on_as_if_nothing_had_been(acting):
+    """The critic too: its weights and their moments are part of the checkpoint."""
+    settings = ["rollout.updates_per_rollout=2", "data.validation=[]", "train.checkpoint.every=1"]
+    settings += ["distributed.deepspeed={stage: 3}", "train.checkpoint.keep=9"]
+    run("name=whole", *settings, "train.max_steps=3")
+    run("name=parts", *settings, "train.max_steps=3")
+    later = Path("outputs/parts/checkpoints")
+    for step in (2, 3):
+        shutil.rmtree(later / f"step-{step}")
+    for name in ("model", "critic"):
+        shutil.rmtree(f"outputs/parts/{name}")
+    run("name=parts", *settings, "train.max_steps=3", resume=True)
+    for part in ("model", "critic"):
+        known, found = trained("whole", part), trained("parts", part)
+        for name, weight in known.items():
+            torch.testing.assert_close(weight, found[name], rtol=1e-6, atol=1e-7)
 
 
 def test_a_killed_run_goes_on_in_the_midst_of_a_cycle_as_if_nothing_had_been(acting, forks):

@@ -39,6 +39,7 @@ def test_a_run_on_rewards_ends_with_a_model_and_its_rollouts(rewarded, capfd, tu
     said = capfd.readouterr().out
     assert "reference" in said and ("adapter off" in said) == ("lora" in tuning)
     assert "reward 0." in said and "highest validation reward" in said
+    assert "Answers drawn: the first 16, and the last 16" in said
     rows = [row for row in records("rewarded") if "loss" in row]
     assert len(rows) == 8
     assert rows[0]["policy_change"] == 0 and abs(rows[0]["kl"]) < 1e-9 < rows[-1]["kl"]
@@ -54,6 +55,7 @@ def test_a_run_on_rewards_ends_with_a_model_and_its_rollouts(rewarded, capfd, tu
         assert line["rewards"]["pattern"] == found
     page = Path("outputs/rewarded/report.html").read_text("utf-8")
     assert "validation reward" in page and "Weight by loss" not in page
+    assert "Answers drawn" in page and "sum, less penalties" in page
 
 
 def test_what_is_rewarded_is_learned(rewarded):

@@ -1,4 +1,4 @@
-"""What a few answers say about a training on rewards."""
+"""What answers say about a training on rewards, before it and afterwards."""
 
 import random
 
@@ -11,6 +11,7 @@ from yrunner.rewards.facts import (
     alarms_of,
     contradictions,
     equal_share,
+    first_and_last,
     is_equal,
     nearest,
     reward_facts,
@@ -116,3 +117,23 @@ def test_rewards_contradict_each_other_where_one_falls_as_the_other_rises():
         "the rewards a and b contradict each other (correlation -0.99): lower the weight of one, "
         "or combine them"
     )
+
+
+def line(cycle, exact, own, reward):
+    return {"cycle": cycle, "rewards": {"exact": exact, "own": own}, "reward": reward}
+
+
+def test_beginning_and_end_of_a_run_are_a_twentieth_of_its_cycles():
+    rewards = [section(kind="exact"), section(kind="python", function="rewards.py:own", name="own")]
+    lines = [line(cycle, float(cycle > 20), cycle, 2.0 * cycle) for cycle in range(40)]
+    lines += [line(1, 1.0, None, None), line(38, 0.5, None, -1.0)]
+    first, last = first_and_last(lines, rewards)
+    assert (first.answers, last.answers) == (3, 3), "two cycles of 40, an answer more in one"
+    assert first.means == {"exact": pytest.approx(1 / 3), "own": 0.5}
+    assert last.means == {"exact": pytest.approx(2.5 / 3), "own": 38.5}
+    assert first.whole == {"exact": pytest.approx(1 / 3)}, "a function has no full marks"
+    assert last.whole == {"exact": pytest.approx(2 / 3)}
+    assert (first.reward, last.reward) == (1.0, pytest.approx((76 + 78 - 1) / 3))
+    few, later = first_and_last(lines[:2], rewards)
+    assert (few.answers, later.answers) == (1, 1)
+    assert first_and_last(lines[:1], rewards) is None and first_and_last([], rewards) is None

@@ -10,6 +10,7 @@ from transformers import TrainingArguments
 from tests.training.conftest import LOSSES, relative_difference, slow_losses, weights_of
 from yrunner.data.batching.collate import all_in_one_row, fit_rows, one_per_row
 from yrunner.losses.nlirg import nlirg_weight
+from yrunner.losses.score_head import add_critic
 from yrunner.losses.targets import TokenWeight
 from yrunner.recipe.schema.recipe import Checkpoint
 from yrunner.tokens import IGNORE_INDEX
@@ -317,6 +318,24 @@ def test_lora_plus_multiplies_the_rate_of_the_second_matrices_alone(make_model):
     assert len(rates) == len(trained)
     for name, weight in trained:
         assert rates[id(weight)] == (16e-3 if "lora_B" in name else 1e-3, 0.1), name
+
+
+@pytest.mark.parametrize("ratio", [1.0, 16.0])
+def test_a_critic_may_have_a_learning_rate_of_its_own(make_model, ratio):
+    model = get_peft_model(make_model(), LoraConfig(r=4, target_modules="all-linear"))
+    add_critic(model)
+    arguments = TrainingArguments("unused", learning_rate=1e-3, weight_decay=0.1, use_cpu=True)
+    optimizer = optimizer_for(model, arguments, ratio, 1e-2)
+    assert optimizer.param_groups[0]["lr"] == 1e-3, "the rate that is logged"
+    rates = {
+        id(weight): group["lr"] for group in optimizer.param_groups for weight in group["params"]
+    }
+    trained = [named for named in model.named_parameters() if named[1].requires_grad]
+    assert len(rates) == len(trained)
+    for name, weight in trained:
+        expected = 1e-2 if ".critic." in name else 1e-3
+        expected *= ratio if "lora_B" in name else 1
+        assert rates[id(weight)] == pytest.approx(expected), name
 
 
 @pytest.mark.parametrize(

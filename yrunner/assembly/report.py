@@ -11,9 +11,10 @@ import torch
 from yrunner.assembly.dataset import data_name, unit_of
 from yrunner.assembly.distillation.teacher import teacher_in_words
 from yrunner.assembly.measure import Measured
+from yrunner.assembly.rl.rollouts import read_rollouts
 from yrunner.assembly.run import Run
 from yrunner.assembly.trainer import critic_in_words, reference_in_words
-from yrunner.console import counted, print_table, say, warn
+from yrunner.console import Cell, counted, print_table, say, warn
 from yrunner.data.batching.plan import Plan, epoch_after
 from yrunner.evaluation.scorers import headline_of
 from yrunner.losses.nlirg import zone_edges
@@ -39,8 +40,10 @@ from yrunner.reports.html import (
     KeyFigures,
     Plot,
     Report,
+    Table,
     write_report,
 )
+from yrunner.rewards.facts import first_and_last
 from yrunner.storage.run_dir import RunDir, read_json, write_json
 from yrunner.training.arguments import token_weight
 from yrunner.training.metrics import read_metrics, validation_losses
@@ -70,6 +73,10 @@ ROLLOUT_CAPTION = (
     "Above: the mean reward of the answers, and that on the validation prompts, which chooses the "
     "checkpoint. Below: the share of groups whose answers all got the same reward, which teach "
     "nothing, and of answers that were cut off."
+)
+DRAWN_CAPTION = (
+    "What the rewards said of the answers of the first and of the last twentieth of the cycles, "
+    "before their weights."
 )
 CRITIC_CAPTION = (
     "Above: the critic's loss. Below: the share of the variance of the returns that its values, as "
@@ -167,10 +174,41 @@ def warn_of_early_result(run: Run) -> None:
 def say_result(run: Run, before: Measured, after: Measured) -> None:
     """Print the results of the run, and where they are."""
     print_tasks(run.recipe, before, after)
+    if drawn := drawn_table(run):
+        print_table(drawn.title, drawn.columns, drawn.rows)
     which = result_in_words(run.folder)
     say(f"model:  {run.folder.model}{which and f' ({which})'}")
     say(f"report: {run.folder.report}")
     warn_of_early_result(run)
+
+
+def drawn_table(run: Run) -> Table | None:
+    """What the rewards said of a run's answers at its beginning and at its end.
+
+    None for other stages, and for a run of a single cycle.
+    """
+    rewards = run.recipe.rewards
+    found = first_and_last(read_rollouts(run.folder.rollouts), rewards) if rewards else None
+    if found is None:
+        return None
+    first, last = found
+    rows: list[tuple[Cell, ...]] = [
+        (
+            each.shown_name,
+            _from_to(first.means.get(each.shown_name), last.means.get(each.shown_name), ".3f"),
+            _from_to(first.whole.get(each.shown_name), last.whole.get(each.shown_name), ".1%"),
+        )
+        for each in rewards
+    ]
+    rows.append(("sum, less penalties", _from_to(first.reward, last.reward, ".3f"), None))
+    title = f"Answers drawn: the first {first.answers:,}, and the last {last.answers:,}"
+    return Table(title, ("reward", "mean", "full marks"), rows, DRAWN_CAPTION)
+
+
+def _from_to(first: float | None, last: float | None, form: str) -> str | None:
+    if first is None or last is None:
+        return None
+    return f"{first:{form}} to {last:{form}}"
 
 
 def say_next(run: Run) -> None:
@@ -227,6 +265,7 @@ def write_run_report(run: Run, before: Measured, after: Measured) -> None:
     blocks: list[Block] = [
         KeyFigures(_key_figures(run, before, after, records)),
         *_loss_plots(recipe, records),
+        *([drawn] if (drawn := drawn_table(run)) else []),
         *_teacher_plots(records),
         *drift_plots(records),
         *(_weight_plots(recipe, records, before, after) if recipe.learns_from_tokens else []),

@@ -234,6 +234,7 @@ def make_trainer(run: Run, model: Any, arguments: TrainingArguments, task: Train
         task.folder,
         torch_compile=recipe.train.torch_compile,
         lora_plus_ratio=getattr(recipe.tuning, "lora_plus_ratio", 1.0),
+        critic_rate=getattr(recipe.loss, "critic_learning_rate", None),
         callbacks=task.callbacks,
     )
 
@@ -426,7 +427,7 @@ def save_result(trainer: Trainer, run: Run, card: ModelCard, weights: Any) -> No
     with silence_libraries(), seemingly_absent("deepspeed"):
         model = trainer.accelerator.unwrap_model(trainer.model)
     if isinstance(run.recipe.loss, PpoLoss) and isinstance(model, PeftModel):
-        save_score_adapter(model, run.folder.critic, run.origin, name=CRITIC)
+        save_score_adapter(model, run.folder.critic, run.origin, name=CRITIC, weights=weights)
     if run.recipe.train.stage != "reward":
         save_model(model, run.tokenizer, run.folder.model, card, weights=weights)
         return

@@ -30,24 +30,28 @@ CRITIC = "critic"
 
 
 def add_score_head(model: Any) -> None:
-    """Add a layer of random weights, drawn from torch's global generator.
+    """Add a layer of random weights, drawn from torch's global generator; see `_one_output`."""
+    std = getattr(model.config.get_text_config(), "initializer_range", 0.02)
+    head, whole = _one_output(model)
+    with whole:
+        nn.init.normal_(head.weight, std=std)
+    model.add_module(SCORE, head)
+
+
+def _one_output(model: Any) -> tuple[nn.Linear, AbstractContextManager[Any]]:
+    """A layer from hidden states to one number, and a context in which its weights can be set.
 
     In float32; under ZeRO-3 sharded like the other weights, and in their dtype.
     """
-    config = model.config.get_text_config()
-    std = getattr(config, "initializer_range", 0.02)
+    size = model.config.get_text_config().hidden_size
     if is_deepspeed_zero3_enabled():
         import deepspeed
 
         with deepspeed.zero.Init(config_dict_or_path=deepspeed_config()):
-            head = nn.Linear(config.hidden_size, 1, bias=False)
-        with deepspeed.zero.GatheredParameters(head.weight, modifier_rank=0):
-            nn.init.normal_(head.weight, std=std)
-    else:
-        head = nn.Linear(config.hidden_size, 1, bias=False, dtype=torch.float32)
-        nn.init.normal_(head.weight, std=std)
-        head.to(next(model.parameters()).device)
-    model.add_module(SCORE, head)
+            head = nn.Linear(size, 1, bias=False)
+        return head, deepspeed.zero.GatheredParameters(head.weight, modifier_rank=0)
+    device = next(model.parameters()).device
+    return nn.Linear(size, 1, bias=False, dtype=torch.float32, device=device), nullcontext()
 
 
 def attach_scores(model: Any) -> None:
@@ -81,21 +85,21 @@ def measure_scores(model: Any, inputs: dict[str, Tensor], score_at: Tensor) -> T
     return score_S
 
 
-def add_critic(model: Any) -> None:
+def add_critic(model: Any, start_1D: Tensor | None = None) -> None:
     """Add a critic to a model that is ready to be trained; its values start at 0.
 
-    With an adapter, a second one of the same shape, whose random half is drawn from torch's global
-    generator; one that was added before, named CRITIC, is kept. Raises `ModelError` if the model's
-    adapter is on the output head alone, which no value reads.
+    `start_1D`: the weights of its layer instead of zeros. With an adapter, a second one of the same
+    shape, whose random half is drawn from torch's global generator; one that was added before,
+    named CRITIC, is kept. Raises `ModelError` if the model's adapter is on the output head alone,
+    which no value reads.
     """
     causal = _causal(model)
     if isinstance(model, PeftModel) and CRITIC not in model.peft_config:
         with same_weights_trained(model):
             model.add_adapter(CRITIC, _critic_config(model, causal))
-    weight = next(model.parameters())
-    size = causal.config.get_text_config().hidden_size
-    head = nn.Linear(size, 1, bias=False, dtype=torch.float32, device=weight.device)
-    nn.init.zeros_(head.weight)
+    head, whole = _one_output(causal)
+    with whole, torch.no_grad():
+        head.weight.copy_(torch.zeros_like(head.weight) if start_1D is None else start_1D)
     causal.add_module(CRITIC, head)
     train_critic(model)
 

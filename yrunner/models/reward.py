@@ -102,12 +102,12 @@ def save_score_adapter(
     `weights`: the trained ones by name, if the model does not hold them. `folder` appears, or is
     replaced, only when it is complete.
     """
-    state = {
-        key: weights[full] if weights is not None and full in weights else weight
-        for key, (full, weight) in _weights_of(model, name).items()
-    }
+    named = _weights_of(model, name)
     if name == CRITIC:
-        state[HEAD] = getattr(model.get_base_model(), CRITIC).weight
+        full = f"base_model.model.{CRITIC}.weight"
+        named[HEAD] = full, model.get_parameter(full)
+    known = weights or {}
+    state = {key: known.get(full, weight) for key, (full, weight) in named.items()}
     config = _plain_config(model.peft_config[name])
     config.base_model_name_or_path = model.get_base_model().name_or_path
     whole = {key: weight.detach().cpu().contiguous() for key, weight in state.items()}

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from yrunner.errors import ModelError
-from yrunner.losses.score_head import critic_apart
+from yrunner.losses.score_head import critic_apart, critic_weights
 from yrunner.models.errors import silence_libraries
 from yrunner.models.export.serving import serving_lines
 from yrunner.models.load import find_stop_ids
@@ -83,7 +83,10 @@ def save_model(
             if isinstance(model, PeftModel):
                 _save_adapter(model, partial, base=str(base), weights=weights)
             else:
-                own_weights = None if weights is None else dict(weights)
+                own_weights: dict[str, Tensor] | None = None
+                if weights is not None:
+                    others = critic_weights(model)
+                    own_weights = {name: it for name, it in weights.items() if name not in others}
                 with critic_apart(model):
                     model.save_pretrained(partial, state_dict=own_weights)
         # peft leaves it out.

@@ -1,10 +1,11 @@
-"""What a few answers of the base say about a training on rewards: is there anything to learn?"""
+"""What answers say about a training on rewards: is there anything to learn, and was it learned?"""
 
 # G = answers to a prompt: a group
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
+from typing import Any
 
 from rapidfuzz import fuzz
 
@@ -18,6 +19,10 @@ CHOICES_OF_G = (4, 8, 16, 32, 64)
 ENOUGH = 0.5
 """Share of groups without variance that a run can live with."""
 Scores = Sequence[float | None]
+STRETCH = 0.05
+"""Share of a run's cycles whose answers tell its beginning, and its end, apart."""
+UNBOUNDED = ("reward_model", "python")
+"""Kinds of reward without a highest score."""
 
 
 @dataclass(frozen=True)
@@ -169,3 +174,49 @@ def short(text: str, limit: int = 160) -> str:
         return line
     half = (limit - 5) // 2
     return f"{line[:half]} ... {line[-half:]}"
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The answers that a run drew in a stretch of its cycles, or the mean of several such runs."""
+
+    answers: int
+    reward: float | None
+    """Their mean reward: the weighted sum, less the penalty for answers that are cut off."""
+    means: dict[str, float]
+    """The mean score of each reward that had an opinion."""
+    whole: dict[str, float]
+    """The share of full marks, for each reward that has any."""
+
+
+def first_and_last(
+    rollouts: Sequence[Mapping[str, Any]], rewards: Sequence[RewardSection]
+) -> tuple[Drawn, Drawn] | None:
+    """What a run drew in its first and in its last twentieth of the cycles, at least one each.
+
+    `rollouts`: lines of rollouts.jsonl. Answers that others have replaced count: they were drawn.
+    None before there are two cycles.
+    """
+    cycles = sorted({line["cycle"] for line in rollouts})
+    if len(cycles) < 2:
+        return None
+    number = max(1, round(STRETCH * len(cycles)))
+    first, last = (
+        _drawn([line for line in rollouts if line["cycle"] in chosen], rewards)
+        for chosen in (set(cycles[:number]), set(cycles[-number:]))
+    )
+    return first, last
+
+
+def _drawn(lines: Sequence[Mapping[str, Any]], rewards: Sequence[RewardSection]) -> Drawn:
+    totals = [line["reward"] for line in lines if line["reward"] is not None]
+    means, whole = {}, {}
+    for section in rewards:
+        name = section.shown_name
+        scores = [line["rewards"][name] for line in lines]
+        known = [score for score in scores if score is not None]
+        if known:
+            means[name] = fmean(known)
+            if section.kind not in UNBOUNDED:
+                whole[name] = fmean(score >= 1 for score in known)
+    return Drawn(len(lines), fmean(totals) if totals else None, means, whole)

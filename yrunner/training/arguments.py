@@ -18,6 +18,7 @@ from transformers.trainer_pt_utils import get_parameter_names
 
 from yrunner.distributed.collectives import is_joined
 from yrunner.losses.nlirg import HARD_UP_TO, nlirg_weight
+from yrunner.losses.score_head import critic_weights
 from yrunner.losses.targets import PLAIN, TokenWeight
 from yrunner.losses.token_weights import EAFT_TOP, dft_weight, eaft_weight, nlirg_entropy_weight
 from yrunner.recipe.schema.recipe import (
@@ -102,29 +103,34 @@ def make_accelerator(arguments: TrainingArguments) -> Accelerator:
 
 
 def optimizer_for(
-    model: nn.Module, arguments: TrainingArguments, lora_plus_ratio: float = 1.0
+    model: nn.Module,
+    arguments: TrainingArguments,
+    lora_plus_ratio: float = 1.0,
+    critic_rate: float | None = None,
 ) -> Optimizer:
     """The optimizer of a model's trained weights; biases and norms are not decayed.
 
-    The learning rate of LoRA's matrices B is `lora_plus_ratio` times that of all others.
+    `critic_rate`: the learning rate of a critic, if it has another. That of LoRA's matrices B is
+    `lora_plus_ratio` times that of the others.
     """
     names = set(get_parameter_names(model, [nn.LayerNorm], NOT_DECAYED))
-    trained = [named for named in model.named_parameters() if named[1].requires_grad]
-    decayed = [weight for name, weight in trained if name in names]
-    others = [weight for name, weight in trained if name not in names]
+    of_critic = critic_weights(model)
+    trained: dict[float, list[tuple[str, nn.Parameter]]] = {arguments.learning_rate: []}
+    for name, weight in model.named_parameters():
+        if not weight.requires_grad:
+            continue
+        rate = critic_rate if critic_rate and name in of_critic else arguments.learning_rate
+        factor = lora_plus_ratio if ".lora_B." in name else 1.0
+        trained.setdefault(rate * factor, []).append((name, weight))
     groups = [
-        {"params": decayed, "weight_decay": arguments.weight_decay},
-        {"params": others, "weight_decay": 0.0},
+        {
+            "params": [weight for name, weight in named if (name in names) is is_decayed],
+            "weight_decay": arguments.weight_decay if is_decayed else 0.0,
+            "lr": rate,
+        }
+        for rate, named in trained.items()
+        for is_decayed in (True, False)
     ]
-    if lora_plus_ratio != 1:
-        faster = {id(weight) for name, weight in trained if ".lora_B." in name}
-        rate = arguments.learning_rate * lora_plus_ratio
-        groups = [
-            {**group, "params": [it for it in group["params"] if (id(it) in faster) is is_faster]}
-            | ({"lr": rate} if is_faster else {})
-            for is_faster in (False, True)
-            for group in groups
-        ]
     if str(arguments.optim.value).endswith("8bit"):
         # Embedding rows get rare and uneven gradients, which 8 bits would round to zero.
         manager: Any = import_module("bitsandbytes.optim").GlobalOptimManager.get_instance()

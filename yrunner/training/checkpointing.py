@@ -190,14 +190,18 @@ class Checkpointer:
         torch.save(random_states(), folder / _generators())
         if this_rank() != 0:
             return
+        of_critic = {
+            name: weight if weights is None else weights.pop(name)
+            for name, weight in critic_weights(self.model).items()
+        }
         with silence_libraries(), critic_apart(self.model):
             if isinstance(self.model, PeftModel):
                 own = [self.model.active_adapter]
                 self.model.save_pretrained(str(folder), selected_adapters=own, state_dict=weights)
             else:
                 self.model.save_pretrained(str(folder), state_dict=weights)
-        if critic := critic_weights(self.model):
-            whole = {name: weight.detach().contiguous() for name, weight in critic.items()}
+        if of_critic:
+            whole = {name: weight.detach().contiguous() for name, weight in of_critic.items()}
             save_file(whole, folder / OF_CRITIC)
         if self.zero is None:
             torch.save(self.optimizer.state_dict(), folder / OPTIMIZER)

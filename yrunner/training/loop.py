@@ -55,6 +55,7 @@ class Trainer:
         *,
         torch_compile: bool = False,
         lora_plus_ratio: float = 1.0,
+        critic_rate: float | None = None,
         callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
         set_seed(arguments.seed)
@@ -64,7 +65,7 @@ class Trainer:
         self.cadence = cadence
         self.run_dir = run_dir
         self.torch_compile = torch_compile
-        self.lora_plus_ratio = lora_plus_ratio
+        self.lora_plus_ratio, self.critic_rate = lora_plus_ratio, critic_rate
         self.callbacks = list(callbacks)
         self.accelerator = make_accelerator(arguments)
         self.device = self.accelerator.device
@@ -127,7 +128,8 @@ class Trainer:
             if critic_weights(self.model):
                 again["context_fn"] = same_adapter_again(self.model)
             self.model.activation_checkpointing_enable(again)
-        optimizer = optimizer_for(self.model, self.arguments, self.lora_plus_ratio)
+        rates = (self.lora_plus_ratio, self.critic_rate)
+        optimizer = optimizer_for(self.model, self.arguments, *rates)
         self.called, self.optimizer = self.accelerator.prepare(self.model, optimizer)
         kind, warmup = self.arguments.lr_scheduler_type, int(self.arguments.warmup_steps)
         self.schedule = get_scheduler(kind, self.optimizer, warmup, self.plan.num_updates)

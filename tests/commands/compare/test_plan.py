@@ -1,7 +1,10 @@
 """What arms will do is known before they run, and where they differ unasked is said."""
 
+import json
+
 import pytest
 
+from tests.conftest import write_jsonl
 from yrunner.assembly.run import Run
 from yrunner.commands.compare.plan import environment_notes, fairness_notes, plan_facts
 from yrunner.storage.run_dir import RunDir, write_json
@@ -76,3 +79,19 @@ def test_runs_of_different_machines_or_versions_are_said(tmp_path):
     (note,) = environment_notes(runs)
     assert "different device: CPU, 2 threads: a, c; CPU, 1 threads: b" in note
     assert environment_notes({"a": runs["a"], "c": runs["c"]}) == []
+
+
+def test_answers_are_counted_where_the_model_writes_them(project):
+    rows = [{"prompt": f"Say {number}", "answer": "yes"} for number in range(8)]
+    write_jsonl(project / "prompts.jsonl", rows)
+    rewarded = {
+        "data.train": [{"file": "prompts.jsonl"}],
+        "data.validation": [],
+        "rewards": [{"kind": "exact"}],
+        "rollout": {"generations": 4, "max_new_tokens": 8},
+        "loss": {"kind": "grpo"},
+        "train": {"stage": "rl", "batch_size": 8, "max_steps": 5},
+    }
+    overrides = [f"{key}={json.dumps(value)}" for key, value in rewarded.items()]
+    plan = plan_facts(Run.load(project / "tuned.yaml", overrides))
+    assert (plan.updates, plan.targets, plan.unit) == (5, 5 * 8, "answers")

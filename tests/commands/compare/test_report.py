@@ -19,6 +19,7 @@ from yrunner.commands.compare.tables import Experiment, as_json
 from yrunner.evaluation.results import Faults, ModelResults
 from yrunner.recipe.arms import Arm
 from yrunner.recipe.load import load_recipe
+from yrunner.rewards.facts import Drawn
 from yrunner.storage.run_dir import CompareDir
 
 browser = pages.browser
@@ -130,7 +131,7 @@ def page(recipe, tmp_path):
 
 
 def test_the_tables_hold_mean_spread_and_differences_of_each_arm():
-    end, apart, equal, equal_apart = tables(make_experiment())
+    end, from_base, apart, equal, equal_apart = tables(make_experiment())
     assert end.title == "At equal steps"
     rows = {row[0]: dict(zip(end.columns, row, strict=True)) for row in end.rows}
     assert rows["(base)"] | {"general": "100.0"} == rows["(base)"]
@@ -138,6 +139,10 @@ def test_the_tables_hold_mean_spread_and_differences_of_each_arm():
     assert rows["plain"]["forgetting"] == "-63.7 ± 0.0"  # 22 of 60 and 43 of 120 are left
     assert rows["nlirg"]["memorised faults"] == "100.0 ± 0.0"
     assert rows["plain"]["runs"] == "3 of 3"
+    assert from_base.title == "At equal steps: compared with the base"
+    from_plain, from_nlirg = from_base.rows
+    assert from_plain[:3] == ["plain", 3, "+100.0"] and from_nlirg[:2] == ["nlirg", 3]
+    assert from_plain[from_base.columns.index("general")] == "-63.7"
     (row,) = apart.rows
     assert row[:2] == ["nlirg", 3]
     figures = dict(zip(apart.columns[2::2], row[2::2], strict=True))
@@ -154,14 +159,18 @@ def test_a_difference_inside_the_noise_has_no_star():
     plans = dict.fromkeys(curves, same.plans["plain"])
     bases = dict.fromkeys(curves, same.bases["plain"])
     twice = make_experiment(curves=curves, arms=arms, plans=plans, bases=bases)
-    _, apart, *_ = tables(twice)
+    _, _, apart, *_ = tables(twice)
     assert apart.rows == [["again", 3, "+0.0", NOTHING, "+0.0", NOTHING, "+0.0", NOTHING]]
 
 
 def test_one_arm_one_seed_and_no_faults_leave_out_what_they_cannot_say(page):
     experiment = make_experiment(1, faults=False, seeds=(4,))
     titles = [table.title for table in tables(experiment)]
-    assert titles == ["At equal steps", "At equal domain accuracy (90.0%)"]
+    assert titles == [
+        "At equal steps",
+        "At equal steps: compared with the base",
+        "At equal domain accuracy (90.0%)",
+    ]
     (_, row) = tables(experiment)[0].rows
     assert row[3] == "100.0", "no spread of one seed"
     text = page(experiment).read_text("utf-8")
@@ -241,6 +250,38 @@ def test_json_and_tables_hold_the_same_figures():
     assert apart["difference"] == pytest.approx(0.32083, abs=1e-4)
     assert apart["low"] > 0
     assert found["at_the_end"]["plain"]["minus_the_first"] == {}
+    to_base = found["at_the_end"]["plain"]["minus_the_base"]["general"]
+    assert to_base["difference"] == pytest.approx(-0.6375, abs=1e-4) and to_base["high"] < 0
+
+
+def drawn(first, last):
+    """Answers with such mean rewards; no reward but the first has full marks."""
+    return tuple(
+        Drawn(64, mean + 0.5, {"exact": mean, "own": 0.5}, {"exact": mean})
+        for mean in (first, last)
+    )
+
+
+def test_what_was_drawn_is_shown_by_arm_and_reward_over_the_seeds(page):
+    runs = {"plain": {0: drawn(0.2, 0.8), 1: drawn(0.4, 1.0)}, "nlirg": {0: drawn(0.1, 0.2)}}
+    records = [
+        {"step": 10, "loss": 0.0, "reward": 0.3},
+        {"step": 215, "loss": 0.1, "reward": 0.7},
+        {"step": 215, "eval_loss": -0.6, "eval_reward": 0.6},
+    ]
+    experiment = make_experiment(drawn=runs, losses={"plain": [records], "nlirg": [records]})
+    *_, table = tables(experiment)
+    assert table.title == "Answers drawn"
+    exact, own, total, *_ = table.rows
+    assert exact == ("plain", "exact", "0.3 ± 0.14", "0.9 ± 0.14", "30.0 ± 14.1", "90.0 ± 14.1")
+    assert own == ("plain", "own", "0.5 ± 0", "0.5 ± 0", None, None)
+    assert total[1:] == ("sum, less penalties", "0.8 ± 0.14", "1.4 ± 0.14", None, None)
+    assert table.rows[3] == ("nlirg", "exact", "0.1", "0.2", "10.0", "20.0")
+    found = as_json(experiment)["answers_drawn"]["plain"]["1"]
+    assert found["last"]["means"] == {"exact": 1.0, "own": 0.5}
+    text = page(experiment).read_text("utf-8")
+    assert "validation reward" in text and "reward of the answers drawn" in text
+    assert "training loss" not in text and "nats per target" not in text
 
 
 def test_a_browser_shows_pictures_tables_notes_and_failures_and_runs_nothing(

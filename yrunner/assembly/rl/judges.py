@@ -48,9 +48,7 @@ def add_critic_of(loss: PpoLoss, model: Any, origin: Origin | None) -> None:
             f"{origin['held']}",
             remedy="train it on this base in the same way",
         )
-    head = add_score_adapter(model, adapter, CRITIC)
-    add_critic(model)
-    getattr(model.get_base_model(), CRITIC).weight.data.copy_(head)
+    add_critic(model, add_score_adapter(model, adapter, CRITIC))
 
 
 def _critic_folder(place: Path) -> Path:

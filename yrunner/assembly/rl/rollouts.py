@@ -84,6 +84,19 @@ def score_answers(
     return [list(scores) for scores in zip(*parts, strict=True)], totals
 
 
+def read_rollouts(file: Path) -> list[dict[str, Any]]:
+    """The lines of rollouts.jsonl or rollout_tokens.jsonl; none if it is missing."""
+    if not file.exists():
+        return []
+    found = []
+    for line in file.read_text("utf-8").splitlines():
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            break  # the run is writing it, or was killed at it
+    return found
+
+
 class RolloutsFile(TrainerCallback):
     """Appends every collected answer to rollouts.jsonl."""
 

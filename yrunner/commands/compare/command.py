@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from yrunner.assembly.rl.rollouts import read_rollouts
 from yrunner.assembly.run import Run
 from yrunner.commands.compare.figures import domain_threshold
 from yrunner.commands.compare.jobs import Failure, environments_for, run_jobs
@@ -26,6 +27,7 @@ from yrunner.errors import RunError, YRunnerError
 from yrunner.recipe.arms import Arm, choose_arms, read_seeds
 from yrunner.recipe.load import load_recipe
 from yrunner.recipe.schema.recipe import Recipe
+from yrunner.rewards.facts import Drawn, first_and_last
 from yrunner.storage.run_dir import CompareDir
 from yrunner.training.metrics import Record, read_metrics
 
@@ -140,6 +142,7 @@ def _collect(options: _CompareOptions, failures: Mapping[str, Failure]) -> Exper
     losses: dict[str, list[list[Record]]] = {}
     bases: dict[str, Point] = {}
     run_dirs = {}
+    drawn: dict[str, dict[int, tuple[Drawn, Drawn]]] = {}
     for run in options.runs:
         base = Measurement.load(options.folder.base(base_name(run.recipe)))
         measurement = run.measurement
@@ -148,6 +151,9 @@ def _collect(options: _CompareOptions, failures: Mapping[str, Failure]) -> Exper
             curves.setdefault(run.arm, {})[run.seed] = measurement.points
             losses.setdefault(run.arm, []).append(read_metrics(run.run_dir.metrics))
             run_dirs[run.name] = run.run_dir
+            found = first_and_last(read_rollouts(run.run_dir.rollouts), run.recipe.rewards)
+            if found is not None:
+                drawn.setdefault(run.arm, {})[run.seed] = found
     if not curves:
         raise RunError(
             f"all {len(options.runs)} runs failed: {_first(failures)}",
@@ -163,6 +169,7 @@ def _collect(options: _CompareOptions, failures: Mapping[str, Failure]) -> Exper
         bases=bases,
         domain_accuracy=domain_threshold(curves) if threshold is None else threshold,
         losses=losses,
+        drawn=drawn,
         notes=[*options.notes, *environment_notes(run_dirs)],
         failures=failures,
     )

@@ -80,3 +80,14 @@ def differences(chosen: Chosen, measure: str) -> dict[str, Difference | None]:
         pairs = [(chosen[first][seed].results, chosen[arm][seed].results) for seed in seeds]
         found[arm] = difference_in(measure, pairs) if pairs else None
     return found
+
+
+def differences_to_base(
+    chosen: Chosen, bases: Mapping[str, Point], measure: str
+) -> dict[str, Difference | None]:
+    """Each arm minus its base, over its seeds; None without any."""
+    found: dict[str, Difference | None] = {}
+    for arm, points in chosen.items():
+        pairs = [(bases[arm].results, point.results) for point in points.values()]
+        found[arm] = difference_in(measure, pairs) if pairs else None
+    return found

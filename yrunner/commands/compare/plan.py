@@ -19,26 +19,31 @@ class PlanFacts:
 
     updates: int
     targets: int
-    """Targets seen, counted each time."""
+    """Targets seen, counted each time; for `train.stage: rl` answers, whose length is not known."""
     rows: int
     """Different examples."""
     order: str
     """A hash of the order in which the examples come up."""
     base: str
     """The base, as the recipe names it."""
+    unit: str = "targets"
+    """What `targets` counts."""
 
 
 def plan_facts(run: Run) -> PlanFacts:
     """Plan a run as `yrun train` would. Raises `DataError` if that would refuse the data."""
     run.refuse_faulty_rows()
     plan, examples = run.plan(), run.dataset.train
-    targets, order = _walk(plan, np.asarray(examples.num_targets).tolist())
+    writes = run.recipe.train.stage == "rl"
+    num_targets = [1] * len(examples) if writes else np.asarray(examples.num_targets).tolist()
+    targets, order = _walk(plan, num_targets)
     return PlanFacts(
         updates=plan.num_updates,
         targets=targets,
         rows=len(examples),
         order=order,
         base=str(run.recipe.model.base),
+        unit="answers" if writes else "targets",
     )
 
 
@@ -69,7 +74,7 @@ def fairness_notes(facts: Mapping[str, PlanFacts]) -> list[str]:
         if arm.updates != first.updates:
             differing.append(f"{arm.updates:,} updates instead of {first.updates:,}")
         if arm.targets != first.targets:
-            differing.append(f"{arm.targets:,} targets seen instead of {first.targets:,}")
+            differing.append(f"{arm.targets:,} {arm.unit} seen instead of {first.targets:,}")
         if arm.rows != first.rows:
             differing.append(f"{arm.rows:,} different rows instead of {first.rows:,}")
         if arm.order != first.order:

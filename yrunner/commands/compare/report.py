@@ -1,6 +1,7 @@
 """The report of an experiment: terminal, compare.json and compare.html."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from statistics import fmean
 
 from yrunner.commands.compare.figures import (
@@ -16,8 +17,10 @@ from yrunner.commands.compare.tables import (
     Experiment,
     arms_table,
     as_json,
+    base_difference_table,
     detail_tables,
     difference_table,
+    drawn_table,
     failure_table,
     percent,
     result_table,
@@ -46,7 +49,6 @@ PLANE_CAPTION = (
 )
 CURVES = ("domain", "general", "memorised")
 LOSS_CAPTIONS = {
-    "validation loss": "",
     "training loss": "Plain cross-entropy under every loss, mean since the checkpoint before. A "
     "low loss can also mean that the model knows faulty rows by heart.",
 }
@@ -80,6 +82,10 @@ def tables(experiment: Experiment) -> list[Table]:
     for title, caption, chosen in views(experiment):
         found.append(result_table(experiment, title, chosen, caption))
         found.append(difference_table(experiment, title, chosen))
+    title, _, at_the_last = views(experiment)[0]
+    found.insert(1, base_difference_table(experiment, title, at_the_last))
+    if experiment.drawn:
+        found.append(drawn_table(experiment))
     return [table for table in found if table.rows]
 
 
@@ -190,12 +196,23 @@ def _curve_blocks(experiment: Experiment) -> list[Plot]:
             curves = {arm: _curve(experiment, arm, measure) for arm in experiment.curves}
             words = MEASURE_WORDS[measure]
             blocks.append(Plot(f"Over the updates: {words}", curves_of_arms(curves, words)))
-    for words, find in (("validation loss", _validation), ("training loss", _training)):
+    for words, find, unit in _logged(experiment):
         losses = {arm: find(experiment, arm) for arm in experiment.curves}
         if any(losses.values()):
-            drawn = curves_of_arms(losses, f"{words} (nats per target)", is_share=False)
-            blocks.append(Plot(f"Over the updates: {words}", drawn, LOSS_CAPTIONS[words]))
+            drawn = curves_of_arms(losses, f"{words}{unit}", is_share=False)
+            blocks.append(Plot(f"Over the updates: {words}", drawn, LOSS_CAPTIONS.get(words, "")))
     return blocks
+
+
+def _logged(experiment: Experiment) -> list[tuple[str, Callable[..., list[CurvePoint]], str]]:
+    """What the training logs have curves of: rewards, or losses and their unit."""
+    if experiment.drawn:
+        return [
+            ("validation reward", partial(_validation, figure="eval_reward"), ""),
+            ("reward of the answers drawn", partial(_training, figure="reward"), ""),
+        ]
+    unit = " (nats per target)"
+    return [("validation loss", _validation, unit), ("training loss", _training, unit)]
 
 
 def _curve(experiment: Experiment, arm: str, measure: str) -> list[CurvePoint]:
@@ -208,21 +225,21 @@ def _curve(experiment: Experiment, arm: str, measure: str) -> list[CurvePoint]:
     return found
 
 
-def _validation(experiment: Experiment, arm: str) -> list[CurvePoint]:
+def _validation(experiment: Experiment, arm: str, figure: str = "eval_loss") -> list[CurvePoint]:
     losses: dict[int, list[float]] = {}
     for records in experiment.losses[arm]:
         for record in records:
-            if "eval_loss" in record:
-                losses.setdefault(record["step"], []).append(record["eval_loss"])
+            if figure in record:
+                losses.setdefault(record["step"], []).append(record[figure])
     return [_curve_point(step, values) for step, values in sorted(losses.items())]
 
 
-def _training(experiment: Experiment, arm: str) -> list[CurvePoint]:
-    """Mean loss since the previous checkpoint, because single updates are noisy."""
+def _training(experiment: Experiment, arm: str, figure: str = "loss") -> list[CurvePoint]:
+    """Mean since the previous checkpoint, because single updates are noisy."""
     curve, earlier = [], 0
     for step in _by_step(experiment, arm):
         stretches = [
-            [each["loss"] for each in run if "loss" in each and earlier < each["step"] <= step]
+            [each[figure] for each in run if figure in each and earlier < each["step"] <= step]
             for run in experiment.losses[arm]
         ]
         earlier = step

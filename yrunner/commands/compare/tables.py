@@ -11,6 +11,7 @@ from yrunner.commands.compare.figures import (
     at_domain_accuracy,
     at_the_end,
     differences,
+    differences_to_base,
     forgetting,
     measure_spread,
     spread,
@@ -22,6 +23,7 @@ from yrunner.console import Cell
 from yrunner.evaluation.results import Difference
 from yrunner.recipe.arms import Arm
 from yrunner.reports.html import Table
+from yrunner.rewards.facts import Drawn
 from yrunner.training.metrics import Record
 
 MEASURE_WORDS = {
@@ -41,6 +43,7 @@ DIFFERENCE_CAPTION = (
     "over questions and seeds; * marks an interval without 0. Text quality is compared at equal "
     "length, answer by answer."
 )
+BASE_CAPTION = "The same, each arm minus its base: what the training has changed."
 TASK_CAPTION = "In percent, the main figure of each task; a side above is the mean of its tasks."
 BESIDE = ("length", "kl")
 BESIDE_CAPTION = (
@@ -49,6 +52,14 @@ BESIDE_CAPTION = (
 )
 FAULT_CAPTION = (
     "In percent of the faulty rows of each kind: those whose wrong answer the model gives."
+)
+
+WHEN = ("first", "last")
+SUM = "sum, less penalties"
+DRAWN_CAPTION = (
+    "What the rewards said of the answers that a run drew in the first and in the last twentieth "
+    "of its cycles: mean score before the weight, and percent with full marks. Mean and sample "
+    "standard deviation over the seeds."
 )
 
 Details = Callable[[Point], Mapping[str, float]]
@@ -71,6 +82,8 @@ class Experiment:
     """The accuracy at which arms count as equal."""
     losses: Mapping[str, Sequence[Sequence[Record]]]
     """The training logs of each arm's runs."""
+    drawn: Mapping[str, Mapping[int, tuple[Drawn, Drawn]]] = field(default_factory=dict)
+    """For `train.stage: rl`, by arm and seed: answers of the beginning and of the end."""
     notes: Sequence[str] = ()
     failures: Mapping[str, Failure] = field(default_factory=dict)
     """By run."""
@@ -89,8 +102,44 @@ def arms_table(arms: Sequence[Arm], plans: Mapping[str, PlanFacts]) -> Table:
         plan = plans[arm.name]
         changes = "\n".join(arm.overrides) or "nothing"
         rows.append((arm.name, changes, plan.updates, plan.targets, plan.rows))
-    caption = "Updates, targets seen (counted each time) and different rows of one run."
-    return Table("Arms", ("arm", "changes", "updates", "targets", "rows"), rows, caption)
+    unit = next(iter(plans.values())).unit
+    caption = f"Updates, {unit} learned from (counted each time) and different rows of one run."
+    return Table("Arms", ("arm", "changes", "updates", unit, "rows"), rows, caption)
+
+
+def drawn_table(experiment: Experiment) -> Table:
+    """What the rewards said of the answers of each arm, at the beginning and at the end."""
+    rows: list[tuple[Cell, ...]] = []
+    for arm, runs in experiment.drawn.items():
+        figures = drawn_spreads(list(runs.values()))
+        names = dict.fromkeys(name for name, _ in figures)
+        rows += [
+            (
+                arm,
+                name,
+                *(plain(figures.get((name, f"mean {when}"))) for when in WHEN),
+                *(percent(figures.get((name, f"full marks {when}"))) for when in WHEN),
+            )
+            for name in names
+        ]
+    columns = ("arm", "reward", "mean, first", "last", "full marks, first", "last")
+    return Table("Answers drawn", columns, rows, DRAWN_CAPTION)
+
+
+def drawn_spreads(runs: Sequence[tuple[Drawn, Drawn]]) -> dict[tuple[str, str], Spread]:
+    """By reward and figure, over the seeds of an arm; the sum of all has a mean alone."""
+    found: dict[tuple[str, str], list[float]] = {}
+    for run in runs:
+        for when, drawn in zip(WHEN, run, strict=True):
+            for name, value in drawn.means.items():
+                found.setdefault((name, f"mean {when}"), []).append(value)
+            for name, value in drawn.whole.items():
+                found.setdefault((name, f"full marks {when}"), []).append(value)
+        for when, drawn in zip(WHEN, run, strict=True):
+            if drawn.reward is not None:
+                found.setdefault((SUM, f"mean {when}"), []).append(drawn.reward)
+    spreads = {key: spread(values) for key, values in found.items()}
+    return {key: each for key, each in spreads.items() if each is not None}
 
 
 def result_table(experiment: Experiment, title: str, chosen: Chosen, caption: str) -> Table:
@@ -114,19 +163,45 @@ def result_table(experiment: Experiment, title: str, chosen: Chosen, caption: st
 
 def difference_table(experiment: Experiment, title: str, chosen: Chosen) -> Table:
     """Each arm minus the first, with confidence intervals."""
-    measures = [measure for measure in TESTED if measure in experiment.measures]
-    columns = ["arm", "seeds"]
-    for measure in measures:
-        columns += [MEASURE_WORDS[measure], "95 %"]
     first, *others = chosen
-    by_measure = {measure: differences(chosen, measure) for measure in measures}
+    seeds = {arm: len(chosen[first].keys() & chosen[arm].keys()) for arm in others}
+    by_measure = {measure: differences(chosen, measure) for measure in _tested(experiment)}
+    name = f"{title}: compared with {first}"
+    return _table_of_differences(name, seeds, by_measure, DIFFERENCE_CAPTION)
+
+
+def base_difference_table(experiment: Experiment, title: str, chosen: Chosen) -> Table:
+    """Each arm minus its base, with confidence intervals."""
+    seeds = {arm: len(points) for arm, points in chosen.items()}
+    by_measure = {
+        measure: differences_to_base(chosen, experiment.bases, measure)
+        for measure in _tested(experiment)
+    }
+    name = f"{title}: compared with the base"
+    return _table_of_differences(name, seeds, by_measure, BASE_CAPTION)
+
+
+def _tested(experiment: Experiment) -> list[str]:
+    return [measure for measure in TESTED if measure in experiment.measures]
+
+
+def _table_of_differences(
+    title: str,
+    seeds: Mapping[str, int],
+    by_measure: Mapping[str, Mapping[str, Difference | None]],
+    caption: str,
+) -> Table:
+    """A row for each arm in `seeds`, which counts them."""
+    columns = ["arm", "seeds"]
+    for measure in by_measure:
+        columns += [MEASURE_WORDS[measure], "95 %"]
     rows = []
-    for arm in others:
-        row: list[Cell] = [arm, len(chosen[first].keys() & chosen[arm].keys())]
-        for measure in measures:
-            row += _difference_cells(by_measure[measure][arm])
+    for arm, number in seeds.items():
+        row: list[Cell] = [arm, number]
+        for by_arm in by_measure.values():
+            row += _difference_cells(by_arm[arm])
         rows.append(row)
-    return Table(f"{title}: compared with {first}", columns, rows, DIFFERENCE_CAPTION)
+    return Table(title, columns, rows, caption)
 
 
 def failure_table(failures: Mapping[str, Failure]) -> Table:
@@ -244,7 +319,7 @@ def as_json(experiment: Experiment) -> dict[str, Any]:
     """Content of compare.json: each arm's points by seed, at the end and at equal accuracy.
 
     Shares, not percent. `minus_the_first` has the mean difference to the first arm and the ends of
-    its 95 % interval, as in `eval.json`.
+    its 95 % interval, as in `eval.json`; `minus_the_base` that to the base.
     """
     end = at_the_end(experiment.curves)
     equal = at_domain_accuracy(experiment.curves, experiment.domain_accuracy)
@@ -265,6 +340,13 @@ def as_json(experiment: Experiment) -> dict[str, Any]:
             }
             for arm in experiment.arms
         },
+        "answers_drawn": {
+            arm: {
+                str(seed): {when: vars(one) for when, one in zip(WHEN, each, strict=True)}
+                for seed, each in runs.items()
+            }
+            for arm, runs in experiment.drawn.items()
+        },
         "domain_accuracy": experiment.domain_accuracy,
         "at_the_end": _chosen_json(experiment, end),
         "at_domain_accuracy": _chosen_json(experiment, equal),
@@ -278,11 +360,10 @@ def _means(experiment: Experiment, point: Point) -> dict[str, float]:
 
 
 def _chosen_json(experiment: Experiment, chosen: Chosen) -> dict[str, Any]:
-    by_measure = {
-        measure: differences(chosen, measure)
-        for measure in TESTED
-        if measure in experiment.measures
-    }
+    tested = _tested(experiment)
+    to_first = {measure: differences(chosen, measure) for measure in tested}
+    bases = experiment.bases
+    to_base = {measure: differences_to_base(chosen, bases, measure) for measure in tested}
     found: dict[str, Any] = {}
     for arm, points in chosen.items():
         spreads = {name: measure_spread(points, name) for name in experiment.measures}
@@ -293,13 +374,20 @@ def _chosen_json(experiment: Experiment, chosen: Chosen) -> dict[str, Any]:
             "tasks": _details_json(points, task_shares),
             "beside_base": _details_json(points, beside_base),
             "memorised_by_kind": _details_json(points, fault_shares),
-            "minus_the_first": {
-                measure: difference.as_json()
-                for measure, by_arm in by_measure.items()
-                if (difference := by_arm.get(arm)) is not None
-            },
+            "minus_the_first": _differences_json(to_first, arm),
+            "minus_the_base": _differences_json(to_base, arm),
         }
     return found
+
+
+def _differences_json(
+    by_measure: Mapping[str, Mapping[str, Difference | None]], arm: str
+) -> dict[str, Any]:
+    return {
+        measure: difference.as_json()
+        for measure, by_arm in by_measure.items()
+        if (difference := by_arm.get(arm)) is not None
+    }
 
 
 def _details_json(points: Mapping[int, Point], details: Details) -> dict[str, Any]:

@@ -185,8 +185,6 @@ def _settle_writing(c: Conversion) -> None:
     """The model writes answers while it trains."""
     without = ("data.packing", "train.token_batch")
     _drop(c, without, "how long an answer will be is not known before")
-    if c.values.get("loss.kind") == "ppo":
-        _drop(c, OF_DEEPSPEED, "not with loss.kind ppo")
     if c.values.get("data.targets") == "all":
         c.revise("data.targets", None, "questions are not learned where answers are written")
     if c.values.get("teacher.on_policy") and c.values.get("distributed.deepspeed.stage") == 3:

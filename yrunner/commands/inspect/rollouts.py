@@ -1,13 +1,14 @@
 """`yrun inspect --html` of a run on rewards: the answers that it learned from."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from yrunner.assembly.report import drawn_table
+from yrunner.assembly.rl.rollouts import read_rollouts
 from yrunner.assembly.run import Run
 from yrunner.commands.inspect.command import parse_place
-from yrunner.console import say
+from yrunner.console import print_table, say
 from yrunner.errors import RunError, YRunnerError
 from yrunner.reports.rollout_page import (
     RolloutPage,
@@ -30,13 +31,15 @@ def inspect_rollouts(run: Run, *, number: int, row: str | None, page: Path) -> N
     if none is to that row.
     """
     recipe, folder = run.recipe, run.folder
-    groups = _grouped(_read(folder.rollouts))
+    groups = _grouped(read_rollouts(folder.rollouts))
     if not groups:
         raise RunError(
             f"{recipe.name} has not written any answers yet: there is no {folder.rollouts}",
             remedy=f"train it first: yrun train {run.options.arguments}",
         )
-    details = {(*_key(line), line["generation"]): line for line in _read(folder.rollout_tokens)}
+    details = {
+        (*_key(line), line["generation"]): line for line in read_rollouts(folder.rollout_tokens)
+    }
     if row is not None:
         name, place = parse_place(row)
         groups = {key: group for key, group in groups.items() if key[1:] == (name, place)}
@@ -52,20 +55,9 @@ def inspect_rollouts(run: Run, *, number: int, row: str | None, page: Path) -> N
     shown = [_group(groups[key], details, text) for key in chosen]
     page.parent.mkdir(parents=True, exist_ok=True)
     write_rollout_page(RolloutPage(recipe.name, recipe.loss.kind, shown), page)
+    if drawn := drawn_table(run):
+        print_table(drawn.title, drawn.columns, drawn.rows)
     say(f"answers: {page}")
-
-
-def _read(file: Path) -> list[Line]:
-    """The lines of a file that a run appends to; none if it is missing."""
-    if not file.exists():
-        return []
-    found = []
-    for line in file.read_text("utf-8").splitlines():
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            break  # the run is writing it, or was killed at it
-    return found
 
 
 def _key(line: Line) -> tuple[int, str, int]:

@@ -346,21 +346,6 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
-    def a_critic_has_whole_weights(self) -> Self:
-        others = {
-            "distributed.deepspeed": self.distributed.deepspeed is not None,
-            "train.torch_compile": self.train.torch_compile,
-            f"keep.kind {self.keep.kind}": self.keep.kind != "none",
-        }
-        found = [name for name, is_set in others.items() if is_set]
-        if isinstance(self.loss, PpoLoss) and found:
-            raise ValueError(
-                f"loss.kind ppo cannot be combined with {' and '.join(found)}; remove that: its "
-                "critic is trained beside the model, in the same weights of every process"
-            )
-        return self
-
-    @model_validator(mode="after")
     def a_critic_compares_no_groups(self) -> Self:
         if isinstance(self.loss, PpoLoss) and self.rollout.resample:
             raise ValueError(

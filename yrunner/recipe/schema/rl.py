@@ -160,6 +160,9 @@ class PpoLoss(Section):
     """How far the critic's values move within a cycle, in units of reward."""
     value_coef: float = Field(0.1, gt=0)
     """Weight of the critic's loss beside the policy's."""
+    critic_learning_rate: float | None = Field(None, gt=0)
+    """Peak learning rate of the critic, on the schedule of `train`. Default that of `train`, which
+    is often too low for a critic that starts at values of 0."""
     whiten: bool = True
     """Shift and scale the advantages of an update to mean 0 and variance 1."""
     critic: RecipePlace | None = None
