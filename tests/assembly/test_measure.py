@@ -46,10 +46,10 @@ def test_a_short_training_is_measured_on_a_few_rows_from_all_over_the_file(train
 
 def test_a_longer_training_is_measured_on_more_rows(trained_base):
     few, _ = train_on(40, "eval.budget=0.05", "train.epochs=1")
-    more, _ = train_on(40, "eval.budget=0.05", "train.epochs=24")
+    more, _ = train_on(40, "eval.budget=0.05", "train.epochs=12")
     assert len(few.rows) == 8
-    # A twentieth of two passes' work in each of 24 epochs, and a quarter of that for this measure.
-    assert len(more.rows) == int(40 * 24 * 2 * 0.05 / 4)
+    # A twentieth of two passes' work in each of 12 epochs, and a quarter of that for this measure.
+    assert len(more.rows) == int(40 * 12 * 2 * 0.05 / 4)
 
 
 def test_as_many_questions_are_asked_as_there_is_time_to_answer_twice(

@@ -8,6 +8,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,14 @@ def render_page(template: str, scripts: Sequence[str] = (), **values: Any) -> st
     folder = files("yrunner.reports")
     script = "\n".join(folder.joinpath(name).read_text("utf-8") for name in scripts)
     digest = hashlib.sha256(script.encode()).digest()
+    page = _environment().get_template(template)
+    script_hash = base64.b64encode(digest).decode()
+    return page.render(script=Markup(script), script_hash=script_hash, **values)
+
+
+@cache
+def _environment() -> Environment:
+    """The same for all pages, because it keeps the templates that it has compiled."""
     environment = Environment(
         loader=PackageLoader("yrunner", "reports"),
         autoescape=True,
@@ -36,9 +45,7 @@ def render_page(template: str, scripts: Sequence[str] = (), **values: Any) -> st
         undefined=StrictUndefined,
     )
     environment.filters["cell"] = format_cell
-    return environment.get_template(template).render(
-        script=Markup(script), script_hash=base64.b64encode(digest).decode(), **values
-    )
+    return environment
 
 
 def _without_control_characters(value: Any) -> Any:
