@@ -61,8 +61,9 @@ POLICIES = {
 ROWS = {
     "alone": {},
     "packed": {"pack_to": 40, "layout": all_in_one_row},
-    "token_batches": {"token_batch": 4},
+    "token_batches": {"token_batch": 4, "epochs": 1},
 }
+"""One epoch of token batches has more updates than two of whole rows."""
 TUNINGS: dict[str, Tuning] = {
     "full": FullTuning(kind="full"),
     "lora": LoraTuning(rank=4, alpha=8, dropout=0.0),
