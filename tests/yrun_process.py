@@ -128,6 +128,10 @@ def _be(
             signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         logging.getLogger().handlers.clear()  # those of pytest
+        for name in logging.root.manager.loggerDict:
+            for handler in logging.getLogger(name).handlers:
+                if type(handler) is logging.StreamHandler:
+                    handler.stream = sys.stderr  # a library has that of its import
         reset_distributed_state()
         run()
         code = 0

@@ -97,7 +97,9 @@ def ask(client: Any, **options: Any) -> Any:
 
 
 @pytest.mark.parametrize("is_merged", [False, True])
-def test_a_client_gets_the_answers_of_chat_streamed_and_not(is_merged, tuned, monkeypatch, capsys):
+def test_a_client_gets_the_answers_of_chat_streamed_and_not(
+    is_merged, tuned, forks, monkeypatch, capsys
+):
     pytest.importorskip("openai", reason="pip install 'yrunner[serve]'")
     pytest.importorskip("fastapi", reason="pip install 'yrunner[serve]'")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
@@ -131,7 +133,7 @@ def test_a_client_gets_the_answers_of_chat_streamed_and_not(is_merged, tuned, mo
     assert not any(map(is_running, children)), "no process is left"
 
 
-def test_a_killed_command_takes_its_server_with_it(tuned):
+def test_a_killed_command_takes_its_server_with_it(tuned, forks):
     pytest.importorskip("openai", reason="pip install 'yrunner[serve]'")
     pytest.importorskip("fastapi", reason="pip install 'yrunner[serve]'")
     with serving("tuned.yaml") as (_, server):
