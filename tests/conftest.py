@@ -30,15 +30,17 @@ settings.load_profile("slow")
 
 LONGEST_FIRST = (
     "test_main_job.py",
-    "commands/test_train_ranks.py",
-    "faults/test_campaign.py",
     "training/test_ranks.py",
-    "commands/test_train.py",
-    "commands/merge/test_command.py",
+    "faults/test_campaign.py",
     "commands/compare/test_command.py",
-    "training/test_trainer.py",
     "commands/sort/test_command.py",
+    "commands/merge/test_command.py",
+    "losses/test_parallel_zero.py",
+    "training/preference/test_objective.py",
+    "training/test_trainer.py",
+    "commands/test_train_ranks.py",
     "training/memory/test_memory.py",
+    "commands/test_train.py",
 )
 
 
