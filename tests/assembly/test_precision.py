@@ -5,10 +5,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
 from yrunner.assembly import run as run_module
+from yrunner.assembly.measure import kept_results
 from yrunner.assembly.run import Run
 from yrunner.errors import MissingError
+from yrunner.scoring.half_products import HalfLinear
 from yrunner.storage.run_dir import write_json
 
 LEGAL = Path(__file__).parents[2] / "recipes" / "legal_sft.yaml"
@@ -71,6 +74,58 @@ def test_a_resumed_run_keeps_what_it_began_with(environment, dtype, make_run, mo
     assert run.precision.why == "as the run began"
     named = make_run("model.dtype=bfloat16", resume=True)
     assert named.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("override", ["", "tuning={kind: full}", "train.stage=cpt"])
+def test_models_that_only_look_compute_products_in_bfloat16(override, make_run):
+    run = make_run(*([override] if override else []))
+    assert run.halves_products
+    assert run.looks_in == "float32 with products in bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("override", "looks_in"),
+    [
+        ("model.dtype=float32", "torch.float32"),
+        ("model.dtype=bfloat16", "torch.bfloat16"),
+        ("sort.processes=2", "torch.float32"),
+        ("tuning={kind: lora, adapter: somewhere}", "torch.float32"),
+    ],
+)
+def test_a_dtype_of_the_recipe_wins_and_processes_must_agree(override, looks_in, make_run):
+    run = make_run(override)
+    assert not run.halves_products
+    assert run.looks_in == looks_in
+
+
+def test_ranks_do_not_choose_each_for_itself(make_run, monkeypatch):
+    monkeypatch.setattr(run_module, "num_ranks", lambda: 2)
+    assert not make_run().halves_products
+
+
+def test_what_a_base_said_in_other_products_is_not_taken_for_its_own(trained_base, monkeypatch):
+    def key(*overrides, **options):
+        run = Run.load(Path("tuned.yaml"), overrides)
+        text = SimpleNamespace(hidden_size=576, intermediate_size=1536)
+        run.__dict__["config"] = SimpleNamespace(get_text_config=lambda: text)
+        return kept_results(run, **options).model
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(run_module, "time_in_bfloat16", lambda width, inner: None)
+    float32 = key()
+    assert float32 == key("model.dtype=float32")
+    monkeypatch.setattr(run_module, "time_in_bfloat16", lambda width, inner: 0.5)
+    assert key() != float32
+    assert key("model.dtype=float32") == float32
+    assert key("model.dtype=bfloat16") not in (float32, key())
+
+
+def test_a_model_is_loaded_with_products_in_bfloat16(trained_base, monkeypatch):
+    run = Run.load(Path("tuned.yaml"))
+    run.__dict__["halves_products"] = True
+    linear = nn.Linear | HalfLinear
+    layers = {type(layer) for layer in run.load_base().modules() if isinstance(layer, linear)}
+    assert layers == {HalfLinear, nn.Linear}, "the head stays"
 
 
 def test_float16_needs_a_gpu(make_run):

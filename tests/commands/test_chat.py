@@ -10,7 +10,7 @@ from yrunner.assembly.run import Run
 from yrunner.commands import chat as module
 from yrunner.commands.chat import COMMANDS, ChatSession, chat
 from yrunner.console import printable
-from yrunner.evaluation.generate import generate_answers
+from yrunner.evaluation.refilled import generate_answers
 
 TUNED = Path("tuned.yaml")
 

@@ -1,13 +1,15 @@
 """Answers of a batch that is refilled, against those of batches that are not."""
 
+from functools import wraps
+
 import pytest
 
 from tests.conftest import questions
 from yrunner.data.chat.tokenize import prompt_text
 from yrunner.data.conversation import Message
 from yrunner.evaluation import refilled
-from yrunner.evaluation.generate import REFUSED, Generator, generate_answers
-from yrunner.evaluation.refilled import SeededPrompt, answers_as_they_end
+from yrunner.evaluation.generate import REFUSED, Generator
+from yrunner.evaluation.refilled import SeededPrompt, answers_as_they_end, generate_answers
 from yrunner.recipe.schema.eval import SampleWriting
 
 
@@ -80,6 +82,38 @@ def test_a_model_with_a_window_answers_in_batches_that_are_not_refilled(
     found, _ = as_they_end(model, capitals_tokenizer, prompts, 3)
     assert found == expected
     assert sizes == [3, 3]
+
+
+@pytest.mark.parametrize("batch_size", [2, 5, 40])
+def test_what_prompts_begin_with_alike_is_read_once(
+    make_talker, capitals_tokenizer, prompts, batch_size, monkeypatch
+):
+    model = make_talker(seed=3)
+    apart, _ = as_they_end(model, capitals_tokenizer, prompts, 1)
+    beginning = prompts[0] + "You said: "
+    begun = [beginning + prompt for prompt in [*prompts, *prompts[:2]]]
+    expected, _ = as_they_end(model, capitals_tokenizer, begun, 1)
+    assert expected[:6] != apart
+    shapes = []
+    forward = model.forward
+    monkeypatch.setattr(
+        model,
+        "forward",
+        wraps(forward)(
+            lambda *args, **kwargs: (
+                shapes.append(tuple(kwargs["input_ids"].shape)) or forward(*args, **kwargs)
+            )
+        ),
+    )
+    monkeypatch.setattr(refilled, "WORTH_A_READING", 1)
+    found, _ = as_they_end(model, capitals_tokenizer, begun, batch_size)
+    assert found == expected
+    (rows, size), *readings = [shape for shape in shapes if shape[1] > 1]
+    assert rows == 1
+    assert size > len(capitals_tokenizer(prompts[0])["input_ids"])
+    longest = max(len(capitals_tokenizer(prompt)["input_ids"]) for prompt in begun)
+    assert readings
+    assert all(tokens <= longest - size for _, tokens in readings)
 
 
 def test_a_prompt_without_room_is_refused_among_others(make_talker, capitals_tokenizer, prompts):

@@ -17,7 +17,7 @@ from yrunner.losses.fused_head import attach, measure_targets
 from yrunner.losses.nlirg import nlirg_weight
 from yrunner.losses.targets import PLAIN, TokenWeight, sum_targets
 from yrunner.losses.token_weights import EAFT_TOP, dft_weight, eaft_weight, nlirg_entropy_weight
-from yrunner.losses.vocab_sweep import LogitForm
+from yrunner.losses.vocab_sweep import LogitForm, likeliest
 from yrunner.models.meta import build_fake_model, fake_mode_of
 from yrunner.recipe.schema.model import LoraTuning
 from yrunner.tokens import IGNORE_INDEX
@@ -346,3 +346,13 @@ def test_memory_does_not_grow_with_targets_times_vocabulary(on_head):
     per_target = (most - more) / (24 * rows)
     assert (more - few) / (6 * rows) == pytest.approx(per_target, rel=0.3)
     assert per_target < 1000, "a row of logits has 400,000 bytes"
+
+
+@pytest.mark.parametrize("vocabulary_size", [1, 63, 64, 256, 1000])
+def test_the_likeliest_token_is_the_first_with_the_largest_logit(vocabulary_size):
+    # Few different numbers, so that several tokens of a row are equally likely.
+    generator = torch.Generator().manual_seed(0)
+    logits_NV = torch.randint(-3, 3, (50, vocabulary_size), generator=generator).float()
+    logits_NV[0] = -torch.inf
+    slow = [row.index(max(row)) for row in logits_NV.tolist()]
+    assert likeliest(logits_NV).tolist() == slow

@@ -29,7 +29,6 @@ from yrunner.evaluation.results import ModelResults
 from yrunner.evaluation.scorers import Answered, mean_score, quality_of
 from yrunner.evaluation.tasks import run_task
 from yrunner.models.limits import evaluating
-from yrunner.models.load import choose_dtype
 from yrunner.models.local import local_folder
 from yrunner.recipe.schema.eval import AnswerTask
 from yrunner.scoring.measure import TokenScores, score_tokens
@@ -110,7 +109,6 @@ def kept_results(run: Run, *, in_training: bool = False) -> KeptResults | None:
     starts_from_adapter = getattr(recipe.tuning, "adapter", None) is not None
     if recipe.model.base is None or (in_training and starts_from_adapter):
         return None
-    dtype = run.dtype if in_training else choose_dtype(recipe.model.dtype)
     folder = local_folder(run.base_source)
     settings = folder / "generation_config.json" if folder is not None else None
     model: dict[str, Any] = {
@@ -118,12 +116,12 @@ def kept_results(run: Run, *, in_training: bool = False) -> KeptResults | None:
         "generation_config": list(hash_files([settings]).values())
         if settings is not None and settings.is_file()
         else None,
-        "dtype": str(dtype),
+        "dtype": str(run.dtype) if in_training else run.looks_in,
         "attention": recipe.model.attention,
         "device": "cuda" if torch.cuda.is_available() else "cpu",
         "versions": package_versions(),
     }
-    if in_training and (dtype != torch.float32 or recipe.tuning.kind == "qlora"):
+    if in_training and (run.dtype != torch.float32 or recipe.tuning.kind == "qlora"):
         model["training"] = recipe.tuning.model_dump(mode="json")
     return KeptResults(run.folder.base_results, model)
 

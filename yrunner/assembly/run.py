@@ -38,6 +38,7 @@ from yrunner.data.dataset.prepare import Rules, Source, check_conversations, pre
 from yrunner.data.dataset.prompts import Prompts
 from yrunner.data.dataset.splits import Prepared
 from yrunner.data.readers.text import State, check_unchanged, states_of
+from yrunner.distributed.collectives import num_ranks
 from yrunner.distributed.topology import topology_of
 from yrunner.errors import MissingError, ModelError, RunError
 from yrunner.evaluation.memorised_faults import KnownFault, read_faults
@@ -76,6 +77,7 @@ from yrunner.recipe.schema.section import MODELSCOPE
 from yrunner.rewards.completion import Reward
 from yrunner.rewards.make import make_rewards
 from yrunner.rewards.reward_model import check_makes_reward_model
+from yrunner.scoring.half_products import DESCRIPTION, halve_products
 from yrunner.scoring.reward_model import AdapterScores
 from yrunner.storage.run_dir import RunDir, SortDir, read_json
 
@@ -466,11 +468,41 @@ class Run:
         # Ranks must agree, and each of them would look for itself.
         if not is_measured or recipe.distributed.processes != 1 or recipe.distributed.deepspeed:
             return None
+        return self._time_of_products()
+
+    def _time_of_products(self) -> float | None:
+        """In bfloat16, beside float32; None where the model is narrow or the CPU cannot."""
         config = self.config.get_text_config()
         width, inner = (getattr(config, key, None) for key in ("hidden_size", "intermediate_size"))
         if not isinstance(width, int) or not isinstance(inner, int) or width < NARROWEST:
             return None
         return time_in_bfloat16(width, inner)
+
+    @cached_property
+    def halves_products(self) -> bool:
+        """Whether models that only look at data or write compute products in bfloat16.
+
+        `model.dtype: auto` does where that is faster; see `scoring/half_products.py`.
+        """
+        recipe = self.recipe
+        is_possible = (
+            recipe.model.dtype == "auto"
+            and recipe.model.base is not None
+            and not torch.cuda.is_available()
+            and self.stored_quantization is None
+            # Which scores rows with the adapter on top, on whole layers.
+            and getattr(recipe.tuning, "adapter", None) is None
+            # Processes must agree, and each of them would look for itself.
+            and num_ranks() == 1
+            and recipe.sort.processes in (1, "auto")
+        )
+        share = self._time_of_products() if is_possible else None
+        return share is not None and share <= WORTH_IT
+
+    @property
+    def looks_in(self) -> str:
+        """The precision of models that only look at data or write, as the key of what they say."""
+        return DESCRIPTION if self.halves_products else str(choose_dtype(self.recipe.model.dtype))
 
     @property
     def max_tokens(self) -> int:
@@ -742,7 +774,7 @@ class Run:
         return self.load_model(str(self.folder.model))
 
     def load_model(self, source: str | Path) -> Any:
-        """The model in a folder or on the Hub, loaded as the recipe says, on the device."""
+        """The model in a folder or on the Hub, loaded as the recipe says, to look or to write."""
         model = self.recipe.model
         loaded = load_model(
             str(source),
@@ -750,6 +782,8 @@ class Run:
             attention=model.attention,
             trust_remote_code=model.trust_remote_code,
         )
+        if self.halves_products:
+            halve_products(loaded)
         return loaded.to("cuda" if torch.cuda.is_available() else "cpu")
 
     def load_tokenizer(self, source: str) -> Any:

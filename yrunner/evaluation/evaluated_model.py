@@ -18,13 +18,14 @@ from yrunner.data.chat.template import read_turn_marks
 from yrunner.data.chat.tokenize import Prompt, prompt_of, tokenize_conversations
 from yrunner.data.conversation import Conversation, FaultyRow, Message, TokenizedExample
 from yrunner.errors import DataError
-from yrunner.evaluation.generate import GREEDY, Advance, Generated, generate_answers
+from yrunner.evaluation.generate import GREEDY, Advance, Generated, is_random
 from yrunner.evaluation.kept_results import KeptResults, Result
 from yrunner.evaluation.parallel import share_out
 from yrunner.evaluation.questions import CORRECT_THE_ROW, Question
+from yrunner.evaluation.refilled import generate_answers
 from yrunner.models.limits import max_positions
 from yrunner.models.load import find_stop_ids
-from yrunner.recipe.schema.eval import DynamicWriting, Generation, SampleWriting
+from yrunner.recipe.schema.eval import Generation
 from yrunner.scoring.base_predictions import (
     CachedPredictions,
     cache_predictions,
@@ -102,14 +103,13 @@ class EvaluatedModel:
         prompts = [prompt_of(each.messages, self.tokenizer, self.system) for each in questions]
         if self.kept is None:
             return self._write(prompts, max_new_tokens)
-        is_random = isinstance(self.generation, SampleWriting | DynamicWriting)
         depends_on = {
             "answers": self._encoded(prompts),
             "vocabulary": _vocabulary_key(self.tokenizer),
             "stop_ids": find_stop_ids(self.tokenizer),
             "max_new_tokens": max_new_tokens,
             "generation": self.generation.model_dump(mode="json"),
-            "seed": self.seed if is_random else None,
+            "seed": self.seed if is_random(self.generation) else None,
         }
         rows = self.recall(
             depends_on, lambda: [asdict(each) for each in self._write(prompts, max_new_tokens)]

@@ -1,10 +1,11 @@
-"""Let a model answer prompts, many at once, greedily, with beams or by sampling.
+"""How a model writes: greedily, with beams or by sampling; and an answer shown as it is written.
 
 Random numbers belong to the question, not to the batch: a sampled answer is the same for any batch
 size.
 """
 
-# B = prompts of a batch, K = likeliest tokens, T = tokens of the longest prompt, V = vocabulary
+# B = prompts of a batch, K = likeliest tokens, or those of a block, N = blocks, T = tokens of the
+# longest prompt, V = vocabulary
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -15,6 +16,7 @@ from typing import Any, assert_never
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import (
     LogitsProcessor,
     LogitsProcessorList,
@@ -30,7 +32,7 @@ from yrunner.data.chat.reply_text import is_thinking_mark
 from yrunner.data.chat.tokenize import Prompt
 from yrunner.machine import look_around
 from yrunner.models.errors import silence_libraries
-from yrunner.models.limits import evaluating, max_positions
+from yrunner.models.limits import max_positions
 from yrunner.models.load import find_stop_ids
 from yrunner.recipe.schema.eval import (
     BeamWriting,
@@ -44,6 +46,8 @@ Advance = Callable[[int], None]
 """Called with the number of prompts answered since the last call."""
 Seed = tuple[int, ...]
 """What decides the random draws of an answer: the seed of a run, the number of the question."""
+BLOCK = 256
+"""Tokens whose probabilities are summed together to find the one that is drawn."""
 COLDEST = 1e-4
 """Temperature in place of 0, which would divide by zero."""
 
@@ -70,43 +74,6 @@ class Generated:
 
 GREEDY = GreedyWriting()
 REFUSED = Generated("", 0, stopped=False, refused=True)
-
-
-def generate_answers(
-    model: Any,
-    tokenizer: Any,
-    prompts: Sequence[Prompt],
-    *,
-    max_new_tokens: int,
-    batch_size: int,
-    generation: Generation = GREEDY,
-    seed: int = 0,
-    numbers: Sequence[int] | None = None,
-    also_stop_at: Sequence[int] = (),
-    advance: Advance = lambda _: None,
-) -> list[Generated]:
-    """The answer to each prompt, in order. `also_stop_at`: additional ids that end it.
-
-    Prompts are texts as the chat template renders them, or their ids. They are answered longest
-    first, so that prompts of a batch have similar lengths, and padded on the left, where padding
-    changes nothing. With `seed`, the number of a prompt decides its random draws: its index, or
-    that in `numbers` for a part of a longer list.
-    """
-    generator = Generator(model, tokenizer, max_new_tokens, generation, tuple(also_stop_at))
-    encoded = [generator.encode(prompt) for prompt in prompts]
-    order = sorted(range(len(prompts)), key=lambda index: -len(encoded[index]))
-    asked = [index for index in order if generator.has_room_for(encoded[index])]
-    answers = [REFUSED] * len(prompts)
-    advance(len(order) - len(asked))
-    with evaluating(model):
-        for start in range(0, len(asked), batch_size):
-            batch = asked[start : start + batch_size]
-            seeds = [(seed, numbers[index] if numbers else index) for index in batch]
-            written = generator.write([encoded[index] for index in batch], seeds)
-            for index, answer in zip(batch, written, strict=True):
-                answers[index] = answer
-            advance(len(batch))
-    return answers
 
 
 def stream_answer(
@@ -140,11 +107,25 @@ def logits_processors(generation: Generation, seeds: Sequence[Seed]) -> LogitsPr
 
     `seeds` has one for each answer of the batch.
     """
+    sampler = [SeededSampler(seeds)] if is_random(generation) else []
+    return LogitsProcessorList([*warpers_of(generation), *sampler])
+
+
+def is_random(generation: Generation) -> bool:
+    """Whether tokens are drawn, so that an answer depends on its seed."""
+    return isinstance(generation, SampleWriting | DynamicWriting)
+
+
+def warpers_of(generation: Generation) -> list[LogitsProcessor]:
+    """What changes the logits before a token is chosen, in transformers' order.
+
+    Steps that would change nothing are left out.
+    """
     match generation:
         case GreedyWriting() | BeamWriting():
-            return LogitsProcessorList()
+            return []
         case SampleWriting():
-            return LogitsProcessorList([*warpers_of(generation), SeededSampler(seeds)])
+            return _warpers_of_sample(generation)
         case DynamicWriting():
             by_entropy = EntropyWarper(
                 greedy_below=generation.greedy_below,
@@ -152,16 +133,12 @@ def logits_processors(generation: Generation, seeds: Sequence[Seed]) -> LogitsPr
                 temperature=generation.temperature,
                 top_k=generation.top_k,
             )
-            return LogitsProcessorList([by_entropy, SeededSampler(seeds)])
+            return [by_entropy]
         case _:
             assert_never(generation)
 
 
-def warpers_of(generation: SampleWriting) -> list[LogitsProcessor]:
-    """What changes the logits before a token is drawn, in transformers' order.
-
-    Steps that would change nothing are left out.
-    """
+def _warpers_of_sample(generation: SampleWriting) -> list[LogitsProcessor]:
     warpers: list[LogitsProcessor] = []
     if generation.temperature != 1:
         warpers.append(TemperatureLogitsWarper(generation.temperature))
@@ -187,12 +164,28 @@ class SeededSampler(LogitsProcessor):
 
 
 def draw_tokens(scores_BV: Tensor, drawn: Sequence[float]) -> Tensor:
-    """The token of each row whose part of the probabilities holds the number drawn, in [0, 1)."""
-    # float64: in a sum over a large vocabulary, unlikely tokens would vanish in float32.
-    cumulative_BV = scores_BV.double().softmax(-1).cumsum(-1)
-    drawn_B = torch.tensor(drawn, dtype=torch.float64).to(scores_BV.device) * cumulative_BV[:, -1]
-    token_B1 = torch.searchsorted(cumulative_BV, drawn_B[:, None], right=True)
-    return token_B1.clamp(max=scores_BV.shape[-1] - 1)
+    """The token of each row whose part of the probabilities holds the number drawn, in [0, 1).
+
+    Of shape [B, 1]. The block that holds it is found by the sums of blocks, then the token: a sum
+    that runs over the whole vocabulary takes as long as some layers of a small model. Sums are in
+    float64: beside a large vocabulary, unlikely tokens would vanish in float32.
+    """
+    weight_BV = (scores_BV - scores_BV.amax(-1, keepdim=True)).exp_()
+    size = scores_BV.shape[-1]
+    weight_BNK = pad(weight_BV, (0, -size % BLOCK)).view(len(drawn), -1, BLOCK)
+    upto_BN = weight_BNK.sum(-1, dtype=torch.float64).cumsum(-1)
+    drawn_B1 = torch.tensor(drawn, dtype=torch.float64).to(scores_BV.device)[:, None]
+    place_B1 = _within(drawn_B1 * upto_BN[:, -1:], upto_BN)
+    block_B1 = torch.searchsorted(upto_BN, place_B1, right=True)
+    before_B1 = pad(upto_BN, (1, 0)).gather(-1, block_B1)
+    inside_BK = weight_BNK[torch.arange(len(drawn)), block_B1[:, 0]].double().cumsum(-1)
+    place_B1 = _within(place_B1 - before_B1, inside_BK)
+    return block_B1 * BLOCK + torch.searchsorted(inside_BK, place_B1, right=True)
+
+
+def _within(place_B1: Tensor, upto_BK: Tensor) -> Tensor:
+    """A place before the end, which rounding may have reached: impossible tokens may follow."""
+    return torch.minimum(place_B1, upto_BK[:, -1:].nextafter(torch.zeros_like(place_B1)))
 
 
 class EntropyWarper(LogitsProcessor):
@@ -251,8 +244,8 @@ class Generator:
         """The answers to the prompts of one batch."""
         look_around()
         longest = max(len(ids) for ids in prompts)
-        pad = self.tokenizer.pad_token_id
-        input_ids_BT = torch.tensor([[pad] * (longest - len(ids)) + ids for ids in prompts])
+        filler = self.tokenizer.pad_token_id
+        input_ids_BT = torch.tensor([[filler] * (longest - len(ids)) + ids for ids in prompts])
         mask_BT = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts])
         beams = self.generation.num_beams if isinstance(self.generation, BeamWriting) else 1
         # Quiet: transformers warns that a temperature the model recommends is not used.
@@ -267,7 +260,7 @@ class Generator:
                 num_beams=beams,
                 repetition_penalty=self.generation.repetition_penalty,
                 use_cache=True,
-                pad_token_id=pad,
+                pad_token_id=filler,
                 eos_token_id=self.stop_ids,
                 streamer=streamer,
             )

@@ -1,14 +1,17 @@
-"""Let a model answer prompts as they come, in a batch that is refilled as its answers end.
+"""Let a model answer many prompts, in a batch that is refilled as its answers end.
 
 An answer that has ended makes room for the next prompt, so that short answers do not wait for long
-ones. Random numbers belong to the prompt, so the answers are those of any other batch.
+ones. What prompts begin with alike, such as a system message, is read once. Random numbers belong
+to the prompt, so the answers are those of any other batch.
 """
 
 # B = answers of the batch, H = key-value heads, D = size of a head, T = tokens, V = vocabulary
 
+import copy
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -19,24 +22,31 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 from transformers.integrations import is_deepspeed_zero3_enabled
 
+from yrunner.data.chat.tokenize import Prompt
 from yrunner.evaluation.generate import (
+    GREEDY,
     REFUSED,
     Advance,
     Generated,
     Generator,
     Seed,
     draw_tokens,
+    is_random,
     warpers_of,
     without_gradients,
 )
+from yrunner.losses.vocab_sweep import likeliest
 from yrunner.machine import look_around
 from yrunner.models.errors import silence_libraries
-from yrunner.recipe.schema.eval import SampleWriting
+from yrunner.models.limits import evaluating
+from yrunner.recipe.schema.eval import BeamWriting, Generation
 
 FREE_PART = 8
 """A batch is refilled when this part of it is free: to read prompts one by one takes longer."""
 ROOM = 32
 """Tokens that the key-value cache has room for before it is copied."""
+WORTH_A_READING = 64
+"""Tokens that have to be saved before a common beginning is read by itself: that takes a step."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +57,51 @@ class SeededPrompt:
     seed: Seed
 
 
+def generate_answers(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Prompt],
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+    generation: Generation = GREEDY,
+    seed: int = 0,
+    numbers: Sequence[int] | None = None,
+    also_stop_at: Sequence[int] = (),
+    advance: Advance = lambda _: None,
+) -> list[Generated]:
+    """The answer to each prompt, in order. `also_stop_at`: additional ids that end it.
+
+    Prompts are texts as the chat template renders them, or their ids. The longest are answered
+    first, so that those of a batch have similar lengths. With `seed`, the number of a prompt
+    decides its random draws: its index, or that in `numbers` for a part of a longer list. `advance`
+    is called with the number of answers that have ended.
+    """
+    asked = [
+        SeededPrompt(
+            prompt if isinstance(prompt, str) else tuple(prompt),
+            (seed, numbers[index] if numbers else index),
+        )
+        for index, prompt in enumerate(prompts)
+    ]
+    encode = Generator(model, tokenizer, max_new_tokens, generation).encode
+    waiting = sorted(asked, key=lambda prompt: len(encode(prompt.text)))
+    answers: dict[SeededPrompt, Generated] = {}
+    with evaluating(model):
+        for prompt, answer in answers_as_they_end(
+            model,
+            tokenizer,
+            lambda: waiting.pop() if waiting else None,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            generation=generation,
+            also_stop_at=also_stop_at,
+        ):
+            answers[prompt] = answer
+            advance(1)
+    return [answers[prompt] for prompt in asked]
+
+
 def answers_as_they_end(
     model: Any,
     tokenizer: Any,
@@ -54,7 +109,7 @@ def answers_as_they_end(
     *,
     max_new_tokens: int,
     batch_size: int,
-    generation: SampleWriting,
+    generation: Generation,
     also_stop_at: Sequence[int] = (),
     advance: Advance = lambda _: None,
     is_over: Callable[[], bool] = lambda: False,
@@ -93,17 +148,22 @@ class _RefilledBatch:
     The row of an answer that has ended stays until others are added, or until many have ended.
     """
 
-    def __init__(self, generator: Generator, generation: SampleWriting) -> None:
+    def __init__(self, generator: Generator, generation: Generation) -> None:
         self._generator, self._warpers = generator, warpers_of(generation)
+        self._is_random = is_random(generation)
         self._accepted = set(inspect.signature(generator.model.forward).parameters)
         self.can_refill = (
             "position_ids" in self._accepted
+            # A search, and a penalty that looks at what was written, are left to transformers.
+            and not isinstance(generation, BeamWriting)
+            and generation.repetition_penalty == 1
             and not is_deepspeed_zero3_enabled()
             # Layers with a window or a state keep other things than all keys and values.
             and all(type(layer) is DynamicLayer for layer in self._new_cache().layers)
         )
         self._answers: list[_Answer] = []
         self._cache = self._new_cache()
+        self._beginning: _Beginning | None = None
         self._mask_BT, self._scores_BV = torch.empty(0), torch.empty(0)
 
     @property
@@ -125,14 +185,9 @@ class _RefilledBatch:
         texts = list(dict.fromkeys(prompt.text for prompt in prompts))
         encoded = [self._generator.encode(text) for text in texts]
         longest = max(map(len, encoded))
-        filler, device = self._generator.tokenizer.pad_token_id, self._generator.model.device
-        ids_BT = torch.tensor([[filler] * (longest - len(ids)) + ids for ids in encoded])
-        mask_BT = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in encoded])
-        cache, mask_BT = self._new_cache(), mask_BT.to(device)
-        cache.layers = [_RoomyLayer() for _ in cache.layers]
-        scores_BV = self._forward(ids_BT.to(device), mask_BT, cache)
+        mask_BT, scores_BV, cache = self._read(encoded, longest)
         # Equal prompts are read once.
-        row_of_B = torch.tensor([texts.index(prompt.text) for prompt in prompts]).to(device)
+        row_of_B = torch.tensor([texts.index(prompt.text) for prompt in prompts]).to(mask_BT.device)
         cache.batch_select_indices(row_of_B)
         mask_BT, scores_BV = mask_BT[row_of_B], scores_BV[row_of_B]
         self._remove_ended()
@@ -153,7 +208,10 @@ class _RefilledBatch:
         scores_BV = self._scores_BV
         for warper in self._warpers:
             scores_BV = warper(self._mask_BT, scores_BV)
-        token_B1 = draw_tokens(scores_BV, [answer.draws.random() for answer in self._answers])
+        if self._is_random:
+            token_B1 = draw_tokens(scores_BV, [answer.draws.random() for answer in self._answers])
+        else:
+            token_B1 = likeliest(scores_BV)[:, None]
         stop_ids, most = self._generator.stop_ids, self._generator.max_new_tokens
         ended = []
         for answer, token in zip(self._answers, token_B1[:, 0].tolist(), strict=True):
@@ -169,6 +227,46 @@ class _RefilledBatch:
         if self.size <= len(self._answers) * (1 - 2 / FREE_PART):
             self._remove_ended()
         return ended
+
+    def _read(self, encoded: Sequence[list[int]], longest: int) -> tuple[Tensor, Tensor, Any]:
+        """Mask, scores of the next token, and cache of prompts, padded to `longest` tokens.
+
+        The padding is between the common beginning and the rest.
+        """
+        begun, cache = 0, self._new_cache()
+        self._beginning = self._common_beginning(encoded)
+        if self._beginning is None:
+            cache.layers = [_RoomyLayer() for _ in cache.layers]
+        else:
+            begun = len(self._beginning.ids)
+            cache.layers = [layer.repeated(len(encoded)) for layer in self._beginning.layers]
+        filler, device = self._generator.tokenizer.pad_token_id, self._generator.model.device
+        rests = [ids[begun:] for ids in encoded]
+        width = longest - begun
+        ids_BT = torch.tensor([[filler] * (width - len(ids)) + ids for ids in rests])
+        mask_BT = torch.tensor(
+            [[1] * begun + [0] * (width - len(ids)) + [1] * len(ids) for ids in rests]
+        ).to(device)
+        return mask_BT, self._forward(ids_BT.to(device), mask_BT, cache), cache
+
+    def _common_beginning(self, encoded: Sequence[list[int]]) -> "_Beginning | None":
+        """What all prompts begin with, read now unless those before began so too.
+
+        None where it is not worth a reading.
+        """
+        before = self._beginning
+        if before is not None and all(_begins_with(ids, before.ids) for ids in encoded):
+            return before
+        alike = takewhile(lambda tokens: len(set(tokens)) == 1, zip(*encoded, strict=False))
+        # The last token of each prompt is read with its rest, and gives the first scores.
+        size = min(sum(1 for _ in alike), min(map(len, encoded)) - 1)
+        if size * (len(encoded) - 1) < WORTH_A_READING:
+            return None
+        ids, cache = encoded[0][:size], self._new_cache()
+        cache.layers = [_RoomyLayer() for _ in cache.layers]
+        ids_1T = torch.tensor([ids], device=self._generator.model.device)
+        self._forward(ids_1T, torch.ones_like(ids_1T), cache)
+        return _Beginning(ids, cache.layers)
 
     def _remove_ended(self) -> None:
         """Remove the rows of answers that have ended, and the columns that only they need."""
@@ -201,6 +299,18 @@ class _RefilledBatch:
             )
         scores_BV: Tensor = output.logits[:, -1].float()
         return scores_BV
+
+
+def _begins_with(ids: list[int], beginning: list[int]) -> bool:
+    return len(ids) > len(beginning) and ids[: len(beginning)] == beginning
+
+
+@dataclass(frozen=True)
+class _Beginning:
+    """Tokens that several prompts begin with, and their keys and values of shape [1, H, T, D]."""
+
+    ids: list[int]
+    layers: list["_RoomyLayer"]
 
 
 class _Answer:
@@ -238,6 +348,19 @@ class _RoomyLayer(DynamicLayer):
             buffer[:, :, before:after] = states
         self.keys, self.values = (buffer[:, :, :after] for buffer in self._buffers)
         return self.keys, self.values
+
+    def repeated(self, number: int) -> "_RoomyLayer":
+        """A layer with the only row of this one several times."""
+        layer = copy.copy(self)
+        size = (number, -1, -1, -1)
+        layer.keys, layer.values = self.keys.expand(size), self.values.expand(size)
+        layer._buffers = None
+        return layer
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep the rows with these indices, each as often as it is named."""
+        super().batch_select_indices(indices)
+        self._buffers = None
 
     def append_rows(self, added: "_RoomyLayer", width: int) -> None:
         """Append the rows of another layer; both are padded on the left to `width` tokens."""

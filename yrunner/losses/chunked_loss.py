@@ -23,7 +23,14 @@ from yrunner.losses.head_call import (
     even_rows,
 )
 from yrunner.losses.targets import Targets, TokenWeight, at_least_float32, weigh
-from yrunner.losses.vocab_sweep import FINAL, LogitForm, VocabStats, entropy_of_top, sweep
+from yrunner.losses.vocab_sweep import (
+    FINAL,
+    LogitForm,
+    VocabStats,
+    entropy_of_top,
+    likeliest,
+    sweep,
+)
 
 CHUNK_BYTES = {"cpu": 4 * 2**20, "cuda": 2**28}
 """Float32 logits of a chunk: on a CPU what fits in its cache, on a GPU what keeps it busy."""
@@ -194,7 +201,7 @@ class LossAccumulator(ChunkAccumulator):
         logits_NV = self._multiply(chunk_ND)
         top_entropy_N = top_entropy(logits_NV, self.weight, self.form)
         if self.wants_top:
-            self.top_N[chunk] = logits_NV.argmax(dim=1)
+            self.top_N[chunk] = likeliest(logits_NV)
         stats, grad_NV = self._sweep(logits_NV, labels_N, wants_mean=not self.mean_from_gradient)
         # Unweighted yet: the weight may depend on the entropy, which may come from this product.
         of_hidden_ND = self.gradients[0]

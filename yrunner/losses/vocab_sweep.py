@@ -4,7 +4,7 @@ The gradient at the logits is that of the unweighted loss, softmax minus one-hot
 multiplies what follows from it, where there are fewer numbers.
 """
 
-# N = targets of a chunk, V = vocabulary, K = likeliest tokens
+# N = targets of a chunk, V = vocabulary, B = blocks, K = likeliest tokens, or those of a block
 
 from dataclasses import dataclass
 
@@ -15,6 +15,8 @@ from yrunner.losses.targets import at_least_float32
 
 TILE_ELEMENTS = 2**17
 """Numbers that fit into the cache of one core."""
+BLOCK = 64
+"""Logits of which the maximum is found together."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,20 @@ def sweep(
         mean_logit_N=_dot(grad_NV, logits_NV) + label_logit_N if wants_mean else None,
     )
     return stats, form.cap_backward_(grad_NV, logits_NV)
+
+
+def likeliest(logits_NV: Tensor) -> Tensor:
+    """The token with the largest logit of each row, shape [N]; of equal ones the first.
+
+    On a CPU torch finds a maximum twenty times as fast as its place: so the block with the maximum
+    is found first, and then the place in it.
+    """
+    if logits_NV.device.type != "cpu" or logits_NV.shape[1] % BLOCK:
+        return logits_NV.argmax(dim=1)
+    logits_NBK = logits_NV.view(len(logits_NV), -1, BLOCK)
+    block_N = logits_NBK.amax(dim=2).argmax(dim=1)
+    inside_NK = logits_NBK[torch.arange(len(block_N)), block_N]
+    return block_N * BLOCK + inside_NK.argmax(dim=1)
 
 
 def entropy_of_top(logits_NV: Tensor, top: int, form: LogitForm) -> Tensor:

@@ -19,7 +19,7 @@ from yrunner.data.batching.taught import (
     prompt_of_last_answer,
     with_answer,
 )
-from yrunner.evaluation.generate import generate_answers
+from yrunner.evaluation.refilled import generate_answers
 from yrunner.models.limits import max_positions
 from yrunner.recipe.schema.eval import SampleWriting
 

@@ -22,7 +22,7 @@ from yrunner.assembly.run import Run
 from yrunner.data.chat.tokenize import prompt_of, tokenize_conversations, with_system
 from yrunner.data.conversation import Conversation, FaultyRow, Message, TokenizedExample
 from yrunner.errors import Origin, RunError, YRunnerError
-from yrunner.evaluation.generate import generate_answers
+from yrunner.evaluation.refilled import generate_answers
 from yrunner.losses.nlirg import zone_of
 from yrunner.process import disable_telemetry, silence_harmless_warnings
 from yrunner.recipe.schema.eval import Generation

@@ -55,9 +55,11 @@ def eval_recipe(path: Path, overrides: list[str], models: Sequence[str]) -> None
     if not is_writer:
         return
     run_dir.folder.mkdir(parents=True, exist_ok=True)
-    write_json(run_dir.eval, as_json(recipe, tasks, results))
+    write_json(run_dir.eval, as_json(recipe, tasks, results) | {"computed_in": run.looks_in})
     write_page(recipe, tasks, faults, results, run_dir.eval_page)
     print_results(tasks, results)
+    if run.halves_products:
+        say(f"computed in {run.looks_in} (model.dtype: auto)")
     say(f"figures: {run_dir.eval}")
     say(f"answers: {run_dir.eval_page}")
 

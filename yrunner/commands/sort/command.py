@@ -171,7 +171,7 @@ def _open_folder(run: Run, folder: SortDir, asked_for: Recipe) -> None:
     folder.clear()
     write_text(folder.recipe, recipe_to_yaml(run.recipe))
     write_json(folder.fingerprint, sort_fingerprint(asked_for))
-    write_json(folder.environment, describe_environment())
+    write_json(folder.environment, describe_environment() | {"computed_in": run.looks_in})
     write_json(folder.data_report, prepared.as_json())
 
 

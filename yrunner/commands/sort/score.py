@@ -18,7 +18,7 @@ from yrunner.console import counted, progress, say
 from yrunner.errors import RunError, YRunnerError
 from yrunner.models.adapters import attach_adapter
 from yrunner.models.errors import silence_libraries
-from yrunner.models.load import check_vocabulary, choose_dtype
+from yrunner.models.load import check_vocabulary
 from yrunner.models.model_key import model_key
 from yrunner.recipe.schema.model import AdapterTuning
 from yrunner.recipe.schema.recipe import Recipe
@@ -48,6 +48,8 @@ def measure_rows(run: Run, folder: Path) -> Sequence[TokenScores]:
         if file.done:
             say(f"already scored: {len(file.done):,} of {counted(len(examples), 'example')}")
         if len(file.done) < len(examples):
+            if run.halves_products:
+                say(f"computed in {run.looks_in} (model.dtype: auto)")
             # In tokens, because rows differ in length and the longest come first.
             with progress("scoring rows with the base, tokens", sum(lengths)) as advance:
                 advance(sum(lengths[index] for index in file.done))
@@ -173,7 +175,7 @@ def _key(run: Run) -> str:
     facts = {
         "base": run.base_key,
         "adapter": None if adapter is None else model_key(adapter),
-        "dtype": str(choose_dtype(recipe.model.dtype)),
+        "dtype": run.looks_in,
         "attention": recipe.model.attention,
         "device": "cuda" if torch.cuda.is_available() else "cpu",
         "max_tokens": run.max_tokens,

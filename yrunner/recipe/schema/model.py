@@ -78,8 +78,9 @@ class ModelSection(Section):
     scratch: ScratchModel | None = None
     """Create a new model instead of loading one."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Precision of the computation. `auto`: bfloat16 if the GPU supports it; on a CPU float32, or
-    bfloat16 for training LoRA where a probe finds it faster. Trained weights are always float32."""
+    """Precision of the computation. `auto`: bfloat16 if the GPU supports it; on a CPU float32, and
+    bfloat16 where a probe finds it faster: for training LoRA, and for the products of models that
+    only answer or score. Trained weights are always float32."""
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
     """Attention implementation; `auto`: the default of transformers."""
     trust_remote_code: bool = False
