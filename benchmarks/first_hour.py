@@ -1,9 +1,10 @@
 """How long from nothing to the first trained model, beside LLaMA-Factory, Axolotl and TRL?
 
-    python -m benchmarks.first_hour MODEL [--tools yrunner LLaMA-Factory Axolotl TRL] [--cold]
+    python -m benchmarks.first_hour MODEL [--tools yrunner LLaMA-Factory Axolotl TRL]
+        [--rows 128] [--cold]
 
 Each tool gets a virtual environment of its own, is installed by pip as its users do (yrunner from a
-clone of this repository), and trains LoRA of rank 16 on 128 short rows, as in `whole_command`.
+clone of this repository), and trains LoRA of rank 16 on short rows, as in `whole_command`.
 Reports the seconds of both, the size of the environment, and what a person types and writes. MODEL
 is a folder of Hugging Face. `--cold` installs without pip's cache. torch is pinned for all to what
 this repository was tested with. Where that comes without CUDA, what other packages have
@@ -24,9 +25,10 @@ from typing import Any
 from benchmarks.markdown import print_markdown
 from benchmarks.paths import ROOT
 from benchmarks.peers import PEERS
-from benchmarks.whole_command import OURS, Measured, run, write_our_recipe, write_rows
+from benchmarks.whole_command import OURS, Measured, ours_in, run, write_our_recipe, write_rows
 
-ROWS, TOKENS, LONGEST = 128, 64, 128
+TOKENS, LONGEST = 64, 128
+DTYPE = "auto"
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Tool:
 
 
 TOOLS = {
-    OURS: Tool((), "yrun", ("ours.yaml",)),
+    OURS: Tool((), "yrun", (f"ours-{DTYPE}.yaml",)),
     "LLaMA-Factory": Tool(
         ("llamafactory==0.9.5",),
         "llamafactory-cli",
@@ -78,22 +80,23 @@ def main() -> None:
     )
     parser.add_argument("model", type=Path)
     parser.add_argument("--tools", nargs="+", choices=list(TOOLS), default=list(TOOLS))
+    parser.add_argument("--rows", type=int, default=128)
     parser.add_argument("--cold", action="store_true", help="install without pip's cache")
     options = parser.parse_args()
     hours = {}
     for name in options.tools:
         with TemporaryDirectory() as folder:
             try:
-                hours[name] = first_hour(name, Path(folder), options.model.resolve(), options.cold)
+                hours[name] = first_hour(name, Path(folder), options)
                 print(name, hours[name], file=sys.stderr, flush=True)
             except (RuntimeError, subprocess.CalledProcessError) as error:
                 print(f"{name} is left out: {error}", file=sys.stderr, flush=True)
     print_hours(hours, options)
 
 
-def first_hour(name: str, folder: Path, model: Path, is_cold: bool) -> Hour:
+def first_hour(name: str, folder: Path, options: argparse.Namespace) -> Hour:
     """Install a tool into `folder` and train with it there."""
-    tool = TOOLS[name]
+    tool, model = TOOLS[name], options.model.resolve()
     began = time.perf_counter()
     environment = folder / "environment"
     venv.create(environment, with_pip=True)
@@ -104,7 +107,7 @@ def first_hour(name: str, folder: Path, model: Path, is_cold: bool) -> Hour:
         subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
         what = ["--constraint", str(clone / "constraints.txt"), "--editable", str(clone)]
     pip = [str(programs / "python"), "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    cache = ["--no-cache-dir"] if is_cold else []
+    cache = ["--no-cache-dir"] if options.cold else []
     pinned = (ROOT / "constraints.txt").read_text("utf-8").splitlines()
     torch = next(line for line in pinned if line.startswith("torch=="))
     subprocess.run([*pip, "install", *cache, torch, *what], check=True)
@@ -114,14 +117,14 @@ def first_hour(name: str, folder: Path, model: Path, is_cold: bool) -> Hour:
         for file in environment.glob(f"lib/python*/site-packages/{pattern}"):
             file.unlink()
     seconds = time.perf_counter() - began
-    write_rows(folder, ROWS, TOKENS)
+    write_rows(folder, options.rows, TOKENS)
     program = programs / tool.program
     if name == OURS:
-        recipe = write_our_recipe(folder, model, LONGEST, "float32")
+        recipe = write_our_recipe(folder, model, LONGEST, DTYPE)
         command = [str(program), "train", str(recipe)]
     else:
-        command = PEERS[name](program, folder, model, LONGEST)
-    trained = run(command, folder, name)
+        command = PEERS[name](program, folder, model, LONGEST, None)
+    trained = run(command, folder, ours_in(DTYPE) if name == OURS else name)
     written = [json.loads((folder / file).read_text("utf-8")) for file in tool.settings]
     typed = 3 + (name == OURS)  # the clone, environment, installation, training
     keys = sum(map(count_values, written)) if written else len(command[2:]) // 2
@@ -168,7 +171,7 @@ def print_hours(hours: dict[str, Hour], options: argparse.Namespace) -> None:
         ]
         for name, hour in hours.items()
     ]
-    title = f"{ROWS} rows of about {TOKENS} tokens, {options.model.name}; installed {cache}"
+    title = f"{options.rows} rows of about {TOKENS} tokens, {options.model.name}; installed {cache}"
     print_markdown(title, columns, rows)
 
 

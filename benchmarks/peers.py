@@ -1,18 +1,22 @@
 """How a user of TRL, LLaMA-Factory, Axolotl or ms-swift starts the same LoRA training.
 
 Rank 16 on all linear layers, float32, one epoch in batches of 4; everything else is as the tool has
-it. Each function writes the settings beside `rows.jsonl` and returns the command.
+it. Each function writes the settings beside `rows.jsonl` and returns the command. `updates`: after
+which the training ends, if before the epoch does.
 """
 
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 Command = list[str]
 RANK, ALPHA, BATCH_SIZE, LEARNING_RATE = 16, 32, 4, 1e-4
 
 
-def with_trl(program: Path, folder: Path, model: Path, longest: int) -> Command:
+def with_trl(
+    program: Path, folder: Path, model: Path, longest: int, updates: int | None = None
+) -> Command:
     """`trl sft`, of which every setting is an option."""
     data = folder / "rows"
     data.mkdir(exist_ok=True)
@@ -36,13 +40,17 @@ def with_trl(program: Path, folder: Path, model: Path, longest: int) -> Command:
         "use_cpu": True,
         "report_to": "none",
         "output_dir": folder / "trl",
+        **ending(updates),
     }
     return [str(program), "sft", *as_options(settings)]
 
 
-def with_llamafactory(program: Path, folder: Path, model: Path, longest: int) -> Command:
+def with_llamafactory(
+    program: Path, folder: Path, model: Path, longest: int, updates: int | None = None
+) -> Command:
     """`llamafactory-cli train`, with a file of settings and one that names the data."""
-    settings = write_llamafactory_recipe(folder, model, longest=longest, template="default")
+    more = {"template": "default", **ending(updates)}
+    settings = write_llamafactory_recipe(folder, model, longest=longest, **more)
     return [str(program), "train", str(settings)]
 
 
@@ -80,7 +88,9 @@ def write_llamafactory_recipe(
     return path
 
 
-def with_axolotl(program: Path, folder: Path, model: Path, longest: int) -> Command:
+def with_axolotl(
+    program: Path, folder: Path, model: Path, longest: int, updates: int | None = None
+) -> Command:
     """`axolotl train`, with a file of settings; its CUDA kernels are switched off."""
     write_messages(folder)
     settings = {
@@ -106,13 +116,16 @@ def with_axolotl(program: Path, folder: Path, model: Path, longest: int) -> Comm
         "gradient_checkpointing": False,
         "attn_implementation": "sdpa",
         "output_dir": str(folder / "axolotl"),
+        **ending(updates),
     }
     path = folder / "axolotl.yaml"
     path.write_text(json.dumps(settings), "utf-8")  # JSON is YAML
     return [str(program), "train", str(path), "--launcher", "python"]
 
 
-def with_swift(program: Path, folder: Path, model: Path, longest: int) -> Command:
+def with_swift(
+    program: Path, folder: Path, model: Path, longest: int, updates: int | None = None
+) -> Command:
     """`swift sft`, of which every setting is an option."""
     settings = {
         "model": model,
@@ -132,16 +145,22 @@ def with_swift(program: Path, folder: Path, model: Path, longest: int) -> Comman
         "gradient_checkpointing": False,
         "report_to": "none",
         "output_dir": folder / "swift",
+        **ending(updates),
     }
     return [str(program), "sft", *as_options(settings)]
 
 
-PEERS: dict[str, Callable[[Path, Path, Path, int], Command]] = {
+PEERS: dict[str, Callable[[Path, Path, Path, int, int | None], Command]] = {
     "TRL": with_trl,
     "LLaMA-Factory": with_llamafactory,
     "Axolotl": with_axolotl,
     "ms-swift": with_swift,
 }
+
+
+def ending(updates: int | None) -> dict[str, Any]:
+    """The setting that ends a training; all four tools call it `max_steps`."""
+    return {} if updates is None else {"max_steps": updates}
 
 
 def as_options(settings: dict[str, object]) -> Command:

@@ -1,15 +1,17 @@
 """How long does a whole training command take, as a user starts it, beside other tools?
 
     python -m benchmarks.whole_command MODEL [--rows 128 1000] [--tokens 64 512 2048] [--rounds 3]
+        [--dtype auto float32] [--updates N] [--max-seconds 3600]
         [--trl TRL] [--llamafactory LLAMAFACTORY-CLI] [--axolotl AXOLOTL] [--swift SWIFT]
-        [--max-seconds 3600]
 
 MODEL is a folder of Hugging Face, such as the one that `yrun train recipes/port_sft.yaml` leaves
-in `outputs/.bases`. Each tool trains LoRA of rank 16 on all linear layers in float32 for one epoch
-in batches of 4, on the same rows, and is otherwise as it comes; `--dtype` changes ours alone. In
-turns: the time of the command and its processor time, the time of its training loop as the tool
-reports it, the peak memory of the process, and the time to its first output. A tool that fails is
-left out and its last lines are printed. `--max-seconds` leaves out sizes that would take longer.
+in `outputs/.bases`. Each tool trains LoRA of rank 16 on all linear layers for one epoch in batches
+of 4, on the same rows, and is otherwise as it comes: the others in float32, ours in each `--dtype`
+(default: `auto`, as a recipe has it). In turns: the time of the command and its processor time, the
+time of its training loop as the tool reports it, the peak memory of the process, and the time to
+its first output; medians of the rounds. A tool that fails is left out and its last lines are
+printed. `--updates` ends every training early: rows are read and tokenized all the same.
+`--max-seconds` leaves out sizes that would take longer. The last table has a line for each size.
 """
 
 import argparse
@@ -30,13 +32,22 @@ from tempfile import TemporaryDirectory
 from benchmarks.markdown import print_markdown
 from benchmarks.paths import ROOT, TOY_DATA
 from benchmarks.peak_memory import peak_bytes
-from benchmarks.peers import ALPHA, BATCH_SIZE, LEARNING_RATE, PEERS, RANK
+from benchmarks.peers import ALPHA, BATCH_SIZE, LEARNING_RATE, PEERS, RANK, ending
 
 SOURCES = ("port_train.jsonl", "port_keep.jsonl")
 TOKENS_OF_TEMPLATE = 35
 """Of a chat template with its default system message."""
 TOKENS_PER_WORD = 1.3
 OURS = "yrunner"
+
+
+FIGURES = (
+    ("whole", "command, s", 1.0, 1),
+    ("processor", "processor, s", 1.0, 1),
+    ("loop", "loop, s", 1.0, 1),
+    ("peak", "memory, GB", 1e9, 2),
+)
+"""Of `Measured`: name, title, unit, and digits shown."""
 
 
 @dataclass(frozen=True)
@@ -62,16 +73,25 @@ def main() -> None:
     """Run the tools in turns on each size, the smallest first, and print a table for each."""
     options = parse_options()
     began, pace = time.perf_counter(), 0.0
+    summary: list[list[str]] = []
     for rows, tokens in sorted(product(options.rows, options.tokens), key=lambda it: it[0] * it[1]):
+        work = min(rows, BATCH_SIZE * (options.updates or rows)) * tokens
         left = options.max_seconds - (time.perf_counter() - began)
-        if pace * rows * tokens > left:
+        if pace * work > left:
             print(f"{rows} rows of {tokens} tokens would take too long", file=sys.stderr)
             continue
         started = time.perf_counter()
         with TemporaryDirectory() as name:
             runs = run_in_turns(Path(name), rows, tokens, options)
-        pace = (time.perf_counter() - started) / (rows * tokens)
-        print_runs(runs, f"{rows} rows of about {tokens} tokens, {options.model.name}")
+        pace = (time.perf_counter() - started) / work
+        size = f"{rows} rows of about {tokens} tokens"
+        if work < rows * tokens:
+            size += f", {options.updates} updates"
+        for dtype in options.dtype:
+            print_runs(runs, ours_in(dtype), f"{size}, {options.model.name}, ours in {dtype}")
+            summary.append([size, *summarise(runs, ours_in(dtype))])
+    columns = ("size", "tool", "command, s", "/ best", "loop, s", "/ best", "memory, GB", "/ least")
+    print_markdown(f"All sizes, rounds: {options.rounds}", columns, summary)
 
 
 def parse_options() -> argparse.Namespace:
@@ -83,11 +103,17 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, nargs="+", default=[128])
     parser.add_argument("--tokens", type=int, nargs="+", default=[64], help="of a row, about")
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--dtype", default="float32", help="of ours; default: float32")
+    parser.add_argument("--dtype", nargs="+", default=["auto"], help="of ours; default: auto")
+    parser.add_argument("--updates", type=int, help="after which every training ends")
     parser.add_argument("--max-seconds", type=float, default=float("inf"))
     for peer in PEERS:
         parser.add_argument(option_of(peer), type=Path, dest=peer, metavar="PROGRAM")
     return parser.parse_args()
+
+
+def ours_in(dtype: str) -> str:
+    """The name of our tool in a precision."""
+    return f"{OURS}, {dtype}"
 
 
 def option_of(peer: str) -> str:
@@ -98,7 +124,10 @@ def option_of(peer: str) -> str:
 def run_in_turns(folder: Path, rows: int, tokens: int, options: argparse.Namespace) -> Runs:
     """Measure every tool once in each round."""
     write_rows(folder, rows, tokens)
-    commands = make_commands(folder, tokens, options)
+    updates = options.updates
+    if updates is not None and updates * BATCH_SIZE >= rows:
+        updates = None  # as a number, it would begin another epoch
+    commands = make_commands(folder, tokens, updates, options)
     runs: Runs = {tool: [] for tool in commands}
     for _ in range(options.rounds):
         for tool, command in commands.items():
@@ -108,7 +137,7 @@ def run_in_turns(folder: Path, rows: int, tokens: int, options: argparse.Namespa
                 runs[tool].append(run(command, folder, tool))
                 print(tool, runs[tool][-1], file=sys.stderr, flush=True)
             except RuntimeError as error:
-                if tool == OURS:
+                if tool.startswith(OURS):
                     raise
                 print(f"{tool} is left out: {error}", file=sys.stderr, flush=True)
                 del runs[tool]
@@ -139,32 +168,44 @@ def count(*texts: str) -> float:
     return TOKENS_OF_TEMPLATE + TOKENS_PER_WORD * sum(len(text.split()) for text in texts)
 
 
-def make_commands(folder: Path, tokens: int, options: argparse.Namespace) -> dict[str, list[str]]:
+def make_commands(
+    folder: Path, tokens: int, updates: int | None, options: argparse.Namespace
+) -> dict[str, list[str]]:
     """The command of each tool, with its settings beside the rows."""
     model, longest = options.model.resolve(), max(128, 2 * tokens)
-    recipe = write_our_recipe(folder, model, longest, options.dtype)
-    yrun = [sys.executable, "-c", "from yrunner.cli import main; main()"]
-    commands = {OURS: [*yrun, "train", str(recipe), "--overwrite"]}
+    yrun = [sys.executable, "-c", "from yrunner.cli import program; program()"]
+    commands = {}
+    for dtype in options.dtype:
+        recipe = write_our_recipe(folder, model, longest, dtype, updates)
+        commands[ours_in(dtype)] = [*yrun, "train", str(recipe), "--overwrite"]
     for peer, make in PEERS.items():
         program = getattr(options, peer)
         if program is not None:
-            commands[peer] = make(program.absolute(), folder, model, longest)
+            commands[peer] = make(program.absolute(), folder, model, longest, updates)
     return commands
 
 
-def write_our_recipe(folder: Path, model: Path, longest: int, dtype: str) -> Path:
-    """Write the recipe beside its rows."""
+def write_our_recipe(
+    folder: Path, model: Path, longest: int, dtype: str, updates: int | None = None
+) -> Path:
+    """Write the recipe beside its rows; its run folder is the place of `run_folder`."""
+    train = {"epochs": 1, "batch_size": BATCH_SIZE, "learning_rate": LEARNING_RATE}
     recipe = {
         "name": "whole",
-        "output": str(folder / "ours"),
+        "output": str(run_folder(folder, dtype)),
         "model": {"base": str(model), "dtype": dtype},
         "tuning": {"kind": "lora", "rank": RANK, "alpha": ALPHA},
         "data": {"max_length": longest, "train": [{"file": "rows.jsonl"}]},
-        "train": {"epochs": 1, "batch_size": BATCH_SIZE, "learning_rate": LEARNING_RATE},
+        "train": {**train, **ending(updates)},
     }
-    path = folder / "ours.yaml"
+    path = folder / f"ours-{dtype}.yaml"
     path.write_text(json.dumps(recipe), "utf-8")  # JSON is YAML
     return path
+
+
+def run_folder(folder: Path, dtype: str) -> Path:
+    """Where our run in this precision writes."""
+    return folder / f"ours-{dtype}"
 
 
 def run(command: list[str], folder: Path, tool: str) -> Measured:
@@ -173,7 +214,8 @@ def run(command: list[str], folder: Path, tool: str) -> Measured:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}
     # Tools of an environment start others of it by their names.
     environment["PATH"] = f"{Path(command[0]).parent}{os.pathsep}{environment['PATH']}"
-    if tool == OURS:
+    is_ours = tool.startswith(OURS)
+    if is_ours:
         environment["PYTHONPATH"] = str(ROOT)
     peak, first_output, used = 0, 0.0, processor_seconds()
     began = time.perf_counter()
@@ -189,9 +231,9 @@ def run(command: list[str], folder: Path, tool: str) -> Measured:
     whole = time.perf_counter() - began
     text = log.read_text("utf-8", errors="replace")
     reported = re.findall(r"train_runtime\W+([\d.:]+)", text)
-    if process.returncode or (tool != OURS and not reported):
+    if process.returncode or not (is_ours or reported):
         raise RuntimeError(f"{' '.join(command)} failed:\n{text[-3000:]}")
-    loop = our_loop(folder) if tool == OURS else in_seconds(reported[-1])
+    loop = our_loop(folder, tool) if is_ours else in_seconds(reported[-1])
     return Measured(whole, processor_seconds() - used, loop, peak, first_output)
 
 
@@ -219,35 +261,53 @@ def in_seconds(text: str) -> float:
     return seconds
 
 
-def our_loop(folder: Path) -> float:
+def our_loop(folder: Path, tool: str) -> float:
     """The seconds of the updates, from the log of the run."""
-    lines = (folder / "ours" / "metrics.jsonl").read_text("utf-8").splitlines()
+    run = run_folder(folder, tool.removeprefix(ours_in("")))
+    lines = (run / "metrics.jsonl").read_text("utf-8").splitlines()
     records = [record for record in map(json.loads, lines) if "targets_per_second" in record]
     return sum(record["targets"] / record["targets_per_second"] for record in records)
 
 
-def print_runs(runs: Runs, title: str) -> None:
-    """Medians, and the median ratio of ours to each tool, round by round."""
-    figures = (
-        ("whole", "command, s", 1.0, 1),
-        ("processor", "processor, s", 1.0, 1),
-        ("loop", "loop, s", 1.0, 1),
-        ("peak", "memory, GB", 1e9, 2),
-    )
-    columns = ["tool", *(cell for _, name, _, _ in figures for cell in (name, "ours / it"))]
+def ratio_of(runs: Runs, ours: str, tool: str, figure: str) -> float:
+    """The median ratio of ours to a tool, round by round."""
+    pairs = zip(runs[ours], runs[tool], strict=True)
+    return statistics.median(getattr(own, figure) / getattr(its, figure) for own, its in pairs)
+
+
+def median_of(runs: Runs, tool: str, figure: str) -> float:
+    """Of all rounds."""
+    return statistics.median(getattr(each, figure) for each in runs[tool])
+
+
+def print_runs(runs: Runs, ours: str, title: str) -> None:
+    """Medians, and the ratio of ours in one precision to each of the other tools."""
+    columns = ["tool", *(cell for _, name, _, _ in FIGURES for cell in (name, "ours / it"))]
     rows = []
-    for tool, measured in runs.items():
+    for tool in runs:
+        if tool != ours and tool.startswith(OURS):
+            continue
         cells = [tool]
-        for figure, _, unit, digits in figures:
-            own = [getattr(each, figure) for each in runs[OURS]]
-            its = [getattr(each, figure) for each in measured]
-            ratio = statistics.median(one / other for one, other in zip(own, its, strict=True))
-            cells.append(f"{statistics.median(its) / unit:.{digits}f}")
-            cells.append("" if tool == OURS else f"{ratio:.2f}")
-        cells.append(f"{statistics.median(each.first_output for each in measured):.1f}")
+        for figure, _, unit, digits in FIGURES:
+            cells.append(f"{median_of(runs, tool, figure) / unit:.{digits}f}")
+            cells.append("" if tool == ours else f"{ratio_of(runs, ours, tool, figure):.2f}")
+        cells.append(f"{median_of(runs, tool, 'first_output'):.1f}")
         rows.append(cells)
     print_markdown(title, [*columns, "first output, s"], rows)
     sys.stdout.flush()
+
+
+def summarise(runs: Runs, ours: str) -> list[str]:
+    """Ours in one precision: each figure, and its ratio to the best of the other tools."""
+    peers = [tool for tool in runs if not tool.startswith(OURS)]
+    cells = [ours]
+    for figure, _, unit, digits in FIGURES:
+        if figure == "processor":
+            continue
+        ratios = {ratio_of(runs, ours, peer, figure): peer for peer in peers}
+        cells.append(f"{median_of(runs, ours, figure) / unit:.{digits}f}")
+        cells.append(f"{max(ratios):.2f} of {ratios[max(ratios)]}" if ratios else "")
+    return cells
 
 
 if __name__ == "__main__":

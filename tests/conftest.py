@@ -68,10 +68,9 @@ def plots_keep_their_margins(request: pytest.FixtureRequest) -> Iterator[None]:
     """To fit the margins of its plots takes a fifth of a small training; tests/reports does it."""
     from yrunner.reports import svg
 
-    figure = svg.Figure
     with pytest.MonkeyPatch.context() as patch:
         if "reports" not in request.path.parts:
-            patch.setattr(svg, "Figure", lambda figsize, layout: figure(figsize=figsize))
+            patch.setattr(svg, "LAYOUT", None)
         yield
 
 

@@ -195,3 +195,36 @@ def test_the_version_is_that_of_the_installed_package():
 
     result = CliRunner().invoke(app, ["--version"])
     assert (result.exit_code, result.stdout) == (0, f"yrunner {version('yrunner')}\n")
+
+
+def test_a_program_ends_with_its_code_after_all_that_is_due(tmp_path: Path):
+    program = (
+        "import atexit, sys, threading, time\n"
+        "from yrunner.process import run_program\n"
+        "class Dear:\n"
+        "    def __del__(self): print('taken apart')\n"
+        "dear = Dear()\n"
+        "def main():\n"
+        "    atexit.register(print, 'tracker has sent all')\n"
+        "    later = lambda: (time.sleep(0.2), print('thread has ended'))\n"
+        "    threading.Thread(target=later).start()\n"
+        "    sys.exit(int(sys.argv[1]))\n"
+        "run_program(main)"
+    )
+    for code in (0, 3):
+        result = subprocess.run(
+            [sys.executable, "-c", program, str(code)], capture_output=True, text=True, check=False
+        )
+        assert result.returncode == code
+        assert result.stdout == "thread has ended\ntracker has sent all\n"
+
+
+def test_a_training_draws_nothing_before_its_report():
+    program = (
+        "import sys, yrunner.commands.train\n"
+        "assert not {'matplotlib', 'sacrebleu'} & set(sys.modules)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr

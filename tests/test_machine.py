@@ -1,11 +1,13 @@
 """Memory within the limit of a container, and cores that several programs share."""
 
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from yrunner import machine
@@ -15,8 +17,13 @@ from yrunner.machine import (
     cgroup_memory,
     free_memory,
     look_around,
+    peak_memory,
+    return_freed_memory,
     used_by_all,
 )
+
+MB = 10**6
+is_glibc = platform.libc_ver()[0] == "glibc"
 
 
 @pytest.fixture
@@ -227,3 +234,88 @@ def test_nothing_happens_before_torch_is_loaded(monkeypatch):
     monkeypatch.setattr(machine, "_this_processor", lambda: shared)
     monkeypatch.delitem(sys.modules, "torch", raising=False)
     look_around()
+
+
+def resident() -> int:
+    return psutil.Process().memory_info().rss
+
+
+def test_the_peak_is_at_least_what_is_resident_now_and_stays(monkeypatch):
+    block = bytearray(b"x") * (50 * MB)
+    with_it = resident()
+    del block
+    assert peak_memory() >= with_it - MB
+    monkeypatch.setattr(machine, "STATUS", Path("nowhere"))
+    assert peak_memory() == pytest.approx(resident(), abs=10 * MB)
+
+
+@pytest.mark.skipif(not is_glibc, reason="other C libraries keep what they keep")
+def test_gaps_between_blocks_that_are_kept_are_returned():
+    blocks = [bytearray(b"x") * 100_000 for _ in range(2000)]  # smaller ones than glibc maps
+    kept = blocks[::100]
+    before = resident()
+    del blocks
+    return_freed_memory()
+    assert before - resident() > 150 * MB
+    assert all(block == b"x" * 100_000 for block in kept)
+
+
+def test_a_training_returns_freed_memory_before_it_and_when_gaps_add_up(monkeypatch):
+    from yrunner.training import callbacks
+
+    held, seen, returned = [100, 104, 106, 90, 104, 120, 110, 113, 116], [], []
+    monkeypatch.setattr(callbacks, "return_freed_memory", lambda: returned.append(len(seen)))
+    monkeypatch.setattr(callbacks, "resident_memory", lambda: seen[-1])
+    keeper = callbacks.ReturnFreedMemory()
+    keeper.on_train_begin()
+    for memory in held:
+        seen.append(memory)
+        keeper.on_step_end()
+    # 106 and 120 are more than 1.05 of 100; 116 is more than 1.05 of 110, that of update 7.
+    assert returned == [0, 3, 6, 9]
+
+
+@pytest.mark.usefixtures("trained_base")
+def test_every_training_on_a_cpu_returns_freed_memory(monkeypatch):
+    from yrunner.assembly import trainer
+    from yrunner.commands.train import train
+
+    seen = []
+
+    class Seen(trainer.ReturnFreedMemory):
+        def on_step_end(self, *arguments, **more):
+            super().on_step_end(*arguments, **more)
+            seen.append(1)
+
+    monkeypatch.setattr(trainer, "ReturnFreedMemory", Seen)
+    train(Path("tuned.yaml"), ["train.max_steps=3"], resume=False, overwrite=True)
+    assert len(seen) == 3
+
+
+def test_products_of_many_lengths_are_not_all_kept():
+    program = (
+        "import psutil; from yrunner.machine import limit_kept_kernels; limit_kept_kernels()\n"
+        "import torch\n"
+        "def compute(length):\n"
+        "    rows = torch.ones(length, 256, dtype=torch.bfloat16)\n"
+        "    for width in range(64, 192, 16):\n"
+        "        weight = torch.ones(256, width, dtype=torch.bfloat16)\n"
+        "        (rows @ weight) @ weight.T\n"
+        "compute(32); before = psutil.Process().memory_info().rss\n"
+        "for length in range(33, 65): compute(length)\n"
+        "print(psutil.Process().memory_info().rss - before)"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert int(result.stdout) < 50 * MB, "with torch's defaults 200 MB, where oneDNN computes"
+
+
+@pytest.mark.parametrize("name", machine.KEPT_KERNELS)
+def test_a_number_of_kernels_that_the_user_has_set_stays(name, monkeypatch):
+    for each in machine.KEPT_KERNELS:
+        monkeypatch.delenv(each, raising=False)
+    monkeypatch.setenv(name, "500")
+    machine.limit_kept_kernels()
+    assert os.environ[name] == "500"
+    assert set(machine.KEPT_KERNELS) <= os.environ.keys()
+    for each in machine.KEPT_KERNELS:
+        monkeypatch.delenv(each)

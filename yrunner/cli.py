@@ -9,11 +9,13 @@ import typer
 
 from yrunner.console import say
 from yrunner.errors import YRunnerError
+from yrunner.machine import limit_kept_kernels
 from yrunner.process import (
     check_recipe,
     disable_telemetry,
     exiting_on_interrupt,
     print_ending,
+    run_program,
     run_to_exit,
     say_intent,
     silence_harmless_warnings,
@@ -462,6 +464,7 @@ def _is_started_by_yrun() -> bool:
 def main() -> None:
     """Run the command line and exit with its code."""
     disable_telemetry()
+    limit_kept_kernels()
     silence_harmless_warnings()
     if not _is_started_by_yrun():
         run_to_exit(app)
@@ -471,5 +474,10 @@ def main() -> None:
     run_to_exit(app, set_up_rank() or print_ending)
 
 
+def program() -> None:
+    """What `yrun` runs: `main`, in a process that ends with it."""
+    run_program(main)
+
+
 if __name__ == "__main__":
-    main()
+    program()

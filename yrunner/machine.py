@@ -24,10 +24,15 @@ MMAP_THRESHOLD = 2**20
 M_MMAP_THRESHOLD = -3
 """The constant in glibc's malloc.h."""
 
+KEPT_KERNELS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64", "LRU_CACHE_CAPACITY": "1"}
+"""How many compiled matrix products oneDNN keeps on a CPU, and torch once more, each for one shape.
+A batch of another length needs about 30 others of 0.4 MB, and the thousand that are kept by default
+are hardly used again. Those of one length, which all layers share, are enough."""
+
 SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 """Environment variables by which a user or a launcher has decided."""
 SECONDS_BETWEEN_LOOKS = 2.0
-STATISTICS = Path("/proc/stat")
+STATISTICS, STATUS = Path("/proc/stat"), Path("/proc/self/status")
 IDLE_FIELDS = (3, 4)
 """`idle` and `iowait` among the times of a core; see proc(5). `steal` counts as used by others."""
 NUM_FIELDS = 8
@@ -82,16 +87,50 @@ def _read_cgroup(folder: Path, *, limit: str, used: str, cached: str) -> CgroupM
     return CgroupMemory(int(text), int((folder / used).read_text()) - reclaimable)
 
 
+def limit_kept_kernels() -> None:
+    """Before torch is imported; what the user has set stays."""
+    for name, number in KEPT_KERNELS.items():
+        os.environ.setdefault(name, number)
+
+
+def resident_memory() -> int:
+    """Bytes of this process that are in memory now."""
+    return int(psutil.Process().memory_info().rss)
+
+
+def peak_memory() -> int:
+    """The most bytes of this process that were in memory at once; without Linux: those of now."""
+    status = STATUS.read_text("ascii") if STATUS.exists() else ""
+    _, found, rest = status.partition("VmHWM:")
+    return int(rest.split()[0]) * 1024 if found else resident_memory()
+
+
 def lower_mmap_threshold() -> None:
     """Let glibc return freed blocks of a megabyte or more to the system at once.
 
     By default the threshold grows to 32 megabytes, and a program that frees one weight after the
     other retains a hundred unused megabytes. Other C libraries are not affected.
     """
-    if sys.platform == "linux":
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-        if mallopt is not None:
-            mallopt(M_MMAP_THRESHOLD, MMAP_THRESHOLD)
+    mallopt = _function_of_glibc("mallopt")
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, MMAP_THRESHOLD)
+
+
+def return_freed_memory() -> None:
+    """Let glibc return all pages that hold nothing to the system; nothing with other C libraries.
+
+    Batches of many lengths leave gaps between what is kept, so a program that never does this takes
+    more and more. To get the pages again costs a few percent of the time of an update.
+    """
+    malloc_trim = _function_of_glibc("malloc_trim")
+    if malloc_trim is not None:
+        malloc_trim(0)
+
+
+@cache
+def _function_of_glibc(name: str) -> Any:
+    """None where the C library has no such function."""
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None
 
 
 class SharedProcessor:

@@ -1,5 +1,6 @@
 """Start and end of every command: silenced libraries, the early check of the recipe, exit codes."""
 
+import atexit
 import errno
 import logging
 import os
@@ -8,7 +9,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -157,6 +158,29 @@ def run_to_exit(
         report(1, f"{traceback.format_exc()}{REPORT_A_BUG}")
         sys.exit(1)
     report(0, "")
+
+
+def run_program(program: Callable[[], object]) -> None:
+    """Run a program, and end the process without taking it apart, which takes libraries a second.
+
+    What is due when Python ends is done before: threads have ended, functions of `atexit` are
+    called, and files are flushed.
+    """
+    code = 1
+
+    def leave() -> None:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):  # a closed pipe
+                stream.flush()
+        os._exit(code)
+
+    atexit.register(leave)  # the first to be registered is the last to be called
+    try:
+        program()
+        code = 0
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else int(error.code is not None)
+        raise
 
 
 def _differs(known: str, record: logging.LogRecord) -> bool:

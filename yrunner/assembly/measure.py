@@ -38,7 +38,7 @@ from yrunner.training.arguments import token_weight
 EXAMPLES_FOR_LOSSES = 200
 TOKENS_OF_AN_EXPORT = 20_000
 """Most tokens on which the loss of an exported model is measured: it may run without a GPU."""
-LEAST_ROWS, LEAST_QUESTIONS = 8, 4
+LEAST_ROWS, LEAST_QUESTIONS = 4, 4
 LEAST_SECONDS = 2.0
 """For answers before and after a short run together."""
 STEP_ROWS = 16

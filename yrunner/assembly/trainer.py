@@ -50,7 +50,7 @@ from yrunner.recipe.schema.rl import PpoLoss
 from yrunner.rewards.completion import Reward
 from yrunner.storage.run_dir import RunDir
 from yrunner.training.arguments import make_arguments, token_weight
-from yrunner.training.callbacks import Cadence
+from yrunner.training.callbacks import Cadence, ReturnFreedMemory
 from yrunner.training.distillation.objective import TaughtObjective
 from yrunner.training.distillation.teacher import LiveTeacher, Teaching
 from yrunner.training.loop import Trainer
@@ -196,12 +196,17 @@ def run_trainer(
         validation=run.dataset.validation,
         folder=run.folder,
         cadence=Cadence.of(run.recipe.train, plan),
-        callbacks=[MetricsFile(run.folder.metrics), *trackers],
+        callbacks=[*_returning_memory(), MetricsFile(run.folder.metrics), *trackers],
         reference=reference,
         teaching=teaching,
         reference_model=_reference_model(run, model),
     )
     return make_trainer(run, model, arguments, task)
+
+
+def _returning_memory() -> list[TrainerCallback]:
+    """Where the processor's memory holds the activations."""
+    return [] if torch.cuda.is_available() else [ReturnFreedMemory()]
 
 
 def _reference_model(run: Run, model: Any) -> Any:

@@ -50,6 +50,8 @@ OTHER_HEADS = (
 """Ends of `architectures` in a config.json that say what else a model was trained for."""
 OF_EMBEDDING_MODELS = ("modules.json", "config_sentence_transformers.json")
 """Files that sentence-transformers writes."""
+FIRST_NUMBERS = 8
+"""Of a row, which are compared first."""
 SAMPLED_ROWS = 4096
 """Rows of a vocabulary that say what is usual."""
 
@@ -338,6 +340,12 @@ def unlearned_rows(
     return found
 
 
+def _count_rows(weight_VD: Tensor, row_D: Tensor) -> int:
+    """How many rows are this one; its first numbers tell most others apart."""
+    likely_V = (weight_VD[:, :FIRST_NUMBERS] == row_D[:FIRST_NUMBERS]).all(dim=1)
+    return int((weight_VD[likely_V] == row_D).all(dim=1).sum())
+
+
 def _unlearned(weight_VD: Tensor, token_ids: Sequence[int]) -> dict[int, str]:
     """What shows that a row was never learned: zero, equal to another, or the mean of all."""
     token_ids = [token_id for token_id in token_ids if token_id < len(weight_VD)]
@@ -352,7 +360,7 @@ def _unlearned(weight_VD: Tensor, token_ids: Sequence[int]) -> dict[int, str]:
         row_D = weight_VD[token_id]
         if float(row_D.float().norm()) <= NEAR_ZERO * length:
             found[token_id] = "is zero"
-        elif int((weight_VD == row_D).all(dim=1).sum()) > 1:
+        elif _count_rows(weight_VD, row_D) > 1:
             found[token_id] = "is the same as that of another token"
         elif float((row_D.float() - mean_D).norm()) <= NEAR_ZERO * distance:
             found[token_id] = "is the mean of all rows"

@@ -7,13 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from matplotlib.ticker import PercentFormatter
-
 from yrunner.reports.svg import (
     THEME,
     add_legend,
     empty_plot,
     label_axes,
+    label_percent,
     label_steps,
     new_figure,
     svg_of,
@@ -62,7 +61,7 @@ def curves_of_arms(
         lows, highs = [point.low for point in points], [point.high for point in points]
         axes.fill_between(steps, lows, highs, color=style["color"], alpha=0.12, linewidth=0)
     if is_share:
-        axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
+        label_percent(axes.yaxis)
     label_steps(axes, y_label)
     add_legend(figure, _LEGEND_COLUMNS)
     return svg_of(figure, name)
@@ -87,7 +86,7 @@ def forgetting_plane(
     axes.plot(base.forgetting, base.domain, label="base", **star)
     axes.axhline(domain_accuracy, color=THEME["grid"], linewidth=1, linestyle="--")
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(PercentFormatter(xmax=1))
+        label_percent(axis)
     label_axes(axes, "general side, tuned minus base", "domain side, answered exactly")
     add_legend(figure, _LEGEND_COLUMNS)
     return svg_of(figure, "forgetting_plane")

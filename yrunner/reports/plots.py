@@ -6,14 +6,14 @@ from itertools import cycle, pairwise
 from statistics import fmean
 from typing import Any
 
-from matplotlib.ticker import LogFormatter, PercentFormatter
-
 from yrunner.reports.svg import (
     HEIGHT_INCHES,
     THEME,
     add_legend,
     empty_plot,
     label_axes,
+    label_log_percent,
+    label_percent,
     label_steps,
     new_figure,
     svg_of,
@@ -64,7 +64,7 @@ def rollout_curves(records: Sequence[Record]) -> str:
         if points:
             _draw_curve(below, points, name.replace("_", " "), colour)
     below.set_ylim(0, 1)
-    below.yaxis.set_major_formatter(PercentFormatter(xmax=1))
+    label_percent(below.yaxis)
     label_axes(above, "", "reward")
     label_steps(below, "share")
     add_legend(figure)
@@ -80,7 +80,7 @@ def critic_curves(records: Sequence[Record]) -> str:
     if explained:
         _draw_curve(below, explained, "explained variance", "learning")
         below.set_ylim(max(-1.0, min(0.0, *(share for _, share in explained))), 1)
-    below.yaxis.set_major_formatter(PercentFormatter(xmax=1))
+    label_percent(below.yaxis)
     label_axes(above, "", "value loss")
     label_steps(below, "explained")
     add_legend(figure)
@@ -105,7 +105,7 @@ def reward_curves(records: Sequence[Record]) -> str:
         shape = zip(*validation, strict=True)
         rows[0].plot(*shape, "o-", color=THEME["validation"], label="validation", clip_on=False)
     rows[0].set_ylim(0, 1)
-    rows[0].yaxis.set_major_formatter(PercentFormatter(xmax=1))
+    label_percent(rows[0].yaxis)
     for label, (colour, points) in ratios.items():
         if points:
             _draw_curve(rows[-1], points, label, colour)
@@ -138,7 +138,7 @@ def zones_over_time(records: Sequence[Record]) -> str:
     colours = [THEME[zone] for zone in ZONES]
     axes.stackplot(steps, shares_of_zones, labels=ZONES, colors=colours, alpha=0.85, linewidth=0)
     axes.set(xlim=(steps[0], steps[-1]), ylim=(0, 1))
-    axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
+    label_percent(axes.yaxis)
     label_steps(axes, "share of the targets")
     add_legend(figure)
     return svg_of(figure, "zones_over_time")
@@ -265,13 +265,6 @@ def _zone_shares(losses: Sequence[float], edges: Sequence[float]) -> list[float]
     return [zones.count(zone) / len(zones) for zone in range(len(ZONES))]
 
 
-class _LogPercent(LogFormatter):
-    """Shares as percentages, where matplotlib labels a logarithmic axis."""
-
-    def __call__(self, share: float, position: int | None = None) -> str:
-        return f"{100 * share:g}%" if super().__call__(share, position) else ""
-
-
 def _draw_histogram(axes: Any, groups: Mapping[str, Sequence[float]]) -> None:
     # Nearly all tokens are easy; a linear scale would hide the few hard ones.
     axes.set_yscale("log")
@@ -283,8 +276,7 @@ def _draw_histogram(axes: Any, groups: Mapping[str, Sequence[float]]) -> None:
         weights = [1 / len(losses)] * len(losses)
         bars = {"bins": 64, "range": (0, HIGHEST_LOSS), "weights": weights}
         axes.hist(losses, label=f"{name} training", **bars, **styles[name])
-    axes.yaxis.set_major_formatter(_LogPercent())
-    axes.yaxis.set_minor_formatter(_LogPercent(labelOnlyBase=False))
+    label_log_percent(axes.yaxis)
     axes.legend(frameon=False, labelcolor=THEME["ink"], loc="upper right")
 
 

@@ -1,16 +1,16 @@
 """Draw figures as SVG that follows the page's light or dark colours.
 
 Drawn with matplotlib's objects alone (no pyplot, no global state). The same numbers give the same
-text, so two reports can be compared as files.
+text, so two reports can be compared as files. It is imported when something is drawn: a training
+runs without its 20 MB.
 """
 
 import io
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
-import matplotlib
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # The drawn colour is the fallback, readable on white and on black; a report replaces it with the
 # variable `--plot-<name>`. Each must be unique: the SVG is searched for it.
@@ -29,11 +29,15 @@ THEME = {
 }
 
 WIDTH_INCHES, HEIGHT_INCHES = 7.6, 3.4
+LAYOUT: Literal["constrained"] | None = "constrained"
+"""Fits the margins to the labels."""
 
 
-def new_figure(height_inches: float = HEIGHT_INCHES) -> Figure:
+def new_figure(height_inches: float = HEIGHT_INCHES) -> "Figure":
     """A figure as wide as a page."""
-    return Figure(figsize=(WIDTH_INCHES, height_inches), layout="constrained")
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(WIDTH_INCHES, height_inches), layout=LAYOUT)
 
 
 def empty_plot(name: str) -> str:
@@ -43,7 +47,7 @@ def empty_plot(name: str) -> str:
     return svg_of(figure, name)
 
 
-def add_legend(figure: Figure, num_columns: int = 4) -> None:
+def add_legend(figure: "Figure", num_columns: int = 4) -> None:
     """A legend above the axes."""
     figure.legend(
         frameon=False, labelcolor=THEME["ink"], loc="outside upper center", ncols=num_columns
@@ -52,9 +56,30 @@ def add_legend(figure: Figure, num_columns: int = 4) -> None:
 
 def label_steps(axes: Any, y_label: str) -> None:
     """Label the axes of a plot over optimizer steps."""
+    from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     label_axes(axes, "optimizer step", y_label)
+
+
+def label_percent(axis: Any) -> None:
+    """Show the shares on an axis as percentages."""
+    from matplotlib.ticker import PercentFormatter
+
+    axis.set_major_formatter(PercentFormatter(xmax=1))
+
+
+def label_log_percent(axis: Any) -> None:
+    """The same where the axis is logarithmic, at the places that matplotlib labels."""
+    from matplotlib.ticker import LogFormatter
+
+    class LogPercent(LogFormatter):
+        def __call__(self, share: float, position: int | None = None) -> str:
+            return f"{100 * share:g}%" if super().__call__(share, position) else ""
+
+    axis.set_major_formatter(LogPercent())
+    axis.set_minor_formatter(LogPercent(labelOnlyBase=False))
 
 
 def label_axes(axes: Any, x_label: str, y_label: str) -> None:
@@ -68,12 +93,14 @@ def label_axes(axes: Any, x_label: str, y_label: str) -> None:
     axes.set_axisbelow(True)
 
 
-def svg_of(figure: Figure, name: str) -> str:
+def svg_of(figure: "Figure", name: str) -> str:
     """The figure as one `<svg>` element without size, fonts, date or external references."""
+    from matplotlib import rc_context
+
     settings = {"svg.fonttype": "none", "svg.hashsalt": f"yrunner-{name}"}
     no_metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     text = io.StringIO()
-    with matplotlib.rc_context(settings):
+    with rc_context(settings):
         figure.savefig(text, format="svg", transparent=True, metadata=no_metadata)
     return _for_page(text.getvalue())
 

@@ -1,4 +1,4 @@
-"""When a run logs, validates, saves and stops.
+"""When a run logs, validates, saves, stops, and returns freed memory.
 
 Signals that stop a run: Ctrl-C, SIGTERM, and SIGUSR1, which SLURM sends before its time limit.
 """
@@ -7,16 +7,20 @@ import signal
 from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from transformers import TrainerState
+from transformers import TrainerCallback, TrainerState
 
 from yrunner.data.batching.plan import Plan
 from yrunner.distributed.collectives import max_over_ranks, num_ranks
 from yrunner.errors import Stopped
+from yrunner.machine import resident_memory, return_freed_memory
 from yrunner.recipe.schema.recipe import EarlyStopping, TrainSection
 from yrunner.training.drift import count_stalled, drift_points
 from yrunner.training.metrics import Record, best_step
+
+GROWN = 1.05
+"""Memory of a training beside that of its largest update alone, from which gaps are returned."""
 
 
 @dataclass(frozen=True)
@@ -143,6 +147,31 @@ class StopRequest:
         """Whether any rank received a signal, so that all stop together. A collective call."""
         self.signal = int(max_over_ranks(self.signal or 0)) or None
         return self.signal is not None
+
+
+class ReturnFreedMemory(TrainerCallback):
+    """Return freed memory to the system before a training, and when gaps add up."""
+
+    def __init__(self) -> None:
+        self._usual = 0
+        """The most bytes after an update that followed a return."""
+        self._has_returned = False
+
+    def on_train_begin(self, *_: Any, **_more: Any) -> None:
+        """What was loaded and measured leaves most."""
+        self._return()
+
+    def on_step_end(self, *_: Any, **_more: Any) -> None:
+        """Updates that hold more than one alone would have left gaps."""
+        now = resident_memory()
+        if self._has_returned:
+            self._usual, self._has_returned = max(self._usual, now), False
+        elif now > GROWN * self._usual:
+            self._return()
+
+    def _return(self) -> None:
+        return_freed_memory()
+        self._has_returned = True
 
 
 @contextmanager

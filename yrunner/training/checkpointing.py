@@ -17,7 +17,6 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import nn
-from torch.distributed.checkpoint.stateful import Stateful
 from transformers import PreTrainedModel, TrainerState
 from transformers.trainer_pt_utils import safe_globals
 
@@ -31,7 +30,7 @@ from yrunner.storage.ownership import remove
 from yrunner.storage.run_dir import RunDir, partial_folder, read_json, whole_folder, write_json
 from yrunner.training.deepspeed.state import ZeroRun
 from yrunner.training.metrics import best_step
-from yrunner.training.rng_snapshot import random_states, set_random_states
+from yrunner.training.rng_snapshot import Stateful, random_states, set_random_states
 
 MANIFEST = "manifest.json"
 

@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor
 from transformers import TrainerCallback, TrainerState
 
 from yrunner.distributed.collectives import max_over_ranks, sum_over_ranks
 from yrunner.losses.nlirg import ZONES
+from yrunner.machine import peak_memory
 from yrunner.storage.run_dir import write_text
 
 GIB = 2**30
@@ -58,7 +58,7 @@ class SignalMeter:
         return {
             **figures,
             "targets_per_second": figures["targets"] / seconds if seconds else 0.0,
-            "memory_gib": max_over_ranks(peak_memory()) / GIB,
+            "memory_gib": max_over_ranks(_peak_memory()) / GIB,
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -100,11 +100,9 @@ def figures_of_targets(sums: Sequence[float]) -> Figures:
     }
 
 
-def peak_memory() -> int:
-    """Peak bytes allocated on the GPU; without one, bytes in use by this process."""
-    if torch.cuda.is_available():
-        return int(torch.cuda.max_memory_allocated())
-    return int(psutil.Process().memory_info().rss)
+def _peak_memory() -> int:
+    """Peak bytes allocated on the GPU; without one, those of this process."""
+    return int(torch.cuda.max_memory_allocated()) if torch.cuda.is_available() else peak_memory()
 
 
 Record = dict[str, Any]

@@ -6,7 +6,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint.stateful import Stateful
 
 from yrunner.data.batching.batches import Batch
 from yrunner.distributed.collectives import sum_over_ranks
@@ -17,6 +16,7 @@ from yrunner.training.drift import DriftGauge
 from yrunner.training.histograms import TargetHistograms
 from yrunner.training.metrics import SignalMeter
 from yrunner.training.replay_loss import Regulariser
+from yrunner.training.rng_snapshot import Stateful
 from yrunner.training.spike_guard import SpikeGuard
 
 

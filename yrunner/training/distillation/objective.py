@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint.stateful import Stateful
 
 from yrunner.data.batching.answers import model_inputs
 from yrunner.data.batching.batches import Batch
@@ -19,6 +18,7 @@ from yrunner.training.distillation.teacher import Teacher, Writer
 from yrunner.training.metrics import SignalMeter
 from yrunner.training.objective import TargetObjective
 from yrunner.training.replay_loss import KeptMean
+from yrunner.training.rng_snapshot import Stateful
 
 
 class TaughtObjective(TargetObjective):

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint.stateful import Stateful
 
 from yrunner.data.batching.answers import model_inputs
 from yrunner.data.batching.batches import Batch
@@ -28,6 +27,7 @@ from yrunner.training.rl.batches import RolloutBuffer
 from yrunner.training.rl.collect import settings_of
 from yrunner.training.rl.figures import RolloutFigures
 from yrunner.training.rl.token_samples import TokenSamples
+from yrunner.training.rng_snapshot import Stateful
 from yrunner.training.spike_guard import SpikeGuard
 
 
