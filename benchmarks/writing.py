@@ -27,7 +27,9 @@ from yrunner.assembly.trainer import (
     training_arguments,
     untrained_model,
 )
+from yrunner.recipe.schema.keep import HeldToRows, SelfReplay
 
+DEFAULT_SHARE = SelfReplay(kind="self_replay").share
 WARM_UP = 2
 """Updates that are not counted."""
 
@@ -54,16 +56,19 @@ def main() -> None:
     parser.add_argument("--drift-rows", type=int, default=16)
     parser.add_argument("--updates", type=int, default=24)
     options = parser.parse_args()
-    planned = Run.load(options.recipe, options.overrides).plan().num_updates
+    as_it_stands = Run.load(options.recipe, options.overrides)
+    planned, keep = as_it_stands.plan().num_updates, as_it_stands.recipe.keep
+    share = keep.share if isinstance(keep, HeldToRows) else DEFAULT_SHARE
     with TemporaryDirectory() as folder:
         overrides = [
             *options.overrides,
             f"output={folder}/run",
-            f"keep={{kind: self_replay, rows: {options.rows}, write_minutes: 1000}}",
+            f"keep={{kind: self_replay, rows: {options.rows}, share: {share}, write_minutes: 999}}",
             f"drift.rows={options.drift_rows}",
             f"train.max_steps={options.updates + WARM_UP}",
         ]
         run = Run.load(options.recipe, overrides)
+        _ = run.base_key  # unpacks a GGUF file, which other commands need too
         began = time.process_time()
         data = prepare_keep(run)
         writing = time.process_time() - began
