@@ -438,6 +438,29 @@ def test_axolotl_qlora_keeps_quantization_targets_and_a_part_of_the_rows(folder:
     assert "ZeRO 3 cannot shard" in entry(c, "deepspeed")[1]
 
 
+def test_new_tokens_and_a_longer_rope_are_carried_over_and_trained(folder: Path):
+    added = "tokens: [<call>, </call>]\nrope_scaling: {type: yarn, factor: 4.0}\n"
+    (folder / "longer.yml").write_text(AXOLOTL["plain"] + added, "utf-8")
+    recipe, c = converted(folder, "longer.yml")
+    assert recipe.model.new_tokens == recipe.tuning.train_tokens == ["<call>", "</call>"]
+    assert (recipe.model.rope.kind, recipe.model.rope.factor) == ("yarn", 4.0)
+    assert entry(c, "tokens")[0] is Outcome.CARRIED
+    # Of a kind that is not here, and of LLaMA-Factory, which takes the factor from the lengths.
+    for other in ("{type: dynamic, factor: 4.0}", "yarn"):
+        text = AXOLOTL["plain"] + f"rope_scaling: {other}\n"
+        (folder / "other.yml").write_text(text, "utf-8")
+        recipe, c = converted(folder, "other.yml")
+        assert recipe.model.rope is None
+        key = "rope_scaling.type" if "dynamic" in other else "rope_scaling"
+        assert entry(c, key) == (
+            Outcome.WITHOUT, "for longer texts, write model.rope with kind and factor"
+        )  # fmt: skip
+    (folder / "tokens.txt").write_text("<a>\n<b>\n", "utf-8")
+    text = AXOLOTL["plain"] + "tokens: tokens.txt\n"
+    (folder / "file.yml").write_text(text, "utf-8")
+    assert converted(folder, "file.yml")[0].model.new_tokens == ["<a>", "<b>"]
+
+
 def test_axolotl_preferences_lose_what_has_no_meaning_for_pairs(folder: Path):
     recipe, c = converted(folder, "axolotl-dpo.yml")
     assert recipe.train.stage == "preference"

@@ -159,6 +159,8 @@ def _settle(c: Conversion) -> None:
     if any(key.startswith("tuning.") for key in c.values):
         c.values.setdefault("tuning.kind", "lora")
     _settle_sharding(c)
+    if c.values.get("model.new_tokens"):
+        _settle_new_tokens(c)
     if stage == "rl" or c.values.get("teacher.on_policy"):
         _settle_writing(c)
 
@@ -179,6 +181,19 @@ def _settle_reward(c: Conversion) -> None:
         _drop(c, ("tuning.quant_type", "tuning.double_quant"), "see tuning.kind")
     others = ("tuning.adapter", "tuning.modules_to_save", *OF_DEEPSPEED)
     _drop(c, others, "not with train.stage reward")
+
+
+def _settle_new_tokens(c: Conversion) -> None:
+    """New tokens mean nothing before they are trained."""
+    kind, why = c.values.get("tuning.kind"), "new tokens are to be trained"
+    if "tuning.adapter" in c.values:
+        c.revise("model.new_tokens", None, "the adapter was trained without them")
+    elif kind == "freeze":
+        c.put("tuning.embeddings", True, why)
+    elif kind in ("lora", "qlora") and "tuning.modules_to_save" not in c.values:
+        c.put("tuning.train_tokens", c.values["model.new_tokens"], why)
+        if c.values.get("distributed.deepspeed.stage") == 3:
+            c.revise("distributed.deepspeed.stage", 2, "3 there; tokens need whole embeddings")
 
 
 def _settle_writing(c: Conversion) -> None:

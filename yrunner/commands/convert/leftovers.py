@@ -1,9 +1,14 @@
-"""Keys that need no counterpart or have none: why, and what to do instead."""
+"""The last keys: changes of the base, and those that need no counterpart or have none."""
 
+import json
 import re
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
 
-from yrunner.commands.convert.conversion import Conversion
+from yrunner.commands.convert.conversion import Conversion, number, words
 from yrunner.recipe.other_tools import MISSING
+from yrunner.text_files import read_text
 
 REASONS = {
     "not needed: data is prepared once, with all cores": (
@@ -133,8 +138,39 @@ def remedy(key: str) -> str:
     return found or (known if known and known != "remove it" else "nothing here does it")
 
 
+def _new_tokens(c: Conversion) -> None:
+    """Tokens that the old tool adds, in a list, a text or a file."""
+    new: list[str] = []
+    for key in ("tokens", "add_tokens", "add_special_tokens", "new_special_tokens"):
+        given = c.get(key)
+        file = c.find(given) if isinstance(given, str) else None
+        if file is not None and file.is_file():
+            given = read_text(file)
+        found = words(given) if isinstance(given, str | list) else []
+        if found:
+            new += [token for token in found if token not in new]
+            how = "a part of the text of answers here" if "special" in key else ""
+            c.carry(key, "model.new_tokens", list(new), how)
+
+
+def _rope(c: Conversion) -> None:
+    """Rope that is scaled by a factor of its own."""
+    given: Any = c.get("rope_scaling")
+    if isinstance(given, str):
+        with suppress(ValueError):
+            given = json.loads(given)
+    if not isinstance(given, Mapping):
+        return
+    kind = given.get("rope_type", given.get("type"))
+    factor = number(given.get("factor"))
+    if kind in ("yarn", "linear") and isinstance(factor, int | float) and factor > 1:
+        c.carry("rope_scaling", "model.rope", {"kind": kind, "factor": float(factor)})
+
+
 def convert_leftovers(c: Conversion) -> None:
-    """Name the keys that are not needed here, then every other one; call it last."""
+    """Convert changes of the base, and name every other key; call it last."""
+    _new_tokens(c)
+    _rope(c)
     for key in list(c.left):
         value = c.left[key]
         if key in NOT_NEEDED:

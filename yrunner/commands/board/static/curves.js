@@ -3,7 +3,8 @@
 import { el, number } from "./page.js";
 import { word } from "./words.js";
 
-const PASSED_OVER = new Set(["epoch", "targets", "pairs", "eval_targets", "step"]);
+// refused: the share with weight 0, which zone_refused shows.
+const PASSED_OVER = new Set(["epoch", "targets", "pairs", "eval_targets", "step", "refused"]);
 const ZONES = ["zone_easy", "zone_learning", "zone_hard", "zone_refused"];
 
 // In this order; a figure belongs to the first group that takes it.
@@ -11,7 +12,7 @@ const GROUPS = [
   ["chart_loss", (name) => ["loss", "weighted_loss", "eval_loss"].includes(name)],
   ["chart_zones", (name) => ZONES.includes(name)],
   ["chart_drift", (name) => /drift|^keep_|(^|_)kl(_|$)/.test(name)],
-  ["chart_accuracy", (name) => /accuracy|longer_wins|refused$/.test(name)],
+  ["chart_accuracy", (name) => /accuracy|longer_wins/.test(name)],
   ["chart_reward", (name) => /reward|margin|advantage/.test(name)],
   ["chart_ratio", (name) => /ratio/.test(name)],
   ["chart_lr", (name) => name === "learning_rate"],

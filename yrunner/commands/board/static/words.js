@@ -34,7 +34,7 @@ const WORDS = {
     zone: "Zone", zone_0: "easy", zone_1: "learning", zone_2: "hard", zone_3: "refused",
     expected: "Expected", pattern: "Pattern", looked_at: "Looked at most (last layers, mean of the heads)",
     refused_note: "wavy: refused (weight 0)", confident_note: "underlined: sure and wrong",
-    number: "Answers", way: "Way", sample: "sampled", dynamic: "by entropy", temperature: "Temperature", longest: "Most tokens",
+    number: "Answers", way: "Method", sample: "sampled", dynamic: "by entropy", temperature: "Temperature", longest: "Max. tokens",
     seed: "Seed", write: "Write answers", cut_off: "cut off", save_row: "Save as a training row", saved: "Saved as row {0} of {1}",
     needs_model: "This run has no result yet; its base answers.", no_models: "A reward model writes no answers.",
     by_score: "Ordered by", keep: "keep", edit: "edit", drop: "drop", was_dropped: "dropped: {0}", more: "Show more",
