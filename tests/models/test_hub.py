@@ -12,6 +12,7 @@ from yrunner.errors import MissingError, ModelError, YRunnerError
 from yrunner.models import hub
 from yrunner.models.hub import modelscope_folder
 from yrunner.models.load import load_model, load_tokenizer
+from yrunner.models.local import find_gguf
 from yrunner.recipe.load import load_recipe
 
 
@@ -32,6 +33,8 @@ def test_a_hub_id_out_of_reach_is_named_at_once():
         load_tokenizer("nobody/no-such-model")
     with pytest.raises(ModelError, match="is not cached, and the Hub is unreachable"):
         load_model("nobody/no-such-model", dtype=torch.float32)
+    with pytest.raises(ModelError, match="is not cached, and the Hub is unreachable"):
+        find_gguf("nobody/no-such-model/file.gguf")
 
 
 def test_a_folder_needs_no_hub(tmp_path):

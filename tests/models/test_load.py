@@ -98,7 +98,7 @@ def test_an_attention_whose_package_is_missing_is_refused(qwen3_folder):
 
 def test_missing_weights_are_refused_instead_of_random(base_folder):
     edit_weights(base_folder, lambda weights: weights.pop("model.layers.0.mlp.up_proj.weight"))
-    with pytest.raises(ModelError, match=r"lacks 1 weights, such as model.layers.0.mlp.up_proj"):
+    with pytest.raises(ModelError, match=r"lacks 1 weight, such as model.layers.0.mlp.up_proj"):
         load(base_folder)
 
 

@@ -10,7 +10,7 @@ import torch
 
 from yrunner.assembly.memory import find_savings
 from yrunner.assembly.run import Run
-from yrunner.console import as_gigabytes
+from yrunner.console import as_gigabytes, counted
 from yrunner.distributed.collectives import this_rank
 from yrunner.errors import RunError
 from yrunner.recipe.schema.recipe import Recipe
@@ -164,7 +164,7 @@ def _explain_memory(trainer: Trainer, run: Run) -> RunError:
     when = f"after update {done:,}" if done else "before the first update"
     helps = "; ".join(f"{it.change} saves about {as_gigabytes(it.saved)}" for it in savings)
     return RunError(
-        f"out of memory {when}: the largest micro-batch has {len(micro_batch):,} examples of up to "
-        f"{longest:,} tokens",
+        f"out of memory {when}: the largest micro-batch has "
+        f"{counted(len(micro_batch), 'example')} of up to {counted(longest, 'token')}",
         remedy=f"most effective: {helps}" if helps else "make train.batch_size smaller",
     )

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from yrunner.assembly.rl.vllm import require_vllm
 from yrunner.assembly.run import Run
-from yrunner.console import as_gigabytes, say
+from yrunner.console import as_gigabytes, counted, say
 from yrunner.data.batching.plan import Plan
 from yrunner.data.chat.reply_text import closes_thinking
 from yrunner.data.chat.template import read_turn_marks
@@ -276,8 +276,9 @@ def lack_of_space(run: Run, facts: DiskFacts) -> RunError | None:
         return None
     return RunError(
         f"{run.folder.folder} has {as_gigabytes(facts.free)} free, but the run "
-        f"needs {as_gigabytes(facts.needed)}: up to {facts.num_checkpoints} checkpoints of "
-        f"{as_gigabytes(facts.checkpoint)}, and the model of {as_gigabytes(facts.model)}",
+        f"needs {as_gigabytes(facts.needed)}: up to "
+        f"{counted(facts.num_checkpoints, 'checkpoint')} of {as_gigabytes(facts.checkpoint)}, "
+        f"and the model of {as_gigabytes(facts.model)}",
         remedy="free some space, keep fewer checkpoints (train.checkpoint.keep), or write to "
         "another disk with output=/another/folder",
     )

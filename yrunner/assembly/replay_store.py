@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from yrunner.console import format_duration, say, warn
+from yrunner.console import counted, format_duration, say, warn
 from yrunner.data.dataset.row_report import num_rows
 from yrunner.errors import RunError
 from yrunner.evaluation.self_replay import (
@@ -296,7 +296,7 @@ def check_counts(queue: DraftQueue, minutes: float) -> None:
     dropped = ", ".join(f"{store.fates[fault]:,} {fault}" for fault in FAULTS if store.fates[fault])
     unfinished = store.fates["unfinished"]
     say(
-        f"{store.num_drafts.total():,} drafts: {store.num_kept:,} kept"
+        f"{counted(store.num_drafts.total(), 'draft')}: {store.num_kept:,} kept"
         + (f", {unfinished:,} of them unfinished (no end mark)" if unfinished else "")
         + (f"; dropped: {dropped}" if dropped else "")
         + f"; in {store.folder.folder}"

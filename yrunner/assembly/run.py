@@ -29,7 +29,7 @@ from yrunner.assembly.dataset import (
     texts_of,
 )
 from yrunner.assembly.identity import changes_since, sort_changes
-from yrunner.console import progress
+from yrunner.console import counted, progress
 from yrunner.data.batching.plan import Plan, make_plan
 from yrunner.data.batching.rollouts import make_rollout_plan
 from yrunner.data.dataset.cache import Cache
@@ -645,7 +645,7 @@ class Run:
         kept_share = _kept_share(self.recipe)
         if kept_share and answers <= rollout.generations:
             raise RunError(
-                f"an update has {answers:,} rows, and a group of rollout.generations "
+                f"an update has {counted(answers, 'row')}, and a group of rollout.generations "
                 f"{rollout.generations:,} answers leaves none of them to "
                 f"keep.kind {self.recipe.keep.kind}",
                 remedy="raise train.gradient_accumulation_steps or train.batch_size",
@@ -653,7 +653,8 @@ class Run:
         if answers % rollout.generations and not kept_share:
             whole = math.lcm(train.batch_size, rollout.generations) // train.batch_size
             raise RunError(
-                f"an update has {answers:,} answers ({accumulation:,} micro-batches of "
+                f"an update has {counted(answers, 'answer')} "
+                f"({counted(accumulation, 'micro-batch', 'micro-batches')} of "
                 f"train.batch_size {train.batch_size:,}), which is no multiple of "
                 f"rollout.generations {rollout.generations:,}: groups are compared as a whole",
                 remedy="set train.gradient_accumulation_steps (times the number of processes) to "

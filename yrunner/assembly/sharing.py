@@ -166,8 +166,9 @@ def updates_shared(run: Run, num_ranks: int) -> SharedUpdates:
     micro_batches = recipe.train.gradient_accumulation_steps * started_by
     if micro_batches % num_ranks:
         raise RunError(
-            f"{run_dir.folder} was started by {started_by} processes, and an update has "
-            f"{micro_batches} micro-batches, which {num_ranks} processes cannot share evenly",
+            f"{run_dir.folder} was started by {counted(started_by, 'process', 'processes')}, and "
+            f"an update has {counted(micro_batches, 'micro-batch', 'micro-batches')}, which "
+            f"{counted(num_ranks, 'process', 'processes')} cannot share evenly",
             remedy=f"set distributed.processes to a number that divides {micro_batches}",
         )
     return SharedUpdates(started_by, micro_batches // num_ranks)

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils.peft_utils import find_adapter_config_file
 
+from yrunner.console import counted
 from yrunner.errors import ModelError
 from yrunner.losses.vocabulary_layers import base_embeddings, base_head, is_tied
 from yrunner.models.errors import check_weight_files, silence_libraries
@@ -105,7 +106,8 @@ def attach_adapter(
     unknown = saved_names - expected_names - set(tuned.state_dict())
     mismatched = sorted(unknown | (expected_names - saved_names))
     if mismatched:
-        raise _misfit(adapter, f"{len(mismatched)} weights differ, such as {mismatched[0]}")
+        number = counted(len(mismatched), "weight")
+        raise _misfit(adapter, f"it differs in {number}, such as {mismatched[0]}")
     return tuned
 
 

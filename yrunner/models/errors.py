@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from huggingface_hub.errors import StrictDataclassError
+from huggingface_hub.errors import LocalEntryNotFoundError, StrictDataclassError
 from safetensors import SafetensorError
 from transformers.utils import logging
 
@@ -47,10 +47,21 @@ KNOWN_FAILURES = (
         "is not a local folder, is not cached, and the Hub is unreachable",
         "check the spelling and the connection, or give the path of a folder",
     ),
+    # Before gated repositories, which this message mentions too.
+    (
+        "Repository Not Found",
+        "names no repository on the Hub",
+        "check the spelling; for a private model: hf auth login",
+    ),
     (
         "gated repo",
         "is a gated model on the Hub",
         "request access on its page, then: hf auth login",
+    ),
+    (
+        "Entry Not Found",
+        "is not a file of this model on the Hub",
+        "choose one from the list of files on its page",
     ),
     (
         "not a valid model identifier",
@@ -181,9 +192,7 @@ def explain_failure(source: str) -> Iterator[None]:
             remedy="download or save the model again",
         ) from error
     except FileNotFoundError as error:
-        raise ModelError(
-            f"{source} lacks a file ({_first_line(error)})", remedy="download the model again"
-        ) from error
+        raise _lacks_a_file(source, error) from error
     except (OSError, ValueError) as error:
         for words, message, remedy in KNOWN_FAILURES:
             if words in str(error):
@@ -200,6 +209,17 @@ def explain_failure(source: str) -> Iterator[None]:
             f"{source} has a damaged config or tokenizer ({_first_line(error)})",
             remedy=DOWNLOAD_AGAIN,
         ) from error
+
+
+def _lacks_a_file(source: str, error: FileNotFoundError) -> ModelError:
+    if isinstance(error, LocalEntryNotFoundError):
+        return ModelError(
+            f"{source} is not on this machine, is not cached, and the Hub is unreachable",
+            remedy="check the spelling and the connection, or give the path of a local copy",
+        )
+    return ModelError(
+        f"{source} lacks a file ({_first_line(error)})", remedy="download the model again"
+    )
 
 
 @contextmanager

@@ -319,7 +319,8 @@ def _check_complete(source: str, report: dict[str, Any]) -> None:
     missing = sorted(report["missing_keys"])
     if missing:
         raise ModelError(
-            f"{source} lacks {len(missing)} weights, such as {missing[0]}; they would be random",
+            f"{source} lacks {counted(len(missing), 'weight')}, such as {missing[0]}, which would "
+            "be random",
             remedy="download the model again, or check the sizes in its config.json",
         )
     wrong = sorted(str(entry[0]) for entry in report["mismatched_keys"])

@@ -24,7 +24,7 @@ def find_gguf(source: str) -> Path | None:
     """The GGUF file that a model consists of; None for a model in another format.
 
     `source`: a file, a folder that holds one, or a file on the Hub, `owner/name/file.gguf`, which
-    is downloaded if necessary. Raises `ModelError` for a folder with several.
+    is downloaded if necessary. Raises `ModelError` for a folder with several, or without a model.
     """
     path = Path(source)
     if path.is_dir():
@@ -37,7 +37,12 @@ def find_gguf(source: str) -> Path | None:
             raise ModelError(
                 f"{path} has {len(found)} GGUF files ({names})", remedy="name one of them"
             )
-        return found[0] if found else None
+        if not found:
+            raise ModelError(
+                f"{path} holds no model: it has neither config.json nor a GGUF file",
+                remedy="check model.base",
+            )
+        return found[0]
     if not source.endswith(GGUF):
         return None
     if path.is_file():

@@ -85,7 +85,7 @@ def newest_whole_step(run_dir: RunDir) -> int | None:
         _put_aside(folder)
     if steps:
         raise RunError(
-            f"none of the {len(steps)} checkpoints in {run_dir.checkpoints} is complete",
+            f"no checkpoint in {run_dir.checkpoints} is complete",
             remedy="restore one from a backup, or start again with --overwrite",
         )
     return None

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from yrunner.console import warn
+from yrunner.console import counted, warn
 from yrunner.errors import RunError
 from yrunner.losses.nlirg import ZONES
 from yrunner.recipe.schema.recipe import Spikes
@@ -94,8 +94,8 @@ class SpikeGuard:
             usual, deviation = spread(before)
             if loss > usual + max(self.spikes.deviations * deviation, SMALLEST_JUMP):
                 what = (
-                    f"the loss jumps to {loss:.4g}; in the {len(before)} updates before it was "
-                    f"{usual:.4g} ± {deviation:.2g}"
+                    f"the loss jumps to {loss:.4g}; in the {counted(len(before), 'update')} before "
+                    f"it was {usual:.4g} ± {deviation:.2g}"
                 )
                 if self.spikes.action == "stop":
                     raise Exploded(update, f"{what} (train.spikes)", figures)

@@ -215,11 +215,13 @@ def test_missing_and_foreign_weights_are_refused(tokenizer, card, tmp_path):
     with pytest.raises(ModelError, match=r"lacks the weight output_norm\.weight"):
         unpack(type(file)(file.path, file.fields, without), tmp_path / "out", torch.float32, print)
     more = {**file.tensors, "blk.0.attn_sinks.weight": norm}
-    with pytest.raises(ModelError, match=r"has 1 weights .* such as blk\.0\.attn_sinks"):
+    with pytest.raises(ModelError, match=r"has 1 weight that .* such as blk\.0\.attn_sinks"):
         unpack(type(file)(file.path, file.fields, more), tmp_path / "out", torch.float32, print)
 
 
 def test_a_folder_with_one_gguf_file_is_that_file(tmp_path):
+    with pytest.raises(ModelError, match=r"neither config\.json nor a GGUF file"):
+        find_gguf(str(tmp_path))
     (tmp_path / "a.gguf").write_bytes(b"GGUF")
     (tmp_path / "mmproj-a.gguf").write_bytes(b"GGUF")
     assert find_gguf(str(tmp_path)) == find_gguf(str(tmp_path / "a.gguf")) == tmp_path / "a.gguf"

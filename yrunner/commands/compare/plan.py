@@ -7,6 +7,7 @@ from hashlib import sha256
 import numpy as np
 
 from yrunner.assembly.run import Run
+from yrunner.console import counted
 from yrunner.data.batching.plan import Plan
 from yrunner.data.batching.token_batches import count_targets
 from yrunner.storage.run_dir import RunDir, read_json
@@ -72,11 +73,11 @@ def fairness_notes(facts: Mapping[str, PlanFacts]) -> list[str]:
     for name, arm in facts.items():
         differing = []
         if arm.updates != first.updates:
-            differing.append(f"{arm.updates:,} updates instead of {first.updates:,}")
+            differing.append(f"{counted(arm.updates, 'update')} instead of {first.updates:,}")
         if arm.targets != first.targets:
             differing.append(f"{arm.targets:,} {arm.unit} seen instead of {first.targets:,}")
         if arm.rows != first.rows:
-            differing.append(f"{arm.rows:,} different rows instead of {first.rows:,}")
+            differing.append(f"{counted(arm.rows, 'different row')} instead of {first.rows:,}")
         if arm.order != first.order:
             differing.append("another row order")
         if arm.base != first.base:

@@ -25,7 +25,7 @@ from yrunner.commands.compare.tables import (
     percent,
     result_table,
 )
-from yrunner.console import print_table, say
+from yrunner.console import counted, print_table, say
 from yrunner.recipe.load import recipe_to_yaml
 from yrunner.recipe.schema.recipe import Recipe
 from yrunner.reports.comparison_plots import (
@@ -138,7 +138,8 @@ def write_experiment(experiment: Experiment, recipe: Recipe, folder: CompareDir)
         Code("Recipe", recipe_to_yaml(recipe)),
     ]
     seeds = ", ".join(map(str, experiment.seeds))
-    subtitle = f"yrunner compare: {len(experiment.arms)} arms, seeds {seeds}"
+    word = "seed" if len(experiment.seeds) == 1 else "seeds"
+    subtitle = f"yrunner compare: {counted(len(experiment.arms), 'arm')}, {word} {seeds}"
     write_report(Report(experiment.name, blocks, subtitle=subtitle), folder.page)
 
 

@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 from yrunner.commands.convert.conversion import Conversion
+from yrunner.console import counted
 from yrunner.errors import YRunnerError
 from yrunner.recipe.schema import model as sections
 from yrunner.text_files import read_text
@@ -73,7 +74,8 @@ def count_or_share(c: Conversion, key: str, given: Any) -> None:
         rows = sum(number or 0 for number in counts)
         c.carry(key, "data.validation_share", round(given / rows, 6), f"{given} of {rows} rows")
     else:
-        how = f"{given} rows there: divide by the number of rows, which yrun check prints"
+        there = counted(int(given), "row")
+        how = f"{there} there: divide by the number of rows, which yrun check prints"
         c.carry(key, "data.validation_share", 0.05, how)
 
 
@@ -91,10 +93,10 @@ def take_rows(c: Conversion, key: str, number: Any) -> None:
         rows = count_rows(c, entry)
         name = entry.get("file") or entry.get("hub")
         if rows is not None and rows <= number:
-            notes.append(f"all {rows} rows of {name}")
+            notes.append(f"all {counted(rows, 'row')} of {name}")
         elif "take" not in entry or entry["take"] > number:
             entry["take"] = number
-            notes.append(f"{number} rows of {name}, at random")
+            notes.append(f"{counted(number, 'row')} of {name}, at random")
     c.changed(key, "; ".join(notes) or "see data.train.take", "data.train")
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, LlamaConfig
 
-from yrunner.console import progress, say
+from yrunner.console import counted, progress, say
 from yrunner.errors import ModelError
 from yrunner.models.errors import WEIGHTS_FILE, explain_failure, silence_libraries
 from yrunner.models.gguf.architectures import (
@@ -421,8 +421,8 @@ def _readers(file: GGUFFile, config: Any) -> dict[str, Callable[[], Tensor]]:
     others = sorted(file.tensors.keys() - used)
     if others:
         raise ModelError(
-            f"{file.path.name} has {len(others)} weights that a {file.architecture} model has not, "
-            f"such as {others[0]}",
+            f"{file.path.name} has {counted(len(others), 'weight')} that a {file.architecture} "
+            f"model has not, such as {others[0]}",
             remedy=REMEDY,
         )
     return readers
