@@ -19,6 +19,8 @@ from yrunner.tokens import IGNORE_INDEX
 
 QUESTION_SIZE = 512
 """Size of the random projection of a question: its cosines are off by less than 0.05."""
+SUBJECT = 2 / 3
+"""The tokens of a question that are rarer than this share of its rarest one name its subject."""
 
 
 def question_vectors(examples: Sequence[TokenizedExample]) -> Tensor:
@@ -41,6 +43,23 @@ def question_vectors(examples: Sequence[TokenizedExample]) -> Tensor:
         torch.from_numpy(place), direction_VS * rarity_V[:, None], starts_E, mode="sum"
     )
     return normalize(question_ES, dim=1).half()
+
+
+def subjects(examples: Sequence[TokenizedExample]) -> list[bytes]:
+    """What each question is about: its rare tokens, in a form to compare for equality.
+
+    Rarity is that of `question_vectors`. Two questions have the same subject if each rare token of
+    one is in the other. Empty without a question, or with only what every row has.
+    """
+    asked = [_asked(example) for example in examples]
+    if not asked:
+        return []
+    tokens, count = np.unique(np.concatenate(asked), return_counts=True)
+    found = []
+    for ids in asked:
+        rarity = np.log(len(asked) / count[np.searchsorted(tokens, ids)])
+        found.append(ids[rarity > SUBJECT * rarity.max(initial=0.0)].tobytes())
+    return found
 
 
 def _asked(example: TokenizedExample) -> NDArray[np.int64]:

@@ -14,6 +14,7 @@ from yrunner.commands.sort.report import write_sort_report
 from yrunner.data.dataset.cache import Cache
 from yrunner.data.dataset.prepare import Rules, Source, prepare
 from yrunner.data.dataset.splits import Prepared
+from yrunner.scoring.contradictions import Contradiction
 from yrunner.scoring.knn import Lookup
 from yrunner.scoring.measure import TokenScores
 from yrunner.scoring.rank import SCORES, score_row
@@ -51,6 +52,7 @@ def write(
     deciding: str = "excess",
     lookups: list[Lookup] | None = None,
     deviations: list[torch.Tensor] | None = None,
+    contradictions: dict[int, Contradiction] | None = None,
 ) -> tuple[dict[str, Any], list[str]]:
     """The rows and the heat maps on the page."""
     row_scores = [score_row(of_row.loss_N, of_row.entropy_N, SCORES) for of_row in scores]
@@ -61,7 +63,7 @@ def write(
         tokenizer,
         prepared.train,
         [range(place, place + 1) for place in range(len(prepared.train))],
-        Seen(scores, lookups, None, deviations),
+        Seen(scores, lookups, None, deviations, contradictions=contradictions or {}),
         deciding,
         row_scores,
         {4: "excess 2 is above 1 (sort.drop_above)"},
@@ -164,6 +166,27 @@ def test_rows_that_contradict_each_other_are_shown_with_both_once(
     assert f"⟦{second}⟧ / ⟦{first}⟧" in pairs[0]["note"]
     assert "Town 12" in pairs[0]["texts"][0]
     assert "Town 20" in pairs[0]["texts"][1]
+
+
+def test_rows_that_answer_nearly_alike_are_shown_with_what_both_say(
+    prepared: Prepared, capitals_tokenizer: Any, scores: list[TokenScores], tmp_path: Path
+) -> None:
+    """The strongest contradiction first; its other row says the same of it."""
+    ids = [
+        [example.input_ids[place] for place in example.target_positions]
+        for example in prepared.train
+    ]
+    contradictions = {
+        row: Contradiction(other, strength, (1,), (ids[row][1],), (ids[other][1],))
+        for row, other, strength in ((2, 8, 0.6), (8, 2, 0.5), (10, 20, 0.9))
+    }
+    path = tmp_path / "report.html"
+    rows, _ = write(prepared, capitals_tokenizer, scores, path, contradictions=contradictions)
+    pairs = [pair for pair in rows["pairs"] if pair["kind"] == "contradiction"]
+    assert [pair["rows"] for pair in pairs] == [[10, 20], [2, 8]]
+    said, instead = (capitals_tokenizer.decode([ids[row][1]]) for row in (10, 20))
+    assert f"⟦{said}⟧ / ⟦{instead}⟧" in pairs[0]["note"]
+    assert "Town 10" in pairs[0]["texts"][0]
 
 
 def test_without_room_for_all_heat_maps_the_most_suspicious_and_a_spread_have_theirs(

@@ -52,6 +52,11 @@ from yrunner.reports.sort_page import PageCluster, PageClusters
 from yrunner.reports.terminal_plot import block_bar
 from yrunner.reports.token_text import TokenText
 from yrunner.scoring.clusters import Clusters
+from yrunner.scoring.contradictions import (
+    Contradiction,
+    find_contradictions,
+    with_contradictions,
+)
 from yrunner.scoring.folds import group_copies
 from yrunner.scoring.knn import Neighbours
 from yrunner.scoring.order import Mark, suspicion
@@ -184,6 +189,7 @@ def _look(run: Run, folder: SortDir) -> Seen:
     # A model with a fused head refers to itself; free it.
     gc.collect()
     neighbours = lookups = deviations = crossed = crossed_deviations = None
+    contradictions: dict[int, Contradiction] = {}
     if recipe.sort.asks_neighbours:
         places = zip(rows.file_E.tolist(), rows.column("rows").tolist(), strict=True)
         groups = group_copies(list(places), row_hashes(rows))
@@ -191,7 +197,11 @@ def _look(run: Run, folder: SortDir) -> Seen:
         with progress("kNN lookups, rows", len(rows)) as advance:
             lookups = neighbours.look_up(advance)
         near = [one.loss_N for one in lookups]
-        deviations = _deviations(neighbours, [one.loss_N for one in base], near)
+        contradictions = find_contradictions(rows, groups)
+        if contradictions:
+            number = f"{len(contradictions):,}"
+            say(f"rows that contradict another on their subject: {number} (in pairs on the page)")
+        deviations = _deviations(neighbours, [one.loss_N for one in base], near, contradictions)
     if recipe.sort.cross_fit:
         crossed = cross_fit(run, folder.cross_fit)
         if neighbours is not None and lookups is not None:
@@ -199,8 +209,8 @@ def _look(run: Run, folder: SortDir) -> Seen:
             # What the tuned model or the neighbours expect is no contradiction.
             both = zip(tuned, [one.loss_N for one in lookups], strict=True)
             either = [unexplained_losses(*pair) for pair in both]
-            crossed_deviations = _deviations(neighbours, tuned, either)
-    return Seen(base, lookups, crossed, deviations, crossed_deviations)
+            crossed_deviations = _deviations(neighbours, tuned, either, contradictions)
+    return Seen(base, lookups, crossed, deviations, crossed_deviations, contradictions)
 
 
 def _look_at_answers(run: Run, folder: SortDir) -> Seen:
@@ -218,12 +228,16 @@ def _look_at_answers(run: Run, folder: SortDir) -> Seen:
 
 
 def _deviations(
-    neighbours: Neighbours, losses: Sequence[Tensor], knn_losses: Sequence[Tensor]
+    neighbours: Neighbours,
+    losses: Sequence[Tensor],
+    knn_losses: Sequence[Tensor],
+    contradictions: Mapping[int, Contradiction],
 ) -> list[Tensor]:
-    """`outlier_targets` of each example."""
+    """`outlier_targets` of each example, with its contradictions."""
     with progress("comparing with similar places, rows", 2 * len(losses)) as advance:
         own, near = (neighbours.compare(of_rows, advance) for of_rows in (losses, knn_losses))
-    return outlier_targets(own, near, losses, knn_losses)
+    found = outlier_targets(own, near, losses, knn_losses)
+    return with_contradictions(found, contradictions)
 
 
 @contextmanager

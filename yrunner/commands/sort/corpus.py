@@ -3,7 +3,7 @@
 # N = targets of a row
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 
 import torch
@@ -16,6 +16,7 @@ from yrunner.recipe.schema.sort import SortSection
 from yrunner.reports.token_text import INCOMPLETE, LINE_END, MOST_TOKENS_OF_A_CHARACTER, TokenText
 from yrunner.reports.token_view import CLOSED, OPENED
 from yrunner.scoring.clusters import Clusters
+from yrunner.scoring.contradictions import Contradiction
 from yrunner.scoring.knn import Lookup
 from yrunner.scoring.measure import TokenScores
 from yrunner.scoring.order import (
@@ -64,9 +65,12 @@ class Seen:
     crossed: Sequence[TokenScores] | None
     """By models trained on other rows; None without cross-fitting."""
     deviations: Sequence[Tensor] | None = None
-    """How far each target of an example is above similar places, see `outlier_targets`."""
+    """How far each target of an example is above similar places, see `outlier_targets`, and what
+    its contradictions add."""
     crossed_deviations: Sequence[Tensor] | None = None
     """The same as `deviations`, with the losses of those models."""
+    contradictions: Mapping[int, Contradiction] = field(default_factory=dict)
+    """By the index of the example."""
     against: Sequence[Tensor] | None = None
     """How much each target speaks against its row, see pairs.py; None unless pairs are sorted."""
     crossed_against: Sequence[Tensor] | None = None

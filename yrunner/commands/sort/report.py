@@ -273,7 +273,7 @@ def write_sort_report(
     pairs: list[SideBySide] = [
         _side_by_side(pair, text) for pair in _worst_first(found, suspicions)
     ]
-    pairs += _contradictions(examples, seen, text, token_text, found)
+    pairs += _contradicting_pairs(examples, seen, text, token_text, found)
     page = SortPage(
         title=title,
         score=deciding,
@@ -384,44 +384,58 @@ def _side_by_side(pair: RowPair, text: _RowText) -> SideBySide:
     return SideBySide(pair.kind, (pair.first, pair.second), (first, second), pair.likeness)
 
 
-def _contradictions(
+def _contradicting_pairs(
     examples: Examples,
     seen: Seen,
     text: _RowText,
     token_text: TokenText,
     others: Sequence[RowPair],
 ) -> Iterator[SideBySide]:
-    """Rows with a target for which a row on the same question has another token, the most
-    unexpected first. Pairs that are shown for another reason are left out."""
+    """Rows that contradict each other: those that answer nearly alike, then those with a target for
+    which a row on the same question has another token. Pairs that are shown for another reason are
+    left out."""
+    told = {frozenset((pair.first, pair.second)) for pair in others}
+    for index, other, place, said, instead in _contradictions(examples, seen):
+        rows = (index, other)
+        if frozenset(rows) in told:
+            continue
+        told.add(frozenset(rows))
+        example = examples[index]
+        before = example.input_ids[:place]
+        answered = before[_first_target(example) :]
+        after = token_text.decode(answered)[-BEFORE_TARGET:]
+        here, there = (token_text.decode(list(ids), before) for ids in (said, instead))
+        yield SideBySide(
+            "contradiction",
+            rows,
+            (text.of(rows[:1], LONGEST_SIDE), text.of(rows[1:], LONGEST_SIDE)),
+            1.0,
+            visible(f"…{after}{OPENED}{here}{CLOSED} / {OPENED}{there}{CLOSED}"),
+        )
+
+
+def _contradictions(
+    examples: Examples, seen: Seen
+) -> Iterator[tuple[int, int, int, Sequence[int], Sequence[int]]]:
+    """Index of a row, that of the one it contradicts, the position of the first difference, and
+    the tokens that both have there; the strongest contradiction first, then the most unexpected."""
+    strongest = sorted(seen.contradictions.items(), key=lambda each: -each[1].strength)
+    for index, found in strongest:
+        place = list(examples[index].target_positions)[found.targets[0]]
+        yield index, found.against, place, found.said, found.instead
     if seen.lookups is None or seen.deviations is None:
         return
-    told = {frozenset((pair.first, pair.second)) for pair in others}
     worst: list[tuple[float, int, int]] = []
     for index, (lookup, deviation_N) in enumerate(zip(seen.lookups, seen.deviations, strict=True)):
         contradicted_N = torch.where(lookup.against_N >= 0, deviation_N, -torch.inf)
         if len(contradicted_N) and contradicted_N.max() >= CONTRADICTS:
             worst.append((-float(contradicted_N.max()), index, int(contradicted_N.argmax())))
     for _, index, target in sorted(worst):
-        lookup, example = seen.lookups[index], examples[index]
-        rows = (index, int(lookup.against_N[target]))
-        if frozenset(rows) in told:
-            continue
-        told.add(frozenset(rows))
-        place = list(example.target_positions)[target]
-        before = example.input_ids[:place]
-        said, instead = (
-            token_text.decode([token], before)
-            for token in (example.input_ids[place], int(lookup.suggested_N[target]))
-        )
-        answered = before[_first_target(example) :]
-        after = token_text.decode(answered)[-BEFORE_TARGET:]
-        yield SideBySide(
-            "contradiction",
-            rows,
-            (text.of(rows[:1], LONGEST_SIDE), text.of(rows[1:], LONGEST_SIDE)),
-            1.0,
-            visible(f"…{after}{OPENED}{said}{CLOSED} / {OPENED}{instead}{CLOSED}"),
-        )
+        lookup = seen.lookups[index]
+        place = list(examples[index].target_positions)[target]
+        suggested = [int(lookup.suggested_N[target])]
+        said = [examples[index].input_ids[place]]
+        yield index, int(lookup.against_N[target]), place, said, suggested
 
 
 def _places(finding: Finding) -> str:
