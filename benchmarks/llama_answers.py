@@ -16,6 +16,7 @@ from pathlib import Path
 
 from benchmarks.markdown import Cell, print_markdown
 from yrunner.assembly.run import Run
+from yrunner.data.chat.reply_text import answer_behind_thinking
 from yrunner.evaluation.generate import Generated
 from yrunner.evaluation.questions import Question
 from yrunner.evaluation.results import ModelResults
@@ -24,14 +25,19 @@ from yrunner.recipe.schema.eval import AnswerTask
 from yrunner.storage.run_dir import read_json
 
 COLUMNS = ("task", "model", "figure", "percent", "same answers")
-CONTEXT = 2048
-"""Tokens of a question and its answer."""
+CONTEXT = 0
+"""Tokens of a question and its answer; 0: as many as the model has positions."""
 
 
 def ask(
-    file: Path, questions: Sequence[Question], system: str | None, max_new_tokens: int
+    file: Path,
+    questions: Sequence[Question],
+    system: str | None,
+    max_new_tokens: int,
+    *,
+    apart: bool,
 ) -> list[str]:
-    """The answers of llama.cpp."""
+    """The answers of llama.cpp; `apart`: without their thinking."""
     from llama_cpp import Llama
 
     model = Llama(str(file), n_ctx=CONTEXT, verbose=False)
@@ -43,7 +49,9 @@ def ask(
         found = model.create_chat_completion(
             chat, max_tokens=max_new_tokens, temperature=0.0, repeat_penalty=1.0
         )
-        answers.append(found["choices"][0]["message"]["content"].strip())
+        text = found["choices"][0]["message"]["content"]
+        # As the evaluation reads them.
+        answers.append((answer_behind_thinking(text) or "") if apart else text.strip())
     return answers
 
 
@@ -56,7 +64,8 @@ def rows_of(run: Run, models: Sequence[ModelResults], file: Path) -> Iterator[tu
         for model in models:
             share = model.tasks[task.name].figures[headline]
             yield task.name, model.description, headline, f"{100 * share:.1f}", None
-        answers = ask(file, questions, run.recipe.data.system, task.max_new_tokens)
+        apart = run.recipe.eval.thinking == "apart"
+        answers = ask(file, questions, run.recipe.data.system, task.max_new_tokens, apart=apart)
         scorer = scorer_of(task)
         scores = [
             scorer(question, Generated(answer, 0, stopped=True))[headline]

@@ -59,7 +59,7 @@ def test_scores_may_come_in_any_form_of_numbers(reward, returned, expected):
 @pytest.mark.parametrize(
     ("body", "row", "sentence"),
     [
-        ("return [1]", 5, "returned 1 scores for 2 answers, the first of them to this row"),
+        ("return [1]", 5, "returned 1 score for 2 answers, the first of them to this row"),
         ("return [1, 2, 3]", 5, "returned 3 scores for 2 answers, the first of them to this row"),
         ("return [1, float('nan')]", 6, "returned nan, not a finite number or None"),
         ("return [float('-inf'), 1]", 5, "returned -inf, not a finite number or None"),

@@ -9,6 +9,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from yrunner.console import counted
 from yrunner.data.formats.columns import EVERY_COLUMN, Need
 from yrunner.errors import DataError, YRunnerError
 from yrunner.rewards.completion import Completion
@@ -155,8 +156,8 @@ class PythonScores:
         if len(scores) != len(completions):
             raise self._refused(
                 completions[0],
-                f"returned {len(scores):,} scores for {len(completions):,} answers, the first of "
-                "them to this row",
+                f"returned {counted(len(scores), 'score')} for "
+                f"{counted(len(completions), 'answer')}, the first of them to this row",
             )
         return [
             self._one(score, completion)
