@@ -7,14 +7,14 @@ import torch
 
 from yrunner.data.conversation import TokenizedExample
 from yrunner.errors import Origin
-from yrunner.scoring.contradictions import (
+from yrunner.scoring.questions import (
     LONGEST_ANSWER,
     MOST_OF_A_SUBJECT,
     WEIGHT,
     find_contradictions,
+    subjects,
     with_contradictions,
 )
-from yrunner.scoring.questions import subjects
 from yrunner.tokens import IGNORE_INDEX
 
 WHICH, WHAT = [11, 12, 13], [14, 15, 16, 17, 18]

@@ -14,9 +14,9 @@ from yrunner.commands.sort.report import write_sort_report
 from yrunner.data.dataset.cache import Cache
 from yrunner.data.dataset.prepare import Rules, Source, prepare
 from yrunner.data.dataset.splits import Prepared
-from yrunner.scoring.contradictions import Contradiction
 from yrunner.scoring.knn import Lookup
 from yrunner.scoring.measure import TokenScores
+from yrunner.scoring.questions import Contradiction
 from yrunner.scoring.rank import SCORES, score_row
 
 NUM_ROWS = 30

@@ -52,14 +52,14 @@ from yrunner.reports.sort_page import PageCluster, PageClusters
 from yrunner.reports.terminal_plot import block_bar
 from yrunner.reports.token_text import TokenText
 from yrunner.scoring.clusters import Clusters
-from yrunner.scoring.contradictions import (
+from yrunner.scoring.folds import group_copies
+from yrunner.scoring.knn import Neighbours
+from yrunner.scoring.order import Mark, suspicion
+from yrunner.scoring.questions import (
     Contradiction,
     find_contradictions,
     with_contradictions,
 )
-from yrunner.scoring.folds import group_copies
-from yrunner.scoring.knn import Neighbours
-from yrunner.scoring.order import Mark, suspicion
 from yrunner.scoring.rank import outlier_targets, unexplained_losses
 from yrunner.scoring.score_file import row_hashes
 from yrunner.storage.run_dir import SortDir, write_json, write_text

@@ -16,7 +16,6 @@ from yrunner.recipe.schema.sort import SortSection
 from yrunner.reports.token_text import INCOMPLETE, LINE_END, MOST_TOKENS_OF_A_CHARACTER, TokenText
 from yrunner.reports.token_view import CLOSED, OPENED
 from yrunner.scoring.clusters import Clusters
-from yrunner.scoring.contradictions import Contradiction
 from yrunner.scoring.knn import Lookup
 from yrunner.scoring.measure import TokenScores
 from yrunner.scoring.order import (
@@ -28,6 +27,7 @@ from yrunner.scoring.order import (
     order_rows,
     suspicion,
 )
+from yrunner.scoring.questions import Contradiction
 from yrunner.scoring.rank import (
     CROSS_FIT,
     KNN_LOSS,
