@@ -53,7 +53,8 @@ def lays_out() -> bool:
 
     Otherwise oneDNN does so at each call, which takes as long as a product with a few rows.
     """
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    onednn: Any = torch.backends.mkldnn
+    return bool(onednn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def halve_products(model: PreTrainedModel) -> None:
