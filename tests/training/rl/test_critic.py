@@ -12,7 +12,7 @@ from tests.training.rl.conftest import LOSSES
 from tests.training.rl.test_objective import slow_log_probs
 from yrunner.losses.score_head import CRITIC, adapter_active, critic_weights, same_weights_trained
 from yrunner.training.metrics import read_metrics
-from yrunner.training.rl.critic import judged_by_critic
+from yrunner.training.rl.collect import judged_by_critic
 
 ONE_UPDATE = dict(batch_size=3, gradient_accumulation_steps=8, max_grad_norm=0, max_steps=1)
 

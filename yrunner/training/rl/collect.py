@@ -3,7 +3,7 @@
 All ranks take part: each writes and judges its share of the answers, and then holds all of them.
 """
 
-# Shapes: P = prompts, G = answers to each, S = answers
+# Shapes: P = prompts, G = answers to each, S = answers, T = tokens of an answer, N = of all learned
 
 import math
 import time
@@ -24,10 +24,12 @@ from yrunner.distributed.collectives import gather_over_ranks, num_ranks, this_r
 from yrunner.losses.fused_head import attach
 from yrunner.losses.log_probs import LogProbRequest, measure_log_probs
 from yrunner.losses.policy import (
+    generalized_advantages,
     group_advantages,
     is_without_variance,
     leave_one_out_advantages,
     shares,
+    whiten,
 )
 from yrunner.models.limits import evaluating
 from yrunner.recipe.schema.recipe import PolicyLoss
@@ -39,7 +41,6 @@ from yrunner.recipe.schema.rl import (
     RolloutSection,
 )
 from yrunner.scoring.base_predictions import adapter_off, to_device
-from yrunner.training.rl.critic import judged_by_critic
 
 TRAINING, VALIDATION = 0, 1
 """What an answer is written for: each draws other random numbers."""
@@ -359,3 +360,62 @@ def rewards_tensor(rollouts: Sequence[Rollout]) -> Tensor:
     """The rewards of some answers, NaN where there is none, shape [S], float64."""
     rewards = [math.nan if each.reward is None else each.reward for each in rollouts]
     return torch.tensor(rewards, dtype=torch.float64)
+
+
+def judged_by_critic(
+    rollouts: Sequence[Rollout], fates: Sequence[str], loss: PpoLoss
+) -> list[Rollout]:
+    """Answers whose values are known, with advantages, returns, and shares in the loss.
+
+    Every token that is learned from has the same share of an update. Only these tokens are
+    whitened.
+    """
+    found = [
+        _with_returns(each, loss) if fate == "learned" else each
+        for each, fate in zip(rollouts, fates, strict=True)
+    ]
+    counts_S = torch.tensor(
+        [len(each.ids) * (fate == "learned") for each, fate in zip(found, fates, strict=True)]
+    )
+    share_S = shares(counts_S, "tokens", max_length=1)
+    learned = [at for at, fate in enumerate(fates) if fate == "learned"]
+    advantage_N = _float64([one for at in learned for one in found[at].advantages or ()])
+    if loss.whiten and learned:
+        advantage_N = whiten(advantage_N)
+    parts = torch.split(advantage_N, counts_S.tolist())
+    judged = []
+    for each, fate, share, part in zip(found, fates, share_S.tolist(), parts, strict=True):
+        is_learned = fate == "learned"
+        if is_learned:
+            each = replace(each, advantages=part.tolist(), advantage=float(part.mean()))
+        judged.append(replace(each, share=share, fate=fate, is_learned=is_learned))
+    return judged
+
+
+def _with_returns(rollout: Rollout, loss: PpoLoss) -> Rollout:
+    assert rollout.values is not None
+    value_T = _float64(rollout.values)
+    advantage_T = generalized_advantages(
+        rewards_by_token(rollout, loss.beta), value_T, gamma=loss.gamma, lam=loss.lam
+    )
+    returns = (advantage_T + value_T).tolist()
+    return replace(rollout, advantages=advantage_T.tolist(), returns=returns)
+
+
+def rewards_by_token(rollout: Rollout, beta: float) -> Tensor:
+    """The reward at the last token, less beta times the log ratio to the reference at each, [T].
+
+    As in InstructGPT, arXiv:2203.02155, section 3.4; the sum is the reward less beta times an
+    estimate of the KL of the answer.
+    """
+    reward_T = torch.zeros(len(rollout.ids), dtype=torch.float64)
+    if beta:
+        assert rollout.old is not None and rollout.reference is not None
+        reward_T -= beta * (_float64(rollout.old) - _float64(rollout.reference))
+    assert rollout.reward is not None, "an answer without a reward is not learned from"
+    reward_T[-1] += rollout.reward
+    return reward_T
+
+
+def _float64(values: Sequence[float]) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
