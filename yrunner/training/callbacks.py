@@ -150,7 +150,7 @@ class StopRequest:
 
 
 class ReturnFreedMemory(TrainerCallback):
-    """Return freed memory to the system before a training, and when gaps add up."""
+    """Return freed memory to the system before and after a training, and when gaps add up."""
 
     def __init__(self) -> None:
         self._usual = 0
@@ -168,6 +168,10 @@ class ReturnFreedMemory(TrainerCallback):
             self._usual, self._has_returned = max(self._usual, now), False
         elif now > GROWN * self._usual:
             self._return()
+
+    def on_train_end(self, *_: Any, **_more: Any) -> None:
+        """The report is drawn in the room of the activations."""
+        self._return()
 
     def _return(self) -> None:
         return_freed_memory()
