@@ -48,6 +48,7 @@ def ours(folder: Path, *, stores: bool) -> None:
     from yrunner.data.batching.taught import TaughtBatches
     from yrunner.losses.distillation import TeacherDivergence
     from yrunner.losses.targets import PLAIN
+    from yrunner.models.layers.example_attention import attend_by_example
     from yrunner.models.limits import isolates_examples
     from yrunner.recipe.schema.recipe import TrainSection
     from yrunner.storage.run_dir import RunDir
@@ -95,7 +96,7 @@ def ours(folder: Path, *, stores: bool) -> None:
     batches = TaughtBatches(plan, examples, [], pad_token_id=0)
     cadence = Cadence(plan.num_updates)
     trainer = Trainer(load_lora(folder), arguments, batches, objective, cadence, run_dir)
-    isolates = isolates_examples(trainer.model)
+    isolates = attend_by_example(trainer.model) or isolates_examples(trainer.model)
     trainer.batches.layout = layout_for(trainer.model.config, isolates=isolates)
     print_seconds(trainer.train, started if stores else None)
 

@@ -24,6 +24,9 @@ from yrunner.assembly.trainer import layout_for
 from yrunner.data.batching.collate import collate
 from yrunner.data.conversation import TokenizedExample
 from yrunner.losses.fused_head import attach, measure_targets
+from yrunner.models.layers.example_attention import attend_by_example
+from yrunner.models.layers.llama_layers import shorten_layers
+from yrunner.models.limits import isolates_examples
 
 SQUARE = 2048
 MULTIPLY_AND_ADD = 2
@@ -88,10 +91,11 @@ def count_work(model: Any, examples: Sequence[TokenizedExample]) -> dict[str, fl
 def make_epoch(model: Any, examples: Sequence[TokenizedExample]) -> Callable[[], None]:
     """Return a function that runs one epoch over the examples, laid out as `yrun train` does."""
     attach(model)
-    model.train()
+    isolates = attend_by_example(model) or isolates_examples(model)
+    shorten_layers(model.train())
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-4)
-    layout = layout_for(model.config, isolates=True)
+    optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True)
+    layout = layout_for(model.config, isolates=isolates)
     batches = [
         collate(examples[start : start + BATCH_SIZE], pad_token_id=0, layout=layout)
         for start in range(0, len(examples), BATCH_SIZE)

@@ -1,13 +1,14 @@
 """What does bfloat16 save on this processor, and does a model learn as much as in float32?
 
-    python -m benchmarks.precision MODEL [--updates 200] [--tokens 64] [--peft]
+    python -m benchmarks.precision MODEL [--updates 200] [--tokens 64] [--peft] [--profile]
 
 MODEL is a folder of Hugging Face, such as the one that `yrun train recipes/port_sft.yaml` leaves
 in `outputs/.bases`. LoRA of rank 16 is trained on the rows of `benchmarks.whole_command`, from the
 same start and on the same batches in each precision, update by update in turns. Time is that of the
 processor, so that other programs count less; the limit is the time that the necessary products
 would take at the rate of two square matrices. `--peft` adds bfloat16 as peft computes it under
-autocast. Memory is measured in a process for each precision.
+autocast. Memory is measured in a process for each precision. `--profile` says instead what an
+update's time goes into, by torch's profiler.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.limit import MULTIPLY_AND_ADD, SQUARE, count_work
 from benchmarks.markdown import print_markdown
@@ -35,12 +37,27 @@ from yrunner.assembly.run import Run
 from yrunner.assembly.trainer import layout_for, untrained_model
 from yrunner.data.batching.collate import collate
 from yrunner.losses.fused_head import attach, measure_targets
-from yrunner.models.joined_lora import join_lora
+from yrunner.models.layers.example_attention import attend_by_example
+from yrunner.models.layers.llama_layers import shorten_layers
 from yrunner.training.memory.trace import mixed_precision
 
 BATCH_SIZE = 4
 UPDATES_OF_MEMORY = 4
 UPDATES_OF_A_LINE = 20
+UPDATES_TO_WARM_UP = 2
+THIN = 64
+"""Products with a size up to this are LoRA's."""
+PRODUCTS = ("mm", "addmm", "addmm_", "bmm", "linear")
+PARTS = {
+    "attention": ("scaled_dot_product",),
+    "activation of the MLP": ("silu",),
+    "optimizer": ("adam", "Optimizer"),
+    "copies and conversions": ("aten::copy_", "aten::cat", "aten::clone"),
+    "passes over activations": tuple(
+        f"aten::{name}" for name in "mul add sub neg pow mean sum rsqrt square div".split()
+    ),
+}
+"""Names of torch's operations, or parts of them; the first that fits."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "bfloat16, peft": torch.bfloat16}
 
 
@@ -58,7 +75,7 @@ class Way:
     def updater(self, learning_rate: float) -> Callable[[Any], None]:
         """A function that learns from one batch."""
         trained = [weight for weight in self.model.parameters() if weight.requires_grad]
-        optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=0.0)
+        optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=0.0, fused=True)
         called = mixed_precision(self.model.train(), self.dtype)
 
         def update(batch: Any) -> None:
@@ -84,6 +101,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64, help="tokens of a row, about")
     parser.add_argument("--learning-rate", type=float, default=2e-4)
     parser.add_argument("--peft", action="store_true")
+    parser.add_argument("--profile", action="store_true")
     parser.add_argument("--memory-of", choices=list(DTYPES), help=argparse.SUPPRESS)
     options = parser.parse_args()
     with TemporaryDirectory() as name:
@@ -92,7 +110,11 @@ def main() -> None:
             print_memory(recipe, options)
             return
         names = list(DTYPES)[: 3 if options.peft else 2]
-        compare([load(recipe, name) for name in names], options)
+        ways = [load(recipe, name) for name in names]
+        if options.profile:
+            print_profile(ways, options)
+            return
+        compare(ways, options)
         print_memories(names)
 
 
@@ -125,8 +147,9 @@ def load(recipe: Path, name: str) -> Way:
     model = untrained_model(run)
     model.config.use_cache = False
     attach(model)
+    attend_by_example(model)
     if name != "bfloat16, peft":
-        join_lora(model)
+        shorten_layers(model)
     return Way(name, dtype, model, run)
 
 
@@ -178,6 +201,45 @@ def print_memories(names: Sequence[str]) -> None:
         rows.append([name, *(f"{int(it) / 1e9:.2f}" for it in done.stdout.split()[-4:])])
     columns = ("precision", "libraries", "and the model", "peak, loading", "peak, updates")
     print_markdown("Memory of the process, GB", columns, rows)
+
+
+def print_profile(ways: Sequence[Way], options: argparse.Namespace) -> None:
+    """What the updates but the first two spend their time on, as shares of all of it."""
+    batches = batches_of(ways[0], options.updates)
+    shares: dict[str, dict[str, float]] = {}
+    for way in ways:
+        update = way.updater(options.learning_rate)
+        for batch in batches[:UPDATES_TO_WARM_UP]:
+            update(batch)
+        with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiler:
+            for batch in batches[UPDATES_TO_WARM_UP:]:
+                update(batch)
+        vocabulary = way.model.config.get_text_config().vocab_size
+        for event in profiler.events():
+            part = part_of(event.name, event.input_shapes, vocabulary)
+            of_part = shares.setdefault(part, {})
+            of_part[way.name] = of_part.get(way.name, 0.0) + event.self_cpu_time_total
+    whole = {way.name: sum(part.get(way.name, 0.0) for part in shares.values()) for way in ways}
+    rows = [
+        [part, *(f"{times.get(name, 0.0) / whole[name]:.1%}" for name in whole)]
+        for part, times in sorted(shares.items(), key=lambda it: -sum(it[1].values()))
+    ]
+    print_markdown("Shares of the time of an update", ["part", *whole], rows)
+
+
+def part_of(operation: str, shapes: Sequence[Sequence[int]], vocabulary_size: int) -> str:
+    """What an operation of torch belongs to."""
+    sizes = [size for shape in shapes if isinstance(shape, list) for size in shape]
+    if operation.removeprefix("aten::") in PRODUCTS:
+        if vocabulary_size in sizes:
+            return "head"
+        return "products of LoRA" if min(sizes, default=0) <= THIN else "products of frozen weights"
+    if vocabulary_size in sizes:
+        return "softmax and losses"
+    for part, marks in PARTS.items():
+        if any(mark in operation for mark in marks):
+            return part
+    return "other operations" if operation.startswith("aten::") else "autograd and Python"
 
 
 def print_losses(ways: Sequence[Way]) -> None:

@@ -60,6 +60,7 @@ def ours(folder: Path, *, shares_prompts: bool = True) -> None:
     from yrunner.data.batching.plan import make_plan
     from yrunner.data.conversation import TokenizedExample, TokenizedPair
     from yrunner.errors import Origin
+    from yrunner.models.layers.example_attention import attend_by_example
     from yrunner.models.limits import branches_at_a_mask, isolates_examples
     from yrunner.recipe.schema.preference import DpoLoss
     from yrunner.recipe.schema.recipe import TrainSection
@@ -115,8 +116,10 @@ def ours(folder: Path, *, shares_prompts: bool = True) -> None:
         Cadence(plan.num_updates),
         run_dir,
     )
-    trainer.batches.layout = layout_for(model.config, isolates=isolates_examples(trainer.model))
     trainer.batches.shares_prompts = shares_prompts and branches_at_a_mask(trainer.model)
+    trainer.batches.masked_layout = layout_for(model.config, isolates=True)
+    isolates = attend_by_example(trainer.model) or isolates_examples(trainer.model)
+    trainer.batches.layout = layout_for(model.config, isolates=isolates)
     print_seconds(trainer.train)
 
 

@@ -57,6 +57,7 @@ def ours(folder: Path) -> None:
     from yrunner.data.batching.rollouts import make_rollout_plan
     from yrunner.data.dataset.prompts import PromptRow
     from yrunner.errors import Origin
+    from yrunner.models.layers.example_attention import attend_by_example
     from yrunner.models.limits import isolates_examples
     from yrunner.models.load import load_tokenizer
     from yrunner.recipe.schema.recipe import TrainSection
@@ -132,7 +133,8 @@ def ours(folder: Path) -> None:
         pad_token_id=0,
         max_tokens=4096,
     )
-    batches.layout = layout_for(model.config, isolates=isolates_examples(trainer.model))
+    isolates = attend_by_example(trainer.model) or isolates_examples(trainer.model)
+    batches.layout = layout_for(model.config, isolates=isolates)
     print_seconds(trainer.train)
 
 

@@ -16,6 +16,7 @@ from yrunner.data.batching.collate import collate
 from yrunner.data.batching.plan import make_plan
 from yrunner.data.conversation import TokenizedExample
 from yrunner.errors import Origin
+from yrunner.models.layers.example_attention import attend_by_example
 from yrunner.models.limits import isolates_examples
 from yrunner.models.load import load_model
 from yrunner.models.tuning import apply_tuning
@@ -83,7 +84,8 @@ def ours(folder: Path, loss: Loss) -> None:
         Cadence(plan.num_updates),
         run_dir,
     )
-    trainer.batches.layout = layout_for(model.config, isolates=isolates_examples(trainer.model))
+    isolates = attend_by_example(trainer.model) or isolates_examples(trainer.model)
+    trainer.batches.layout = layout_for(model.config, isolates=isolates)
     print_seconds(trainer.train)
 
 

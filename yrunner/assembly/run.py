@@ -453,7 +453,7 @@ class Run:
         """Beside float32; None where `model.dtype: auto` does not consider it on a CPU.
 
         It does where a training was measured to lose nothing: with plain LoRA on tokens, as
-        `models/joined_lora.py` computes it.
+        `models/layers/joined_lora.py` computes it.
         """
         recipe, tuning = self.recipe, self.recipe.tuning
         is_measured = (

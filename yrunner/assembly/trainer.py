@@ -21,13 +21,14 @@ from yrunner.assembly.run import Run
 from yrunner.console import progress, say
 from yrunner.data.batching.answers import AnswerBatches, ComparedRows
 from yrunner.data.batching.batches import Batches
-from yrunner.data.batching.collate import BatchLayout, choose_layout
+from yrunner.data.batching.collate import BatchLayout, all_in_one_row, choose_layout
 from yrunner.data.batching.plan import Plan
 from yrunner.data.batching.taught import TaughtBatches
 from yrunner.distributed.collectives import num_ranks, this_rank
 from yrunner.errors import Interrupted
 from yrunner.losses.score_head import CRITIC, add_score_head, attach_scores
 from yrunner.models.errors import silence_libraries
+from yrunner.models.layers.example_attention import BY_EXAMPLE, attend_by_example
 from yrunner.models.limits import (
     branches_at_a_mask,
     can_be_tried,
@@ -467,15 +468,27 @@ def _choose_layout(run: Run, trainer: Trainer, teaching: Teaching | None) -> Non
     with mixed_precision(trainer, run.dtype):
         if trainer.device.type != "cpu" or not can_be_tried(model):
             check_causal(model)  # else it was tried where it is, when it was loaded
-        if packs:
-            check_isolation(model)
-        isolates = packs or isolates_examples(model)
         if isinstance(trainer.batches, AnswerBatches) and not trainer.batches.train.rated:
             trainer.batches.shares_prompts = branches_at_a_mask(model)
+        apart = _reads_alone(run, trainer) and attend_by_example(model)
+        if packs and not apart:
+            check_isolation(model)
+        isolates = packs or apart or isolates_examples(model)
         if teaching is not None and isinstance(teaching.teacher, LiveTeacher):
             # A layout changes no result, so both get the one that both can read.
-            isolates = isolates and isolates_examples(teaching.teacher.model)
+            teacher = teaching.teacher.model
+            isolates = isolates and (attend_by_example(teacher) or isolates_examples(teacher))
     trainer.batches.layout = layout_for(model.config, isolates=isolates)
+    if isinstance(trainer.batches, AnswerBatches):
+        width = model.config.get_text_config().hidden_size
+        trainer.batches.masked_layout = choose_layout("sdpa", hidden_size=width, isolates=isolates)
+
+
+def _reads_alone(run: Run, trainer: Trainer) -> bool:
+    """Whether the batches are laid out for this model alone, as torch runs it."""
+    is_rl = isinstance(trainer.batches, RolloutBatches)
+    has_reference = is_rl and not has_base_beneath(run.recipe)
+    return not (run.recipe.train.torch_compile or has_reference)
 
 
 def layout_for(config: Any, *, isolates: bool) -> BatchLayout:
@@ -484,4 +497,6 @@ def layout_for(config: Any, *, isolates: bool) -> BatchLayout:
     `isolates`: whether the model keeps examples that share a row apart.
     """
     text = config.get_text_config()
+    if isolates and text._attn_implementation == BY_EXAMPLE:
+        return all_in_one_row
     return choose_layout(text._attn_implementation, hidden_size=text.hidden_size, isolates=isolates)

@@ -177,7 +177,7 @@ def branches_at_a_mask(model: Any) -> bool:
     of the tokens would lose it, which short rows do not show.
     """
     config = model.config.get_text_config()
-    if config._attn_implementation != "sdpa" or _has_windows(config):
+    if config._attn_implementation != "sdpa" or has_windows(config):
         return False
     vocabulary_size = count_embeddings(model)
     generator = torch.Generator().manual_seed(0)
@@ -197,7 +197,7 @@ def branches_at_a_mask(model: Any) -> bool:
     return leak <= (precision if _has_experts(model) else 0.0) and change <= precision**0.5
 
 
-def _has_windows(config: Any) -> bool:
+def has_windows(config: Any) -> bool:
     """Whether a layer sees only a part of the tokens before."""
     kinds = getattr(config, "layer_types", None)
     if kinds is not None:

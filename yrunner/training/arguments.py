@@ -137,7 +137,14 @@ def optimizer_for(
         for module in model.modules():
             if isinstance(module, nn.Embedding):
                 manager.register_module_override(module, "weight", {"optim_bits": 32})
-    return make_optimizer(str(arguments.optim.value), groups, rate=arguments.learning_rate)
+    options: dict[str, Any] = {}
+    if arguments.optim.value == "adamw_torch" and arguments.deepspeed is None:
+        # On a CPU torch would otherwise start a dozen operations for each of LoRA's many weights.
+        devices = {weight.device.type for named in trained.values() for _, weight in named}
+        options["fused"] = devices == {"cpu"} or None
+    return make_optimizer(
+        str(arguments.optim.value), groups, rate=arguments.learning_rate, **options
+    )
 
 
 def make_optimizer(

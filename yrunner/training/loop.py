@@ -27,7 +27,7 @@ from yrunner.distributed.collectives import num_ranks, sum_over_ranks, this_rank
 from yrunner.losses.fused_head import attach
 from yrunner.losses.score_head import critic_weights, same_adapter_again
 from yrunner.machine import look_around
-from yrunner.models.joined_lora import join_lora
+from yrunner.models.layers.llama_layers import shorten_layers
 from yrunner.scoring.base_predictions import to_device
 from yrunner.storage.run_dir import RunDir
 from yrunner.training.arguments import make_accelerator, optimizer_for
@@ -78,7 +78,7 @@ class Trainer:
             model.to(self.device)
         attach(model)
         if not (self._is_partitioned or torch_compile):
-            join_lora(model)
+            shorten_layers(model)
         self.state = TrainerState(max_steps=self.plan.num_updates)
         self.state.is_world_process_zero = this_rank() == 0
         self.stop = StopRequest()

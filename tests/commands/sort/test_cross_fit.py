@@ -9,10 +9,9 @@ import torch
 from tests.conftest import write_jsonl
 from yrunner.assembly.run import Run
 from yrunner.commands.sort import cross_fit as story
-from yrunner.commands.sort.cross_fit import cross_fit
+from yrunner.commands.sort.cross_fit import cross_fit, make_folds
 from yrunner.commands.train import train
 from yrunner.errors import YRunnerError
-from yrunner.scoring.folds import make_folds
 from yrunner.scoring.measure import TokenScores, score_tokens
 from yrunner.scoring.score_file import row_hashes
 from yrunner.storage.run_dir import RunDir

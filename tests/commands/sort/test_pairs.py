@@ -10,10 +10,10 @@ import torch
 from tests.conftest import write_jsonl
 from yrunner.assembly.run import Run
 from yrunner.commands.sort.command import sort
+from yrunner.commands.sort.cross_fit import make_folds
 from yrunner.commands.sort.pairs import against_by_base, against_by_tuned
 from yrunner.commands.train import train, train_base
 from yrunner.errors import Origin, RecipeError
-from yrunner.scoring.folds import make_folds
 from yrunner.scoring.measure import TokenScores
 from yrunner.scoring.score_file import row_hashes
 from yrunner.storage.run_dir import RunDir

@@ -146,6 +146,7 @@ def make_trainer(tmp_path: Any, capitals_tokenizer: Any) -> Callable[..., Traine
         )
         trainer.batches.layout = layout
         trainer.batches.shares_prompts = shares_prompts
+        trainer.batches.masked_layout = trainer.batches.layout
         trainer.before_training.append(lambda: rehearse(trainer))
         return trainer
 

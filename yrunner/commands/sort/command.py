@@ -32,7 +32,7 @@ from yrunner.commands.sort.corpus import (
     judge,
     mark_span,
 )
-from yrunner.commands.sort.cross_fit import cross_fit
+from yrunner.commands.sort.cross_fit import cross_fit, group_copies
 from yrunner.commands.sort.marks import file_names, read_marks
 from yrunner.commands.sort.pairs import against_by_base, against_by_tuned, sorted_by_margin
 from yrunner.commands.sort.report import LeftOut, Sorted, write_results, write_sort_report
@@ -52,7 +52,6 @@ from yrunner.reports.sort_page import PageCluster, PageClusters
 from yrunner.reports.terminal_plot import block_bar
 from yrunner.reports.token_text import TokenText
 from yrunner.scoring.clusters import Clusters
-from yrunner.scoring.folds import group_copies
 from yrunner.scoring.knn import Neighbours
 from yrunner.scoring.order import Mark, suspicion
 from yrunner.scoring.questions import (

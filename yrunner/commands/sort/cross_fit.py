@@ -1,9 +1,15 @@
-"""Cross-fitting: score every row with a model that was trained on the other rows."""
+"""Cross-fitting: score every row with a model that was trained on the other rows.
+
+Copies of a row share a fold, so that none scores another.
+"""
 
 import gc
 import hashlib
 import json
+import random
 import time
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,11 +35,11 @@ from yrunner.assembly.trainer import (
 from yrunner.console import counted, format_duration, say
 from yrunner.data.batching.plan import Plan
 from yrunner.data.dataset.examples import Examples, StoredRows
+from yrunner.errors import YRunnerError
 from yrunner.models.errors import silence_libraries
 from yrunner.recipe.schema.keep import DriftSection, NoKeep
 from yrunner.recipe.schema.recipe import Recipe
 from yrunner.recipe.schema.sort import SortSection
-from yrunner.scoring.folds import group_copies, make_folds
 from yrunner.scoring.measure import TokenScores, score_by_length
 from yrunner.scoring.score_file import ScoreFile, row_hashes
 from yrunner.storage.run_dir import RunDir
@@ -67,6 +73,42 @@ def cross_fit(run: Run, folder: Path) -> list[TokenScores]:
         for fold in pending:
             _score_fold(fold, folder, clock)
         return _in_order(folds, len(run.dataset.train.examples))
+
+
+def group_copies(rows: Sequence[Hashable], hashes: Sequence[str]) -> list[str]:
+    """The group of each example: one for all parts of a row and of its copies.
+
+    `rows`: the row of each example; `hashes`: the hash of its content.
+    """
+    parts: defaultdict[Hashable, list[str]] = defaultdict(list)
+    for row, content in zip(rows, hashes, strict=True):
+        parts[row].append(content)
+    return ["".join(parts[row]) for row in rows]
+
+
+def make_folds(groups: Sequence[Hashable], num_folds: int, seed: int) -> list[int]:
+    """The fold of each row, from 0 to `num_folds` - 1; deterministic for groups and seed.
+
+    Rows of one group (see `group_copies`) share a fold: a copy of a faulty row would teach the
+    fault to the model that has to find it. Otherwise folds are of equal size. Raises `YRunnerError`
+    if there are fewer groups than folds.
+    """
+    sizes = Counter(groups)
+    if len(sizes) < num_folds:
+        raise YRunnerError(
+            f"{num_folds} folds need {num_folds} different rows; there are {len(sizes)}",
+            remedy="set sort.cross_fit to 0, or add rows",
+        )
+    drawn = list(sizes)
+    random.Random(f"{seed} folds").shuffle(drawn)
+    rows_of_fold = [0] * num_folds
+    fold_of_group: dict[Hashable, int] = {}
+    # Largest groups first, so that single rows even the folds out.
+    for group in sorted(drawn, key=sizes.__getitem__, reverse=True):
+        smallest = rows_of_fold.index(min(rows_of_fold))
+        fold_of_group[group] = smallest
+        rows_of_fold[smallest] += sizes[group]
+    return [fold_of_group[group] for group in groups]
 
 
 @dataclass(frozen=True)

@@ -141,16 +141,19 @@ class AnswerBatches(Batches):
         self.train, self.validation = train, validation
         self.shares_prompts = False
         """Whether the answers of a pair follow one prompt where that pays: never for rated ones."""
+        self.masked_layout: BatchLayout = one_per_row
+        """For answers behind one prompt, which need a mask."""
 
     def collate(self, examples: Sequence[RowAnswers]) -> Batch:
         """By the layout of this moment."""
+        shares_prompts = self.shares_prompts and sharing_pays(examples)
         return collate_answers(
             examples,
             self.pad_token_id,
-            self.layout,
+            self.masked_layout if shares_prompts else self.layout,
             rated=self.train.rated,
             known=self.train.reference_RA is not None,
-            shares_prompts=self.shares_prompts and sharing_pays(examples),
+            shares_prompts=shares_prompts,
         )
 
     def examples_of(self, examples: Sequence[RowAnswers]) -> list[TokenizedExample]:

@@ -32,7 +32,7 @@ from yrunner.losses.fused_head import attach, measure_targets
 from yrunner.losses.log_probs import LogProbRequest, measure_log_probs
 from yrunner.losses.score_head import critic_weights
 from yrunner.models.errors import silence_libraries
-from yrunner.models.joined_lora import join_lora
+from yrunner.models.layers.llama_layers import shorten_layers
 from yrunner.models.meta import fake_mode_of
 from yrunner.models.scratch import BUILD_ERRORS
 from yrunner.models.size import state_bytes
@@ -256,7 +256,7 @@ def trace_step(
             live.take_peaks()
             # Token weights are left out: one number per target, tiny beside its logits.
             attach(model)
-            join_lora(model)
+            shorten_layers(model)
             _loss_of(model, mixed_precision(model, dtype), micro_batch).backward()
             without_copies = live.peaks_without_copies()
             while_computing = live.take_peaks()

@@ -11,8 +11,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from tests.models.conftest import MODEL_TYPES, tiny_config
-from yrunner.models import joined_lora
-from yrunner.models.joined_lora import join_lora
+from yrunner.models.layers import joined_lora
+from yrunner.models.layers.joined_lora import join_lora
 from yrunner.models.scratch import build_model
 from yrunner.models.tuning import apply_tuning
 from yrunner.recipe.schema.model import LoraTuning

@@ -19,6 +19,7 @@ active adapters, sharded weights.
 
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -179,13 +180,40 @@ def _as_asked(output_TF: Tensor) -> Tensor:
 
 def _compute(layers: Sequence[Any], x: Tensor) -> Sequence[Tensor]:
     """The outputs of LoRA layers with the same input."""
-    (name,) = layers[0].active_adapters
-    dropout = layers[0].lora_dropout[name]
-    share = dropout.p if isinstance(dropout, nn.Dropout) and dropout.training else 0.0
-    x_TD = x.reshape(-1, x.shape[-1])
+    share, x_TD = _dropout_share(layers[0]), x.reshape(-1, x.shape[-1])
     dropped_TD, kept_share = None, 1.0
     if share:
         dropped_TD, kept_share = _draw_dropped(x_TD, share)
+    scales, weights = _weights_of(layers)
+    scales = [scale / kept_share for scale in scales]
+    outputs: Sequence[Tensor] = _joined_lora(x_TD, dropped_TD, scales, *weights)
+    return [output_TF.view(*x.shape[:-1], -1) for output_TF in outputs]
+
+
+def joined_weights(layers: Sequence[Any], x: Tensor) -> tuple[list[float], list[Any]] | None:
+    """Scale, and W, b (or None), A and B of each layer, where these are all that they compute.
+
+    None for layers that are left to peft, have no active adapter, or drop inputs. Call `join_lora`
+    first.
+    """
+    for layer in layers:
+        if not isinstance(layer.forward, _Member) or layer.merged or layer.disable_adapters:
+            return None
+        if len(layer.active_adapters) > 1 or not _has_active(layer) or _dropout_share(layer):
+            return None
+        if not _is_computed_here(layer, x):
+            return None
+    return _weights_of(layers)
+
+
+def _dropout_share(layer: Any) -> float:
+    dropout = layer.lora_dropout[layer.active_adapters[0]]
+    return dropout.p if isinstance(dropout, nn.Dropout) and dropout.training else 0.0
+
+
+def _weights_of(layers: Sequence[Any]) -> tuple[list[float], list[Any]]:
+    """Scales, and W, b (or None), A and B of each layer."""
+    (name,) = layers[0].active_adapters
     weights = [
         weight
         for layer in layers
@@ -196,9 +224,7 @@ def _compute(layers: Sequence[Any], x: Tensor) -> Sequence[Tensor]:
             layer.lora_B[name].weight,
         )
     ]
-    scales = [layer.scaling[name] / kept_share for layer in layers]
-    outputs: Sequence[Tensor] = _joined_lora(x_TD, dropped_TD, scales, *weights)
-    return [output_TF.view(*x.shape[:-1], -1) for output_TF in outputs]
+    return [layer.scaling[name] for layer in layers], weights
 
 
 def _draw_dropped(x_TD: Tensor, share: float) -> tuple[Tensor, float]:
@@ -229,81 +255,130 @@ class _JoinedLora(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         """`weights`: W, b (or None), A and B of each layer."""
         with torch.autocast(x_TD.device.type, enabled=False):
-            return _forward(ctx, x_TD, dropped_TD, scales, *weights)
+            group = GroupWeights.of(weights, scales)
+            outputs, kept_TD, low_TR = group.forward(x_TD, dropped_TD)
+        ctx.x_dtype, ctx.scales = x_TD.dtype, scales
+        ctx.save_for_backward(kept_TD, dropped_TD, low_TR, *group.tensors())
+        return tuple(map(_as_asked, outputs))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
         """The gradients of the inputs of `forward`."""
+        kept_TD, dropped_TD, low_TR, *tensors = ctx.saved_tensors
         with torch.autocast(gradients[0].device.type, enabled=False):
-            return _backward(ctx, *gradients)
+            group = GroupWeights.from_tensors(tensors, ctx.scales)
+            gradients = tuple(gradient_TF.to(kept_TD.dtype) for gradient_TF in gradients)
+            low_gradient_TR, of_weights = group.weight_gradients(gradients, kept_TD, low_TR)
+            x_gradient_TD = None
+            if ctx.needs_input_grad[0]:
+                x_gradient_TD = group.input_gradient(gradients, low_gradient_TR, dropped_TD)
+                x_gradient_TD = x_gradient_TD.to(ctx.x_dtype)
+        return x_gradient_TD, None, None, *of_weights
 
 
-def _forward(
-    ctx: Any, x_TD: Tensor, dropped_TD: Tensor | None, scales: list[float], *weights: Any
-) -> tuple[Tensor, ...]:
-    dtype = weights[0].dtype
-    a_RD = torch.cat(weights[2::4]).to(dtype)
-    b_matrices = [b_FR.to(dtype) for b_FR in weights[3::4]]
-    ctx.x_dtype, ctx.scales = x_TD.dtype, scales
-    ctx.ranks = [len(a) for a in weights[2::4]]
-    x_TD = x_TD.to(dtype)
-    kept_TD = x_TD if dropped_TD is None else x_TD.masked_fill(dropped_TD, 0)
-    low_TR = kept_TD @ a_RD.T
-    lows = torch.split(low_TR, ctx.ranks, 1)
-    outputs = [
-        _as_asked(_output(x_TD, weight, bias, low, b_FR, scale))
-        for weight, bias, b_FR, scale, low in zip(
-            weights[0::4], weights[1::4], b_matrices, scales, lows, strict=True
+@dataclass(frozen=True)
+class GroupWeights:
+    """What LoRA layers with the same input multiply it with, in the dtype of the frozen weights."""
+
+    frozen: Sequence[Tensor]
+    """W of each layer, of shape [F, D]."""
+    biases: Sequence[Tensor | None]
+    a_RD: Tensor
+    """A of all layers, one below the other."""
+    b_matrices: Sequence[Tensor]
+    """s B of each layer, of shape [F, its rank]."""
+    scales: Sequence[float]
+
+    @classmethod
+    def of(cls, weights: Sequence[Any], scales: Sequence[float]) -> "GroupWeights":
+        """From W, b (or None), A and B of each layer."""
+        dtype = weights[0].dtype
+        scaled = zip(weights[3::4], scales, strict=True)
+        return cls(
+            weights[0::4],
+            weights[1::4],
+            torch.cat(list(weights[2::4])).to(dtype),
+            [(b_FR * scale).to(dtype) for b_FR, scale in scaled],
+            scales,
         )
-    ]
-    saved = (kept_TD, dropped_TD, low_TR, a_RD, *weights[0::4], *b_matrices)
-    ctx.save_for_backward(*saved)
-    return tuple(outputs)
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """What the backward pass needs of it."""
+        return (self.a_RD, *self.frozen, *self.b_matrices)
+
+    @classmethod
+    def from_tensors(cls, tensors: Sequence[Tensor], scales: Sequence[float]) -> "GroupWeights":
+        """From what `tensors` returned."""
+        a_RD, *rest = tensors
+        number = len(scales)
+        return cls(rest[:number], [None] * number, a_RD, rest[number:], scales)
+
+    def split(self, low_TR: Tensor) -> Sequence[Tensor]:
+        """The columns of each layer."""
+        return torch.split(low_TR, [b_FR.shape[1] for b_FR in self.b_matrices], 1)
+
+    def forward(
+        self, x_TD: Tensor, dropped_TD: Tensor | None = None
+    ) -> tuple[list[Tensor], Tensor, Tensor]:
+        """The outputs, the input that is not dropped, and its product with A."""
+        x_TD = x_TD.to(self.a_RD.dtype)
+        kept_TD = x_TD if dropped_TD is None else x_TD.masked_fill(dropped_TD, 0)
+        low_TR = kept_TD @ self.a_RD.T
+        lows = self.split(low_TR)
+        parts = zip(self.frozen, self.biases, lows, self.b_matrices, strict=True)
+        return [_output(x_TD, *part) for part in parts], kept_TD, low_TR
+
+    def weight_gradients(
+        self, gradients: Sequence[Tensor], kept_TD: Tensor, low_TR: Tensor
+    ) -> tuple[Tensor, list[Tensor | None]]:
+        """The gradient of `low_TR`, and those of W, b, A and B of each layer."""
+        low_gradient_TR = torch.empty_like(low_TR)
+        b_gradients = []
+        for gradient_TF, b_FR, scale, low, low_gradient in zip(
+            gradients,
+            self.b_matrices,
+            self.scales,
+            self.split(low_TR),
+            self.split(low_gradient_TR),
+            strict=True,
+        ):
+            torch.mm(gradient_TF, b_FR, out=low_gradient)
+            # This order: with F rows and few columns, the same product takes twice as long.
+            b_gradient_RF = (low.T @ gradient_TF).float().mul_(scale)
+            b_gradients.append(b_gradient_RF.T.contiguous())
+        a_gradient_RD = (low_gradient_TR.T @ kept_TD).float()
+        a_gradients = torch.split(a_gradient_RD, [b_FR.shape[1] for b_FR in self.b_matrices])
+        of_weights = [
+            gradient
+            for a_gradient, b_gradient in zip(a_gradients, b_gradients, strict=True)
+            for gradient in (None, None, a_gradient, b_gradient)
+        ]
+        return low_gradient_TR, of_weights
+
+    def input_gradient(
+        self,
+        gradients: Sequence[Tensor],
+        low_gradient_TR: Tensor,
+        dropped_TD: Tensor | None = None,
+    ) -> Tensor:
+        """The gradient of the input."""
+        x_gradient_TD = low_gradient_TR @ self.a_RD
+        if dropped_TD is not None:
+            x_gradient_TD.masked_fill_(dropped_TD, 0)
+        for gradient_TF, weight_FD in zip(gradients, self.frozen, strict=True):
+            x_gradient_TD.addmm_(gradient_TF, weight_FD)
+        return x_gradient_TD
 
 
 def _output(
-    x_TD: Tensor, weight_FD: Tensor, bias_F: Tensor | None, low: Tensor, b_FR: Tensor, scale: float
+    x_TD: Tensor, weight_FD: Tensor, bias_F: Tensor | None, low: Tensor, b_FR: Tensor
 ) -> Tensor:
     if weight_FD.dtype == torch.float32:
-        output_TF = nn.functional.linear(x_TD, weight_FD, bias_F)
-        return output_TF.addmm_(low, b_FR.T, alpha=scale)
+        return nn.functional.linear(x_TD, weight_FD, bias_F).addmm_(low, b_FR.T)
     # The small summand first: `addmm_` adds it to the large product before it rounds.
-    output_TF = (low @ b_FR.T).mul_(scale).addmm_(x_TD, weight_FD.T)
+    output_TF = (low @ b_FR.T).addmm_(x_TD, weight_FD.T)
     return output_TF if bias_F is None else output_TF.add_(bias_F)
-
-
-def _backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
-    kept_TD, dropped_TD, low_TR, a_RD, *weights = ctx.saved_tensors
-    gradients = tuple(gradient_TF.to(kept_TD.dtype) for gradient_TF in gradients)
-    number = len(gradients)
-    low_gradient_TR = torch.empty_like(low_TR)
-    b_gradients = []
-    for gradient_TF, b_FR, scale, low, low_gradient in zip(
-        gradients,
-        weights[number:],
-        ctx.scales,
-        torch.split(low_TR, ctx.ranks, 1),
-        torch.split(low_gradient_TR, ctx.ranks, 1),
-        strict=True,
-    ):
-        low_gradient.copy_(gradient_TF @ b_FR).mul_(scale)
-        b_gradients.append((gradient_TF.T @ low).float().mul_(scale))
-    a_gradients = torch.split((low_gradient_TR.T @ kept_TD).float(), ctx.ranks)
-    x_gradient_TD = None
-    if ctx.needs_input_grad[0]:
-        x_gradient_TD = low_gradient_TR @ a_RD
-        if dropped_TD is not None:
-            x_gradient_TD.masked_fill_(dropped_TD, 0)
-        for gradient_TF, weight_FD in zip(gradients, weights[:number], strict=True):
-            x_gradient_TD.addmm_(gradient_TF, weight_FD)
-        x_gradient_TD = x_gradient_TD.to(ctx.x_dtype)
-    of_weights = [
-        gradient
-        for a_gradient, b_gradient in zip(a_gradients, b_gradients, strict=True)
-        for gradient in (None, None, a_gradient, b_gradient)
-    ]
-    return x_gradient_TD, None, None, *of_weights
 
 
 _joined_lora: Any = _JoinedLora.apply

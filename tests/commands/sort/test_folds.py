@@ -5,8 +5,8 @@ from collections import Counter
 
 import pytest
 
+from yrunner.commands.sort.cross_fit import group_copies, make_folds
 from yrunner.errors import YRunnerError
-from yrunner.scoring.folds import group_copies, make_folds
 
 
 @pytest.mark.parametrize(("num_rows", "num_folds"), [(2, 2), (9, 3), (10, 3), (11, 3), (100, 7)])
