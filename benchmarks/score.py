@@ -3,8 +3,9 @@
     python -m benchmarks.score [--vocabulary 151936] [--rows 64] [--repeats 3]
 
 Computes loss and entropy of every target of the rows of `benchmarks.sft`, in float32, with its
-models of random weights. `published` runs each row twice, once for losses and once for entropies,
-and computes the logits of all tokens. `ours` makes one pass over batches of similar length, with
+models of random weights. `bfloat16` is ours with products in it; its share is still of float32's
+rate. `published` runs each row twice, once for losses and once for entropies, and computes the
+logits of all tokens. `ours` makes one pass over batches of similar length, with
 logits in chunks and for targets only. Each runs in a separate process, in turns. Memory is the
 peak of the process, and how far scoring raised it above loading the model. The share of the rate
 compares the operations needed (the model for all tokens, the head for targets) with the speed of a
@@ -100,13 +101,14 @@ def measure(way: str, folder: Path) -> dict[str, Any]:
     # Imported late, because its imports would count as memory.
     from benchmarks.limit import SQUARE, measure_rate
 
+    weights = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
     rate = measure_rate(torch.randn(SQUARE, SQUARE))
     return {
         "seconds": seconds,
         "peak": peak,
         "added": peak - loaded,
         "rate": rate,
-        "share": count_work(model, rows) / seconds / rate,
+        "share": count_work(weights, rows) / seconds / rate,
         "losses": [loss_N.tolist() for loss_N, _ in figures],
         "entropies": [entropy_N.tolist() for _, entropy_N in figures],
     }
@@ -158,9 +160,18 @@ def ours(model: Any, rows: list[Row]) -> Score:
     return score
 
 
+def ours_in_bfloat16(model: Any, rows: list[Row]) -> Score:
+    """The same with products in bfloat16, as `yrun sort` scores where that is faster."""
+    from yrunner.scoring.half_products import halve_products
+
+    halve_products(model)
+    return ours(model, rows)
+
+
 IMPLEMENTATIONS: dict[str, Callable[[Any, list[Row]], Score]] = {
     "published": published,
     "ours": ours,
+    "bfloat16": ours_in_bfloat16,
 }
 
 
@@ -189,9 +200,10 @@ def print_results(vocabulary: int, measured: dict[str, list[dict[str, Any]]]) ->
             f"{way:>12} {middle['seconds']:8.2f} {middle['peak'] / 1e9:8.2f}"
             f" {middle['added'] / 1e9:9.2f} {middle['share']:12.0%}"
         )
-    pairs = list(zip(measured["ours"], measured["published"], strict=True))
-    ratios = {key: statistics.median(a[key] / b[key] for a, b in pairs) for key in RATIOS}
-    print(f"{'ratio':>12} {ratios['seconds']:8.2f} {ratios['peak']:8.2f}")
+    for way in ("bfloat16", "ours"):
+        pairs = list(zip(measured[way], measured["published"], strict=True))
+        ratios = {key: statistics.median(a[key] / b[key] for a, b in pairs) for key in RATIOS}
+        print(f"{'ratio of ' + way:>20} {ratios['seconds']:.2f} {ratios['peak']:.2f}")
     rates = [run["rate"] for runs in measured.values() for run in runs]
     print(f"matrix rate {statistics.median(rates) / 1e9:.0f} GFLOP/s")
     for figure in ("losses", "entropies"):

@@ -64,6 +64,7 @@ def make_run():
     def make(folder):
         (folder / "rows.jsonl").write_text('{"prompt": "a", "response": "b"}\n')
         (folder / "base").mkdir(exist_ok=True)
+        (folder / "base/config.json").write_text("{}")
         text = "name: x\nmodel: {base: ./base}\ndata: {train: [{file: rows.jsonl}]}\n"
         (folder / "x.yaml").write_text(text)
         run = Run.load(folder / "x.yaml", [f"output={folder / 'outputs' / 'x'}"])

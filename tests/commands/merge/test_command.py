@@ -96,7 +96,7 @@ def test_every_kind_of_tuning_is_merged(tuning, trained):
     assert proof["top1_agreement"] == 1
     merge(TUNED, [*changes, "merge.dtype=bfloat16"])
     proof = json.loads((trained / "outputs/tuned/merge.json").read_text())["proof"]
-    assert proof["top1_agreement"] >= 0.995
+    assert proof["top1_agreement"] >= 0.98  # of 151 tokens, two may be nearly as likely as others
 
 
 def test_a_bfloat16_model_is_proven_by_its_own_bars(run):
