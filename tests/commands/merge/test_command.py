@@ -34,7 +34,7 @@ TUNINGS = {
     "plain": ["tuning.variant=plain", "data.packing=true"],
     "dora": ["tuning.variant=dora", "data.packing=false"],
     "rslora": ["tuning.variant=rslora", "data.packing=true"],
-    "rslora, rows": ["tuning.variant=rslora", "data.packing=false", "train.epochs=8"],
+    "rslora, rows": ["tuning.variant=rslora", "data.packing=false", "train.epochs=10"],
     "freeze": ["tuning={kind: freeze}", "data.packing=false"],
     "full": ["tuning={kind: full}", "data.packing=true"],
     "qlora": ["tuning={kind: qlora, rank: 4, alpha: 8}", "data.packing=false"],
@@ -96,7 +96,7 @@ def test_every_kind_of_tuning_is_merged(tuning, trained):
     assert proof["top1_agreement"] == 1
     merge(TUNED, [*changes, "merge.dtype=bfloat16"])
     proof = json.loads((trained / "outputs/tuned/merge.json").read_text())["proof"]
-    assert proof["top1_agreement"] >= 0.98  # of 151 tokens, two may be nearly as likely as others
+    assert proof["top1_agreement"] >= 0.995
 
 
 def test_a_bfloat16_model_is_proven_by_its_own_bars(run):
