@@ -104,6 +104,8 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--memory-of", choices=list(DTYPES), help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.profile and options.updates <= UPDATES_TO_WARM_UP:
+        parser.error(f"--profile needs more than {UPDATES_TO_WARM_UP} updates, which only warm up")
     with TemporaryDirectory() as name:
         recipe = write_recipe(Path(name), options)
         if options.memory_of:
