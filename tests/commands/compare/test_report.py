@@ -76,7 +76,8 @@ def make_experiment(num_arms=2, *, faults=True, seeds=(0, 1, 2), **more):
         "bases": dict.fromkeys(curves, base),
         "domain_accuracy": domain_threshold(curves),
         "losses": {
-            name: [[{"step": 10, "loss": 2.0}, {"step": 215, "eval_loss": 1.5}]] for name in curves
+            name: {0: [{"step": 10, "loss": 2.0}, {"step": 215, "eval_loss": 1.5}]}
+            for name in curves
         },
     }
     return Experiment(**{**values, **more})
@@ -113,6 +114,38 @@ def test_length_and_distance_stand_beside_the_base_over_the_seeds():
     ]
     found = as_json(experiment)["at_the_end"]["plain"]["beside_base"]["near: kl"]
     assert found["mean"] == pytest.approx(0.125)
+
+
+def test_arms_are_compared_where_their_validation_loss_is_the_same():
+    curves = {
+        arm: {0: tuple(with_beside(each, length=8.0, kl=0.5) for each in runs[0])}
+        for arm, runs in make_experiment(seeds=(0,)).curves.items()
+    }
+    base = with_beside(point(0, domain=0, general=1, memorised=0), length=24.0, kl=0.0)
+    slow = [{"step": 0, "eval_loss": 4.0}, {"step": 215, "eval_loss": 2.0}]
+    losses = {"plain": {0: [slow[0], {"step": 215, "eval_loss": 1.0}]}, "nlirg": {0: slow}}
+    bases = {"plain": base, "nlirg": base}
+    experiment = make_experiment(seeds=(0,), curves=curves, bases=bases, losses=losses)
+    *_, table = tables(experiment)
+    assert table.title == "At equal validation loss (2 nats)"
+    assert table.columns == [
+        "arm", "runs", "update", "domain", "general", "memorised faults", "near: length", "near: kl"
+    ]  # fmt: skip
+    plain, nlirg = table.rows
+    assert plain[:3] == ["plain", "1 of 1", "108"], "half the way to its first checkpoint"
+    assert plain[-2:] == ["16", "0.25"]
+    assert nlirg[:3] == ["nlirg", "1 of 1", "215"]
+    assert nlirg[-2:] == ["8", "0.5"]
+    found = as_json(experiment)
+    assert found["validation_loss"] == 2.0
+    assert found["at_validation_loss"]["plain"]["figures"]["near: kl"]["mean"] == 0.25
+    *_, given = tables(replace(experiment, validation_loss=1.0))
+    assert [row[1] for row in given.rows] == ["1 of 1", "0 of 1"]
+
+
+def test_without_the_loss_of_the_base_there_is_no_such_table():
+    assert not [table for table in tables(make_experiment()) if "validation" in table.title]
+    assert "at_validation_loss" not in as_json(make_experiment())
 
 
 @pytest.fixture
@@ -232,7 +265,7 @@ def test_the_training_loss_of_a_checkpoint_is_the_mean_since_the_one_before(monk
     steps_and_losses = [(10, 5.0), (215, 3.0), (225, 2.0), (430, 1.0)]
     records = [{"step": step, "loss": loss} for step, loss in steps_and_losses]
     seed_1 = [{**record, "loss": record["loss"] / 2} for record in records]
-    losses = {"plain": [records, seed_1], "nlirg": [[]]}
+    losses = {"plain": {0: records, 1: seed_1}, "nlirg": {0: []}}
     compare_report._curve_blocks(make_experiment(losses=losses))
     first, second = drawn["training loss (nats per target)"]["plain"]
     assert (first.step, first.mean, first.low, first.high) == (215, 3.0, 2.0, 4.0)
@@ -269,7 +302,7 @@ def test_what_was_drawn_is_shown_by_arm_and_reward_over_the_seeds(page):
         {"step": 215, "loss": 0.1, "reward": 0.7},
         {"step": 215, "eval_loss": -0.6, "eval_reward": 0.6},
     ]
-    experiment = make_experiment(drawn=runs, losses={"plain": [records], "nlirg": [records]})
+    experiment = make_experiment(drawn=runs, losses={"plain": {0: records}, "nlirg": {0: records}})
     *_, table = tables(experiment)
     assert table.title == "Answers drawn"
     exact, own, total, *_ = table.rows

@@ -3,7 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
+from yrunner.assembly.measure import Measured
 from yrunner.assembly.rl.rollouts import read_rollouts
 from yrunner.assembly.run import Run
 from yrunner.commands.compare.figures import domain_threshold
@@ -139,7 +141,7 @@ def _run_all(options: _CompareOptions, jobs: int) -> dict[str, Failure]:
 def _collect(options: _CompareOptions, failures: Mapping[str, Failure]) -> Experiment:
     """Read the results of the runs. Raises `RunError` if all have failed."""
     curves: dict[str, dict[int, tuple[Point, ...]]] = {}
-    losses: dict[str, list[list[Record]]] = {}
+    losses: dict[str, dict[int, list[Record]]] = {}
     bases: dict[str, Point] = {}
     run_dirs = {}
     drawn: dict[str, dict[int, tuple[Drawn, Drawn]]] = {}
@@ -149,7 +151,7 @@ def _collect(options: _CompareOptions, failures: Mapping[str, Failure]) -> Exper
         if base is not None and measurement is not None:
             bases[run.arm] = base.points[0]
             curves.setdefault(run.arm, {})[run.seed] = measurement.points
-            losses.setdefault(run.arm, []).append(read_metrics(run.run_dir.metrics))
+            losses.setdefault(run.arm, {})[run.seed] = _training_log(run)
             run_dirs[run.name] = run.run_dir
             found = first_and_last(read_rollouts(run.run_dir.rollouts), run.recipe.rewards)
             if found is not None:
@@ -168,11 +170,25 @@ def _collect(options: _CompareOptions, failures: Mapping[str, Failure]) -> Exper
         curves={arm.name: curves[arm.name] for arm in options.arms if arm.name in curves},
         bases=bases,
         domain_accuracy=domain_threshold(curves) if threshold is None else threshold,
+        validation_loss=options.recipe.compare.validation_loss,
         losses=losses,
         drawn=drawn,
         notes=[*options.notes, *environment_notes(run_dirs)],
         failures=failures,
     )
+
+
+def _training_log(run: ArmRun) -> list[Record]:
+    """Its records, after one of the base's validation loss, if the run measured that.
+
+    Runs on pairs, rewards or a teacher validate with another loss than the one measured before.
+    """
+    records = read_metrics(run.run_dir.metrics)
+    is_plain = run.recipe.train.stage in ("sft", "cpt") and run.recipe.teacher is None
+    if not is_plain or not any("eval_loss" in each for each in records):
+        return records
+    before = Measured.load(run.run_dir.before).token_losses
+    return [{"step": 0, "eval_loss": fmean(before)}, *records] if before else records
 
 
 def _first(failures: Mapping[str, Failure]) -> str:

@@ -1,7 +1,9 @@
-"""Figures of an experiment from the points of its runs, at equal steps and equal accuracy."""
+"""Figures of an experiment from the points of its runs: at equal steps, accuracy and loss."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from math import log
 from statistics import fmean, stdev
 
 from yrunner.commands.compare.points import Point, difference_in
@@ -14,6 +16,10 @@ Curves = Mapping[str, Mapping[int, tuple[Point, ...]]]
 """The points of each arm and seed, by step."""
 Chosen = Mapping[str, Mapping[int, Point]]
 """One point of each arm and seed that has one."""
+Losses = Mapping[str, Mapping[int, Mapping[int, float]]]
+"""The validation losses of each arm and seed, by update; update 0 is the base."""
+LEAST_LOSS = 1e-9
+"""Nats; lower losses count as this, because their logarithm is taken."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +29,14 @@ class Spread:
     mean: float
     deviation: float | None
     """Sample standard deviation; None for one seed."""
+
+
+@dataclass(frozen=True)
+class Between:
+    """The figures of a run between two of its points."""
+
+    step: float
+    figures: Mapping[str, float]
 
 
 def at_the_end(curves: Curves) -> Chosen:
@@ -51,6 +65,51 @@ def at_domain_accuracy(curves: Curves, threshold: float) -> Chosen:
             if point := next(reached, None):
                 chosen[arm][seed] = point
     return chosen
+
+
+def loss_threshold(losses: Losses) -> float:
+    """The validation loss that every run reaches, in nats."""
+    return max(min(run.values()) for runs in losses.values() for run in runs.values())
+
+
+def at_validation_loss(
+    curves: Curves,
+    bases: Mapping[str, Point],
+    losses: Losses,
+    threshold: float,
+    figures: Callable[[Point], Mapping[str, float]],
+) -> dict[str, dict[int, Between]]:
+    """Each run where its validation loss first falls to the threshold, if it does.
+
+    That lies between two points, of which the first may be the base. The figures are interpolated,
+    linearly in the logarithm of the loss.
+    """
+    chosen: dict[str, dict[int, Between]] = {}
+    for arm, runs in curves.items():
+        chosen[arm] = {}
+        for seed, points in runs.items():
+            by_step = {step: log(max(loss, LEAST_LOSS)) for step, loss in losses[arm][seed].items()}
+            known = [point for point in (bases[arm], *points) if point.step in by_step]
+            if found := _first_at(known, by_step, log(max(threshold, LEAST_LOSS)), figures):
+                chosen[arm][seed] = found
+    return chosen
+
+
+def _first_at(
+    points: Sequence[Point],
+    level: Mapping[int, float],
+    threshold: float,
+    figures: Callable[[Point], Mapping[str, float]],
+) -> Between | None:
+    for before, after in pairwise(points):
+        if level[after.step] <= threshold < level[before.step]:
+            share = (level[before.step] - threshold) / (level[before.step] - level[after.step])
+            start, end = figures(before), figures(after)
+            return Between(
+                before.step + share * (after.step - before.step),
+                {name: start[name] + share * (end[name] - start[name]) for name in end},
+            )
+    return None
 
 
 def spread(values: Iterable[float]) -> Spread | None:

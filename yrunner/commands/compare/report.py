@@ -22,6 +22,7 @@ from yrunner.commands.compare.tables import (
     difference_table,
     drawn_table,
     failure_table,
+    loss_table,
     percent,
     result_table,
 )
@@ -84,6 +85,7 @@ def tables(experiment: Experiment) -> list[Table]:
         found.append(difference_table(experiment, title, chosen))
     title, _, at_the_last = views(experiment)[0]
     found.insert(1, base_difference_table(experiment, title, at_the_last))
+    found += loss_table(experiment)
     if experiment.drawn:
         found.append(drawn_table(experiment))
     return [table for table in found if table.rows]
@@ -228,7 +230,7 @@ def _curve(experiment: Experiment, arm: str, measure: str) -> list[CurvePoint]:
 
 def _validation(experiment: Experiment, arm: str, figure: str = "eval_loss") -> list[CurvePoint]:
     losses: dict[int, list[float]] = {}
-    for records in experiment.losses[arm]:
+    for records in experiment.losses[arm].values():
         for record in records:
             if figure in record:
                 losses.setdefault(record["step"], []).append(record[figure])
@@ -241,7 +243,7 @@ def _training(experiment: Experiment, arm: str, figure: str = "loss") -> list[Cu
     for step in _by_step(experiment, arm):
         stretches = [
             [each[figure] for each in run if figure in each and earlier < each["step"] <= step]
-            for run in experiment.losses[arm]
+            for run in experiment.losses[arm].values()
         ]
         earlier = step
         if means := [fmean(stretch) for stretch in stretches if stretch]:

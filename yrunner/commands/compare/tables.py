@@ -5,14 +5,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from yrunner.commands.compare.figures import (
+    Between,
     Chosen,
     Curves,
+    Losses,
     Spread,
     at_domain_accuracy,
     at_the_end,
+    at_validation_loss,
     differences,
     differences_to_base,
     forgetting,
+    loss_threshold,
     measure_spread,
     spread,
 )
@@ -50,6 +54,12 @@ BESIDE_CAPTION = (
     "By task of the general side: mean length of an answer in words or Chinese characters, and KL "
     "to the base in nats per token, over the base's own answers."
 )
+LOSS_CAPTION = (
+    "Each run where its validation loss first falls to this, between two checkpoints, or between "
+    "the base and the first one. Figures are interpolated, linearly in the logarithm of the loss: "
+    "of the sides and faults in percent, of the others as they are. Runs that never get there are "
+    "left out."
+)
 FAULT_CAPTION = (
     "In percent of the faulty rows of each kind: those whose wrong answer the model gives."
 )
@@ -80,8 +90,10 @@ class Experiment:
     """The base of each arm."""
     domain_accuracy: float
     """The accuracy at which arms count as equal."""
-    losses: Mapping[str, Sequence[Sequence[Record]]]
-    """The training logs of each arm's runs."""
+    losses: Mapping[str, Mapping[int, Sequence[Record]]]
+    """The training logs by arm and seed. The `eval_loss` of update 0 is that of the base."""
+    validation_loss: float | None = None
+    """The validation loss at which arms count as equal; None: the one that every run reaches."""
     drawn: Mapping[str, Mapping[int, tuple[Drawn, Drawn]]] = field(default_factory=dict)
     """For `train.stage: rl`, by arm and seed: answers of the beginning and of the end."""
     notes: Sequence[str] = ()
@@ -93,6 +105,30 @@ class Experiment:
         """The measures that were taken, in table order."""
         base = next(iter(self.bases.values()))
         return [measure for measure in MEASURE_WORDS if measure in base.figures]
+
+    @property
+    def at_validation_loss(self) -> tuple[float, Mapping[str, Mapping[int, Between]]] | None:
+        """That loss, and each run there; None if the base's loss of a run is not known."""
+        losses: Losses = {
+            arm: {
+                seed: {each["step"]: each["eval_loss"] for each in records if "eval_loss" in each}
+                for seed, records in runs.items()
+            }
+            for arm, runs in self.losses.items()
+        }
+        if not all(0 in losses[arm].get(seed, {}) for arm in losses for seed in self.curves[arm]):
+            return None
+        threshold = self.validation_loss
+        if threshold is None:
+            threshold = loss_threshold(losses)
+        chosen = at_validation_loss(
+            self.curves,
+            self.bases,
+            losses,
+            threshold,
+            lambda point: {**point.figures, **beside_base(point)},
+        )
+        return threshold, chosen
 
 
 def arms_table(arms: Sequence[Arm], plans: Mapping[str, PlanFacts]) -> Table:
@@ -159,6 +195,42 @@ def result_table(experiment: Experiment, title: str, chosen: Chosen, caption: st
                 row.append(percent(forgetting(points, experiment.bases[arm]), signed=True))
         rows.append(row)
     return Table(title, columns, rows, caption)
+
+
+def loss_table(experiment: Experiment) -> list[Table]:
+    """The figures of each arm where its runs have the same validation loss, if that is known."""
+    found = experiment.at_validation_loss
+    if found is None:
+        return []
+    threshold, chosen = found
+    base = experiment.bases[experiment.arms[0].name]
+    others = list(beside_base(base))
+    columns = [*(MEASURE_WORDS[measure] for measure in experiment.measures), *others]
+    rows: list[list[Cell]] = []
+    for arm, points in chosen.items():
+        spreads = _loss_spreads(points)
+        runs = f"{len(points)} of {len(experiment.seeds)}"
+        update = spread(point.step for point in points.values())
+        rows.append(
+            [
+                arm,
+                runs,
+                f"{update.mean:,.0f}" if update else None,
+                *(percent(spreads.get(measure)) for measure in experiment.measures),
+                *(plain(spreads.get(name)) for name in others),
+            ]
+        )
+    title = f"At equal validation loss ({threshold:.3g} nats)"
+    return [Table(title, ["arm", "runs", "update", *columns], rows, LOSS_CAPTION)]
+
+
+def _loss_spreads(points: Mapping[int, Between]) -> dict[str, Spread]:
+    found: dict[str, list[float]] = {}
+    for point in points.values():
+        for name, figure in point.figures.items():
+            found.setdefault(name, []).append(figure)
+    spreads = {name: spread(figures) for name, figures in found.items()}
+    return {name: each for name, each in spreads.items() if each is not None}
 
 
 def difference_table(experiment: Experiment, title: str, chosen: Chosen) -> Table:
@@ -316,7 +388,7 @@ def _table(
 
 
 def as_json(experiment: Experiment) -> dict[str, Any]:
-    """Content of compare.json: each arm's points by seed, at the end and at equal accuracy.
+    """Content of compare.json: each arm's points by seed, at the end, at equal accuracy and loss.
 
     Shares, not percent. `minus_the_first` has the mean difference to the first arm and the ends of
     its 95 % interval, as in `eval.json`; `minus_the_base` that to the base.
@@ -350,9 +422,25 @@ def as_json(experiment: Experiment) -> dict[str, Any]:
         "domain_accuracy": experiment.domain_accuracy,
         "at_the_end": _chosen_json(experiment, end),
         "at_domain_accuracy": _chosen_json(experiment, equal),
+        **_loss_json(experiment),
         "notes": list(experiment.notes),
         "failures": {name: failure.message for name, failure in experiment.failures.items()},
     }
+
+
+def _loss_json(experiment: Experiment) -> dict[str, Any]:
+    found = experiment.at_validation_loss
+    if found is None:
+        return {}
+    threshold, chosen = found
+    arms = {
+        arm: {
+            "steps": {str(seed): point.step for seed, point in points.items()},
+            "figures": {name: vars(each) for name, each in _loss_spreads(points).items()},
+        }
+        for arm, points in chosen.items()
+    }
+    return {"validation_loss": threshold, "at_validation_loss": arms}
 
 
 def _means(experiment: Experiment, point: Point) -> dict[str, float]:

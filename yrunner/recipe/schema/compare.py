@@ -29,6 +29,9 @@ class CompareSection(Section):
     """Seeds; each arm is trained once per seed."""
     domain_accuracy: float | None = Field(None, gt=0, le=1)
     """Domain score at which arms are compared. Default: 90 % of the best arm's score."""
+    validation_loss: float | None = Field(None, gt=0)
+    """Validation loss at which arms are compared too, in nats per target. Default: the loss that
+    every run reaches."""
     checkpoints: Literal["last", "all"] = "last"
     """Which checkpoints of an arm to keep on disk once all have been measured."""
 
