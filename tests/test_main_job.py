@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.yrun_process import forking
+
 RECIPES = Path(__file__).parents[1] / "recipes"
 
 
@@ -20,7 +22,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The folder in which `yrun train recipes/legal_sft.yaml` ran, and what it printed."""
     folder = tmp_path_factory.mktemp("main_job")
     command = [sys.executable, "-m", "yrunner.cli", "train", str(RECIPES / "legal_sft.yaml")]
-    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    with forking():
+        result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     return folder / "outputs", result.stdout
 

@@ -16,7 +16,8 @@ import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
@@ -55,7 +56,14 @@ def ending(process: BaseProcess) -> int:
 
 
 @pytest.fixture
-def forks(monkeypatch: pytest.MonkeyPatch) -> None:
+def forks() -> Iterator[None]:
+    """The same throughout a test."""
+    with forking():
+        yield
+
+
+@contextmanager
+def forking() -> Iterator[None]:
     """Let `subprocess` start Python's programs as forks of this process, which has imported all.
 
     So do the programs that these start. Streams, folder, environment, session, signals and exit
@@ -74,8 +82,10 @@ def forks(monkeypatch: pytest.MonkeyPatch) -> None:
             options["preexec_fn"] = partial(_be, run, options.get("env"), before)
         start(self, args, *more, **options)
 
-    if START_METHOD == "fork":
-        monkeypatch.setattr(subprocess.Popen, "__init__", start_fork)
+    with pytest.MonkeyPatch.context() as patch:
+        if START_METHOD == "fork":
+            patch.setattr(subprocess.Popen, "__init__", start_fork)
+        yield
 
 
 def _program(command: Any) -> Callable[[], object] | None:

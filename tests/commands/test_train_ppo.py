@@ -228,7 +228,7 @@ def test_two_ranks_end_where_one_does(acting, forks, more):
             torch.testing.assert_close(weight, found[name], rtol=1e-4, atol=1e-5)
 
 
-def test_a_run_under_deepspeed_goes_on_as_if_nothing_had_been(acting):
+def test_a_run_under_deepspeed_goes_on_as_if_nothing_had_been(acting, forks):
     """The critic too: its weights and their moments are part of the checkpoint."""
     settings = ["rollout.updates_per_rollout=2", "data.validation=[]", "train.checkpoint.every=1"]
     settings += ["distributed.deepspeed={stage: 3}", "train.checkpoint.keep=9"]

@@ -101,15 +101,10 @@ def wait_for_updates(process: subprocess.Popen, number: int, name: str = "base")
         time.sleep(0.05)
 
 
-def rank(process: subprocess.Popen, number: int) -> psutil.Process:
-    """One of its processes."""
-    found = [
-        child
-        for child in psutil.Process(process.pid).children(recursive=True)
-        if child.environ().get("RANK") == str(number)
-    ]
-    assert len(found) == 1
-    return found[0]
+def rank(number: int) -> psutil.Process:
+    """One of the processes of the only run that is there, by what it has told the run."""
+    (told,) = Path(os.environ["TMPDIR"]).glob(f"yrunner-*/{number}.pid")
+    return psutil.Process(int(told.read_text()))
 
 
 def weights(name: str) -> torch.Tensor:
@@ -123,9 +118,11 @@ def gap(one: str, other: str) -> float:
 
 
 def test_two_processes_are_stopped_killed_and_gone_on_with_by_one_and_nothing_is_lost(
-    project, change
+    project, change, forks, monkeypatch
 ):
     """The weights are those of one process that nobody disturbed."""
+    (project / "temporary").mkdir()
+    monkeypatch.setenv("TMPDIR", str(project / "temporary"))
     change("base.yaml", **LONG, train__checkpoint={"every": 2})
     alone = ["train.gradient_accumulation_steps=2", "name=alone", "output=outputs/alone"]
     train(Path("base.yaml"), alone, resume=False, overwrite=False)
@@ -147,7 +144,7 @@ def test_two_processes_are_stopped_killed_and_gone_on_with_by_one_and_nothing_is
     last = max(RunDir(Path("outputs/base")).saved_steps())
     running = started(*TOGETHER, "--resume")
     wait_for_updates(running, last + 2)
-    every = [rank(running, 0), rank(running, 1)]
+    every = [rank(0), rank(1)]
     every[1].kill()
     _, left = psutil.wait_procs(every, timeout=HANGS_AFTER)
     assert not left
