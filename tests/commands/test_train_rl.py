@@ -125,7 +125,7 @@ def test_two_ranks_end_where_one_does(rewarded, sharing, forks):
     """Under ZeRO 3 in all weights, with the base as reference beside them."""
     more = ["rollout.updates_per_rollout=2", "data.validation=[]"]
     if "stage: 3" in sharing[0]:
-        more += ["tuning={kind: full}", "train.learning_rate=1e-3", "train.max_steps=4"]
+        more += ["tuning={kind: full}", "train.learning_rate=1e-3", "train.max_steps=3"]
     two = [*YRUN, "rewarded.yaml", "name=two", "train.gradient_accumulation_steps=2"]
     run("name=one", *more)
     subprocess.run([*two, *sharing, *more], check=True, capture_output=True)
