@@ -136,6 +136,20 @@ def test_an_interrupt_during_heavy_imports_ends_with_code_130_and_one_word():
     assert (result.returncode, result.stderr) == (130, "stopped\n")
 
 
+@pytest.mark.parametrize(("loaded", "is_frozen"), [("no_such_module", True), ("torch", False)])
+def test_what_the_first_imports_made_is_not_searched_for_garbage_again(loaded, is_frozen):
+    program = (
+        "import gc, sys; from yrunner.process import exiting_on_interrupt\n"
+        f"sys.modules['{loaded}'] = gc; usual = gc.get_threshold()\n"
+        "with exiting_on_interrupt():\n    within = gc.get_threshold()\n"
+        "print(gc.get_threshold() == usual, within > usual, gc.get_freeze_count() > 0)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert result.stdout == f"True {is_frozen} {is_frozen}\n"
+
+
 def test_train_says_at_once_what_it_trains(tmp_path: Path):
     recipe = tmp_path / "x.yaml"
     rows = "data: {train: [{file: x.jsonl}]}"

@@ -2,6 +2,7 @@
 
 import atexit
 import errno
+import gc
 import logging
 import os
 import signal
@@ -44,6 +45,8 @@ HARMLESS_WARNINGS = {
 UNNEEDED = ("bitsandbytes", "scipy")
 """What peft and transformers import, each as long as peft itself, for weights in 4 or 8 bits, whose
 code imports it again, and for the losses of image models."""
+OBJECTS_BEFORE_COLLECTING = 10_000
+"""Of imports, which leave hardly any garbage and a hundred thousands of objects to look at."""
 TELEMETRY_SWITCHES = {
     "DO_NOT_TRACK": "1",  # honoured by the Hub's client and others
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -99,10 +102,34 @@ def exiting_on_interrupt() -> Iterator[None]:
 
     previous = signal.signal(signal.SIGINT, stop)
     try:
-        with waiting("loading torch and transformers"), seemingly_absent(*UNNEEDED):
+        with (
+            waiting("loading torch and transformers"),
+            seemingly_absent(*UNNEEDED),
+            collecting_rarely(),
+        ):
             yield
     finally:
         signal.signal(signal.SIGINT, previous)
+
+
+@contextmanager
+def collecting_rarely() -> Iterator[None]:
+    """Around the imports of a process: hardly collect garbage, and never look at them again.
+
+    Python would go through all objects at each quarter more, and through modules and classes, which
+    stay to the end, for ever after.
+    """
+    if "torch" in sys.modules:
+        # Not its first imports: freezing would keep the garbage of what it has done before.
+        yield
+        return
+    before = gc.get_threshold()
+    gc.set_threshold(OBJECTS_BEFORE_COLLECTING, before[1], OBJECTS_BEFORE_COLLECTING)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+        gc.freeze()
 
 
 @contextmanager

@@ -6,12 +6,14 @@ from copy import deepcopy
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, modeling_utils
 
 from tests.models.conftest import logits_of, tiny_config, train_one_step
 from yrunner.errors import MissingError, ModelError, YRunnerError
 from yrunner.models.load import (
+    DTYPES,
     check_vocabulary,
     choose_dtype,
     find_stop_ids,
@@ -68,6 +70,26 @@ def test_a_saved_model_loads_with_the_same_logits_and_says_nothing(
 def test_every_weight_is_loaded_in_the_dtype_asked_for(name, qwen3_folder):
     loaded = load_model(str(qwen3_folder), dtype=choose_dtype(name))
     assert {parameter.dtype for parameter in loaded.parameters()} == {getattr(torch, name)}
+
+
+@pytest.mark.parametrize(("name", "backend"), [("float32", "mmap"), ("bfloat16", "pread")])
+def test_weights_that_are_converted_are_not_mapped_into_memory(
+    name, backend, qwen3_folder, monkeypatch
+):
+    """The whole file would be in memory beside the converted weights."""
+    opened = []
+
+    def watched(*args, **options):
+        opened.append(options["backend"])
+        return safe_open(*args, **options)
+
+    monkeypatch.setattr(modeling_utils, "safe_open", watched)
+    model = load_model(str(qwen3_folder), dtype=DTYPES[name])
+    assert opened == [backend]
+    assert modeling_utils.safe_open is watched, "others read as before"
+    stored = load_file(qwen3_folder / "model.safetensors")
+    for weight_name, weight in model.named_parameters():
+        assert torch.equal(weight, stored[weight_name].to(DTYPES[name]))
 
 
 def test_auto_is_float32_without_a_gpu_and_bfloat16_where_the_gpu_has_it(monkeypatch):

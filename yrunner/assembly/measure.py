@@ -194,9 +194,10 @@ def measure_before(run: Run, model: Any, plan: Plan) -> Measured:
         asked = None
         scores = _score_watched(run, model, examples, rows, "before")
     else:
-        first = [examples[row] for row in rows[:1]]
-        # Warms up, without a bar.
-        list(score_tokens(model, first, pad_token_id=run.tokenizer.pad_token_id, batch_size=1))
+        if model.device.type != "cpu":
+            # Warms up, without a bar; a CPU takes a fraction of `LEAST_SECONDS` for it.
+            first, pad = [examples[row] for row in rows[:1]], run.tokenizer.pad_token_id
+            list(score_tokens(model, first, pad_token_id=pad, batch_size=1))
         began = perf_counter()
         scores = _score_watched(run, model, examples, rows, "before")
         spent = perf_counter() - began

@@ -92,15 +92,8 @@ def check_weight_files(folder: Path) -> None:
 
     Of a model's or an adapter's folder, and only those that would be loaded. Reads only headers.
     """
-    index, whole = folder / INDEX_FILE, folder / WEIGHTS_FILE
-    if whole.is_file():
-        files = [whole]
-    elif index.is_file():
-        _check_is_downloaded(index)
-        files = [folder / name for name in sorted(_names_of_shards(index))]
-    else:
-        files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
-    for file in files:
+    index = folder / INDEX_FILE
+    for file in loaded_files(folder):
         if not file.is_file():
             raise ModelError(
                 f"{folder} lacks {file.name}, which {index.name} names", remedy=DOWNLOAD_AGAIN
@@ -108,6 +101,17 @@ def check_weight_files(folder: Path) -> None:
         _check_is_downloaded(file)
         if file.suffix == ".safetensors":
             _check_is_whole(file)
+
+
+def loaded_files(folder: Path) -> list[Path]:
+    """The weight files of a folder that would be loaded; others may lie beside them."""
+    index, whole = folder / INDEX_FILE, folder / WEIGHTS_FILE
+    if whole.is_file():
+        return [whole]
+    if index.is_file():
+        _check_is_downloaded(index)
+        return [folder / name for name in sorted(_names_of_shards(index))]
+    return sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
 
 
 def _check_text_files(folder: Path) -> None:

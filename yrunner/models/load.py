@@ -7,7 +7,7 @@ a run of hours. Here every gap is a ModelError.
 import json
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
+    modeling_utils,
 )
 from transformers.integrations import deepspeed
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
@@ -35,9 +36,15 @@ from yrunner.models.adapters import (
     read_base,
     untie_config,
 )
-from yrunner.models.errors import check_weight_files, explain_failure, silence_libraries
+from yrunner.models.errors import (
+    check_weight_files,
+    explain_failure,
+    loaded_files,
+    silence_libraries,
+)
 from yrunner.models.hub import only_cached
 from yrunner.models.limits import can_be_tried, check_causal, check_purpose
+from yrunner.models.local import DTYPE_NAMES, local_folder, stored_dtypes
 from yrunner.models.quantization import dequantize, prepare_quantized, stored_quantization
 from yrunner.models.templates.choose import choose_template
 from yrunner.text_files import read_text
@@ -139,7 +146,11 @@ def load_model(
     if quantization is not None:
         options["quantization_config"] = quantization
     # Show progress of downloads only.
-    with silence_libraries(keep_progress=not Path(source).is_dir()), explain_failure(source):
+    with (
+        silence_libraries(keep_progress=not Path(source).is_dir()),
+        explain_failure(source),
+        _reading_in_turn() if _is_converted(source, dtype) else nullcontext(),
+    ):
         model, report = AutoModelForCausalLM.from_pretrained(
             source,
             dtype=dtype,
@@ -157,6 +168,31 @@ def load_model(
     if can_be_tried(model):
         check_causal(model)
     return model
+
+
+def _is_converted(source: str, dtype: torch.dtype) -> bool:
+    """Whether weights on this machine are stored in another dtype."""
+    folder = local_folder(source)
+    return folder is not None and stored_dtypes(loaded_files(folder)) != {DTYPE_NAMES[dtype]}
+
+
+@contextmanager
+def _reading_in_turn() -> Iterator[None]:
+    """Let transformers read one weight after the other from a file.
+
+    It maps files, so all of their pages are in memory before the last weight is converted. It has
+    this way too, but keeps it for Windows and for Apple's GPUs (transformers 5.23).
+    """
+    mapping: Any = modeling_utils.safe_open
+
+    def read(*args: Any, **options: Any) -> Any:
+        return mapping(*args, **(options | {"backend": "pread"}))
+
+    modeling_utils.safe_open = read
+    try:
+        yield
+    finally:
+        modeling_utils.safe_open = mapping
 
 
 def check_folder(folder: Path) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from safetensors import safe_open
 
@@ -15,6 +16,21 @@ from yrunner.models.errors import INDEX_FILE, explain_failure, silence_libraries
 from yrunner.models.hub import only_cached
 from yrunner.recipe.schema.section import how_to_fetch
 
+DTYPE_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+"""In the headers of safetensors files."""
 GGUF = ".gguf"
 ORIGIN = "gguf.json"
 """In the folder of an unpacked GGUF file: where its model came from."""
@@ -99,6 +115,15 @@ def weight_files(folder: Path) -> list[Path]:
     base = local_folder(read_base(folder))
     files = [] if base is None else weight_files(base)
     return [*files, *own] if files else []
+
+
+def stored_dtypes(files: Sequence[Path]) -> set[str]:
+    """The dtypes of all weights as `DTYPE_NAMES` has them, from the headers of the files."""
+    found = set()
+    for file in files:
+        with safe_open(file, framework="pt") as weights:
+            found |= {weights.get_slice(name).get_dtype() for name in weights.keys()}
+    return found
 
 
 def count_weights(files: Sequence[Path]) -> int:

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from huggingface_hub import constants
 
 from tests.commands.check.test_command import facts_of
 from yrunner.assembly.run import Run
 from yrunner.commands.check import signal as check_sample
 from yrunner.commands.check.command import check
+from yrunner.commands.check.facts import check_model
 from yrunner.commands.check.signal import NotScored, find_base, score_sample, spread
 from yrunner.commands.train import train
 from yrunner.errors import ModelError
@@ -132,6 +134,41 @@ def test_a_run_that_goes_on_from_an_adapter_starts_with_its_losses(
     after = facts_of(capsys, "tuned.yaml")["signal"]
     assert after["targets"] == before["targets"]
     assert after["mean_weight"] != before["mean_weight"]
+
+
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_the_base_that_was_tried_is_scored_and_not_loaded_again(
+    goes_on: bool,
+    trained_base: Path,
+    change: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if goes_on:
+        train(TUNED, [], resume=False, overwrite=False)
+        adapter = trained_base / "outputs" / "tuned" / "model"
+        change("tuned.yaml", tuning={"kind": "lora", "adapter": str(adapter)})
+    run = Run.load(TUNED)
+    alone = score_sample(run, run.dataset.train, None)
+    assert not isinstance(alone, NotScored)
+    monkeypatch.setattr(check_sample, "load_base", lambda *_: pytest.fail("loaded again"))
+    signal = facts_of(capsys, "tuned.yaml")["signal"]
+    assert signal["mean_loss"] == pytest.approx(float(alone.loss_N.mean()), rel=1e-6)
+
+
+def test_products_in_bfloat16_are_chosen_for_the_sample_as_for_a_sort(
+    trained_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def losses(*, halves: bool) -> Any:
+        run = Run.load(TUNED)
+        run.__dict__["halves_products"] = halves
+        sample = score_sample(run, run.dataset.train, None, check_model(run).base)
+        assert not isinstance(sample, NotScored)
+        return sample.loss_N
+
+    float32, half = losses(halves=False), losses(halves=True)
+    assert not torch.equal(half, float32)
+    torch.testing.assert_close(half, float32, rtol=0.02, atol=0.02)
 
 
 def test_a_base_that_is_damaged_is_refused_as_training_would(

@@ -14,9 +14,14 @@ from yrunner.training.memory.trace import GrownTrace, StepTrace, trace_step, tra
 OPTIONS = {"dtype": torch.bfloat16, "optimizer": "adamw_torch", "foreach": True}
 
 
-@pytest.mark.parametrize(("tuning", "recomputes"), [("lora", True), ("freeze", False)])
-def test_a_deep_model_needs_what_two_short_ones_predict(tuning: str, recomputes: bool):
+@pytest.mark.parametrize(
+    ("tuning", "recomputes", "layers"),
+    [("lora", True, 2), ("lora", False, 1), ("freeze", False, 2)],
+)
+def test_a_deep_model_needs_what_two_short_ones_predict(tuning: str, recomputes: bool, layers: int):
     sizes = tiny_config("qwen3") | {"num_hidden_layers": 8}
+    if tuning == "lora":
+        sizes |= {"hidden_size": 256, "intermediate_size": 1024}  # an adapter trains few weights
     config = AutoConfig.for_model(**sizes, vocab_size=320)
     build = partial(build_fake_model, tuning=TUNINGS[tuning], dtype=torch.bfloat16)
     batch = full_batch(2, 64, num_targets=16)
@@ -24,6 +29,7 @@ def test_a_deep_model_needs_what_two_short_ones_predict(tuning: str, recomputes:
     grown = trace_update(build(config), build, batch, **options)
     whole = trace_step(build(config), batch, **options)
     assert isinstance(grown, GrownTrace)
+    assert grown.short_layers == layers
     assert isinstance(whole, StepTrace)
     assert grown.weights == pytest.approx(whole.weights, rel=0.01)
     assert grown.optimizer == pytest.approx(whole.optimizer, rel=0.01)

@@ -133,7 +133,7 @@ def check(
     if not as_machine:
         _print(run, facts)
     if recipe.train.stage != "rl":
-        signal: Sampled = _measure_signal(run, sample, page)
+        signal: Sampled = _measure_signal(run, sample, page, model.base)
     else:
         signal, failure = _measure_rollouts(run, None if refusal else plan, sample, num_ranks)
         refusal = refusal or failure
@@ -194,9 +194,11 @@ def _gather(estimator: Estimator, plan: Plan, *, compares: bool) -> Facts:
     )
 
 
-def _measure_signal(run: Run, rows: int | None, page: Path | None) -> Signal | NotScored:
+def _measure_signal(
+    run: Run, rows: int | None, page: Path | None, tuned: Any
+) -> Signal | NotScored:
     try:
-        sample = score_sample(run, run.dataset.train, rows)
+        sample = score_sample(run, run.dataset.train, rows, tuned)
     except DataError as error:
         # A row that the base cannot read: `check_fit` finds it too.
         return NotScored(error.message)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from peft import PeftModel
 
 from yrunner.assembly.preflight import findings_of_base
 from yrunner.assembly.run import Run
@@ -162,6 +163,8 @@ class ModelFacts:
     """Sentences on the base that deserve a look."""
     unchecked: str | None = None
     """What only the run itself can check."""
+    base: Any = None
+    """The base beneath a new adapter; None if it was not loaded, or makes way for a teacher."""
 
 
 def check_model(run: Run) -> ModelFacts:
@@ -184,7 +187,9 @@ def check_model(run: Run) -> ModelFacts:
         check_isolation(model)
     if recipe.model.scratch is not None or run.stale_base is not None:
         return ModelFacts([])
-    return ModelFacts(findings_of_base(run, tune(run, model)))
+    tuned = tune(run, model)
+    is_kept = isinstance(tuned, PeftModel) and recipe.teacher is None
+    return ModelFacts(findings_of_base(run, tuned), base=tuned if is_kept else None)
 
 
 def check_weights(run: Run) -> None:

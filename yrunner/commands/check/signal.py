@@ -2,7 +2,8 @@
 
 # N = targets of the sample, B = bins of the histogram, G = bins or zones
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,12 +26,13 @@ from yrunner.recipe.load import base_recipe_path
 from yrunner.recipe.schema.model import AdapterTuning
 from yrunner.recipe.schema.recipe import Recipe
 from yrunner.reports.plots import HIGHEST_LOSS
+from yrunner.scoring.half_products import halve_products
 
 SAMPLE_ROWS = 64
 LEAST_ROWS = 8
 """Fewer only if they would take more than `MOST_WORK`."""
 MOST_TARGETS = 20_000
-USUAL_WORK = {"cpu": 3e11, "cuda": 3e14}
+USUAL_WORK = {"cpu": 2e11, "cuda": 3e14}
 """Floating-point operations by default: a few seconds on two cores or a GPU."""
 MOST_WORK = {"cpu": 2e12, "cuda": 2e15}
 """The most for `LEAST_ROWS` by default: about half a minute."""
@@ -116,11 +118,14 @@ class Signal:
     """Of the teacher, on the same targets."""
 
 
-def score_sample(run: Run, stored: StoredRows[Any], rows: int | None) -> Sample | NotScored:
+def score_sample(
+    run: Run, stored: StoredRows[Any], rows: int | None, tuned: Any = None
+) -> Sample | NotScored:
     """Score `rows` of the examples with the base and the recipe's weight; both answers of pairs.
 
-    None: a number that takes a few seconds, or eight rows if they take half a minute. Raises
-    `ModelError` if the base cannot be loaded.
+    None: a number that takes a few seconds, or eight rows if they take half a minute. `tuned`: the
+    base beneath the adapter of its recipe before its first update; None: it is loaded. Raises
+    `ModelError` if it cannot be.
     """
     if rows == 0:
         return NotScored("switched off (--sample 0)")
@@ -138,18 +143,35 @@ def score_sample(run: Run, stored: StoredRows[Any], rows: int | None) -> Sample 
             f"too slow on this machine for a base of {num_weights:,} weights; "
             "score some anyway with --sample 8"
         )
-    model = load_base(run.recipe, folder)
-    if isinstance(stored, Pairs):
-        pairs = spread(stored, max(1, rows // 2))
-        return _score(run, model, [each for pair in pairs for each in vars(pair).values()], True)
-    chosen = spread(examples, rows)
-    sample = _score(run, model, chosen)
+    with _as_base(run.recipe, folder, tuned) as model:
+        if run.halves_products:
+            halve_products(model)
+        if isinstance(stored, Pairs):
+            pairs = spread(stored, max(1, rows // 2))
+            return _score(
+                run, model, [each for pair in pairs for each in vars(pair).values()], True
+            )
+        chosen = spread(examples, rows)
+        sample = _score(run, model, chosen)
     if not has_teacher_here(run):
         return sample
     del model
     teacher = load_teacher_model(run)
     scores = score_rows(run, teacher, chosen, "scoring rows with the teacher")
     return replace(sample, teacher_loss_N=torch.cat([one.loss_N for one in scores]).double())
+
+
+@contextmanager
+def _as_base(recipe: Recipe, folder: Path, tuned: Any) -> Iterator[Any]:
+    """The model that training starts from."""
+    if tuned is None:
+        yield load_base(recipe, folder)
+        return
+    tuned.to("cuda" if torch.cuda.is_available() else "cpu")
+    # An adapter that is trained further belongs to it.
+    is_new = getattr(recipe.tuning, "adapter", None) is None
+    with tuned.disable_adapter() if is_new else nullcontext():
+        yield tuned
 
 
 def describe_sample(sample: Sample, edges: Sequence[float]) -> Signal:

@@ -26,7 +26,7 @@ from yrunner.models.errors import (
 )
 from yrunner.models.hub import only_cached
 from yrunner.models.load import check_folder
-from yrunner.models.local import local_folder
+from yrunner.models.local import DTYPE_NAMES, local_folder
 from yrunner.models.quantization import (
     dequantize_weight,
     quantized_parts,
@@ -35,20 +35,6 @@ from yrunner.models.quantization import (
 
 NEEDED = ["*.json", "*.safetensors", "*.py", "*.jinja", "README.md"]
 """Files that a merge downloads from the Hub; no pickled weights."""
-DTYPE_NAMES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e5m2: "F8_E5M2",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
 STRETCH = 2**22
 """Numbers read at once."""
 

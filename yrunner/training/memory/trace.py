@@ -343,8 +343,8 @@ def _reason(error: Exception) -> str:
     return first_line
 
 
-SHORT, LONGER = 2, 4
-"""Layers of the two traced models."""
+FEW = 0.1
+"""Share of trained weights up to which memory grows from layer to layer until backward begins."""
 WORTH_IT = 8
 """A model with fewer layers is traced whole."""
 ALIKE = 0.01
@@ -357,6 +357,8 @@ class GrownTrace:
 
     short: StepTrace
     longer: StepTrace
+    """Of a model with twice as many layers."""
+    short_layers: int
     layers: int
 
     @property
@@ -384,7 +386,7 @@ class GrownTrace:
         return gradients, activations
 
     def _grown(self, short: int, longer: int) -> int:
-        return longer + (longer - short) * (self.layers - LONGER) // (LONGER - SHORT)
+        return short + (longer - short) * (self.layers - self.short_layers) // self.short_layers
 
 
 def trace_update(
@@ -410,18 +412,31 @@ def _trace_short_ones(
     """None if the shallow models cannot be built or do not predict the whole."""
     text = whole.config.get_text_config()
     kinds = getattr(text, "layer_types", None) or []
-    if text.num_hidden_layers < WORTH_IT or set(kinds[:SHORT]) != set(kinds):
+    number = 2 if set(kinds[:1]) != set(kinds) or not _only_grows(whole, options) else 1
+    if text.num_hidden_layers < WORTH_IT or set(kinds[:number]) != set(kinds):
         return None
     try:
-        models = [build(shortened(whole.config, number)) for number in (SHORT, LONGER)]
+        models = [build(shortened(whole.config, layers)) for layers in (number, 2 * number)]
     except (ModelError, *BUILD_ERRORS):
         return None
     short, longer = (trace_step(model, micro_batch, **options) for model in models)
     if isinstance(short, Untraceable) or isinstance(longer, Untraceable):
         return None
-    grown = GrownTrace(short, longer, text.num_hidden_layers)
+    grown = GrownTrace(short, longer, number, text.num_hidden_layers)
     real = sum(tensor.nbytes for tensor in (*whole.parameters(), *whole.buffers()))
     return grown if abs(grown.weights - real) <= ALIKE * real else None
+
+
+def _only_grows(model: Any, options: Mapping[str, Any]) -> bool:
+    """Whether the peak is where backward begins, however many layers there are.
+
+    Then one layer more shows what each needs. Otherwise the peak may be in a layer, and the first
+    one needs less than others: nothing before it is trained.
+    """
+    sizes = [(weight.numel(), weight.requires_grad) for weight in model.parameters()]
+    trained = sum(size for size, is_trained in sizes if is_trained)
+    is_adapter = trained <= FEW * sum(size for size, _ in sizes)
+    return is_adapter and not options.get("gradient_checkpointing")
 
 
 def shortened(config: PreTrainedConfig, layers: int) -> PreTrainedConfig:
