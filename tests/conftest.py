@@ -31,6 +31,7 @@ settings.load_profile("slow")
 LONGEST_FIRST = (
     "test_main_job.py",
     "training/test_ranks.py",
+    "commands/test_train_ppo.py",
     "faults/test_campaign.py",
     "commands/compare/test_command.py",
     "commands/sort/test_command.py",
@@ -38,6 +39,7 @@ LONGEST_FIRST = (
     "losses/test_parallel_zero.py",
     "training/preference/test_objective.py",
     "training/test_trainer.py",
+    "commands/test_train_rl.py",
     "commands/test_train_ranks.py",
     "training/memory/test_memory.py",
     "commands/test_train.py",
