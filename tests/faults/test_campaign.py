@@ -12,7 +12,6 @@ import pytest
 from benchmarks.faults.cases import unexplained
 from benchmarks.faults.child import Ending
 from benchmarks.faults.stages import differences, half_written
-from tests.yrun_process import forking
 
 ROOT = Path(__file__).parents[2]
 NUM_CASES = 4
@@ -23,14 +22,13 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """The recorded cases of the campaign."""
     record = tmp_path_factory.mktemp("campaign") / "cases.jsonl"
     arguments = ["--cases", str(NUM_CASES), "--seed", "5", "--record", str(record)]
-    with forking():
-        result = subprocess.run(
-            [sys.executable, "-m", "benchmarks.faults", *arguments],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+    result = subprocess.run(
+        [sys.executable, "-m", "benchmarks.faults", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert record.exists(), result.stdout + result.stderr
     found = [json.loads(line) for line in record.read_text("utf-8").splitlines()]
     assert (result.returncode == 1) == any(case["lost"] for case in found)
