@@ -90,6 +90,7 @@ def job_of(form: str, kind: str, length: int = LENGTHS[0]) -> Workload:
     update = GrownTrace(
         short=extrapolate(first.short, second.short, length),
         longer=extrapolate(first.longer, second.longer, length),
+        short_layers=second.short_layers,
         layers=second.layers,
     )
     return Workload(update, counts_of(form, kind), 2, config_of(form).hidden_size ** 2)
