@@ -8,14 +8,8 @@ from torch import nn
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from tests.models.conftest import MODEL_TYPES, tiny_config
-from yrunner.models.layers import example_attention, llama_layers
-from yrunner.models.layers.example_attention import attend_by_example
-from yrunner.models.layers.llama_layers import (
-    _JoinedAttention,
-    _JoinedMlp,
-    _ShortNorm,
-    shorten_layers,
-)
+from yrunner.models.layers import llama_layers
+from yrunner.models.layers.llama_layers import _JoinedMlp, _ShortNorm, shorten_layers
 from yrunner.models.scratch import build_model
 from yrunner.models.tuning import apply_tuning
 from yrunner.recipe.schema.model import LoraTuning
@@ -52,13 +46,7 @@ def are_close(ours, theirs):
 
 
 def patched(model, kind):
-    forwards = [vars(it).get("forward") for it in model.modules()]
-    # That of attention lies beneath the switch to float32.
-    return [it for it in forwards if isinstance(it, kind) or isinstance(beneath(it), kind)]
-
-
-def beneath(forward):
-    return getattr(forward, "original", None)
+    return [it for it in model.modules() if isinstance(vars(it).get("forward"), kind)]
 
 
 @pytest.mark.parametrize("model_type", [*MODEL_TYPES, "granite", "mistral", "smollm3"])
@@ -175,101 +163,6 @@ def test_in_bfloat16_gradients_are_those_of_float32_up_to_rounding(tokenizer, id
             # Some ten roundings to 8 bits on the longest way through two layers.
             error = float((found.float() - theirs[name]).norm() / theirs[name].norm())
             assert error < 10 * 2**-8, (name, error)
-
-
-def row_and_gradients(model, ids_BT):
-    """Logits and gradients where the rows of a batch are examples of one row."""
-    batch_size, length = ids_BT.shape
-    positions = torch.arange(length).repeat(batch_size)[None]
-    model.zero_grad()
-    logits_TV = model(ids_BT.reshape(1, -1), position_ids=positions, use_cache=False).logits[0]
-    return with_gradients(model, logits_TV)
-
-
-def batch_and_gradients(model, ids_BT):
-    model.zero_grad()
-    return with_gradients(model, model(ids_BT, use_cache=False).logits.flatten(0, 1))
-
-
-def with_gradients(model, logits_TV):
-    signs_TV = torch.randn(logits_TV.shape, generator=torch.Generator().manual_seed(3))
-    (logits_TV * signs_TV).sum().backward()
-    return {"logits": logits_TV.detach()} | {
-        name: it.grad.clone() for name, it in model.named_parameters() if it.requires_grad
-    }
-
-
-@pytest.mark.parametrize(
-    ("model_type", "number"), [("llama", 2), ("qwen2", 2), ("mistral", 2), ("qwen3", 0)]
-)
-def test_attention_to_a_row_of_examples_gives_the_logits_and_gradients_of_a_batch(
-    model_type, number, tokenizer, ids_BT
-):
-    no_window = {"sliding_window": None} if model_type == "mistral" else None
-    theirs, ours = tuned_pair(tokenizer, model_type, changes=no_window)
-    assert len(patched(ours, _JoinedAttention)) == number
-    expected = batch_and_gradients(theirs, ids_BT)
-    assert attend_by_example(ours)
-    are_close(row_and_gradients(ours, ids_BT), expected)
-
-
-@pytest.mark.parametrize("in_blocks", [False, True])
-def test_in_bfloat16_attention_is_bit_for_bit_that_of_its_parts(
-    in_blocks, tokenizer, ids_BT, monkeypatch
-):
-    monkeypatch.setattr(example_attention, "BLOCK", 3)
-    monkeypatch.setattr(example_attention, "_takes_blocks", lambda query: in_blocks)
-    _, ours = tuned_pair(tokenizer, "llama")
-    for weight in ours.parameters():
-        if not weight.requires_grad:
-            weight.data = weight.data.bfloat16()
-    assert attend_by_example(ours)
-    found, joined, attend = [], [], llama_layers._attention
-
-    def look(*args):
-        joined.append(args)
-        return attend(*args)
-
-    monkeypatch.setattr(llama_layers, "_attention", look)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        found.append(row_and_gradients(ours, ids_BT))
-        assert len(joined) == 2, "one for each layer"
-        monkeypatch.setattr(_JoinedAttention, "_is_row", lambda *args: False)
-        found.append(row_and_gradients(ours, ids_BT))
-    assert len(joined) == 2
-    for name, value in found[0].items():
-        assert torch.equal(value, found[1][name]), name
-
-
-@pytest.mark.parametrize("tuning", [{"dropout": 0.3}, {"targets": ["q_proj", "k_proj", "v_proj"]}])
-def test_attention_with_dropout_or_without_an_adapter_is_computed_part_by_part(
-    tuning, tokenizer, ids_BT, monkeypatch
-):
-    _, ours = tuned_pair(tokenizer, "llama", **tuning)
-    attend_by_example(ours)
-    monkeypatch.setattr(llama_layers, "_attention", None)
-    row_and_gradients(ours, ids_BT)
-    ours.eval()
-    if "dropout" in tuning:
-        with pytest.raises(TypeError):  # none is dropped, so it is joined
-            row_and_gradients(ours, ids_BT)
-
-
-def test_attention_with_a_mask_a_cache_or_without_gradients_is_left_as_it_is(
-    tokenizer, ids_BT, monkeypatch
-):
-    _, ours = tuned_pair(tokenizer, "llama")
-    attend_by_example(ours)
-    with torch.no_grad():
-        expected = ours(ids_BT[:1], use_cache=False).logits
-    torch.testing.assert_close(ours(ids_BT[:1], use_cache=False).logits, expected)
-    monkeypatch.setattr(llama_layers, "_attention", None)
-    mask = torch.ones_like(ids_BT)
-    mask[0, :2] = 0
-    ours(ids_BT, attention_mask=mask, use_cache=False)
-    ours(ids_BT[:1], use_cache=True)
-    with torch.no_grad():
-        ours(ids_BT[:1], use_cache=False)
 
 
 @pytest.mark.parametrize("halves", ["equal", "different"])

@@ -169,34 +169,6 @@ class _InBlocks(torch.autograd.Function):
 _in_blocks: Any = _InBlocks.apply
 
 
-def attend_forward(
-    query_1HTD: Tensor, key_1KTD: Tensor, value_1KTD: Tensor, scale: float
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Causal attention of an example, [1, T, H, D], and what `attend_backward` needs besides."""
-    inputs = query_1HTD, key_1KTD, value_1KTD
-    if _takes_blocks(query_1HTD):
-        return _blocks_forward(*inputs, scale), ()
-    attend: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    output_1HTD, sums = attend(*inputs, 0.0, True, scale=scale)
-    return output_1HTD.transpose(1, 2), (output_1HTD, sums)
-
-
-def attend_backward(
-    gradient_1THD: Tensor,
-    inputs: tuple[Tensor, Tensor, Tensor],
-    kept: tuple[Tensor, ...],
-    scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of the inputs of `attend_forward`."""
-    if not kept:
-        return _blocks_backward(gradient_1THD, *inputs, scale)
-    differentiate: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-    found: tuple[Tensor, Tensor, Tensor] = differentiate(
-        gradient_1THD.transpose(1, 2), *inputs, *kept, 0.0, True, scale=scale
-    )
-    return found
-
-
 def _blocks_forward(
     query_1HTD: Tensor, key_1KTD: Tensor, value_1KTD: Tensor, scale: float
 ) -> Tensor:
