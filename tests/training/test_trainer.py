@@ -1,7 +1,6 @@
 """The trainer: what it learns from, that accumulation changes nothing, and what it logs."""
 
 from collections import Counter
-from copy import deepcopy
 
 import pytest
 import torch
@@ -15,7 +14,7 @@ from yrunner.losses.score_head import add_critic
 from yrunner.losses.targets import TokenWeight
 from yrunner.recipe.schema.recipe import Checkpoint
 from yrunner.tokens import IGNORE_INDEX
-from yrunner.training.arguments import OwnOptimizer, optimizer_for, orthogonal
+from yrunner.training.arguments import optimizer_for
 from yrunner.training.metrics import read_metrics, validation_losses
 
 ONE_PLAIN_STEP = dict(optimizer="sgd", learning_rate=1.0, max_grad_norm=0.0)
@@ -298,61 +297,12 @@ def test_a_model_learns_in_bfloat16_and_its_trained_weights_stay_in_float32(
         "paged_lion_8bit",
         "paged_lion_32bit",
         "ademamix_8bit",
-        "muon",
     ],
 )
 def test_every_optimizer_of_the_schema_takes_steps(make_model, examples, make_trainer, optimizer):
     model = make_model()
     make_trainer(model, examples[:4], optimizer=optimizer).train()
     assert relative_difference(make_model(), model) > 0
-
-
-def test_muon_makes_singular_values_alike_and_keeps_the_vectors():
-    """Beside the polynomial of each singular value, five times."""
-    for shape in ((5, 24, 40), (1, 40, 24), (2, 7, 7)):
-        matrices_NRC = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-        left, values, right = torch.linalg.svd(matrices_NRC.double(), full_matrices=False)
-        values = values / values.norm(dim=1, keepdim=True)
-        for _ in range(5):
-            values = 3.4445 * values - 4.7750 * values**3 + 2.0315 * values**5
-        expected = left @ torch.diag_embed(values) @ right
-        torch.testing.assert_close(orthogonal(matrices_NRC), expected.float(), rtol=1e-4, atol=1e-4)
-        assert 0.5 < values.median() < 1.3
-
-
-def test_muon_turns_matrices_as_torch_does_and_steps_as_adamw_with_the_rest(make_model):
-    """torch's Muon computes in bfloat16. A state that was saved goes on as if nothing had been."""
-    ours, theirs, again = make_model(), make_model(), make_model()
-    arguments = TrainingArguments("unused", learning_rate=1e-2, weight_decay=0.1, use_cpu=True)
-    arguments.optim = OwnOptimizer.MUON
-    mine, resumed = (optimizer_for(model, arguments) for model in (ours, again))
-    turned, rest = [], []
-    for name, weight in theirs.named_parameters():
-        (turned if weight.ndim == 2 and "embed" not in name else rest).append(weight)
-    options = {"lr": 1e-2, "weight_decay": 0.1}
-    others = [
-        torch.optim.Muon(turned, adjust_lr_fn="match_rms_adamw", **options),
-        torch.optim.AdamW(rest[:1], betas=(0.9, 0.99), **options),
-        torch.optim.AdamW(rest[1:], betas=(0.9, 0.99), lr=1e-2, weight_decay=0.0),
-    ]
-    assert rest[0].ndim == 2 and len(turned) == 14
-    start = {name: weight.clone() for name, weight in theirs.state_dict().items()}
-    chance = torch.Generator().manual_seed(0)
-    for step in range(3):
-        for triple in zip(*(it.parameters() for it in (ours, theirs, again)), strict=True):
-            gradient = torch.randn(triple[0].shape, generator=chance)
-            for weight in triple:
-                weight.grad = gradient.clone()
-        for optimizer in (mine, *others, *([resumed] if step == 2 else [])):
-            optimizer.step()
-        if step == 1:
-            again.load_state_dict(ours.state_dict())
-            resumed.load_state_dict(deepcopy(mine.state_dict()))
-    for name, weight in theirs.state_dict().items():
-        moved, expected = ours.state_dict()[name] - start[name], weight - start[name]
-        gap = 0.02 if weight.ndim == 2 and "embed" not in name else 1e-4
-        assert (moved - expected).norm() <= gap * expected.norm(), name
-        assert torch.equal(again.state_dict()[name], ours.state_dict()[name]), name
 
 
 def test_lora_plus_multiplies_the_rate_of_the_second_matrices_alone(make_model):

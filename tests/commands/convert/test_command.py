@@ -200,8 +200,6 @@ template: default
 neat_packing: true
 mask_history: true
 use_dft_loss: true
-optim: adamw_torch
-use_muon: true
 """,
     "text": """
 model_name_or_path: acme/base
@@ -555,7 +553,6 @@ def test_frozen_layers_become_a_share_of_the_models_own(folder: Path):
     )
     assert recipe.data.targets == "last_assistant" and recipe.loss.kind == "dft"
     assert entry(c, "lora_rank")[0] is Outcome.IGNORED
-    assert recipe.train.optimizer == "muon" and entry(c, "optim")[0] is Outcome.IGNORED
 
 
 def test_version_1_of_llama_factory_names_its_sources_in_a_file(folder: Path):

@@ -100,7 +100,7 @@ REMEDIES = (
     (r"fp8.*|qat|nvfp4.*|quantize_moe_experts|gptq.*|llmcompressor|model_quantization_config.*|hqq_.*"
      r"|quant_(bits|method|config)|quantization_.*|loftq.*|use_onebitllms",
      "weights are floating point, or 4 or 8 bits by bitsandbytes; see tuning.kind qlora"),
-    (r"use_(galore|apollo|badam|adam_mini|llama_pro)|(galore|apollo|badam|lisa|relora|jagged)_?.*"
+    (r"use_(galore|apollo|badam|muon|adam_mini|llama_pro)|(galore|apollo|badam|lisa|relora|jagged)_?.*"
      r"|optim_(args|target_modules|config)|reinit_weights|embedding_lr.*|lr_groups|lr_quadratic_warmup",
      "nothing here does it; see train.optimizer and train.lr_scheduler"),
     (r"pissa_.*|init_weights|lora_ga_.*|oft_.*|module_dropout|lora_(fan_in_fan_out|target_parameters|bias)"

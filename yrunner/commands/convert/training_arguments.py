@@ -2,7 +2,7 @@
 
 import math
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -156,9 +156,6 @@ def _warmup(c: Conversion, defaults: Defaults) -> None:
 
 def _optimizer(c: Conversion, names: Names, defaults: Defaults) -> None:
     given = str(c.get(names.optimizer, "adamw_torch")).lower()
-    if c.get("use_muon"):
-        c.ignored(names.optimizer, "use_muon counts instead")
-        names, given = replace(names, optimizer="use_muon"), "muon"
     wanted = OPTIMIZERS.get(given, given)
     how = "" if wanted == given or given in SAME_OPTIMIZER else f"{given} there"
     if wanted not in choices("train", "optimizer"):

@@ -193,12 +193,10 @@ class TrainSection(Section):
         "paged_lion_32bit",
         "paged_lion_8bit",
         "ademamix_8bit",
-        "muon",
     ] = "adamw_torch"
     """Optimizer, by its name in transformers. `8bit`: state in 8 bits, a quarter of the memory.
     `paged`: state moves to CPU memory when the GPU is full. These, `lion` and `ademamix` need
-    bitsandbytes. `lion` wants a tenth to a third of AdamW's learning rate. `muon`: steps of equal
-    size in all directions of a matrix, AdamW for other weights; a new model needs fewer epochs."""
+    bitsandbytes. `lion` wants a tenth to a third of AdamW's learning rate."""
     token_batch: int = Field(0, ge=0)
     """Targets of one response per update, in order; 0: all targets of the update's examples."""
     order: Literal["shuffle", "as_written"] = "shuffle"

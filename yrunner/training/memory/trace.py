@@ -11,7 +11,7 @@ whole model, or it is traced whole.
 import logging
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ from yrunner.models.layers.llama_layers import shorten_layers
 from yrunner.models.meta import fake_mode_of
 from yrunner.models.scratch import BUILD_ERRORS
 from yrunner.models.size import state_bytes
-from yrunner.training.arguments import OF_BITSANDBYTES, make_optimizer, matrices_apart
+from yrunner.training.arguments import OF_BITSANDBYTES, make_optimizer
 
 Kind = Literal["weights", "gradients", "optimizer", "activations", "copies"]
 """Copies: weights that autocast casts to another dtype; they count as activations."""
@@ -245,8 +245,7 @@ def trace_step(
         )
     parameters = list(model.parameters())
     trained = [parameter for parameter in parameters if parameter.requires_grad]
-    groups = list(matrices_apart(model, {"params": trained})) if optimizer == "muon" else trained
-    updater = weightless_optimizer(optimizer, groups, foreach=foreach)
+    updater = weightless_optimizer(optimizer, trained, foreach=foreach)
     live = LiveBytes(fake_mode_of(model))
     live.assign([*parameters, *model.buffers()], "weights")
     try:
@@ -283,12 +282,9 @@ def _loss_of(model: Any, called: Any, micro_batch: Mapping[str, Tensor]) -> Any:
 
 
 def weightless_optimizer(
-    name: str, parameters: Sequence[Any], *, foreach: bool
+    name: str, parameters: list[nn.Parameter], *, foreach: bool
 ) -> torch.optim.Optimizer:
-    """The optimizer of `train.optimizer`; for one of bitsandbytes, a torch one no smaller.
-
-    Of weights that are not grouped, Muon takes each for no matrix: it remembers less of one.
-    """
+    """The optimizer of `train.optimizer`; for one of bitsandbytes, a torch one no smaller."""
     name = "adamw_torch" if name in OF_BITSANDBYTES else name
     return make_optimizer(name, parameters, rate=1e-3, foreach=foreach)
 
