@@ -46,7 +46,7 @@ UNNEEDED = ("bitsandbytes", "scipy")
 """What peft and transformers import, each as long as peft itself, for weights in 4 or 8 bits, whose
 code imports it again, and for the losses of image models."""
 OBJECTS_BEFORE_COLLECTING = 10_000
-"""Of imports, which leave hardly any garbage and a hundred thousands of objects to look at."""
+"""While importing, which leaves hardly any garbage, and hundreds of thousands of objects."""
 TELEMETRY_SWITCHES = {
     "DO_NOT_TRACK": "1",  # honoured by the Hub's client and others
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -114,10 +114,10 @@ def exiting_on_interrupt() -> Iterator[None]:
 
 @contextmanager
 def collecting_rarely() -> Iterator[None]:
-    """Around the imports of a process: hardly collect garbage, and never look at them again.
+    """Hardly collect garbage during the imports of a process, and never search their objects again.
 
-    Python would go through all objects at each quarter more, and through modules and classes, which
-    stay to the end, for ever after.
+    Python would search all objects whenever their number has grown by a quarter, and the modules
+    and classes, which stay to the end, in every later collection too.
     """
     if "torch" in sys.modules:
         # Not its first imports: freezing would keep the garbage of what it has done before.

@@ -116,6 +116,8 @@ def test_every_arm_is_trained_and_measured_at_every_checkpoint(trial, finished):
         assert arm["updates"] == 8
         assert [point["step"] for point in arm["seeds"]["0"]] == [4, 8]
     assert found["notes"] == []
+    assert set(found["at_validation_loss"]) == {"nlirg", "plain"}
+    assert found["at_validation_loss"]["plain"]["steps"]["0"] <= 8
     measures = {"domain", "general", "memorised"}
     assert set(found["at_the_end"]["plain"]["minus_the_first"]) == measures
     assert {"corrected", "repetition_4"} < set(found["at_the_end"]["plain"]["figures"])
@@ -154,13 +156,28 @@ def test_runs_with_other_settings_are_refused_and_replaced_only_when_asked(trial
     changed = ["train.learning_rate=1e-3"]
     refusal = (
         r"nlirg-seed-0 was trained with other settings: recipe\.train\.learning_rate "
-        r"\(and 1 more runs\)\. Set them back"
+        r"\(and 1 more run\)\. Set them back"
     )
     with pytest.raises(RunError, match=refusal):
         compare(TRIAL, changed)
     assert commands == []
     compare(TRIAL, changed, only="plain", overwrite=True)
     assert commands == ["plain train --overwrite", "plain measure"]
+
+
+def test_a_run_whose_sort_is_gone_is_refused_with_the_command_that_sorts(trial, commands):
+    content = yaml.safe_load(trial.read_text("utf-8"))
+    content["compare"]["arms"]["sorted"] = {"data.train": [{"sorted": "rows.yaml"}]}
+    rows = {"train": content["data"]["train"]}
+    write_recipe(Path("rows.yaml"), {"name": "rows", "model": content["model"], "data": rows})
+    write_recipe(trial, content)
+    shutil.copytree(ARMS / "plain-seed-0", ARMS / "sorted-seed-0")
+    with pytest.raises(
+        RunError,
+        match=r"sorted-seed-0 was trained .* Run `yrun sort \S+rows\.yaml`, whose result",
+    ):
+        compare(TRIAL, [], only="sorted")
+    assert commands == []
 
 
 def test_a_failed_arm_leaves_the_others_and_is_tried_again_alone(trial, commands, capfd):

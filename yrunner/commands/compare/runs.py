@@ -14,6 +14,7 @@ from yrunner.assembly.run import Run
 from yrunner.commands.compare.jobs import Command, Job
 from yrunner.commands.compare.measure import measure_key
 from yrunner.commands.compare.points import Measurement
+from yrunner.console import counted
 from yrunner.errors import RunError
 from yrunner.recipe.arms import Arm
 from yrunner.recipe.load import load_recipe
@@ -111,12 +112,20 @@ def plan_runs(
 def refuse_changed(changed: Sequence[ArmRun]) -> NoReturn:
     """Raise `RunError`: these folders have runs with other settings, which may be valuable."""
     first = changed[0]
-    others = f" (and {len(changed) - 1:,} more runs)" if len(changed) > 1 else ""
+    others = f" (and {counted(len(changed) - 1, 'more run')})" if len(changed) > 1 else ""
+    unsorted = [
+        f"yrun sort {sorting.options.arguments}"
+        for sorting in Run(first.recipe).sorts
+        if sorting.stale_sort() is not None
+    ]
+    # Without the sort, the run's rows seem to be all of the file.
+    what = "; ".join(unsorted)
+    sort_first = f"run `{what}`, whose result is missing or old, or " if unsorted else ""
     raise RunError(
         f"{first.run_dir.folder} was trained with other settings: "
         f"{', '.join(first.changes())}{others}",
-        remedy="set them back, give the recipe another output, or train these runs again with "
-        "--overwrite",
+        remedy=f"{sort_first}set them back, give the recipe another output, or train these runs "
+        "again with --overwrite",
     )
 
 

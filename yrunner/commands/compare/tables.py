@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from operator import attrgetter
+from typing import Any, TypeVar
 
 from yrunner.commands.compare.figures import (
     Between,
@@ -74,6 +75,7 @@ DRAWN_CAPTION = (
 
 Details = Callable[[Point], Mapping[str, float]]
 """Finer figures of a point, by column title."""
+AnyPoint = TypeVar("AnyPoint", Point, Between)
 
 
 @dataclass(frozen=True)
@@ -118,9 +120,8 @@ class Experiment:
         }
         if not all(0 in losses[arm].get(seed, {}) for arm in losses for seed in self.curves[arm]):
             return None
-        threshold = self.validation_loss
-        if threshold is None:
-            threshold = loss_threshold(losses)
+        given = self.validation_loss
+        threshold = loss_threshold(losses) if given is None else given
         chosen = at_validation_loss(
             self.curves,
             self.bases,
@@ -208,7 +209,7 @@ def loss_table(experiment: Experiment) -> list[Table]:
     columns = [*(MEASURE_WORDS[measure] for measure in experiment.measures), *others]
     rows: list[list[Cell]] = []
     for arm, points in chosen.items():
-        spreads = _loss_spreads(points)
+        spreads = detail_spreads(points, attrgetter("figures"))
         runs = f"{len(points)} of {len(experiment.seeds)}"
         update = spread(point.step for point in points.values())
         rows.append(
@@ -222,15 +223,6 @@ def loss_table(experiment: Experiment) -> list[Table]:
         )
     title = f"At equal validation loss ({threshold:.3g} nats)"
     return [Table(title, ["arm", "runs", "update", *columns], rows, LOSS_CAPTION)]
-
-
-def _loss_spreads(points: Mapping[int, Between]) -> dict[str, Spread]:
-    found: dict[str, list[float]] = {}
-    for point in points.values():
-        for name, figure in point.figures.items():
-            found.setdefault(name, []).append(figure)
-    spreads = {name: spread(figures) for name, figures in found.items()}
-    return {name: each for name, each in spreads.items() if each is not None}
 
 
 def difference_table(experiment: Experiment, title: str, chosen: Chosen) -> Table:
@@ -361,7 +353,9 @@ def fault_shares(point: Point) -> dict[str, float]:
     return {} if faults is None else faults.by_kind
 
 
-def detail_spreads(points: Mapping[int, Point], details: Details) -> dict[str, Spread]:
+def detail_spreads(
+    points: Mapping[int, AnyPoint], details: Callable[[AnyPoint], Mapping[str, float]]
+) -> dict[str, Spread]:
     """Finer figures of an arm over its seeds."""
     shares = [details(point) for point in points.values()]
     names = shares[0] if shares else ()
@@ -436,7 +430,10 @@ def _loss_json(experiment: Experiment) -> dict[str, Any]:
     arms = {
         arm: {
             "steps": {str(seed): point.step for seed, point in points.items()},
-            "figures": {name: vars(each) for name, each in _loss_spreads(points).items()},
+            "figures": {
+                name: vars(each)
+                for name, each in detail_spreads(points, attrgetter("figures")).items()
+            },
         }
         for arm, points in chosen.items()
     }
