@@ -92,17 +92,17 @@ def test_gradients_with_dropout_are_those_of_the_drawn_mask(tokenizer, ids_BT, m
     theirs, ours = tuned_pair(tokenizer, dropout=0.5)
     masks = []
 
-    def draw(x_TD, share):
-        torch.manual_seed(x_TD.ndim)  # every layer of a width drops the same places
-        masks.append(torch.rand(x_TD.shape) < share)
-        return masks[-1], 1 - share
+    def draw(layer, shape, device):
+        torch.manual_seed(2)  # every layer of a width drops the same places
+        masks.append((torch.rand(tuple(shape), device=device) >= 0.5).view(torch.uint8))
+        return masks[-1], 0.5
 
     class Drop(nn.Module):
         def forward(self, x_BTD):
             torch.manual_seed(2)
             return x_BTD * (torch.rand(x_BTD.flatten(0, 1).shape) >= 0.5).view_as(x_BTD) / 0.5
 
-    monkeypatch.setattr(joined_lora, "_draw_dropped", draw)
+    monkeypatch.setattr(joined_lora, "draw_mask", draw)
     for module in theirs.modules():
         if hasattr(module, "lora_dropout"):
             module.lora_dropout["default"] = Drop()

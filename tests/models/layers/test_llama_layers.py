@@ -9,6 +9,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from tests.models.conftest import MODEL_TYPES, tiny_config
 from yrunner.models.layers import llama_layers
+from yrunner.models.layers.joined_lora import join_lora
 from yrunner.models.layers.llama_layers import _JoinedMlp, _ShortNorm, shorten_layers
 from yrunner.models.scratch import build_model
 from yrunner.models.tuning import apply_tuning
@@ -76,20 +77,28 @@ def test_other_forms_are_left_to_transformers(model_type, changes, mlps, norms, 
     are_close(logits_and_gradients(ours, ids_BT), logits_and_gradients(theirs, ids_BT))
 
 
-@pytest.mark.parametrize("tuning", [{"dropout": 0.3}, {"targets": ["q_proj", "up_proj"]}])
-def test_an_mlp_with_dropout_or_without_an_adapter_is_computed_layer_by_layer(
-    tuning, tokenizer, ids_BT, monkeypatch
+def test_an_mlp_drops_what_its_layers_would_drop_one_by_one(tokenizer, ids_BT):
+    layers, _ = tuned_pair(tokenizer, dropout=0.3)
+    joined = deepcopy(layers)
+    join_lora(layers)
+    shorten_layers(joined)
+    assert patched(joined, _JoinedMlp)
+    found = []
+    for model in (joined, layers):
+        torch.manual_seed(3)
+        found.append(logits_and_gradients(model, ids_BT))
+    are_close(*found)
+    torch.manual_seed(4)
+    others = logits_and_gradients(layers, ids_BT)
+    assert not torch.equal(others["logits"], found[0]["logits"]), "nothing was dropped"
+
+
+def test_an_mlp_with_a_layer_without_an_adapter_is_computed_layer_by_layer(
+    tokenizer, ids_BT, monkeypatch
 ):
-    theirs, ours = tuned_pair(tokenizer, **tuning)
+    theirs, ours = tuned_pair(tokenizer, targets=["q_proj", "up_proj"])
     monkeypatch.setattr(llama_layers, "_mlp", None)
-    found = logits_and_gradients(ours, ids_BT)
-    if "dropout" not in tuning:
-        are_close(found, logits_and_gradients(theirs, ids_BT))
-    for model in (theirs, ours):
-        model.eval()
-    if "dropout" in tuning:
-        with pytest.raises(TypeError):  # none is dropped, so the MLP is joined
-            logits_and_gradients(ours, ids_BT)
+    are_close(logits_and_gradients(ours, ids_BT), logits_and_gradients(theirs, ids_BT))
 
 
 def test_the_forward_pass_is_the_same_bit_for_bit_with_and_without_gradient(tokenizer, ids_BT):

@@ -31,7 +31,13 @@ from transformers.models.llama.modeling_llama import (
     rotate_half,
 )
 
-from yrunner.models.layers.joined_lora import GroupWeights, join_lora, joined_weights
+from yrunner.models.layers.joined_lora import (
+    GroupWeights,
+    draw_mask,
+    join_lora,
+    joined_weights,
+    mask_,
+)
 
 ROTARY = apply_rotary_pos_emb.__name__
 """The function of a model's code that turns queries and keys by their positions."""
@@ -97,10 +103,9 @@ def _rotate(
     q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1
 ) -> tuple[Tensor, Tensor]:
     """Queries and keys, each of shape [B, H, T, D], turned by their positions."""
-    cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
-    return _rotation(q, cos.to(q.dtype), sin.to(q.dtype)), _rotation(
-        k, cos.to(k.dtype), sin.to(k.dtype)
-    )
+    # Converted once for both; for keys of another dtype again.
+    cos, sin = (it.unsqueeze(unsqueeze_dim).to(q.dtype) for it in (cos, sin))
+    return _rotation(q, cos, sin), _rotation(k, cos.to(k.dtype), sin.to(k.dtype))
 
 
 class _Rotation(torch.autograd.Function):
@@ -146,23 +151,40 @@ class _JoinedMlp:
         if joined is None:
             return self.original(x)
         scales, weights = joined
-        output_TD: Tensor = _mlp(x.reshape(-1, x.shape[-1]), scales, *weights)
+        x_TD = x.reshape(-1, x.shape[-1])
+        inner_size = len(layers[0].base_layer.weight)
+        mask_TD, kept_share = draw_mask(layers[0], x_TD.shape, x.device)
+        mask_TF, inner_share = draw_mask(layers[2], (len(x_TD), inner_size), x.device)
+        shares = (kept_share, kept_share, inner_share)
+        scales = [scale / share for scale, share in zip(scales, shares, strict=True)]
+        output_TD: Tensor = _mlp(x_TD, mask_TD, mask_TF, scales, *weights)
         return output_TD.view(*x.shape[:-1], -1)
 
 
 class _Mlp(torch.autograd.Function):
-    """The output, of shape [T, D], in the dtype of the frozen weights; gradients of x, A and B."""
+    """The output, of shape [T, D], in the dtype of the frozen weights; gradients of x, A and B.
+
+    A dropout's factor 1 / kept share is in the scales.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x_TD: Tensor, scales: list[float], *weights: Any) -> Tensor:
+    def forward(
+        ctx: Any,
+        x_TD: Tensor,
+        mask_TD: Tensor | None,
+        mask_TF: Tensor | None,
+        scales: list[float],
+        *weights: Any,
+    ) -> Tensor:
         """`weights`: W, b (or None), A and B of gate, up and down projection."""
         with torch.autocast(x_TD.device.type, enabled=False):
             wide = GroupWeights.of(weights[:8], scales[:2])
             down = GroupWeights.of(weights[8:], scales[2:])
-            (gate_TF, up_TF), kept_TD, low_TR = wide.forward(x_TD)
-            (output_TD,), _, inner_TR = down.forward(nn.functional.silu(gate_TF).mul_(up_TF))
+            (gate_TF, up_TF), kept_TD, low_TR = wide.forward(x_TD, mask_TD)
+            inner_TF = nn.functional.silu(gate_TF).mul_(up_TF)
+            (output_TD,), _, inner_TR = down.forward(inner_TF, mask_TF)
         ctx.x_dtype, ctx.scales = x_TD.dtype, scales
-        saved = (kept_TD, low_TR, gate_TF, up_TF, inner_TR)
+        saved = (kept_TD, mask_TD, low_TR, gate_TF, up_TF, mask_TF, inner_TR)
         ctx.save_for_backward(*saved, *wide.tensors(), *down.tensors())
         return output_TD
 
@@ -170,22 +192,24 @@ class _Mlp(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient_TD: Tensor) -> tuple[Any, ...]:
         """The gradients of the inputs of `forward`."""
-        kept_TD, low_TR, gate_TF, up_TF, inner_TR, *tensors = ctx.saved_tensors
+        kept_TD, mask_TD, low_TR, gate_TF, up_TF, mask_TF, inner_TR, *tensors = ctx.saved_tensors
         with torch.autocast(gradient_TD.device.type, enabled=False):
             wide = GroupWeights.from_tensors(tensors[:5], ctx.scales[:2])
             down = GroupWeights.from_tensors(tensors[5:], ctx.scales[2:])
             of_output = (gradient_TD.to(gate_TF.dtype),)
             active_TF = nn.functional.silu(gate_TF)
-            inner_low, of_down = down.weight_gradients(of_output, active_TF * up_TF, inner_TR)
-            inner_gradient_TF = down.input_gradient(of_output, inner_low)
+            inner_TF = mask_(active_TF * up_TF, mask_TF)
+            inner_low, of_down = down.weight_gradients(of_output, inner_TF, inner_TR)
+            inner_gradient_TF = down.input_gradient(of_output, inner_low, mask_TF)
             up_gradient_TF = active_TF.mul_(inner_gradient_TF)
             gate_gradient_TF = torch.ops.aten.silu_backward(inner_gradient_TF.mul_(up_TF), gate_TF)
             gradients = (gate_gradient_TF, up_gradient_TF)
             low_gradient_TR, of_wide = wide.weight_gradients(gradients, kept_TD, low_TR)
             x_gradient_TD = None
             if ctx.needs_input_grad[0]:
-                x_gradient_TD = wide.input_gradient(gradients, low_gradient_TR).to(ctx.x_dtype)
-        return x_gradient_TD, None, *of_wide, *of_down
+                x_gradient_TD = wide.input_gradient(gradients, low_gradient_TR, mask_TD)
+                x_gradient_TD = x_gradient_TD.to(ctx.x_dtype)
+        return x_gradient_TD, None, None, None, *of_wide, *of_down
 
 
 _mlp: Any = _Mlp.apply
