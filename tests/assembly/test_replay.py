@@ -216,6 +216,13 @@ def test_out_of_time_there_are_fewer_rows_and_more_time_adds_to_them(run, pen, c
     assert written_rows(run, ReplayWriting(write_minutes=90), wanted).rows == all_rows.rows
 
 
+def test_a_key_that_a_recipe_without_keep_does_not_have_is_not_named(run, pen, clock, capsys):
+    pen.in_batch = 1
+    written_rows(run, ReplayWriting(write_minutes=0.1), Wanted(drift_rows=50))
+    said = capsys.readouterr().err
+    assert "drift rows instead of 50 in 0.1 minutes" in said and "keep.write" not in said
+
+
 def test_no_row_is_begun_that_the_time_does_not_suffice_for(run, pen, clock):
     pen.in_batch = 8
     written_rows(run, ReplayWriting(write_minutes=2), Wanted(rows=200))

@@ -55,6 +55,11 @@ class Wanted:
         """Under the names of the files and of the keys in replay.json."""
         return {"held_out": self.drift_rows, "rows": self.rows}
 
+    @property
+    def key_of_minutes(self) -> str:
+        """The key that sets the time, if the recipe has it: without `keep` there are drift rows."""
+        return " (keep.write_minutes)" if self.rows else ""
+
 
 @dataclass
 class ReplayStore:
@@ -272,11 +277,12 @@ class Pace:
             return
         self._estimated = True
         speed, most = self._tokens / self._seconds, 60 * self._minutes
+        key = self._queue.wanted.key_of_minutes
         seconds = self._at_first * TOKENS_OF_A_ROW / speed
         say(
             f"{num_rows(self._at_first)} of about {TOKENS_OF_A_ROW} tokens at {speed:,.0f} "
             f"tokens/s take about {format_duration(seconds)}"
-            + (f"; keep.write_minutes ends it at {format_duration(most)}" * (seconds > most))
+            + (f"; it ends at {format_duration(most)}{key}" * (seconds > most))
         )
 
     def describe(self) -> str:
@@ -302,7 +308,7 @@ def check_counts(queue: DraftQueue, minutes: float) -> None:
         + f"; in {store.folder.folder}"
     )
     unit = "minute" if minutes == 1 else "minutes"
-    out_of_time = f"in {minutes:g} {unit} (keep.write_minutes)"
+    out_of_time = f"in {minutes:g} {unit}{wanted.key_of_minutes}"
     for series, number in wanted.by_series().items():
         found = store.count(series, wanted)
         in_time = queue.is_over(series)
