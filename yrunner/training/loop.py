@@ -130,6 +130,8 @@ class Trainer:
             self.model.activation_checkpointing_enable(again)
         rates = (self.lora_plus_ratio, self.critic_rate)
         optimizer = optimizer_for(self.model, self.arguments, *rates)
+        ids = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
+        self.trained = [weight for weight in self.model.parameters() if id(weight) in ids]
         self.called, self.optimizer = self.accelerator.prepare(self.model, optimizer)
         kind, warmup = self.arguments.lr_scheduler_type, int(self.arguments.warmup_steps)
         self.schedule = get_scheduler(kind, self.optimizer, warmup, self.plan.num_updates)
@@ -146,7 +148,8 @@ class Trainer:
     def _update(self, batches: list[Batch]) -> None:
         """One optimizer update on this rank's micro-batches."""
         self.before_update = Snapshot(self.objective.sums.values())
-        self.called.train()
+        if not (self.called.training and self.model.training):
+            self.called.train()  # goes through every module, which takes a percent of an update
         self.objective.begin_update(self.model, batches, self.device)
         for number, batch in enumerate(batches):
             is_last = number == len(batches) - 1
@@ -162,7 +165,11 @@ class Trainer:
         rate = self.schedule.get_last_lr()[0]
         if not self.accelerator.optimizer_step_was_skipped:
             self.schedule.step()
-        self.called.zero_grad()
+        if self.zero is None:
+            for weight in self.trained:
+                weight.grad = None
+        else:
+            self.called.zero_grad()
         self.before_update = None
         self.state.global_step += 1
         self._after_update({"grad_norm": norm, "learning_rate": rate})
@@ -186,7 +193,7 @@ class Trainer:
             self.accelerator.backward(loss, scale_wrt_gas=False)
 
     def _multiply_gradients(self, factor: Tensor) -> None:
-        for weight in self.model.parameters():
+        for weight in self.trained:
             if weight.grad is not None:
                 weight.grad.mul_(factor)
 
@@ -206,7 +213,7 @@ class Trainer:
     def _clip_and_judge(self) -> float:
         """Clip the gradient, and let the spike guard judge the update before the step."""
         longest = self.arguments.max_grad_norm or inf
-        norm = float(self.accelerator.clip_grad_norm_(self.called.parameters(), longest))
+        norm = float(self.accelerator.clip_grad_norm_(self.trained, longest))
         # Summed over ranks: they have to stop together.
         sums_R = sum_over_ranks(self.objective.guard.take())
         # float16: the gradient scaler handles gradients that are not finite.
