@@ -163,12 +163,22 @@ def test_progress_in_a_log_is_a_line_per_quarter_without_control_characters(caps
     ]
 
 
-@pytest.mark.parametrize("total", [0, 1, 3])
+@pytest.mark.parametrize("total", [1, 3])
 def test_progress_of_little_work_says_nothing_wrong(capsys, total):
     with console.progress("few", total) as advance:
         for _ in range(total):
             advance(1)
     assert capsys.readouterr().err.count("\n") <= 1 + total
+
+
+def test_progress_of_nothing_shows_nothing(capsys, use_terminal):
+    with console.progress("losses", 0) as advance:
+        advance(1)
+    assert capsys.readouterr().err == ""
+    _, stderr = use_terminal()
+    with console.progress("losses", 0) as advance:
+        advance(1)
+    assert stderr.getvalue() == ""
 
 
 @pytest.mark.parametrize("steps", [[6, 6], [25], [3, 3, 3, 3]])

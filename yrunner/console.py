@@ -8,7 +8,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
@@ -116,8 +116,10 @@ def progress(
     """Show progress on standard error: `with progress(...) as advance: advance(1)`.
 
     On a terminal a bar with the time left; elsewhere a line at the start and at each quarter.
-    `detail` says how it goes, in place of the bar's own time left.
+    `detail` says how it goes, in place of the bar's own time left. Nothing to do shows nothing.
     """
+    if not total:
+        return nullcontext(lambda _: None)
     # Two live views cannot share a terminal: if one is already shown, print lines.
     if is_terminal(sys.stderr) and not hasattr(sys.stderr, "rich_proxied_file"):
         return _progress_bar(printable(description), total, detail)
@@ -267,7 +269,7 @@ def _progress_lines(
     def advance(num_done: int = 1) -> None:
         nonlocal done, quarters_said
         done = min(total, done + num_done)
-        quarters = min(4, 4 * done // total) if total > 0 else 0
+        quarters = min(4, 4 * done // total)
         if quarters > quarters_said:
             quarters_said = quarters
             said = f", {detail()}" if detail else ""

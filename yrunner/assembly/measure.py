@@ -277,7 +277,7 @@ def _score_watched(
     run: Run, model: Any, examples: Examples, rows: Sequence[int], when: str
 ) -> list[TokenScores]:
     chosen = [examples[row] for row in rows]
-    return score_rows(run, model, chosen, f"losses, {when} training") if chosen else []
+    return score_rows(run, model, chosen, f"losses, {when} training")
 
 
 def _losses_of(scores: Sequence[TokenScores]) -> list[float]:
