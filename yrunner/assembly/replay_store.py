@@ -282,7 +282,7 @@ class Pace:
         say(
             f"{num_rows(self._at_first)} of about {TOKENS_OF_A_ROW} tokens at {speed:,.0f} "
             f"tokens/s take about {format_duration(seconds)}"
-            + (f"; it ends at {format_duration(most)}{key}" * (seconds > most))
+            + (f"; writing ends at {format_duration(most)}{key}" * (seconds > most))
         )
 
     def describe(self) -> str:

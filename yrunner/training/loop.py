@@ -165,11 +165,7 @@ class Trainer:
         rate = self.schedule.get_last_lr()[0]
         if not self.accelerator.optimizer_step_was_skipped:
             self.schedule.step()
-        if self.zero is None:
-            for weight in self.trained:
-                weight.grad = None
-        else:
-            self.called.zero_grad()
+        self.optimizer.zero_grad()
         self.before_update = None
         self.state.global_step += 1
         self._after_update({"grad_norm": norm, "learning_rate": rate})

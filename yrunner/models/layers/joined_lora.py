@@ -35,7 +35,7 @@ GROUPS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 FRACTIONS = 2**16
 """A dropout probability is rounded to such a part."""
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-"""By bytes."""
+"""Those with as many bytes as a number of x."""
 IN_FLOAT32: ContextVar[bool] = ContextVar("IN_FLOAT32", default=False)
 """Whether layers that compute in half precision return float32."""
 
