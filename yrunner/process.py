@@ -56,6 +56,16 @@ TELEMETRY_SWITCHES = {
 """Environment variables that libraries read on import; none changes results."""
 
 
+def print_ending(_code: int, message: str) -> None:
+    """Print why the command failed."""
+    if message:
+        fail(message)
+
+
+_reporting: list[Callable[[int, str], object]] = [print_ending]
+"""What reports how this process ends, for the handlers of signals, which end it themselves."""
+
+
 def disable_telemetry() -> None:
     """Turn off the libraries' telemetry, here and in child processes, unless the user set it."""
     for name, value in TELEMETRY_SWITCHES.items():
@@ -97,7 +107,7 @@ def exiting_on_interrupt() -> Iterator[None]:
     """
 
     def stop(_number: int, _frame: object) -> None:
-        fail(STOPPED)
+        _reporting[0](128 + signal.SIGINT, STOPPED)
         os._exit(128 + signal.SIGINT)
 
     previous = signal.signal(signal.SIGINT, stop)
@@ -148,12 +158,6 @@ def seemingly_absent(*modules: str) -> Iterator[None]:
             del sys.modules[module]
 
 
-def print_ending(_code: int, message: str) -> None:
-    """Print why the command failed."""
-    if message:
-        fail(message)
-
-
 def run_to_exit(
     command: Callable[[], object], report: Callable[[int, str], object] = print_ending
 ) -> None:
@@ -161,6 +165,7 @@ def run_to_exit(
 
     `report` receives the exit code, and a message if it is not 0.
     """
+    _reporting[0] = report
     try:
         command()
     except YRunnerError as error:
@@ -170,8 +175,9 @@ def run_to_exit(
         report(128 + signal.SIGINT, STOPPED)
         sys.exit(128 + signal.SIGINT)
     except SystemExit as error:
-        # Typer raises this when a command has finished.
-        report(error.code if isinstance(error.code, int) else 1, "")
+        # Typer raises this when a command has finished, and instead of a KeyboardInterrupt.
+        code = error.code if isinstance(error.code, int) else 1
+        report(code, STOPPED if code == 128 + signal.SIGINT else "")
         raise
     except BrokenPipeError:
         # The reader has closed the pipe (`yrun schema | head`); not an error.

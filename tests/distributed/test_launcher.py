@@ -1,5 +1,6 @@
 """Launching ranks: the first failure is reported, and no process is left behind."""
 
+import json
 import os
 import signal
 import subprocess
@@ -42,15 +43,17 @@ def work():
     print("rank", rank, "warns", file=sys.stderr, flush=True)
 {work}
 
+{starts}
 die_with_command()
 run_to_exit(work, set_up_rank())
 """
 
 
-def command(folder: Path, work: str) -> list[str]:
-    """The command that starts two ranks that do `work`."""
+def command(folder: Path, work: str, starts: str = "") -> list[str]:
+    """The command that starts two ranks that do `starts` before they register, then `work`."""
     lines = "".join(f"    {line}\n" for line in work.strip().splitlines())
-    return [sys.executable, "-c", LAUNCHER, RANK.format(folder=str(folder), work=lines)]
+    rank = RANK.format(folder=str(folder), work=lines, starts=starts)
+    return [sys.executable, "-c", LAUNCHER, rank]
 
 
 def children() -> list[str]:
@@ -125,6 +128,26 @@ raise RuntimeError("connection closed by peer")
         run_ranks(command(tmp_path, work), {})
 
 
+def test_a_rank_that_is_still_starting_when_another_fails_ends_too(tmp_path):
+    """It wrote into the folder of the endings while that was removed, and outlived the command."""
+    starts = """
+if rank == 0:
+    import os
+    (folder / "its pid").write_text(str(os.getpid()))
+    (folder / "its pid").rename(folder / "pid")
+    time.sleep(3600)
+"""
+    work = """
+while not (folder / "pid").exists():
+    time.sleep(0.01)
+raise DataError(Path("rows.jsonl"), "row 7 is broken", remedy="mend it")
+"""
+    with pytest.raises(RanksFailed, match="row 7 is broken"):
+        run_ranks(command(tmp_path, work, starts), {})
+    pid = int((tmp_path / "pid").read_text())
+    assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_reaches_every_process_once_and_all_report_how_they_ended(tmp_path, number):
     work = """
@@ -151,6 +174,56 @@ raise Interrupted(came[0], 5, folder, remedy="go on")
     assert {path.name for path in tmp_path.glob("stopped-*")} == {"stopped-0-1", "stopped-1-1"}
     assert signal.getsignal(number) is not None
     assert children() == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_comes_while_the_ranks_start_stops_them(tmp_path, number):
+    """It was lost, and the run went on."""
+    starts = """
+(folder / f"starting-{rank}").touch()
+while not (folder / "signalled").exists():
+    time.sleep(0.01)
+"""
+
+    def stop_while_starting() -> None:
+        while len(list(tmp_path.glob("starting-*"))) < 2:
+            time.sleep(0.01)
+        os.kill(os.getpid(), number)
+        time.sleep(0.3)
+        (tmp_path / "signalled").touch()
+
+    threading.Thread(target=stop_while_starting, daemon=True).start()
+    started = time.monotonic()
+    with pytest.raises(RanksFailed, match="stopped") as caught:
+        run_ranks(command(tmp_path, "time.sleep(3600)", starts), {})
+    assert caught.value.exit_code == 128 + number
+    assert time.monotonic() - started < HANGS_AFTER
+    assert children() == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_rank_stopped_while_it_imports_reports_so_itself(tmp_path, number):
+    """Otherwise torch's launcher prints a long report of a failure."""
+    work = """
+from yrunner.process import exiting_on_interrupt
+with exiting_on_interrupt():
+    (folder / f"ready-{rank}").touch()
+    time.sleep(3600)
+"""
+    rank = command(tmp_path, work)[-1]
+    endings = tmp_path / "endings"
+    endings.mkdir()
+    environment = {**os.environ, "RANK": "0", "WORLD_SIZE": "1", "YRUNNER_ENDINGS": str(endings)}
+    process = subprocess.Popen([sys.executable, "-c", rank], env=environment)
+    while not (tmp_path / "ready-0").exists():
+        time.sleep(0.01)
+    process.send_signal(number)
+    while not (endings / "0.json").exists():
+        time.sleep(0.01)
+    ending = json.loads((endings / "0.json").read_text())
+    assert (ending["code"], ending["message"]) == (128 + number, "stopped")
+    process.kill()
+    process.wait()
 
 
 def test_the_processes_end_when_the_command_is_killed(tmp_path):

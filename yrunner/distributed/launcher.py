@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ import psutil
 
 from yrunner.distributed.topology import Topology
 from yrunner.errors import RunError, YRunnerError
+from yrunner.process import STOPPED
 
 ENDINGS = "YRUNNER_ENDINGS"
 """Environment variable: the folder where each rank writes how it ended."""
@@ -60,7 +61,7 @@ def current_rank() -> ProcessRank | None:
 
 
 def set_up_rank() -> Callable[[int, str], None] | None:
-    """Set up this process as a rank: silence all but rank 0.
+    """Set up this process as a rank: silence all but rank 0, report an end by SIGTERM or SIGUSR1.
 
     Returns the function that reports how the rank ended; None if nobody waits for that report.
     """
@@ -75,6 +76,13 @@ def set_up_rank() -> Callable[[int, str], None] | None:
             os.dup2(null, stream)
     if not is_awaited:
         return None
+
+    def stop(_number: int, _frame: object) -> None:
+        report_ending(process, 128 + signal.SIGTERM, STOPPED)
+        os._exit(128 + signal.SIGTERM)
+
+    for number in SIGNALS[1:]:
+        signal.signal(number, stop)
     _write(f"{process.rank}.pid", str(os.getpid()))
     return partial(report_ending, process)
 
@@ -111,15 +119,13 @@ def run_ranks(command: Sequence[str], environment: Mapping[str, str]) -> None:
             command, env={**os.environ, **environment, **own}, process_group=0
         )
         try:
-            with _forwarding_signals(ranks) as signals:
+            with _noting_signals() as signals:
                 while launcher.poll() is None and not ranks.have_failed():
                     time.sleep(SECONDS_BETWEEN_LOOKS)
+                    ranks.forward(signals)
                 failure = ranks.failure(signals, launcher.poll())
         finally:
-            # The launcher first, or it would print a long report of the failure.
-            launcher.kill()
-            launcher.wait()
-            ranks.send(signal.SIGKILL)
+            _end(launcher, ranks)
     if failure is not None:
         raise failure
 
@@ -161,6 +167,7 @@ class _Ranks:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._num_sent: dict[int, int] = {}
 
     def pids(self) -> dict[int, int]:
         files = self.folder.glob("*.pid")
@@ -186,13 +193,13 @@ class _Ranks:
         killed = self.killed()
         if killed and signals:
             number = signal.SIGINT if signals[0] == signal.SIGINT else signal.SIGTERM
-            return RanksFailed("stopped", 128 + number)
+            return RanksFailed(STOPPED, 128 + number)
         if killed:
             return RunError(
                 f"process {killed[0]} of the run was killed, possibly because memory ran out",
                 remedy="continue with --resume, and a smaller train.batch_size if it was memory",
             )
-        failed = [ending for ending in self._final_endings() if ending.code]
+        failed = [ending for ending in self._final_endings(signals) if ending.code]
         if failed:
             return RanksFailed(failed[0].message, failed[0].code)
         if code_of_launcher:
@@ -202,13 +209,15 @@ class _Ranks:
             )
         return None
 
-    def send(self, number: int) -> None:
-        """Send a signal to every rank that is alive."""
+    def forward(self, signals: Sequence[int]) -> None:
+        """Send every rank the signals that it has not received, which came before it registered."""
         for pid in self.pids().values():
-            if _is_alive(pid):
-                os.kill(pid, number)
+            for number in signals[self._num_sent.get(pid, 0) :]:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, number)
+                self._num_sent[pid] = self._num_sent.get(pid, 0) + 1
 
-    def _final_endings(self) -> list[_Ending]:
+    def _final_endings(self, signals: Sequence[int]) -> list[_Ending]:
         """The endings. After a stop signal, wait for all: they stop after the same update."""
         deadline = time.monotonic() + SECONDS_TO_END / 2
         while True:
@@ -218,23 +227,43 @@ class _Ranks:
             if not stopped or all_reported or time.monotonic() > deadline:
                 return endings
             time.sleep(SECONDS_BETWEEN_LOOKS)
+            self.forward(signals)
 
 
 @contextmanager
-def _forwarding_signals(ranks: _Ranks) -> Iterator[list[int]]:
-    """Forward stop signals to the ranks; yields the list of signals received."""
+def _noting_signals() -> Iterator[list[int]]:
+    """Note stop signals instead of ending by them; yields the list of signals received."""
     received: list[int] = []
-
-    def forward(number: int, _frame: object) -> None:
-        received.append(number)
-        ranks.send(number)
-
-    previous = {number: signal.signal(number, forward) for number in SIGNALS}
+    previous = {
+        number: signal.signal(number, lambda number, _frame: received.append(number))
+        for number in SIGNALS
+    }
     try:
         yield received
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def _end(launcher: subprocess.Popen[bytes], ranks: _Ranks) -> None:
+    """Kill the launcher and all it started; returns when none of them can write a file any more."""
+    try:
+        started = {child.pid for child in psutil.Process(launcher.pid).children(recursive=True)}
+    except psutil.NoSuchProcess:
+        started = set()
+    started.update(ranks.pids().values())
+    # The launcher first, or it would print a long report of the failure.
+    launcher.kill()
+    launcher.wait()
+    deadline = time.monotonic() + SECONDS_TO_END
+    while time.monotonic() < deadline:
+        alive = [pid for pid in started if _is_alive(pid)]
+        if not alive:
+            return
+        for pid in alive:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.01)
 
 
 def _is_alive(pid: int) -> bool:
