@@ -88,7 +88,7 @@ class Interrupted(YRunnerError):
 
 
 class Stopped(YRunnerError):
-    """A signal stopped work that the command in `remedy` continues."""
+    """A signal stopped work; the command in `remedy`, if any, continues it."""
 
     def __init__(
         self, signal_number: int, *, remedy: str = "run the same command again to continue"

@@ -128,6 +128,8 @@ def test_a_client_gets_the_answers_of_chat_streamed_and_not(
         assert server.wait(timeout=60) == 128 + signal.SIGINT
         output = server.communicate()[0].decode()
     assert "Traceback" not in output
+    assert output.splitlines()[-1] == "stopped"
+    assert output.count("stopped") == 1
     assert 'client.chat.completions.create(model="tuned"' in output
     assert not list(temporary.glob("yrun-serve-*"))
     assert not any(map(is_running, children)), "no process is left"

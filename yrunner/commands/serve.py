@@ -18,7 +18,7 @@ from huggingface_hub.constants import HF_HUB_CACHE
 from yrunner.assembly.run import Run
 from yrunner.console import say, warn
 from yrunner.distributed.launcher import COMMAND
-from yrunner.errors import MissingError, RunError
+from yrunner.errors import MissingError, RunError, Stopped
 from yrunner.models.adapters import find_adapter
 from yrunner.models.export.serving import (
     LOCALHOST,
@@ -204,7 +204,7 @@ def _say_how_to_ask(run: Run, name: str, host: str, port: int) -> None:
 def _run(command: list[str], folder: str | None = None) -> None:
     """Run a server until it ends or a signal comes, and leave no process of it.
 
-    Raises `RunError` if it fails, and `SystemExit` after a signal.
+    Raises `RunError` if it fails, and `Stopped` after a signal.
     """
     stopped_by: list[int] = []
     # In a session of its own Ctrl-C reaches it once, from here, and its own children end with it.
@@ -225,8 +225,7 @@ def _run(command: list[str], folder: str | None = None) -> None:
         for number, handler in previous.items():
             signal.signal(number, handler)
     if stopped_by:
-        say("stopped")
-        sys.exit(128 + stopped_by[0])
+        raise Stopped(stopped_by[0], remedy="")
     if code:
         raise RunError(
             f"{Path(command[0]).name} ended with exit code {code}", remedy="its own lines say why"
