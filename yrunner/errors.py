@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 REPORT_A_BUG = "this is a bug in yrunner; please report it with the lines above"
+STOPPED = "stopped"
+"""All that a command says that a signal ended before there was anything to go on with."""
 
 
 @dataclass(frozen=True, order=True)
@@ -93,7 +95,7 @@ class Stopped(YRunnerError):
     def __init__(
         self, signal_number: int, *, remedy: str = "run the same command again to continue"
     ) -> None:
-        super().__init__("stopped", remedy=remedy)
+        super().__init__(STOPPED, remedy=remedy)
         self.exit_code = 128 + signal_number
 
 

@@ -16,12 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from yrunner.console import fail, say, waiting
-from yrunner.errors import REPORT_A_BUG, YRunnerError
+from yrunner.errors import REPORT_A_BUG, STOPPED, YRunnerError
 
 if TYPE_CHECKING:
     from yrunner.recipe.schema.recipe import Recipe
-
-STOPPED = "stopped"
 
 DISK_REMEDIES = {
     errno.ENOSPC: "Free some disk space; --resume continues a run from its last checkpoint",

@@ -22,8 +22,7 @@ from threading import Thread
 import psutil
 
 from yrunner.distributed.topology import Topology
-from yrunner.errors import RunError, YRunnerError
-from yrunner.process import STOPPED
+from yrunner.errors import STOPPED, RunError, YRunnerError
 
 ENDINGS = "YRUNNER_ENDINGS"
 """Environment variable: the folder where each rank writes how it ended."""
