@@ -90,6 +90,9 @@ REWARDED = {
     "drift": {"rows": 0},
 }
 
+BRIEF = "eval.tasks=[{name: few, kind: answer, side: domain, data: test.jsonl, max_new_tokens: 4}]"
+"""Answers before and after that end soon: ZeRO 3 gathers all weights for each token of them."""
+
 
 @pytest.fixture
 def rewarded(trained_base):

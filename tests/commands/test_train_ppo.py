@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.commands.conftest import PREFERRED, REWARDED, records
+from tests.commands.conftest import BRIEF, PREFERRED, REWARDED, records
 from tests.project import write_recipe
 from yrunner.assembly.run import Run
 from yrunner.assembly.trainer import load_rewards, untrained_model
@@ -215,6 +215,7 @@ def test_two_ranks_end_where_one_does(acting, forks, more):
     rate = "train.learning_rate=1.0e-3"
     # The second cycle of answers is drawn from weights that have moved twice.
     others += ["rollout.updates_per_rollout=2", "data.validation=[]", "train.max_steps=3", rate]
+    others.append(BRIEF)
     two = [sys.executable, "-m", "yrunner.cli", "train", "ppo.yaml", "name=two", *others]
     run("name=one", *others)
     two += ["train.gradient_accumulation_steps=2", sharing]
@@ -233,16 +234,16 @@ def test_a_run_under_deepspeed_goes_on_as_if_nothing_had_been(acting, forks):
     """The critic too: its weights and their moments are part of the checkpoint."""
     settings = ["rollout.updates_per_rollout=2", "data.validation=[]", "train.checkpoint.every=1"]
     settings += ["distributed.deepspeed={stage: 3}", "train.checkpoint.keep=9"]
-    run("name=whole", *settings, "train.max_steps=3")
-    run("name=parts", *settings, "train.max_steps=3")
-    later = Path("outputs/parts/checkpoints")
+    settings += ["train.max_steps=3", "name=parts", BRIEF]
+    run(*settings)
+    whole = {part: trained("parts", part) for part in ("model", "critic")}
     for step in (2, 3):
-        shutil.rmtree(later / f"step-{step}")
-    for name in ("model", "critic"):
-        shutil.rmtree(f"outputs/parts/{name}")
-    run("name=parts", *settings, "train.max_steps=3", resume=True)
-    for part in ("model", "critic"):
-        known, found = trained("whole", part), trained("parts", part)
+        shutil.rmtree(f"outputs/parts/checkpoints/step-{step}")
+    for part in whole:
+        shutil.rmtree(f"outputs/parts/{part}")
+    run(*settings, resume=True)
+    for part, known in whole.items():
+        found = trained("parts", part)
         for name, weight in known.items():
             torch.testing.assert_close(weight, found[name], rtol=1e-6, atol=1e-7)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.commands.conftest import records
+from tests.commands.conftest import BRIEF, records
 from yrunner.commands.check.command import check
 from yrunner.commands.train import train
 from yrunner.errors import DataError, RunError, YRunnerError
@@ -123,7 +123,7 @@ def test_prompts_that_leave_no_room_for_an_answer_are_refused(rewarded):
 )
 def test_two_ranks_end_where_one_does(rewarded, sharing, forks):
     """Under ZeRO 3 in all weights, with the base as reference beside them."""
-    more = ["rollout.updates_per_rollout=2", "data.validation=[]"]
+    more = ["rollout.updates_per_rollout=2", "data.validation=[]", BRIEF]
     if "stage: 3" in sharing[0]:
         more += ["tuning={kind: full}", "train.learning_rate=1e-3", "train.max_steps=3"]
     two = [*YRUN, "rewarded.yaml", "name=two", "train.gradient_accumulation_steps=2"]
