@@ -202,9 +202,9 @@ def test_a_critic_that_is_no_adapter_is_refused_in_one_sentence(acting):
 @pytest.mark.parametrize(
     "more",
     [
-        ["distributed.processes=2"],
-        ["distributed={processes: 2, deepspeed: {stage: 2}}", "keep={kind: ewc, rows: 4}"],
-        ["distributed={processes: 2, deepspeed: {stage: 3}}", *JUDGED],
+        ["distributed.processes=2", BRIEF],
+        ["distributed={processes: 2, deepspeed: {stage: 2}}", "keep={kind: ewc, rows: 4}", BRIEF],
+        ["distributed={processes: 2, deepspeed: {stage: 3}}", *JUDGED, BRIEF],
         ["distributed={processes: 2, deepspeed: {stage: 3}}", "tuning={kind: full}"],
     ],
     ids=["ddp", "zero2", "zero3-adapters", "zero3-full"],
@@ -215,7 +215,6 @@ def test_two_ranks_end_where_one_does(acting, forks, more):
     rate = "train.learning_rate=1.0e-3"
     # The second cycle of answers is drawn from weights that have moved twice.
     others += ["rollout.updates_per_rollout=2", "data.validation=[]", "train.max_steps=3", rate]
-    others.append(BRIEF)
     two = [sys.executable, "-m", "yrunner.cli", "train", "ppo.yaml", "name=two", *others]
     run("name=one", *others)
     two += ["train.gradient_accumulation_steps=2", sharing]
