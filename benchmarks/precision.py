@@ -47,9 +47,9 @@ UPDATES_OF_A_LINE = 20
 UPDATES_TO_WARM_UP = 2
 THIN = 64
 """Products with a size up to this are LoRA's."""
-PRODUCTS = ("mm", "addmm", "addmm_", "bmm", "linear")
+PRODUCTS = ("mm", "addmm", "addmm_", "linear")
 PARTS = {
-    "attention": ("scaled_dot_product",),
+    "attention": ("scaled_dot_product", "bmm", "softmax", "_HalfAttention"),
     "activation of the MLP": ("silu",),
     "optimizer": ("adam", "Optimizer"),
     "copies and conversions": ("aten::copy_", "aten::cat", "aten::clone"),

@@ -4,10 +4,14 @@ from itertools import chain
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.models.conftest import MODEL_TYPES, SIZES, tiny_config
+from tests.rounding import rounding
+from yrunner.models.layers import example_attention
 from yrunner.models.layers.example_attention import BY_EXAMPLE, attend_by_example
+from yrunner.models.layers.llama_layers import shorten_layers
 from yrunner.models.scratch import build_model
 
 LENGTHS = (5, 1, 9, 2)
@@ -110,6 +114,73 @@ def test_a_model_that_cannot_attend_by_example_is_left_as_it_is(model_type, keys
     model.config._attn_implementation = attention
     assert not attend_by_example(model)
     assert model.config._attn_implementation == attention
+
+
+def attention_and_gradients(attend, inputs, signs_BTHD):
+    """Outputs of shape [B, T, H, D], and the gradients of queries, keys and values."""
+    inputs = [it.clone().requires_grad_() for it in inputs]
+    outputs = attend(*inputs)
+    (outputs * signs_BTHD).sum().backward()
+    return [outputs.detach(), *(it.grad for it in inputs)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("block", [4, 16, 256])
+@pytest.mark.parametrize(
+    "lengths", [[1], [23], [9, 2, 7, 23, 1, 40, 8]], ids=["a token", "alone", "several"]
+)
+def test_products_in_half_precision_are_attention_up_to_rounding(
+    dtype, block, lengths, monkeypatch
+):
+    monkeypatch.setattr(example_attention, "BLOCK", block)
+    torch.manual_seed(0)
+    heads, scale = (6, 2, 2), 0.3
+    inputs = [torch.randn(1, number, sum(lengths), 16) for number in heads]
+    positions = torch.cat([torch.arange(length) for length in lengths])[None]
+    signs_BTHD = torch.randn(1, sum(lengths), 6, 16)
+
+    def slow(query, key, value):
+        outputs = []
+        examples = (it.double().split(lengths, 2) for it in (query, key, value))
+        for q, k, v in zip(*examples, strict=True):
+            k, v = (it.repeat_interleave(3, 1) for it in (k, v))
+            hidden = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool).triu(1)
+            scores = (scale * q @ k.mT).masked_fill(hidden, -torch.inf)
+            outputs.append((scores.softmax(-1) @ v).transpose(1, 2))
+        return torch.cat(outputs, 1)
+
+    def ours(*inputs):
+        packing = example_attention._packing(positions, 2)
+        return example_attention._half_attention(*inputs, packing, scale, dtype)
+
+    found = attention_and_gradients(ours, inputs, signs_BTHD)
+    expected = attention_and_gradients(slow, inputs, signs_BTHD)
+    for it, exact in zip(found, expected, strict=True):
+        # A number is a sum of products of three that are rounded: scores, weights and a factor.
+        assert float((it - exact).norm()) <= rounding(float(exact.norm()), 3, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_model_in_half_precision_multiplies_in_it_and_no_other(dtype, tokenizer, monkeypatch):
+    model = get_peft_model(
+        model_of("llama", tokenizer).to(dtype), LoraConfig(target_modules="all-linear", r=4)
+    )
+    shorten_layers(model)
+    attend, seen = torch.nn.functional.scaled_dot_product_attention, []
+    examples = examples_of(model)
+
+    def look(query, *args, **kwargs):
+        seen.append(query.dtype)
+        return attend(query, *args, **kwargs)
+
+    with torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16):
+        assert attend_by_example(model)
+        monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", look)
+        in_one_row = logits_in_one_row(model, examples)
+        torch.testing.assert_close(
+            in_one_row, logits_alone(model, examples), rtol=0, atol=rounding(1.0, 8, dtype)
+        )
+    assert set(seen) == (set() if dtype == torch.bfloat16 else {torch.float32})
 
 
 def test_a_model_that_does_not_pass_positions_to_its_attention_is_left_as_it_is(qwen3):
