@@ -80,6 +80,8 @@ def set_up_rank() -> Callable[[int, str], None] | None:
         report_ending(process, 128 + signal.SIGTERM, STOPPED)
         os._exit(128 + signal.SIGTERM)
 
+    # Explicitly: what a script starts in the background inherits that SIGINT is ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in SIGNALS[1:]:
         signal.signal(number, stop)
     _write(f"{process.rank}.pid", str(os.getpid()))
