@@ -5,7 +5,7 @@ from pathlib import Path
 
 REPORT_A_BUG = "this is a bug in yrunner; please report it with the lines above"
 STOPPED = "stopped"
-"""All that a command says that a signal ended before there was anything to go on with."""
+"""What a command says when a signal ends it and it has nothing more to tell."""
 
 
 @dataclass(frozen=True, order=True)

@@ -11,6 +11,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -60,8 +61,8 @@ def print_ending(_code: int, message: str) -> None:
         fail(message)
 
 
-_reporting: list[Callable[[int, str], object]] = [print_ending]
-"""What reports how this process ends, for the handlers of signals, which end it themselves."""
+_REPORT: ContextVar[Callable[[int, str], object]] = ContextVar("_REPORT", default=print_ending)
+"""What reports how the command ends: for a handler of a signal, which ends the process itself."""
 
 
 def disable_telemetry() -> None:
@@ -105,7 +106,7 @@ def exiting_on_interrupt() -> Iterator[None]:
     """
 
     def stop(_number: int, _frame: object) -> None:
-        _reporting[0](128 + signal.SIGINT, STOPPED)
+        _REPORT.get()(128 + signal.SIGINT, STOPPED)
         os._exit(128 + signal.SIGINT)
 
     previous = signal.signal(signal.SIGINT, stop)
@@ -163,7 +164,7 @@ def run_to_exit(
 
     `report` receives the exit code, and a message if it is not 0.
     """
-    _reporting[0] = report
+    _REPORT.set(report)
     try:
         command()
     except YRunnerError as error:

@@ -135,7 +135,7 @@ if rank == 0:
     import os
     (folder / "its pid").write_text(str(os.getpid()))
     (folder / "its pid").rename(folder / "pid")
-    time.sleep(3600)
+    time.sleep(60)
 """
     work = """
 while not (folder / "pid").exists():

@@ -150,8 +150,8 @@ def test_products_in_half_precision_are_attention_up_to_rounding(
         return torch.cat(outputs, 1)
 
     def ours(*inputs):
-        packing = example_attention._packing(positions, 2)
-        return example_attention._half_attention(*inputs, packing, scale, dtype)
+        padding = example_attention._padding(positions, 2)
+        return example_attention._half_attention(*inputs, padding, scale, dtype)
 
     found = attention_and_gradients(ours, inputs, signs_BTHD)
     expected = attention_and_gradients(slow, inputs, signs_BTHD)

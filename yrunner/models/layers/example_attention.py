@@ -27,7 +27,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from yrunner.models.layers.joined_lora import IN_FLOAT32
+from yrunner.models.layers.joined_lora import COMPUTED_IN
 from yrunner.models.limits import has_windows, isolates_examples
 
 BY_EXAMPLE = "sdpa_by_example"
@@ -35,11 +35,12 @@ BY_EXAMPLE = "sdpa_by_example"
 BLOCK = 256
 """Queries of an example that are computed together."""
 MULTIPLE = 16
-"""Of which the length is, of examples that are padded: products and softmax take less time."""
-KEPT = 1.5
-"""Attention weights up to this size are kept for the backward pass, beside that of the queries."""
+"""Examples are padded to a multiple of so many tokens: products and softmax take less time."""
 LEAST_OF_LONGEST = 0.5
-"""How long an example is at least, beside the longest of those that it is padded with."""
+"""The shortest example of a batch has at least this part of the longest one's tokens."""
+KEPT = 1.5
+"""Attention weights are kept for the backward pass if they are at most so many times as large as
+the queries; larger ones are computed again."""
 
 
 def attend_by_example(model: Any) -> bool:
@@ -81,27 +82,28 @@ def _attend(
     key_BHTD: Tensor,
     value_BHTD: Tensor,
     attention_mask: Tensor | None,
-    dropout: float = 0.0,
-    scaling: float | None = None,
     position_ids: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """The outputs of attention, of shape [B, T, H, D]."""
     inputs = query_BHTD, key_BHTD, value_BHTD
-    kwargs.update(dropout=dropout, scaling=scaling)
+    lengths = [query_BHTD.shape[2]]
     is_row = len(query_BHTD) == 1 and query_BHTD.shape[2] == key_BHTD.shape[2]
     is_plain = attention_mask is None and kwargs.get("position_bias") is None
-    if not is_row or not is_plain or position_ids is None or position_ids.ndim != 2:
+    if is_row and is_plain and position_ids is not None and position_ids.ndim == 2:
+        dtype = COMPUTED_IN.get()
+        is_same_size = query_BHTD.shape[3] == value_BHTD.shape[3]
+        if dtype is not None and is_same_size and not kwargs.get("dropout"):
+            padding = _padding(position_ids, key_BHTD.shape[1])
+            scale = kwargs.get("scaling") or query_BHTD.shape[3] ** -0.5
+            return _half_attention(*inputs, padding, scale, dtype), None
+        lengths = _lengths(position_ids)
+    if len(lengths) == 1:
         output: tuple[Tensor, None] = sdpa_attention_forward(
             module, *inputs, attention_mask, **kwargs
         )
         return output
-    dtype = IN_FLOAT32.get()
-    if dtype is not None and not dropout and query_BHTD.shape[3] == value_BHTD.shape[3]:
-        scale = query_BHTD.shape[3] ** -0.5 if scaling is None else scaling
-        packing = _packing(position_ids, key_BHTD.shape[1])
-        return _half_attention(*inputs, packing, scale, dtype), None
-    examples = zip(*(torch.split(it, _lengths(position_ids), 2) for it in inputs), strict=True)
+    examples = zip(*(torch.split(it, lengths, 2) for it in inputs), strict=True)
     outputs = [sdpa_attention_forward(module, *example, None, **kwargs)[0] for example in examples]
     return torch.cat(outputs, 1), None
 
@@ -118,8 +120,8 @@ def _lengths(position_ids: Tensor) -> list[int]:
 
 
 @dataclass(frozen=True)
-class _Packing:
-    """How places of a row, each a token and a head of keys, are copied to padded examples."""
+class _Padding:
+    """Which place of a row, a token and a head of keys, goes where among padded examples."""
 
     sources: Sequence[Tensor]
     """For each batch of examples, the place that each of its N L copies is of."""
@@ -129,7 +131,7 @@ class _Packing:
     copies: Tensor
     """Where among the copies of all batches each of the T K places is."""
 
-    def pack(self, it_BHTD: Tensor, dtype: torch.dtype) -> list[Tensor]:
+    def pad(self, it_BHTD: Tensor, dtype: torch.dtype) -> list[Tensor]:
         """The copies of each batch, of shape [N, L G, D]; zero for padding."""
         num_places, head_size = len(self.copies), it_BHTD.shape[-1]
         places = it_BHTD.new_empty(num_places + 1, it_BHTD.numel() // num_places, dtype=dtype)
@@ -140,7 +142,7 @@ class _Packing:
             for source, length in zip(self.sources, self.lengths, strict=True)
         ]
 
-    def unpack(self, batches: Sequence[Tensor]) -> Tensor:
+    def unpad(self, batches: Sequence[Tensor]) -> Tensor:
         """A row, of shape [B, H, T, D], from its copies."""
         sources = zip(self.sources, batches, strict=True)
         copies = [batch.view(len(source), -1) for source, batch in sources]
@@ -150,13 +152,13 @@ class _Packing:
 
 
 @lru_cache(maxsize=1)
-def _packing(position_ids: Tensor, num_heads: int) -> _Packing:
-    """Examples of about one length together; longer ones than a block alone."""
+def _padding(position_ids: Tensor, num_heads: int) -> _Padding:
+    """Examples of about one length in a batch; those longer than a block only beside their like."""
     lengths = _lengths(position_ids)
     starts = [0, *accumulate(lengths)]
     num_places = starts[-1] * num_heads
     left = sorted(range(len(lengths)), key=lambda example: -lengths[example])
-    sources, padded = [], []
+    sources, padded_lengths = [], []
     while left:
         longest = lengths[left[0]]
         least = longest if longest > BLOCK else longest * LEAST_OF_LONGEST
@@ -168,10 +170,10 @@ def _packing(position_ids: Tensor, num_heads: int) -> _Packing:
         place_EKL = token_EL[:, None] * num_heads + torch.arange(num_heads)[:, None]
         place_EKL.masked_fill_(is_padding_EL[:, None], num_places)
         sources.append(place_EKL.flatten())
-        padded.append(length)
+        padded_lengths.append(length)
     copies = torch.empty(num_places + 1, dtype=torch.int64)
     copies[torch.cat(sources)] = torch.arange(sum(map(len, sources)))
-    return _Packing(sources, padded, starts[-1], copies[:-1])
+    return _Padding(sources, padded_lengths, starts[-1], copies[:-1])
 
 
 class _HalfAttention(torch.autograd.Function):
@@ -183,15 +185,15 @@ class _HalfAttention(torch.autograd.Function):
         query_BHTD: Tensor,
         key_BHTD: Tensor,
         value_BHTD: Tensor,
-        packing: _Packing,
+        padding: _Padding,
         scale: float,
         dtype: torch.dtype,
     ) -> Tensor:
         """The outputs, of shape [B, T, H, D]."""
-        packed = [packing.pack(it, dtype) for it in (query_BHTD, key_BHTD, value_BHTD)]
+        padded = [padding.pad(it, dtype) for it in (query_BHTD, key_BHTD, value_BHTD)]
         outputs: list[Tensor] = []
         saved: list[Tensor | None] = []
-        for query_NQD, key_NLD, value_NLD in zip(*packed, strict=True):
+        for query_NQD, key_NLD, value_NLD in zip(*padded, strict=True):
             output_NQD = torch.empty_like(query_NQD)
             for queries, keys, mask_QL in _blocks(query_NQD, key_NLD):
                 weights_NQL = _weights(query_NQD[:, queries], key_NLD[:, keys], mask_QL, scale)
@@ -199,21 +201,21 @@ class _HalfAttention(torch.autograd.Function):
             is_kept = key_NLD.shape[1] <= min(KEPT * key_NLD.shape[2], BLOCK)
             saved += [query_NQD, key_NLD, value_NLD, weights_NQL if is_kept else None]
             outputs.append(output_NQD)
-        ctx.packing, ctx.scale = packing, scale
+        ctx.padding, ctx.scale = padding, scale
         ctx.save_for_backward(*saved)
-        return packing.unpack(outputs).transpose(1, 2)
+        return padding.unpad(outputs).transpose(1, 2)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient_BTHD: Tensor) -> tuple[Any, ...]:
         """Of queries, keys and values, in float32."""
-        packing, saved = ctx.packing, ctx.saved_tensors
-        of_outputs = packing.pack(gradient_BTHD.transpose(1, 2), saved[0].dtype)
+        padding, saved = ctx.padding, ctx.saved_tensors
+        of_outputs = padding.pad(gradient_BTHD.transpose(1, 2), saved[0].dtype)
         found = [
             _gradients(ctx.scale, of_output_NQD, *saved[4 * index : 4 * index + 4])
             for index, of_output_NQD in enumerate(of_outputs)
         ]
-        of_query, of_key, of_value = map(packing.unpack, zip(*found, strict=True))
+        of_query, of_key, of_value = map(padding.unpad, zip(*found, strict=True))
         return of_query.float().mul_(ctx.scale), of_key.mul_(ctx.scale), of_value, None, None, None
 
 

@@ -36,8 +36,8 @@ FRACTIONS = 2**16
 """A dropout probability is rounded to such a part."""
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Those with as many bytes as a number of x."""
-IN_FLOAT32: ContextVar[torch.dtype | None] = ContextVar("IN_FLOAT32", default=None)
-"""The half precision in which layers compute that return float32."""
+COMPUTED_IN: ContextVar[torch.dtype | None] = ContextVar("COMPUTED_IN", default=None)
+"""The half precision of layers that are asked for float32 outputs; None elsewhere."""
 
 
 def join_lora(model: Any) -> None:
@@ -140,12 +140,12 @@ class _Attention:
         weight = self.layer.base_layer.weight
         if weight.device.type != "cpu" or not _is_dtype_of_autocast(weight):
             return self.original(*args, **kwargs)
-        before = IN_FLOAT32.set(weight.dtype)
+        before = COMPUTED_IN.set(weight.dtype)
         try:
             with torch.autocast("cpu", enabled=False):
                 return self.original(*args, **kwargs)
         finally:
-            IN_FLOAT32.reset(before)
+            COMPUTED_IN.reset(before)
 
 
 def _is_computed_here(layer: Any, x: Tensor) -> bool:
@@ -154,7 +154,7 @@ def _is_computed_here(layer: Any, x: Tensor) -> bool:
     adapter = (*layer.lora_A.parameters(), *layer.lora_B.parameters())
     if any(it.dtype != torch.float32 or it.device != x.device for it in adapter):
         return False
-    if _is_dtype_of_autocast(weight) or IN_FLOAT32.get() is not None:
+    if _is_dtype_of_autocast(weight) or COMPUTED_IN.get() is not None:
         return True
     is_float32 = x.dtype == weight.dtype == torch.float32 and x.device.type == "cpu"
     return is_float32 and not torch.is_autocast_enabled("cpu")
@@ -179,7 +179,7 @@ def _base_output(base: nn.Linear, x: Tensor) -> Tensor:
 
 
 def _as_asked(output_TF: Tensor) -> Tensor:
-    return output_TF if IN_FLOAT32.get() is None else output_TF.float()
+    return output_TF if COMPUTED_IN.get() is None else output_TF.float()
 
 
 def _compute(layers: Sequence[Any], x: Tensor) -> Sequence[Tensor]:
